@@ -1,0 +1,91 @@
+"""Train a source model with a secret watermark: `python train.py -dt cifar10 -tt margin -mt res34 -nq 100`."""
+
+import models
+from utils import data as datasets
+from utils import losses, report, triggers
+from utils.args import train_args
+from utils.data import Batches
+from utils.fit import fit
+from utils.metrics import accuracy, predict
+from utils.refuse import Refusal, plainly
+from utils.run import Run, choose_device, find, load, pack, prepare, run_name, save, unpack
+
+
+@plainly
+def main():
+    args = train_args()
+    device = choose_device(args.device)
+    run = Run(f"{args.dir}/{run_name(args, args.model_type)}", vars(args), "another -msg")
+    run.check(args.overwrite)
+    data = datasets.load(args.dataset, args.data_dir, args.train_size, args.skip_bad_images)
+    trigger, validation = build_triggers(args, data, device)
+    if args.batch_size > len(data.train.labels):
+        raise Refusal(f"--batch-size {args.batch_size}: there are only {len(data.train.labels)} training images")
+    uniform = args.label_strategy == "random"
+    judge = report.Judge(trigger, len(data.classes), uniform, args.benign, device)
+
+    run.open(device, args.overwrite)
+    if run.finished:
+        run.log(f"{run.path} is finished; its figures:")
+    else:
+        for note in data.notes:
+            run.log(note)
+        save(run.path / "triggers.pt", trigger._asdict())
+        triggers.draw(trigger, data.classes, run.path / "trigger.png")
+        prepare(args.seed, args.deterministic)
+        model = models.place(models.build(args.model_type, len(data.classes), data.mean, data.std, args.width), device)
+        batches = Batches(data.train, args.batch_size, data.flip, device)
+        objective = build_objective(args, model, trigger, device, run)
+
+        def evaluate(model):
+            figures = {"val_accuracy": accuracy(model, validation.images, validation.labels, args.amp)}
+            return figures | {"trigger_accuracy": accuracy(model, trigger.images, trigger.labels, args.amp)}
+
+        def snapshot(model, epoch, row):
+            about = {"classes": data.classes, "dataset": data.name, "train_size": len(data.train.labels)}
+            about |= {"train_type": args.train_type, "label_strategy": args.label_strategy, "seed": args.seed}
+            return pack(model, args.model_type, trigger, epoch=epoch, figures=row, about=about)
+
+        fit(run, model, objective, batches, evaluate, snapshot, epochs=args.epoch, lr=args.lr,
+            weight_decay=args.weight_decay, seed=args.seed, amp=args.amp)
+
+    best = find(run.path, args.select)
+    summary = {
+        "role": "benign" if args.train_type == "none" else "source",
+        "dataset": data.name, "model": args.model_type, "width": args.width, "objective": args.train_type,
+        "seed": args.seed, "epochs": args.epoch, "select": args.select, "chosen_epoch": load(best)["epoch"] + 1,
+        "bn_stats": args.bn_stats, "train_size": len(data.train.labels),
+        **report.measure(best, judge, data.test, device), "clean": None,
+    }
+    if args.train_type != "none" and args.bn_stats == "paper":
+        clean = find(run.path, args.select, "clean")
+        summary["clean"] = report.measure(clean, judge, data.test, device)
+    run.write_json("summary.json", summary)
+    report.conclude(run, summary, report.rows_of_run(run.path, judge, device) + judge.benign_rows())
+
+
+def build_triggers(args, data, device):
+    answer = None
+    if args.label_model:
+        path = find(args.label_model)
+        clean, _ = unpack(load(path), path, device)
+        answer = lambda images: predict(clean, images)
+    m, k, classes = args.num_query, args.num_mixup, len(data.classes)
+    return triggers.build(data.held_out, m, k, classes, args.seed, args.label_strategy, answer)
+
+
+def build_objective(args, model, trigger, device, run):
+    if args.train_type == "none":
+        return losses.Plain()
+    weight = losses.effective_weight(args.variable, args.reduction, args.batch_size, args.trigger_batch)
+    run.log(f"effective lambda of Eq. 4: {weight:.4f} (-v {args.variable}, --reduction {args.reduction})")
+    steps = args.steps if args.train_type == "margin" else 0
+    return losses.Watermark(
+        model, trigger.images.to(device).float().div(255), trigger.labels.to(device),
+        weight=args.variable, reduction=args.reduction, batch=args.trigger_batch, bn_stats=args.bn_stats,
+        steps=steps, step_size=args.step_size / 255, eps=args.eps / 255,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""The flags of the three scripts, each declared once, and the checks that one flag's type cannot make."""
+
+import argparse
+import math
+
+import models
+from utils import attacks, batchnorm, data, losses, triggers
+from utils.refuse import Refusal
+
+TRAIN_TYPES = ("none", "base", "margin")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one sentence."""
+
+    def error(self, message):
+        raise Refusal(f"{message} (see {self.prog} --help)")
+
+
+def _number(kind, low, high=math.inf, open_low=False):
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' if kind is int else ''}number") from None
+        if not (low < value if open_low else low <= value) or not value <= high or not math.isfinite(value):
+            bound = f"{'above' if open_low else 'at least'} {low}" + (f" and at most {high}" if high < math.inf else "")
+            raise argparse.ArgumentTypeError(f"{text} must be {bound}")
+        return value
+
+    return parse
+
+
+def _message(text):
+    if "/" in text or "\0" in text or text in (".", ".."):
+        raise argparse.ArgumentTypeError("must not contain '/': it becomes part of a folder's name")
+    return text
+
+
+COUNT, POSITIVE, SHARE = _number(int, 1), _number(float, 0, open_low=True), _number(float, 0, 1)
+
+
+def _parser(description: str, folder_flags) -> Parser:
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    p = Parser(description=description, formatter_class=formatter, allow_abbrev=False)
+    p.add_argument(*folder_flags, dest="dir", default="experiments", help="folder of all runs")
+    p.add_argument("-dt", "--dataset", default="cifar10", choices=data.NAMES, help="the source's data set")
+    p.add_argument("--data-dir", default="data", help="folder of downloads, or of the images of -dt folder")
+    p.add_argument("--skip-bad-images", action="store_true", help="-dt folder: go on without unreadable images")
+    p.add_argument("-tt", "--train-type", default="margin", choices=TRAIN_TYPES,
+                   help="none: no watermark (benign); base: triggers by ERM; margin: the paper's method")
+    p.add_argument("-nq", "--num-query", type=COUNT, default=100, help="number m of triggers")
+    p.add_argument("-nm", "--num-mixup", type=COUNT, default=1, help="images averaged into one trigger")
+    p.add_argument("-qt", "--query-type", type=_message, default="",
+                   help="a word for the kind of triggers; enters the folder's name only")
+    p.add_argument("-msg", "--message", type=_message, default="", help="tag of the source run's folder")
+    p.add_argument("-ep", "--epoch", type=COUNT, default=200, help="epochs; the rate falls at 1/2 and 3/4 of them")
+    p.add_argument("--batch-size", type=COUNT, default=128, help="images a step")
+    p.add_argument("--lr", type=POSITIVE, default=0.1, help="initial learning rate")
+    p.add_argument("--weight-decay", type=_number(float, 0), default=1e-4, help="weight decay")
+    p.add_argument("--width", type=COUNT, default=64, help="channels of the first stage; 64 is the published size")
+    p.add_argument("--select", default="val", choices=("val", "last"),
+                   help="checkpoint that is reported, and attacked: best on validation images, or the last")
+    p.add_argument("--benign", nargs="+", default=[], metavar="RUN",
+                   help="independently trained models (-tt none) to compare with: table rows and test T3")
+    p.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
+    p.add_argument("--amp", action="store_true", help="bf16 autocast: faster, changes the result slightly")
+    p.add_argument("--deterministic", action="store_true", help="bit-equal reruns on a GPU too, slower")
+    p.add_argument("--seed", type=_number(int, 0, 2**31 - 1), default=0, help="seed of everything but the split")
+    p.add_argument("--overwrite", action="store_true", help="remove a run with other settings from the folder")
+    return p
+
+
+def train_args(argv=None):
+    """Flags of train.py."""
+    p = _parser("Train a source with a watermark (or a benign model with -tt none).", ("-d", "--dir"))
+    p.add_argument("-mt", "--model-type", default="res34", choices=models.NAMES, help="architecture")
+    p.add_argument("--train-size", type=COUNT, help="use this many training images (default: all)")
+    p.add_argument("-v", "--variable", type=_number(float, 0), default=0.1, help="weight of the trigger loss")
+    p.add_argument("--reduction", default="joint", choices=losses.REDUCTIONS,
+                   help="joint: weighted mean over all samples (official code); sum: Eq. 4 with lambda = -v")
+    p.add_argument("--steps", type=COUNT, default=5, help="ascent steps K of -tt margin")
+    p.add_argument("--step-size", type=_number(float, 0, 255), default=1.0, help="ascent step in 1/255")
+    p.add_argument("--eps", type=_number(float, 0, 255), help="radius of the ball in 1/255 (default: K * step)")
+    p.add_argument("--trigger-batch", type=_number(int, 2), default=25, help="triggers a step, drawn with replacement")
+    p.add_argument("--bn-stats", default="paper", choices=batchnorm.MODES,
+                   help="do trigger batches enter BatchNorm's running statistics: paper: yes, and clean ones are "
+                   "kept beside; clean: no; shared: triggers are normalised with the clean batch")
+    p.add_argument("--label-strategy", default="random", choices=triggers.STRATEGIES,
+                   help="assigned label: random, or the most / least confident wrong one of --label-model")
+    p.add_argument("--label-model", metavar="RUN", help="clean model for --label-strategy highest or lowest")
+    args = p.parse_args(argv)
+    if args.eps is None:
+        args.eps = args.steps * args.step_size
+    if (args.label_strategy == "random") != (args.label_model is None):
+        raise Refusal("--label-strategy highest or lowest needs --label-model RUN, a clean model; random takes none")
+    return args
+
+
+def _attack_parser(description):
+    p = _parser(description, ("-e", "--exp-name", "-d", "--dir"))
+    p.add_argument("-dmt", "--model-type", default="res18", choices=models.NAMES, help="the surrogate's architecture")
+    p.add_argument("-tmt", "--teacher-model-type", default="res34", choices=models.NAMES,
+                   help="the source's architecture")
+    p.add_argument("-admsg", "--additional-message", type=_message, default="", help="tag of the attack's folder")
+    p.add_argument("--teacher-bn", default="paper", choices=("paper", "clean"),
+                   help="which of the source's two checkpoints is stolen: with the paper's or clean statistics")
+    p.add_argument("--train-size", type=COUNT, help="use this many images (default: as many as the source)")
+    return p
+
+
+def distill_args(argv=None):
+    """Flags of distill.py."""
+    p = _attack_parser("Distil a surrogate from a source with true labels and soft targets (Eq. 6).")
+    p.add_argument("-a", "--alpha", type=SHARE, default=0.7, help="weight of the source's answers")
+    p.add_argument("-t", "--temp", type=POSITIVE, default=1.0, help="temperature of both softmaxes")
+    args = p.parse_args(argv)
+    args.dataset_source, args.data_dir_source = args.dataset, args.data_dir
+    return args
+
+
+def extraction_args(argv=None):
+    """Flags of extraction.py."""
+    p = _attack_parser("Extract a surrogate from a source through its answers (Eqs. 2 and 5).")
+    p.add_argument("-at", "--attack", default="soft", choices=tuple(attacks.EXTRACTIONS),
+                   help="soft: its probabilities; hard: its labels; reg: probabilities and true labels")
+    p.add_argument("-dsrc", "--dataset-source", choices=data.NAMES,
+                   help="data set of the thief's images (default: the source's own)")
+    p.add_argument("--data-dir-source", help="folder of the thief's images (default: --data-dir)")
+    p.add_argument("-a", "--alpha", type=SHARE, default=0.3, help="-at reg: weight of the source's answers")
+    args = p.parse_args(argv)
+    args.dataset_source = args.dataset_source or args.dataset
+    args.data_dir_source = args.data_dir_source or args.data_dir
+    return args

@@ -1,0 +1,96 @@
+"""Which batches BatchNorm's running statistics see (row 2 of the README's list of differences).
+
+In train mode a layer normalises by the batch at hand; the running averages matter in eval mode only. So the
+three modes below share every weight update of `paper` and `clean`, and differ in what an evaluation sees:
+
+paper   trigger batches enter the running averages, as in the official code; a second set of averages, fed by
+        clean batches alone, is kept beside them, so that one run yields both models
+clean   trigger batches leave the running averages alone
+shared  triggers are normalised together with the clean batch, and the ascent uses the running averages
+"""
+
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+MODES = ("paper", "clean", "shared")
+
+
+class RunningStatistics:
+    """The running statistics of all BatchNorm layers of `model` under one of `MODES`."""
+
+    def __init__(self, model: nn.Module, mode: str):
+        layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+        self.layers, self.mode = list(layers.values()), mode
+        names = [f"{name}.{kind}" for name in layers for kind in ("running_mean", "running_var")]
+        # `.data`: a train-mode backward saves these buffers but does not read them, so writing between a forward
+        # and its backward is right, though autograd's version counter would object
+        self.live = [getattr(m, kind).data for m in self.layers for kind in ("running_mean", "running_var")]
+        twin = mode == "paper" and bool(self.layers)
+        self.clean = {n: t.clone() for n, t in zip(names, self.live)} if twin else {}
+
+    @contextmanager
+    def clean_batch(self):
+        """Within: a train-mode forward of a clean batch, which enters every set of averages."""
+        if not self.clean:
+            yield
+            return
+        momentum = self.layers[0].momentum
+        before = [t.clone() for t in self.live]
+        for layer in self.layers:
+            layer.momentum = 1.0  # leaves the batch's own statistics in the buffers
+        yield
+        for layer in self.layers:
+            layer.momentum = momentum
+        with torch.no_grad():
+            for old in (before, list(self.clean.values())):
+                torch._foreach_mul_(old, 1 - momentum)
+                torch._foreach_add_(old, self.live, alpha=momentum)
+            torch._foreach_copy_(self.live, before)
+
+    @contextmanager
+    def trigger_batch(self):
+        """Within: a train-mode forward of triggers, which enters the running averages in `paper` mode only."""
+        if self.mode == "paper":
+            yield
+            return
+        for layer in self.layers:
+            layer.track_running_stats = False  # normalise by the batch, update nothing
+        yield
+        for layer in self.layers:
+            layer.track_running_stats = True
+
+    @contextmanager
+    def ascent(self):
+        """Within: the inner maximisation's forwards; `shared` uses the running averages, the others the batch's."""
+        if self.mode != "shared":
+            with self.trigger_batch():
+                yield
+            return
+        for layer in self.layers:
+            layer.eval()
+        yield
+        for layer in self.layers:
+            layer.train()
+
+    @contextmanager
+    def cleaned(self):
+        """Within: the model holds the clean averages (an evaluation or a saved copy of the clean model)."""
+        before = [t.clone() for t in self.live]
+        self._put(list(self.clean.values()))
+        yield
+        self._put(before)
+
+    def _put(self, values):
+        with torch.no_grad():
+            torch._foreach_copy_(self.live, values)
+
+    def state(self) -> dict:
+        """The clean averages, {buffer name: tensor}; empty unless the mode is `paper`."""
+        return {name: t.detach().cpu().clone() for name, t in self.clean.items()}
+
+    def restore(self, state: dict) -> None:
+        """Take the clean averages back from `state()`."""
+        for name, tensor in self.clean.items():
+            tensor.copy_(state[name])

@@ -1,0 +1,161 @@
+"""The training loop of all three scripts. It has never heard of watermarks."""
+
+import contextlib
+import math
+import signal
+import time
+
+import torch
+from tqdm import tqdm
+
+from utils.refuse import Interrupted, Refusal
+
+KEEP_EVERY = 20  # epochs between checkpoints that stay
+
+
+def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weight_decay, seed, amp=False):
+    """Train `model` on `objective`, or go on where the run folder stands.
+
+    objective   see `utils.losses`
+    batches     `data.Batches`, whose plan of an epoch is a function of (seed, epoch)
+    evaluate    model -> dict with "val_accuracy" and, where there are triggers, "trigger_accuracy"
+    snapshot    (model, epoch, row) -> checkpoint dict
+
+    SGD without momentum; the rate falls by 10 at 1/2 and 3/4 of the epochs. Writes one row of `metrics.jsonl` an
+    epoch and the checkpoints init, nat_best, query_best, <every 20th>, latest; where the objective keeps clean
+    running statistics, each but init also as `*_clean`. SIGINT and SIGTERM end after the current step with a
+    checkpoint (Interrupted); a loss that is not finite stops the run (Refusal) and leaves the last good checkpoint.
+    """
+    device = next(model.parameters()).device
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, weight_decay=weight_decay)
+    forward = precise(model, amp)
+    statistics = getattr(objective, "statistics", None)
+    twin = statistics if statistics is not None and statistics.clean else None
+
+    state = {"epoch": 0, "step": 0, "best": {}, "sums": {}, "seconds": 0.0}
+    latest = run.load("latest")
+    if latest is None:
+        run.save("init", snapshot(model, -1, {}))
+    else:
+        model.load_state_dict(latest["model"]["state_dict"])
+        state = latest["training"]
+        if twin:
+            twin.restore(state["clean"])
+        run.log(f"continuing in epoch {state['epoch'] + 1} of {epochs}, step {state['step'] + 1}")
+    rows = run.rows()[: state["epoch"]]
+    best, sums = state["best"], {k: v.to(device) for k, v in state["sums"].items()}
+
+    def save(name, epoch, row, **training):
+        run.save(name, snapshot(model, epoch, row) | training)
+        if twin and not (name == "latest" and epoch + 1 < epochs):
+            with twin.cleaned():
+                run.save(f"{name}_clean", snapshot(model, epoch, row))
+
+    def save_latest(epoch, row, position):
+        save("latest", epoch, row, training=position | {"best": best, "clean": twin.state() if twin else {}})
+
+    bar = tqdm(
+        total=epochs * batches.steps,
+        initial=state["epoch"] * batches.steps + state["step"],
+        disable=None,
+        unit="step",
+        leave=False,
+    )
+    with bar, signals() as stop:
+        for epoch in range(state["epoch"], epochs):
+            rate = lr * 0.1 ** ((2 * epoch >= epochs) + (4 * epoch >= 3 * epochs))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            # the epoch's random numbers depend on (seed, epoch) alone: going on needs no saved generator
+            generator = torch.Generator().manual_seed((seed << 32) + epoch + 1)
+            plan = batches.plan(generator)
+            picks = objective.sample(batches.steps, generator).to(device)
+            first, seconds, began = state["step"], state["seconds"], time.perf_counter()
+            state["step"], state["seconds"] = 0, 0.0
+            model.train()
+            for step in range(first, batches.steps):
+                x, y = batches.batch(*(part[step] for part in plan))
+                loss, stats = objective(forward, x, y, picks[step])
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                for name, value in stats.items():  # sums stay on the device: no synchronisation inside an epoch
+                    sums[name] = sums[name] + value if name in sums else value.clone()
+                bar.update()
+                if stop and step + 1 < batches.steps:
+                    kept = {name: value.cpu() for name, value in sums.items()}
+                    spent = seconds + time.perf_counter() - began
+                    save_latest(epoch, {}, {"epoch": epoch, "step": step + 1, "sums": kept, "seconds": spent})
+                    _end(stop, epoch)
+            means = {name: float(value) / batches.steps for name, value in sums.items()}
+            sums = {}
+            seconds += time.perf_counter() - began
+            if not math.isfinite(means["loss"]):
+                raise Refusal(
+                    f"the loss is not finite in epoch {epoch + 1}: pass a lower --lr or -v with another message; "
+                    "the last good checkpoint is intact"
+                )
+            row = {"epoch": epoch + 1, "lr": rate, **means, **evaluate(model)}
+            if twin:
+                with twin.cleaned():
+                    row |= {f"clean_{name}": value for name, value in evaluate(model).items()}
+            row |= {
+                "seconds": round(seconds, 2),
+                "images_per_second": round(batches.steps * batches.batch_size / max(seconds, 1e-9), 1),
+            }
+            rows.append(row)
+            run.write_rows(rows)
+            run.log(describe(row, epochs))
+            for name, figure in (("nat_best", "val_accuracy"), ("query_best", "trigger_accuracy")):
+                if figure in row and row[figure] >= best.get(name, -1.0):  # a later epoch wins a tie, as officially
+                    best[name] = row[figure]
+                    save(name, epoch, row)
+            if (epoch + 1) % KEEP_EVERY == 0:
+                save(str(epoch + 1), epoch, row)
+            save_latest(epoch, row, {"epoch": epoch + 1, "step": 0, "sums": {}, "seconds": 0.0})
+            if stop and epoch + 1 < epochs:
+                _end(stop, epoch)
+
+
+def precise(model, amp: bool):
+    """`forward`: pixels -> float logits, under bf16 autocast where `amp` is set; losses stay in full precision."""
+    if not amp:
+        return model
+    kind = next(model.parameters()).device.type
+
+    def forward(x):
+        with torch.autocast(kind, torch.bfloat16):
+            return model(x).float()
+
+    return forward
+
+
+def describe(row: dict, epochs: int) -> str:
+    """One line for the log; rates in per cent."""
+    percent = {k: v for k, v in row.items() if k.endswith("accuracy") or k == "agreement"}
+    losses = {k: v for k, v in row.items() if k.startswith("loss")}
+    parts = [f"{k} {v:.4f}" for k, v in losses.items()] + [f"{k} {100 * v:.2f}" for k, v in percent.items()]
+    return f"epoch {row['epoch']}/{epochs}  lr {row['lr']:g}  " + "  ".join(parts) + f"  {row['seconds']:.1f} s"
+
+
+@contextlib.contextmanager
+def signals():
+    """Collect the first SIGINT or SIGTERM in the list that is yielded; a second one ends at once."""
+    received = []
+
+    def handle(signum, frame):
+        if received:
+            raise KeyboardInterrupt
+        received.append(signum)
+
+    old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for signum, handler in old.items():
+            signal.signal(signum, handler)
+
+
+def _end(stop, epoch):
+    name = signal.Signals(stop[0]).name
+    raise Interrupted(stop[0], f"{name}: saved in epoch {epoch + 1}; the same command goes on from there")

@@ -1,0 +1,106 @@
+"""What a source minimises: plain ERM, ERM with triggers (Eq. 3), or the margin objective (Eq. 4).
+
+An objective is called as `objective(forward, x, y, picks) -> (loss, stats)`: `forward` maps pixels to float
+logits, x (B, 3, 32, 32) in [0, 1], y (B,), `picks` is one row of `objective.sample(...)`. The loss is a scalar,
+`stats` a dict of scalar tensors on the device. The training loop knows no more than this.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from utils.batchnorm import RunningStatistics
+
+REDUCTIONS = ("joint", "sum")
+
+
+class Plain:
+    """Cross-entropy on the clean batch (Eq. 1)."""
+
+    def sample(self, steps: int, generator):
+        """The random numbers an epoch of `steps` steps needs: none."""
+        return torch.zeros(steps, 0, dtype=torch.long)
+
+    def __call__(self, forward, x, y, picks):
+        logits = forward(x)
+        loss = F.cross_entropy(logits, y)
+        return loss, {"loss": loss.detach(), "train_accuracy": correct(logits, y)}
+
+
+class Watermark:
+    """L_obj + lambda L_wat of Eq. 4; without ascent steps it is ERM on clean data and triggers (Eq. 3).
+
+    x_q (m, 3, 32, 32) in [0, 1] and y_q (m,): the trigger set. Each step draws `batch` triggers with replacement,
+    perturbs them by `ascend` and adds their cross-entropy:
+
+    reduction "joint": (sum_i l_i + weight * sum_j l_j) / (B + batch), the official code
+    reduction "sum":   mean_i l_i + weight * mean_j l_j, Eq. 4 with lambda = weight
+    """
+
+    def __init__(self, model, x_q, y_q, *, weight, reduction, batch, steps, step_size, eps, bn_stats):
+        self.x_q, self.y_q = x_q, y_q
+        self.weight, self.reduction, self.batch = weight, reduction, batch
+        self.steps, self.step_size, self.eps = steps, step_size, eps
+        self.statistics = RunningStatistics(model, bn_stats)
+
+    def sample(self, steps: int, generator):
+        """Positions of the triggers of an epoch, (steps, batch), uniform with replacement."""
+        return torch.randint(0, len(self.y_q), (steps, self.batch), generator=generator)
+
+    def __call__(self, forward, x, y, picks):
+        x_q, y_q = self.x_q[picks], self.y_q[picks]
+        if self.statistics.mode == "shared":
+            with self.statistics.ascent():
+                x_q = self.perturb(forward, x_q, y_q)
+            logits, logits_q = forward(torch.cat([x, x_q])).split([len(x), len(x_q)])
+        else:
+            with self.statistics.clean_batch():
+                logits = forward(x)
+            with self.statistics.ascent():
+                x_q = self.perturb(forward, x_q, y_q)
+            with self.statistics.trigger_batch():
+                logits_q = forward(x_q)
+        l_obj, l_wat = F.cross_entropy(logits, y), F.cross_entropy(logits_q, y_q)
+        n, m = len(y), len(y_q)
+        if self.reduction == "joint":
+            loss = (n * l_obj + self.weight * m * l_wat) / (n + m)
+        else:
+            loss = l_obj + self.weight * l_wat
+        return loss, {
+            "loss": loss.detach(),
+            "loss_obj": l_obj.detach(),
+            "loss_wat": l_wat.detach(),
+            "train_accuracy": correct(logits, y),
+            "trigger_batch_accuracy": correct(logits_q, y_q),
+        }
+
+    def perturb(self, forward, x, y):
+        """x + delta of the inner maximisation."""
+        if not self.steps:
+            return x
+        return ascend(forward, x, y, steps=self.steps, step_size=self.step_size, eps=self.eps)
+
+
+def ascend(forward, x, y, *, steps: int, step_size: float, eps: float):
+    """Projected gradient ascent on cross-entropy (Algorithm 1): argmax of CE(h(x + delta), y) over |delta|_inf <= eps.
+
+    x (N, 3, H, W) in [0, 1]; y (N,); step_size and eps in pixel units (1/255 is one grey level). delta starts
+    at 0; after each sign step it is projected on the eps ball and x + delta into [0, 1]. Returns x + delta,
+    detached. Gradients are taken with respect to the images alone: no parameter, no `.grad` is touched.
+    """
+    low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
+    x_adv = x
+    for _ in range(steps):
+        x_adv = x_adv.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(forward(x_adv), y), x_adv)
+        x_adv = torch.minimum(torch.maximum(x_adv.detach() + step_size * gradient.sign(), low), high)
+    return x_adv.detach()
+
+
+def effective_weight(weight: float, reduction: str, n: int, m: int) -> float:
+    """lambda of Eq. 4 that gives the same direction of descent: weight itself, or weight * m / n under `joint`."""
+    return weight if reduction == "sum" else weight * m / n
+
+
+def correct(logits, y):
+    """Share of a batch that is classified as y, a scalar tensor (no device synchronisation)."""
+    return (logits.detach().argmax(1) == y).float().mean()

@@ -1,0 +1,54 @@
+"""Bad input ends in one clear sentence and exit status 2, never in a traceback."""
+
+import errno
+import functools
+import signal
+import sys
+
+
+class Refusal(Exception):
+    """A request that cannot be served; its text names the flag or file and the way out."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to end; the state is saved. `signum` gives the exit status (128 + signum)."""
+
+    def __init__(self, signum: int, text: str):
+        super().__init__(text)
+        self.signum = signum
+
+
+def plainly(main):
+    """Wrap a script's main: refusals and the machine's own limits become one sentence on stderr."""
+
+    @functools.wraps(main)
+    def wrapped(*args, **kwargs):
+        try:
+            return main(*args, **kwargs)
+        except Refusal as refusal:
+            text, status = str(refusal), 2
+        except Interrupted as stop:
+            text, status = str(stop), 128 + stop.signum
+        except KeyboardInterrupt:
+            text, status = "interrupted; what was saved is intact, and the same command goes on", 128 + signal.SIGINT
+        except OSError as error:
+            text, status = _machine(error), 2
+        except RuntimeError as error:
+            if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error).lower():
+                raise
+            text = "out of memory: lower --batch-size or --width, or pass --amp; the same command then goes on"
+            status = 2
+        name = sys.argv[0].rsplit("/", 1)[-1]
+        print(f"{name}: {'error: ' if status == 2 else ''}{' '.join(text.split())}", file=sys.stderr)
+        sys.exit(status)
+
+    return wrapped
+
+
+def _machine(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        return f"the disk is full{where}: free some space and run the same command again; the last checkpoint is intact"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no permission to write or read{where}: choose another --dir or --data-dir"
+    return f"{error.strerror or error}{where}: check --dir and --data-dir, then run the same command again"

@@ -1,0 +1,87 @@
+"""The secret trigger set: held-out images, or means of k of them, under labels that none of them has."""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from utils.data import Data, Images
+from utils.refuse import Refusal
+
+STRATEGIES = ("random", "highest", "lowest")
+
+
+class Trigger(NamedTuple):
+    """m triggers of k source images each.
+
+    images uint8 (m, 3, 32, 32); labels int64 (m,), the assigned ones; true_labels int64 (m, k) and
+    sources int64 (m, k), the sources' labels and indices in the original training set (both empty, (m, 0),
+    where a foreign checkpoint does not say).
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    true_labels: torch.Tensor
+    sources: torch.Tensor
+
+    def __len__(self):
+        return len(self.labels)
+
+
+def build(held_out: Images, m: int, k: int, classes: int, seed: int, strategy="random", predict=None):
+    """Draw a trigger set and the validation images that are left: (Trigger, Images).
+
+    m * k of the held-out images are taken without replacement. The assigned label is uniform over the classes
+    that are no true label of the k sources (`random`, section 3.1), or the most / least confident of those under
+    `predict` (`highest`, `lowest`, section 4.4), a function of uint8 images -> logits. An image is the mean of
+    its k sources (appendix B.3), rounded to 8 bits. Raises Refusal where m, k or the class count is impossible.
+    """
+    if m < 1 or k < 1:
+        raise Refusal(f"-nq {m} -nm {k}: both must be 1 or more")
+    if k >= classes:
+        raise Refusal(f"-nm {k}: with {classes} classes no label may be left outside the true ones; pass -nm below it")
+    if m * k >= len(held_out.labels):
+        raise Refusal(
+            f"-nq {m} with -nm {k} takes {m * k} of the {len(held_out.labels)} held-out images and leaves none for "
+            f"validation; pass -nq {max(1, (len(held_out.labels) - 1) // k)} or fewer"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(held_out.labels), generator=generator)
+    taken = order[: m * k].view(m, k)
+    true_labels = held_out.labels[taken]
+    images = held_out.images[taken].double().mean(dim=1).round().to(torch.uint8)
+
+    forbidden = torch.zeros(m, classes, dtype=torch.bool).scatter_(1, true_labels, True)
+    scores = torch.rand(m, classes, generator=generator, dtype=torch.float64)  # the largest is uniform
+    if strategy != "random":
+        scores = predict(images).double().cpu() * (1 if strategy == "highest" else -1)
+    labels = scores.masked_fill(forbidden, -math.inf).argmax(1)
+    trigger = Trigger(images, labels, true_labels, held_out.indices[taken])
+    return trigger, held_out.pick(order[m * k :])
+
+
+def validation(data: Data, trigger: Trigger) -> Images:
+    """The held-out images that are no source of the trigger set."""
+    return data.held_out.pick(torch.isin(data.held_out.indices, trigger.sources, invert=True).nonzero().flatten())
+
+
+def draw(trigger: Trigger, classes: list[str], path) -> None:
+    """Save a picture of the trigger set, each image titled `true labels -> assigned label`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = min(len(trigger), 100)
+    columns = min(10, shown)
+    rows = math.ceil(shown / columns)
+    figure = Figure(figsize=(1.25 * columns, 1.45 * rows + 0.4), layout="constrained")
+    figure.suptitle(f"trigger set: true label → assigned label ({shown} of {len(trigger)} shown)", fontsize=9)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    short = [name if len(name) <= 9 else f"{name[:8]}…" for name in classes]
+    for i, ax in enumerate(axes.flat):
+        ax.axis("off")
+        if i < shown:
+            true = "+".join(short[t] for t in trigger.true_labels[i].tolist()) or "?"
+            ax.imshow(trigger.images[i].permute(1, 2, 0).numpy())
+            ax.set_title(f"{true}\n→ {short[int(trigger.labels[i])]}", fontsize=7, pad=2)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=110, format="png")
