@@ -99,7 +99,8 @@ def surrogates(source_folder) -> list[Path]:
 def table(rows: list[dict]) -> str:
     """The rows as text; p-values as log10 p, never 0."""
     width = max([len(row["model"]) for row in rows] + [5])
-    lines = [f"{'model':<{width}}  {'test %':>7}  {'triggers':>9}  {'T1':>8}  {'T1 cons.':>8}  {'T3':>8}  {'p_subset':>8}"]
+    tests = "  ".join(f"{name:>8}" for name in ("T1", "T1 cons.", "T3", "p_subset"))
+    lines = [f"{'model':<{width}}  {'test %':>7}  {'triggers':>9}  {tests}"]
     for row in rows:
         p = row["log10_p"]
         cells = [p[k] for k in ("T1", "T1_conservative", "T3", "p_subset")]
