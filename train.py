@@ -1,14 +1,14 @@
 """Train a source model with a secret watermark: `python train.py -dt cifar10 -tt margin -mt res34 -nq 100`."""
 
 import models
+from utils import commit, losses, report, triggers
 from utils import data as datasets
-from utils import losses, report, triggers
 from utils.args import train_args
 from utils.data import Batches
 from utils.fit import fit
 from utils.metrics import accuracy, predict
 from utils.refuse import Refusal, plainly
-from utils.run import Run, choose_device, find, load, pack, prepare, run_name, save, unpack
+from utils.run import Run, choose_device, find, load, pack, prepare, run_name, unpack
 
 
 @plainly
@@ -30,8 +30,10 @@ def main():
     else:
         for note in data.notes:
             run.log(note)
-        save(run.path / "triggers.pt", trigger._asdict())
-        triggers.draw(trigger, data.classes, run.path / "trigger.png")
+        commit.keep(run, trigger, data.classes)
+        if args.train_type != "none":
+            digest = commit.commit(run, trigger, data.classes, len(data.held_out.labels))
+            run.log(f"commitment: SHA-256 {digest}; publish or time-stamp it ({run.path}/commitment.json)")
         prepare(args.seed, args.deterministic)
         model = models.place(models.build(args.model_type, len(data.classes), data.mean, data.std, args.width), device)
         batches = Batches(data.train, args.batch_size, data.flip, device)

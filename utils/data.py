@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -12,12 +13,15 @@ import torch
 from torch.utils.data import random_split
 from tqdm import tqdm
 
+from utils import guard
 from utils.refuse import Refusal
 
 NAMES = ("cifar10", "cifar100", "svhn", "digits", "folder")
 HELD_OUT = 1000  # images that become validation set and triggers; a tenth of a data set under 10,000 images
 SIZE = 32
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+FILE_LIMIT = 256 << 20  # bytes of one image file
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "PPM", "TIFF")
 # mean and std of the official code's normalisation layers; digits and folder are measured on loading
 STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
@@ -203,7 +207,7 @@ def _decode(root: Path, files: list[str], skip_bad_images: bool):
     """
     digest = hashlib.sha256(b"32x32 RGB bilinear 1")
     for path in tqdm(files, desc="reading images", unit="image", disable=None, leave=False):
-        content = Path(path).read_bytes()
+        content = guard.content(path, FILE_LIMIT)
         digest.update(f"{os.path.relpath(path, root)}\0{len(content)}\0".encode(errors="surrogateescape"))
         digest.update(content)
     cache = root / f".decoded-{digest.hexdigest()[:32]}.npy"
@@ -215,7 +219,7 @@ def _decode(root: Path, files: list[str], skip_bad_images: bool):
     good = torch.ones(len(files), dtype=torch.bool)
     for i, path in enumerate(tqdm(files, desc="decoding images", unit="image", disable=None, leave=False)):
         try:
-            images[i] = decode(Path(path).read_bytes())
+            images[i] = decode(guard.content(path, FILE_LIMIT))
         except Exception as error:  # a damaged image may raise nearly anything
             bad.append((path, type(error).__name__))
             good[i] = False
@@ -233,16 +237,21 @@ def _decode(root: Path, files: list[str], skip_bad_images: bool):
 
 
 def decode(content: bytes) -> np.ndarray:
-    """One encoded image -> uint8 (3, 32, 32) RGB, resized bilinearly; raises whatever Pillow raises."""
+    """One encoded image -> uint8 (3, 32, 32) RGB, resized bilinearly; raises whatever Pillow raises.
+
+    Only `FORMATS` are tried, whatever the name: Pillow hands an EPS file to Ghostscript.
+    """
     from PIL import Image
 
-    with Image.open(io.BytesIO(content)) as picture:
-        if picture.width * picture.height > 50_000_000:
-            raise ValueError("larger than 50 megapixels")
-        picture = picture.convert("RGB")
-        if picture.size != (SIZE, SIZE):
-            picture = picture.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-        return np.asarray(picture).transpose(2, 0, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            if picture.width * picture.height > 50_000_000:
+                raise ValueError("larger than 50 megapixels")
+            picture = picture.convert("RGB")
+            if picture.size != (SIZE, SIZE):
+                picture = picture.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+            return np.asarray(picture).transpose(2, 0, 1)
 
 
 def _read_cache(path: Path, n: int):

@@ -33,8 +33,9 @@ def plainly(main):
             text, status = "interrupted; what was saved is intact, and the same command goes on", 128 + signal.SIGINT
         except OSError as error:
             text, status = _machine(error), 2
-        except RuntimeError as error:
-            if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error).lower():
+        except (RuntimeError, MemoryError) as error:
+            known = any(words in str(error).lower() for words in ("out of memory", "can't allocate memory"))
+            if not known and not isinstance(error, MemoryError):
                 raise
             text = "out of memory: lower --batch-size or --width, or pass --amp; the same command then goes on"
             status = 2

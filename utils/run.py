@@ -16,11 +16,13 @@ import numpy as np
 import torch
 
 import models
+from utils import guard
 from utils.refuse import Refusal
 from utils.triggers import Trigger
 
 ROOT = Path(__file__).resolve().parent.parent
-OWN_FILES = ("run.json", "metrics.jsonl", "output.log", "summary.json", "trigger.png", "triggers.pt")
+OWN_FILES = ("run.json", "metrics.jsonl", "output.log", "summary.json", "trigger.png", "triggers.pt", "commitment.json",
+             "key.json")
 # settings that change where and how a run is computed, not what it computes
 NOT_COMPARED = ("dir", "data_dir", "data_dir_source", "device", "overwrite", "benign", "skip_bad_images")
 
@@ -114,23 +116,44 @@ class Run:
             lines = (self.path / "metrics.jsonl").read_text().splitlines()
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in lines]
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise Refusal(f"{self.path / 'metrics.jsonl'} is damaged: restore it, or pass --overwrite") from error
 
     def write_rows(self, rows: list[dict]) -> None:
         """Replace `metrics.jsonl`."""
         write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
 
-    def write_json(self, name: str, content: dict) -> None:
+    def write_json(self, name: str, content: dict, private: bool = False) -> None:
         """Write `content` as JSON under `name`."""
-        write(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
+        write_json(self.path / name, content, private)
 
     def save(self, name: str, checkpoint: dict) -> None:
-        """Write `checkpoints/checkpoint_<name>.pt`, plain tensors, numbers and strings only."""
-        save(self.checkpoints / f"checkpoint_{name}.pt", checkpoint)
+        """Write `checkpoints/checkpoint_<name>.pt`, plain tensors, numbers and strings only.
+
+        The last `latest` but one stays as `previous`, for a disk that damages files.
+        """
+        path = self.checkpoints / f"checkpoint_{name}.pt"
+        if name == "latest" and path.exists():
+            partial = self.checkpoints / ".checkpoint_previous.pt.partial"
+            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a file system without hard links keeps but one
+                os.link(path, partial)
+                os.replace(partial, self.checkpoints / "checkpoint_previous.pt")
+                partial.unlink(missing_ok=True)  # it stays where both names were one file already
+        save(path, checkpoint)
 
     def load(self, name: str) -> dict | None:
-        """Read `checkpoints/checkpoint_<name>.pt`; None where there is none."""
+        """Read `checkpoints/checkpoint_<name>.pt`; None where there is none. A damaged `latest` yields `previous`."""
         path = self.checkpoints / f"checkpoint_{name}.pt"
+        previous = self.checkpoints / "checkpoint_previous.pt"
+        if name == "latest" and previous.exists():
+            try:
+                return load(path)
+            except Refusal as refusal:
+                self.log(f"{refusal}; going on from {previous}")
+                path = previous
         return load(path) if path.exists() else None
 
 
@@ -154,19 +177,19 @@ def surroundings(device: torch.device) -> dict:
 def read_json(path: Path) -> dict | None:
     """The JSON object in a file, None where there is no file; Refusal where it is damaged."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(guard.content(path))
     except FileNotFoundError:
         return None
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise Refusal(f"{path} is damaged: restore it, or pass --overwrite to begin anew") from error
     return content if isinstance(content, dict) else {}
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: temporary name, fsync, rename."""
+def write(path: Path, content: bytes, private: bool = False) -> None:
+    """Write a file whole or not at all: temporary name, fsync, rename. `private`: nobody but the owner reads it."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with open(partial, "wb") as file:
+        with open(partial, "wb", opener=_private if private else None) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -182,36 +205,37 @@ def write(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
+def write_json(path: Path, content: dict, private: bool = False) -> None:
+    """Write JSON whole or not at all."""
+    write(path, (json.dumps(content, indent=2) + "\n").encode(), private)
+
+
+def _private(path, flags):
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # the mode counts for new files only
+    return os.open(path, flags | os.O_EXCL, 0o600)
+
+
 def save(path: Path, checkpoint: dict) -> None:
-    """Write a checkpoint whole or not at all."""
+    """Write a checkpoint whole or not at all, and private: it may hold the trigger set."""
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
-    write(path, buffer.getbuffer())
+    write(path, buffer.getbuffer(), private=True)
 
 
 def load(path: Path) -> dict:
-    """Read a checkpoint as data: `weights_only=True`, numpy's scalars (in official ones) admitted as numbers."""
-    core = np._core if hasattr(np, "_core") else np.core
-    scalar = core.multiarray.scalar
-    numbers = [
-        (scalar, "numpy.core.multiarray.scalar"),
-        (scalar, "numpy._core.multiarray.scalar"),
-        np.dtype,
-        type(np.dtype("float64")),
-        type(np.dtype("float32")),
-        type(np.dtype("int64")),
-    ]
+    """Read a checkpoint as data (see `guard.tensors`); Refusal where it is missing, damaged or foreign."""
     try:
-        with torch.serialization.safe_globals(numbers):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = guard.tensors(path)
     except FileNotFoundError as error:
         raise Refusal(f"checkpoint {path} does not exist") from error
     except (PermissionError, IsADirectoryError):
         raise
     except Exception as error:  # a damaged or hostile file may raise nearly anything
+        why = " ".join(str(error).split())[:100]
         raise Refusal(
             f"{path} is no checkpoint that can be read safely (truncated, damaged or foreign: "
-            f"{type(error).__name__}); train the model again or name another run"
+            f"{type(error).__name__}: {why!r}); train the model again or name another run"
         ) from error
     if not isinstance(checkpoint, dict):
         raise Refusal(f"{path} is no checkpoint of this project or of the official code")
@@ -251,26 +275,47 @@ def unpack(checkpoint: dict, path, device="cpu"):
     try:
         weights, model_type = checkpoint["model"]["state_dict"], checkpoint["model"]["type"]
         first = weights["1.layers.0.weight" if model_type == "vgg11" else "1.conv1.weight"]
-        model = models.build(model_type, len(weights["1.linear.bias"]), width=first.shape[0])
-        model.load_state_dict(weights)
-        trigger = _trigger(checkpoint["query_model"]["state_dict"]) if "query_model" in checkpoint else None
+        classes = len(weights["1.linear.bias"])
+        if not all(t.is_floating_point() or name.endswith("num_batches_tracked") for name, t in weights.items()):
+            raise ValueError("weights that are whole numbers")
+        with torch.device("meta"):  # no memory before the file has shown that it holds as much
+            model = models.build(model_type, classes, width=first.shape[0])
+        model.load_state_dict(weights, assign=True)
+        model.float()
+        trigger = _trigger(checkpoint["query_model"]["state_dict"], classes) if "query_model" in checkpoint else None
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
         why = " ".join(str(error).split())[:120]
-        raise Refusal(f"{path} does not hold a model of this project ({type(error).__name__}: {why})") from error
+        raise Refusal(f"{path} does not hold a model of this project ({type(error).__name__}: {why!r})") from error
     model.requires_grad_(False).eval()
     return models.place(model, device), trigger
 
 
-def _trigger(state: dict) -> Trigger:
-    images, labels = state["query"], state["response"].long()
-    if images.is_floating_point():
-        images = images.clamp(0, 1).mul(255).round()
-    empty = torch.zeros(len(labels), 0, dtype=torch.long)
-    true = state.get("original_response", empty).long()
-    if images.shape != (len(labels), 3, 32, 32) or len(true) != len(labels):
+def read_trigger(path, classes: int) -> Trigger:
+    """The trigger set in a run's `triggers.pt`; Refusal where it is damaged or does not fit `classes`."""
+    state = load(path)
+    try:
+        named = {"query": state["images"], "response": state["labels"], "original_response": state["true_labels"]}
+        return _trigger(named | {"sources": state["sources"]}, classes)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+        raise Refusal(f"{path} does not hold a trigger set ({type(error).__name__}: {str(error)[:80]!r})") from error
+
+
+def _trigger(state: dict, classes: int) -> Trigger:
+    images, labels = state["query"], state["response"]
+    m = len(labels)
+    true = state.get("original_response", torch.zeros(m, 0))
+    sources = state.get("sources", torch.zeros(m, 0))
+    if images.shape != (m, 3, 32, 32) or labels.shape != (m,) or m < 1 or len(true) != m or len(sources) != m:
         raise ValueError("trigger images, labels and true labels do not fit together")
-    sources = state.get("sources", empty).long()
-    return Trigger(images.to(torch.uint8), labels, true.view(len(labels), -1), sources)
+    if images.is_floating_point():
+        images = images.double().clamp(0, 1).mul(255).round()
+    elif images.dtype != torch.uint8:
+        raise ValueError("trigger images are neither bytes nor numbers in [0, 1]")
+    images, labels, true, sources = images.to(torch.uint8), labels.long(), true.long(), sources.long()
+    if not all(((0 <= t) & (t < classes)).all() for t in (labels, true)):
+        raise ValueError(f"a label is outside the {classes} classes")
+    return Trigger(images, labels, true.reshape(m, -1) if true.numel() else torch.zeros(m, 0, dtype=torch.long),
+                   sources.reshape(m, -1) if sources.numel() else torch.zeros(m, 0, dtype=torch.long))
 
 
 def find(folder, select: str = "val", statistics: str = "paper") -> Path:

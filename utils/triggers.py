@@ -51,13 +51,25 @@ def build(held_out: Images, m: int, k: int, classes: int, seed: int, strategy="r
     true_labels = held_out.labels[taken]
     images = held_out.images[taken].double().mean(dim=1).round().to(torch.uint8)
 
-    forbidden = torch.zeros(m, classes, dtype=torch.bool).scatter_(1, true_labels, True)
     scores = torch.rand(m, classes, generator=generator, dtype=torch.float64)  # the largest is uniform
     if strategy != "random":
         scores = predict(images).double().cpu() * (1 if strategy == "highest" else -1)
-    labels = scores.masked_fill(forbidden, -math.inf).argmax(1)
+    labels = _best_wrong(scores, true_labels)
     trigger = Trigger(images, labels, true_labels, held_out.indices[taken])
     return trigger, held_out.pick(order[m * k :])
+
+
+def _best_wrong(scores, true_labels):
+    forbidden = torch.zeros(scores.shape, dtype=torch.bool).scatter_(1, true_labels, True)
+    return scores.masked_fill(forbidden, -math.inf).argmax(1)
+
+
+def drawn_labels(true_labels, classes: int, seed: int, held_out: int):
+    """The labels (m,) that `build` draws at random for triggers of these true labels (m, k), from `held_out` images."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.randperm(held_out, generator=generator)
+    scores = torch.rand(len(true_labels), classes, generator=generator, dtype=torch.float64)
+    return _best_wrong(scores, true_labels)
 
 
 def validation(data: Data, trigger: Trigger) -> Images:
@@ -66,7 +78,7 @@ def validation(data: Data, trigger: Trigger) -> Images:
 
 
 def draw(trigger: Trigger, classes: list[str], path) -> None:
-    """Save a picture of the trigger set, each image titled `true labels -> assigned label`."""
+    """Draw the trigger set as a PNG to a path or open file, each image titled `true labels -> assigned label`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
