@@ -42,6 +42,11 @@ def label_randomisation(predicted, assigned, true, classes: int, conservative: b
     return binomial(hits, len(predicted) if conservative else int(outside.sum()), 1 / (classes - excluded))
 
 
+def upper_bound(hits: int, n: int, confidence: float = 0.95) -> float:
+    """The one-sided Clopper-Pearson upper bound of a rate of which `hits` of n were seen."""
+    return 1.0 if hits >= n else float(stats.beta.ppf(confidence, hits + 1, n - hits))
+
+
 def benign_rate(hits: int, n: int, benign_hits: int, benign_n: int, confidence: float = 0.95) -> float:
     """T2: log10 P(Bin(n, p0) >= hits), p0 the one-sided Clopper-Pearson upper bound of the pooled benign hit rate.
 
@@ -50,7 +55,7 @@ def benign_rate(hits: int, n: int, benign_hits: int, benign_n: int, confidence: 
     """
     if benign_hits == benign_n:
         return 0.0
-    return binomial(hits, n, float(stats.beta.ppf(confidence, benign_hits + 1, benign_n - benign_hits)))
+    return binomial(hits, n, upper_bound(benign_hits, benign_n, confidence))
 
 
 def student_t(t: float, df: int) -> float:

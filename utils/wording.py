@@ -1,0 +1,75 @@
+"""What a claim says: in words, as a table, as a picture."""
+
+import io
+
+import numpy as np
+
+from utils.refuse import Refusal
+from utils.verdict import BETA
+
+
+def sentence(report: dict) -> str:
+    """The decision in plain words."""
+    d, share = report["decision"], f"{report['hits']} of {report['triggers']} triggers"
+    if d["rests_on"] == "SPRT":
+        s = report["sequential"]
+        if d["holds"]:
+            return (f"The claim holds: after {s['queries']} queries a copy's hit rate explains the answers "
+                    f"10^{s['log10_likelihood_ratio']:.1f} times as well as an independent model's.")
+        return f"The claim does not hold: the sequential test said {s['decision']!r} after {s['queries']} queries."
+    if "log10_p" not in d:
+        return f"The claim does not hold: {d['why']}."
+    p = f"10^{d['log10_p']:.1f}" if d["log10_p"] < -2 else f"{10 ** d['log10_p']:.2g}"
+    chance = f"an independent model would do so with probability {p} at most ({d['rests_on']})"
+    if d["holds"]:
+        return (f"The claim holds: the suspect gave the assigned wrong label for {share}, and {chance}, "
+                f"below {report['alpha']:g}.")
+    return (f"The claim does not hold: the suspect gave the assigned wrong label for {share}, and {chance}, "
+            f"above {report['alpha']:g}.")
+
+
+def text(report: dict) -> str:
+    """The whole report for the screen."""
+    c, s, d = report["commitment"], report["sequential"], report["decision"]
+    lines = [f"commitment   {c['state']}" + (f" (SHA-256 {c['digest']}, made {c['created']})" if c["digest"] else "")]
+    lines.append(f"hits         {report['hits']} of {report['triggers']}, {report['answered']} answered")
+    titles = {"T1": "label randomisation", "T2": "benign rate", "T3": "paired t", "T4": "rank among benign"}
+    for name, test in report["tests"].items():
+        value = f"log10 p = {test['log10_p']:.2f}" if test["why_not"] is None else f"does not apply: {test['why_not']}"
+        lines.append(f"{name:<13}{value} ({titles[name]})" if test["why_not"] is None else f"{name:<13}{value}")
+    if s["decision"] == "does not apply":
+        lines.append("sequential test does not apply")
+    else:
+        lines.append(f"sequential   {s['decision']} after {s['queries']} queries; H0 {s['H0']}, H1 {s['H1']}, "
+                     f"errors {s['alpha']:g} and {BETA:g}")
+    if report["curve"]:
+        half, most = (report["curve"][key] or "more than all" for key in ("sufficed_half", "sufficed_95"))
+        lines.append(f"queries      {half} suffice in half of all random orders, {most} in 95 % of them")
+    if d["rests_on"]:
+        lines.append(f"decision     rests on {d['rests_on']} at alpha = {report['alpha']:g}: {d['why']}")
+    return "\n".join([*lines, report["sentence"]])
+
+
+def draw(report: dict) -> bytes:
+    """The p-value against the number of queries, a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    curve = report["curve"]
+    if curve is None:
+        raise Refusal("--plot: there is no p-value to draw, for no test applies")
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    ax = figure.subplots()
+    n = range(1, len(curve["median"]) + 1)
+    ax.fill_between(n, curve["low"], curve["high"], alpha=0.25, lw=0, label="90 % of random orders")
+    ax.plot(n, curve["median"], label="median")
+    ax.axhline(np.log10(report["alpha"]), color="black", ls="--", lw=1, label=f"alpha = {report['alpha']:g}")
+    if report["sequential"]["decision"] == "claim":
+        ax.axvline(report["sequential"]["queries"], color="tab:red", lw=1, label="sequential test stops")
+    ax.set(xlabel="queries", ylabel=f"log10 p of {curve['test']}", xlim=(0, len(curve["median"])))
+    ax.set_title(f"{report['hits']} of {report['triggers']} triggers hit", fontsize=10)
+    ax.legend(fontsize=8)
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, dpi=110, format="png")
+    return buffer.getvalue()
