@@ -201,9 +201,12 @@ def _decode(root: Path, files: list[str], skip_bad_images: bool):
 
     The decoded tensor is kept in `root/.decoded-<hash of all names and bytes>.npy` and used only if nothing changed.
     """
-    digest = hashlib.sha256(b"32x32 RGB bilinear 1")
+    digest = hashlib.sha256(b"32x32 RGB bilinear 2")
     for path in tqdm(files, desc="reading images", unit="image", disable=None, leave=False):
-        content = Path(path).read_bytes()
+        try:
+            content = Path(path).read_bytes()
+        except OSError:
+            content = b""  # no image either way; named below
         digest.update(f"{os.path.relpath(path, root)}\0{len(content)}\0".encode(errors="surrogateescape"))
         digest.update(content)
     cache = root / f".decoded-{digest.hexdigest()[:32]}.npy"
@@ -239,6 +242,8 @@ def decode(content: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(content)) as picture:
         if picture.width * picture.height > 50_000_000:
             raise ValueError("larger than 50 megapixels")
+        if picture.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion would clip them to white
+            picture = picture.convert("I").point(lambda value: value / 256).convert("L")
         picture = picture.convert("RGB")
         if picture.size != (SIZE, SIZE):
             picture = picture.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
