@@ -1,5 +1,6 @@
 """Data sets as uint8 tensors, their fixed split, and batches that are augmented on the device."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -119,6 +120,7 @@ def _torchvision(name: str, root: Path):
     archive = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}.get(
         name, "train_32x32.mat and test_32x32.mat"
     )
+    made = not root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
         if name == "svhn":
@@ -130,6 +132,9 @@ def _torchvision(name: str, root: Path):
     except PermissionError:
         raise
     except Exception as error:  # torchvision raises many kinds: URLError, RuntimeError, EOFError, ...
+        if made:
+            with contextlib.suppress(OSError):
+                root.rmdir()
         raise Refusal(
             f"data set {name}: {archive} is neither in {root.resolve()} nor could it be downloaded or read "
             f"({type(error).__name__}: {str(error)[:120]}); download it elsewhere, place it in that folder "
