@@ -1,5 +1,6 @@
 """Data sets as uint8 tensors, their fixed split, and batches that are augmented on the device."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -123,6 +124,7 @@ def _torchvision(name: str, root: Path):
     archive = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}.get(
         name, "train_32x32.mat and test_32x32.mat"
     )
+    made = not root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
         if name == "svhn":
@@ -134,6 +136,9 @@ def _torchvision(name: str, root: Path):
     except PermissionError:
         raise
     except Exception as error:  # torchvision raises many kinds: URLError, RuntimeError, EOFError, ...
+        if made:
+            with contextlib.suppress(OSError):
+                root.rmdir()
         raise Refusal(
             f"data set {name}: {archive} is neither in {root.resolve()} nor could it be downloaded or read "
             f"({type(error).__name__}: {str(error)[:120]}); download it elsewhere, place it in that folder "
@@ -205,9 +210,12 @@ def _decode(root: Path, files: list[str], skip_bad_images: bool):
 
     The decoded tensor is kept in `root/.decoded-<hash of all names and bytes>.npy` and used only if nothing changed.
     """
-    digest = hashlib.sha256(b"32x32 RGB bilinear 1")
+    digest = hashlib.sha256(b"32x32 RGB bilinear 2")
     for path in tqdm(files, desc="reading images", unit="image", disable=None, leave=False):
-        content = guard.content(path, FILE_LIMIT)
+        try:
+            content = guard.content(path, FILE_LIMIT)
+        except (OSError, Refusal):
+            content = b""  # no image either way; named below
         digest.update(f"{os.path.relpath(path, root)}\0{len(content)}\0".encode(errors="surrogateescape"))
         digest.update(content)
     cache = root / f".decoded-{digest.hexdigest()[:32]}.npy"
@@ -248,6 +256,8 @@ def decode(content: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
             if picture.width * picture.height > 50_000_000:
                 raise ValueError("larger than 50 megapixels")
+            if picture.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion would clip them to white
+                picture = picture.convert("I").point(lambda value: value / 256).convert("L")
             picture = picture.convert("RGB")
             if picture.size != (SIZE, SIZE):
                 picture = picture.resize((SIZE, SIZE), Image.Resampling.BILINEAR)

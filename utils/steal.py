@@ -30,9 +30,9 @@ def steal(args, attack: str, folder: str, loss, needs_labels: bool) -> None:
     run = Run(source_folder / f"{folder}{args.additional_message}", settings, "another -admsg")
     run.check(args.overwrite)
 
-    size = args.train_size or (about.get("train_size") if args.dataset_source == args.dataset else None)
-    own = datasets.load(args.dataset_source, args.data_dir_source, size, args.skip_bad_images)
     same = (args.dataset_source, args.data_dir_source) == (args.dataset, args.data_dir)
+    size = args.train_size or (about.get("train_size") if same else None)
+    own = datasets.load(args.dataset_source, args.data_dir_source, size, args.skip_bad_images)
     home = own if same else datasets.load(args.dataset, args.data_dir, None, args.skip_bad_images)
     check_data(args, own, home, about, len(source[1].linear.bias), needs_labels)
     validation = triggers.validation(home, trigger)

@@ -1,0 +1,1 @@
+"""Commands that make the project's pictures and tables: `python -m figures.<name>`."""
