@@ -112,7 +112,7 @@ def unbroken(tmp_path_factory):
 
 def test_a_folder_holds_the_official_checkpoints(unbroken):
     names = {p.name for p in (unbroken / "checkpoints").iterdir()}
-    assert names == {f"checkpoint_{n}.pt" for n in ("init", "latest", "latest_clean", "nat_best", "nat_best_clean",
+    assert names == {f"checkpoint_{n}.pt" for n in ("init", "latest", "latest_clean", "previous", "nat_best", "nat_best_clean",
                                                     "query_best", "query_best_clean")}
     rows = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]

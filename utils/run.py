@@ -94,7 +94,7 @@ class Run:
             raise Refusal(f"{self.path} is in use by another process; wait for it or pass {self.hint}") from error
         if overwrite:
             # what lets a run end or go on is removed first, its settings last: a kill in between does no harm
-            first = [self.path / "summary.json", self.checkpoints / "checkpoint_latest.pt"]
+            first = [self.path / "summary.json"] + [self.checkpoints / f"checkpoint_{n}.pt" for n in ("previous", "latest")]
             last = [self.path / name for name in reversed(OWN_FILES)]
             for old in [*first, *self.checkpoints.glob("checkpoint_*.pt"), *last]:
                 old.unlink(missing_ok=True)
