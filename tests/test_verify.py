@@ -11,6 +11,7 @@ import torch
 
 import models
 from utils import commit, data, guard, triggers, verify
+from utils import run as runs
 from utils.answers import Answers
 from utils.run import Run, load, pack, prepare, read_trigger, save
 from utils.verdict import Case
@@ -40,13 +41,23 @@ def make_run(path, settings=SETTINGS, labels=None, committed=True):
     return path, trigger
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    """The disk's promises, git's answer and the triggers' picture cost most of the time here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(runs, "surroundings", lambda device: {})
+        patch.setattr(triggers, "draw", lambda trigger, classes, file: file.write(b"a picture"))
+        yield
+
+
 @pytest.fixture(scope="module")
-def owner(tmp_path_factory):
+def owner(quick, tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("owner") / "run")
 
 
 @pytest.fixture(scope="module")
-def bank(tmp_path_factory):
+def bank(quick, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bank")
     none = SETTINGS | {"train_type": "none"}
     return [make_run(folder / f"b{i}", none | {"seed": 10 + i}, committed=False)[0] for i in range(5)]

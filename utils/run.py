@@ -94,7 +94,8 @@ class Run:
             raise Refusal(f"{self.path} is in use by another process; wait for it or pass {self.hint}") from error
         if overwrite:
             # what lets a run end or go on is removed first, its settings last: a kill in between does no harm
-            first = [self.path / "summary.json"] + [self.checkpoints / f"checkpoint_{n}.pt" for n in ("previous", "latest")]
+            latest = [self.checkpoints / f"checkpoint_{name}.pt" for name in ("previous", "latest")]
+            first = [self.path / "summary.json", *latest]
             last = [self.path / name for name in reversed(OWN_FILES)]
             for old in [*first, *self.checkpoints.glob("checkpoint_*.pt"), *last]:
                 old.unlink(missing_ok=True)
@@ -289,6 +290,8 @@ def unpack(checkpoint: dict, path, device="cpu"):
         classes = len(weights["1.linear.bias"])
         if not all(t.is_floating_point() or name.endswith("num_batches_tracked") for name, t in weights.items()):
             raise ValueError("weights that are whole numbers")
+        if classes < 2:
+            raise ValueError("fewer than two classes")
         with torch.device("meta"):  # no memory before the file has shown that it holds as much
             model = models.build(model_type, classes, width=first.shape[0])
         model.load_state_dict(weights, assign=True)
