@@ -1,0 +1,21 @@
+"""A stand-in for somebody's API: `python tests/api.py MODEL IMAGE.png...` prints `name,label` a line.
+
+With one image it prints the label alone, as `python -m utils.verify claim --command` wants it.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from utils.run import find, load, unpack
+
+checkpoint = load(find(sys.argv[1], "last"))
+model, _ = unpack(checkpoint, sys.argv[1])
+for path in sys.argv[2:]:
+    pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None] / 255
+    label = checkpoint["about"]["classes"][int(model(pixels).argmax())]
+    print(label if len(sys.argv) == 3 else f"{Path(path).name},{label}")

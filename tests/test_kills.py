@@ -1,0 +1,195 @@
+"""SIGKILL at random moments of training, distillation and extraction: the same command goes on and ends bit-equal.
+
+`KILLS=25 python -m pytest tests/test_kills.py -s` counts as many; a few are the suite's share. Children are forked,
+which spares each of them the import of torch.
+"""
+
+import importlib
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+
+import pytest
+import torch
+from test_run import same_runs
+
+KILLS = int(os.environ.get("KILLS", "4"))
+COMMON = "-dt digits -nq 8 --width 2 --train-size 320 --batch-size 16 -ep 5 --device cpu --select last"
+SOURCE = "digits_vgg11_margin_8_"
+COMMANDS = {
+    "train": ("train", f"{COMMON} -mt vgg11 --trigger-batch 4 --steps 2", SOURCE),
+    "distill": ("distill", f"{COMMON} -tmt vgg11 -dmt vgg11", f"{SOURCE}/distillation"),
+    "extraction": ("extraction", f"{COMMON} -tmt vgg11 -dmt vgg11 -at soft", f"{SOURCE}/extraction"),
+}
+
+
+def start(name, folder) -> int:
+    """The process id of a child that runs the command in `folder`."""
+    script, flags, _ = COMMANDS[name]
+    main = importlib.import_module(script).main
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        sys.argv = [f"{script}.py", "-d", str(folder), *flags.split()]
+        main()
+        status = 0
+    except SystemExit as end:
+        status = end.code or 0
+    finally:
+        os._exit(status)
+
+
+def finish(name, folder) -> None:
+    """Run the command to its end."""
+    assert os.waitstatus_to_exitcode(os.waitpid(start(name, folder), 0)[1]) == 0
+
+
+def test_killed_at_random_moments_every_command_ends_bit_equal(tmp_path):
+    if torch.get_num_threads() > 1:
+        torch.set_num_threads(1)  # forked children have no other threads
+    rng, whole = random.Random(5), tmp_path / "whole"
+    share = {name: KILLS // 3 + (i < KILLS % 3) for i, name in enumerate(("extraction", "distill", "train"))}
+    counts, ends = dict.fromkeys(COMMANDS, 0), 0
+    for name, (_, _, run) in COMMANDS.items():
+        began = time.perf_counter()
+        finish(name, whole)
+        lasts = time.perf_counter() - began
+        while counts[name] < share[name]:
+            folder = tmp_path / "killed"
+            shutil.rmtree(folder, ignore_errors=True)
+            if name != "train":  # the same source for both
+                shutil.copytree(whole / SOURCE, folder / SOURCE, ignore=shutil.ignore_patterns("dist*", "extr*"))
+            for _ in range(min(4, share[name] - counts[name])):
+                child = start(name, folder)
+                time.sleep(rng.uniform(0, lasts))
+                os.kill(child, signal.SIGKILL)
+                ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+                assert ended in (0, -signal.SIGKILL), ended
+                counts[name] += ended != 0
+                if ended == 0:
+                    break
+            finish(name, folder)
+            ends += 1
+            same_runs(folder / run, whole / run)
+    print(f"\nsurvived {counts} kills; {ends} runs ended bit-equal")
+
+
+def test_a_damaged_latest_checkpoint_goes_on_from_the_one_before(tmp_path):
+    finish("train", tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "hurt")
+    run = tmp_path / "hurt" / SOURCE
+    (run / "summary.json").unlink()
+    latest = run / "checkpoints" / "checkpoint_latest.pt"
+    latest.write_bytes(latest.read_bytes()[:-500])
+    finish("train", tmp_path / "hurt")
+    assert "going on from" in (run / "output.log").read_text()
+    same_runs(run, tmp_path / "whole" / SOURCE)
+
+
+@pytest.mark.parametrize("limit", [30_000])
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_one_sentence(limit, tmp_path, capfd):
+    """A limit on file sizes stands for the disk: checkpoints no longer fit."""
+    import resource
+
+    import train
+    from utils.run import load
+
+    _, flags, run = COMMANDS["train"]
+    flags = flags.split()
+    child = os.fork()
+    if not child:
+        try:
+            sys.argv = ["train.py", "-d", str(tmp_path), *flags]
+            from utils import run as runs
+            real, count = runs.Run.write_rows, [0]
+
+            def full(self, rows):
+                real(self, rows)
+                count[0] += 1
+                if count[0] == 3:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+            runs.Run.write_rows = full
+            train.main()
+            os._exit(0)
+        except SystemExit as end:
+            sys.stderr.flush()
+            os._exit(end.code)
+        finally:
+            os._exit(77)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1 and "the disk is full" in err
+    folder = tmp_path / run
+    assert load(folder / "checkpoints" / "checkpoint_latest.pt")["training"]["epoch"] == 2
+    assert not list(folder.rglob("*.partial"))
+    finish("train", tmp_path)  # with room again
+
+
+def test_a_folder_that_goes_away_or_cannot_be_written_is_one_sentence(tmp_path, capfd):
+    _, flags, run = COMMANDS["train"]
+
+    def end(prepare):
+        child = os.fork()
+        if not child:
+            try:
+                sys.argv = ["train.py", "-d", str(tmp_path / "runs"), *flags.split()]
+                prepare()
+                importlib.import_module("train").main()
+                os._exit(0)
+            except SystemExit as end:
+                sys.stderr.flush()
+                os._exit(end.code)
+            finally:
+                os._exit(77)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        err = capfd.readouterr().err
+        assert status == 2 and err.count("\n") == 1, (status, err)
+        return err
+
+    def gone():
+        from utils import run as runs
+        real = runs.Run.write_rows
+
+        def remove(self, rows):
+            shutil.rmtree(self.path)
+            real(self, rows)
+
+        runs.Run.write_rows = remove
+
+    def read_only():
+        folder = tmp_path / "runs"
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o555)
+        os.setgid(65534)
+        os.setuid(65534)  # root may write everywhere
+
+    assert "No such file" in end(gone)
+    shutil.rmtree(tmp_path / "runs")
+    if os.geteuid() == 0:
+        for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+            folder.chmod(0o755)
+        assert "no permission" in end(read_only)
+
+
+def test_out_of_memory_names_the_ways_out(monkeypatch, capsys):
+    from utils.refuse import plainly
+
+    @plainly
+    def main(error):
+        raise error
+
+    for error in (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError()):
+        with pytest.raises(SystemExit) as end:
+            main(error)
+        err = capsys.readouterr().err
+        assert end.value.code == 2 and err.count("\n") == 1
+        assert all(word in err for word in ("--batch-size", "--width", "--amp"))
