@@ -48,7 +48,7 @@ def main(argv=None):
         for attack in ATTACKS:
             summaries[kind, attack] = read(folder / f"extraction_{attack}")
     titles = {"none": "no watermark", "base": "ERM", "margin": "margin"}
-    rows = [{"model": f"{titles[kind]}: {what}"} | summary for (kind, what), summary in summaries.items()]
+    rows = [summary | {"model": f"{titles[kind]}: {what}"} for (kind, what), summary in summaries.items()]
     print("\n" + report.table(rows))
     print(verdict(summaries))
     picture = Path(args.dir) / "demo.png"
@@ -96,7 +96,7 @@ def draw(summaries, path: Path) -> None:
         shares = [100 * summaries[kind, m]["trigger_hits"] / summaries[kind, m]["trigger_size"] for m in models]
         bars = ax.bar([i + shift for i in range(len(models))], shares, 0.38, label=title, color=colour, hatch=hatch)
         ax.bar_label(bars, fmt="%.0f", fontsize=8)
-    ax.axhline(100 / 9, color="0.3", linewidth=1, linestyle=":", label="chance of a wrong answer (1/9)")
+    ax.axhline(100 / 8, color="0.3", linewidth=1, linestyle=":", label="chance of a wrong answer (1/8)")
     ax.set_xticks(range(len(models)), ["source", *(f"{attack}\nsurrogate" for attack in ATTACKS)])
     ax.set_ylabel("trigger accuracy (%)")
     ax.set_ylim(0, 118)
