@@ -137,11 +137,11 @@ def test_digits_are_never_mirrored_and_last_partial_batch_is_dropped():
 # ---- a user's own images --------------------------------------------------------------------------------------
 
 
-def photos(root, parts=("train", "test"), classes=("cat", "dog"), n=15):
+def photos(root, parts=("train", "test"), classes=("cat", "dog"), n=15, seed=0):
     """Small pictures of several sizes, modes and formats."""
     modes = [("RGB", "png"), ("L", "png"), ("RGBA", "png"), ("P", "gif"), ("RGB", "jpg"), ("CMYK", "jpg"), ("1", "bmp"),
              ("LA", "png")]
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for part in parts:
         for c, name in enumerate(classes):
             folder = root / part / name

@@ -177,7 +177,7 @@ def test_teacher_bn_chooses_the_checkpoint_that_is_stolen(world):
 
     for name, twin in (("extraction", ""), ("extraction_hard", "_clean")):
         settings = json.loads((world / SOURCE / name / "run.json").read_text())["settings"]
-        assert settings["source_checkpoint"] == digest(world / SOURCE / f"checkpoints/checkpoint_nat_best{twin}.pt")
+        assert settings["source_sha256"] == digest(world / SOURCE / f"checkpoints/checkpoint_nat_best{twin}.pt")
 
 
 def test_a_finished_run_says_so(world):
@@ -187,6 +187,30 @@ def test_a_finished_run_says_so(world):
     assert before == {p: p.stat().st_mtime_ns for p in (world / SOURCE / "checkpoints").iterdir()}
     out = good("extraction", "-e", world, *STEAL, "-at", "hard", "-admsg", "_hard", "--teacher-bn", "clean")
     assert "is finished" in out and "surrogate hard" in out
+
+
+def test_surrogates_of_another_source_are_not_listed(world):
+    from utils.report import surrogates
+
+    source = world / SOURCE
+    assert source / "extraction" in surrogates(source)
+    summary_path = source / "extraction" / "summary.json"
+    kept = summary_path.read_text()
+    try:
+        summary_path.write_text(kept.replace(json.loads(kept)["source_sha256"], "0" * 64))
+        assert source / "extraction" not in surrogates(source)
+    finally:
+        summary_path.write_text(kept)
+
+
+def test_the_same_flags_on_other_images_are_another_run(tmp_path):
+    for name, seed in (("one", 0), ("two", 1)):
+        photos(tmp_path / name, seed=seed)
+    flags = ("-d", tmp_path / "runs", "-dt", "folder", "-nq", 2, "-mt", "res18", "--width", 4, "-ep", 1,
+             "--batch-size", 8, "-tt", "none")
+    good("train", *flags, "--data-dir", tmp_path / "one")
+    done = call("train", *flags, "--data-dir", tmp_path / "two")
+    assert done.status == 2 and "data-sha256" in done.err and "-msg" in done.err
 
 
 def test_paper_and_clean_give_the_same_weights_through_the_command(world):

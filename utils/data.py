@@ -6,6 +6,7 @@ import io
 import os
 import warnings
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,6 +57,14 @@ class Data:
     std: tuple
     flip: bool = True
     notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of all training and held-out images and labels: runs on other data are other runs."""
+        digest = hashlib.sha256()
+        for part in (*self.train, *self.held_out):
+            digest.update(part.contiguous().numpy())
+        return digest.hexdigest()
 
 
 def load(name: str, root="data", train_size: int | None = None, skip_bad_images: bool = False) -> Data:
