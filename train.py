@@ -32,7 +32,7 @@ def main():
             run.log(note)
         save(run.path / "triggers.pt", trigger._asdict())
         triggers.draw(trigger, data.classes, run.path / "trigger.png")
-        prepare(args.seed, args.deterministic)
+        prepare(args.seed, args.deterministic, args.tf32)
         model = models.place(models.build(args.model_type, len(data.classes), data.mean, data.std, args.width), device)
         batches = Batches(data.train, args.batch_size, data.flip, device)
         objective = build_objective(args, model, trigger, device, run)
@@ -47,7 +47,7 @@ def main():
             return pack(model, args.model_type, trigger, epoch=epoch, figures=row, about=about)
 
         fit(run, model, objective, batches, evaluate, snapshot, epochs=args.epoch, lr=args.lr,
-            weight_decay=args.weight_decay, seed=args.seed, amp=args.amp)
+            weight_decay=args.weight_decay, seed=args.seed, amp=args.amp, graph=args.graph, compile=args.compile)
 
     best = find(run.path, args.select)
     summary = {

@@ -9,11 +9,13 @@ import torch
 from tqdm import tqdm
 
 from utils.refuse import Interrupted, Refusal
+from utils.step import Step
 
 KEEP_EVERY = 20  # epochs between checkpoints that stay
 
 
-def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weight_decay, seed, amp=False):
+def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weight_decay, seed, amp=False,
+        graph=False, compile=False):
     """Train `model` on `objective`, or go on where the run folder stands.
 
     objective   see `utils.losses`
@@ -27,8 +29,8 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
     checkpoint (Interrupted); a loss that is not finite stops the run (Refusal) and leaves the last good checkpoint.
     """
     device = next(model.parameters()).device
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, weight_decay=weight_decay)
-    forward = precise(model, amp)
+    forward = precise(model, amp, compile)
+    step = Step(model, objective, forward, batches, lr=lr, weight_decay=weight_decay, graph=graph, log=run.log)
     statistics = getattr(objective, "statistics", None)
     twin = statistics if statistics is not None and statistics.clean else None
 
@@ -43,7 +45,8 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
             twin.restore(state["clean"])
         run.log(f"continuing in epoch {state['epoch'] + 1} of {epochs}, step {state['step'] + 1}")
     rows = run.rows()[: state["epoch"]]
-    best, sums = state["best"], {k: v.to(device) for k, v in state["sums"].items()}
+    best = state["best"]
+    step.sums = {k: v.to(device) for k, v in state["sums"].items()}
 
     def save(name, epoch, row, **training):
         run.save(name, snapshot(model, epoch, row) | training)
@@ -64,31 +67,22 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
     with bar, signals() as stop:
         for epoch in range(state["epoch"], epochs):
             rate = lr * 0.1 ** ((2 * epoch >= epochs) + (4 * epoch >= 3 * epochs))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            step.rate.fill_(rate)
             # the epoch's random numbers depend on (seed, epoch) alone: going on needs no saved generator
             generator = torch.Generator().manual_seed((seed << 32) + epoch + 1)
-            plan = batches.plan(generator)
-            picks = objective.sample(batches.steps, generator).to(device)
+            plan = (*batches.plan(generator), objective.sample(batches.steps, generator).to(device))
             first, seconds, began = state["step"], state["seconds"], time.perf_counter()
             state["step"], state["seconds"] = 0, 0.0
             model.train()
-            for step in range(first, batches.steps):
-                x, y = batches.batch(*(part[step] for part in plan))
-                loss, stats = objective(forward, x, y, picks[step])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                for name, value in stats.items():  # sums stay on the device: no synchronisation inside an epoch
-                    sums[name] = sums[name] + value if name in sums else value.clone()
+            for done in range(first, batches.steps):
+                step([part[done] for part in plan])
                 bar.update()
-                if stop and step + 1 < batches.steps:
-                    kept = {name: value.cpu() for name, value in sums.items()}
+                if stop and done + 1 < batches.steps:
+                    kept = {name: value.cpu() for name, value in step.sums.items()}
                     spent = seconds + time.perf_counter() - began
-                    save_latest(epoch, {}, {"epoch": epoch, "step": step + 1, "sums": kept, "seconds": spent})
+                    save_latest(epoch, {}, {"epoch": epoch, "step": done + 1, "sums": kept, "seconds": spent})
                     _end(stop, epoch)
-            means = {name: float(value) / batches.steps for name, value in sums.items()}
-            sums = {}
+            means = {name: value / batches.steps for name, value in step.take_sums().items()}
             seconds += time.perf_counter() - began
             if not math.isfinite(means["loss"]):
                 raise Refusal(
@@ -117,11 +111,13 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
                 _end(stop, epoch)
 
 
-def precise(model, amp: bool):
+def precise(model, amp: bool, compile: bool = False):
     """`forward`: pixels -> float logits, under bf16 autocast where `amp` is set; losses stay in full precision."""
+    kind = next(model.parameters()).device.type
+    if compile:
+        model = torch.compile(model)
     if not amp:
         return model
-    kind = next(model.parameters()).device.type
 
     def forward(x):
         with torch.autocast(kind, torch.bfloat16):

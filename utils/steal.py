@@ -43,7 +43,7 @@ def steal(args, attack: str, folder: str, loss, needs_labels: bool) -> None:
     if run.finished:
         run.log(f"{run.path} is finished; its figures:")
     else:
-        prepare(args.seed, args.deterministic)
+        prepare(args.seed, args.deterministic, args.tf32)
         model = models.place(models.build(args.model_type, len(home.classes), own.mean, own.std, args.width), device)
         batches = Batches(own.train, args.batch_size, own.flip, device)
 
@@ -55,8 +55,9 @@ def steal(args, attack: str, folder: str, loss, needs_labels: bool) -> None:
             about = {"classes": home.classes, "dataset": home.name, "attack": attack, "seed": args.seed}
             return pack(model, args.model_type, epoch=epoch, figures=row, about=about)
 
-        fit(run, model, Copy(precise(source, args.amp), loss, needs_labels), batches, evaluate, snapshot,
-            epochs=args.epoch, lr=args.lr, weight_decay=args.weight_decay, seed=args.seed, amp=args.amp)
+        objective = Copy(precise(source, args.amp, args.compile), loss, needs_labels)
+        fit(run, model, objective, batches, evaluate, snapshot, epochs=args.epoch, lr=args.lr,
+            weight_decay=args.weight_decay, seed=args.seed, amp=args.amp, graph=args.graph, compile=args.compile)
 
     best = find(run.path, args.select)
     summary = {
