@@ -2,7 +2,7 @@
 
 import models
 from utils import data as datasets
-from utils import losses, report, triggers
+from utils import distributed, losses, report, triggers
 from utils.args import train_args
 from utils.data import Batches
 from utils.fit import fit
@@ -17,7 +17,8 @@ def main():
     device = choose_device(args.device)
     run = Run(f"{args.dir}/{run_name(args, args.model_type)}", vars(args), "another -msg")
     run.check(args.overwrite)
-    data = datasets.load(args.dataset, args.data_dir, args.train_size, args.skip_bad_images)
+    with distributed.chief_first():
+        data = datasets.load(args.dataset, args.data_dir, args.train_size, args.skip_bad_images)
     trigger, validation = build_triggers(args, data, device)
     if args.batch_size > len(data.train.labels):
         raise Refusal(f"--batch-size {args.batch_size}: there are only {len(data.train.labels)} training images")
@@ -31,9 +32,11 @@ def main():
         for note in data.notes:
             run.log(note)
         save(run.path / "triggers.pt", trigger._asdict())
-        triggers.draw(trigger, data.classes, run.path / "trigger.png")
+        if distributed.chief():
+            triggers.draw(trigger, data.classes, run.path / "trigger.png")
         prepare(args.seed, args.deterministic, args.tf32)
-        model = models.place(models.build(args.model_type, len(data.classes), data.mean, data.std, args.width), device)
+        model = models.build(args.model_type, len(data.classes), data.mean, data.std, args.width)
+        model = distributed.share(models.place(model, device))
         batches = Batches(data.train, args.batch_size, data.flip, device)
         objective = build_objective(args, model, trigger, device, run)
 
@@ -49,6 +52,8 @@ def main():
         fit(run, model, objective, batches, evaluate, snapshot, epochs=args.epoch, lr=args.lr,
             weight_decay=args.weight_decay, seed=args.seed, amp=args.amp, graph=args.graph, compile=args.compile)
 
+    if not distributed.chief():
+        return
     best = find(run.path, args.select)
     summary = {
         "role": "benign" if args.train_type == "none" else "source",

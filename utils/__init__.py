@@ -1,6 +1,6 @@
 """What the three entry scripts share. Imports go one way: scripts -> utils -> models.
 
 Inside this package a file imports only files above it in this list:
-refuse, data, triggers, metrics, batchnorm, losses, attacks, pvalues, run, step, fit, report, args,
+refuse, data, distributed, triggers, metrics, batchnorm, losses, attacks, pvalues, run, step, fit, report, args,
 official, benchmark.
 """

@@ -8,6 +8,7 @@ import time
 import torch
 from tqdm import tqdm
 
+from utils import distributed
 from utils.refuse import Interrupted, Refusal
 from utils.step import Step
 
@@ -60,11 +61,11 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
     bar = tqdm(
         total=epochs * batches.steps,
         initial=state["epoch"] * batches.steps + state["step"],
-        disable=None,
+        disable=None if distributed.chief() else True,
         unit="step",
         leave=False,
     )
-    with bar, signals() as stop:
+    with bar, signals() as received:
         for epoch in range(state["epoch"], epochs):
             rate = lr * 0.1 ** ((2 * epoch >= epochs) + (4 * epoch >= 3 * epochs))
             step.rate.fill_(rate)
@@ -77,11 +78,12 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
             for done in range(first, batches.steps):
                 step([part[done] for part in plan])
                 bar.update()
-                if stop and done + 1 < batches.steps:
+                signum = distributed.agree(received, done)
+                if signum and done + 1 < batches.steps:
                     kept = {name: value.cpu() for name, value in step.sums.items()}
                     spent = seconds + time.perf_counter() - began
                     save_latest(epoch, {}, {"epoch": epoch, "step": done + 1, "sums": kept, "seconds": spent})
-                    _end(stop, epoch)
+                    _end(signum, epoch)
             means = {name: value / batches.steps for name, value in step.take_sums().items()}
             seconds += time.perf_counter() - began
             if not math.isfinite(means["loss"]):
@@ -107,8 +109,9 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
             if (epoch + 1) % KEEP_EVERY == 0:
                 save(str(epoch + 1), epoch, row)
             save_latest(epoch, row, {"epoch": epoch + 1, "step": 0, "sums": {}, "seconds": 0.0})
-            if stop and epoch + 1 < epochs:
-                _end(stop, epoch)
+            signum = distributed.agree(received)
+            if signum and epoch + 1 < epochs:
+                _end(signum, epoch)
 
 
 def precise(model, amp: bool, compile: bool = False):
@@ -116,14 +119,12 @@ def precise(model, amp: bool, compile: bool = False):
     kind = next(model.parameters()).device.type
     if compile:
         model = torch.compile(model)
-    if not amp:
-        return model
 
     def forward(x):
-        with torch.autocast(kind, torch.bfloat16):
-            return model(x).float()
+        with torch.autocast(kind, torch.bfloat16, enabled=amp):
+            return model(x).float() if amp else model(x)
 
-    return forward
+    return distributed.split(forward)
 
 
 def describe(row: dict, epochs: int) -> str:
@@ -140,7 +141,7 @@ def signals():
     received = []
 
     def handle(signum, frame):
-        if received:
+        if received and not distributed.several():  # torchrun passes on what the terminal has sent already
             raise KeyboardInterrupt
         received.append(signum)
 
@@ -152,6 +153,6 @@ def signals():
             signal.signal(signum, handler)
 
 
-def _end(stop, epoch):
-    name = signal.Signals(stop[0]).name
-    raise Interrupted(stop[0], f"{name}: saved in epoch {epoch + 1}; the same command goes on from there")
+def _end(signum, epoch):
+    name = signal.Signals(signum).name
+    raise Interrupted(signum, f"{name}: saved in epoch {epoch + 1}; the same command goes on from there")

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import models
+from utils import distributed
 from utils.refuse import Refusal
 from utils.triggers import Trigger
 
@@ -36,13 +37,16 @@ def run_name(args, model_type: str) -> str:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` takes CUDA, then Apple's MPS, then the CPU; Refusal for a device that is not there."""
+    """`auto` takes CUDA, then Apple's MPS, then the CPU; Refusal for a device that is not there.
+
+    Under torchrun the processes meet here, and each gets a GPU of its own.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
+        name = next(kind for kind, there in available.items() if there)
     if not available[name]:
         raise Refusal(f"--device {name}: this machine or this PyTorch has none; pass --device auto or cpu")
-    return torch.device(name)
+    return distributed.join(torch.device(name))
 
 
 def prepare(seed: int, deterministic: bool, tf32: bool = True) -> None:
@@ -92,6 +96,12 @@ class Run:
 
     def open(self, device: torch.device, overwrite: bool) -> "Run":
         """Make or take up the folder; with `overwrite` an old run in it is removed first."""
+        with distributed.chief_first():
+            if distributed.chief():
+                self._open(device, overwrite)
+        return self
+
+    def _open(self, device, overwrite):
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.path / ".lock", "w")
         try:
@@ -106,7 +116,6 @@ class Run:
         if not (self.path / "run.json").exists():
             self.write_json("run.json", {"settings": self.settings, **surroundings(device)})
         self.log(" ".join(sys.argv))
-        return self
 
     @property
     def finished(self) -> bool:
@@ -115,6 +124,8 @@ class Run:
 
     def log(self, text: str) -> None:
         """One entry on the screen and, with the time, in `output.log`."""
+        if not distributed.chief():
+            return
         print(text, flush=True)
         with open(self.path / "output.log", "a") as file:
             stamp = time.strftime("%Y/%m/%d %H:%M:%S")
@@ -175,7 +186,9 @@ def read_json(path: Path) -> dict | None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: temporary name, fsync, rename."""
+    """Write a file whole or not at all: temporary name, fsync, rename. Of several processes rank 0 does it."""
+    if not distributed.chief():
+        return
     partial = path.with_name(f".{path.name}.partial")
     try:
         with open(partial, "wb") as file:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import models
 from utils import data as datasets
-from utils import report, triggers
+from utils import distributed, report, triggers
 from utils.attacks import Copy
 from utils.data import Batches
 from utils.fit import fit, precise
@@ -31,9 +31,10 @@ def steal(args, attack: str, folder: str, loss, needs_labels: bool) -> None:
     run.check(args.overwrite)
 
     size = args.train_size or (about.get("train_size") if args.dataset_source == args.dataset else None)
-    own = datasets.load(args.dataset_source, args.data_dir_source, size, args.skip_bad_images)
     same = (args.dataset_source, args.data_dir_source) == (args.dataset, args.data_dir)
-    home = own if same else datasets.load(args.dataset, args.data_dir, None, args.skip_bad_images)
+    with distributed.chief_first():
+        own = datasets.load(args.dataset_source, args.data_dir_source, size, args.skip_bad_images)
+        home = own if same else datasets.load(args.dataset, args.data_dir, None, args.skip_bad_images)
     check_data(args, own, home, about, len(source[1].linear.bias), needs_labels)
     validation = triggers.validation(home, trigger)
     uniform = about.get("label_strategy", "random") == "random"
@@ -44,7 +45,8 @@ def steal(args, attack: str, folder: str, loss, needs_labels: bool) -> None:
         run.log(f"{run.path} is finished; its figures:")
     else:
         prepare(args.seed, args.deterministic, args.tf32)
-        model = models.place(models.build(args.model_type, len(home.classes), own.mean, own.std, args.width), device)
+        model = models.build(args.model_type, len(home.classes), own.mean, own.std, args.width)
+        model = distributed.share(models.place(model, device))
         batches = Batches(own.train, args.batch_size, own.flip, device)
 
         def evaluate(model):
@@ -59,6 +61,8 @@ def steal(args, attack: str, folder: str, loss, needs_labels: bool) -> None:
         fit(run, model, objective, batches, evaluate, snapshot, epochs=args.epoch, lr=args.lr,
             weight_decay=args.weight_decay, seed=args.seed, amp=args.amp, graph=args.graph, compile=args.compile)
 
+    if not distributed.chief():
+        return
     best = find(run.path, args.select)
     summary = {
         "role": "surrogate", "dataset": home.name, "dataset_source": own.name, "model": args.model_type,

@@ -6,6 +6,8 @@ once and replayed: a step is then one launch instead of thousands.
 
 import torch
 
+from utils import distributed
+
 WARM_UP = 3  # steps before the recording; they are ordinary steps of the training
 
 
@@ -16,12 +18,11 @@ class Step:
     `sums` adds up what the objective reports and stays on the device: nothing here waits for it.
 
     With `graph` the row is copied into fixed buffers, and after a few ordinary steps the step is recorded as a CUDA
-    graph; where that fails `log` says so once and the ordinary steps go on. Elsewhere nothing is recorded.
-    `after_backward` is called with the figures between backward pass and update (several processes need that).
+    graph; where that fails `log` says so once and the ordinary steps go on. Elsewhere, and where several processes
+    train together, nothing is recorded.
     """
 
-    def __init__(self, model, objective, forward, batches, *, lr, weight_decay, graph=False, log=print,
-                 after_backward=None):
+    def __init__(self, model, objective, forward, batches, *, lr, weight_decay, graph=False, log=print):
         self.objective, self.forward, self.batches = objective, forward, batches
         device = next(model.parameters()).device
         fused = device.type in ("cpu", "cuda")
@@ -29,8 +30,8 @@ class Step:
         self.rate = torch.tensor(float(lr), device=device if fused else "cpu")
         self.optimizer = torch.optim.SGD(model.parameters(), lr=self.rate, weight_decay=weight_decay, fused=fused)
         self.sums = {}
+        self.parameters = list(model.parameters())
         self.device, self.graph, self.log = device, graph, log
-        self.after_backward = after_backward
         self.fixed, self.recorded, self.done = None, None, 0
 
     def __call__(self, row) -> None:
@@ -44,7 +45,7 @@ class Step:
         if self.recorded is not None:
             self.recorded.replay()
             return
-        if self.device.type == "cuda" and self.done >= WARM_UP:
+        if self.device.type == "cuda" and self.done >= WARM_UP and not distributed.several():
             self._record()
             if self.recorded is not None:
                 self.recorded.replay()
@@ -58,8 +59,7 @@ class Step:
         loss, stats = self.objective(self.forward, x, y, picks)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if self.after_backward is not None:
-            self.after_backward(stats)
+        distributed.add_gradients(self.parameters)
         self.optimizer.step()
         for name, value in stats.items():
             if name not in self.sums:
