@@ -1,7 +1,7 @@
 """Train a source model with a secret watermark: `python train.py -dt cifar10 -tt margin -mt res34 -nq 100`."""
 
 import models
-from utils import commit, losses, report, triggers
+from utils import commit, distributed, losses, report, triggers
 from utils import data as datasets
 from utils.args import train_args
 from utils.data import Batches
@@ -15,7 +15,8 @@ from utils.run import Run, choose_device, find, load, pack, prepare, run_name, u
 def main():
     args = train_args()
     device = choose_device(args.device)
-    data = datasets.load(args.dataset, args.data_dir, args.train_size, args.skip_bad_images)
+    with distributed.chief_first():
+        data = datasets.load(args.dataset, args.data_dir, args.train_size, args.skip_bad_images)
     settings = vars(args) | {"data_sha256": data.sha256}
     run = Run(f"{args.dir}/{run_name(args, args.model_type)}", settings, "another -msg")
     run.check(args.overwrite)
@@ -31,12 +32,14 @@ def main():
     else:
         for note in data.notes:
             run.log(note)
-        commit.keep(run, trigger, data.classes)
-        if args.train_type != "none":
+        if distributed.chief():
+            commit.keep(run, trigger, data.classes)
+        if args.train_type != "none" and distributed.chief():
             digest = commit.commit(run, trigger, data.classes, len(data.held_out.labels))
             run.log(f"commitment: SHA-256 {digest}; publish or time-stamp it ({run.path}/commitment.json)")
-        prepare(args.seed, args.deterministic)
-        model = models.place(models.build(args.model_type, len(data.classes), data.mean, data.std, args.width), device)
+        prepare(args.seed, args.deterministic, args.tf32)
+        model = models.build(args.model_type, len(data.classes), data.mean, data.std, args.width)
+        model = distributed.share(models.place(model, device))
         batches = Batches(data.train, args.batch_size, data.flip, device)
         objective = build_objective(args, model, trigger, device, run)
 
@@ -50,8 +53,10 @@ def main():
             return pack(model, args.model_type, trigger, epoch=epoch, figures=row, about=about)
 
         fit(run, model, objective, batches, evaluate, snapshot, epochs=args.epoch, lr=args.lr,
-            weight_decay=args.weight_decay, seed=args.seed, amp=args.amp)
+            weight_decay=args.weight_decay, seed=args.seed, amp=args.amp, graph=args.graph, compile=args.compile)
 
+    if not distributed.chief():
+        return
     best = find(run.path, args.select)
     summary = {
         "role": "benign" if args.train_type == "none" else "source",

@@ -66,6 +66,12 @@ def _parser(description: str, folder_flags) -> Parser:
                    help="independently trained models (-tt none) to compare with: table rows and test T3")
     p.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
     p.add_argument("--amp", action="store_true", help="bf16 autocast: faster, changes the result slightly")
+    p.add_argument("--compile", action="store_true",
+                   help="torch.compile the model: minutes to start, changes the result by rounding")
+    p.add_argument("--no-tf32", dest="tf32", action="store_false",
+                   help="CUDA: convolutions in full fp32: slower, changes the result by rounding")
+    p.add_argument("--no-graph", dest="graph", action="store_false",
+                   help="CUDA: launch every kernel of a step by itself: slower, same result")
     p.add_argument("--deterministic", action="store_true", help="bit-equal reruns on a GPU too, slower")
     p.add_argument("--seed", type=_number(int, 0, 2**31 - 1), default=0, help="seed of everything but the split")
     p.add_argument("--overwrite", action="store_true", help="remove a run with other settings from the folder")

@@ -8,12 +8,15 @@ import time
 import torch
 from tqdm import tqdm
 
+from utils import distributed
 from utils.refuse import Interrupted, Refusal
+from utils.step import Step
 
 KEEP_EVERY = 20  # epochs between checkpoints that stay
 
 
-def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weight_decay, seed, amp=False):
+def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weight_decay, seed, amp=False,
+        graph=False, compile=False):
     """Train `model` on `objective`, or go on where the run folder stands.
 
     objective   see `utils.losses`
@@ -27,8 +30,8 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
     checkpoint (Interrupted); a loss that is not finite stops the run (Refusal) and leaves the last good checkpoint.
     """
     device = next(model.parameters()).device
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, weight_decay=weight_decay)
-    forward = precise(model, amp)
+    forward = precise(model, amp, compile)
+    step = Step(model, objective, forward, batches, lr=lr, weight_decay=weight_decay, graph=graph, log=run.log)
     statistics = getattr(objective, "statistics", None)
     twin = statistics if statistics is not None and statistics.clean else None
 
@@ -44,7 +47,8 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
         if state["epoch"] < epochs:
             run.log(f"continuing in epoch {state['epoch'] + 1} of {epochs}, step {state['step'] + 1}")
     rows = run.rows()[: state["epoch"]]
-    best, sums = state["best"], {k: v.to(device) for k, v in state["sums"].items()}
+    best = state["best"]
+    step.sums = {k: v.to(device) for k, v in state["sums"].items()}
 
     def save(name, epoch, row, **training):
         # the clean twin first: a kill in between must not leave a finished `latest` without it
@@ -59,39 +63,31 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
     bar = tqdm(
         total=epochs * batches.steps,
         initial=state["epoch"] * batches.steps + state["step"],
-        disable=None,
+        disable=None if distributed.chief() else True,
         unit="step",
         leave=False,
     )
-    with bar, signals() as stop:
+    with bar, signals() as received:
         for epoch in range(state["epoch"], epochs):
             rate = lr * 0.1 ** ((2 * epoch >= epochs) + (4 * epoch >= 3 * epochs))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            step.rate.fill_(rate)
             # the epoch's random numbers depend on (seed, epoch) alone: going on needs no saved generator
             generator = torch.Generator().manual_seed((seed << 32) + epoch + 1)
-            plan = batches.plan(generator)
-            picks = objective.sample(batches.steps, generator).to(device)
+            plan = (*batches.plan(generator), objective.sample(batches.steps, generator).to(device))
             first, seconds, began = state["step"], state["seconds"], time.perf_counter()
             state["step"], state["seconds"] = 0, 0.0
             model.train()
-            for step in range(first, batches.steps):
-                x, y = batches.batch(*(part[step] for part in plan))
-                loss, stats = objective(forward, x, y, picks[step])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                for name, value in stats.items():  # sums stay on the device: no synchronisation inside an epoch
-                    sums[name] = sums[name] + value if name in sums else value.clone()
+            for done in range(first, batches.steps):
+                step([part[done] for part in plan])
                 bar.update()
-                if stop and step + 1 < batches.steps:
-                    kept = {name: value.cpu() for name, value in sums.items()}
+                signum = distributed.agree(received, done)
+                if signum and done + 1 < batches.steps:
+                    kept = {name: value.cpu() for name, value in step.sums.items()}
                     _check_finite(model, float(kept["loss"]), epoch)
                     spent = seconds + time.perf_counter() - began
-                    save_latest(epoch, {}, {"epoch": epoch, "step": step + 1, "sums": kept, "seconds": spent})
-                    _end(stop, epoch)
-            means = {name: float(value) / batches.steps for name, value in sums.items()}
-            sums = {}
+                    save_latest(epoch, {}, {"epoch": epoch, "step": done + 1, "sums": kept, "seconds": spent})
+                    _end(signum, epoch)
+            means = {name: value / batches.steps for name, value in step.take_sums().items()}
             seconds += time.perf_counter() - began
             _check_finite(model, means["loss"], epoch)
             row = {"epoch": epoch + 1, "lr": rate, **means, **evaluate(model)}
@@ -112,8 +108,9 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
             if (epoch + 1) % KEEP_EVERY == 0:
                 save(str(epoch + 1), epoch, row)
             save_latest(epoch, row, {"epoch": epoch + 1, "step": 0, "sums": {}, "seconds": 0.0})
-            if stop and epoch + 1 < epochs:
-                _end(stop, epoch)
+            signum = distributed.agree(received)
+            if signum and epoch + 1 < epochs:
+                _end(signum, epoch)
 
 
 def _check_finite(model, loss: float, epoch: int) -> None:
@@ -125,17 +122,17 @@ def _check_finite(model, loss: float, epoch: int) -> None:
         )
 
 
-def precise(model, amp: bool):
+def precise(model, amp: bool, compile: bool = False):
     """`forward`: pixels -> float logits, under bf16 autocast where `amp` is set; losses stay in full precision."""
-    if not amp:
-        return model
     kind = next(model.parameters()).device.type
+    if compile:
+        model = torch.compile(model)
 
     def forward(x):
-        with torch.autocast(kind, torch.bfloat16):
-            return model(x).float()
+        with torch.autocast(kind, torch.bfloat16, enabled=amp):
+            return model(x).float() if amp else model(x)
 
-    return forward
+    return distributed.split(forward)
 
 
 def describe(row: dict, epochs: int) -> str:
@@ -152,7 +149,7 @@ def signals():
     received = []
 
     def handle(signum, frame):
-        if received:
+        if received and not distributed.several():  # torchrun passes on what the terminal has sent already
             raise KeyboardInterrupt
         received.append(signum)
 
@@ -164,6 +161,6 @@ def signals():
             signal.signal(signum, handler)
 
 
-def _end(stop, epoch):
-    name = signal.Signals(stop[0]).name
-    raise Interrupted(stop[0], f"{name}: saved in epoch {epoch + 1}; the same command goes on from there")
+def _end(signum, epoch):
+    name = signal.Signals(signum).name
+    raise Interrupted(signum, f"{name}: saved in epoch {epoch + 1}; the same command goes on from there")

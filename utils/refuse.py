@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import os
 import signal
 import sys
 
@@ -39,6 +40,8 @@ def plainly(main):
                 raise
             text = "out of memory: lower --batch-size or --width, or pass --amp; the same command then goes on"
             status = 2
+        if status == 2 and int(os.environ.get("RANK", 0)):
+            sys.exit(status)  # torchrun's rank 0 says it
         name = sys.argv[0].rsplit("/", 1)[-1]
         print(f"{name}: {'error: ' if status == 2 else ''}{' '.join(text.split())}", file=sys.stderr)
         sys.exit(status)

@@ -1,6 +1,7 @@
 """A run is a folder that explains itself and can go on: settings, log, rows, checkpoints, summary."""
 
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import io
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 import models
-from utils import guard
+from utils import distributed, guard
 from utils.refuse import Refusal
 from utils.triggers import Trigger
 
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OWN_FILES = ("run.json", "metrics.jsonl", "output.log", "summary.json", "trigger.png", "triggers.pt", "commitment.json",
              "key.json")
 # settings that change where and how a run is computed, not what it computes
-NOT_COMPARED = ("dir", "data_dir", "data_dir_source", "device", "overwrite", "benign", "skip_bad_images")
+NOT_COMPARED = ("dir", "data_dir", "data_dir_source", "device", "overwrite", "benign", "skip_bad_images", "graph")
 
 
 def run_name(args, model_type: str) -> str:
@@ -37,22 +38,36 @@ def run_name(args, model_type: str) -> str:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` takes CUDA, then Apple's MPS, then the CPU; Refusal for a device that is not there."""
+    """`auto` takes CUDA, then Apple's MPS, then the CPU; Refusal for a device that is not there.
+
+    Under torchrun the processes meet here, and each gets a GPU of its own.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
+        name = next(kind for kind, there in available.items() if there)
     if not available[name]:
         raise Refusal(f"--device {name}: this machine or this PyTorch has none; pass --device auto or cpu")
-    return torch.device(name)
+    return distributed.join(torch.device(name))
 
 
-def prepare(seed: int, deterministic: bool) -> None:
+def prepare(seed: int, deterministic: bool, tf32: bool = True) -> None:
     """Seed the initial weights; `deterministic` forbids kernels whose results vary between runs."""
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.allow_tf32 = tf32
+    _keep_memory()
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+
+
+def _keep_memory() -> None:
+    """Let glibc keep freed memory: else a step on the CPU maps its activations anew, a tenth of its time."""
+    mmap_threshold, trim_threshold = -3, -1  # malloc.h
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, (1 << 31) - 1)
 
 
 class Run:
@@ -86,6 +101,12 @@ class Run:
 
     def open(self, device: torch.device, overwrite: bool) -> "Run":
         """Make or take up the folder; with `overwrite` an old run in it is removed first."""
+        with distributed.chief_first():
+            if distributed.chief():
+                self._open(device, overwrite)
+        return self
+
+    def _open(self, device, overwrite):
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.path / ".lock", "w")
         try:
@@ -104,7 +125,6 @@ class Run:
         if not (self.path / "run.json").exists():
             self.write_json("run.json", {"settings": self.settings, **surroundings(device)})
         self.log(" ".join(sys.argv))
-        return self
 
     @property
     def finished(self) -> bool:
@@ -113,6 +133,8 @@ class Run:
 
     def log(self, text: str) -> None:
         """One entry on the screen and, with the time, in `output.log`."""
+        if not distributed.chief():
+            return
         print(text, flush=True)
         with open(self.path / "output.log", "a") as file:
             stamp = time.strftime("%Y/%m/%d %H:%M:%S")
@@ -198,7 +220,12 @@ def read_json(path: Path) -> dict | None:
 
 
 def write(path: Path, content: bytes, private: bool = False) -> None:
-    """Write a file whole or not at all: temporary name, fsync, rename. `private`: nobody but the owner reads it."""
+    """Write a file whole or not at all: temporary name, fsync, rename. Of several processes rank 0 does it.
+
+    `private`: nobody but the owner reads it.
+    """
+    if not distributed.chief():
+        return
     partial = path.with_name(f".{path.name}.partial")
     try:
         with open(partial, "wb", opener=_private if private else None) as file:

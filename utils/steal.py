@@ -4,7 +4,7 @@ from pathlib import Path
 
 import models
 from utils import data as datasets
-from utils import report, triggers
+from utils import distributed, report, triggers
 from utils.attacks import Copy
 from utils.data import Batches
 from utils.fit import fit, precise
@@ -28,8 +28,9 @@ def steal(args, attack: str, folder: str, loss, needs_labels: bool) -> None:
     check_source(args, checkpoint, trigger, source_path)
     same = (args.dataset_source, args.data_dir_source) == (args.dataset, args.data_dir)
     size = args.train_size or (about.get("train_size") if same else None)
-    own = datasets.load(args.dataset_source, args.data_dir_source, size, args.skip_bad_images)
-    home = own if same else datasets.load(args.dataset, args.data_dir, None, args.skip_bad_images)
+    with distributed.chief_first():
+        own = datasets.load(args.dataset_source, args.data_dir_source, size, args.skip_bad_images)
+        home = own if same else datasets.load(args.dataset, args.data_dir, None, args.skip_bad_images)
     check_data(args, own, home, about, len(source[1].linear.bias), needs_labels)
     settings = vars(args) | {"attack": attack, "source_sha256": digest(source_path)}
     settings |= {"data_sha256": home.sha256, "data_source_sha256": own.sha256}
@@ -43,8 +44,9 @@ def steal(args, attack: str, folder: str, loss, needs_labels: bool) -> None:
     if run.finished:
         run.log(f"{run.path} is finished; its figures:")
     else:
-        prepare(args.seed, args.deterministic)
-        model = models.place(models.build(args.model_type, len(home.classes), own.mean, own.std, args.width), device)
+        prepare(args.seed, args.deterministic, args.tf32)
+        model = models.build(args.model_type, len(home.classes), own.mean, own.std, args.width)
+        model = distributed.share(models.place(model, device))
         batches = Batches(own.train, args.batch_size, own.flip, device)
 
         def evaluate(model):
@@ -55,9 +57,12 @@ def steal(args, attack: str, folder: str, loss, needs_labels: bool) -> None:
             about = {"classes": home.classes, "dataset": home.name, "attack": attack, "seed": args.seed}
             return pack(model, args.model_type, epoch=epoch, figures=row, about=about)
 
-        fit(run, model, Copy(precise(source, args.amp), loss, needs_labels), batches, evaluate, snapshot,
-            epochs=args.epoch, lr=args.lr, weight_decay=args.weight_decay, seed=args.seed, amp=args.amp)
+        objective = Copy(precise(source, args.amp, args.compile), loss, needs_labels)
+        fit(run, model, objective, batches, evaluate, snapshot, epochs=args.epoch, lr=args.lr,
+            weight_decay=args.weight_decay, seed=args.seed, amp=args.amp, graph=args.graph, compile=args.compile)
 
+    if not distributed.chief():
+        return
     best = find(run.path, args.select)
     summary = {
         "role": "surrogate", "dataset": home.name, "dataset_source": own.name, "model": args.model_type,

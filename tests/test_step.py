@@ -1,0 +1,198 @@
+"""The fast step computes what the plain one computes."""
+
+import contextlib
+import copy
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import models
+from utils import attacks, benchmark, losses, official
+from utils.data import Batches, Images
+from utils.step import Step
+
+B, T, K, M = 8, 4, 3, 10
+NUMBERS = {"weight": 0.1, "step_size": 1 / 255}
+
+
+def small(width=8, placed=False):
+    torch.manual_seed(1)
+    model = models.build("res18", 5, (0.5,) * 3, (0.25,) * 3, width)
+    return (models.place(model, "cpu") if placed else model).train()
+
+
+def setting(width=8, placed=False):
+    model = small(width, placed)
+    images = Images(torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 5, (32,)),
+                    torch.arange(32))
+    return model, Batches(images, B, True), torch.rand(M, 3, 32, 32), torch.randint(0, 5, (M,))
+
+
+def watermark(model, x_q, y_q, steps, mode="paper", reduction="joint"):
+    return losses.Watermark(model, x_q, y_q, reduction=reduction, batch=T, steps=steps, eps=steps / 255,
+                            bn_stats=mode, **NUMBERS)
+
+
+def rows_of(batches, objective, seed=2):
+    generator = torch.Generator().manual_seed(seed)
+    return list(zip(*batches.plan(generator), objective.sample(batches.steps, generator)))
+
+
+def apart(one, other):
+    """Largest difference between two models' weights and buffers."""
+    return max(float((a.double() - b.double()).abs().max()) for a, b in
+               zip(one.state_dict().values(), other.state_dict().values()))
+
+
+@pytest.mark.parametrize("steps", [K, 0])
+def test_our_step_equals_the_official_one(steps):
+    model, batches, x_q, y_q = setting()
+    plain = copy.deepcopy(model)
+    objective = watermark(model, x_q, y_q, steps)
+    row = rows_of(batches, objective)[0]
+    Step(model, objective, model, batches, lr=0.1, weight_decay=1e-4)(row)
+    x, y = batches.batch(*row[:3])
+    optimizer = official.plain_sgd(plain, 0.1, 1e-4)
+    official.watermark_step(plain, optimizer, x.contiguous(), y, x_q[row[3]], y_q[row[3]], steps=steps, **NUMBERS)
+    assert apart(small(), model) > 1e-3
+    assert apart(model, plain) <= 1e-6
+
+
+def test_our_soft_step_equals_the_official_one():
+    model, batches, _, _ = setting()
+    plain, teacher = copy.deepcopy(model), small().eval()
+    frozen = copy.deepcopy(teacher).requires_grad_(False)
+    objective = attacks.Copy(frozen, attacks.soft, False)
+    row = rows_of(batches, objective)[0]
+    Step(model, objective, model, batches, lr=0.1, weight_decay=1e-4)(row)
+    x, y = batches.batch(*row[:3])
+    official.soft_step(plain, teacher, official.plain_sgd(plain, 0.1, 1e-4), x.contiguous(), y)
+    assert apart(small(), model) > 1e-3
+    assert apart(model, plain) <= 1e-6
+
+
+def test_channels_last_is_the_same_function():
+    """In fp64, where rounding flips no ReLU: in fp32 one that is zero up to rounding may, in either memory format."""
+    results = []
+    for placed in (True, False):
+        torch.manual_seed(3)
+        model, batches, x_q, y_q = setting(width=16, placed=placed)
+        model, batches.dtype = model.double(), torch.float64
+        objective = watermark(model, x_q.double(), y_q, K)
+        step = Step(model, objective, model, batches, lr=0.1, weight_decay=1e-4)
+        step(rows_of(batches, objective)[0])
+        results.append(model)
+    assert results[0][1].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert apart(*results) <= 1e-9
+
+
+@pytest.mark.parametrize("mode", ["paper", "clean", "shared"])
+def test_fixed_buffers_and_fused_update_are_bit_equal(mode):
+    """The path that CUDA records, not recorded here, and a loop written out with torch's plain optimiser."""
+    results = []
+    for graph in (True, False, None):
+        torch.manual_seed(4)
+        model, batches, x_q, y_q = setting()
+        objective = watermark(model, x_q, y_q, K, mode)
+        rows = rows_of(batches, objective)
+        if graph is None:
+            optimizer, total = official.plain_sgd(model, 0.1, 1e-4), 0.0
+            for rate, row in zip((0.1, 0.1, 0.01, 0.01), rows):
+                optimizer.param_groups[0]["lr"] = rate
+                loss, stats = objective(model, *batches.batch(*row[:3]), row[3])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                total = total + stats["loss"]
+            sums = {"loss": float(total)}
+        else:
+            step = Step(model, objective, model, batches, lr=0.1, weight_decay=1e-4, graph=graph)
+            for rate, row in zip((0.1, 0.1, 0.01, 0.01), rows):
+                step.rate.fill_(rate)
+                step(row)
+            addresses = {name: value.data_ptr() for name, value in step.sums.items()}
+            sums = step.take_sums()
+            assert addresses == {name: value.data_ptr() for name, value in step.sums.items()}
+            assert not any(step.take_sums().values())
+        results.append((model, sums["loss"], objective.statistics.state()))
+    for model, loss, clean in results[1:]:
+        assert apart(model, results[0][0]) == 0 and loss == results[0][1]
+        assert all(torch.equal(clean[name], results[0][2][name]) for name in clean)
+
+
+def test_relu_in_place_is_bit_equal(monkeypatch):
+    gradients = []
+    for _ in range(2):
+        model = small()
+        x = torch.rand(B, 3, 32, 32, generator=torch.Generator().manual_seed(5)).requires_grad_()
+        F.cross_entropy(model(x), torch.arange(B) % 5).backward()
+        gradients.append([x.grad, *(p.grad for p in model.parameters())])
+        relu = F.relu
+        monkeypatch.setattr(F, "relu", lambda x, inplace=False, relu=relu: relu(x))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients))
+
+
+class Nowhere(contextlib.nullcontext):
+    """In place of torch's module tracker, whose hooks do not stand `autograd.grad`."""
+
+    parents = ("Global",)
+
+
+def test_counted_passes_match_the_flop_counter():
+    """Forward 1, input gradient 1, full backward 2; torch's counter sees the steps themselves."""
+    args = benchmark.parse(["--model", "res18", "--width", "8", "--batch-size", str(B), "--trigger-batch", str(T),
+                            "--steps", str(K), "--device", "cpu", "--num-query", str(M)])
+    args.graph = False
+    bench = benchmark.Bench(args, torch.device("cpu"))
+    for name in benchmark.OBJECTIVES:
+        for rendering in ("ours", "official"):
+            step = bench.ours(name, False)[0] if rendering == "ours" else bench.official(name)[0]
+            counter = FlopCounterMode(display=False)
+            counter.mod_tracker = Nowhere()
+            with counter:
+                step()
+            assert counter.get_total_flops() == pytest.approx(bench.flop(name, rendering), rel=0.01)
+
+
+def test_benchmark_writes_the_ratios(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "SECONDS", 0.01)
+    monkeypatch.setattr(benchmark, "VALIDATION", 50)
+    monkeypatch.setattr(benchmark, "TEST", 50)
+    file = tmp_path / "cost.json"
+    benchmark.main(["--model", "res18", "--width", "2", "--batch-size", "8", "--trigger-batch", "2", "--steps", "1",
+                    "--num-query", "4", "--device", "cpu", "--rounds", "1", "--components", "--json", str(file)])
+    result = json.loads(file.read_text())
+    named = {"margin_step_fp32", "margin_step_amp", "margin_epoch_fp32", "margin_epoch_amp", "soft_step_fp32",
+             "base_step_fp32"}
+    assert named <= set(result["ratios"]) and all(value > 0 for value in result["ratios"].values())
+    assert {(r["objective"], r["rendering"], r["precision"]) for r in result["rows"]} == {
+        (o, r, p) for o in benchmark.OBJECTIVES for r, p in (("official", "fp32"), ("ours", "fp32"), ("ours", "amp"))}
+    assert {p["component"] for p in result["components"]} >= {
+        "data", "clean pass", "ascent", "trigger pass", "optimiser", "evaluation"}
+    assert "margin_epoch_amp" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("mode", ["paper", "shared"])
+def test_recorded_graph_equals_ordinary_steps(mode):
+    results = []
+    for graph in (True, False):
+        torch.manual_seed(6)
+        model, batches, x_q, y_q = setting()
+        model = models.place(model, "cuda")
+        images = Images(batches.padded[:, 4:36, 4:36].permute(0, 3, 1, 2), batches.labels, batches.labels)
+        batches = Batches(images, B, True, "cuda")
+        objective = watermark(model, x_q.cuda(), y_q.cuda(), K, mode)
+        said = []
+        step = Step(model, objective, model, batches, lr=0.01, weight_decay=1e-4, graph=graph, log=said.append)
+        for epoch in range(3):
+            step.rate.fill_(0.01 / (epoch + 1))
+            for row in rows_of(batches, objective, seed=epoch):
+                step([part.cuda() for part in row])
+        assert not said and (step.recorded is not None) == graph
+        results.append((model.cpu(), step.take_sums()))
+    assert apart(results[0][0], results[1][0]) <= 1e-3
+    assert results[0][1] == pytest.approx(results[1][1], rel=1e-2)

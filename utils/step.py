@@ -1,0 +1,101 @@
+"""One step of training: batch, objective, backward pass, update and sums of the figures.
+
+The training loop and the benchmark share it. On CUDA the whole step, ascent included, is one graph that is recorded
+once and replayed: a step is then one launch instead of thousands.
+"""
+
+import torch
+
+from utils import distributed
+
+WARM_UP = 3  # steps before the recording; they are ordinary steps of the training
+
+
+class Step:
+    """`step(row)` trains on one row of an epoch's plan: (order, shift, flip, picks), see `data.Plan`.
+
+    `forward` maps pixels to logits; `rate` is the learning rate, a tensor on the device that `rate.fill_` sets;
+    `sums` adds up what the objective reports and stays on the device: nothing here waits for it.
+
+    With `graph` the row is copied into fixed buffers, and after a few ordinary steps the step is recorded as a CUDA
+    graph; where that fails `log` says so once and the ordinary steps go on. Elsewhere, and where several processes
+    train together, nothing is recorded.
+    """
+
+    def __init__(self, model, objective, forward, batches, *, lr, weight_decay, graph=False, log=print):
+        self.objective, self.forward, self.batches = objective, forward, batches
+        device = next(model.parameters()).device
+        fused = device.type in ("cpu", "cuda")
+        # a rate on the device: a recorded step reads it anew at every replay
+        self.rate = torch.tensor(float(lr), device=device if fused else "cpu")
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=self.rate, weight_decay=weight_decay, fused=fused)
+        self.sums = {}
+        self.parameters = list(model.parameters())
+        self.device, self.graph, self.log = device, graph, log
+        self.fixed, self.recorded, self.done = None, None, 0
+
+    def __call__(self, row) -> None:
+        if not self.graph:
+            self._step(row)
+            return
+        if self.fixed is None:
+            self.fixed = [part.clone() for part in row]
+        for fixed, part in zip(self.fixed, row):
+            fixed.copy_(part)
+        if self.recorded is not None:
+            self.recorded.replay()
+            return
+        if self.device.type == "cuda" and self.done >= WARM_UP and not distributed.several():
+            self._record()
+            if self.recorded is not None:
+                self.recorded.replay()
+                return
+        self._beside(self._step, self.fixed)
+        self.done += 1
+
+    def _step(self, row) -> None:
+        *place, picks = row
+        x, y = self.batches.batch(*place)
+        loss, stats = self.objective(self.forward, x, y, picks)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        distributed.add_gradients(self.parameters)
+        self.optimizer.step()
+        for name, value in stats.items():
+            if name not in self.sums:
+                self.sums[name] = torch.zeros_like(value)
+            self.sums[name].add_(value)
+
+    def _beside(self, call, *arguments) -> None:
+        """Call on a stream of its own, as what comes before a recording has to be."""
+        if self.device.type != "cuda":
+            call(*arguments)
+            return
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            call(*arguments)
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+
+    def _record(self) -> None:
+        """Record the step; nothing is computed meanwhile."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.synchronize(self.device)
+            with torch.cuda.graph(graph):
+                self._step(self.fixed)
+        except Exception as error:  # whatever a kernel, a hook or the allocator cannot do while recording
+            why = " ".join(str(error).split())[:120]
+            self.log(f"no CUDA graph ({type(error).__name__}: {why}): going on with ordinary steps")
+            self.graph = False
+            self.optimizer.zero_grad(set_to_none=True)
+            return
+        self.recorded = graph
+
+    def take_sums(self) -> dict:
+        """The sums as numbers; they start from zero again. This waits for the device."""
+        taken = {name: float(value) for name, value in self.sums.items()}
+        for value in self.sums.values():
+            value.zero_()  # in place: a recorded step adds to these very tensors
+        return taken
