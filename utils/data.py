@@ -201,10 +201,11 @@ def _decode(root: Path, files: list[str], skip_bad_images: bool):
 
     The decoded tensor is kept in `root/.decoded-<hash of all names and bytes>.npy` and used only if nothing changed.
     """
-    digest = hashlib.sha256(b"32x32 RGB bilinear 1")
+    digest, prefix = hashlib.sha256(b"32x32 RGB bilinear 1"), f"{root}/"
     for path in tqdm(files, desc="reading images", unit="image", disable=None, leave=False):
-        content = Path(path).read_bytes()
-        digest.update(f"{os.path.relpath(path, root)}\0{len(content)}\0".encode(errors="surrogateescape"))
+        with open(path, "rb", buffering=0) as file:
+            content = file.read()
+        digest.update(f"{path.removeprefix(prefix)}\0{len(content)}\0".encode(errors="surrogateescape"))
         digest.update(content)
     cache = root / f".decoded-{digest.hexdigest()[:32]}.npy"
     decoded = _read_cache(cache, len(files))
