@@ -169,7 +169,7 @@ def by_turns(calls: dict, rounds: int, device, seconds=SECONDS) -> dict:
     """{name: [seconds of a call in each round]}, warmed up, all contenders timed once in every round."""
     often, times = {}, {name: [] for name in calls}
     for name, call in calls.items():
-        timed(call, WARM_UP + 1, device)
+        timed(call, WARM_UP + 1 if device.type == "cuda" else 1, device)
         often[name] = min(200, max(1, math.ceil(seconds / timed(call, 1, device))))
     for _ in range(rounds):
         for name, call in calls.items():

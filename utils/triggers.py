@@ -87,15 +87,20 @@ def draw(trigger: Trigger, classes: list[str], path) -> None:
     shown = min(len(trigger), 100)
     columns = min(10, shown)
     rows = math.ceil(shown / columns)
-    figure = Figure(figsize=(1.25 * columns, 1.45 * rows + 0.4), layout="constrained")
-    figure.suptitle(f"trigger set: true label → assigned label ({shown} of {len(trigger)} shown)", fontsize=9)
-    axes = figure.subplots(rows, columns, squeeze=False)
+    size, gap, top = 32, 6, 18  # pixels: an image, the space beside it, the space for two lines above it
+    canvas = torch.full((3, rows * (size + top), columns * (size + gap)), 255, dtype=torch.uint8)
+    figure = Figure(figsize=(1.25 * columns, 1.7 * rows + 0.4))
+    ax = figure.add_axes((0, 0, 1, 1 - 0.4 / (1.7 * rows + 0.4)))  # one axes: a hundred take seconds to lay out
+    figure.suptitle(f"trigger set: true label → assigned label ({shown} of {len(trigger)} shown)", fontsize=9, y=0.995)
     short = [name if len(name) <= 9 else f"{name[:8]}…" for name in classes]
-    for i, ax in enumerate(axes.flat):
-        ax.axis("off")
-        if i < shown:
-            true = "+".join(short[t] for t in trigger.true_labels[i].tolist()) or "?"
-            ax.imshow(trigger.images[i].permute(1, 2, 0).numpy())
-            ax.set_title(f"{true}\n→ {short[int(trigger.labels[i])]}", fontsize=7, pad=2)
+    for i in range(shown):
+        row, column = divmod(i, columns)
+        y, x = row * (size + top) + top, column * (size + gap) + gap // 2
+        canvas[:, y : y + size, x : x + size] = trigger.images[i]
+        true = "+".join(short[t] for t in trigger.true_labels[i].tolist()) or "?"
+        title = f"{true}\n→ {short[int(trigger.labels[i])]}"
+        ax.text(x + size / 2, y - 2, title, fontsize=7, ha="center", va="bottom")
+    ax.imshow(canvas.permute(1, 2, 0).numpy(), aspect="equal")
+    ax.axis("off")
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=110, format="png")

@@ -1,0 +1,80 @@
+"""What an epoch costs against K, m, batch and width: `python -m figures.cost` writes figures/cost.json and cost.png."""
+
+import argparse
+import json
+from pathlib import Path
+
+from utils import benchmark
+from utils.refuse import plainly
+from utils.run import choose_device, prepare
+
+HERE = Path(__file__).resolve().parent
+# axis -> (flag of the benchmark, values); the other settings stay at the benchmark's flags
+AXES = {
+    "ascent steps K": ("steps", (0, 2, 5, 10)),
+    "triggers m": ("num_query", (20, 100, 500)),
+    "batch": ("batch_size", (64, 128, 256)),
+    "width": ("width", (4, 8, 16)),
+}
+STYLE = {("official", "fp32"): "C3s-", ("ours", "fp32"): "C0o-", ("ours", "amp"): "C2^-"}
+
+
+def sweep(args, device, write) -> None:
+    """Margin rows of the benchmark, one axis at a time; a setting that two axes share is measured once.
+
+    `write` gets all rows after each setting, so that a sweep that was stopped leaves what it measured.
+    """
+    rows, known = [], {}
+    for axis, (flag, values) in AXES.items():
+        for value in values:
+            setting = argparse.Namespace(**vars(args) | {flag: value})
+            key = json.dumps(vars(setting), sort_keys=True)
+            if key not in known:
+                known[key] = benchmark.measure(benchmark.Bench(setting, device), ["margin"], args.rounds)[0]
+            rows += [{"axis": axis, "value": value, **row} for row in known[key]]
+            print(axis, value, ", ".join(f"{r['s_per_epoch']:.0f} s" for r in known[key]), flush=True)
+            write(rows)
+
+
+def draw(result, path) -> None:
+    """Seconds an epoch against each axis."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    settings = result["settings"]
+    figure.suptitle(
+        f"seconds an epoch of margin training (49,000 images, estimated from steps): {settings['model']} width "
+        f"{settings['width']}, batch {settings['batch_size']} + {settings['trigger_batch']}, K = {settings['steps']}, "
+        f"{result['device']}, {result['threads']} thread(s)", fontsize=9)
+    for ax, axis in zip(figure.subplots(1, len(AXES)), AXES):
+        for (rendering, precision), style in STYLE.items():
+            points = [(r["value"], r["s_per_epoch"]) for r in result["rows"]
+                      if (r["axis"], r["rendering"], r["precision"]) == (axis, rendering, precision)]
+            ax.plot([x for x, _ in points], [y for _, y in points], style, label=f"{rendering} {precision}")
+        ax.set_xlabel(axis)
+        ax.set_ylim(bottom=0)
+        ax.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("s / epoch")
+    figure.axes[0].legend(fontsize=8)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=110)
+
+
+@plainly
+def main():
+    args = benchmark.parse()
+    device = choose_device(args.device)
+    args.graph = args.graph and device.type == "cuda"
+    prepare(0, deterministic=False, tf32=args.tf32)
+
+    def write(rows):
+        result = {**benchmark.surroundings(args, device), "rows": rows}
+        (HERE / "cost.json").write_text(json.dumps(result, indent=1) + "\n")
+        draw(result, HERE / "cost.png")
+
+    sweep(args, device, write)
+
+
+if __name__ == "__main__":
+    main()
