@@ -89,8 +89,9 @@ def draw(trigger: Trigger, classes: list[str], path) -> None:
     rows = math.ceil(shown / columns)
     size, gap, top = 32, 6, 18  # pixels: an image, the space beside it, the space for two lines above it
     canvas = torch.full((3, rows * (size + top), columns * (size + gap)), 255, dtype=torch.uint8)
-    figure = Figure(figsize=(1.25 * columns, 1.7 * rows + 0.4))
-    ax = figure.add_axes((0, 0, 1, 1 - 0.4 / (1.7 * rows + 0.4)))  # one axes: a hundred take seconds to lay out
+    width, height = 1.25 * columns, 1.25 * rows * (size + top) / (size + gap)  # inches, as the canvas is shaped
+    figure = Figure(figsize=(width, height + 0.25))
+    ax = figure.add_axes((0, 0, 1, height / (height + 0.25)))  # one axes: a hundred take seconds to lay out
     figure.suptitle(f"trigger set: true label → assigned label ({shown} of {len(trigger)} shown)", fontsize=9, y=0.995)
     short = [name if len(name) <= 9 else f"{name[:8]}…" for name in classes]
     for i in range(shown):
