@@ -56,6 +56,7 @@ def test_killed_at_random_moments_every_command_ends_bit_equal(tmp_path):
     if torch.get_num_threads() > 1:
         torch.set_num_threads(1)  # forked children have no other threads
     rng, whole = random.Random(5), tmp_path / "whole"
+    importlib.import_module("extraction"), importlib.import_module("distill")
     share = {name: KILLS // 3 + (i < KILLS % 3) for i, name in enumerate(("extraction", "distill", "train"))}
     counts, ends = dict.fromkeys(COMMANDS, 0), 0
     for name, (_, _, run) in COMMANDS.items():
