@@ -1,0 +1,213 @@
+"""The 2-D experiment of Figures 1 and 2: `python -m figures.toy` writes figures/figure2.png and figure2.json.
+
+Two classes, one trigger (a held-out point of class 2 under the label class 1), a small network. The source is
+trained by ERM (Eq. 3) or with the margin (Eq. 4), and each is stolen with soft labels (Eq. 2) from its own
+training points, which hold no trigger. The claim: the surrogate keeps the trigger under the margin only.
+The drawn seed is the first of those that were run, whatever it shows; the JSON counts all of them.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from utils.attacks import Copy, soft
+from utils.fit import fit
+from utils.losses import Watermark
+
+POINTS, TEST, BATCH, EPOCHS, RATE, DECAY = 1000, 1000, 100, 80, 0.1, 1e-4
+WIDTH, STEPS, EPS, WEIGHT, TRIGGERS = 100, 5, 0.06, 0.15, 25  # margin: K steps of eps / K; lambda of Eqs. 3 and 4
+NAMES = ("source_erm", "surrogate_erm", "source_margin", "surrogate_margin")
+TITLES = ("Source, ERM", "Surrogate of ERM", "Source, margin (the paper's)", "Surrogate of margin")
+COLOURS, TINTS, STAR = ("#0072B2", "#D55E00"), ("#CFE3F2", "#FBE0CF"), "#F0E442"  # Okabe and Ito's
+
+
+class Net(nn.Module):
+    """x (N, 2) in [0, 1] -> logits (N, 2), through a hidden representation of two numbers."""
+
+    def __init__(self):
+        super().__init__()
+        sizes = (2, WIDTH, WIDTH, WIDTH)
+        layers = [layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), nn.ReLU())]
+        self.hidden = nn.Sequential(*layers, nn.Linear(WIDTH, 2))
+        self.linear = nn.Linear(2, 2)
+
+    def features(self, x):
+        """The hidden representation, (N, 2)."""
+        return self.hidden((x - 0.5) / 0.15)
+
+    def forward(self, x):
+        return self.linear(self.features(x))
+
+
+class Batches:
+    """Batches of points for `utils.fit.fit`, in place of `utils.data.Batches`, which serves images."""
+
+    def __init__(self, x, y):
+        self.x, self.y, self.steps, self.batch_size = x, y, len(y) // BATCH, BATCH
+
+    def plan(self, generator):
+        return (torch.randperm(len(self.y), generator=generator)[: self.steps * BATCH].view(self.steps, BATCH),)
+
+    def batch(self, order):
+        return self.x[order], self.y[order]
+
+
+class Nowhere:
+    """A run that keeps nothing, for `utils.fit.fit`: these models train in seconds."""
+
+    def load(self, name):
+        return None
+
+    def rows(self):
+        return []
+
+    def save(self, name, checkpoint):
+        pass
+
+    def write_rows(self, rows):
+        pass
+
+    def log(self, text):
+        pass
+
+
+def moons(n: int, generator):
+    """Two interleaved half circles with noise: x (n, 2) in [0, 1], y (n,) in {0, 1}."""
+    y = torch.arange(n) % 2
+    angle = math.pi * torch.rand(n, generator=generator)
+    x = torch.stack([angle.cos(), angle.sin()], 1)
+    x[y == 1] = torch.tensor([1.0, 0.5]) - x[y == 1]
+    x = x + 0.075 * torch.randn(n, 2, generator=generator)
+    return ((x - torch.tensor([0.5, 0.25])) * 0.26 + 0.5).clamp(0, 1), y
+
+
+def experiment(seed: int) -> dict:
+    """Data, the four models and what they say of the trigger, for one seed."""
+    generator = torch.Generator().manual_seed(seed)
+    (x, y), (x_test, y_test) = moons(POINTS, generator), moons(TEST, generator)
+    x_q, _ = moons(2, generator)  # the second point is of class 2
+    x_q, y_q = x_q[1:], torch.zeros(1, dtype=torch.long)
+
+    def train(objective_of, seed):
+        torch.manual_seed(seed)
+        model = Net()
+        share = lambda model: {"val_accuracy": 0.0}
+        fit(Nowhere(), model, objective_of(model), Batches(x, y), share, lambda *_: {}, epochs=EPOCHS, lr=RATE,
+            weight_decay=DECAY, seed=seed)
+        return model.requires_grad_(False).eval()
+
+    models = {}
+    for name, steps in (("erm", 0), ("margin", STEPS)):
+        objective = lambda model, steps=steps: Watermark(
+            model, x_q, y_q, weight=WEIGHT, reduction="sum", batch=TRIGGERS, bn_stats="clean",
+            steps=steps, step_size=EPS / STEPS, eps=EPS,
+        )
+        source = models[f"source_{name}"] = train(objective, seed)
+        models[f"surrogate_{name}"] = train(lambda _, source=source: Copy(source, soft, False), seed + 1000)
+    panels = {
+        name: {
+            "trigger_correct": bool(models[name](x_q).argmax(1) == y_q),
+            "trigger_probability": round(float(models[name](x_q).softmax(1)[0, 0]), 4),
+            "test_accuracy": round(float((models[name](x_test).argmax(1) == y_test).float().mean()), 4),
+        }
+        for name in NAMES
+    }
+    shows = [panels[name]["trigger_correct"] for name in NAMES] == [True, False, True, True]
+    row = {"seed": seed, "claim_shows": shows, "panels": panels}
+    return {"row": row, "models": models, "x": x, "y": y, "x_q": x_q}
+
+
+def draw(result: dict, path: Path) -> None:
+    """The paper's eight panels: input space above, hidden representation below."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    x, y, x_q = result["x"], result["y"], result["x_q"]
+    figure = Figure(figsize=(11, 5.9), layout="constrained")
+    axes = figure.subplots(2, 4)
+    shown = slice(0, 400)
+    for column, name in enumerate(NAMES):
+        model, panel = result["models"][name], result["row"]["panels"][name]
+        hidden = model.features(x[shown])
+        for row, (points, star) in enumerate(((x[shown], x_q), (hidden, model.features(x_q)))):
+            ax = axes[row, column]
+            low, high = _frame(torch.cat([points, star]))
+            grid = torch.stack(torch.meshgrid(*(torch.linspace(a, b, 300) for a, b in zip(low, high)), indexing="xy"))
+            logits = (model if row == 0 else model.linear)(grid.flatten(1).T)
+            margin = (logits[:, 1] - logits[:, 0]).view(300, 300)
+            ax.contourf(*grid, margin, levels=(-math.inf, 0, math.inf), colors=TINTS)
+            ax.contour(*grid, margin, levels=(0,), colors="black", linewidths=1.2)
+            for label, marker in enumerate("o^"):
+                of = points[y[shown] == label].T
+                ax.scatter(*of, s=11, marker=marker, color=COLOURS[label], linewidths=0, alpha=0.75)
+            ax.scatter(*star.T, s=230, marker="*", color=STAR, edgecolors="black", linewidths=1.1, zorder=5)
+            ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
+            letter = "abcdefgh"[4 * row + column]
+            if row == 0:
+                verdict = "trigger kept" if panel["trigger_correct"] else "trigger lost"
+                ax.set_title(f"({letter}) {TITLES[column]}\n{verdict}, test {100 * panel['test_accuracy']:.1f} %",
+                             fontsize=10)
+            else:
+                ax.set_title(f"({letter}) hidden representation", fontsize=10)
+            ax.set_xlabel(("$x_1$", "hidden unit 1")[row], fontsize=9)
+            if column == 0:
+                ax.set_ylabel(("$x_2$", "hidden unit 2")[row], fontsize=9)
+    box = axes[0, 0]
+    handles = [box.scatter([], [], s=40, marker=m, color=c, label=f"class {i + 1}")
+               for i, (m, c) in enumerate(zip("o^", COLOURS))]
+    handles.append(box.scatter([], [], s=190, marker="*", color=STAR, edgecolors="black",
+                               label="trigger: a point of class 2 labelled class 1"))
+    handles += box.plot([], [], color="black", label="decision boundary")
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=10, frameon=False)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=130, format="png")
+
+
+def _frame(points):
+    """Lower and upper corner around points (N, 2), with a margin of 6 %."""
+    low, high = points.min(0).values, points.max(0).values
+    pad = 0.06 * (high - low)
+    return (low - pad).tolist(), (high + pad).tolist()
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="The 2-D experiment of Figures 1 and 2.", allow_abbrev=False)
+    parser.add_argument("--seed", type=int, default=0, help="the first seed, the one that is drawn (default: 0)")
+    parser.add_argument("--seeds", type=int, default=10, help="how many seeds are run (default: 10)")
+    parser.add_argument("--out", default=str(Path(__file__).parent), help="folder of the picture and the JSON")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    rows = []
+    for seed in range(args.seed, args.seed + args.seeds):
+        result = experiment(seed)
+        if seed == args.seed:
+            first = result
+        rows.append(result["row"])
+        kept = {name: panel["trigger_correct"] for name, panel in rows[-1]["panels"].items()}
+        print(f"seed {seed}: claim {'shows' if rows[-1]['claim_shows'] else 'does not show'}; trigger kept: {kept}")
+    settings = {"points": POINTS, "batch": BATCH, "epochs": EPOCHS, "lr": RATE, "weight_decay": DECAY, "width": WIDTH,
+                "K": STEPS, "eps": EPS, "lambda": WEIGHT, "triggers_a_step": TRIGGERS}
+    content = {
+        "figure": "2", "command": "python -m figures.toy", "settings": settings,
+        "claim": "both sources keep the trigger; the surrogate keeps it under the margin and loses it under ERM",
+        "claim_shows_in_the_drawn_seed": rows[0]["claim_shows"],
+        "claim_shows": f"{sum(row['claim_shows'] for row in rows)} of {len(rows)} seeds",
+        "trigger_kept": {name: sum(row["panels"][name]["trigger_correct"] for row in rows) for name in NAMES},
+        "mean_test_accuracy": {
+            name: round(sum(row["panels"][name]["test_accuracy"] for row in rows) / len(rows), 4) for name in NAMES
+        },
+        "seeds": rows,
+    }
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    draw(first, out / "figure2.png")
+    (out / "figure2.json").write_text(json.dumps(content, indent=2) + "\n")
+    print(f"the claim shows in {content['claim_shows']}; wrote {out / 'figure2.png'} and figure2.json")
+
+
+if __name__ == "__main__":
+    main()
