@@ -15,9 +15,10 @@ from utils.run import Run, choose_device, find, load, pack, prepare, run_name, s
 def main():
     args = train_args()
     device = choose_device(args.device)
-    run = Run(f"{args.dir}/{run_name(args, args.model_type)}", vars(args), "another -msg")
-    run.check(args.overwrite)
     data = datasets.load(args.dataset, args.data_dir, args.train_size, args.skip_bad_images)
+    settings = vars(args) | {"data_sha256": data.sha256}
+    run = Run(f"{args.dir}/{run_name(args, args.model_type)}", settings, "another -msg")
+    run.check(args.overwrite)
     trigger, validation = build_triggers(args, data, device)
     if args.batch_size > len(data.train.labels):
         raise Refusal(f"--batch-size {args.batch_size}: there are only {len(data.train.labels)} training images")

@@ -1,1 +1,1 @@
-"""The paper's tables and figures, and what makes them. Imports go one way: figures -> utils -> models."""
+"""Commands that make the project's pictures and tables: `python -m figures.<name>`."""

@@ -37,7 +37,8 @@ def _message(text):
     return text
 
 
-COUNT, POSITIVE, SHARE = _number(int, 1), _number(float, 0, open_low=True), _number(float, 0, 1)
+# rates beyond float32's range would be an error of torch's
+COUNT, POSITIVE, SHARE = _number(int, 1), _number(float, 0, 1e38, open_low=True), _number(float, 0, 1)
 
 
 def _parser(description: str, folder_flags) -> Parser:
@@ -57,7 +58,7 @@ def _parser(description: str, folder_flags) -> Parser:
     p.add_argument("-ep", "--epoch", type=COUNT, default=200, help="epochs; the rate falls at 1/2 and 3/4 of them")
     p.add_argument("--batch-size", type=COUNT, default=128, help="images a step")
     p.add_argument("--lr", type=POSITIVE, default=0.1, help="initial learning rate")
-    p.add_argument("--weight-decay", type=_number(float, 0), default=1e-4, help="weight decay")
+    p.add_argument("--weight-decay", type=_number(float, 0, 1e38), default=1e-4, help="weight decay")
     p.add_argument("--width", type=COUNT, default=64, help="channels of the first stage; 64 is the published size")
     p.add_argument("--select", default="val", choices=("val", "last"),
                    help="checkpoint that is reported, and attacked: best on validation images, or the last")

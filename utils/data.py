@@ -1,9 +1,11 @@
 """Data sets as uint8 tensors, their fixed split, and batches that are augmented on the device."""
 
+import contextlib
 import hashlib
 import io
 import os
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +53,14 @@ class Data:
     std: tuple
     flip: bool = True
     notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of all training and held-out images and labels: runs on other data are other runs."""
+        digest = hashlib.sha256()
+        for part in (*self.train, *self.held_out):
+            digest.update(part.contiguous().numpy())
+        return digest.hexdigest()
 
 
 def load(name: str, root="data", train_size: int | None = None, skip_bad_images: bool = False) -> Data:
@@ -119,6 +129,7 @@ def _torchvision(name: str, root: Path):
     archive = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}.get(
         name, "train_32x32.mat and test_32x32.mat"
     )
+    made = not root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
         if name == "svhn":
@@ -130,6 +141,9 @@ def _torchvision(name: str, root: Path):
     except PermissionError:
         raise
     except Exception as error:  # torchvision raises many kinds: URLError, RuntimeError, EOFError, ...
+        if made:
+            with contextlib.suppress(OSError):
+                root.rmdir()
         raise Refusal(
             f"data set {name}: {archive} is neither in {root.resolve()} nor could it be downloaded or read "
             f"({type(error).__name__}: {str(error)[:120]}); download it elsewhere, place it in that folder "
@@ -201,9 +215,12 @@ def _decode(root: Path, files: list[str], skip_bad_images: bool):
 
     The decoded tensor is kept in `root/.decoded-<hash of all names and bytes>.npy` and used only if nothing changed.
     """
-    digest = hashlib.sha256(b"32x32 RGB bilinear 1")
+    digest = hashlib.sha256(b"32x32 RGB bilinear 2")
     for path in tqdm(files, desc="reading images", unit="image", disable=None, leave=False):
-        content = Path(path).read_bytes()
+        try:
+            content = Path(path).read_bytes()
+        except OSError:
+            content = b""  # no image either way; named below
         digest.update(f"{os.path.relpath(path, root)}\0{len(content)}\0".encode(errors="surrogateescape"))
         digest.update(content)
     cache = root / f".decoded-{digest.hexdigest()[:32]}.npy"
@@ -239,6 +256,8 @@ def decode(content: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(content)) as picture:
         if picture.width * picture.height > 50_000_000:
             raise ValueError("larger than 50 megapixels")
+        if picture.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion would clip them to white
+            picture = picture.convert("I").point(lambda value: value / 256).convert("L")
         picture = picture.convert("RGB")
         if picture.size != (SIZE, SIZE):
             picture = picture.resize((SIZE, SIZE), Image.Resampling.BILINEAR)

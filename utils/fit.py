@@ -41,15 +41,17 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
         state = latest["training"]
         if twin:
             twin.restore(state["clean"])
-        run.log(f"continuing in epoch {state['epoch'] + 1} of {epochs}, step {state['step'] + 1}")
+        if state["epoch"] < epochs:
+            run.log(f"continuing in epoch {state['epoch'] + 1} of {epochs}, step {state['step'] + 1}")
     rows = run.rows()[: state["epoch"]]
     best, sums = state["best"], {k: v.to(device) for k, v in state["sums"].items()}
 
     def save(name, epoch, row, **training):
-        run.save(name, snapshot(model, epoch, row) | training)
+        # the clean twin first: a kill in between must not leave a finished `latest` without it
         if twin and not (name == "latest" and epoch + 1 < epochs):
             with twin.cleaned():
                 run.save(f"{name}_clean", snapshot(model, epoch, row))
+        run.save(name, snapshot(model, epoch, row) | training)
 
     def save_latest(epoch, row, position):
         save("latest", epoch, row, training=position | {"best": best, "clean": twin.state() if twin else {}})
@@ -84,17 +86,14 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
                 bar.update()
                 if stop and step + 1 < batches.steps:
                     kept = {name: value.cpu() for name, value in sums.items()}
+                    _check_finite(model, float(kept["loss"]), epoch)
                     spent = seconds + time.perf_counter() - began
                     save_latest(epoch, {}, {"epoch": epoch, "step": step + 1, "sums": kept, "seconds": spent})
                     _end(stop, epoch)
             means = {name: float(value) / batches.steps for name, value in sums.items()}
             sums = {}
             seconds += time.perf_counter() - began
-            if not math.isfinite(means["loss"]):
-                raise Refusal(
-                    f"the loss is not finite in epoch {epoch + 1}: pass a lower --lr or -v with another message; "
-                    "the last good checkpoint is intact"
-                )
+            _check_finite(model, means["loss"], epoch)
             row = {"epoch": epoch + 1, "lr": rate, **means, **evaluate(model)}
             if twin:
                 with twin.cleaned():
@@ -115,6 +114,15 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
             save_latest(epoch, row, {"epoch": epoch + 1, "step": 0, "sums": {}, "seconds": 0.0})
             if stop and epoch + 1 < epochs:
                 _end(stop, epoch)
+
+
+def _check_finite(model, loss: float, epoch: int) -> None:
+    """Refuse a loss that is not finite, and weights that are not: the last step's show in no loss of its epoch."""
+    if not math.isfinite(loss) or not all(bool(t.isfinite().all()) for t in model.state_dict().values()):
+        raise Refusal(
+            f"the loss is not finite in epoch {epoch + 1}: pass a lower --lr or -v with another message; "
+            "the last good checkpoint is intact"
+        )
 
 
 def precise(model, amp: bool):

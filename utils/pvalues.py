@@ -54,9 +54,10 @@ def benign_rate(hits: int, n: int, benign_hits: int, benign_n: int, confidence: 
 
 
 def student_t(t: float, df: int) -> float:
-    """log10 P(T_df >= t), in logs: for t > 0 half the regularised incomplete beta function, by its series."""
-    if t <= 0:
-        return float(stats.t.logsf(t, df)) / LOG10
+    """log10 P(T_df >= t); where scipy's tail nears underflow, half the incomplete beta function by its series."""
+    tail = float(stats.t.sf(t, df))
+    if tail > 1e-100:
+        return math.log10(tail)
     x = 1 / (1 + t * t / df)
     log_series = math.log(float(special.hyp2f1(df / 2, 0.5, df / 2 + 1, x)))
     log_beta = -df / 2 * math.log1p(t * t / df) - math.log(df / 2) - float(special.betaln(df / 2, 0.5))

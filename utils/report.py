@@ -5,7 +5,7 @@ from pathlib import Path
 from utils import metrics, pvalues
 from utils.data import Images
 from utils.refuse import Refusal
-from utils.run import Run, find, load, read_json, unpack
+from utils.run import Run, digest, find, load, read_json, unpack
 from utils.triggers import Trigger
 
 
@@ -91,9 +91,10 @@ def rows_of_run(folder, judge: Judge, device, select: str | None = None) -> list
 
 
 def surrogates(source_folder) -> list[Path]:
-    """Folders of finished attacks below a source run."""
-    found = sorted(p.parent for p in Path(source_folder).glob("*/summary.json"))
-    return [p for p in found if (read_json(p / "summary.json") or {}).get("role") == "surrogate"]
+    """Folders of finished attacks below a source run, on the checkpoints that it holds now."""
+    found = {p.parent: read_json(p) or {} for p in sorted(Path(source_folder).glob("*/summary.json"))}
+    present = {digest(p) for p in Path(source_folder).glob("checkpoints/checkpoint_[nl]a*.pt")} if found else ()
+    return [p for p, s in found.items() if s.get("role") == "surrogate" and s.get("source_sha256") in present]
 
 
 def table(rows: list[dict]) -> str:

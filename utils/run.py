@@ -66,8 +66,12 @@ class Run:
 
     def check(self, overwrite: bool) -> None:
         """Refuse a folder that holds a run with other settings. Makes nothing."""
+        if overwrite:
+            return
         there = read_json(self.path / "run.json")
-        if there is None or overwrite:
+        if there is None:
+            if any(self.checkpoints.glob("checkpoint_*.pt")):
+                raise Refusal(f"{self.path} holds checkpoints of another program: pass {self.hint} or --overwrite")
             return
         old = there.get("settings", {})
         differ = [k for k in self.settings if old.get(k) != self.settings[k]]
@@ -87,7 +91,10 @@ class Run:
         except OSError as error:
             raise Refusal(f"{self.path} is in use by another process; wait for it or pass {self.hint}") from error
         if overwrite:
-            for old in [self.path / name for name in OWN_FILES] + list(self.checkpoints.glob("checkpoint_*.pt")):
+            # what lets a run end or go on is removed first, its settings last: a kill in between does no harm
+            first = [self.path / "summary.json", self.checkpoints / "checkpoint_latest.pt"]
+            last = [self.path / name for name in reversed(OWN_FILES)]
+            for old in [*first, *self.checkpoints.glob("checkpoint_*.pt"), *last]:
                 old.unlink(missing_ok=True)
         for partial in (*self.path.glob(".*.partial"), *self.checkpoints.glob(".*.partial")):
             partial.unlink()
@@ -136,11 +143,15 @@ class Run:
 
 def surroundings(device: torch.device) -> dict:
     """Command line, commit, device and versions of this process."""
-    git = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    try:
+        git = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
+        commit = git.stdout.strip() or None
+    except OSError:  # no git on this machine
+        commit = None
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "command": sys.argv,
-        "git_commit": git.stdout.strip() or None,
+        "git_commit": commit,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "device": device.type,
         "device_name": name,
@@ -270,7 +281,8 @@ def _trigger(state: dict) -> Trigger:
     if images.shape != (len(labels), 3, 32, 32) or len(true) != len(labels):
         raise ValueError("trigger images, labels and true labels do not fit together")
     sources = state.get("sources", empty).long()
-    return Trigger(images.to(torch.uint8), labels, true.view(len(labels), -1), sources)
+    true = true.view(len(labels), -1) if true.numel() else empty
+    return Trigger(images.to(torch.uint8), labels, true, sources)
 
 
 def find(folder, select: str = "val", statistics: str = "paper") -> Path:

@@ -26,15 +26,15 @@ def steal(args, attack: str, folder: str, loss, needs_labels: bool) -> None:
     source, trigger = unpack(checkpoint, source_path, device)
     about = checkpoint.get("about", {})
     check_source(args, checkpoint, trigger, source_path)
-    settings = vars(args) | {"source_checkpoint": digest(source_path), "attack": attack}
-    run = Run(source_folder / f"{folder}{args.additional_message}", settings, "another -admsg")
-    run.check(args.overwrite)
-
-    size = args.train_size or (about.get("train_size") if args.dataset_source == args.dataset else None)
-    own = datasets.load(args.dataset_source, args.data_dir_source, size, args.skip_bad_images)
     same = (args.dataset_source, args.data_dir_source) == (args.dataset, args.data_dir)
+    size = args.train_size or (about.get("train_size") if same else None)
+    own = datasets.load(args.dataset_source, args.data_dir_source, size, args.skip_bad_images)
     home = own if same else datasets.load(args.dataset, args.data_dir, None, args.skip_bad_images)
     check_data(args, own, home, about, len(source[1].linear.bias), needs_labels)
+    settings = vars(args) | {"attack": attack, "source_sha256": digest(source_path)}
+    settings |= {"data_sha256": home.sha256, "data_source_sha256": own.sha256}
+    run = Run(source_folder / f"{folder}{args.additional_message}", settings, "another -admsg")
+    run.check(args.overwrite)
     validation = triggers.validation(home, trigger)
     uniform = about.get("label_strategy", "random") == "random"
     judge = report.Judge(trigger, len(home.classes), uniform, args.benign, device)
@@ -62,6 +62,7 @@ def steal(args, attack: str, folder: str, loss, needs_labels: bool) -> None:
     summary = {
         "role": "surrogate", "dataset": home.name, "dataset_source": own.name, "model": args.model_type,
         "width": args.width, "attack": attack, "teacher_bn": args.teacher_bn, "source": source_folder.name,
+        "source_sha256": settings["source_sha256"],
         "seed": args.seed, "epochs": args.epoch, "select": args.select, "chosen_epoch": load(best)["epoch"] + 1,
         **report.measure(best, judge, home.test, device), "clean": None,
     }

@@ -55,6 +55,8 @@ def build(held_out: Images, m: int, k: int, classes: int, seed: int, strategy="r
     scores = torch.rand(m, classes, generator=generator, dtype=torch.float64)  # the largest is uniform
     if strategy != "random":
         scores = predict(images).double().cpu() * (1 if strategy == "highest" else -1)
+        if scores.shape[1] != classes:
+            raise Refusal(f"--label-model answers with {scores.shape[1]} classes, the data set has {classes}")
     labels = scores.masked_fill(forbidden, -math.inf).argmax(1)
     trigger = Trigger(images, labels, true_labels, held_out.indices[taken])
     return trigger, held_out.pick(order[m * k :])

@@ -1,0 +1,86 @@
+"""`python -m figures.rows DIR`: every finished run below a folder as rows of one table, seeds side by side.
+
+Runs that differ in seed and tag alone share a row: mean +- sd of the accuracies, hits and log10 p (T1) of each seed,
+and the harmonic mean of the p-values over seeds, as the paper aggregates them (not valid for a decision).
+`--out NAME` writes NAME.md and NAME.json as well.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+from utils import pvalues
+from utils.refuse import Refusal, plainly
+
+SAME = ("dataset", "dataset_source", "model", "width", "epochs", "train_size", "bn_stats", "select", "trigger_size")
+
+
+def collect(folder: Path) -> list[dict]:
+    """One row for each kind of run below `folder`, its seeds in lists."""
+    groups = {}
+    for path in sorted(folder.glob("**/summary.json")):
+        summary = json.loads(path.read_text())
+        about = json.loads((path.parent / "run.json").read_text())
+        tt = about["settings"]["train_type"]
+        for view, figures in (("paper", summary), ("clean", summary.get("clean"))):
+            if not figures:
+                continue
+            kind = f"{summary['role']} {summary.get('attack') or ''}".strip()
+            of = {"none": "no watermark", "base": "ERM", "margin": "margin"}[tt]
+            key = (of, kind, summary.get("teacher_bn", view), *(str(summary.get(name)) for name in SAME))
+            groups.setdefault(key, []).append((figures, summary, about))
+    rows = []
+    for key, found in groups.items():
+        figures = [f for f, _, _ in found]
+        t1 = [f["log10_p"]["T1"] for f in figures]
+        rows.append({
+            "watermark": key[0], "role": key[1], "statistics": key[2], "seeds": [s["seed"] for _, s, _ in found],
+            "test_accuracy": [f["test_accuracy"] for f in figures],
+            "trigger_hits": [f["trigger_hits"] for f in figures], "trigger_size": figures[0]["trigger_size"],
+            "log10_T1": t1, "log10_T1_conservative": [f["log10_p"]["T1_conservative"] for f in figures],
+            "log10_T1_harmonic_mean": None if None in t1 else pvalues.harmonic_mean(t1),
+            "commands": [" ".join(about["command"]) for _, _, about in found],
+            **{name: found[0][1].get(name) for name in SAME if name != "trigger_size"},
+            **{name: found[0][2][name] for name in ("device", "torch", "threads", "git_commit")},
+        })
+    order = {"no watermark": 0, "ERM": 1, "margin": 2}
+    return sorted(rows, key=lambda row: (order[row["watermark"]], "surrogate" in row["role"]))
+
+
+def markdown(rows: list[dict]) -> str:
+    """The rows as a Markdown table; accuracies in per cent."""
+    lines = ["| watermark | role | statistics | seeds | test % | triggers | log10 p (T1) | T1 cons. | harmonic mean |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for row in rows:
+        accuracy = [100 * a for a in row["test_accuracy"]]
+        spread = f" ± {statistics.stdev(accuracy):.2f}" if len(accuracy) > 1 else ""
+        hits = ", ".join(f"{k}/{row['trigger_size']}" for k in row["trigger_hits"])
+        cells = [row["watermark"], row["role"], row["statistics"], len(row["seeds"]),
+                 f"{statistics.mean(accuracy):.2f}{spread}", hits, numbers(row["log10_T1"]),
+                 numbers(row["log10_T1_conservative"]), numbers([row["log10_T1_harmonic_mean"]])]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def numbers(values) -> str:
+    return ", ".join("-" if v is None else f"{v:.2f}" for v in values)
+
+
+@plainly
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dir", type=Path, help="folder of runs, for example experiments")
+    parser.add_argument("--out", type=Path, help="write this name with .md and .json")
+    args = parser.parse_args(argv)
+    rows = collect(args.dir)
+    if not rows:
+        raise Refusal(f"there is no finished run in {args.dir}: train one first or name another folder")
+    print(markdown(rows))
+    if args.out:
+        args.out.with_suffix(".md").write_text(markdown(rows) + "\n")
+        args.out.with_suffix(".json").write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
