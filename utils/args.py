@@ -139,7 +139,7 @@ def extraction_args(argv=None):
                    help="attacks that start from a model: this finished attack below the source's folder (for example "
                    "extraction); default: the source")
     p.add_argument("--finetune", default="ftal", choices=tuple(attacks.FINETUNES),
-                   help="-at finetune, fineprune: all or last layer (al, ll), last layer kept or re-initialised (ft, rt)")
+                   help="-at finetune, fineprune: all or last layer (al, ll), the last kept or re-initialised (ft, rt)")
     p.add_argument("--criterion", default="activation", choices=tuple(edit.CRITERIA),
                    help="-at prune, fineprune: channels of least activation in each layer, or smallest weights of all")
     p.add_argument("--ratios", type=SHARE, nargs="+", default=[0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
