@@ -12,7 +12,7 @@ from utils.steal import steal
 def main():
     args = distill_args()
     loss = partial(attacks.distill, alpha=args.alpha, temperature=args.temp)
-    steal(args, "distill", "distillation", loss, needs_labels=True)
+    steal(args, "distill", "distillation", lambda model, source: attacks.Copy(source, loss, True), needs_labels=True)
 
 
 if __name__ == "__main__":

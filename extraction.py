@@ -3,14 +3,22 @@
 from utils import attacks
 from utils.args import extraction_args
 from utils.refuse import plainly
-from utils.steal import steal
+from utils.steal import remove, steal, sweep
 
 
 @plainly
 def main():
     args = extraction_args()
-    loss, needs_labels = attacks.extraction_loss(args.attack, args.alpha)
-    steal(args, args.attack, "extraction", loss, needs_labels)
+    if args.attack in ("prune", "quantize"):
+        sweep(args)
+    elif args.attack in ("finetune", "fineprune"):
+        remove(args)
+    else:
+        loss, needs_labels = attacks.extraction_loss(args.attack, args.alpha)
+        steps = args.steps if args.attack == "margin" else 0
+        ball = {"steps": steps, "step_size": args.step_size / 255, "eps": args.eps / 255}
+        copy = lambda model, source: attacks.Copy(source, loss, needs_labels, **ball)
+        steal(args, args.attack, "extraction", copy, needs_labels)
 
 
 if __name__ == "__main__":

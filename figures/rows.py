@@ -21,6 +21,8 @@ def collect(folder: Path) -> list[dict]:
     groups = {}
     for path in sorted(folder.glob("**/summary.json")):
         summary = json.loads(path.read_text())
+        if summary.get("role") == "edited":  # pruned or quantised: rows of their own, made by figures.make
+            continue
         about = json.loads((path.parent / "run.json").read_text())
         tt = about["settings"]["train_type"]
         for view, figures in (("paper", summary), ("clean", summary.get("clean"))):

@@ -4,7 +4,7 @@ import argparse
 import math
 
 import models
-from utils import attacks, batchnorm, data, losses, triggers
+from utils import attacks, batchnorm, data, edit, losses, triggers
 from utils.refuse import Refusal
 
 TRAIN_TYPES = ("none", "base", "margin")
@@ -128,14 +128,38 @@ def distill_args(argv=None):
 
 def extraction_args(argv=None):
     """Flags of extraction.py."""
-    p = _attack_parser("Extract a surrogate from a source through its answers (Eqs. 2 and 5).")
-    p.add_argument("-at", "--attack", default="soft", choices=tuple(attacks.EXTRACTIONS),
-                   help="soft: its probabilities; hard: its labels; reg: probabilities and true labels")
+    p = _attack_parser("Extract a surrogate from a source through its answers (Eqs. 2, 5 and 7), or edit a copy of it.")
+    p.set_defaults(model_type=None)
+    p.add_argument("-at", "--attack", default="soft", choices=(*attacks.EXTRACTIONS, *attacks.REMOVALS),
+                   help="soft: its probabilities; hard: its labels; reg: probabilities and true labels; margin: "
+                   "probabilities at the least sure point of a ball (Eq. 7); finetune, fineprune, prune and quantize "
+                   "start from the model itself")
     p.add_argument("-dsrc", "--dataset-source", choices=data.NAMES,
                    help="data set of the thief's images (default: the source's own)")
     p.add_argument("--data-dir-source", help="folder of the thief's images (default: --data-dir)")
     p.add_argument("-a", "--alpha", type=SHARE, default=0.3, help="-at reg: weight of the source's answers")
+    p.add_argument("--steps", type=COUNT, default=5, help="-at margin: ascent steps")
+    p.add_argument("--step-size", type=_number(float, 0, 255), default=1.0, help="-at margin: step in 1/255")
+    p.add_argument("--eps", type=_number(float, 0, 255), help="-at margin: radius in 1/255 (default: steps * step)")
+    p.add_argument("--on", type=_message, default="", metavar="FOLDER",
+                   help="attacks that start from a model: this finished attack below the source's folder (for example "
+                   "extraction); default: the source")
+    p.add_argument("--finetune", default="ftal", choices=tuple(attacks.FINETUNES),
+                   help="-at finetune, fineprune: all or last layer (al, ll), the last kept or re-initialised (ft, rt)")
+    p.add_argument("--criterion", default="activation", choices=tuple(edit.CRITERIA),
+                   help="-at prune, fineprune: channels of least activation in each layer, or smallest weights of all")
+    p.add_argument("--ratios", type=SHARE, nargs="+", default=[0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
+                   help="-at prune: pruned shares, a row each")
+    p.add_argument("--ratio", type=SHARE, default=0.5, help="-at fineprune: pruned share")
+    p.add_argument("--bits", type=_number(int, 2, 16), nargs="+", default=[8, 4, 2],
+                   help="-at quantize: bits of a weight, a row each")
     args = p.parse_args(argv)
+    edits = args.attack in attacks.REMOVALS
+    if args.on and not edits:
+        raise Refusal(f"--on {args.on}: -at {args.attack} starts from random weights; --on is for an attack that edits")
+    args.model_type = args.model_type or ("" if edits else "res18")  # an edited model keeps its architecture
     args.dataset_source = args.dataset_source or args.dataset
     args.data_dir_source = args.data_dir_source or args.data_dir
+    if args.eps is None:
+        args.eps = args.steps * args.step_size
     return args

@@ -1,0 +1,39 @@
+"""Energy and margin bound against closed forms."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from utils import analyze
+
+
+def test_energy_of_hand_made_logits():
+    logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]])
+    assert analyze.energy(logits).tolist() == pytest.approx([-math.log(2), -math.log(4)])
+    assert analyze.energy(torch.zeros(1, 4), temperature=2.0).item() == pytest.approx(-2 * math.log(4))
+
+
+def test_filter_refuses_a_twentieth_of_clean_images_and_what_lies_above():
+    clean = torch.arange(1001.0)
+    assert analyze.refused(clean, clean) == pytest.approx(0.05, abs=0.001)
+    assert analyze.refused(clean, torch.tensor([0.0, 949.0, 951.0, 2000.0])) == 0.5
+
+
+def test_margin_bound_of_a_linear_model_is_its_closed_form():
+    torch.manual_seed(0)
+    linear = nn.Linear(12, 2, dtype=torch.float64)
+    nn.init.uniform_(linear.weight, -1, 1)
+    model = nn.Sequential(nn.Flatten(), linear)
+    x = 0.5 + 0.05 * torch.randn(20, 3, 2, 2, dtype=torch.float64)  # far from the clamp at 0 and 1
+    logits = model(x)
+    w = linear.weight[0] - linear.weight[1]
+    exact = (logits[:, 0] - logits[:, 1]).abs() / w.abs().sum()
+    y = logits.argmax(1)
+    exact = exact.detach()
+    inside = exact < analyze.GRID * analyze.CELLS
+    assert inside.sum() > 5
+    bound = analyze.margin_bound(model, x, y)
+    assert ((bound - exact)[inside] >= 0).all() and ((bound - exact)[inside] <= analyze.GRID + 1e-9).all()
+    assert (analyze.margin_bound(model, x, 1 - y) == 0).all()  # a failed trigger has no margin
