@@ -2,7 +2,8 @@
 
 Runs that differ in seed and tag alone share a row: mean +- sd of the accuracies, hits and log10 p (T1) of each seed,
 and the harmonic mean of the p-values over seeds, as the paper aggregates them (not valid for a decision).
-`--out NAME` writes NAME.md and NAME.json as well.
+`--last` measures the triggers on the last checkpoints instead of those that the runs chose; `--out NAME` writes
+NAME.md and NAME.json as well.
 """
 
 import argparse
@@ -10,14 +11,15 @@ import json
 import statistics
 from pathlib import Path
 
-from utils import pvalues
+from utils import pvalues, report
 from utils.refuse import Refusal, plainly
+from utils.run import find, load, unpack
 
 SAME = ("dataset", "dataset_source", "model", "width", "epochs", "train_size", "bn_stats", "select", "trigger_size")
 
 
-def collect(folder: Path) -> list[dict]:
-    """One row for each kind of run below `folder`, its seeds in lists."""
+def collect(folder: Path, last: bool = False) -> list[dict]:
+    """One row for each kind of run below `folder`, its seeds in lists; `last`: of the last checkpoints."""
     groups = {}
     for path in sorted(folder.glob("**/summary.json")):
         summary = json.loads(path.read_text())
@@ -25,7 +27,10 @@ def collect(folder: Path) -> list[dict]:
             continue
         about = json.loads((path.parent / "run.json").read_text())
         tt = about["settings"]["train_type"]
-        for view, figures in (("paper", summary), ("clean", summary.get("clean"))):
+        views = {"paper": summary, "clean": summary.get("clean")}
+        if last:
+            views = dict(zip(views, at_last(path.parent)))
+        for view, figures in views.items():
             if not figures:
                 continue
             kind = f"{summary['role']} {summary.get('attack') or ''}".strip()
@@ -50,16 +55,28 @@ def collect(folder: Path) -> list[dict]:
     return sorted(rows, key=lambda row: (order[row["watermark"]], "surrogate" in row["role"]))
 
 
+def at_last(run: Path) -> list[dict]:
+    """Figures of a run's last checkpoint, and of its clean twin where there is one; no test accuracy."""
+    source = run if (run / "triggers.pt").exists() else run.parent
+    path = find(source, "last")
+    checkpoint = load(path)
+    _, trigger = unpack(checkpoint, path)
+    uniform = checkpoint["about"]["label_strategy"] == "random"
+    judge = report.Judge(trigger, len(checkpoint["about"]["classes"]), uniform)
+    return [row | {"test_accuracy": None} for row in report.rows_of_run(run, judge, "cpu", "last")]
+
+
 def markdown(rows: list[dict]) -> str:
     """The rows as a Markdown table; accuracies in per cent."""
     lines = ["| watermark | role | statistics | seeds | test % | triggers | log10 p (T1) | T1 cons. | harmonic mean |",
              "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     for row in rows:
-        accuracy = [100 * a for a in row["test_accuracy"]]
+        accuracy = [100 * a for a in row["test_accuracy"] if a is not None]
+        mean = f"{statistics.mean(accuracy):.2f}" if accuracy else "-"
         spread = f" ± {statistics.stdev(accuracy):.2f}" if len(accuracy) > 1 else ""
         hits = ", ".join(f"{k}/{row['trigger_size']}" for k in row["trigger_hits"])
         cells = [row["watermark"], row["role"], row["statistics"], len(row["seeds"]),
-                 f"{statistics.mean(accuracy):.2f}{spread}", hits, numbers(row["log10_T1"]),
+                 f"{mean}{spread}", hits, numbers(row["log10_T1"]),
                  numbers(row["log10_T1_conservative"]), numbers([row["log10_T1_harmonic_mean"]])]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
@@ -73,9 +90,10 @@ def numbers(values) -> str:
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dir", type=Path, help="folder of runs, for example experiments")
+    parser.add_argument("--last", action="store_true", help="triggers on the last checkpoints instead of the chosen")
     parser.add_argument("--out", type=Path, help="write this name with .md and .json")
     args = parser.parse_args(argv)
-    rows = collect(args.dir)
+    rows = collect(args.dir, args.last)
     if not rows:
         raise Refusal(f"there is no finished run in {args.dir}: train one first or name another folder")
     print(markdown(rows))
