@@ -26,8 +26,9 @@ class Step:
         self.objective, self.forward, self.batches = objective, forward, batches
         device = next(model.parameters()).device
         fused = device.type in ("cpu", "cuda")
-        # a rate on the device: a recorded step reads it anew at every replay
-        self.rate = torch.tensor(float(lr), device=device if fused else "cpu")
+        # a rate on the device: a recorded step reads it anew at every replay; CUDA's fused kernel wants a float
+        exact = torch.float32 if device.type == "cuda" else torch.float64
+        self.rate = torch.tensor(float(lr), dtype=exact, device=device if fused else "cpu")
         self.optimizer = torch.optim.SGD(model.parameters(), lr=self.rate, weight_decay=weight_decay, fused=fused)
         self.sums = {}
         self.parameters = list(model.parameters())
