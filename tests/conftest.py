@@ -12,7 +12,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(autouse=True)
 def seeded():
+    """One seed, and as many threads after a test as before: another number of threads gives other last bits."""
+    threads = torch.get_num_threads()
     torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
 
 
 def run(script, *flags, status=0, cwd=ROOT, timeout=300):
