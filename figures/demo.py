@@ -12,6 +12,8 @@ import shlex
 import sys
 from pathlib import Path
 
+import torch
+
 import extraction
 import train
 from utils import report
@@ -29,6 +31,7 @@ def main(argv=None):
     parser.add_argument("-d", "--dir", default="experiments/demo", help="folder of the demo's runs")
     parser.add_argument("--seed", type=int, default=0, help="seed of all runs")
     args = parser.parse_args(argv)
+    torch.set_num_threads(2)  # another number gives other last bits, and in the end other figures
     common = f"-d {shlex.quote(args.dir)} {COMMON} --seed {args.seed} --device cpu"
     name = "digits_vgg11_{}_50_"
     benign = Path(args.dir) / name.format("none")
