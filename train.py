@@ -8,7 +8,7 @@ from utils.data import Batches
 from utils.fit import fit
 from utils.metrics import accuracy, predict
 from utils.refuse import Refusal, plainly
-from utils.run import Run, choose_device, find, load, pack, prepare, run_name, unpack
+from utils.run import Run, choose_device, digest, find, load, pack, prepare, run_name, unpack
 
 
 @plainly
@@ -18,6 +18,8 @@ def main():
     with distributed.chief_first():
         data = datasets.load(args.dataset, args.data_dir, args.train_size, args.skip_bad_images)
     settings = vars(args) | {"data_sha256": data.sha256}
+    if args.label_model:
+        settings["label_model_sha256"] = digest(find(args.label_model))
     run = Run(f"{args.dir}/{run_name(args, args.model_type)}", settings, "another -msg")
     run.check(args.overwrite)
     trigger, validation = build_triggers(args, data, device)
@@ -32,11 +34,11 @@ def main():
     else:
         for note in data.notes:
             run.log(note)
+        if args.train_type != "none" and distributed.chief():
+            sha256 = commit.commit(run, trigger, data.classes, len(data.held_out.labels))
+            run.log(f"commitment: SHA-256 {sha256}; publish or time-stamp it ({run.path}/commitment.json)")
         if distributed.chief():
             commit.keep(run, trigger, data.classes)
-        if args.train_type != "none" and distributed.chief():
-            digest = commit.commit(run, trigger, data.classes, len(data.held_out.labels))
-            run.log(f"commitment: SHA-256 {digest}; publish or time-stamp it ({run.path}/commitment.json)")
         prepare(args.seed, args.deterministic, args.tf32)
         model = models.build(args.model_type, len(data.classes), data.mean, data.std, args.width)
         model = distributed.share(models.place(model, device))

@@ -1,8 +1,8 @@
 """`python -m figures.rows DIR`: every finished run below a folder as rows of one table, seeds side by side.
 
-Runs that differ in seed and tag alone share a row: mean +- sd of the accuracies, hits and log10 p (T1) of each seed,
-and the harmonic mean of the p-values over seeds, as the paper aggregates them (not valid for a decision).
-`--last` measures the triggers on the last checkpoints instead of those that the runs chose; `--out NAME` writes
+Runs that differ in seed, tags and the source they stole alone share a row: mean +- sd of the accuracies, hits and
+log10 p (T1) of each seed, and the harmonic mean of the p-values over seeds, as the paper aggregates them (not valid
+for a decision). `--last` measures the triggers on the last checkpoints instead of those that the runs chose; `--out NAME` writes
 NAME.md and NAME.json as well.
 """
 
@@ -16,6 +16,14 @@ from utils.refuse import Refusal, plainly
 from utils.run import find, load, unpack
 
 SAME = ("dataset", "dataset_source", "model", "width", "epochs", "train_size", "bn_stats", "select", "trigger_size")
+
+SEEDS = ("seed", "message", "additional_message", "data_sha256", "source_checkpoint")
+
+
+def source_settings(run: Path) -> dict:
+    """Settings of the source above an attack's folder; none where there is no such run."""
+    path = run.parent / "run.json"
+    return json.loads(path.read_text())["settings"] if path.exists() else {}
 
 
 def collect(folder: Path, last: bool = False) -> list[dict]:
@@ -35,7 +43,10 @@ def collect(folder: Path, last: bool = False) -> list[dict]:
                 continue
             kind = f"{summary['role']} {summary.get('attack') or ''}".strip()
             of = {"none": "no watermark", "base": "ERM", "margin": "margin"}[tt]
-            key = (of, kind, summary.get("teacher_bn", view), *(str(summary.get(name)) for name in SAME))
+            settings = {k: v for k, v in about["settings"].items() if k not in SEEDS and not k.endswith("sha256")}
+            if summary["role"] == "surrogate":  # what was stolen counts too
+                settings["source"] = {k: v for k, v in source_settings(path.parent).items() if k not in SEEDS}
+            key = (of, kind, summary.get("teacher_bn", view), json.dumps(settings, sort_keys=True))
             groups.setdefault(key, []).append((figures, summary, about))
     rows = []
     for key, found in groups.items():

@@ -1,22 +1,23 @@
 """Shared by all tests: small things on the CPU, no network."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import torch
+# before torch is imported, and for every process that a test starts: runs in this process and in others are compared
+# bit for bit, which takes the same number of threads, and a forked child of a process with several would hang
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """One seed, and as many threads after a test as before: another number of threads gives other last bits."""
-    threads = torch.get_num_threads()
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(script, *flags, status=0, cwd=ROOT, timeout=300):

@@ -40,9 +40,11 @@ class RunningStatistics:
         before = [t.clone() for t in self.live]
         for layer in self.layers:
             layer.momentum = 1.0  # leaves the batch's own statistics in the buffers
-        yield
-        for layer in self.layers:
-            layer.momentum = momentum
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.momentum = momentum
         with torch.no_grad():
             for old in (before, list(self.clean.values())):
                 torch._foreach_mul_(old, 1 - momentum)
@@ -57,9 +59,11 @@ class RunningStatistics:
             return
         for layer in self.layers:
             layer.track_running_stats = False  # normalise by the batch, update nothing
-        yield
-        for layer in self.layers:
-            layer.track_running_stats = True
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.track_running_stats = True
 
     @contextmanager
     def ascent(self):
@@ -70,17 +74,21 @@ class RunningStatistics:
             return
         for layer in self.layers:
             layer.eval()
-        yield
-        for layer in self.layers:
-            layer.train()
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.train()
 
     @contextmanager
     def cleaned(self):
         """Within: the model holds the clean averages (an evaluation or a saved copy of the clean model)."""
         before = [t.clone() for t in self.live]
         self._put(list(self.clean.values()))
-        yield
-        self._put(before)
+        try:
+            yield
+        finally:
+            self._put(before)
 
     def _put(self, values):
         with torch.no_grad():

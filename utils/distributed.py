@@ -6,6 +6,7 @@ know nothing of ranks. What is left: BatchNorm with global statistics, gradients
 Without torchrun every function here does nothing.
 """
 
+import atexit
 import contextlib
 import os
 
@@ -46,7 +47,14 @@ def join(device: torch.device) -> torch.device:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        atexit.register(leave)
     return device
+
+
+def leave() -> None:
+    """Part from the other ranks; without it a process may abort when its threads outlive it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def barrier() -> None:

@@ -163,4 +163,5 @@ def signals():
 
 def _end(signum, epoch):
     name = signal.Signals(signum).name
-    raise Interrupted(signum, f"{name}: saved in epoch {epoch + 1}; the same command goes on from there")
+    way = "the same command, without --overwrite, goes on from there"
+    raise Interrupted(signum, f"{name}: saved in epoch {epoch + 1}; {way}")

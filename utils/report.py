@@ -16,7 +16,7 @@ class Judge:
         self.trigger, self.classes, self.uniform = trigger, classes, uniform
         self.names, self.logits, self.accuracies = [], [], []
         for folder in benign:
-            path = find(folder)
+            path = find(folder, None)
             model, _ = unpack(load(path), path, device)
             logits = self.ask(model, path)
             self.names.append(Path(folder).name)
@@ -86,7 +86,8 @@ def rows_of_run(folder, judge: Judge, device, select: str | None = None) -> list
         path = find(folder, select or summary.get("select", "val"), statistics)
         model, _ = unpack(load(path), path, device)
         suffix = ", clean statistics" if statistics == "clean" else ""
-        rows.append(judge.row(title + suffix, judge.ask(model, path), key.get("test_accuracy")))
+        same = select in (None, summary.get("select", "val"))  # else the summary's accuracy is another checkpoint's
+        rows.append(judge.row(title + suffix, judge.ask(model, path), key.get("test_accuracy") if same else None))
     return rows
 
 

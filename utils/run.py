@@ -165,7 +165,7 @@ class Run:
         The last `latest` but one stays as `previous`, for a disk that damages files.
         """
         path = self.checkpoints / f"checkpoint_{name}.pt"
-        if name == "latest" and path.exists():
+        if name == "latest" and path.exists() and distributed.chief():
             partial = self.checkpoints / ".checkpoint_previous.pt.partial"
             partial.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # a file system without hard links keeps but one
@@ -359,11 +359,16 @@ def _trigger(state: dict, classes: int) -> Trigger:
                    sources.reshape(m, -1) if sources.numel() else torch.zeros(m, 0, dtype=torch.long))
 
 
-def find(folder, select: str = "val", statistics: str = "paper") -> Path:
-    """The checkpoint of a run folder that is used: best on validation or last, with which running statistics."""
+def find(folder, select: str | None = "val", statistics: str = "paper") -> Path:
+    """The checkpoint of a run folder that is used: best on validation or last, with which running statistics.
+
+    `select` None takes the one that the run itself reports. A path of a file is that file.
+    """
     folder = Path(folder)
     if folder.is_file():
         return folder
+    if select is None:
+        select = "last" if (read_json(folder / "summary.json") or {}).get("select") == "last" else "val"
     name = {"val": "nat_best", "last": "latest"}[select] + {"paper": "", "clean": "_clean"}[statistics]
     path = folder / "checkpoints" / f"checkpoint_{name}.pt"
     if not folder.is_dir():

@@ -87,12 +87,13 @@ def remove(args) -> None:
         model = copy.deepcopy(start)
         if anew:
             model[1].linear.reset_parameters()
+        model = distributed.share(model)
         objective = attacks.FineTune(model, last)
         if args.attack == "fineprune":
             kept = masks(args, start, at)(args.ratio)
             edit.prune(model, kept)
             edit.hold(model, kept)
-        return distributed.share(model), objective
+        return model, objective
 
     train(args, at, build, kind, width(start))
 

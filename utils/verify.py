@@ -132,7 +132,7 @@ def claim(args) -> int:
     folder, trigger, classes = owner(args.run)
     names = commit.names(trigger, folder)
     commitment = commit.examine(folder, trigger, args.commitment)
-    suspect = find(args.suspect) if args.suspect else None
+    suspect = find(args.suspect, None) if args.suspect else None
     bank = [_benign(run, trigger, classes, suspect) for run in args.benign]
     case = Case(trigger, len(classes), commitment, bank, args.alpha)
 
@@ -151,14 +151,16 @@ def claim(args) -> int:
     report["sentence"] = sentence(report)
     print(text(report))
     if args.json:
-        write_json(args.json, report)
-    if args.plot:
+        write_json(args.json, report, private=True)
+    if args.plot and report["curve"] is None:
+        print(f"no plot {args.plot}: there is no p-value to draw, for no test of a fixed number of queries applies")
+    elif args.plot:
         write(args.plot, draw(report))
     return 0 if report["decision"]["holds"] else 1
 
 
 def _benign(run, trigger, classes, suspect) -> Answers:
-    path = find(run)
+    path = find(run, None)
     if suspect and digest(path) == digest(suspect):
         raise Refusal(f"--benign {run} is the suspect itself")
     about = load(path).get("about")
@@ -189,7 +191,8 @@ def _rest_on_sequence(report: dict, queries: int) -> None:
     report["tests"] = {name: {"log10_p": None, "why_not": test["why_not"] or why}
                        for name, test in report["tests"].items()}
     report["curve"] = None
-    if report["decision"]["rests_on"] and report["sequential"]["decision"] != "does not apply":
+    # a decision without a p-value is a refusal, which stopping early does not lift
+    if "log10_p" in report["decision"] and report["sequential"]["decision"] != "does not apply":
         report["decision"] = {"holds": report["sequential"]["decision"] == "claim", "rests_on": "SPRT",
                               "why": f"Wald's test, which may stop at any time, ended after {queries} queries"}
 
