@@ -2,8 +2,8 @@
 
 Runs that differ in seed, tags and the source they stole alone share a row: mean +- sd of the accuracies, hits and
 log10 p (T1) of each seed, and the harmonic mean of the p-values over seeds, as the paper aggregates them (not valid
-for a decision). `--last` measures the triggers on the last checkpoints instead of those that the runs chose; `--out NAME` writes
-NAME.md and NAME.json as well.
+for a decision). `--last` measures the triggers on the last checkpoints instead of those that the runs chose;
+`--out NAME` writes NAME.md and NAME.json as well.
 """
 
 import argparse
