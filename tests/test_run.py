@@ -497,3 +497,28 @@ def test_writes_are_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         runs.write(path, b"new" * 1000)
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_find_takes_the_checkpoint_that_the_run_reports(tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    for name in ("nat_best", "latest"):
+        (checkpoints / f"checkpoint_{name}.pt").touch()
+    assert find(tmp_path, None).name == "checkpoint_nat_best.pt"  # as long as there is no summary
+    for select, name in (("last", "latest"), ("val", "nat_best")):
+        (tmp_path / "summary.json").write_text(json.dumps({"select": select}))
+        assert find(tmp_path, None) == checkpoints / f"checkpoint_{name}.pt"
+
+
+def test_batchnorm_is_put_right_after_an_error():
+    from utils.batchnorm import RunningStatistics
+
+    model = models.place(models.build("vgg11", 3, width=4), "cpu").train()
+    statistics = RunningStatistics(model, "paper")
+    layer = statistics.layers[0]
+    before = layer.running_mean.clone()
+    with pytest.raises(ZeroDivisionError), statistics.clean_batch():
+        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), RunningStatistics(model, "clean").trigger_batch():
+        raise ZeroDivisionError
+    assert layer.momentum == 0.1 and layer.track_running_stats and torch.equal(layer.running_mean, before)

@@ -269,6 +269,19 @@ def test_a_set_that_convicts_the_bank_is_refused(owner):
     assert not case.decide(copy)["holds"] and "benign" in case.decide(copy)["why"]
 
 
+def test_stopping_early_does_not_lift_a_refusal(owner):
+    from utils.verify import _rest_on_sequence
+
+    _, trigger = owner
+    copy = Answers(trigger.labels.numpy(), None)
+    for bank, holds in (([copy], False), ([], True)):
+        case = Case(trigger, 10, commit.examine(*owner), bank, 1e-3)
+        report = case.report(copy) | {"sequential": case.sequence(copy, list(range(len(trigger)))), "curve": None}
+        assert report["sequential"]["decision"] == "claim"
+        _rest_on_sequence(report, len(trigger))
+        assert report["decision"]["holds"] is holds
+
+
 def test_a_program_answers_and_the_sequential_test_stops_early(owner, tmp_path, capsys):
     folder, trigger = owner
     key = dict(zip(commit.names(trigger, folder), trigger.labels.tolist()))
