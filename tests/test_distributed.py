@@ -89,3 +89,4 @@ if __name__ == "__main__":
     if distributed.chief():
         torch.save(results, sys.argv[1])
     distributed.barrier()
+    distributed.leave(0)

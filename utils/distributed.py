@@ -6,15 +6,15 @@ know nothing of ranks. What is left: BatchNorm with global statistics, gradients
 Without torchrun every function here does nothing.
 """
 
-import atexit
 import contextlib
 import os
+import sys
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from utils.refuse import Refusal
+from utils.refuse import Refusal, at_end
 
 LOOK_EVERY = 10  # steps between two looks at the other ranks' signals
 
@@ -47,14 +47,15 @@ def join(device: torch.device) -> torch.device:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-        atexit.register(leave)
+        at_end.append(leave)
     return device
 
 
-def leave() -> None:
-    """Part from the other ranks; without it a process may abort when its threads outlive it."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def leave(status: int) -> None:
+    """Part from the other ranks and end at once: torch 2.15 now and then aborts where the interpreter tears down."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def barrier() -> None:

@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 
+at_end = []  # functions of the exit status, called when a script's main has ended
+
 
 class Refusal(Exception):
     """A request that cannot be served; its text names the flag or file and the way out."""
@@ -25,7 +27,10 @@ def plainly(main):
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
         try:
-            return main(*args, **kwargs)
+            result = main(*args, **kwargs)
+            for call in at_end:
+                call(0)
+            return result
         except Refusal as refusal:
             text, status = str(refusal), 2
         except Interrupted as stop:
@@ -44,6 +49,8 @@ def plainly(main):
             sys.exit(status)  # torchrun's rank 0 says it
         name = sys.argv[0].rsplit("/", 1)[-1]
         print(f"{name}: {'error: ' if status == 2 else ''}{' '.join(text.split())}", file=sys.stderr)
+        for call in at_end:
+            call(status)
         sys.exit(status)
 
     return wrapped
