@@ -95,66 +95,56 @@ def test_a_damaged_latest_checkpoint_goes_on_from_the_one_before(tmp_path):
     same_runs(run, tmp_path / "whole" / SOURCE)
 
 
-@pytest.mark.parametrize("limit", [30_000])
-def test_a_full_disk_leaves_the_last_good_checkpoint_and_one_sentence(limit, tmp_path, capfd):
-    """A limit on file sizes stands for the disk: checkpoints no longer fit."""
-    import resource
-
-    import train
-    from utils.run import load
-
-    _, flags, run = COMMANDS["train"]
-    flags = flags.split()
+def refused(prepare, folder, flags, capfd) -> str:
+    """The one sentence with which train.py, run in a fork after `prepare`, ends at status 2."""
     child = os.fork()
     if not child:
         try:
-            sys.argv = ["train.py", "-d", str(tmp_path), *flags]
-            from utils import run as runs
-            real, count = runs.Run.write_rows, [0]
-
-            def full(self, rows):
-                real(self, rows)
-                count[0] += 1
-                if count[0] == 3:
-                    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-            runs.Run.write_rows = full
-            train.main()
+            sys.argv = ["train.py", "-d", str(folder), *flags.split()]
+            prepare()
+            importlib.import_module("train").main()
             os._exit(0)
         except SystemExit as end:
             sys.stderr.flush()
             os._exit(end.code)
         finally:
             os._exit(77)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     err = capfd.readouterr().err
-    assert err.count("\n") == 1 and "the disk is full" in err
+    assert status == 2 and err.count("\n") == 1, (status, err)
+    return err
+
+
+@pytest.mark.parametrize("limit", [30_000])
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_one_sentence(limit, tmp_path, capfd):
+    """A limit on file sizes stands for the disk: checkpoints no longer fit."""
+    import resource
+
+    from utils import run as runs
+
+    _, flags, run = COMMANDS["train"]
+
+    def fill():
+        real, count = runs.Run.write_rows, [0]
+
+        def full(self, rows):
+            real(self, rows)
+            count[0] += 1
+            if count[0] == 3:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+        runs.Run.write_rows = full
+
+    err = refused(fill, tmp_path, flags, capfd)
+    assert "the disk is full" in err
     folder = tmp_path / run
-    assert load(folder / "checkpoints" / "checkpoint_latest.pt")["training"]["epoch"] == 2
+    assert runs.load(folder / "checkpoints" / "checkpoint_latest.pt")["training"]["epoch"] == 2
     assert not list(folder.rglob("*.partial"))
     finish("train", tmp_path)  # with room again
 
 
 def test_a_folder_that_goes_away_or_cannot_be_written_is_one_sentence(tmp_path, capfd):
-    _, flags, run = COMMANDS["train"]
-
-    def end(prepare, folder=tmp_path / "runs"):
-        child = os.fork()
-        if not child:
-            try:
-                sys.argv = ["train.py", "-d", str(folder), *flags.split()]
-                prepare()
-                importlib.import_module("train").main()
-                os._exit(0)
-            except SystemExit as end:
-                sys.stderr.flush()
-                os._exit(end.code)
-            finally:
-                os._exit(77)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        err = capfd.readouterr().err
-        assert status == 2 and err.count("\n") == 1, (status, err)
-        return err
+    _, flags, _ = COMMANDS["train"]
 
     def gone():
         from utils import run as runs
@@ -166,10 +156,10 @@ def test_a_folder_that_goes_away_or_cannot_be_written_is_one_sentence(tmp_path, 
 
         runs.Run.write_rows = remove
 
-    assert "No such file" in end(gone)
+    assert "No such file" in refused(gone, tmp_path / "runs", flags, capfd)
     shutil.rmtree(tmp_path / "runs")
     if os.path.isdir("/sys/kernel"):  # where nobody may make a folder, not even root
-        assert "no permission" in end(lambda: None, "/sys/runs")
+        assert "no permission" in refused(lambda: None, "/sys/runs", flags, capfd)
 
 
 def test_out_of_memory_names_the_ways_out(monkeypatch, capsys):
