@@ -26,10 +26,11 @@ COLOURS = {"source, accuracy": "#009E73", "surrogate, accuracy": "#0072B2", "sur
 
 
 class Profile(NamedTuple):
-    """Settings of all runs; `other` are flags of another surrogate data set, None where there is none."""
+    """Settings of all runs; `watermark` are flags of sources alone, `other` the thief's other data sets."""
 
     dataset: str
     flags: str
+    watermark: str
     model: str
     m: int
     seeds: tuple
@@ -43,11 +44,11 @@ class Profile(NamedTuple):
 
 
 PROFILES = {
-    "paper": Profile("cifar10", "", "res34", 100, (0, 1, 2), 100, {"SVHN": "svhn", "CIFAR-100": "cifar100"}, True),
-    "small": Profile("folder", "--data-dir data/cifar10-jpeg --width 16 -ep 30 --device cpu", "res18", 50, (0,), 15,
-                     {}, False, sizes=(25, 50, 100)),
-    "smoke": Profile("digits", "--width 4 --train-size 512 --batch-size 64 -ep 2 --device cpu", "res18", 20, (0,), 1,
-                     {}, False, K=(1, 3), sizes=(10, 20), weights=(0.5, 2), alphas=(0.3, 0.7)),
+    "paper": Profile("cifar10", "", "", "res34", 100, (0, 1, 2), 100, {"SVHN": "svhn", "CIFAR-100": "cifar100"}, True),
+    "small": Profile("folder", "--data-dir data/cifar10-jpeg --width 16 --train-size 16000 -ep 14 --amp --device cpu",
+                     "--reduction sum -v 0.1", "res18", 50, (0,), 7, {}, False, sizes=(25, 50, 100)),
+    "smoke": Profile("digits", "--width 4 --train-size 512 --batch-size 64 -ep 2 --device cpu", "", "res18", 20, (0,),
+                     1, {}, False, K=(1, 3), sizes=(10, 20), weights=(0.5, 2), alphas=(0.3, 0.7)),
 }
 
 
@@ -74,7 +75,7 @@ class Runs:
         m, dataset, message = m or p.m, dataset or p.dataset, f"{tag}s{seed}"
         folder = self.dir / f"{dataset}_{p.model}_{kind}_{m}_{message}"
         where = f"-d {shlex.quote(str(self.dir))} -dt {dataset} -tt {kind} -nq {m} -msg {message}"
-        flags = f"{where} --seed {seed} {p.flags}"
+        flags = f"{where} --seed {seed} {p.flags}" + (f" {p.watermark}" if kind != "none" else "")
         needs = ()
         if kind != "none":
             needs = (self.source(seed, "none", dataset=dataset),)
