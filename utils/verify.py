@@ -25,7 +25,7 @@ from utils.wording import draw, sentence, text
 @plainly
 def main(argv=None) -> int:
     args = _arguments(argv)
-    return export(args) if args.what == "export" else claim(args)
+    return args.call(args)
 
 
 def _arguments(argv):
@@ -35,7 +35,9 @@ def _arguments(argv):
     e = parts.add_parser("export", help="write the triggers as neutral PNG files, and a private key file")
     e.add_argument("run", metavar="RUN", help="folder of train.py, or a checkpoint that holds triggers")
     e.add_argument("--to", required=True, metavar="DIR", help="a new folder; the suspect sees DIR/images only")
+    e.set_defaults(call=export)
     c = parts.add_parser("claim", help="judge a suspect's answers to the exported triggers")
+    c.set_defaults(call=claim)
     c.add_argument("run", metavar="RUN", help="as for export")
     kinds = c.add_mutually_exclusive_group(required=True)
     kinds.add_argument("--predictions", metavar="FILE", help=".csv (name,label or name,probabilities) or .npy")
