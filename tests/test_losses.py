@@ -14,7 +14,7 @@ from torch import nn
 from utils.batchnorm import RunningStatistics
 from utils.data import Batches, Images
 from utils.fit import fit
-from utils.losses import Plain, Watermark, ascend, effective_weight
+from utils.losses import Objective, Plain, Watermark, ascend, effective_weight
 
 CLASSES, BATCH, M, TRIGGERS, K = 5, 8, 6, 9, 3
 LR, DECAY, ETA, EPS = 0.1, 1e-4, 0.02, 0.05  # eps < K * eta, so that the projection on the ball does something
@@ -167,13 +167,11 @@ class FakeRun:
         pass
 
 
-class Spy:
+class Spy(Objective):
     """An objective that remembers what it was asked and what it said."""
 
     def __init__(self, objective):
-        self.objective, self.losses, self.picks = objective, [], []
-        if hasattr(objective, "statistics"):
-            self.statistics = objective.statistics
+        self.objective, self.losses, self.picks, self.statistics = objective, [], [], objective.statistics
 
     def sample(self, steps, generator):
         picks = self.objective.sample(steps, generator)

@@ -17,7 +17,7 @@ import models
 from utils import run as runs
 from utils.data import Batches, Images
 from utils.fit import fit
-from utils.losses import Watermark
+from utils.losses import Objective, Watermark
 from utils.refuse import Interrupted, Refusal
 from utils.run import Run, find, load, pack, save, unpack
 from utils.triggers import Trigger
@@ -72,7 +72,7 @@ def tiny_fit(path, hook=None, lr=0.1, batch=4, bn_stats="paper", overwrite=False
                           reduction="sum", batch=3, steps=2, step_size=0.02, eps=0.03, bn_stats=bn_stats)
     counter = iter(range(10**6))
 
-    class Hooked:
+    class Hooked(Objective):
         statistics = objective.statistics
         sample = staticmethod(objective.sample)
 

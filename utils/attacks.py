@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.losses import Plain, ascend, correct
+from utils.losses import Objective, Plain, ascend, correct
 
 
 def kl(s, t, temperature: float = 1.0):
@@ -45,7 +45,7 @@ FINETUNES = {"ftal": (False, False), "ftll": (True, False), "rtal": (False, True
 REMOVALS = ("finetune", "fineprune", "prune", "quantize")
 
 
-class Copy:
+class Copy(Objective):
     """Train a surrogate on a frozen source's answers; an objective as in `utils.losses`.
 
     `source` maps pixels to logits; it is called under `no_grad` and must be in eval mode. `loss` is one of the
@@ -56,10 +56,6 @@ class Copy:
     def __init__(self, source, loss, needs_labels: bool, steps: int = 0, step_size: float = 0.0, eps: float = 0.0):
         self.source, self.loss, self.needs_labels = source, loss, needs_labels
         self.steps, self.step_size, self.eps = steps, step_size, eps
-
-    def sample(self, steps: int, generator):
-        """The random numbers an epoch needs: none."""
-        return torch.zeros(steps, 0, dtype=torch.long)
 
     def __call__(self, forward, x, y, picks):
         with torch.no_grad():

@@ -19,31 +19,34 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
         graph=False, compile=False):
     """Train `model` on `objective`, or go on where the run folder stands.
 
-    objective   see `utils.losses`
+    objective   `losses.Objective`, which names the optimiser and its rates too
     batches     `data.Batches`, whose plan of an epoch is a function of (seed, epoch)
     evaluate    model -> dict with "val_accuracy" and, where there are triggers, "trigger_accuracy"
     snapshot    (model, epoch, row) -> checkpoint dict
 
-    SGD without momentum; the rate falls by 10 at 1/2 and 3/4 of the epochs. Writes one row of `metrics.jsonl` an
+    Writes one row of `metrics.jsonl` an
     epoch and the checkpoints init, nat_best, query_best, <every 20th>, latest; where the objective keeps clean
     running statistics, each but init also as `*_clean`. SIGINT and SIGTERM end after the current step with a
     checkpoint (Interrupted); a loss that is not finite stops the run (Refusal) and leaves the last good checkpoint.
     """
     device = next(model.parameters()).device
     forward = precise(model, amp, compile)
-    step = Step(model, objective, forward, batches, lr=lr, weight_decay=weight_decay, graph=graph, log=run.log)
-    statistics = getattr(objective, "statistics", None)
+    step = Step(model, objective, forward, batches, lr=lr, weight_decay=weight_decay,
+                graph=graph and objective.static, log=run.log)
+    statistics = objective.statistics
     twin = statistics if statistics is not None and statistics.clean else None
 
-    state = {"epoch": 0, "step": 0, "best": {}, "sums": {}, "seconds": 0.0}
+    state = {"epoch": 0, "step": 0, "best": {}, "sums": {}, "seconds": 0.0, "optimizer": {}, "objective": {}}
     latest = run.load("latest")
     if latest is None:
         run.save("init", snapshot(model, -1, {}))
     else:
         model.load_state_dict(latest["model"]["state_dict"])
-        state = latest["training"]
+        state |= latest["training"]
         if twin:
             twin.restore(state["clean"])
+        step.restore(state["optimizer"])
+        objective.restore(state["objective"])
         if state["epoch"] < epochs:
             run.log(f"continuing in epoch {state['epoch'] + 1} of {epochs}, step {state['step'] + 1}")
     rows = run.rows()[: state["epoch"]]
@@ -58,36 +61,40 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
         run.save(name, snapshot(model, epoch, row) | training)
 
     def save_latest(epoch, row, position):
-        save("latest", epoch, row, training=position | {"best": best, "clean": twin.state() if twin else {}})
+        memory = {"optimizer": step.state(), "objective": objective.state()}
+        save("latest", epoch, row, training=position | memory | {"best": best, "clean": twin.state() if twin else {}})
 
     bar = tqdm(
-        total=epochs * batches.steps,
-        initial=state["epoch"] * batches.steps + state["step"],
+        total=sum(objective.steps(batches, epoch) for epoch in range(epochs)),
+        initial=sum(objective.steps(batches, epoch) for epoch in range(state["epoch"])) + state["step"],
         disable=None if distributed.chief() else True,
         unit="step",
         leave=False,
     )
     with bar, signals() as received:
         for epoch in range(state["epoch"], epochs):
-            rate = lr * 0.1 ** ((2 * epoch >= epochs) + (4 * epoch >= 3 * epochs))
+            rate = objective.rate(lr, epoch, epochs)
             step.rate.fill_(rate)
             # the epoch's random numbers depend on (seed, epoch) alone: going on needs no saved generator
             generator = torch.Generator().manual_seed((seed << 32) + epoch + 1)
-            plan = (*batches.plan(generator), objective.sample(batches.steps, generator).to(device))
+            plan = objective.plan(batches, epoch, generator)
+            steps = objective.steps(batches, epoch)
             first, seconds, began = state["step"], state["seconds"], time.perf_counter()
             state["step"], state["seconds"] = 0, 0.0
             model.train()
-            for done in range(first, batches.steps):
+            if not first:
+                objective.begin(model, forward, step.optimizer, epoch, generator)
+            for done in range(first, steps):
                 step([part[done] for part in plan])
                 bar.update()
                 signum = distributed.agree(received, done)
-                if signum and done + 1 < batches.steps:
+                if signum and done + 1 < steps:
                     kept = {name: value.cpu() for name, value in step.sums.items()}
                     _check_finite(model, float(kept["loss"]), epoch)
                     spent = seconds + time.perf_counter() - began
                     save_latest(epoch, {}, {"epoch": epoch, "step": done + 1, "sums": kept, "seconds": spent})
                     _end(signum, epoch)
-            means = {name: value / batches.steps for name, value in step.take_sums().items()}
+            means = {name: value / steps for name, value in step.take_sums().items()}
             seconds += time.perf_counter() - began
             _check_finite(model, means["loss"], epoch)
             row = {"epoch": epoch + 1, "lr": rate, **means, **evaluate(model)}
@@ -96,7 +103,7 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
                     row |= {f"clean_{name}": value for name, value in evaluate(model).items()}
             row |= {
                 "seconds": round(seconds, 2),
-                "images_per_second": round(batches.steps * batches.batch_size / max(seconds, 1e-9), 1),
+                "images_per_second": round(steps * batches.batch_size / max(seconds, 1e-9), 1),
             }
             rows.append(row)
             run.write_rows(rows)

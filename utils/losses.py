@@ -1,8 +1,6 @@
 """What a source minimises: plain ERM, ERM with triggers (Eq. 3), or the margin objective (Eq. 4).
 
-An objective is called as `objective(forward, x, y, picks) -> (loss, stats)`: `forward` maps pixels to float
-logits, x (B, 3, 32, 32) in [0, 1], y (B,), `picks` is one row of `objective.sample(...)`. The loss is a scalar,
-`stats` a dict of scalar tensors on the device. The training loop knows no more than this.
+An `Objective` is all that the training loop knows of a method.
 """
 
 import torch
@@ -13,12 +11,48 @@ from utils.batchnorm import RunningStatistics
 REDUCTIONS = ("joint", "sum")
 
 
-class Plain:
-    """Cross-entropy on the clean batch (Eq. 1)."""
+class Objective:
+    """Called as `objective(forward, x, y, picks) -> (loss, stats)`: `forward` maps pixels to float logits,
+    x (B, 3, 32, 32) in [0, 1], y (B,), `picks` is one row of `sample(...)`. The loss is a scalar, `stats` a dict of
+    scalar tensors on the device. The rest below is the paper's way of training, which a rival may replace.
+    """
+
+    statistics = None  # `RunningStatistics`, where triggers enter BatchNorm
+    static = True  # every step runs the same kernels, so that one may be recorded and replayed
+
+    def steps(self, batches, epoch: int) -> int:
+        """Steps of an epoch, which is counted from 0."""
+        return batches.steps
 
     def sample(self, steps: int, generator):
-        """The random numbers an epoch of `steps` steps needs: none."""
+        """The random numbers of `steps` steps: none."""
         return torch.zeros(steps, 0, dtype=torch.long)
+
+    def plan(self, batches, epoch: int, generator):
+        """All rows of an epoch, (order, shift, flip, picks), a function of the generator alone; see `data.Plan`."""
+        return (*batches.plan(generator), self.sample(batches.steps, generator).to(batches.device))
+
+    def optimizer(self, parameters, lr, weight_decay: float, fused: bool):
+        """SGD without momentum; `lr` is a tensor that the loop fills."""
+        return torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay, fused=fused)
+
+    def rate(self, lr: float, epoch: int, epochs: int) -> float:
+        """The learning rate of an epoch, counted from 0: it falls by 10 at 1/2 and 3/4 of the epochs."""
+        return lr * 0.1 ** ((2 * epoch >= epochs) + (4 * epoch >= 3 * epochs))
+
+    def begin(self, model, forward, optimizer, epoch: int, generator) -> None:
+        """Before the first step of an epoch; `generator` is this call's own. Not called when an epoch goes on."""
+
+    def state(self) -> dict:
+        """What a run that goes on needs beside weights and optimiser: {name: tensor, number or string}."""
+        return {}
+
+    def restore(self, state: dict) -> None:
+        """Take back what `state()` gave."""
+
+
+class Plain(Objective):
+    """Cross-entropy on the clean batch (Eq. 1)."""
 
     def __call__(self, forward, x, y, picks):
         logits = forward(x)
@@ -26,7 +60,7 @@ class Plain:
         return loss, {"loss": loss.detach(), "train_accuracy": correct(logits, y)}
 
 
-class Watermark:
+class Watermark(Objective):
     """L_obj + lambda L_wat of Eq. 4; without ascent steps it is ERM on clean data and triggers (Eq. 3).
 
     x_q (m, 3, 32, 32) in [0, 1] and y_q (m,): the trigger set. Each step draws `batch` triggers with replacement,

@@ -29,7 +29,7 @@ class Step:
         # a rate on the device: a recorded step reads it anew at every replay; CUDA's fused kernel wants a float
         exact = torch.float32 if device.type == "cuda" else torch.float64
         self.rate = torch.tensor(float(lr), dtype=exact, device=device if fused else "cpu")
-        self.optimizer = torch.optim.SGD(model.parameters(), lr=self.rate, weight_decay=weight_decay, fused=fused)
+        self.optimizer = objective.optimizer(model.parameters(), self.rate, weight_decay, fused)
         self.sums = {}
         self.parameters = list(model.parameters())
         self.device, self.graph, self.log = device, graph, log
@@ -93,6 +93,16 @@ class Step:
             self.optimizer.zero_grad(set_to_none=True)
             return
         self.recorded = graph
+
+    def state(self) -> dict:
+        """The optimiser's memory, {position of a parameter: its tensors}; empty for SGD without momentum."""
+        return self.optimizer.state_dict()["state"]
+
+    def restore(self, state: dict) -> None:
+        """Take the optimiser's memory back from `state()`."""
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate  # loading has made a copy of it
 
     def take_sums(self) -> dict:
         """The sums as numbers; they start from zero again. This waits for the device."""
