@@ -107,6 +107,7 @@ def test_the_commitment_can_be_recomputed_by_hand(owner):
 
 def test_private_files_are_private(owner):
     folder, _ = owner
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700  # run.json and output.log name the seed
     for name in ("triggers.pt", "key.json", "trigger.png", "checkpoints/checkpoint_nat_best.pt"):
         assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600, name
 

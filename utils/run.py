@@ -107,7 +107,9 @@ class Run:
         return self
 
     def _open(self, device, overwrite):
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        # closed to others: from the seed, which the settings name, and the data anyone draws the triggers anew
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.checkpoints.mkdir(exist_ok=True)
         self._lock = open(self.path / ".lock", "w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
