@@ -45,8 +45,8 @@ def plainly(main):
             if known or isinstance(error, MemoryError):
                 text = "out of memory: lower --batch-size or --width, or pass --amp; the same command then goes on"
                 status = 2
-            elif at_end and "by peer" in str(error):  # what gloo calls a connection whose other end is gone
-                text, status = "another process of this run has ended; the same command goes on", 1
+            elif at_end and "gloo/transport" in str(error):
+                text, status = "the connection to another process of this run is lost; the same command goes on", 1
             else:
                 raise
         if not alike or not int(os.environ.get("RANK", 0)):  # else torchrun's rank 0 says it
