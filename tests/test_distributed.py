@@ -1,8 +1,12 @@
 """Two processes compute what one does. Run by torchrun this file is the worker, see `ten_steps`."""
 
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from test_run import same_runs  # noqa: E402
 
 import models  # noqa: E402
 from utils import attacks, distributed, losses  # noqa: E402
@@ -49,9 +55,11 @@ def ten_steps(case):
     return model.state_dict(), statistics.state() if statistics else {}, step.take_sums()
 
 
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
 def torchrun(*command, status=0):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-                *map(str, command)]
+    launcher = [*LAUNCHER, *map(str, command)]
     done = subprocess.run(launcher, capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert done.returncode == status, f"{launcher} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done
@@ -69,17 +77,61 @@ def test_two_processes_equal_one(tmp_path):
         assert two[case][2] == pytest.approx(one[2], abs=1e-9), case
 
 
-def test_scripts_under_torchrun(tmp_path):
+COMMON = ("-dt", "digits", "-tt", "margin", "-nq", 4, "--width", 2, "--batch-size", 16, "--device", "cpu",
+          "--train-size", 96)
+TRAIN = ("train.py", "-mt", "vgg11", "-ep", 6, "--trigger-batch", 5, "--steps", 1, *COMMON)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A source that two processes trained without a break."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = torchrun(*TRAIN, "-d", folder)
+    assert all(done.stdout.count(f"epoch {i}/6") == 1 for i in range(1, 7))
+    return folder / "digits_vgg11_margin_4_"
+
+
+def test_scripts_under_torchrun(whole):
     """Source and theft with two processes: one writes, and the folder is that of one process."""
-    common = ["-dt", "digits", "-tt", "margin", "-nq", 4, "-ep", 1, "--width", 2, "--batch-size", 16, "--train-size",
-              64, "--device", "cpu", "-d", tmp_path]
-    done = torchrun("train.py", "-mt", "res18", "--trigger-batch", 5, "--steps", 1, *common)
-    assert done.stdout.count("epoch 1/1") == 1
-    torchrun("extraction.py", "-at", "soft", "-tmt", "res18", "-dmt", "res18", *common)
-    source = tmp_path / "digits_res18_margin_4_"
-    for folder in (source, source / "extraction"):
-        assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
-        assert json.loads((folder / "summary.json").read_text())["chosen_epoch"] == 1
+    torchrun("extraction.py", "-at", "soft", "-tmt", "vgg11", "-dmt", "vgg11", "-ep", 1, *COMMON, "-d", whole.parent)
+    for folder, epochs in ((whole, 6), (whole / "extraction", 1)):
+        assert len((folder / "metrics.jsonl").read_text().splitlines()) == epochs
+        assert 1 <= json.loads((folder / "summary.json").read_text())["chosen_epoch"] <= epochs
+
+
+def test_a_killed_worker_is_started_anew_and_sigterm_saves(whole, tmp_path):
+    """SIGKILL to rank 0 in an epoch, SIGTERM to torchrun in a later one: the run ends bit-equal.
+
+    With --overwrite, which must remove what was there before and nothing of its own.
+    """
+    folder, said = tmp_path / whole.name, tmp_path / "said"
+
+    def wait_for(pattern):
+        began = time.monotonic()
+        while not re.search(pattern, said.read_text(), re.DOTALL):
+            assert launcher.poll() is None and time.monotonic() < began + 120, said.read_text()
+            time.sleep(0.01)
+
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")  # of other settings
+    with open(said, "w") as output:
+        command = [*LAUNCHER, "--max-restarts", "1", *map(str, TRAIN), "-d", str(tmp_path), "--overwrite"]
+        launcher = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            wait_for("epoch 2/6")  # the first epoch is in `latest`
+            workers = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True).stdout.split()
+            os.kill(min(map(int, workers)), signal.SIGKILL)
+            wait_for("continuing in epoch.*/6  lr")
+            launcher.terminate()
+            assert launcher.wait(60) != 0
+        finally:
+            launcher.kill()
+    text = said.read_text()
+    assert text.count("continuing in epoch") == 1 and "another process of this run is lost" in text, text
+    assert text.count("train.py: ") == 2 and "train.py: SIGTERM: saved in epoch" in text, text
+    assert not (folder / "summary.json").exists()
+    torchrun(*TRAIN, "-d", tmp_path)
+    same_runs(folder, whole)
 
 
 if __name__ == "__main__":

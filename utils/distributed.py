@@ -16,7 +16,7 @@ from torch import nn
 
 from utils.refuse import Refusal, at_end
 
-LOOK_EVERY = 10  # steps between two looks at the other ranks' signals
+LOOK_EVERY = {"cpu": 1, "cuda": 10}  # steps between two looks at the other ranks' signals
 
 
 def rank() -> int:
@@ -42,13 +42,24 @@ def join(device: torch.device) -> torch.device:
         raise Refusal(f"--device {device.type}: torchrun works with cuda and cpu")
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        if device.index >= torch.cuda.device_count():
+        if int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():  # alike on all ranks: rank 0 says it
             raise Refusal(f"torchrun started more processes than the {torch.cuda.device_count()} GPUs here")
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        store, number, world = next(dist.rendezvous("env://"))
+        if os.environ["GROUP_WORLD_SIZE"] == "1":
+            # torchrun keeps its store over a restart, and with it the addresses of the processes that are gone; on
+            # several machines their counts of restarts may differ, so that no name is common to all
+            store = dist.PrefixStore(f"restart {restarts()}", store)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=number, world_size=world)
         at_end.append(leave)
     return device
+
+
+def restarts() -> int:
+    """How often torchrun has started the processes anew after one of them failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
 def leave(status: int) -> None:
@@ -110,15 +121,16 @@ def add_gradients(parameters) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def agree(received: list, step: int = 0) -> int:
+def agree(received: list, device: torch.device, step: int = 0) -> int:
     """The signal that asks all ranks to end at this very step, or 0; `received` holds this rank's signals.
 
-    Several ranks look every few steps only, so that they need not wait for one another at each.
+    Several ranks on GPUs look every few steps only, so that they need not wait for one another at each. On the CPU
+    they do in any case, and torchrun leaves them 30 seconds to end.
     """
     signum = received[0] if received else 0
     if not several():
         return signum
-    if step % LOOK_EVERY:
+    if step % LOOK_EVERY[device.type]:
         return 0
     signums = torch.tensor([signum])  # on the CPU: the device is not waited for
     dist.all_reduce(signums, op=dist.ReduceOp.MAX)

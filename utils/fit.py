@@ -87,7 +87,7 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
             for done in range(first, steps):
                 step([part[done] for part in plan])
                 bar.update()
-                signum = distributed.agree(received, done)
+                signum = distributed.agree(received, device, done)
                 if signum and done + 1 < steps:
                     kept = {name: value.cpu() for name, value in step.sums.items()}
                     _check_finite(model, float(kept["loss"]), epoch)
@@ -115,7 +115,7 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
             if (epoch + 1) % KEEP_EVERY == 0:
                 save(str(epoch + 1), epoch, row)
             save_latest(epoch, row, {"epoch": epoch + 1, "step": 0, "sums": {}, "seconds": 0.0})
-            signum = distributed.agree(received)
+            signum = distributed.agree(received, device)
             if signum and epoch + 1 < epochs:
                 _end(signum, epoch)
 

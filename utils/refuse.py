@@ -26,29 +26,32 @@ def plainly(main):
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
+        alike = False  # does every process that torchrun started end like this?
         try:
             result = main(*args, **kwargs)
             for call in at_end:
                 call(0)
             return result
         except Refusal as refusal:
-            text, status = str(refusal), 2
+            text, status, alike = str(refusal), 2, True
         except Interrupted as stop:
-            text, status = str(stop), 128 + stop.signum
+            text, status, alike = str(stop), 128 + stop.signum, True
         except KeyboardInterrupt:
             text, status = "interrupted; what was saved is intact, and the same command goes on", 128 + signal.SIGINT
         except OSError as error:
             text, status = _machine(error), 2
         except (RuntimeError, MemoryError) as error:
             known = any(words in str(error).lower() for words in ("out of memory", "can't allocate memory"))
-            if not known and not isinstance(error, MemoryError):
+            if known or isinstance(error, MemoryError):
+                text = "out of memory: lower --batch-size or --width, or pass --amp; the same command then goes on"
+                status = 2
+            elif at_end and "gloo/transport" in str(error):
+                text, status = "the connection to another process of this run is lost; the same command goes on", 1
+            else:
                 raise
-            text = "out of memory: lower --batch-size or --width, or pass --amp; the same command then goes on"
-            status = 2
-        if status == 2 and int(os.environ.get("RANK", 0)):
-            sys.exit(status)  # torchrun's rank 0 says it
-        name = sys.argv[0].rsplit("/", 1)[-1]
-        print(f"{name}: {'error: ' if status == 2 else ''}{' '.join(text.split())}", file=sys.stderr)
+        if not alike or not int(os.environ.get("RANK", 0)):  # else torchrun's rank 0 says it
+            name = sys.argv[0].rsplit("/", 1)[-1]
+            print(f"{name}: {'error: ' if status == 2 else ''}{' '.join(text.split())}", file=sys.stderr)
         for call in at_end:
             call(status)
         sys.exit(status)

@@ -100,7 +100,14 @@ class Run:
             )
 
     def open(self, device: torch.device, overwrite: bool) -> "Run":
-        """Make or take up the folder; with `overwrite` an old run in it is removed first."""
+        """Make or take up the folder; with `overwrite` an old run in it is removed first.
+
+        Where torchrun starts the processes anew, a run with the same settings is theirs and goes on.
+        """
+        if distributed.restarts():
+            with contextlib.suppress(Refusal):
+                self.check(False)
+                overwrite = False
         with distributed.chief_first():
             if distributed.chief():
                 self._open(device, overwrite)
