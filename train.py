@@ -70,8 +70,8 @@ def main():
     if args.train_type != "none" and args.bn_stats == "paper":
         clean = find(run.path, args.select, "clean")
         summary["clean"] = report.measure(clean, judge, data.test, device)
-    run.write_json("summary.json", summary)
-    report.conclude(run, summary, report.rows_of_run(run.path, judge, device) + judge.benign_rows())
+    rows = report.rows_of_run(run.path, judge, device, summary=summary)
+    report.conclude(run, summary, rows + judge.benign_rows())
 
 
 def build_triggers(args, data, device):

@@ -68,13 +68,14 @@ def measure(path: Path, judge: Judge, test: Images, device, amp: bool = False) -
     return {"test_accuracy": accuracy, **judge.figures(judge.ask(model, path))}
 
 
-def rows_of_run(folder, judge: Judge, device, select: str | None = None) -> list[dict]:
+def rows_of_run(folder, judge: Judge, device, select: str | None = None, summary: dict | None = None) -> list[dict]:
     """Table rows of a finished run, its clean-statistics model too where there is one.
 
-    The triggers are asked anew, so that every row of a table uses one bank; accuracies come from the summary.
+    The triggers are asked anew, so that every row of a table uses one bank; accuracies come from the summary, which
+    a run that is about to write its own hands over.
     """
     folder = Path(folder)
-    summary = read_json(folder / "summary.json") or {}
+    summary = summary or read_json(folder / "summary.json") or {}
     name = summary.get("attack") or summary.get("objective") or folder.name
     title = f"{summary.get('role', 'source')} {name}"
     if summary.get("role") == "surrogate":

@@ -179,10 +179,9 @@ def train(args, at: Scene, build, model_type: str, channels: int) -> None:
         "seed": args.seed, "epochs": args.epoch, "select": args.select, "chosen_epoch": load(best)["epoch"] + 1,
         **report.measure(best, at.judge, home.test, at.device), "clean": None,
     }
-    run.write_json("summary.json", summary)
     rows = report.rows_of_run(at.folder, at.judge, at.device, args.select)
-    for surrogate in report.surrogates(at.folder):
-        rows += report.rows_of_run(surrogate, at.judge, at.device)
+    for folder in sorted({*report.surrogates(at.folder), run.path}):
+        rows += report.rows_of_run(folder, at.judge, at.device, summary=summary if folder == run.path else None)
     report.conclude(run, summary, rows + at.judge.benign_rows())
 
 
