@@ -7,26 +7,17 @@ from pathlib import Path
 
 from figures.paper import ACC, MODELS, NUMBERS, TRIG, P
 from figures.plan import TABLES, cells, mixed, panels
-from figures.runs import Runs, Step
+from figures.runs import Runs
 from utils.pvalues import harmonic_mean
-from utils.refuse import Refusal
 
 COLOURS = {"source, accuracy": "#009E73", "surrogate, accuracy": "#0072B2", "surrogate, triggers": "#CC79A7"}
-
-
-def result(step: Step) -> dict:
-    """The JSON at the end of a finished step."""
-    try:
-        return json.loads(step.done.read_text())
-    except ValueError as error:
-        raise Refusal(f"{step.done} is damaged: remove it, and the same command makes it anew") from error
 
 
 def measure(cell, runs: Runs) -> dict:
     """A cell's values over the seeds, from the finished runs alone."""
     step_of, value = cell
     steps = [step_of(seed) for seed in runs.profile.seeds]
-    values = [v for v in (value(result(s)) for s in steps if s.done.exists()) if v is not None]
+    values = [v for v in (value(s.result()) for s in steps if s.finished) if v is not None]
     return {"values": [round(v, 6) for v in values], "command": steps[0].command, "seeds": list(runs.profile.seeds)}
 
 
@@ -108,10 +99,10 @@ def draw_tsne(runs: Runs, path: Path) -> None:
         for j, model in enumerate(MODELS):
             ax, step = axes[4 * i + j], runs.analysis(steps[model], "tsne")
             ax.set(title=f"{model}, perplexity {perplexity}", xticks=[], yticks=[])
-            if not step.done.exists():
+            if not step.finished:
                 ax.text(0.5, 0.5, "not run", ha="center", transform=ax.transAxes)
                 continue
-            data = result(step)
+            data = step.result()
             points, n = data["points"][perplexity], len(data["labels"])
             for group, labels, size, edge in ((points[:n], data["labels"], 7, "none"),
                                               (points[n:], data["trigger_labels"], 75, "black")):
@@ -138,7 +129,7 @@ def write(name: str, runs: Runs, out: Path) -> None:
         return
     if name == "figure5":
         step = mixed(runs, runs.profile.seeds[0], 2)
-        picture, there = step.folder / "trigger.png", step.done.exists()
+        picture, there = step.folder / "trigger.png", step.finished
         if there:
             shutil.copyfile(picture, out / "figure5.png")
         (out / "figure5.json").write_text(json.dumps({"name": name, "command": step.command, "made": there}) + "\n")
@@ -147,7 +138,7 @@ def write(name: str, runs: Runs, out: Path) -> None:
         return
     if name == "figure7":
         steps = {m: runs.analysis(s, "tsne") for m, s in runs.named(runs.source(runs.profile.seeds[0])).items()}
-        state = {m: s.command if s.done.exists() else "not run" for m, s in steps.items()}
+        state = {m: s.command if s.finished else "not run" for m, s in steps.items()}
         draw_tsne(runs, out / "figure7.png")
         (out / "figure7.json").write_text(json.dumps({"name": name, "commands": state}, indent=1) + "\n")
         lines = [f"- {m}: `{c}`" for m, c in state.items()]

@@ -12,6 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from figures.draw import write
@@ -27,7 +28,7 @@ def run(step: Step) -> None:
 
     What stops us is handed on as SIGTERM, at which a script saves and says so (Interrupted where it could not say it).
     """
-    if step.done.exists():
+    if step.finished:
         return
     print(f"$ {step.command}", flush=True)
     words = [sys.executable, *shlex.split(step.command)[1:]]
@@ -61,11 +62,12 @@ def run(step: Step) -> None:
 
 
 def check_folder(flag: str, folder: Path) -> None:
-    """Refuse a folder that cannot be made or written to, before hours of runs. Makes nothing."""
+    """Refuse a folder that cannot be made or written to, before hours of runs. Leaves nothing."""
     there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = "cannot be written to" if there.is_dir() else "is no folder"
-        raise Refusal(f"{flag} {folder}: {there} {why}; name another folder")
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise Refusal(f"{flag} {folder}: {there} takes no files ({error.strerror}); name another folder") from error
 
 
 def check_data(name: str) -> None:
@@ -91,10 +93,10 @@ def main(argv=None):
     names = [*TABLES, *FIGURES] if "all" in args.names else args.names
     steps = list(dict.fromkeys(step for name in names for step in steps_of(name, runs)))
     if args.list:
-        print("\n".join(step.command for step in steps if not step.done.exists()))
+        print("\n".join(step.command for step in steps if not step.finished))
         return
     check_folder("--out", out)
-    if not args.no_run and not all(step.done.exists() for step in steps):
+    if not args.no_run and not all(step.finished for step in steps):
         check_folder("--dir", runs.dir)
         check_data(args.profile)
         for step in steps:

@@ -3,11 +3,13 @@
 Needs the standard library alone, as does `figures.plan`: Snakemake reads both in an environment of its own.
 """
 
+import json
 import shlex
 from pathlib import Path
 from typing import NamedTuple
 
 from figures.paper import MODELS
+from utils.refuse import Refusal
 
 
 class Profile(NamedTuple):
@@ -53,6 +55,20 @@ class Step(NamedTuple):
     @property
     def folder(self) -> Path:
         return self.done.parent
+
+    def result(self) -> dict | None:
+        """The JSON at its end, None before; scripts write their summary first, and once more with its `rows`."""
+        if not self.done.exists():
+            return None
+        try:
+            content = json.loads(self.done.read_text())
+        except ValueError as error:
+            raise Refusal(f"{self.done} is damaged: remove it, and the same command makes it anew") from error
+        return content if "rows" in content or self.done.name != "summary.json" else None
+
+    @property
+    def finished(self) -> bool:
+        return self.result() is not None
 
 
 class Runs:
