@@ -18,8 +18,8 @@ from figures.paper import MODELS, NUMBERS
 from figures.plan import FIGURES, TABLES, steps_of
 from figures.runs import PROFILES, Runs
 
-TINY = PROFILES["smoke"]._replace(flags="--width 4 --train-size 128 --batch-size 32 -ep 3 --device cpu", m=8)
-MARGIN = "experiments/tiny/digits_res18_margin_8_s0"
+TINY = PROFILES["smoke"]._replace(flags="--width 4 --train-size 128 --batch-size 64 -ep 5 --device cpu", m=8)
+BENIGN, MARGIN = (f"experiments/tiny/digits_res18_{kind}_8_s0" for kind in ("none", "margin"))
 SUMMARY = {"test_accuracy": 0.5, "trigger_hits": 3, "trigger_size": 10, "log10_p": {"T1": -4.0}, "rows": []}
 
 
@@ -36,7 +36,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 def start(folder) -> int:
     """The process id of a `figures.make table3 --profile tiny` in `folder`, where `script` names its script's."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     child = os.fork()
     if child:
         return child
@@ -89,13 +89,13 @@ def test_two_makes_are_equal_and_a_make_that_is_stopped_and_killed_goes_on(tiny,
     benign = json.loads((whole / MARGIN / "summary.json").read_text())["rows"][-1]
     assert benign["model"].startswith("benign") and cell["values"] == [round(100 * benign["trigger_hits"] / 8, 6)]
 
+    shutil.copytree(whole / BENIGN, hurt / BENIGN)  # a finished run is taken as it is
     child = start(hurt)
     in_the_middle(child, hurt / MARGIN, 1)
     os.kill(child, signal.SIGINT)
     assert status_of(child) == 130
     said = (hurt / "err").read_text()
     assert said.count("\n") == 1 and "the same command" in said
-    benign = (hurt / "experiments/tiny/digits_res18_none_8_s0/summary.json").stat().st_mtime_ns
 
     child = start(hurt)
     in_the_middle(child, hurt / MARGIN, 2)
@@ -105,8 +105,8 @@ def test_two_makes_are_equal_and_a_make_that_is_stopped_and_killed_goes_on(tiny,
 
     assert status_of(start(hurt)) == 0
     assert (hurt / "out").read_text().count("$ python") == 1
-    assert "continuing in epoch" in (hurt / MARGIN / "output.log").read_text()
-    assert (hurt / "experiments/tiny/digits_res18_none_8_s0/summary.json").stat().st_mtime_ns == benign
+    log = (hurt / MARGIN / "output.log").read_text()
+    assert log.count("continuing in epoch") == 2
     assert written(hurt) == written(whole)
     assert status_of(start(hurt)) == 0 and "$ python" not in (hurt / "out").read_text()
     assert written(hurt) == written(whole)
@@ -121,7 +121,7 @@ def refused(capfd, *flags) -> str:
 
 
 def test_a_script_that_fails_says_why_and_make_says_which(tiny, capfd):
-    foreign = Path("experiments/tiny/digits_res18_none_8_s0/checkpoints/checkpoint_nat_best.pt")
+    foreign = Path(BENIGN, "checkpoints/checkpoint_nat_best.pt")
     foreign.parent.mkdir(parents=True)
     foreign.write_text("")
     why, which = refused(capfd, "table3", "--profile", "tiny", "--out", "out").splitlines()
