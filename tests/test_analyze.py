@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from utils import analyze
+from utils.refuse import Refusal
 
 
 def test_energy_of_hand_made_logits():
@@ -19,6 +20,18 @@ def test_filter_refuses_a_twentieth_of_clean_images_and_what_lies_above():
     clean = torch.arange(1001.0)
     assert analyze.refused(clean, clean) == pytest.approx(0.05, abs=0.001)
     assert analyze.refused(clean, torch.tensor([0.0, 949.0, 951.0, 2000.0])) == 0.5
+
+
+def test_tsne_gives_each_point_a_place_the_same_every_time():
+    features = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
+    features[12:] += 50
+    points = analyze.tsne(features, 5)
+    assert points.shape == (24, 2) and (points == analyze.tsne(features, 5)).all()
+    points = torch.from_numpy(points)
+    nearest = (torch.cdist(points, points) + 1e9 * torch.eye(24)).argmin(1)
+    assert ((nearest < 12) == (torch.arange(24) < 12)).all()  # two clusters stay two
+    with pytest.raises(Refusal, match="perplexity 10 needs more than 10"):
+        analyze.tsne(features[:10], 10)
 
 
 def test_margin_bound_of_a_linear_model_is_its_closed_form():

@@ -1,34 +1,184 @@
-"""`figures.make`: what it needs, what it writes, and that it goes on where it was killed; no real run but one."""
+"""`figures.make`: what it needs and writes, and that it goes on where it was stopped. Runs are real; only some writing
+starts from summaries set down by hand."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-from figures import make
-from figures.make import FIGURES, NUMBERS, PROFILES, TABLES, Runs
-from utils.refuse import Refusal
+from figures import make, plan
+from figures.paper import MODELS, NUMBERS
+from figures.plan import FIGURES, TABLES, steps_of
+from figures.runs import PROFILES, Runs
 
+TINY = PROFILES["smoke"]._replace(flags="--width 4 --train-size 128 --batch-size 64 -ep 5 --device cpu", m=8)
+BENIGN, MARGIN = (f"experiments/tiny/digits_res18_{kind}_8_s0" for kind in ("none", "margin"))
 SUMMARY = {"test_accuracy": 0.5, "trigger_hits": 3, "trigger_size": 10, "log10_p": {"T1": -4.0}, "rows": []}
-NAMES = ("table2",)
 
 
 @pytest.fixture
-def fake(monkeypatch):
-    """Stands in for the scripts: writes a summary, and fails at the calls whose numbers are in `broken`."""
-    calls, broken = [], set()
+def tiny(monkeypatch):
+    monkeypatch.setitem(PROFILES, "tiny", TINY)
 
-    def run(words, **kwargs):
-        calls.append(" ".join(words[1:]))
-        step = next(s for s in fake_steps if s.command.split()[2:] == words[2:])
-        if len(calls) in broken:
-            return type("Done", (), {"returncode": 137})
-        step.done.parent.mkdir(parents=True, exist_ok=True)
-        step.done.write_text(json.dumps(SUMMARY))
-        return type("Done", (), {"returncode": 0})
 
-    fake_steps = []
-    monkeypatch.setattr(make.subprocess, "run", run)
-    return calls, broken, fake_steps
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Runs and data have relative names: the current folder is an empty one."""
+    monkeypatch.chdir(tmp_path)
+
+
+def start(folder) -> int:
+    """The process id of a `figures.make table3 --profile tiny` in `folder`, where `script` names its script's."""
+    folder.mkdir(exist_ok=True, parents=True)
+    child = os.fork()
+    if child:
+        return child
+    status = 77
+    try:
+        os.chdir(folder)
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)
+        real = subprocess.Popen
+
+        def noted(*args, **kwargs):
+            process = real(*args, **kwargs)
+            Path("script").write_text(str(process.pid))
+            return process
+
+        subprocess.Popen = noted
+        sys.argv = ["make.py"]
+        make.main(["table3", "--profile", "tiny", "--out", "out.d"])
+        status = 0
+    except SystemExit as end:
+        status = end.code or 0
+    finally:
+        os._exit(status)
+
+
+def status_of(child) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def in_the_middle(child, run, rows: int) -> None:
+    """Wait until `run` has written so many rows; it must not have ended then."""
+    path, deadline = run / "metrics.jsonl", time.monotonic() + 300
+    while len(path.read_text().splitlines() if path.exists() else []) < rows:
+        assert os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < deadline
+        time.sleep(0.005)
+    assert not (run / "summary.json").exists()
+
+
+def written(folder) -> dict:
+    return {p.name: p.read_bytes() for p in (folder / "out.d/tiny").iterdir()}
+
+
+def test_two_makes_are_equal_and_a_make_that_is_stopped_and_killed_goes_on(tiny, tmp_path):
+    whole, hurt = tmp_path / "whole", tmp_path / "hurt"
+    assert status_of(start(whole)) == 0
+    assert (whole / "out").read_text().count("$ python") == 2
+    assert {"table3.md", "table3.json"} == set(written(whole))
+    cell = next(c for c in json.loads(written(whole)["table3.json"])["cells"] if c["row"] == "margin")
+    benign = json.loads((whole / MARGIN / "summary.json").read_text())["rows"][-1]
+    assert benign["model"].startswith("benign") and cell["values"] == [round(100 * benign["trigger_hits"] / 8, 6)]
+
+    shutil.copytree(whole / BENIGN, hurt / BENIGN)  # a finished run is taken as it is
+    child = start(hurt)
+    in_the_middle(child, hurt / MARGIN, 1)
+    os.kill(child, signal.SIGINT)
+    assert status_of(child) == 130
+    said = (hurt / "err").read_text()
+    assert said.count("\n") == 1 and "the same command" in said
+
+    child = start(hurt)
+    in_the_middle(child, hurt / MARGIN, 2)
+    for number in (int((hurt / "script").read_text()), child):
+        os.kill(number, signal.SIGKILL)
+    assert status_of(child) in (-signal.SIGKILL, 2)  # 2: it had the time to say that its script was killed
+
+    assert status_of(start(hurt)) == 0
+    assert (hurt / "out").read_text().count("$ python") == 1
+    log = (hurt / MARGIN / "output.log").read_text()
+    assert log.count("continuing in epoch") == 2
+    assert written(hurt) == written(whole)
+    assert status_of(start(hurt)) == 0 and "$ python" not in (hurt / "out").read_text()
+    assert written(hurt) == written(whole)
+
+
+def refused(capfd, *flags) -> str:
+    """What a refused `figures.make` says."""
+    with pytest.raises(SystemExit) as end:
+        make.main(list(map(str, flags)))
+    assert end.value.code == 2
+    return capfd.readouterr().err
+
+
+def test_a_script_that_fails_says_why_and_make_says_which(tiny, capfd):
+    foreign = Path(BENIGN, "checkpoints/checkpoint_nat_best.pt")
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("")
+    why, which = refused(capfd, "table3", "--profile", "tiny", "--out", "out").splitlines()
+    assert "train.py: error: " in why and "checkpoints of another program" in why
+    first, _ = steps_of("table3", Runs("tiny", Path("experiments/tiny")))
+    assert "with status 2" in which and which.endswith(first.command)
+    assert not Path("out").exists()
+
+
+def test_what_cannot_work_is_refused_before_a_run(tmp_path, capfd):
+    Path("file").write_text("")
+    for flags, words in (
+        (("tabel2",), ["tabel2", "table2"]),
+        (("table2", "--profile", "tiny"), ["tiny", "small"]),
+        (("table2", "--out", "file/here"), ["--out file/here", "takes no files"]),
+        (("table2", "-d", "file"), ["--dir file", "Not a directory"]),
+        (("table2", "--no-run", "--out", "file"), ["--out file", "takes no files"]),
+        (("table2", "--profile", "small"), ["data/cifar10-jpeg", "train/<class>/", "--profile smoke"]),
+    ):
+        said = refused(capfd, *flags)
+        assert said.count("\n") == 1 and all(word in said for word in words), said
+    if os.path.isdir("/sys/kernel"):  # where nobody may make a folder, not even root
+        assert "--out /sys/kernel" in refused(capfd, "table2", "--out", "/sys/kernel")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def by_hand(step, content=None) -> None:
+    step.folder.mkdir(parents=True, exist_ok=True)
+    step.done.write_text(json.dumps(content or SUMMARY))
+
+
+def test_only_a_whole_summary_ends_a_run(capfd):
+    first, second = steps_of("table3", Runs("smoke", Path("runs")))
+    by_hand(first)
+    by_hand(second, {k: v for k, v in SUMMARY.items() if k != "rows"})  # killed before its table
+    assert first.finished and not second.finished
+    make.main(["table3", "-d", "runs", "--list"])
+    assert capfd.readouterr().out == second.command + "\n"
+    second.done.write_text("{")
+    assert str(second.done) in refused(capfd, "table3", "-d", "runs", "--no-run", "--out", "out")
+
+
+def test_tables_set_ours_beside_the_paper():
+    for step in steps_of("table2", Runs("smoke", Path("runs"))):
+        by_hand(step)
+    make.main(["table2", "--no-run", "-d", "runs", "--out", "out"])
+    text = Path("out/smoke/table2.md").read_text()
+    assert "| CIFAR-10 margin, soft | trigger % | 82 ± 1 | 30.00 (1) | `python extraction.py" in text
+    assert "| CIFAR-10 EWE, soft | trigger % | 51.01 ± 5.58 | not run | not run |" in text
+
+
+def test_a_rival_is_one_line(monkeypatch):
+    monkeypatch.setitem(plan.WATERMARKS, "EWE", ("ewe", {plan.ACC: plan.accuracy, plan.TRIG: plan.triggers}))
+    runs = Runs("paper", Path("runs"))
+    step, _ = plan.cells("table2", runs)["CIFAR-100 EWE, hard", plan.TRIG]
+    assert "-dt cifar100 -tt ewe -nq 100" in step(0).command and "-tt ewe" in step(0).needs[0].command
+    assert set(plan.cells("table3", runs)) == {("margin", plan.TRIG), ("EWE", plan.TRIG)}
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -36,35 +186,15 @@ def test_every_target_knows_its_runs_and_sources_come_first(profile, tmp_path):
     runs = Runs(profile, tmp_path)
     for name in (*TABLES, *FIGURES):
         seen = set()
-        for step in make.steps_of(name, runs):
+        for step in steps_of(name, runs):
             assert all(before.done in seen for before in step.needs)
             assert step.done not in seen
             seen.add(step.done)
-    assert {key for name in TABLES for key in make.cells(name, Runs("paper", tmp_path))} - {
+    assert {key for name in TABLES for key in plan.cells(name, Runs("paper", tmp_path))} - {
         key for name in TABLES for key in NUMBERS[name]
-    } <= {(m, "triggers refused at 5 % refused clean images, %") for m in (*make.MODELS, "soft, other images")} | {
+    } <= {(m, "triggers refused at 5 % refused clean images, %") for m in (*MODELS, "soft, other images")} | {
         ("source", "energy of failures")
     }
-
-
-def test_a_killed_make_goes_on_and_two_makes_are_equal(fake, tmp_path, capsys):
-    calls, broken, steps = fake
-    runs = Runs("smoke", tmp_path / "runs")
-    steps += make.steps_of("table2", runs)
-    broken.add(3)
-    flags = ["table2", "--profile", "smoke", "-d", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-    with pytest.raises(SystemExit):
-        make.main(flags)
-    assert "137" in capsys.readouterr().err and len(calls) == 3
-    make.main(flags)
-    assert len(calls) == 1 + len(steps) and calls[2] == calls[3]  # the broken one again, the finished ones not
-    first = {p.name: p.read_bytes() for p in (tmp_path / "out/smoke").iterdir()}
-    make.main(flags)
-    assert len(calls) == 1 + len(steps)
-    assert {p.name: p.read_bytes() for p in (tmp_path / "out/smoke").iterdir()} == first
-    text = first["table2.md"].decode()
-    assert "| CIFAR-10 margin, soft | trigger % | 82 ± 1 | 30.00 (1) | `python extraction.py" in text
-    assert "| CIFAR-10 EWE, soft | trigger % | 51.01 ± 5.58 | not run | not run |" in text
 
 
 def test_nothing_run_says_so(tmp_path):
@@ -75,7 +205,15 @@ def test_nothing_run_says_so(tmp_path):
     assert (tmp_path / "smoke/figure4.png").exists()
 
 
-def test_a_broken_command_is_one_sentence(monkeypatch, tmp_path):
-    monkeypatch.setattr(make.subprocess, "run", lambda *a, **k: type("Done", (), {"returncode": 2}))
-    with pytest.raises(Refusal, match="ended with status 2"):
-        make.run(make.steps_of("table3", Runs("smoke", tmp_path))[0])
+def test_the_plan_needs_python_alone():
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import figures.plan"
+    subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
+
+
+@pytest.mark.skipif(not shutil.which("snakemake"), reason="Snakemake is not installed")
+def test_snakemake_plans_the_same_runs(tmp_path):
+    flags = ["--cores", "1", "-n", "-p", "table2", "--config", "profile=smoke", f"dir={tmp_path / 'a b'}"]
+    done = subprocess.run(["snakemake", "-s", ROOT / "figures/Snakefile", *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for step in steps_of("table2", Runs("smoke", tmp_path / "a b")):
+        assert f"{step.command} > /dev/null\n" in done.stdout + done.stderr

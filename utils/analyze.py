@@ -57,9 +57,12 @@ def margin_bound(model, x, y, steps: int = 20, grid: float = GRID, cells: int = 
 
 
 def tsne(features, perplexity: float, seed: int = 0):
-    """Features (N, D) -> t-SNE coordinates (N, 2) as a numpy array."""
+    """Features (N, D) -> t-SNE coordinates (N, 2) as a numpy array; Refusal unless N exceeds the perplexity."""
     from sklearn.manifold import TSNE
 
+    if len(features) <= perplexity:
+        raise Refusal(f"tsne: perplexity {perplexity} needs more than {perplexity} test images and triggers, and there "
+                      f"are {len(features)}; name a run on a data set with more")
     model = TSNE(perplexity=perplexity, random_state=seed, init="pca", learning_rate="auto")
     return model.fit_transform(features.double().cpu().numpy())
 

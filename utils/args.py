@@ -5,16 +5,9 @@ import math
 
 import models
 from utils import attacks, batchnorm, data, edit, losses, triggers
-from utils.refuse import Refusal
+from utils.refuse import Parser, Refusal
 
 TRAIN_TYPES = ("none", "base", "margin")
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one sentence."""
-
-    def error(self, message):
-        raise Refusal(f"{message} (see {self.prog} --help)")
 
 
 def _number(kind, low, high=math.inf, open_low=False):

@@ -1,5 +1,6 @@
 """Bad input ends in one clear sentence and exit status 2, never in a traceback."""
 
+import argparse
 import errno
 import functools
 import os
@@ -11,6 +12,13 @@ at_end = []  # functions of the exit status, called when a script's main has end
 
 class Refusal(Exception):
     """A request that cannot be served; its text names the flag or file and the way out."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one sentence."""
+
+    def error(self, message):
+        raise Refusal(f"{message} (see {self.prog} --help)")
 
 
 class Interrupted(Exception):
