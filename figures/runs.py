@@ -57,14 +57,13 @@ class Step(NamedTuple):
         return self.done.parent
 
     def result(self) -> dict | None:
-        """The JSON at its end, None before; scripts write their summary first, and once more with its `rows`."""
+        """The JSON at its end, None before."""
         if not self.done.exists():
             return None
         try:
-            content = json.loads(self.done.read_text())
+            return json.loads(self.done.read_text())
         except ValueError as error:
             raise Refusal(f"{self.done} is damaged: remove it, and the same command makes it anew") from error
-        return content if "rows" in content or self.done.name != "summary.json" else None
 
     @property
     def finished(self) -> bool:
