@@ -83,6 +83,9 @@ def train_args(argv=None):
     p = _parser("Train a source with a watermark (or a benign model with -tt none).", ("-d", "--dir"))
     p.add_argument("-mt", "--model-type", default="res34", choices=models.NAMES, help="architecture")
     p.add_argument("--train-size", type=COUNT, help="use this many training images (default: all)")
+    p.add_argument("--embed-features", type=SHARE, default=0.0, metavar="SHARE",
+                   help="replace this share of the training images by styled ones, for utils.verify eef (a rival "
+                   "method: 0.1 with -tt none); --seed is then the style's secret")
     p.add_argument("-v", "--variable", type=_number(float, 0), default=0.1, help="weight of the trigger loss")
     p.add_argument("--reduction", default="joint", choices=losses.REDUCTIONS,
                    help="joint: weighted mean over all samples (official code); sum: Eq. 4 with lambda = -v")

@@ -116,3 +116,27 @@ def rank(score: float, benign_scores) -> float:
     """
     benign_scores = np.asarray(benign_scores)
     return math.log10((1 + int((benign_scores >= score).sum())) / (len(benign_scores) + 1))
+
+
+def subset_pvalues(u, v, m: int, repeats: int, rng, *, paired: bool = False, alternative: str = "greater"):
+    """log10 p (repeats,) of t-tests of u against v on random subsets of m entries of each, without replacement.
+
+    `paired` draws the same entries of both (they have one length) and tests their differences; else Welch's test on
+    draws of their own. `alternative` is scipy's: "greater" asks whether u is above v. Where nothing varies, p is 1
+    for equal means and follows the sign of the difference otherwise (0, that is -inf, or 1).
+    """
+    u, v = np.asarray(u, float), np.asarray(v, float)
+    found = np.zeros(repeats)
+    for r in range(repeats):
+        a = rng.choice(len(u), min(m, len(u)), replace=False)
+        b = a if paired else rng.choice(len(v), min(m, len(v)), replace=False)
+        a, b = u[a], v[b]
+        gap = a.mean() - b.mean()
+        if (np.ptp(a - b) if paired else max(np.ptp(a), np.ptp(b))) == 0:
+            holds = {"greater": gap > 0, "less": gap < 0, "two-sided": gap != 0}[alternative]
+            found[r] = -math.inf if holds else 0.0
+            continue
+        test = stats.ttest_rel(a, b, alternative=alternative) if paired else stats.ttest_ind(
+            a, b, equal_var=False, alternative=alternative)
+        found[r] = math.log10(test.pvalue) if test.pvalue > 0 else -math.inf
+    return found
