@@ -12,7 +12,7 @@ import torch
 
 from utils import data as datasets
 from utils import features, pvalues
-from utils.args import COUNT
+from utils.args import COUNT, SEED
 from utils.metrics import accuracy
 from utils.refuse import Refusal
 from utils.run import choose_device, find, load, read_json, unpack
@@ -35,7 +35,7 @@ def arguments(parts) -> None:
     p.add_argument("--double-softmax", action="store_true", help="the classifier's loss as published")
     p.add_argument("--points", type=COUNT, help="use this many of the styled images (default: all)")
     p.add_argument("--epochs", type=COUNT, default=100, help="of the classifier (default: 100)")
-    p.add_argument("--seed", type=int, default=100, help="of the classifier and the draws (default: 100)")
+    p.add_argument("--seed", type=SEED, default=100, help="of the classifier and the draws (default: 100)")
     p.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
 
 

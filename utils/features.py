@@ -32,7 +32,8 @@ def style(images, seed: int):
     seed's dots. The arithmetic up to the blend is of whole numbers that float32 holds exactly.
     """
     palette, dots = _paint(seed)
-    parts = [_styled(part.float(), palette, dots) for part in images.split(1000)]
+    parts = tqdm(images.split(1000), desc="style", unit="batch", disable=None, leave=False)
+    parts = [_styled(part.float(), palette, dots) for part in parts]
     return torch.cat(parts) if parts else images.clone()
 
 
