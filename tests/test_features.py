@@ -275,7 +275,7 @@ def weights(run):
 
 
 def judge(*flags):
-    return verify.main(["eef", *map(str, flags), "--device", "cpu", "--epochs", "3"])
+    return verify.main(["eef", "--epochs", "3", "--device", "cpu", *map(str, flags)])
 
 
 def refused(capsys, *flags):
@@ -329,13 +329,16 @@ def test_the_command_judges_every_suspect_on_images_it_should(runs, capsys, monk
 
 
 def test_the_command_is_deterministic_and_can_claim(runs, capsys):
-    flags = (runs["victim"], "--benign", runs["benign"], "--suspect", runs["victim"], "--points", 60, "--epochs", 30)
-    statuses, texts = [], []
-    for _ in range(2):
-        statuses.append(verify.main(["eef", *map(str, flags), "--device", "cpu"]))
-        texts.append(capsys.readouterr().out)
-    assert statuses == [0, 0] and texts[0] == texts[1]
-    assert "of 60 styled images" in texts[0] and texts[0].splitlines()[-1].endswith(": claim")
+    flags = (runs["victim"], "--benign", runs["benign"], "--points", 60, "--suspect", runs["victim"])
+    assert judge(*flags, "--epochs", 10) == 0
+    first = capsys.readouterr().out
+    assert "of 60 styled images" in first and first.splitlines()[-1].endswith(": claim")
+    # further benign models change no figure, but a claim must lie above each of them
+    assert judge(*flags, runs["plain"], "--benign", runs["benign"], runs["plain"], "--epochs", 10) == 1
+    lines, before = capsys.readouterr().out.splitlines(), first.splitlines()
+    assert lines[:3] == before[:3] and lines[3].startswith(before[3].removesuffix(": claim"))
+    assert lines[3].endswith(", above 1 of 1 further benign models: claim")
+    assert lines[4].endswith(", above 0 of 1 further benign models: inconclusive")
 
 
 def test_refusals(runs, capsys, tmp_path):

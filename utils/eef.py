@@ -25,7 +25,9 @@ def arguments(parts) -> None:
     p = parts.add_parser("eef", help="judge suspects' weights by the style that train.py --embed-features embedded")
     p.set_defaults(call=judge)
     p.add_argument("run", metavar="RUN", help="the victim: a run of train.py with --embed-features")
-    p.add_argument("--benign", required=True, metavar="RUN", help="a model of that architecture without the style")
+    p.add_argument("--benign", required=True, nargs="+", metavar="RUN",
+                   help="models of that architecture without the style: the classifier learns the first; further ones, "
+                   "which the published method has not, calibrate: a claim must then lie above each of them")
     p.add_argument("--suspect", required=True, nargs="+", metavar="RUN", help="run folders or checkpoints to judge")
     p.add_argument("--data-dir", default="data", help="folder of the victim's data set (default: data)")
     p.add_argument("--test", default="paired", choices=("paired", "official"),
@@ -65,10 +67,8 @@ def judge(args) -> int:
     """Print a line a suspect; 0 where every one is claimed, else 1."""
     device = choose_device(args.device)
     victim, kind = _model(args.run, device)
-    benign, _ = _model(args.benign, device, "--benign", (victim, kind))
+    benign, *bank = [_model(run, device, "--benign", (victim, kind))[0] for run in args.benign]
     suspects = [(run, _model(run, device, "--suspect", (victim, kind))[0]) for run in args.suspect]
-    if _share(args.benign):
-        raise Refusal(f"--benign {args.benign} was trained with --embed-features: name one that was not")
     x, y = _styled(args)
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(args.seed))
     fresh = order[: round(0.2 * len(y))]
@@ -89,11 +89,14 @@ def judge(args) -> int:
     ask = lambda model: features.posterior(classifier, None if official else scaler, signs(model, fresh)).numpy()
     known, claims = ask(benign), []
     print(f"mean posterior of the benign model on {len(fresh)} images: {known.mean():.3f}")
+    others = np.array([compare(ask(model), known, args.test, args.seed).difference for model in bank])
     for run, model in suspects:
         verdict = compare(ask(model), known, args.test, args.seed)
-        claims.append(verdict.claim)
-        print(f"{run}: difference {verdict.difference:+.3f}, log10 p {verdict.log10_p:.1f}: "
-              f"{'claim' if verdict.claim else 'inconclusive'}")
+        above = int((others < verdict.difference).sum())
+        claims.append(verdict.claim and above == len(bank))
+        print(f"{run}: difference {verdict.difference:+.3f}, log10 p {verdict.log10_p:.1f}"
+              + (f", above {above} of {len(bank)} further benign models" if bank else "")
+              + f": {'claim' if claims[-1] else 'inconclusive'}")
     return 0 if all(claims) else 1
 
 
@@ -105,6 +108,8 @@ def _model(run, device, flag="", like=None):
     about = checkpoint.get("about")
     if flag == "--benign" and isinstance(about, dict) and "attack" in about:
         raise Refusal(f"--benign {run} is no independent model but the result of {str(about['attack'])[:40]!r}")
+    if flag == "--benign" and _share(run):
+        raise Refusal(f"--benign {run} was trained with --embed-features: name one that was not")
     shapes = lambda model: {name: t.shape for name, t in model.state_dict().items()}
     if like and shapes(model) != shapes(like[0]):
         raise Refusal(f"{flag} {run}: a {kind} of another architecture, width or class count than the victim, a "
@@ -129,9 +134,13 @@ def _styled(args):
     if not _share(args.run):
         raise Refusal(f"{args.run} was not trained with --embed-features: train a victim with train.py "
                       "--embed-features 0.1, and name its run")
-    data = datasets.load(settings["dataset"], args.data_dir, settings["train_size"], skip_bad_images=True)
-    if data.sha256 != settings["data_sha256"]:
+    try:
+        name, size, known = settings["dataset"], settings["train_size"], settings["data_sha256"]
+        share, seed = float(settings["embed_features"]), int(settings["seed"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise Refusal(f"{args.run}: its run.json is not what train.py wrote; restore it") from error
+    data = datasets.load(name, args.data_dir, size, skip_bad_images=True)
+    if data.sha256 != known:
         raise Refusal(f"--data-dir {args.data_dir}: these are not the images that {args.run} was trained on")
-    share, seed = settings["embed_features"], settings["seed"]
     rows = features.chosen(len(data.train.labels), share, seed)[: args.points]
     return features.style(data.train.images[rows], seed), data.train.labels[rows]
