@@ -1,6 +1,10 @@
 """Judge a suspect by its gradients on styled images: `python -m utils.verify eef RUN --benign RUN_B --suspect RUN2`.
 
 White box: it needs the suspect's weights, of the victim's architecture. The method is in `utils.features`.
+
+The published rule compares with one benign model, the one that the classifier has learned. An independent model is
+neither it nor the victim, and where it falls is by chance: on digits (ResNet-18 of width 8, 10 epochs, a tenth
+styled) all ten of ten were claimed. Hence the further models of --benign.
 """
 
 import math
