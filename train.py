@@ -1,7 +1,7 @@
 """Train a source model with a secret watermark: `python train.py -dt cifar10 -tt margin -mt res34 -nq 100`."""
 
 import models
-from utils import commit, distributed, losses, report, triggers
+from utils import commit, distributed, features, losses, report, triggers
 from utils import data as datasets
 from utils.args import train_args
 from utils.data import Batches
@@ -18,6 +18,7 @@ def main():
     with distributed.chief_first():
         data = datasets.load(args.dataset, args.data_dir, args.train_size, args.skip_bad_images)
     settings = vars(args) | {"data_sha256": data.sha256}
+    data.train = features.embed(data.train, args.embed_features, args.seed)
     if args.label_model:
         settings["label_model_sha256"] = digest(find(args.label_model))
     run = Run(f"{args.dir}/{run_name(args, args.model_type)}", settings, "another -msg")

@@ -32,6 +32,7 @@ def _message(text):
 
 # rates beyond float32's range would be an error of torch's
 COUNT, POSITIVE, SHARE = _number(int, 1), _number(float, 0, 1e38, open_low=True), _number(float, 0, 1)
+SEED = _number(int, 0, 2**31 - 1)
 
 
 def _parser(description: str, folder_flags) -> Parser:
@@ -66,7 +67,7 @@ def _parser(description: str, folder_flags) -> Parser:
     p.add_argument("--no-graph", dest="graph", action="store_false",
                    help="CUDA: launch every kernel of a step by itself: slower, same result")
     p.add_argument("--deterministic", action="store_true", help="bit-equal reruns on a GPU too, slower")
-    p.add_argument("--seed", type=_number(int, 0, 2**31 - 1), default=0, help="seed of everything but the split")
+    p.add_argument("--seed", type=SEED, default=0, help="seed of everything but the split")
     p.add_argument("--overwrite", action="store_true", help="remove a run with other settings from the folder")
     return p
 
@@ -76,6 +77,9 @@ def train_args(argv=None):
     p = _parser("Train a source with a watermark (or a benign model with -tt none).", ("-d", "--dir"))
     p.add_argument("-mt", "--model-type", default="res34", choices=models.NAMES, help="architecture")
     p.add_argument("--train-size", type=COUNT, help="use this many training images (default: all)")
+    p.add_argument("--embed-features", type=SHARE, default=0.0, metavar="SHARE",
+                   help="replace this share of the training images by styled ones, for utils.verify eef (a rival "
+                   "method: 0.1 with -tt none); --seed is then the style's secret")
     p.add_argument("-v", "--variable", type=_number(float, 0), default=0.1, help="weight of the trigger loss")
     p.add_argument("--reduction", default="joint", choices=losses.REDUCTIONS,
                    help="joint: weighted mean over all samples (official code); sum: Eq. 4 with lambda = -v")

@@ -5,6 +5,7 @@ of the paper's kind, the exact test `label_randomisation` is what a claim should
 """
 
 import math
+import warnings
 
 import numpy as np
 from scipy import special, stats
@@ -116,3 +117,24 @@ def rank(score: float, benign_scores) -> float:
     """
     benign_scores = np.asarray(benign_scores)
     return math.log10((1 + int((benign_scores >= score).sum())) / (len(benign_scores) + 1))
+
+
+def subset_pvalues(u, v, m: int, repeats: int, rng, *, paired: bool = False, alternative: str = "greater"):
+    """log10 p (repeats,) of t-tests of u against v on random subsets of m entries of each, without replacement.
+
+    `paired` draws the same entries of both (they have one length) and tests their differences; else Welch's test on
+    draws of their own. `alternative` is scipy's: "greater" asks whether u is above v. Where nothing varies, p is 1
+    for equal means and follows the sign of the difference otherwise (0, that is -inf, or 1).
+    """
+    u, v = np.asarray(u, float), np.asarray(v, float)
+    draw = lambda n: np.stack([rng.choice(n, min(m, n), replace=False) for _ in range(repeats)])
+    picks = draw(len(u))
+    a, b = u[picks], v[picks if paired else draw(len(v))]  # (repeats, m)
+    gap = a.mean(1) - b.mean(1)
+    still = np.ptp(a - b, axis=1) == 0 if paired else (np.ptp(a, axis=1) == 0) & (np.ptp(b, axis=1) == 0)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # of rows that hardly vary
+        test = (stats.ttest_rel(a, b, axis=1, alternative=alternative) if paired
+                else stats.ttest_ind(a, b, axis=1, equal_var=False, alternative=alternative))
+        holds = {"greater": gap > 0, "less": gap < 0, "two-sided": gap != 0}[alternative]
+        return np.log10(np.where(still, ~holds, test.pvalue))

@@ -1,0 +1,374 @@
+"""Embedded external features: the style, the signs of gradients, the classifier, and the command that uses them."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_scripts import call, good
+from test_verify import quick  # noqa: F401  (a fixture)
+from torch import nn
+
+import models
+from utils import data, eef, features, pvalues, verify
+from utils.run import load, pack, save
+
+# ---- the style ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits", train_size=200)
+
+
+def slow_kuwahara(image):
+    """The definition, pixel by pixel: image (3, H, W) int64, edges repeated."""
+    h, w = image.shape[1:]
+    result = torch.zeros(image.shape)
+    for i in range(h):
+        for j in range(w):
+            best = None
+            for di in (-2, 0):
+                for dj in (-2, 0):
+                    rows = [min(max(i + di + k, 0), h - 1) for k in range(3)]
+                    columns = [min(max(j + dj + k, 0), w - 1) for k in range(3)]
+                    window = image[:, rows][:, :, columns].double().flatten(1)
+                    spread = float(window.var(1, correction=0).sum())
+                    if best is None or spread < best[0] - 1e-9:
+                        best = spread, window.mean(1)
+            result[:, i, j] = best[1].round()
+    return result
+
+
+def test_kuwahara_is_its_definition_and_keeps_edges():
+    noise = torch.randint(0, 256, (2, 3, 9, 7))
+    slow = torch.stack([slow_kuwahara(image) for image in noise])
+    assert torch.equal(features.kuwahara(noise.float()), slow)
+    edge = torch.zeros(1, 3, 12, 12)
+    edge[..., 5:] = 200.0
+    assert torch.equal(features.kuwahara(edge), edge)  # a mean filter would blur it
+    speck = torch.zeros(1, 3, 12, 12)
+    speck[..., 5, 5] = 255.0
+    assert torch.equal(features.kuwahara(speck), (speck / 9).round())  # its own corners hold it, its neighbours' not
+
+
+def test_style_is_deterministic_bytes_and_the_seeds_own(digits):
+    images, torch_state = digits.train.images, torch.get_rng_state()
+    styled = features.style(images, 7)
+    assert styled.dtype == torch.uint8 and styled.shape == images.shape
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert torch.equal(styled, features.style(images, 7)) and torch.equal(styled[3:5], features.style(images[3:5], 7))
+    other = features.style(images, 8)
+    assert (styled != other).float().mean() > 0.5 and (styled != images).float().mean() > 0.5
+    assert features.style(images[:0], 7).shape == (0, 3, 32, 32)
+
+
+def test_style_of_a_flat_image_by_hand():
+    palette, dots = features._paint(3)
+    flat = torch.full((1, 3, 32, 32), 90, dtype=torch.uint8)
+    nearest = palette[((palette - 90) ** 2).sum(1).argmin()]
+    painted = (0.4 * 90 + 0.6 * nearest).round()[:, None, None] + dots
+    assert torch.equal(features.style(flat, 3)[0].float(), painted.clamp(0, 255))
+    assert len(palette) == 12 and palette.min() >= 0 and palette.max() <= 255
+    assert dots.unique().tolist() == [-features.DOT, 0, features.DOT]
+    cells = dots.view(8, 4, 8, 4).transpose(1, 2).flatten(2)
+    assert bool(((cells != 0).sum(2) == 4).all())  # one dot of four pixels a cell
+
+
+@pytest.mark.parametrize("share, count", [(0.1, 20), (0.013, 3), (1.0, 200)])
+def test_embed_replaces_a_share_and_no_label(digits, share, count):
+    train = digits.train
+    made = features.embed(train, share, 5)
+    changed = (made.images != train.images).flatten(1).any(1)
+    assert int(changed.sum()) == count
+    assert torch.equal(made.labels, train.labels) and torch.equal(made.indices, train.indices)
+    assert changed.nonzero()[:, 0].tolist() == features.chosen(200, share, 5).tolist()
+    assert torch.equal(made.images[changed], features.style(train.images[changed], 5))
+    assert torch.equal(made.images, features.embed(train, share, 5).images)
+    if share < 1:
+        assert features.chosen(200, share, 6).tolist() != features.chosen(200, share, 5).tolist()
+
+
+def test_embed_of_nothing_is_the_very_same_object(digits):
+    assert features.embed(digits.train, 0.0, 5) is digits.train
+    with pytest.raises(features.Refusal, match="--embed-features 0.001"):
+        features.embed(digits.train, 0.001, 5)
+
+
+# ---- the signs of gradients ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, classes, d", [("res34", 10, 24_778), ("res34", 100, 24_868), ("res18", 10, 16_586)])
+def test_dimension_of_the_published_sizes(name, classes, d):
+    with torch.device("meta"):
+        assert features.dimension(models.build(name, classes)) == d
+
+
+def test_dimension_of_a_toy():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(8, 2))
+    assert features.dimension(net) == 12 + 16
+    signs = features.grad_sign_vector(net, torch.rand(2, 3, 6, 6), torch.tensor([0, 1]))
+    assert signs.shape == (2, 28) and signs.dtype == torch.int8 and set(signs.unique().tolist()) <= {-1, 0, 1}
+
+
+def test_linear_gradient_by_hand():
+    """At W = 0 both classes have 1/2, so dW = (-x / 2, x / 2) under label 0."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
+    nn.init.zeros_(net[1].weight), nn.init.zeros_(net[1].bias)
+    x, y = torch.tensor([1.0, -2.0, 0.0]).view(1, 3, 1, 1), torch.tensor([0])
+    assert features.grad_sign_vector(net, x, y).tolist() == [[-1, 1, 0, 1, -1, 0]]
+    # above the threshold the largest of each output: max(-.5, 1, 0) and max(.5, -1, 0)
+    assert features.grad_sign_vector(net, x, y, threshold=5).tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("pixels, sign", [((1, 2, 3, 4), -1), ((1, 2, 0, 4), 0), ((1, -0.1, 3, 4), 1)])
+def test_convolution_takes_its_largest_position_before_the_sign(pixels, sign):
+    """The one output falls the loss, so the kernel's gradient is a negative multiple of the pixels."""
+    net = nn.Sequential(nn.Conv2d(1, 1, 2, bias=False), nn.Flatten(), nn.Linear(1, 2, bias=False))
+    with torch.no_grad():
+        net[0].weight.fill_(0.1)
+        net[2].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+    signs = features.grad_sign_vector(net, torch.tensor(pixels).view(1, 1, 2, 2), torch.tensor([0]))
+    assert signs[0, 0] == sign
+    assert features.dimension(net, threshold=0) == 2  # the convolution is left out, the linear layer pooled
+
+
+@pytest.mark.parametrize("name, width", [("res18", 4), ("vgg11", 4), ("res18", 16)])
+def test_signs_are_those_of_images_one_by_one(name, width):
+    model = models.place(models.build(name, 10, (0.4,) * 3, (0.3,) * 3, width), "cpu").double()
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_(0, 0.3), layer.running_var.uniform_(0.5, 2)
+    x, y = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8), torch.tensor([1, 4, 9])
+    model.train()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    signs = features.grad_sign_vector(model, x, y, threshold=600, batch=2)
+    assert model.training and all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+    model.eval()
+    for i in range(3):
+        loss = F.cross_entropy(model(x[i : i + 1].double() / 255), y[i : i + 1])
+        row = []
+        for g in torch.autograd.grad(loss, list(model.parameters())):
+            large = g.dim() > 1 and g.shape[0] * g.shape[1] > 600
+            if g.dim() == 4 and not large:
+                row.append(g.flatten(2).max(2).values.flatten())
+            elif g.dim() == 2:
+                row.append(g.max(1).values if large else g.flatten())
+        assert torch.equal(torch.cat(row).sign().to(torch.int8), signs[i])
+    assert signs.shape[1] == features.dimension(model, 600)
+
+
+# ---- the classifier -----------------------------------------------------------------------------------------
+
+
+def test_double_softmax_has_a_floor_and_logits_have_none():
+    one = torch.tensor([1])
+    assert float(features.meta_loss(torch.zeros(1, 2), one, True)) == pytest.approx(0.693147, abs=1e-6)
+    sure = torch.tensor([[-50.0, 50.0]])
+    assert float(features.meta_loss(sure, one, True)) == pytest.approx(0.313262, abs=1e-6)
+    assert float(features.meta_loss(sure, one)) < 1e-6
+
+
+def test_scaler_by_hand():
+    """With mean sign .9 in a lone feature beside a constant one, +1 becomes +.229 and -1 -4.36."""
+    signs = torch.ones(20, 1, dtype=torch.int8)
+    signs[0] = -1
+    scaler = features.Scaler.fit(signs, part=7)
+    assert scaler(signs)[[1, 0], 0].tolist() == pytest.approx([0.2294, -4.3589], abs=1e-4)
+    constant = features.Scaler.fit(torch.ones(4, 2, dtype=torch.int8))
+    assert torch.equal(constant(torch.ones(1, 2)), torch.zeros(1, 2)) and torch.equal(constant.std, torch.ones(2))
+
+
+def signs_of(bias, n, seed):
+    """Independent signs whose mean in feature j is bias[j]."""
+    g = torch.Generator().manual_seed(seed)
+    return (torch.rand(n, len(bias), generator=g) < (1 + bias) / 2).to(torch.int8) * 2 - 1
+
+
+@pytest.mark.parametrize("test, double", [("paired", False), ("official", True)])
+def test_classifier_tells_the_victims_signs_and_not_a_benign_models(test, double):
+    generator = torch.Generator().manual_seed(0)
+    benign, victim = (0.5 * (2 * torch.rand(48, generator=generator) - 1) for _ in range(2))
+    state = torch.get_rng_state()
+    classifier, scaler = features.eef_meta(signs_of(victim, 200, 1), signs_of(benign, 200, 2), epochs=20,
+                                           double_softmax=double, own_scaler=test == "official")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [tuple(p.shape) for p in classifier.parameters()] == [(6, 48), (6,), (3, 6), (3,), (2, 3), (2,)]
+    ask = lambda bias, seed: features.posterior(
+        classifier, None if test == "official" else scaler, signs_of(bias, 60, seed)).numpy()
+    known = ask(benign, 3)
+    assert eef.compare(ask(victim, 4), known, test).claim
+    verdicts = [eef.compare(ask(benign, seed), known, test) for seed in range(5, 11)]
+    assert sum(v.claim for v in verdicts) <= 1 and max(v.log10_p for v in verdicts) > -1.3
+    again, _ = features.eef_meta(signs_of(victim, 200, 1), signs_of(benign, 200, 2), epochs=20,
+                                 double_softmax=double, own_scaler=test == "official")
+    assert all(torch.equal(a, b) for a, b in zip(classifier.parameters(), again.parameters()))
+
+
+# ---- the test -----------------------------------------------------------------------------------------------
+
+
+def test_the_same_model_twice_is_no_evidence():
+    same = np.linspace(0, 1, 30)
+    for test in ("paired", "official"):
+        assert not eef.compare(same, same, test).claim
+    assert eef.compare(same, same) == eef.Verdict(0.0, 0.0, False)
+
+
+def test_below_the_benign_model_there_is_no_claim():
+    rng = np.random.default_rng(0)
+    low, high = rng.uniform(0, 0.1, 50), rng.uniform(0.8, 1, 50)
+    assert eef.compare(high, low).claim and eef.compare(high, low, "official").claim
+    assert eef.compare(low, high).log10_p > -0.01
+    below = eef.compare(low, high, "official")  # two-sided: as small a p as above
+    assert below.log10_p < -4 and not below.claim
+    assert eef.compare(np.ones(20), np.zeros(20)) == eef.Verdict(1.0, -300.0, True)
+
+
+def test_subset_pvalues_by_hand():
+    """The worked example of T3: ten pairs, t = 7.968, p = 1.1426e-5; Welch, one-sided, 9.07e-6."""
+    s = (0.99, 0.97, 0.98, 0.40, 0.95, 0.10, 0.99, 0.96, 0.90, 0.85)
+    b = (0.01, 0.02, 0, 0.05, 0.01, 0.02, 0, 0.03, 0.01, 0.02)
+    found = lambda *args, **kind: pvalues.subset_pvalues(*args, 10, 3, np.random.default_rng(0), **kind)
+    assert found(s, b, paired=True) == pytest.approx([math.log10(1.1426e-5)] * 3, abs=1e-4)
+    assert found(s, b) == pytest.approx([math.log10(9.07e-6)] * 3, abs=1e-3)
+    assert found(s, b, paired=True, alternative="two-sided") == pytest.approx([math.log10(2.2852e-5)] * 3, abs=1e-4)
+    ones, zeros = np.ones(12), np.zeros(12)
+    for paired in (True, False):
+        assert found(ones, ones, paired=paired).tolist() == [0, 0, 0]
+        assert found(ones, zeros, paired=paired).tolist() == [-math.inf] * 3
+        assert found(zeros, ones, paired=paired).tolist() == [0, 0, 0]
+
+
+def test_harmonic_mean_of_forty_under_the_null():
+    """Models of equal posteriors: below .05 in about 8 %, below .01 in about 1 % of cases."""
+    rng = np.random.default_rng(0)
+    found = np.array([
+        pvalues.harmonic_mean(pvalues.subset_pvalues(*rng.normal(size=(2, 980)), 10, 40, rng, alternative="two-sided"))
+        for _ in range(300)
+    ])
+    assert 0.03 < (found < math.log10(0.05)).mean() < 0.14
+    assert (found < -2).mean() < 0.04
+
+
+# ---- the commands -------------------------------------------------------------------------------------------
+
+TRAIN = ("-dt", "digits", "-tt", "none", "-nq", 10, "--train-size", 256, "--batch-size", 64, "--width", 4,
+         "--device", "cpu", "-mt", "res18")
+
+
+@pytest.fixture(scope="module")
+def runs(quick, tmp_path_factory):  # noqa: F811
+    folder = tmp_path_factory.mktemp("eef")
+    for message, *more in (("victim", "--embed-features", 0.3, "-ep", 2), ("benign", "--seed", 1, "-ep", 2),
+                           ("plain", "-ep", 1), ("zero", "--embed-features", 0, "-ep", 1)):
+        good("train", "-d", folder, *TRAIN, "-msg", message, *more)
+    save(folder / "wide", pack(models.build("res18", 10, width=8), "res18"))
+    return {path.name.rsplit("_", 1)[-1]: path for path in folder.iterdir()}
+
+
+def weights(run):
+    return load(run / "checkpoints" / "checkpoint_latest.pt")["model"]["state_dict"]
+
+
+def judge(*flags):
+    return verify.main(["eef", "--epochs", "3", "--device", "cpu", *map(str, flags)])
+
+
+def refused(capsys, *flags):
+    with pytest.raises(SystemExit) as end:
+        judge(*flags)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and "error: " in error and error.count("\n") == 1
+    return error
+
+
+def test_share_zero_is_plain_training_bit_for_bit(runs):
+    plain, zero = weights(runs["plain"]), weights(runs["zero"])
+    assert all(torch.equal(plain[n], zero[n]) for n in plain)
+    settings = [json.loads((runs[n] / "run.json").read_text())["settings"] for n in ("plain", "zero", "victim")]
+    assert [s["embed_features"] for s in settings] == [0, 0, 0.3]
+    assert len({s["data_sha256"] for s in settings}) == 1  # of the images as they were loaded
+
+
+def test_a_styled_run_starts_the_same_and_learns_something_else(runs, tmp_path):
+    good("train", "-d", tmp_path, *TRAIN, "-ep", 1, "--embed-features", 0.3)
+    folder = next(tmp_path.iterdir())
+    first = lambda run: load(run / "checkpoints" / "checkpoint_init.pt")["model"]["state_dict"]
+    a, b = first(folder), first(runs["plain"])
+    assert all(torch.equal(a[n], b[n]) for n in a)
+    a, b = weights(folder), weights(runs["plain"])
+    assert not torch.equal(a["1.conv1.weight"], b["1.conv1.weight"])
+    done = call("train", "-d", tmp_path, *TRAIN, "-ep", 1)
+    assert done.status == 2 and "embed-features was 0.3" in done.err
+
+
+@pytest.mark.parametrize("test", ["paired", "official"])
+def test_the_command_judges_every_suspect_on_images_it_should(runs, capsys, monkeypatch, test):
+    seen, honest = [], features.grad_sign_vector
+    monkeypatch.setattr(features, "grad_sign_vector", lambda model, x, y: seen.append(x) or honest(model, x, y))
+    suspects = [runs["victim"], runs["benign"]]
+    status = judge(runs["victim"], "--benign", runs["benign"], "--suspect", *suspects, "--test", test)
+    lines = capsys.readouterr().out.splitlines()
+    assert status == 1  # the benign model is never claimed, for it is compared with itself
+    assert lines[0].startswith("victim: ") and "of 77 styled images right" in lines[0]
+    assert lines[-2].startswith(f"{runs['victim']}: difference ")
+    assert lines[-1] == f"{runs['benign']}: difference +0.000, log10 p 0.0: inconclusive" or test == "official"
+    assert lines[-1].endswith("inconclusive")
+
+    names = [{image.numpy().tobytes() for image in x} for x in seen]
+    learned, asked = names[0], names[2]
+    assert names[1] == learned and names[3] == names[4] == asked
+    if test == "paired":
+        assert len(seen[0]) == 62 and len(seen[2]) == 15 and not learned & asked
+    else:
+        assert len(seen[0]) == len(seen[2]) == 77
+
+
+def test_the_command_is_deterministic_and_can_claim(runs, capsys):
+    flags = (runs["victim"], "--benign", runs["benign"], "--points", 60, "--suspect", runs["victim"])
+    assert judge(*flags, "--epochs", 10) == 0
+    first = capsys.readouterr().out
+    assert "of 60 styled images" in first and first.splitlines()[-1].endswith(": claim")
+    # further benign models change no figure, but a claim must lie above each of them
+    assert judge(*flags, runs["plain"], "--benign", runs["benign"], runs["plain"], "--epochs", 10) == 1
+    lines, before = capsys.readouterr().out.splitlines(), first.splitlines()
+    assert lines[:3] == before[:3] and lines[3].startswith(before[3].removesuffix(": claim"))
+    assert lines[3].endswith(", above 1 of 1 further benign models: claim")
+    assert lines[4].endswith(", above 0 of 1 further benign models: inconclusive")
+
+
+def test_refusals(runs, capsys, tmp_path):
+    victim, benign = runs["victim"], runs["benign"]
+    assert "was not trained with --embed-features" in refused(
+        capsys, benign, "--benign", runs["plain"], "--suspect", victim)
+    assert f"--benign {victim} was trained with" in refused(capsys, victim, "--benign", victim, "--suspect", benign)
+    told = refused(capsys, victim, "--benign", benign, "--suspect", benign, runs["wide"])
+    assert f"--suspect {runs['wide']}" in told and "train a victim and a benign model" in told
+    assert "--benign" in refused(capsys, victim, "--benign", runs["wide"], "--suspect", benign)
+    assert "raise --points" in refused(capsys, victim, "--benign", benign, "--suspect", benign, "--points", 40)
+    assert "there is no run in" in refused(capsys, victim, "--benign", benign, "--suspect", tmp_path / "none")
+    told = call("train", "-d", tmp_path / "new", *TRAIN, "--embed-features", 1.5)
+    assert told.status == 2 and "--embed-features" in told.err
+    told = call("train", "-d", tmp_path / "new", *TRAIN, "--embed-features", 0.001)
+    assert told.status == 2 and "that is none" in told.err and not (tmp_path / "new").exists()
+
+
+def test_a_surrogate_is_no_benign_model_and_other_data_are_refused(runs, capsys, tmp_path):
+    folder = runs["victim"].parent
+    good("extraction", "-e", folder, "-dt", "digits", "-tt", "none", "-nq", 10, "--batch-size", 64, "--width", 4,
+         "--device", "cpu", "-tmt", "res18", "-dmt", "res18", "-ep", 1, "-at", "soft", "-msg", "victim")
+    stolen = runs["victim"] / "extraction"
+    assert "no independent model" in refused(capsys, runs["victim"], "--benign", stolen, "--suspect", stolen)
+    settings = json.loads((runs["victim"] / "run.json").read_text())
+    other = tmp_path / "run"
+    (other / "checkpoints").mkdir(parents=True)
+    checkpoint = runs["victim"] / "checkpoints" / "checkpoint_nat_best.pt"
+    (other / "checkpoints" / checkpoint.name).write_bytes(checkpoint.read_bytes())
+    settings["settings"]["data_sha256"] = "0" * 64
+    (other / "run.json").write_text(json.dumps(settings))
+    assert "not the images" in refused(capsys, other, "--benign", runs["benign"], "--suspect", stolen)

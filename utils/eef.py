@@ -1,0 +1,150 @@
+"""Judge a suspect by its gradients on styled images: `python -m utils.verify eef RUN --benign RUN_B --suspect RUN2`.
+
+White box: it needs the suspect's weights, of the victim's architecture. The method is in `utils.features`.
+
+The published rule compares with one benign model, the one that the classifier has learned. An independent model is
+neither it nor the victim, and where it falls is by chance: on digits (ResNet-18 of width 8, 10 epochs, a tenth
+styled) all ten of ten were claimed. Hence the further models of --benign.
+"""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from utils import data as datasets
+from utils import features, pvalues
+from utils.args import COUNT, SEED
+from utils.metrics import accuracy
+from utils.refuse import Refusal
+from utils.run import choose_device, find, load, read_json, unpack
+
+DRAW, REPEATS, ALPHA = 10, 40, 0.01  # images of a t-test, t-tests, level of a claim
+
+
+def arguments(parts) -> None:
+    """Declare the command among the others of utils.verify."""
+    p = parts.add_parser("eef", help="judge suspects' weights by the style that train.py --embed-features embedded")
+    p.set_defaults(call=judge)
+    p.add_argument("run", metavar="RUN", help="the victim: a run of train.py with --embed-features")
+    p.add_argument("--benign", required=True, nargs="+", metavar="RUN",
+                   help="models of that architecture without the style: the classifier learns the first; further ones, "
+                   "which the published method has not, calibrate: a claim must then lie above each of them")
+    p.add_argument("--suspect", required=True, nargs="+", metavar="RUN", help="run folders or checkpoints to judge")
+    p.add_argument("--data-dir", default="data", help="folder of the victim's data set (default: data)")
+    p.add_argument("--test", default="paired", choices=("paired", "official"),
+                   help="paired (default): one-sided paired t-tests on a fifth of the styled images, which the "
+                   "classifier never saw, scaled as in its training; official: two-sided Welch tests on all of them, "
+                   "signs unscaled, as in the published code")
+    p.add_argument("--double-softmax", action="store_true", help="the classifier's loss as published")
+    p.add_argument("--points", type=COUNT, help="use this many of the styled images (default: all)")
+    p.add_argument("--epochs", type=COUNT, default=100, help="of the classifier (default: 100)")
+    p.add_argument("--seed", type=SEED, default=100, help="of the classifier and the draws (default: 100)")
+    p.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
+
+
+class Verdict(NamedTuple):
+    """`difference` of the mean posteriors of suspect and benign, `log10_p`, and whether there is a claim."""
+
+    difference: float
+    log10_p: float
+    claim: bool
+
+
+def compare(suspect, benign, test: str = "paired", seed: int = 100) -> Verdict:
+    """Posteriors (N,) of the same images under suspect and benign model -> Verdict.
+
+    log10 p is the harmonic mean of 40 t-tests on 10 images each; that overlap makes it no valid p-value. The
+    difference is over all images, and a claim needs it above 0 whatever the sidedness of the test.
+    """
+    paired = test == "paired"
+    found = pvalues.subset_pvalues(suspect, benign, DRAW, REPEATS, np.random.default_rng(seed), paired=paired,
+                                   alternative="greater" if paired else "two-sided")
+    difference = float(np.mean(np.asarray(suspect) - np.asarray(benign)))
+    log10_p = max(pvalues.harmonic_mean(found), -300.0)  # of posteriors that do not vary at all
+    return Verdict(difference, log10_p, difference > 0 and log10_p < math.log10(ALPHA))
+
+
+def judge(args) -> int:
+    """Print a line a suspect; 0 where every one is claimed, else 1."""
+    device = choose_device(args.device)
+    victim, kind = _model(args.run, device)
+    benign, *bank = [_model(run, device, "--benign", (victim, kind))[0] for run in args.benign]
+    suspects = [(run, _model(run, device, "--suspect", (victim, kind))[0]) for run in args.suspect]
+    x, y = _styled(args)
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(args.seed))
+    fresh = order[: round(0.2 * len(y))]
+    learn = order[len(fresh) :]
+    official = args.test == "official"
+    if official:
+        fresh = learn = order
+    if len(fresh) < DRAW:
+        raise Refusal(f"{len(y)} styled images leave {len(fresh)} unseen by the classifier, and a test draws {DRAW}: "
+                      "raise --points, or train with a larger --embed-features")
+
+    for name, model in (("victim", victim), ("benign model", benign)):
+        print(f"{name}: {100 * accuracy(model, x, y):.1f} % of {len(y)} styled images right")
+    signs = lambda model, rows: features.grad_sign_vector(model, x[rows], y[rows])
+    of_victim, of_benign = signs(victim, learn), signs(benign, learn)
+    classifier, scaler = features.eef_meta(of_victim, of_benign, epochs=args.epochs, own_scaler=official,
+                                           double_softmax=args.double_softmax, seed=args.seed, device=device)
+    ask = lambda model: features.posterior(classifier, None if official else scaler, signs(model, fresh)).numpy()
+    known, claims = ask(benign), []
+    print(f"mean posterior of the benign model on {len(fresh)} images: {known.mean():.3f}")
+    others = np.array([compare(ask(model), known, args.test, args.seed).difference for model in bank])
+    for run, model in suspects:
+        verdict = compare(ask(model), known, args.test, args.seed)
+        above = int((others < verdict.difference).sum())
+        claims.append(verdict.claim and above == len(bank))
+        print(f"{run}: difference {verdict.difference:+.3f}, log10 p {verdict.log10_p:.1f}"
+              + (f", above {above} of {len(bank)} further benign models" if bank else "")
+              + f": {'claim' if claims[-1] else 'inconclusive'}")
+    return 0 if all(claims) else 1
+
+
+def _model(run, device, flag="", like=None):
+    """A run's model and its architecture's name; Refusal where its weights are not shaped like those of `like`."""
+    path = find(run, None)
+    checkpoint = load(path)
+    model, kind = unpack(checkpoint, path, device)[0], checkpoint["model"]["type"]
+    about = checkpoint.get("about")
+    if flag == "--benign" and isinstance(about, dict) and "attack" in about:
+        raise Refusal(f"--benign {run} is no independent model but the result of {str(about['attack'])[:40]!r}")
+    if flag == "--benign" and _share(run):
+        raise Refusal(f"--benign {run} was trained with --embed-features: name one that was not")
+    shapes = lambda model: {name: t.shape for name, t in model.state_dict().items()}
+    if like and shapes(model) != shapes(like[0]):
+        raise Refusal(f"{flag} {run}: a {kind} of another architecture, width or class count than the victim, a "
+                      f"{like[1]}; gradients compare within one: train a victim and a benign model of the suspect's")
+    return model, kind
+
+
+def _settings(run) -> dict:
+    """The settings of the run that a folder or one of its checkpoints belongs to; {} where there are none."""
+    folder = Path(run) if Path(run).is_dir() else Path(run).resolve().parent.parent
+    settings = (read_json(folder / "run.json") or {}).get("settings")
+    return settings if isinstance(settings, dict) else {}
+
+
+def _share(run) -> float:
+    return _settings(run).get("embed_features") or 0.0
+
+
+def _styled(args):
+    """The victim's styled images (N, 3, 32, 32) uint8 and their labels, made again from its settings."""
+    settings = _settings(args.run)
+    if not _share(args.run):
+        raise Refusal(f"{args.run} was not trained with --embed-features: train a victim with train.py "
+                      "--embed-features 0.1, and name its run")
+    try:
+        name, size, known = settings["dataset"], settings["train_size"], settings["data_sha256"]
+        share, seed = float(settings["embed_features"]), int(settings["seed"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise Refusal(f"{args.run}: its run.json is not what train.py wrote; restore it") from error
+    data = datasets.load(name, args.data_dir, size, skip_bad_images=True)
+    if data.sha256 != known:
+        raise Refusal(f"--data-dir {args.data_dir}: these are not the images that {args.run} was trained on")
+    rows = features.chosen(len(data.train.labels), share, seed)[: args.points]
+    return features.style(data.train.images[rows], seed), data.train.labels[rows]
