@@ -91,7 +91,8 @@ class Run:
                 raise Refusal(f"{self.path} holds checkpoints of another program: pass {self.hint} or --overwrite")
             return
         old = there.get("settings", {})
-        differ = [k for k in self.settings if old.get(k) != self.settings[k]]
+        # a flag that an older version did not know counts as off
+        differ = [k for k, v in self.settings.items() if old.get(k) != v and (k in old or v)]
         if differ:
             key = differ[0]
             raise Refusal(
