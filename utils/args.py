@@ -39,6 +39,7 @@ def _message(text):
 
 # rates beyond float32's range would be an error of torch's
 COUNT, POSITIVE, SHARE = _number(int, 1), _number(float, 0, 1e38, open_low=True), _number(float, 0, 1)
+SEED = _number(int, 0, 2**31 - 1)
 
 
 def _parser(description: str, folder_flags) -> Parser:
@@ -73,7 +74,7 @@ def _parser(description: str, folder_flags) -> Parser:
     p.add_argument("--no-graph", dest="graph", action="store_false",
                    help="CUDA: launch every kernel of a step by itself: slower, same result")
     p.add_argument("--deterministic", action="store_true", help="bit-equal reruns on a GPU too, slower")
-    p.add_argument("--seed", type=_number(int, 0, 2**31 - 1), default=0, help="seed of everything but the split")
+    p.add_argument("--seed", type=SEED, default=0, help="seed of everything but the split")
     p.add_argument("--overwrite", action="store_true", help="remove a run with other settings from the folder")
     return p
 

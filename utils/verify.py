@@ -1,5 +1,7 @@
 """Judge a suspect by its answers alone: `python -m utils.verify export RUN --to DIR`, then `... claim RUN ...`.
 
+`... di RUN --suspect RUN2` asks instead, without triggers, whether a suspect knows RUN's training images.
+
 Exit status: 0 the claim holds, 1 it does not, 2 an error.
 """
 
@@ -13,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from utils import answers as asked
-from utils import commit, data, guard
+from utils import commit, data, guard, inference
 from utils.answers import Answers
 from utils.args import Parser
 from utils.refuse import Refusal, plainly
@@ -50,6 +52,7 @@ def _arguments(argv):
     c.add_argument("--commitment", type=_sha256, metavar="SHA256", help="the digest as it was published")
     c.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     c.add_argument("--plot", type=Path, metavar="FILE.png", help="p-value against the number of queries")
+    inference.arguments(parts)
     args = p.parse_args(argv)
     if args.what == "claim" and args.sequential and not args.command:
         raise Refusal("--sequential stops asking early: it needs --command")
