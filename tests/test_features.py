@@ -226,7 +226,8 @@ def test_below_the_benign_model_there_is_no_claim():
     assert eef.compare(low, high).log10_p > -0.01
     below = eef.compare(low, high, "official")  # two-sided: as small a p as above
     assert below.log10_p < -4 and not below.claim
-    assert eef.compare(np.ones(20), np.zeros(20)) == eef.Verdict(1.0, -300.0, True)
+    still = eef.compare(np.ones(20), np.zeros(20))
+    assert still.claim and still.difference == 1 and -100 < still.log10_p < -40
 
 
 def test_subset_pvalues_by_hand():
@@ -240,7 +241,7 @@ def test_subset_pvalues_by_hand():
     ones, zeros = np.ones(12), np.zeros(12)
     for paired in (True, False):
         assert found(ones, ones, paired=paired).tolist() == [0, 0, 0]
-        assert found(ones, zeros, paired=paired).tolist() == [-math.inf] * 3
+        assert (found(ones, zeros, paired=paired) < -40).all()
         assert found(zeros, ones, paired=paired).tolist() == [0, 0, 0]
 
 

@@ -63,7 +63,7 @@ def compare(suspect, benign, test: str = "paired", seed: int = 100) -> Verdict:
     found = pvalues.subset_pvalues(suspect, benign, DRAW, REPEATS, np.random.default_rng(seed), paired=paired,
                                    alternative="greater" if paired else "two-sided")
     difference = float(np.mean(np.asarray(suspect) - np.asarray(benign)))
-    log10_p = max(pvalues.harmonic_mean(found), -300.0)  # of posteriors that do not vary at all
+    log10_p = pvalues.harmonic_mean(found)
     return Verdict(difference, log10_p, difference > 0 and log10_p < math.log10(ALPHA))
 
 

@@ -5,12 +5,12 @@ of the paper's kind, the exact test `label_randomisation` is what a claim should
 """
 
 import math
-import warnings
 
 import numpy as np
 from scipy import special, stats
 
 LOG10 = math.log(10)
+RESOLVED = 1e-7  # float32 probabilities and scores are known no better
 
 
 def binomial(k: int, n: int, p: float) -> float:
@@ -84,7 +84,7 @@ def paired_t(suspect, benign) -> float:
     n, mean = len(difference), float(difference.mean())
     if n < 2 or mean == 0:
         return 0.0 if n < 2 else math.log10(0.5)
-    spread = max(float(difference.std(ddof=1)), 1e-7)  # float32 probabilities resolve no less
+    spread = max(float(difference.std(ddof=1)), RESOLVED)
     return student_t(mean / spread * math.sqrt(n), n - 1)
 
 
@@ -99,6 +99,31 @@ def subset(suspect, benign, m: int = 10, repeats: int = 100, seed: int = 0) -> f
     rng, m = np.random.default_rng(seed), min(m, len(suspect))
     picks = (rng.choice(len(suspect), m, replace=False) for _ in range(repeats))
     return harmonic_mean([paired_t(suspect[pick], benign[pick]) for pick in picks])
+
+
+def subset_pvalues(u, v, m: int, repeats: int, rng, *, paired: bool = False, alternative: str = "greater"):
+    """log10 p (repeats,) of t-tests of u against v (n,), each on m positions of both, drawn without replacement.
+
+    Welch's test, or the paired one; H1: mean(u) > mean(v), or with "two-sided" that they differ. `rng` is a numpy
+    Generator, 2 <= m <= n. A spread that float32 cannot resolve counts as `RESOLVED`: scores that do not vary give
+    p = 1 where the means are equal, else a p near 0 or 1 by sign, never a NaN. Aggregate with `harmonic_mean`.
+    """
+    if not 2 <= m <= len(u) == len(v) or alternative not in ("greater", "two-sided"):
+        raise ValueError(f"no {alternative} test on {m} of {len(u)} and {len(v)} scores")
+    picks = np.stack([rng.choice(len(u), m, replace=False) for _ in range(repeats)])
+    u, v = np.asarray(u, float)[picks], np.asarray(v, float)[picks]
+    samples = [u - v] if paired else [u, v]
+    gap = u.mean(axis=1) - v.mean(axis=1)
+    spreads = np.stack([sample.std(axis=1, ddof=1) for sample in samples])
+    squares = np.maximum(spreads, RESOLVED) ** 2 / m
+    t = gap / np.sqrt(squares.sum(axis=0))
+    df = (m - 1) * squares.sum(axis=0) ** 2 / (squares**2).sum(axis=0)  # Welch-Satterthwaite; m - 1 of one sample
+    if alternative == "greater":
+        log10_p = [student_t(*pair) for pair in zip(t, df)]
+    else:
+        log10_p = [min(0.0, math.log10(2) + student_t(*pair)) for pair in zip(abs(t), df)]
+    same = (spreads.max(axis=0) < RESOLVED) & (abs(gap) < RESOLVED)
+    return np.where(same, 0.0, log10_p)
 
 
 def harmonic_mean(log10_p) -> float:
@@ -117,24 +142,3 @@ def rank(score: float, benign_scores) -> float:
     """
     benign_scores = np.asarray(benign_scores)
     return math.log10((1 + int((benign_scores >= score).sum())) / (len(benign_scores) + 1))
-
-
-def subset_pvalues(u, v, m: int, repeats: int, rng, *, paired: bool = False, alternative: str = "greater"):
-    """log10 p (repeats,) of t-tests of u against v on random subsets of m entries of each, without replacement.
-
-    `paired` draws the same entries of both (they have one length) and tests their differences; else Welch's test on
-    draws of their own. `alternative` is scipy's: "greater" asks whether u is above v. Where nothing varies, p is 1
-    for equal means and follows the sign of the difference otherwise (0, that is -inf, or 1).
-    """
-    u, v = np.asarray(u, float), np.asarray(v, float)
-    draw = lambda n: np.stack([rng.choice(n, min(m, n), replace=False) for _ in range(repeats)])
-    picks = draw(len(u))
-    a, b = u[picks], v[picks if paired else draw(len(v))]  # (repeats, m)
-    gap = a.mean(1) - b.mean(1)
-    still = np.ptp(a - b, axis=1) == 0 if paired else (np.ptp(a, axis=1) == 0) & (np.ptp(b, axis=1) == 0)
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # of rows that hardly vary
-        test = (stats.ttest_rel(a, b, axis=1, alternative=alternative) if paired
-                else stats.ttest_ind(a, b, axis=1, equal_var=False, alternative=alternative))
-        holds = {"greater": gap > 0, "less": gap < 0, "two-sided": gap != 0}[alternative]
-        return np.log10(np.where(still, ~holds, test.pvalue))

@@ -1,5 +1,7 @@
 """Judge a suspect by its answers alone: `python -m utils.verify export RUN --to DIR`, then `... claim RUN ...`.
-Or by its gradients, for comparison: `... eef RUN ...`.
+
+For comparison, without triggers: `... di RUN --suspect RUN2` asks whether a suspect knows RUN's training images,
+`... eef RUN --benign RUN3 --suspect RUN2` whether its gradients show RUN's secret style.
 
 Exit status: 0 the claim holds, 1 it does not, 2 an error.
 """
@@ -14,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from utils import answers as asked
-from utils import commit, data, eef, guard
+from utils import commit, data, eef, guard, inference
 from utils.answers import Answers
 from utils.args import Parser
 from utils.refuse import Refusal, plainly
@@ -51,6 +53,7 @@ def _arguments(argv):
     c.add_argument("--commitment", type=_sha256, metavar="SHA256", help="the digest as it was published")
     c.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     c.add_argument("--plot", type=Path, metavar="FILE.png", help="p-value against the number of queries")
+    inference.arguments(parts)
     eef.arguments(parts)
     args = p.parse_args(argv)
     if args.what == "claim" and args.sequential and not args.command:
