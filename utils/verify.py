@@ -1,6 +1,8 @@
 """Judge a suspect by its answers alone: `python -m utils.verify export RUN --to DIR`, then `... claim RUN ...`.
 
-Exit status: 0 the claim holds, 1 it does not, 2 an error.
+`... certify RUN` is about a model's weights, not its answers: see utils/smoothing.py.
+
+Exit status: 0 the claim holds (or the other command is done), 1 it does not hold, 2 an error.
 """
 
 import argparse
@@ -13,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from utils import answers as asked
-from utils import commit, data, guard
+from utils import commit, data, guard, smoothing
 from utils.answers import Answers
 from utils.args import Parser
 from utils.refuse import Refusal, plainly
@@ -50,6 +52,7 @@ def _arguments(argv):
     c.add_argument("--commitment", type=_sha256, metavar="SHA256", help="the digest as it was published")
     c.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     c.add_argument("--plot", type=Path, metavar="FILE.png", help="p-value against the number of queries")
+    smoothing.arguments(parts)
     args = p.parse_args(argv)
     if args.what == "claim" and args.sequential and not args.command:
         raise Refusal("--sequential stops asking early: it needs --command")
