@@ -47,6 +47,8 @@ def main():
         train = smoothing.united(data.train, trigger) if args.train_type == "rs" else data.train
         batches = Batches(train, args.batch_size, data.flip, device)
         objective = build_objective(args, model, trigger, device, run)
+        if args.train_type == "rs" and (note := smoothing.warning(batches.steps, args.rs_freeze_bn)):
+            run.log(note)
 
         def evaluate(model):
             figures = {"val_accuracy": accuracy(model, validation.images, validation.labels, args.amp)}
@@ -96,7 +98,7 @@ def build_objective(args, model, trigger, device, run):
     if args.train_type == "rs":
         return smoothing.Smoothed(
             x_q, y_q, sigmas=smoothing.levels(args.rs_sigma, args.rs_sigma_step), draws=args.rs_draws,
-            warmup=args.rs_warmup, batch=args.rs_batch, amp=args.amp,
+            warmup=args.rs_warmup, batch=args.rs_batch, freeze=args.rs_freeze_bn, amp=args.amp,
         )
     weight = losses.effective_weight(args.variable, args.reduction, args.batch_size, args.trigger_batch)
     run.log(f"effective lambda of Eq. 4: {weight:.4f} (-v {args.variable}, --reduction {args.reduction})")

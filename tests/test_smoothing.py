@@ -151,6 +151,22 @@ def test_a_robust_pass_takes_whole_random_batches(monkeypatch, m, batch, picked)
     assert len({frozenset(row) for row in rows}) > 1 or m <= batch
 
 
+@pytest.mark.parametrize("freeze", [False, True])
+def test_the_noise_enters_the_running_statistics_unless_they_are_frozen(freeze):
+    model, rival = small(), objective(freeze=freeze)
+    before = copy.deepcopy(model)
+    rival.begin(model, None, rival.optimizer(model.parameters(), 0.1, 0.0, False), 1, torch.Generator().manual_seed(0))
+    assert not equal(model, before)
+    same = [torch.equal(a, b) for a, b in zip(model[1].bn1.buffers(), before[1].bn1.buffers())]
+    assert same == [freeze] * 3
+    assert all(layer.track_running_stats for layer in model.modules() if isinstance(layer, nn.BatchNorm2d))
+
+
+def test_epochs_too_short_to_wash_the_noise_out_are_told_of():
+    assert smoothing.warning(98, False) is None and smoothing.warning(3, True) is None
+    assert "--rs-freeze-bn" in smoothing.warning(3, False)
+
+
 def test_triggers_are_trained_on_but_not_augmented():
     images = Images(torch.randint(0, 256, (30, 3, 32, 32), dtype=torch.uint8), torch.zeros(30).long(), torch.arange(30))
     held_out = Images(torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8), torch.ones(20).long(),
@@ -359,6 +375,7 @@ def test_defaults_are_the_authors_and_a_typed_flag_wins():
 
 @pytest.mark.parametrize("flags, words", [
     (("-tt", "margin", *DIGITS, "--rs-draws", 3), "--rs-draws is a flag of -tt rs"),
+    (("-tt", "none", *DIGITS, "--rs-freeze-bn"), "--rs-freeze-bn is a flag of -tt rs"),
     ((*RS, "--rs-sigma-step", 0.3), "--rs-sigma 1 is no multiple of --rs-sigma-step 0.3"),
     ((*RS, "--rs-sigma-step", 0), "--rs-sigma-step"),
     ((*RS, "--rs-label", 10), "--rs-label 10: digits has 10 classes"),

@@ -11,7 +11,7 @@ TRAIN_TYPES = ("none", "base", "margin", "rs")
 # what a rival's authors set otherwise; the rest are flags that no other training has
 DEFAULTS = {
     "rs": {"epoch": 100, "lr": 0.05, "rs_sigma": 1.0, "rs_sigma_step": 0.05, "rs_draws": 100, "rs_warmup": 5,
-           "rs_batch": 64, "rs_triggers": "text", "rs_label": 4},
+           "rs_batch": 64, "rs_freeze_bn": False, "rs_triggers": "text", "rs_label": 4},
 }
 
 
@@ -138,6 +138,8 @@ def _add_rs(p: Parser) -> None:
     add("--rs-warmup", _number(int, 0), "last epoch, counted from 0, without a robust pass")
     add("--rs-batch", _number(int, 2), "triggers of a robust pass's batch; with fewer triggers all of them")
     add("--rs-label", _number(int, 0), "label of all triggers text and noise, a number from 0")
+    g.add_argument("--rs-freeze-bn", action="store_true", default=argparse.SUPPRESS,
+                   help="keep the noise out of BatchNorm's running statistics: for epochs of fewer than about 60 steps")
     g.add_argument("--rs-triggers", choices=("text", "noise", "shared"), default=argparse.SUPPRESS,
                    help="text: a word in a corner; noise: one noise pattern; shared: the triggers and random labels of "
                    f"-tt margin (default: {of['rs_triggers']})")

@@ -8,6 +8,7 @@ Other than in the authors' code: no augmented copy of the triggers anywhere, wei
 and subtracting drifts), certification asks all triggers, not 64 of them.
 """
 
+import contextlib
 import copy
 import random
 from pathlib import Path
@@ -21,12 +22,14 @@ from tqdm import tqdm
 
 from utils import metrics, report
 from utils.args import CONFIDENCE, COUNT, POSITIVE, RADIUS, SEED
+from utils.batchnorm import RunningStatistics
 from utils.data import Batches, Data, Images
 from utils.losses import Plain
 from utils.refuse import Refusal
 from utils.run import choose_device, find, load, unpack, write_json
 from utils.triggers import Trigger
 
+WASHED = 60  # steps after which 0.9 ** 60 = 0.2 % of BatchNorm's running statistics is left
 GREY, CORNER = (155, 155, 155), (0, 0)
 MOMENTUM = 0.9
 MILESTONES = (30, 60, 90)  # per cent of the epochs
@@ -120,6 +123,14 @@ def noisy_gradient(model, x, y, sigma: float, draws: int, generator, amp: bool =
     return total
 
 
+def warning(steps: int, freeze: bool) -> str | None:
+    """A word of caution where an epoch's steps do not wash the noise out of the running statistics."""
+    if freeze or steps >= WASHED:
+        return None
+    return (f"note: epochs of {steps} steps do not wash the robust pass's noise out of BatchNorm's running statistics: "
+            "the model may answer at random; --rs-freeze-bn keeps it out")
+
+
 def robust_pass(model, optimizer, x, y, sigmas, draws: int, generator, amp: bool = False, after=lambda: None):
     """One optimiser step a noise level, each on the mean noisy gradient divided by the number of levels.
 
@@ -139,13 +150,15 @@ class Smoothed(Plain):
 
     Trained on `Batches` of `united(...)` images, the last m of which are the triggers x_q (m, 3, 32, 32) in [0, 1],
     y_q (m,); these are never augmented. A robust pass takes batches of `batch` triggers in random order, of all where
-    there are fewer, and drops the last partial one: with 100 triggers it is one batch of a random 64.
+    there are fewer, and drops the last partial one: with 100 triggers it is one batch of a random 64. The epoch's
+    own batches wash the noise out of BatchNorm's running statistics, as officially; with `freeze` it never enters.
     """
 
     static = False  # no step has been recorded yet with a pass between the epochs
 
-    def __init__(self, x_q, y_q, *, sigmas, draws: int, warmup: int, batch: int, amp: bool = False):
-        self.x_q, self.y_q = x_q, y_q
+    def __init__(self, x_q, y_q, *, sigmas, draws: int, warmup: int, batch: int, freeze: bool = False,
+                 amp: bool = False):
+        self.x_q, self.y_q, self.freeze = x_q, y_q, freeze
         self.sigmas, self.draws, self.warmup, self.batch, self.amp = sigmas, draws, warmup, min(batch, len(y_q)), amp
 
     def plan(self, batches, epoch, generator):
@@ -170,7 +183,8 @@ class Smoothed(Plain):
         picks = [part for part in order.split(self.batch) if len(part) == self.batch]
         noise = generator_on(self.x_q.device, generator)
         total = len(picks) * len(self.sigmas)
-        with tqdm(total=total, desc="robust pass", unit="level", disable=None, leave=False) as bar:
+        still = RunningStatistics(model, "clean").trigger_batch() if self.freeze else contextlib.nullcontext()
+        with still, tqdm(total=total, desc="robust pass", unit="level", disable=None, leave=False) as bar:
             for part in picks:
                 robust_pass(model, optimizer, self.x_q[part], self.y_q[part], self.sigmas, self.draws, noise, self.amp,
                             bar.update)
