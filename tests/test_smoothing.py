@@ -324,12 +324,14 @@ def test_a_thief_needs_nothing_new(world):
     assert s["trigger_size"] == 8 and s["log10_p"]["T1"] is None
 
 
-def test_shared_triggers_are_those_of_the_margin_method(world, tmp_path):
+def test_shared_triggers_are_those_of_the_margin_method(tmp_path, capsys):
     good("train", "-d", tmp_path, *RS, "--rs-triggers", "shared", "-ep", 1)
     good("train", "-d", tmp_path, "-tt", "base", *DIGITS, "-mt", "vgg11", "-ep", 1)
     ours, rivals = (load(tmp_path / f"digits_vgg11_{tt}_8_" / "triggers.pt") for tt in ("base", "rs"))
     assert all(torch.equal(ours[k], rivals[k]) for k in ours)
     assert summary(tmp_path / RUN)["log10_p"]["T1"] is not None
+    verify.main(["claim", str(tmp_path / RUN), "--suspect", str(tmp_path / RUN)])
+    assert any(line.startswith("T1") and "log10 p" in line for line in capsys.readouterr().out.splitlines())
 
 
 def certify(*flags) -> int:
