@@ -1,7 +1,7 @@
 """Train a source model with a secret watermark: `python train.py -dt cifar10 -tt margin -mt res34 -nq 100`."""
 
 import models
-from utils import commit, distributed, features, losses, report, triggers
+from utils import commit, distributed, features, losses, report, smoothing, triggers
 from utils import data as datasets
 from utils.args import train_args
 from utils.data import Batches
@@ -15,6 +15,8 @@ from utils.run import Run, choose_device, digest, find, load, pack, prepare, run
 def main():
     args = train_args()
     device = choose_device(args.device)
+    if args.train_type == "rs" and distributed.several():
+        raise Refusal("-tt rs trains in one process: run it without torchrun")
     with distributed.chief_first():
         data = datasets.load(args.dataset, args.data_dir, args.train_size, args.skip_bad_images)
     settings = vars(args) | {"data_sha256": data.sha256}
@@ -43,8 +45,11 @@ def main():
         prepare(args.seed, args.deterministic, args.tf32)
         model = models.build(args.model_type, len(data.classes), data.mean, data.std, args.width)
         model = distributed.share(models.place(model, device))
-        batches = Batches(data.train, args.batch_size, data.flip, device)
+        train = smoothing.united(data.train, trigger) if args.train_type == "rs" else data.train
+        batches = Batches(train, args.batch_size, data.flip, device)
         objective = build_objective(args, model, trigger, device, run)
+        if args.train_type == "rs" and (note := smoothing.warning(batches.steps, args.rs_freeze_bn)):
+            run.log(note)
 
         def evaluate(model):
             figures = {"val_accuracy": accuracy(model, validation.images, validation.labels, args.amp)}
@@ -68,7 +73,7 @@ def main():
         "bn_stats": args.bn_stats, "train_size": len(data.train.labels),
         **report.measure(best, judge, data.test, device), "clean": None,
     }
-    if args.train_type != "none" and args.bn_stats == "paper":
+    if args.train_type in ("base", "margin") and args.bn_stats == "paper":
         clean = find(run.path, args.select, "clean")
         summary["clean"] = report.measure(clean, judge, data.test, device)
     rows = report.rows_of_run(run.path, judge, device, summary=summary)
@@ -76,6 +81,8 @@ def main():
 
 
 def build_triggers(args, data, device):
+    if args.label_strategy == "single":
+        return smoothing.triggers(data, args.num_query, args.rs_label, args.rs_triggers, args.seed)
     answer = None
     if args.label_model:
         path = find(args.label_model)
@@ -88,11 +95,17 @@ def build_triggers(args, data, device):
 def build_objective(args, model, trigger, device, run):
     if args.train_type == "none":
         return losses.Plain()
+    x_q, y_q = trigger.images.to(device).float().div(255), trigger.labels.to(device)
+    if args.train_type == "rs":
+        return smoothing.Smoothed(
+            x_q, y_q, sigmas=smoothing.levels(args.rs_sigma, args.rs_sigma_step), draws=args.rs_draws,
+            warmup=args.rs_warmup, batch=args.rs_batch, freeze=args.rs_freeze_bn, amp=args.amp,
+        )
     weight = losses.effective_weight(args.variable, args.reduction, args.batch_size, args.trigger_batch)
     run.log(f"effective lambda of Eq. 4: {weight:.4f} (-v {args.variable}, --reduction {args.reduction})")
     steps = args.steps if args.train_type == "margin" else 0
     return losses.Watermark(
-        model, trigger.images.to(device).float().div(255), trigger.labels.to(device),
+        model, x_q, y_q,
         weight=args.variable, reduction=args.reduction, batch=args.trigger_batch, bn_stats=args.bn_stats,
         steps=steps, step_size=args.step_size / 255, eps=args.eps / 255,
     )

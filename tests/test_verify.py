@@ -247,7 +247,8 @@ def test_a_forged_set_is_refused_for_want_of_the_commitment(bank, tmp_path, caps
     assert status == 1 and "commitment   mismatch" in out
 
 
-@pytest.mark.parametrize("change", [{"label_strategy": "highest"}, {"train_type": "ewe"}, {"train_type": "rs"}])
+@pytest.mark.parametrize("change", [{"label_strategy": "highest"}, {"train_type": "ewe"},
+                                    {"train_type": "rs", "label_strategy": "single"}])
 def test_t1_is_not_printed_where_labels_are_not_uniform(change, tmp_path, capsys):
     made = make_run(tmp_path / "run", SETTINGS | change)
     status, out, _ = call(capsys, "claim", made[0], "--predictions", answer(made, tmp_path, 1.0))

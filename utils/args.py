@@ -7,7 +7,12 @@ import models
 from utils import attacks, batchnorm, data, edit, losses, triggers
 from utils.refuse import Parser, Refusal
 
-TRAIN_TYPES = ("none", "base", "margin")
+TRAIN_TYPES = ("none", "base", "margin", "rs")
+# what a rival's authors set otherwise; the rest are flags that no other training has
+DEFAULTS = {
+    "rs": {"epoch": 100, "lr": 0.05, "rs_sigma": 1.0, "rs_sigma_step": 0.05, "rs_draws": 100, "rs_warmup": 5,
+           "rs_batch": 64, "rs_freeze_bn": False, "rs_triggers": "text", "rs_label": 4},
+}
 
 
 def _number(kind, low, high=math.inf, open_low=False):
@@ -32,7 +37,8 @@ def _message(text):
 
 # rates beyond float32's range would be an error of torch's
 COUNT, POSITIVE, SHARE = _number(int, 1), _number(float, 0, 1e38, open_low=True), _number(float, 0, 1)
-SEED = _number(int, 0, 2**31 - 1)
+SEED, RADIUS = _number(int, 0, 2**31 - 1), _number(float, 0, 1e6)
+CONFIDENCE = _number(float, 0, 1 - 1e-9, open_low=True)
 
 
 def _parser(description: str, folder_flags) -> Parser:
@@ -43,7 +49,8 @@ def _parser(description: str, folder_flags) -> Parser:
     p.add_argument("--data-dir", default="data", help="folder of downloads, or of the images of -dt folder")
     p.add_argument("--skip-bad-images", action="store_true", help="-dt folder: go on without unreadable images")
     p.add_argument("-tt", "--train-type", default="margin", choices=TRAIN_TYPES,
-                   help="none: no watermark (benign); base: triggers by ERM; margin: the paper's method")
+                   help="none: no watermark (benign); base: triggers by ERM; margin: the paper's method; "
+                   "rs: the rival by randomised smoothing")
     p.add_argument("-nq", "--num-query", type=COUNT, default=100, help="number m of triggers")
     p.add_argument("-nm", "--num-mixup", type=COUNT, default=1, help="images averaged into one trigger")
     p.add_argument("-qt", "--query-type", type=_message, default="",
@@ -93,12 +100,55 @@ def train_args(argv=None):
     p.add_argument("--label-strategy", default="random", choices=triggers.STRATEGIES,
                    help="assigned label: random, or the most / least confident wrong one of --label-model")
     p.add_argument("--label-model", metavar="RUN", help="clean model for --label-strategy highest or lowest")
+    _add_rs(p)
+    kind = p.parse_known_args(argv)[0].train_type
+    p.set_defaults(**DEFAULTS.get(kind, {}))
     args = p.parse_args(argv)
     if args.eps is None:
         args.eps = args.steps * args.step_size
+    foreign = [name for other, names in DEFAULTS.items() if other != kind for name in names
+               if name.startswith(f"{other}_") and hasattr(args, name)]
+    if foreign:
+        name = foreign[0]
+        raise Refusal(f"--{name.replace('_', '-')} is a flag of -tt {name.split('_')[0]}: leave it out or pass that")
+    if kind == "rs":
+        _check_rs(args)
     if (args.label_strategy == "random") != (args.label_model is None):
         raise Refusal("--label-strategy highest or lowest needs --label-model RUN, a clean model; random takes none")
+    if kind == "rs" and args.rs_triggers != "shared":
+        args.label_strategy = "single"
     return args
+
+
+def _add_rs(p: Parser) -> None:
+    """Flags of -tt rs; they are absent, and not recorded, where another training is asked for."""
+    of = DEFAULTS["rs"]
+    g = p.add_argument_group(
+        "-tt rs", f"-ep {of['epoch']} and --lr {of['lr']} by default; momentum 0.9; the rate falls by 10 after 30, 60 "
+        "and 90 percent of the epochs; the authors train on half of the images: pass --train-size for that")
+    add = lambda flag, kind, text: g.add_argument(
+        flag, type=kind, default=argparse.SUPPRESS, help=f"{text} (default: {of[flag[2:].replace('-', '_')]})")
+    add("--rs-sigma", _number(float, 0, 1e6), "largest noise on the weights")
+    add("--rs-sigma-step", _number(float, 0, 1e6, open_low=True), "distance of the noise levels from 0 to --rs-sigma")
+    add("--rs-draws", COUNT, "noisy gradients a level: the time of a robust pass is as many times the levels")
+    add("--rs-warmup", _number(int, 0), "last epoch, counted from 0, without a robust pass")
+    add("--rs-batch", _number(int, 2), "triggers of a robust pass's batch; with fewer triggers all of them")
+    add("--rs-label", _number(int, 0), "label of all triggers text and noise, a number from 0")
+    g.add_argument("--rs-freeze-bn", action="store_true", default=argparse.SUPPRESS,
+                   help="keep the noise out of BatchNorm's running statistics: for epochs of fewer than about 60 steps")
+    g.add_argument("--rs-triggers", choices=("text", "noise", "shared"), default=argparse.SUPPRESS,
+                   help="text: a word in a corner; noise: one noise pattern; shared: the triggers and random labels of "
+                   f"-tt margin (default: {of['rs_triggers']})")
+
+
+def _check_rs(args) -> None:
+    count = args.rs_sigma / args.rs_sigma_step
+    if count > 10_000 or abs(count - round(count)) > 1e-6:
+        raise Refusal(f"--rs-sigma {args.rs_sigma:g} is no multiple of --rs-sigma-step {args.rs_sigma_step:g}, or one "
+                      "of more than 10,000: pass a step that divides it")
+    if args.rs_triggers != "shared" and (args.num_mixup > 1 or args.label_strategy != "random"):
+        raise Refusal(f"--rs-triggers {args.rs_triggers} are single images with one label for all: leave -nm and "
+                      "--label-strategy out, or pass --rs-triggers shared")
 
 
 def _attack_parser(description):

@@ -1,9 +1,10 @@
 """Judge a suspect by its answers alone: `python -m utils.verify export RUN --to DIR`, then `... claim RUN ...`.
 
 For comparison, without triggers: `... di RUN --suspect RUN2` asks whether a suspect knows RUN's training images,
-`... eef RUN --benign RUN3 --suspect RUN2` whether its gradients show RUN's secret style.
+`... eef RUN --benign RUN3 --suspect RUN2` whether its gradients show RUN's secret style; `... certify RUN` is about a
+model's weights under noise, see utils/smoothing.py.
 
-Exit status: 0 the claim holds, 1 it does not, 2 an error.
+Exit status: 0 the claim holds (or the other command is done), 1 it does not hold, 2 an error.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from utils import answers as asked
-from utils import commit, data, eef, guard, inference
+from utils import commit, data, eef, guard, inference, smoothing
 from utils.answers import Answers
 from utils.args import Parser
 from utils.refuse import Refusal, plainly
@@ -55,6 +56,7 @@ def _arguments(argv):
     c.add_argument("--plot", type=Path, metavar="FILE.png", help="p-value against the number of queries")
     inference.arguments(parts)
     eef.arguments(parts)
+    smoothing.arguments(parts)
     args = p.parse_args(argv)
     if args.what == "claim" and args.sequential and not args.command:
         raise Refusal("--sequential stops asking early: it needs --command")
