@@ -193,7 +193,7 @@ class Stop:
     def __init__(self, steps):
         self.left = steps
 
-    def __call__(self, received, step=0):
+    def __call__(self, received, device, step=0):
         self.left -= 1
         return signal.SIGTERM if self.left == 0 else None
 

@@ -2,5 +2,6 @@
 
 Inside this package a file imports only files above it in this list:
 refuse, guard, data, distributed, triggers, features, metrics, batchnorm, losses, attacks, edit, pvalues, run, analyze,
-step, fit, report, args, smoothing, steal, commit, answers, verdict, wording, inference, eef, verify, official, benchmark.
+step, fit, report, args, smoothing, steal, commit, answers, verdict, wording, inference, eef, verify, official,
+benchmark.
 """
