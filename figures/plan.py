@@ -33,7 +33,11 @@ def number(name, factor=1):
 
 # rows of Tables 2 and 3: name -> (-tt, {column: value}). A rival with triggers is a line here; one without (DI, EEF)
 # is judged by an analysis, whose cells `cells` adds to table2's. A row that is not here says "not run"
-WATERMARKS = {"margin": ("margin", {ACC: accuracy, TRIG: triggers, P: log10_p})}
+WATERMARKS = {
+    "EWE": ("ewe", {ACC: accuracy, TRIG: triggers}),
+    "RS": ("rs", {ACC: accuracy, TRIG: triggers}),
+    "margin": ("margin", {ACC: accuracy, TRIG: triggers, P: log10_p}),
+}
 
 
 def cells(name: str, runs: Runs) -> dict:

@@ -24,6 +24,7 @@ class Profile(NamedTuple):
     finetune: int
     other: dict
     wide: bool  # whether CIFAR-100's rows are made
+    rivals: dict  # -tt of a rival: its flags, in place of `watermark`
     K: tuple = (1, 3, 5, 8)
     sizes: tuple = (25, 50, 100, 200)
     weights: tuple = (0.25, 0.5, 1, 2, 4)
@@ -37,11 +38,15 @@ class Profile(NamedTuple):
 
 
 PROFILES = {
-    "paper": Profile("cifar10", "", "", "res34", 100, (0, 1, 2), 100, {"SVHN": "svhn", "CIFAR-100": "cifar100"}, True),
+    "paper": Profile("cifar10", "", "", "res34", 100, (0, 1, 2), 100, {"SVHN": "svhn", "CIFAR-100": "cifar100"}, True,
+                     {"ewe": "", "rs": ""}),
     "small": Profile("folder", "--data-dir data/cifar10-jpeg --width 16 --train-size 16000 -ep 14 --amp --device cpu",
-                     "--reduction sum -v 0.1", "res18", 50, (0,), 7, {}, False, sizes=(25, 50, 100)),
+                     "--reduction sum -v 0.1", "res18", 50, (0,), 7, {}, False,
+                     {"ewe": "-ep 8 --ewe-epochs 1 --ewe-source digits", "rs": "--rs-draws 5 --rs-warmup 4"},
+                     sizes=(25, 50, 100)),
     "smoke": Profile("digits", "--width 4 --train-size 512 --batch-size 64 -ep 2 --device cpu", "", "res18", 20, (0,),
-                     1, {}, False, K=(1, 3), sizes=(10, 20), weights=(0.5, 2), alphas=(0.3, 0.7)),
+                     1, {}, False, {"ewe": "-ep 1 --ewe-epochs 0.2 --ewe-source 9", "rs": "--rs-draws 1 --rs-warmup 0"},
+                     K=(1, 3), sizes=(10, 20), weights=(0.5, 2), alphas=(0.3, 0.7)),
 }
 
 
@@ -81,7 +86,7 @@ class Runs:
         m, dataset, message = m or p.m, dataset or p.dataset, f"{tag}s{seed}"
         folder = self.dir / f"{dataset}_{p.model}_{kind}_{m}_{message}"
         where = f"-d {shlex.quote(str(self.dir))} -dt {dataset} -tt {kind} -nq {m} -msg {message}"
-        flags = f"{where} --seed {seed} {p.flags}" + (f" {p.watermark}" if kind != "none" else "")
+        flags = f"{where} --seed {seed} {p.flags}" + (f" {p.rivals.get(kind, p.watermark)}" if kind != "none" else "")
         needs = ()
         if kind != "none":
             needs = (self.source(seed, "none", dataset=dataset),)

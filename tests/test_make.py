@@ -170,15 +170,15 @@ def test_tables_set_ours_beside_the_paper():
     make.main(["table2", "--no-run", "-d", "runs", "--out", "out"])
     text = Path("out/smoke/table2.md").read_text()
     assert "| CIFAR-10 margin, soft | trigger % | 82 ± 1 | 30.00 (1) | `python extraction.py" in text
-    assert "| CIFAR-10 EWE, soft | trigger % | 51.01 ± 5.58 | not run | not run |" in text
+    assert "| CIFAR-10 RS, soft | trigger % | 7.67 ± 4.04 | 30.00 (1) | `python extraction.py" in text
+    assert "| CIFAR-100 RS, soft | trigger % | 2.67 ± 1.53 | not run | not run |" in text
 
 
-def test_a_rival_is_one_line(monkeypatch):
-    monkeypatch.setitem(plan.WATERMARKS, "EWE", ("ewe", {plan.ACC: plan.accuracy, plan.TRIG: plan.triggers}))
+def test_rivals_fill_both_tables():
     runs = Runs("paper", Path("runs"))
     step, _ = plan.cells("table2", runs)["CIFAR-100 EWE, hard", plan.TRIG]
     assert "-dt cifar100 -tt ewe -nq 100" in step(0).command and "-tt ewe" in step(0).needs[0].command
-    assert set(plan.cells("table3", runs)) == {("margin", plan.TRIG), ("EWE", plan.TRIG)}
+    assert set(plan.cells("table3", runs)) == {(name, plan.TRIG) for name in ("EWE", "RS", "margin")}
 
 
 @pytest.mark.parametrize("profile", PROFILES)
