@@ -55,13 +55,13 @@ class Copy(Objective):
 
     def __init__(self, source, loss, needs_labels: bool, steps: int = 0, step_size: float = 0.0, eps: float = 0.0):
         self.source, self.loss, self.needs_labels = source, loss, needs_labels
-        self.steps, self.step_size, self.eps = steps, step_size, eps
+        self.ascents, self.step_size, self.eps = steps, step_size, eps
 
     def __call__(self, forward, x, y, picks):
         with torch.no_grad():
             t = self.source(x)
-        if self.steps:
-            x = ascend(self.source, x, t.argmax(1), steps=self.steps, step_size=self.step_size, eps=self.eps)
+        if self.ascents:
+            x = ascend(self.source, x, t.argmax(1), steps=self.ascents, step_size=self.step_size, eps=self.eps)
             with torch.no_grad():
                 t = self.source(x)
         s = forward(x)

@@ -73,7 +73,7 @@ class Watermark(Objective):
     def __init__(self, model, x_q, y_q, *, weight, reduction, batch, steps, step_size, eps, bn_stats):
         self.x_q, self.y_q = x_q, y_q
         self.weight, self.reduction, self.batch = weight, reduction, batch
-        self.steps, self.step_size, self.eps = steps, step_size, eps
+        self.ascents, self.step_size, self.eps = steps, step_size, eps
         self.statistics = RunningStatistics(model, bn_stats)
 
     def sample(self, steps: int, generator):
@@ -109,9 +109,9 @@ class Watermark(Objective):
 
     def perturb(self, forward, x, y):
         """x + delta of the inner maximisation."""
-        if not self.steps:
+        if not self.ascents:
             return x
-        return ascend(forward, x, y, steps=self.steps, step_size=self.step_size, eps=self.eps)
+        return ascend(forward, x, y, steps=self.ascents, step_size=self.step_size, eps=self.eps)
 
 
 def ascend(forward, x, y, *, steps: int, step_size: float, eps: float):
