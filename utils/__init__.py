@@ -1,6 +1,6 @@
 """What the three entry scripts share. Imports go one way: scripts -> utils -> models.
 
 Inside this package a file imports only files above it in this list:
-refuse, guard, data, distributed, triggers, metrics, batchnorm, losses, attacks, edit, pvalues, run, analyze, step, fit,
-report, args, steal, commit, answers, verdict, wording, verify, official, benchmark.
+refuse, guard, data, distributed, triggers, metrics, batchnorm, losses, ewe, attacks, edit, pvalues, run, analyze,
+step, fit, report, args, steal, commit, answers, verdict, wording, verify, official, benchmark.
 """
