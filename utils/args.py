@@ -146,8 +146,8 @@ def _add_ewe(p: Parser) -> None:
         type=_number(float, ewe.LOWEST, 1e38))
     add("--ewe-temperature-lr", "rate of the descent on T", type=_number(float, 0, 1e38))
     add("--ewe-target", "number of the class to entangle with", type=_number(int, 0))
-    add("--ewe-source", "what becomes triggers: a digit of SVHN (the authors' class 8 is svhn:9), digits: those of "
-        "scikit-learn that show a nine, or the number of one of the data set's own classes, with a patch", type=_ewe_source)
+    add("--ewe-source", "what becomes triggers: a digit of SVHN (the authors' class 8 is svhn:9), digits: the nines of "
+        "scikit-learn, or the number of one of the data set's own classes, with a patch", type=_ewe_source)
     add("--ewe-triggers", "own: made in phase 2; shared: those of -tt margin under their labels, not optimised, beside "
         "images of all classes", choices=("own", "shared"))
     add("--ewe-steps", "rounds of phase 2 (the authors: 100 on CIFAR-100)", type=COUNT)
