@@ -84,11 +84,11 @@ def main():
 
 
 def settle(run, trigger, data, secret=True):
-    """Commit to the final trigger set before it is trained on, and keep it."""
+    """Keep the final trigger set, and commit to it before it is trained on."""
+    commit.keep(run, trigger, data.classes)
     if secret:
         sha256 = commit.commit(run, trigger, data.classes, len(data.held_out.labels))
         run.log(f"commitment: SHA-256 {sha256}; publish or time-stamp it ({run.path}/commitment.json)")
-    commit.keep(run, trigger, data.classes)
 
 
 def build_triggers(args, data, device):
@@ -110,7 +110,7 @@ def build_objective(args, model, trigger, device, run, batches, data):
     if args.train_type == "ewe":
         def keep(new):
             path = run.path / "triggers.pt"
-            if path.exists():  # a run that was killed after it had committed to them
+            if path.exists():  # a run that was killed meanwhile: what it may have committed to counts
                 new = read_trigger(path, len(data.classes))
             ewe.check_foreign(new.images, data, f"--ewe-source {args.ewe_source}")
             settle(run, new, data)

@@ -297,7 +297,10 @@ class Entangled(Objective):
     @staticmethod
     def _draw(rows: int, n: int, k: int, generator):
         """(rows, k), each row k of n positions without replacement."""
-        return torch.stack([torch.randperm(n, generator=generator)[:k] for _ in range(rows)] or [torch.zeros(0, k)])
+        drawn = torch.empty(rows, k, dtype=torch.long)
+        for row in drawn:
+            row.copy_(torch.randperm(n, generator=generator)[:k])
+        return drawn
 
     def begin(self, model, forward, optimizer, epoch: int, generator) -> None:
         """Phase 2, before the first epoch of phase 3: on the weights of phase 1 in float32."""
