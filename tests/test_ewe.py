@@ -15,8 +15,10 @@ from test_scripts import call, good, refused, summary, tree
 
 import models
 from utils import commit, ewe
+from utils import data as datasets
 from utils.args import train_args
 from utils.data import Batches, Images
+from utils.refuse import Refusal
 from utils.run import load
 from utils.step import Step
 from utils.triggers import Trigger
@@ -367,6 +369,7 @@ BAD = {
     "the data set itself": (("--ewe-source", "digits"), ["--ewe-source digits", "-dt digits"]),
     "more triggers than images": (("-nq", 60), ["-nq 60", "--ewe-source 8"]),
     "too few of the target": (("--batch-size", 64), ["--ewe-target 0", "--batch-size 64"]),
+    "no half of a batch": (("--batch-size", 1), ["--batch-size 1"]),
     "phase 3 too short": (("--ewe-epochs", 0.01), ["--ewe-epochs 0.01", "pass"]),
     "no phase 3": (("--ewe-epochs", 0), ["--ewe-epochs"]),
     "shared statistics": (("--bn-stats", "shared"), ["--bn-stats shared"]),
@@ -382,6 +385,21 @@ def test_bad_flags(case, tmp_path):
     said = refused("train", "-d", tmp_path / "runs", *TRAIN, *flags)
     assert all(word in said for word in words), said
     assert tree(tmp_path) == set()
+
+
+def test_triggers_come_from_one_digit_of_another_data_set(monkeypatch):
+    other = datasets.load("digits")
+    monkeypatch.setattr(datasets, "load", lambda name, root: other)  # in place of SVHN
+    own = datasets.Images(torch.zeros(9, 3, 32, 32, dtype=torch.uint8), torch.arange(9) % 3, torch.arange(9))
+    data = datasets.Data("cifar10", own, own, own, list("abc"), (), ())
+    drawn, again, others = (ewe.gather("svhn:7", 2, 20, data, "data", seed) for seed in (0, 0, 1))
+    sevens = {i.numpy().tobytes() for p in (other.train, other.held_out) for i in p.images[p.labels == 7]}
+    assert {i.numpy().tobytes() for i in drawn.images} < sevens and len(drawn.images.flatten(1).unique(dim=0)) == 20
+    assert torch.equal(drawn.images, again.images) and not torch.equal(drawn.images, others.images)
+    assert (drawn.labels == 2).all() and drawn.true_labels.shape == (20, 0)
+    own.images[4] = drawn.images[3]
+    with pytest.raises(Refusal, match="--ewe-source svhn:7: 1 training images"):
+        ewe.gather("svhn:7", 2, 20, data, "data", 0)
 
 
 def test_triggers_that_are_training_images_are_refused(tmp_path, monkeypatch):

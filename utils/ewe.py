@@ -190,6 +190,8 @@ def slices(labels, target: int, batch_size: int, w_epochs: float) -> int:
     """Watermark batches n_w of a pass: 2 * floor(|D_t| / B). Refusal where phase 3 would be empty."""
     if target > labels.max():
         raise Refusal(f"--ewe-target {target}: the classes are numbered 0 to {int(labels.max())}")
+    if batch_size < 2:
+        raise Refusal(f"--batch-size {batch_size}: half of a watermark batch are triggers; pass 2 or more")
     members = int((labels == target).sum())
     n, n_w = len(labels) // batch_size, 2 * (members // batch_size)
     if not n_w:
