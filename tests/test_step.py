@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import models
-from utils import attacks, benchmark, losses, official
+from utils import attacks, benchmark, losses, official, rivals
 from utils.data import Batches, Images
 from utils.step import Step
 
@@ -173,6 +173,26 @@ def test_benchmark_writes_the_ratios(tmp_path, capsys, monkeypatch):
     assert {p["component"] for p in result["components"]} >= {
         "data", "clean pass", "ascent", "trigger pass", "optimiser", "evaluation"}
     assert "margin_epoch_amp" in capsys.readouterr().out
+
+
+def test_benchmark_of_the_rivals(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "SECONDS", 0.01)
+    file = tmp_path / "rivals.json"
+    benchmark.main(["--rivals", "--model", "res18", "--width", "2", "--batch-size", "8", "--num-query", "4", "--device",
+                    "cpu", "--rounds", "1", "--json", str(file)])
+    result = json.loads(file.read_text())["rivals"]
+    assert all(value > 0 for value in result["ms"].values()) and "counted: 3.7 x" in capsys.readouterr().out
+    assert result["times_plain"]["DI, training"] == 1
+
+
+def test_sums_of_equal_parts_are_the_counted_ones():
+    """Were a watermark step and a noisy draw of 64 images worth 1 and 1/2 plain step, the counts of images come out."""
+    ms = dict.fromkeys(("plain step", "EWE normal step", "EWE watermark step", "DI question to a batch",
+                        "EEF signs of 8 images"), 2.0) | {"RS noisy gradient": 1.0}
+    sums = rivals.sums(ms, steps=382, batch=128)
+    assert sums["EWE, whole training"] == (pytest.approx(1.6), 1.6)
+    measured, counted = sums["RS, an epoch with its robust pass"]
+    assert measured == pytest.approx(1 + 2100 * 64 / (382 * 128)) and round(measured, 1) == counted
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

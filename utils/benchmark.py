@@ -18,7 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import models
-from utils import attacks, losses, official
+from utils import attacks, losses, official, rivals
 from utils.data import Batches, Images
 from utils.fit import precise
 from utils.metrics import accuracy
@@ -69,9 +69,9 @@ class Bench:
         rows = self.rows(objective)
         return lambda: step(next(rows)), model, (model, objective, forward, step)
 
-    def rows(self, objective):
+    def rows(self, objective, batches=None):
         generator = torch.Generator().manual_seed(1)
-        plan = objective.plan(self.batches, 0, generator)
+        plan = objective.plan(batches or self.batches, 0, generator)
         return itertools.cycle(list(zip(*plan)))
 
     def official(self, name, loader=False):
@@ -302,6 +302,23 @@ def _components(bench, rounds, amp):
     return [{"precision": precision, "component": k, "ms_per_step": v, "share": v / total} for k, v in times.items()]
 
 
+def compare(bench, rounds) -> dict:
+    """Milliseconds of the rivals' parts in fp32, and what they sum to beside plain training."""
+    def step_of(objective, model, batches):
+        forward, rows = precise(model, False), bench.rows(objective, batches)
+        step = Step(model, objective, forward, batches, lr=1e-3, weight_decay=WEIGHT_DECAY)
+        return lambda: step(next(rows))
+
+    times = by_turns(rivals.parts(bench, step_of), rounds, bench.device)
+    ms = {part: 1e3 * statistics.median(values) for part, values in times.items()}
+    sums = rivals.sums(ms, bench.steps, bench.args.batch_size)
+    for part, value in ms.items():
+        print(f"{part:<50}{value:>10.2f} ms")
+    for what, (measured, counted) in sums.items():
+        print(f"{what:<50}{measured:>10.2f} x" + (f"   counted: {counted:g} x" if counted else ""))
+    return {"ms": ms, "times_plain": {what: pair[0] for what, pair in sums.items()}}
+
+
 def table(rows, ratios, parts) -> str:
     lines = [f"{'':<22}{'images/s':>10}{'ms/step':>10}{'s/epoch':>10}{'peak MB':>9}{'GFLOP/step':>12}"
              f"{'GFLOP/s':>10}{'of matmul':>10}"]
@@ -338,6 +355,7 @@ def parse(argv=None):
     p.add_argument("--rounds", type=int, default=5, help="timings of each contender")
     p.add_argument("--objectives", nargs="+", default=OBJECTIVES, choices=OBJECTIVES, help="what to time")
     p.add_argument("--components", action="store_true", help="also the parts of our margin step")
+    p.add_argument("--rivals", action="store_true", help="instead: the steps of EWE, RS, DI and EEF beside a plain one")
     p.add_argument("--compile", action="store_true", help="our model through torch.compile")
     p.add_argument("--no-graph", dest="graph", action="store_false", help="CUDA: ordinary steps, no graph")
     p.add_argument("--no-tf32", dest="tf32", action="store_false", help="CUDA: full fp32 convolutions")
@@ -352,11 +370,15 @@ def main(argv=None):
     args.graph = args.graph and device.type == "cuda"
     prepare(0, deterministic=False, tf32=args.tf32)
     bench = Bench(args, device)
-    rows, ratios = measure(bench, args.objectives, args.rounds)
-    parts = components(bench, args.rounds) if args.components else []
-    print(table(rows, ratios, parts))
+    result = surroundings(args, device)
+    if args.rivals:
+        result["rivals"] = compare(bench, args.rounds)
+    else:
+        rows, ratios = measure(bench, args.objectives, args.rounds)
+        parts = components(bench, args.rounds) if args.components else []
+        print(table(rows, ratios, parts))
+        result |= {"rows": rows, "ratios": ratios, "components": parts}
     if args.json:
-        result = {**surroundings(args, device), "rows": rows, "ratios": ratios, "components": parts}
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
 
 
