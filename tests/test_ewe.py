@@ -340,6 +340,14 @@ def test_a_run_that_was_ended_goes_on_bit_equal(at, unbroken, tmp_path, monkeypa
     assert public["triggers"] == 6 and "finished" in good("train", "-d", tmp_path, *TRAIN)
 
 
+def test_the_best_model_is_one_that_has_seen_the_triggers(tmp_path, monkeypatch):
+    rates = iter([1.0, 1.0])  # on validation images in phase 1, with the paper's and with clean statistics
+    monkeypatch.setattr("train.accuracy", lambda *args: next(rates, 0.5))
+    good("train", "-d", tmp_path, *TRAIN)
+    best = load(tmp_path / SOURCE / "checkpoints" / "checkpoint_nat_best.pt")
+    assert best["epoch"] == 2 and best["figures"]["val_accuracy"] == 0.5 and "query_model" in best
+
+
 def test_triggers_of_another_data_set(tmp_path):
     """scikit-learn's nines among photographs: of no class, so that no true label is claimed; then `shared`."""
     data = photos(tmp_path / "pets", n=40)
