@@ -47,7 +47,7 @@ class Batches:
     """Batches of points for `utils.fit.fit`, in place of `utils.data.Batches`, which serves images."""
 
     def __init__(self, x, y):
-        self.x, self.y, self.steps, self.batch_size = x, y, len(y) // BATCH, BATCH
+        self.x, self.y, self.steps, self.batch_size, self.device = x, y, len(y) // BATCH, BATCH, x.device
 
     def plan(self, generator):
         return (torch.randperm(len(self.y), generator=generator)[: self.steps * BATCH].view(self.steps, BATCH),)
