@@ -25,7 +25,9 @@ SUMMARY = {"test_accuracy": 0.5, "trigger_hits": 3, "trigger_size": 10, "log10_p
 
 @pytest.fixture
 def tiny(monkeypatch):
+    """The profile `tiny`, without the rivals: table3 then has two runs."""
     monkeypatch.setitem(PROFILES, "tiny", TINY)
+    monkeypatch.setattr(plan, "WATERMARKS", {"margin": plan.WATERMARKS["margin"]})
 
 
 @pytest.fixture(autouse=True)
@@ -153,15 +155,15 @@ def by_hand(step) -> None:
     step.done.write_text(json.dumps(SUMMARY))
 
 
-def test_only_a_summary_ends_a_run(capfd):
-    first, second = steps_of("table3", Runs("smoke", Path("runs")))
+def test_only_a_summary_ends_a_run(tiny, capfd):
+    first, second = steps_of("table3", Runs("tiny", Path("runs")))
     by_hand(first)
     second.folder.mkdir(parents=True)  # killed before its table
     assert first.finished and not second.finished
-    make.main(["table3", "-d", "runs", "--list"])
+    make.main(["table3", "--profile", "tiny", "-d", "runs", "--list"])
     assert capfd.readouterr().out == second.command + "\n"
     second.done.write_text("{")
-    assert str(second.done) in refused(capfd, "table3", "-d", "runs", "--no-run", "--out", "out")
+    assert str(second.done) in refused(capfd, "table3", "--profile", "tiny", "-d", "runs", "--no-run", "--out", "out")
 
 
 def test_tables_set_ours_beside_the_paper():
