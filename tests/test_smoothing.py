@@ -334,6 +334,11 @@ def test_shared_triggers_are_those_of_the_margin_method(tmp_path, capsys):
     assert any(line.startswith("T1") and "log10 p" in line for line in capsys.readouterr().out.splitlines())
 
 
+def test_the_radius_is_where_the_bound_beats_the_controls():
+    bounds = {0.2: 0.9, 0.4: 0.5, 0.6: 0.1, 0.8: None}
+    assert [smoothing.radius(bounds, bar) for bar in (0.0, 0.1, 0.5, 0.9)] == [0.6, 0.4, 0.2, None]
+
+
 def certify(*flags) -> int:
     return verify.main(["certify", *map(str, flags)])
 
