@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def run(step: Step) -> None:
     """Run a step unless it is finished; a step that was killed goes on where it was.
 
+    The file at its end says whether it succeeded, not its status: utils.verify has 1 for a claim that does not hold.
     What stops us is handed on as SIGTERM, at which a script saves and says so (Interrupted where it could not say it).
     """
     if step.finished:
@@ -55,8 +56,8 @@ def run(step: Step) -> None:
         sys.exit(128 + received[0])
     if received:
         raise Interrupted(received[0], "interrupted; what was saved is intact, and the same command goes on")
-    if status:
-        how = f"with status {status}" if status > 0 else f"by signal {-status}"
+    if not step.finished:
+        how = f"by signal {-status}" if status < 0 else f"with status {status}, without {step.done}"
         raise Refusal(f"this command ended {how}, see above; mend that, and the same figures.make goes on: "
                       f"{step.command}")
 

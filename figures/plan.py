@@ -31,8 +31,13 @@ def number(name, factor=1):
     return lambda result: None if result[name] is None else factor * result[name]
 
 
-# rows of Tables 2 and 3: name -> (-tt, {column: value}). A rival with triggers is a line here; one without (DI, EEF)
-# is judged by an analysis, whose cells `cells` adds to table2's. A row that is not here says "not run"
+def judged_p(i):
+    """Of the i-th model of `MODELS`, from what `judged` wrote: DI's source has a place of its own."""
+    return lambda result: [*filter(None, [result.get("source")]), *result["suspects"]][i]["log10_p"]
+
+
+# rows of Tables 2 and 3: name -> (-tt, {column: value}). A rival with triggers is a line here; those without (DI, EEF)
+# are `judged`, whose cells `cells` adds to table2's. A row that is not here says "not run"
 WATERMARKS = {
     "EWE": ("ewe", {ACC: accuracy, TRIG: triggers}),
     "RS": ("rs", {ACC: accuracy, TRIG: triggers}),
@@ -55,6 +60,12 @@ def cells(name: str, runs: Runs) -> dict:
                 for model in MODELS:
                     step = lambda seed, d=dataset, k=kind, m=model: runs.named(runs.source(seed, k, dataset=d))[m]
                     made |= {(f"{label} {method}, {model}", column): (step, value) for column, value in values.items()}
+            for method in ("DI", "EEF") if label == "CIFAR-10" else ("DI",):
+                both_of = lambda seed, d=dataset, w=method: judged(runs, w, seed, d)
+                for i, model in enumerate(MODELS):
+                    row = f"{label} {method}, {model}"
+                    made[row, ACC] = (lambda seed, of=both_of, m=model: of(seed)[0][m], accuracy)
+                    made[row, P] = (lambda seed, of=both_of: of(seed)[1], judged_p(i))
         return made
     if name == "table3":
         return {(method, TRIG): (lambda seed, k=kind: runs.source(seed, k), benign_triggers)
@@ -98,6 +109,16 @@ def cells(name: str, runs: Runs) -> dict:
         return both("source", runs.source) | both("margin extraction", steal)
     tune = lambda seed: runs.attack(runs.source(seed), "finetune", f"-at finetune -ep {p.finetune}", edits=True)
     return both("source", runs.source) | both("fine-tuned", tune)
+
+
+def judged(runs, method, seed, dataset) -> tuple[dict, Step]:
+    """DI's or EEF's models, `MODELS` in order, and the step that judges them; EEF's benign one is DI's source."""
+    plain = runs.source(seed, "none", dataset=dataset)
+    if method == "DI":
+        models = runs.named(plain)
+        return models, runs.verdict("di", plain, list(models.values())[1:])
+    models = runs.named(runs.source(seed, "none", "eef-", runs.profile.styled, dataset=dataset))
+    return models, runs.verdict("eef", models["source"], list(models.values()), benign=(plain,))
 
 
 def mixed(runs, seed, k):

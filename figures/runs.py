@@ -25,6 +25,8 @@ class Profile(NamedTuple):
     other: dict
     wide: bool  # whether CIFAR-100's rows are made
     rivals: dict  # -tt of a rival: its flags, in place of `watermark`
+    judged: dict  # command of utils.verify that judges a rival: its flags
+    styled: str = "--embed-features 0.1"  # of EEF's victim
     K: tuple = (1, 3, 5, 8)
     sizes: tuple = (25, 50, 100, 200)
     weights: tuple = (0.25, 0.5, 1, 2, 4)
@@ -39,14 +41,16 @@ class Profile(NamedTuple):
 
 PROFILES = {
     "paper": Profile("cifar10", "", "", "res34", 100, (0, 1, 2), 100, {"SVHN": "svhn", "CIFAR-100": "cifar100"}, True,
-                     {"ewe": "", "rs": ""}),
+                     {"ewe": "", "rs": ""}, {"di": "", "eef": ""}),
     "small": Profile("folder", "--data-dir data/cifar10-jpeg --width 16 --train-size 16000 -ep 14 --amp --device cpu",
                      "--reduction sum -v 0.1", "res18", 50, (0,), 7, {}, False,
                      {"ewe": "-ep 8 --ewe-epochs 1 --ewe-source digits", "rs": "--rs-draws 5 --rs-warmup 4"},
+                     {"di": "--points 200 --walk blind --device cpu", "eef": "--device cpu"},
                      sizes=(25, 50, 100)),
     "smoke": Profile("digits", "--width 4 --train-size 512 --batch-size 64 -ep 2 --device cpu", "", "res18", 20, (0,),
                      1, {}, False, {"ewe": "-ep 1 --ewe-epochs 0.2 --ewe-source 9", "rs": "--rs-draws 1 --rs-warmup 0"},
-                     K=(1, 3), sizes=(10, 20), weights=(0.5, 2), alphas=(0.3, 0.7)),
+                     {"di": "--points 20 --m 5 --walk blind --device cpu", "eef": "--epochs 2 --device cpu"},
+                     "--embed-features 0.2", K=(1, 3), sizes=(10, 20), weights=(0.5, 2), alphas=(0.3, 0.7)),
 }
 
 
@@ -104,14 +108,29 @@ class Runs:
         return Step(command, source.folder / f"{base}_{tag}" / "summary.json", (source, *needs))
 
     def analysis(self, step: Step, what: str) -> Step:
-        folder = self.profile.data_dir
-        data = f"--data-dir {folder}" if folder else ""
-        command = _tidy(f"python -m utils.analyze {what} {shlex.quote(str(step.folder))} {data}")
+        command = _tidy(f"python -m utils.analyze {what} {_folders(step)} {self._data}")
         return Step(command, step.folder / f"{what}.json", (step,))
+
+    def verdict(self, what: str, source: Step, suspects, benign=()) -> Step:
+        """What `utils.verify` says of the suspects; it may be that a claim does not hold, which is status 1."""
+        done = source.folder / f"{what}.json"
+        known = f"--benign {_folders(*benign)}" if benign else ""
+        command = _tidy(f"python -m utils.verify {what} {_folders(source)} {known} --suspect {_folders(*suspects)} "
+                        f"--json {shlex.quote(str(done))} {self._data} {self.profile.judged[what]}")
+        return Step(command, done, tuple(dict.fromkeys((source, *suspects, *benign))))
+
+    @property
+    def _data(self) -> str:
+        folder = self.profile.data_dir
+        return f"--data-dir {folder}" if folder else ""
 
     def named(self, source: Step) -> dict:
         """Source and the three extractions of Table 2."""
         return {"source": source} | {a: self.attack(source, a, f"-at {a}") for a in MODELS[1:]}
+
+
+def _folders(*steps: Step) -> str:
+    return " ".join(shlex.quote(str(step.folder)) for step in steps)
 
 
 def _tidy(command: str) -> str:

@@ -309,17 +309,24 @@ def test_a_styled_run_starts_the_same_and_learns_something_else(runs, tmp_path):
 
 
 @pytest.mark.parametrize("test", ["paired", "official"])
-def test_the_command_judges_every_suspect_on_images_it_should(runs, capsys, monkeypatch, test):
+def test_the_command_judges_every_suspect_on_images_it_should(runs, capsys, monkeypatch, tmp_path, test):
     seen, honest = [], features.grad_sign_vector
     monkeypatch.setattr(features, "grad_sign_vector", lambda model, x, y: seen.append(x) or honest(model, x, y))
     suspects = [runs["victim"], runs["benign"]]
-    status = judge(runs["victim"], "--benign", runs["benign"], "--suspect", *suspects, "--test", test)
+    found = tmp_path / "eef.json"
+    status = judge(runs["victim"], "--benign", runs["benign"], "--suspect", *suspects, "--test", test, "--json", found)
     lines = capsys.readouterr().out.splitlines()
     assert status == 1  # the benign model is never claimed, for it is compared with itself
     assert lines[0].startswith("victim: ") and "of 77 styled images right" in lines[0]
     assert lines[-2].startswith(f"{runs['victim']}: difference ")
     assert lines[-1] == f"{runs['benign']}: difference +0.000, log10 p 0.0: inconclusive" or test == "official"
     assert lines[-1].endswith("inconclusive")
+    written = json.loads(found.read_text())
+    assert written["settings"] == {"test": test, "double_softmax": False, "points": None, "epochs": 3, "seed": 100,
+                                   "benign": [str(runs["benign"])], "alpha": 0.01}
+    for row, line in zip(written["suspects"], lines[-2:], strict=True):
+        said = f"{row['model']}: difference {row['difference']:+.3f}, log10 p {row['log10_p']:.1f}: "
+        assert line == said + ("claim" if row["claim"] else "inconclusive") and row["above"] == 0
 
     names = [{image.numpy().tobytes() for image in x} for x in seen]
     learned, asked = names[0], names[2]
@@ -330,17 +337,21 @@ def test_the_command_judges_every_suspect_on_images_it_should(runs, capsys, monk
         assert len(seen[0]) == len(seen[2]) == 77
 
 
-def test_the_command_is_deterministic_and_can_claim(runs, capsys):
+def test_the_command_is_deterministic_and_can_claim(runs, capsys, tmp_path):
     flags = (runs["victim"], "--benign", runs["benign"], "--points", 60, "--suspect", runs["victim"])
     assert judge(*flags, "--epochs", 10) == 0
     first = capsys.readouterr().out
     assert "of 60 styled images" in first and first.splitlines()[-1].endswith(": claim")
     # further benign models change no figure, but a claim must lie above each of them
-    assert judge(*flags, runs["plain"], "--benign", runs["benign"], runs["plain"], "--epochs", 10) == 1
+    found = tmp_path / "eef.json"
+    bank = ("--benign", runs["benign"], runs["plain"])
+    assert judge(*flags, runs["plain"], *bank, "--epochs", 10, "--json", found) == 1
     lines, before = capsys.readouterr().out.splitlines(), first.splitlines()
     assert lines[:3] == before[:3] and lines[3].startswith(before[3].removesuffix(": claim"))
     assert lines[3].endswith(", above 1 of 1 further benign models: claim")
     assert lines[4].endswith(", above 0 of 1 further benign models: inconclusive")
+    rows = json.loads(found.read_text())["suspects"]
+    assert [(row["above"], row["claim"]) for row in rows] == [(1, True), (0, False)]
 
 
 def test_refusals(runs, capsys, tmp_path):
@@ -353,6 +364,8 @@ def test_refusals(runs, capsys, tmp_path):
     assert "--benign" in refused(capsys, victim, "--benign", runs["wide"], "--suspect", benign)
     assert "raise --points" in refused(capsys, victim, "--benign", benign, "--suspect", benign, "--points", 40)
     assert "there is no run in" in refused(capsys, victim, "--benign", benign, "--suspect", tmp_path / "none")
+    assert f"there is no folder {tmp_path / 'none'}" in refused(
+        capsys, victim, "--benign", benign, "--suspect", benign, "--json", tmp_path / "none/eef.json")
     told = call("train", "-d", tmp_path / "new", *TRAIN, "--embed-features", 1.5)
     assert told.status == 2 and "--embed-features" in told.err
     told = call("train", "-d", tmp_path / "new", *TRAIN, "--embed-features", 0.001)

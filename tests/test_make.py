@@ -3,6 +3,7 @@ starts from summaries set down by hand."""
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,11 +17,17 @@ from conftest import ROOT
 from figures import make, plan
 from figures.paper import MODELS, NUMBERS
 from figures.plan import FIGURES, TABLES, steps_of
-from figures.runs import PROFILES, Runs
+from figures.runs import PROFILES, Runs, Step
+from utils import verify
+from utils.refuse import Refusal
 
 TINY = PROFILES["smoke"]._replace(flags="--width 4 --train-size 128 --batch-size 64 -ep 5 --device cpu", m=8)
 BENIGN, MARGIN = (f"experiments/tiny/digits_res18_{kind}_8_s0" for kind in ("none", "margin"))
 SUMMARY = {"test_accuracy": 0.5, "trigger_hits": 3, "trigger_size": 10, "log10_p": {"T1": -4.0}, "rows": []}
+VERDICT = {
+    "di": {"source": {"log10_p": -3.0}, "suspects": [{"log10_p": -2.5}, {"log10_p": -2.0}, {"log10_p": -1.5}]},
+    "eef": {"suspects": [{"log10_p": -7.0}, {"log10_p": -4.5}, {"log10_p": -4.0}, {"log10_p": -0.5}]},
+}
 
 
 @pytest.fixture
@@ -152,7 +159,7 @@ def test_what_cannot_work_is_refused_before_a_run(tmp_path, capfd):
 
 def by_hand(step) -> None:
     step.folder.mkdir(parents=True, exist_ok=True)
-    step.done.write_text(json.dumps(SUMMARY))
+    step.done.write_text(json.dumps(VERDICT.get(step.done.stem, SUMMARY)))
 
 
 def test_only_a_summary_ends_a_run(tiny, capfd):
@@ -174,6 +181,13 @@ def test_tables_set_ours_beside_the_paper():
     assert "| CIFAR-10 margin, soft | trigger % | 82 ± 1 | 30.00 (1) | `python extraction.py" in text
     assert "| CIFAR-10 RS, soft | trigger % | 7.67 ± 4.04 | 30.00 (1) | `python extraction.py" in text
     assert "| CIFAR-100 RS, soft | trigger % | 2.67 ± 1.53 | not run | not run |" in text
+    for row in ("DI, source | log10 p | -3 | -3.00 (1) | `python -m utils.verify di",
+                "DI, reg | log10 p | -2 | -1.50 (1)", "EEF, hard | log10 p | -4 | -4.00 (1)",
+                "EEF, source | log10 p | -7 | -7.00 (1) | `python -m utils.verify eef",
+                "DI, soft | accuracy % | 92.5 ± 0.17 | 50.00 (1) | `python extraction.py",
+                "EEF, reg | accuracy % | 86.04 ± 0.19 | 50.00 (1) | `python extraction.py"):
+        assert f"| CIFAR-10 {row}" in text
+    assert "| CIFAR-100 DI, source | log10 p | -3 | not run | not run |" in text and "CIFAR-100 EEF" not in text
 
 
 def test_rivals_fill_both_tables():
@@ -181,6 +195,46 @@ def test_rivals_fill_both_tables():
     step, _ = plan.cells("table2", runs)["CIFAR-100 EWE, hard", plan.TRIG]
     assert "-dt cifar100 -tt ewe -nq 100" in step(0).command and "-tt ewe" in step(0).needs[0].command
     assert set(plan.cells("table3", runs)) == {(name, plan.TRIG) for name in ("EWE", "RS", "margin")}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_di_and_eef_judge_plainly_trained_models_and_their_copies(profile):
+    runs = Runs(profile, Path("a b"))
+    table, told = plan.cells("table2", runs), {"di": [], "eef": []}
+    for what, steps in told.items():
+        of = {m: [table[f"CIFAR-10 {what.upper()}, {m}", c][0](0) for c in (plan.ACC, plan.P)] for m in MODELS}
+        source, verdict = of["source"]
+        assert all(judge == verdict for _, judge in of.values())
+        assert source.done.name == "summary.json" and verdict.done == source.folder / f"{what}.json"
+        assert "-tt none" in source.command and source in verdict.needs
+        copies = [of[m][0] for m in MODELS[1:]]
+        assert [f"-at {m}" in c.command and c.needs == (source,) for m, c in zip(MODELS[1:], copies)] == [True] * 3
+        words = shlex.split(verdict.command)
+        assert words[:4] == ["python", "-m", "utils.verify", what] and words[4] == str(source.folder)
+        steps += [source, copies, verdict, verify._arguments(words[3:])]
+    plain, copies, verdict, args = told["di"]
+    assert args.suspect == [str(c.folder) for c in copies] and set(verdict.needs) == {plain, *copies}
+    assert args.json == verdict.done and "--embed-features" not in plain.command
+    styled, copies, verdict, args = told["eef"]
+    assert args.benign == [str(plain.folder)] and args.suspect == [str(s.folder) for s in (styled, *copies)]
+    assert args.json == verdict.done and set(verdict.needs) == {plain, styled, *copies}
+    assert styled.command.startswith(plain.command.replace("-msg s0", "-msg eef-s0") + " --embed-features 0.")
+
+
+def test_a_claim_that_does_not_hold_is_a_result_and_a_step_without_its_file_is_none(tmp_path, capfd):
+    def step(name, code):
+        (tmp_path / f"{name}.py").write_text(f"import sys\nfrom pathlib import Path\n{code}\n")
+        return Step(f"python {tmp_path / name}.py", Path(f"run/{name}.json"))
+
+    Path("run").mkdir()
+    make.run(step("inconclusive", "Path('run/inconclusive.json').write_text('{}'); sys.exit(1)"))
+    for name, code, status in (("crash", "sys.exit(1)", 1), ("idle", "", 0)):
+        with pytest.raises(Refusal, match=f"with status {status}, without run/{name}.json") as refusal:
+            make.run(step(name, code))
+        assert str(refusal.value).endswith(f"{name}.py")
+    with pytest.raises(Refusal, match="by signal 9"):
+        make.run(step("killed", "import os; os.kill(os.getpid(), 9)"))
+    assert capfd.readouterr().out.count("$ python") == 4
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -218,4 +272,5 @@ def test_snakemake_plans_the_same_runs(tmp_path):
     done = subprocess.run(["snakemake", "-s", ROOT / "figures/Snakefile", *flags], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for step in steps_of("table2", Runs("smoke", tmp_path / "a b")):
-        assert f"{step.command} > /dev/null\n" in done.stdout + done.stderr
+        end = f" || test -e {shlex.quote(str(step.done))} > /dev/null" if "utils.verify" in step.command else ""
+        assert f"{step.command} > /dev/null{end}\n" in done.stdout + done.stderr
