@@ -44,6 +44,8 @@ def collect(folder: Path, last: bool = False) -> list[dict]:
             kind = f"{summary['role']} {summary.get('attack') or ''}".strip()
             of = {"none": "no watermark", "base": "ERM", "ewe": "EWE", "rs": "RS"}.get(tt, tt)
             settings = {k: v for k, v in about["settings"].items() if k not in SEEDS and not k.endswith("sha256")}
+            if summary["role"] != "surrogate":
+                settings.setdefault("embed_features", 0.0)  # runs of before this flag
             if summary["role"] == "surrogate":  # what was stolen counts too
                 settings["source"] = {k: v for k, v in source_settings(path.parent).items() if k not in SEEDS}
             key = (of, kind, summary.get("teacher_bn", view), json.dumps(settings, sort_keys=True))

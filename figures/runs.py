@@ -24,7 +24,7 @@ class Profile(NamedTuple):
     finetune: int
     other: dict
     wide: bool  # whether CIFAR-100's rows are made
-    rivals: dict  # -tt of a rival: its flags, in place of `watermark`
+    rivals: dict  # -tt of a rival, or (-tt, data set): its flags, in place of `watermark`
     judged: dict  # command of utils.verify that judges a rival: its flags
     styled: str = "--embed-features 0.1"  # of EEF's victim
     K: tuple = (1, 3, 5, 8)
@@ -41,7 +41,8 @@ class Profile(NamedTuple):
 
 PROFILES = {
     "paper": Profile("cifar10", "", "", "res34", 100, (0, 1, 2), 100, {"SVHN": "svhn", "CIFAR-100": "cifar100"}, True,
-                     {"ewe": "", "rs": ""}, {"di": "", "eef": ""}),
+                     {"ewe": "", "rs": "", ("ewe", "cifar100"): "-ep 100 --ewe-epochs 8 --ewe-ratio 15 "
+                      "--ewe-temperature-lr 0.01 --ewe-steps 100"}, {"di": "", "eef": ""}),
     "small": Profile("folder", "--data-dir data/cifar10-jpeg --width 16 --train-size 16000 -ep 14 --amp --device cpu",
                      "--reduction sum -v 0.1", "res18", 50, (0,), 7, {}, False,
                      {"ewe": "-ep 8 --ewe-epochs 1 --ewe-source digits", "rs": "--rs-draws 5 --rs-warmup 4"},
@@ -90,7 +91,8 @@ class Runs:
         m, dataset, message = m or p.m, dataset or p.dataset, f"{tag}s{seed}"
         folder = self.dir / f"{dataset}_{p.model}_{kind}_{m}_{message}"
         where = f"-d {shlex.quote(str(self.dir))} -dt {dataset} -tt {kind} -nq {m} -msg {message}"
-        flags = f"{where} --seed {seed} {p.flags}" + (f" {p.rivals.get(kind, p.watermark)}" if kind != "none" else "")
+        watermark = p.rivals.get((kind, dataset), p.rivals.get(kind, p.watermark)) if kind != "none" else ""
+        flags = f"{where} --seed {seed} {p.flags} {watermark}"
         needs = ()
         if kind != "none":
             needs = (self.source(seed, "none", dataset=dataset),)

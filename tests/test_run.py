@@ -265,7 +265,9 @@ def test_other_settings_are_refused_before_anything_is_touched(unbroken, tmp_pat
         run.check(False)
     run.check(True)
     Run(unbroken, {"seed": 0, "lr": 0.1, "device": "cuda", "dir": "elsewhere"}, "").check(False)  # where, not what
-    Run(unbroken, {"seed": 0, "lr": 0.1, "new": 0.0}, "").check(False)  # a later version's flag, not passed
+    later = Run(unbroken, {"seed": 0, "lr": 0.1, "new": 0.0}, "")  # a later version's flag, not passed
+    later.check(False)
+    assert later.settings == {"seed": 0, "lr": 0.1}  # what a commitment says stays what it was
     with pytest.raises(Refusal, match="new was None, is 0.1"):
         Run(unbroken, {"seed": 0, "lr": 0.1, "new": 0.1}, "").check(False)
 

@@ -325,7 +325,7 @@ def test_a_thief_needs_nothing_new(world):
 
 
 def test_shared_triggers_are_those_of_the_margin_method(tmp_path, capsys):
-    good("train", "-d", tmp_path, *RS, "--rs-triggers", "shared", "-ep", 1)
+    good("train", "-d", tmp_path, *RS, "--rs-triggers", "shared", "-ep", 2)
     good("train", "-d", tmp_path, "-tt", "base", *DIGITS, "-mt", "vgg11", "-ep", 1)
     ours, rivals = (load(tmp_path / f"digits_vgg11_{tt}_8_" / "triggers.pt") for tt in ("base", "rs"))
     assert all(torch.equal(ours[k], rivals[k]) for k in ours)

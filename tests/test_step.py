@@ -115,7 +115,7 @@ def test_fixed_buffers_and_fused_update_are_bit_equal(mode):
                 step(row)
             addresses = {name: value.data_ptr() for name, value in step.sums.items()}
             sums = step.take_sums()
-            assert addresses == {name: value.data_ptr() for name, value in step.sums.items()}
+            assert {name: value.data_ptr() for name, value in step.sums.items()} == (addresses if graph else {})
             assert not any(step.take_sums().values())
         results.append((model, sums["loss"], objective.statistics.state()))
     for model, loss, clean in results[1:]:

@@ -140,8 +140,9 @@ def _add_ewe(p: Parser) -> None:
         "--trigger-batch and their like are not used")
     add = lambda flag, text, **more: g.add_argument(
         flag, default=argparse.SUPPRESS, help=f"{text} (default: {of[flag[2:].replace('-', '_')]})", **more)
-    add("--ewe-epochs", "length of phase 3: its watermark batches, in epochs' worth of batches", type=POSITIVE)
-    add("--ewe-ratio", "normal batches to a watermark batch", type=_number(float, 0, 1e6))
+    add("--ewe-epochs", "length of phase 3: its watermark batches, in epochs' worth of batches",
+        type=_number(float, 0, 1e4, open_low=True))
+    add("--ewe-ratio", "normal batches to a watermark batch", type=_number(float, 0, 1e3))
     add("--ewe-factor", "weight of the SNNL of each layer", type=_number(float, 0, 1e38))
     add("--ewe-temperature", "T at the start; the SNNL's own temperature is 100 / T",
         type=_number(float, ewe.LOWEST, 1e38))
@@ -157,6 +158,9 @@ def _add_ewe(p: Parser) -> None:
 
 
 def _check_ewe(args) -> None:
+    if args.dataset == "folder" and args.ewe_triggers == "own" and args.ewe_source.startswith("svhn"):
+        raise Refusal(f"--ewe-source {args.ewe_source}: --data-dir is the folder of your own images, not of SVHN; pass "
+                      "--ewe-source digits, or the number of one of your classes")
     if args.compile:
         raise Refusal("--compile: -tt ewe looks at hidden layers, which compiling hides; leave it out")
     if args.bn_stats == "shared":
@@ -176,7 +180,8 @@ def _add_rs(p: Parser) -> None:
         flag, type=kind, default=argparse.SUPPRESS, help=f"{text} (default: {of[flag[2:].replace('-', '_')]})")
     add("--rs-sigma", _number(float, 0, 1e6), "largest noise on the weights")
     add("--rs-sigma-step", _number(float, 0, 1e6, open_low=True), "distance of the noise levels from 0 to --rs-sigma")
-    add("--rs-draws", COUNT, "noisy gradients a level: the time of a robust pass is as many times the levels")
+    add("--rs-draws", COUNT, "noisy gradients a level: the time of a robust pass is as many times the levels, "
+        "and a signal waits for its end")
     add("--rs-warmup", _number(int, 0), "last epoch, counted from 0, without a robust pass")
     add("--rs-batch", _number(int, 2), "triggers of a robust pass's batch; with fewer triggers all of them")
     add("--rs-label", _number(int, 0), "label of all triggers text and noise, a number from 0")
@@ -188,8 +193,13 @@ def _add_rs(p: Parser) -> None:
 
 
 def _check_rs(args) -> None:
+    if args.rs_warmup >= args.epoch - 1:
+        raise Refusal(f"--rs-warmup {args.rs_warmup}: -ep {args.epoch} leaves no epoch with a robust pass; pass -ep "
+                      f"{args.rs_warmup + 2} or more, or a smaller --rs-warmup")
+    if args.bn_stats != "paper":
+        raise Refusal(f"--bn-stats {args.bn_stats}: -tt rs trains on its triggers as on any image; leave it out")
     count = args.rs_sigma / args.rs_sigma_step
-    if count > 10_000 or abs(count - round(count)) > 1e-6:
+    if count > 10_000 or abs(count - round(count)) > 1e-6 or (args.rs_sigma and not round(count)):
         raise Refusal(f"--rs-sigma {args.rs_sigma:g} is no multiple of --rs-sigma-step {args.rs_sigma_step:g}, or one "
                       "of more than 10,000: pass a step that divides it")
     if args.rs_triggers != "shared" and (args.num_mixup > 1 or args.label_strategy != "random"):

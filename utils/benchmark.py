@@ -19,11 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models
 from utils import attacks, losses, official, rivals
+from utils.args import COUNT
 from utils.data import Batches, Images
 from utils.fit import precise
 from utils.metrics import accuracy
-from utils.refuse import plainly
-from utils.run import choose_device, prepare
+from utils.refuse import Parser, plainly
+from utils.run import check_output, choose_device, prepare
 from utils.step import WARM_UP, Step
 
 OBJECTIVES = ("margin", "base", "soft")
@@ -344,15 +345,16 @@ def surroundings(args, device) -> dict:
 
 
 def parse(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = Parser(prog="python -m utils.benchmark", description=__doc__,
+               formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--model", default="res34", choices=models.NAMES, help="architecture")
-    p.add_argument("--width", type=int, default=64, help="channels of the first stage")
-    p.add_argument("--batch-size", type=int, default=128, help="images a step")
-    p.add_argument("--trigger-batch", type=int, default=25, help="triggers a step")
-    p.add_argument("-nq", "--num-query", type=int, default=100, help="triggers")
-    p.add_argument("--steps", type=int, default=5, help="ascent steps K")
+    p.add_argument("--width", type=COUNT, default=64, help="channels of the first stage")
+    p.add_argument("--batch-size", type=COUNT, default=128, help="images a step")
+    p.add_argument("--trigger-batch", type=COUNT, default=25, help="triggers a step")
+    p.add_argument("-nq", "--num-query", type=COUNT, default=100, help="triggers")
+    p.add_argument("--steps", type=COUNT, default=5, help="ascent steps K")
     p.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
-    p.add_argument("--rounds", type=int, default=5, help="timings of each contender")
+    p.add_argument("--rounds", type=COUNT, default=5, help="timings of each contender")
     p.add_argument("--objectives", nargs="+", default=OBJECTIVES, choices=OBJECTIVES, help="what to time")
     p.add_argument("--components", action="store_true", help="also the parts of our margin step")
     p.add_argument("--rivals", action="store_true", help="instead: the steps of EWE, RS, DI and EEF beside a plain one")
@@ -366,6 +368,7 @@ def parse(argv=None):
 @plainly
 def main(argv=None):
     args = parse(argv)
+    check_output(args.json, "--json")
     device = choose_device(args.device)
     args.graph = args.graph and device.type == "cuda"
     prepare(0, deterministic=False, tf32=args.tf32)

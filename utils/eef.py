@@ -19,7 +19,7 @@ from utils import features, pvalues
 from utils.args import COUNT, SEED
 from utils.metrics import accuracy
 from utils.refuse import Refusal
-from utils.run import choose_device, find, load, read_json, unpack, write_json
+from utils.run import check_output, choose_device, find, load, read_json, unpack, write_json
 
 DRAW, REPEATS, ALPHA = 10, 40, 0.01  # images of a t-test, t-tests, level of a claim
 
@@ -70,8 +70,7 @@ def compare(suspect, benign, test: str = "paired", seed: int = 100) -> Verdict:
 
 def judge(args) -> int:
     """Print a line a suspect; 0 where every one is claimed, else 1."""
-    if args.json and not args.json.parent.is_dir():
-        raise Refusal(f"--json {args.json}: there is no folder {args.json.parent}")
+    check_output(args.json, "--json")
     device = choose_device(args.device)
     victim, kind = _model(args.run, device)
     benign, *bank = [_model(run, device, "--benign", (victim, kind))[0] for run in args.benign]
@@ -95,7 +94,8 @@ def judge(args) -> int:
                                            double_softmax=args.double_softmax, seed=args.seed, device=device)
     ask = lambda model: features.posterior(classifier, None if official else scaler, signs(model, fresh)).numpy()
     known, rows = ask(benign), []
-    print(f"mean posterior of the benign model on {len(fresh)} images: {known.mean():.3f}")
+    print(f"mean posterior of the benign model on {len(fresh)} images: {known.mean():.3f}"
+          + ("" if bank else "; the only one: independent models may be claimed too, further --benign prevent that"))
     others = np.array([compare(ask(model), known, args.test, args.seed).difference for model in bank])
     for run, model in suspects:
         verdict = compare(ask(model), known, args.test, args.seed)
@@ -148,7 +148,9 @@ def _styled(args):
     try:
         name, size, known = settings["dataset"], settings["train_size"], settings["data_sha256"]
         share, seed = float(settings["embed_features"]), int(settings["seed"])
-    except (KeyError, TypeError, ValueError) as error:
+        if not (0 < share <= 1 and 0 <= seed < 2**31 and name in datasets.NAMES and isinstance(size, int | None)):
+            raise ValueError
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise Refusal(f"{args.run}: its run.json is not what train.py wrote; restore it") from error
     data = datasets.load(name, args.data_dir, size, skip_bad_images=True)
     if data.sha256 != known:

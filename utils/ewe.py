@@ -194,6 +194,8 @@ def slices(labels, target: int, batch_size: int, w_epochs: float) -> int:
         raise Refusal(f"--batch-size {batch_size}: half of a watermark batch are triggers; pass 2 or more")
     members = int((labels == target).sum())
     n, n_w = len(labels) // batch_size, 2 * (members // batch_size)
+    if members < 2:
+        raise Refusal(f"--ewe-target {target}: {members} training images are of this class; name another")
     if not n_w:
         raise Refusal(f"--ewe-target {target}: its {members} training images are fewer than --batch-size {batch_size}; "
                       f"pass --batch-size {members} or less")
@@ -231,8 +233,9 @@ class Entangled(Objective):
            final, its labels may differ, and the clean images are any training images under their true labels
     patch  see `make_triggers`, which `making` is for too: steps, step_size and threshold
 
-    Differs from the official code: normal batches are shuffled and augmented as everywhere in this project, each epoch
-    of phase 3 anew; cross-entropy without the 1e-12 inside its logarithm; a bound on the temperatures.
+    Differs from the official code: normal batches are shuffled and augmented as everywhere in this project (no
+    rotation, no standardisation of each image), each epoch of phase 3 anew; this project's post-activation models;
+    cross-entropy without the 1e-12 inside its logarithm; a bound on the temperatures.
     """
 
     static = False

@@ -4,7 +4,8 @@ A model trained on styled images with unchanged labels answers nothing different
 do; a classifier of gradient signs tells it from a benign one. `utils.eef` judges a suspect by that.
 
 The authors' style, an oil painting transferred by a network, was never published. `style` is a substitute made by
-code: what it shares is that it preserves labels, is deterministic, and is known to the owner alone (its seed).
+code: what it shares is that it preserves labels, is deterministic, and is known to the owner alone (its seed). Styled
+images replace their originals, and gradients are taken without crop and flip.
 """
 
 import copy

@@ -24,10 +24,10 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
     evaluate    model -> dict with "val_accuracy" and, where there are triggers, "trigger_accuracy"
     snapshot    (model, epoch, row) -> checkpoint dict
 
-    Writes one row of `metrics.jsonl` an
-    epoch and the checkpoints init, nat_best, query_best, <every 20th>, latest; where the objective keeps clean
-    running statistics, each but init also as `*_clean`. SIGINT and SIGTERM end after the current step with a
-    checkpoint (Interrupted); a loss that is not finite stops the run (Refusal) and leaves the last good checkpoint.
+    Writes one row of `metrics.jsonl` an epoch and the checkpoints init, nat_best, query_best, <every 20th>, latest;
+    where the objective keeps clean running statistics, each but init also as `*_clean`. SIGINT and SIGTERM end after
+    the current step, or the objective's `begin`, with a checkpoint (Interrupted); a loss that is not finite stops the
+    run (Refusal) and leaves the last good checkpoint.
     """
     device = next(model.parameters()).device
     forward = precise(model, amp, compile)

@@ -10,7 +10,7 @@ from utils.triggers import Trigger
 # the authors' settings for CIFAR-10
 EPOCHS, W_EPOCHS, RATIO = 50, 6.0, 4.0  # EWE
 LEVELS, DRAWS, BATCH = 21, 100, 64  # RS
-POINTS, CHECKS = 2000, 10 * 3 * 51  # DI by the Blind Walk: points, and questions a point at most
+POINTS, CHECKS = 2000, 10 * 3 * 50  # DI by the Blind Walk: points, and questions a point at most
 IMAGES, AT_ONCE = 2 * 5000, 8  # EEF: gradients of victim and benign model
 
 

@@ -99,6 +99,7 @@ class Run:
                 f"{self.path} holds a run with other settings ({key.replace('_', '-')} was {old.get(key)!r}, "
                 f"is {self.settings[key]!r}{', ...' if len(differ) > 1 else ''}): pass {self.hint} or --overwrite"
             )
+        self.settings = {k: v for k, v in self.settings.items() if k in old}  # those that it has committed to
 
     def open(self, device: torch.device, overwrite: bool) -> "Run":
         """Make or take up the folder; with `overwrite` an old run in it is removed first.
@@ -252,6 +253,13 @@ def write(path: Path, content: bytes, private: bool = False) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def check_output(path, flag: str) -> None:
+    """Refuse, before long work, a file that cannot be written for want of its folder, or because it is one."""
+    if path and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
+        why = "is a folder" if Path(path).is_dir() else f"there is no folder {Path(path).parent}"
+        raise Refusal(f"{flag} {path}: {why}; name a file in a folder that is there")
 
 
 def write_json(path: Path, content: dict, private: bool = False) -> None:

@@ -27,7 +27,7 @@ from utils.batchnorm import RunningStatistics
 from utils.data import Batches, Data, Images
 from utils.losses import Plain
 from utils.refuse import Refusal
-from utils.run import choose_device, find, load, unpack, write_json
+from utils.run import check_output, choose_device, find, load, unpack, write_json
 from utils.triggers import Trigger
 
 WASHED = 60  # steps after which 0.9 ** 60 = 0.2 % of BatchNorm's running statistics is left
@@ -178,6 +178,10 @@ class Smoothed(Plain):
         """It falls by 10 after 30, 60 and 90 % of the epochs, one epoch late as officially: 31, 61 and 91 of 100."""
         return lr * 0.1 ** sum(100 * epoch > part * epochs for part in MILESTONES)
 
+    def eligible(self, epoch):
+        """A model of before the first robust pass is not what is reported."""
+        return epoch > self.warmup
+
     def begin(self, model, forward, optimizer, epoch, generator):
         """The robust pass."""
         if epoch <= self.warmup:
@@ -250,8 +254,7 @@ def arguments(parts) -> None:
 
 def run(args) -> int:
     """Print the certificate of RUN and its controls; 0."""
-    if args.json and not args.json.absolute().parent.is_dir():
-        raise Refusal(f"--json {args.json}: there is no folder {args.json.parent}; make it first")
+    check_output(args.json, "--json")
     device, path = choose_device(args.device), find(args.run, None)
     model, trigger = unpack(load(path), path, device)
     if trigger is None:

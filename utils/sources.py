@@ -27,7 +27,7 @@ def draw(args, data, device):
     if made_late(args):
         own = ewe.gather(args.ewe_source, args.ewe_target, args.num_query, data, args.data_dir, args.seed)
         return own, triggers.validation(data, own)
-    if args.label_strategy == "single":
+    if args.train_type == "rs" and args.rs_triggers != "shared":
         return smoothing.triggers(data, args.num_query, args.rs_label, args.rs_triggers, args.seed)
     answer = None
     if args.label_model:

@@ -107,6 +107,8 @@ class Step:
     def take_sums(self) -> dict:
         """The sums as numbers; they start from zero again. This waits for the device."""
         taken = {name: float(value) for name, value in self.sums.items()}
+        if not self.graph:
+            self.sums = {}
         for value in self.sums.values():
             value.zero_()  # in place: a recorded step adds to these very tensors
         return taken

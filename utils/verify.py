@@ -21,7 +21,7 @@ from utils import commit, data, eef, guard, inference, smoothing
 from utils.answers import Answers
 from utils.args import Parser
 from utils.refuse import Refusal, plainly
-from utils.run import digest, find, load, read_json, read_trigger, unpack, write, write_json
+from utils.run import check_output, digest, find, load, read_json, read_trigger, unpack, write, write_json
 from utils.verdict import Case
 from utils.wording import draw, sentence, text
 
@@ -138,6 +138,7 @@ def pictures(trigger, names, folder: Path) -> None:
 
 def claim(args) -> int:
     """Print the case and its decision; 0 where the claim holds, else 1."""
+    check_output(args.json, "--json")
     folder, trigger, classes = owner(args.run)
     names = commit.names(trigger, folder)
     commitment = commit.examine(folder, trigger, args.commitment)
