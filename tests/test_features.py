@@ -347,7 +347,8 @@ def test_the_command_is_deterministic_and_can_claim(runs, capsys, tmp_path):
     bank = ("--benign", runs["benign"], runs["plain"])
     assert judge(*flags, runs["plain"], *bank, "--epochs", 10, "--json", found) == 1
     lines, before = capsys.readouterr().out.splitlines(), first.splitlines()
-    assert lines[:2] == before[:2] and before[2].startswith(lines[2] + "; the only one") and lines[3].startswith(before[3].removesuffix(": claim"))
+    assert lines[:2] == before[:2] and before[2].startswith(lines[2] + "; the only one")
+    assert lines[3].startswith(before[3].removesuffix(": claim"))
     assert lines[3].endswith(", above 1 of 1 further benign models: claim")
     assert lines[4].endswith(", above 0 of 1 further benign models: inconclusive")
     rows = json.loads(found.read_text())["suspects"]
