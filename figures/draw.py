@@ -65,7 +65,10 @@ def new_figure(width, height, *shape):
 
 
 def draw_panels(made: dict, runs: Runs, path: Path, paper: dict) -> None:
-    """Rates against what is varied, error bars over seeds, the paper's value as a black diamond where it states one."""
+    """Rates against what is varied, error bars over two seeds or more, hollow diamonds where the paper states a value.
+
+    Points of named variants are not joined; a panel without a run says so.
+    """
     figure, axes = new_figure(4.6 * len(made), 3.5, 1, len(made))
     for ax, (label, points) in zip(axes, made.items()):
         xs = list(dict.fromkeys(x for _, x in points))
@@ -74,17 +77,20 @@ def draw_panels(made: dict, runs: Runs, path: Path, paper: dict) -> None:
             at = [(i, v) for i, v in at if v]
             if at:
                 spread = [statistics.stdev(v) if len(v) > 1 else 0 for _, v in at]
-                ax.errorbar([i for i, _ in at], [statistics.mean(v) for _, v in at], spread, marker=marker, ls=line,
-                            color=colour, label=series, capsize=3)
+                ax.errorbar([i for i, _ in at], [statistics.mean(v) for _, v in at], spread if any(spread) else None,
+                            marker=marker, ls="" if isinstance(xs[0], str) else line, color=colour, label=series,
+                            capsize=3)
             stated = [(i, paper[series, x][0]) for i, x in enumerate(xs) if (series, x) in paper]
             if stated:
-                ax.plot(*zip(*stated), marker="D", ls="", mfc="none", color="black", label="paper")
+                ax.plot(*zip(*stated), marker="D", ls="", mfc="none", color=colour, ms=8, label=f"{series} (paper)")
         ax.set(xlabel=label, ylabel="rate (%)", ylim=(-4, 104))
         ax.set_xticks(range(len(xs)), [str(x) for x in xs])
         ax.grid(alpha=0.3)
         handles, labels = ax.get_legend_handles_labels()
-        once = dict(zip(labels, handles))
-        ax.legend(once.values(), once.keys(), fontsize=8)
+        if handles:
+            ax.legend(handles, labels, fontsize=8, loc="best", framealpha=0.6)
+        else:
+            ax.text(0.5, 0.5, "not run", ha="center", transform=ax.transAxes)
     figure.savefig(path, dpi=130)
 
 
