@@ -19,7 +19,7 @@ from utils import features, pvalues
 from utils.args import COUNT, SEED
 from utils.metrics import accuracy
 from utils.refuse import Refusal
-from utils.run import choose_device, find, load, read_json, unpack
+from utils.run import choose_device, find, load, read_json, unpack, write_json
 
 DRAW, REPEATS, ALPHA = 10, 40, 0.01  # images of a t-test, t-tests, level of a claim
 
@@ -43,6 +43,7 @@ def arguments(parts) -> None:
     p.add_argument("--epochs", type=COUNT, default=100, help="of the classifier (default: 100)")
     p.add_argument("--seed", type=SEED, default=100, help="of the classifier and the draws (default: 100)")
     p.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
 
 
 class Verdict(NamedTuple):
@@ -69,6 +70,8 @@ def compare(suspect, benign, test: str = "paired", seed: int = 100) -> Verdict:
 
 def judge(args) -> int:
     """Print a line a suspect; 0 where every one is claimed, else 1."""
+    if args.json and not args.json.absolute().parent.is_dir():
+        raise Refusal(f"--json {args.json}: there is no folder {args.json.parent}; make it first")
     device = choose_device(args.device)
     victim, kind = _model(args.run, device)
     benign, *bank = [_model(run, device, "--benign", (victim, kind))[0] for run in args.benign]
@@ -91,17 +94,22 @@ def judge(args) -> int:
     classifier, scaler = features.eef_meta(of_victim, of_benign, epochs=args.epochs, own_scaler=official,
                                            double_softmax=args.double_softmax, seed=args.seed, device=device)
     ask = lambda model: features.posterior(classifier, None if official else scaler, signs(model, fresh)).numpy()
-    known, claims = ask(benign), []
+    known, rows = ask(benign), []
     print(f"mean posterior of the benign model on {len(fresh)} images: {known.mean():.3f}")
     others = np.array([compare(ask(model), known, args.test, args.seed).difference for model in bank])
     for run, model in suspects:
         verdict = compare(ask(model), known, args.test, args.seed)
         above = int((others < verdict.difference).sum())
-        claims.append(verdict.claim and above == len(bank))
+        row = {"model": run, **verdict._asdict(), "published": verdict.claim, "above": above}
+        rows.append(row | {"claim": verdict.claim and above == len(bank)})
         print(f"{run}: difference {verdict.difference:+.3f}, log10 p {verdict.log10_p:.1f}"
               + (f", above {above} of {len(bank)} further benign models" if bank else "")
-              + f": {'claim' if claims[-1] else 'inconclusive'}")
-    return 0 if all(claims) else 1
+              + f": {'claim' if rows[-1]['claim'] else 'inconclusive'}")
+    if args.json:
+        settings = {name: getattr(args, name) for name in ("test", "double_softmax", "points", "epochs", "seed")}
+        settings |= {"alpha": ALPHA, "benign": args.benign}
+        write_json(args.json, {"settings": settings, "suspects": rows}, private=True)
+    return 0 if all(row["claim"] for row in rows) else 1
 
 
 def _model(run, device, flag="", like=None):
