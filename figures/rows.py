@@ -42,7 +42,7 @@ def collect(folder: Path, last: bool = False) -> list[dict]:
             if not figures:
                 continue
             kind = f"{summary['role']} {summary.get('attack') or ''}".strip()
-            of = {"none": "no watermark", "base": "ERM", "margin": "margin", "rs": "RS"}[tt]
+            of = {"none": "no watermark", "base": "ERM", "ewe": "EWE", "rs": "RS"}.get(tt, tt)
             settings = {k: v for k, v in about["settings"].items() if k not in SEEDS and not k.endswith("sha256")}
             if summary["role"] == "surrogate":  # what was stolen counts too
                 settings["source"] = {k: v for k, v in source_settings(path.parent).items() if k not in SEEDS}
@@ -62,7 +62,7 @@ def collect(folder: Path, last: bool = False) -> list[dict]:
             **{name: found[0][1].get(name) for name in SAME if name != "trigger_size"},
             **{name: found[0][2][name] for name in ("device", "torch", "threads", "git_commit")},
         })
-    order = {"no watermark": 0, "ERM": 1, "margin": 2, "RS": 3}
+    order = {"no watermark": 0, "ERM": 1, "margin": 2, "EWE": 3, "RS": 4}
     return sorted(rows, key=lambda row: (order[row["watermark"]], "surrogate" in row["role"]))
 
 

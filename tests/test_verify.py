@@ -247,7 +247,7 @@ def test_a_forged_set_is_refused_for_want_of_the_commitment(bank, tmp_path, caps
     assert status == 1 and "commitment   mismatch" in out
 
 
-@pytest.mark.parametrize("change", [{"label_strategy": "highest"}, {"train_type": "ewe"},
+@pytest.mark.parametrize("change", [{"label_strategy": "highest"}, {"train_type": "ewe", "label_strategy": "single"},
                                     {"train_type": "rs", "label_strategy": "single"}])
 def test_t1_is_not_printed_where_labels_are_not_uniform(change, tmp_path, capsys):
     made = make_run(tmp_path / "run", SETTINGS | change)

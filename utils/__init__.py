@@ -1,7 +1,7 @@
 """What the three entry scripts share. Imports go one way: scripts -> utils -> models.
 
 Inside this package a file imports only files above it in this list:
-refuse, guard, data, distributed, triggers, features, metrics, batchnorm, losses, attacks, edit, pvalues, run, analyze,
-step, fit, report, args, smoothing, steal, commit, answers, verdict, wording, inference, eef, verify, official,
-benchmark.
+refuse, guard, data, distributed, triggers, features, metrics, batchnorm, losses, ewe, attacks, edit, pvalues, run,
+analyze, step, fit, report, args, smoothing, sources, steal, commit, answers, verdict, wording, inference, eef, verify,
+official, benchmark.
 """

@@ -2,14 +2,18 @@
 
 import argparse
 import math
+import re
 
 import models
-from utils import attacks, batchnorm, data, edit, losses, triggers
+from utils import attacks, batchnorm, data, edit, ewe, losses, triggers
 from utils.refuse import Parser, Refusal
 
-TRAIN_TYPES = ("none", "base", "margin", "rs")
+TRAIN_TYPES = ("none", "base", "margin", "ewe", "rs")
 # what a rival's authors set otherwise; the rest are flags that no other training has
 DEFAULTS = {
+    "ewe": {"epoch": 50, "lr": 1e-3, "weight_decay": 0.0, "ewe_epochs": 6.0, "ewe_ratio": 4.0, "ewe_factor": 1e5,
+            "ewe_temperature": 1.0, "ewe_temperature_lr": 0.1, "ewe_target": 0, "ewe_source": "svhn:9",
+            "ewe_triggers": "own", "ewe_steps": 10, "ewe_step_size": 0.01, "ewe_threshold": 0.1},
     "rs": {"epoch": 100, "lr": 0.05, "rs_sigma": 1.0, "rs_sigma_step": 0.05, "rs_draws": 100, "rs_warmup": 5,
            "rs_batch": 64, "rs_freeze_bn": False, "rs_triggers": "text", "rs_label": 4},
 }
@@ -35,6 +39,12 @@ def _message(text):
     return text
 
 
+def _ewe_source(text):
+    if not re.fullmatch(r"digits|svhn:[0-9]|[0-9]{1,4}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither svhn:DIGIT nor digits nor the number of a class")
+    return text
+
+
 # rates beyond float32's range would be an error of torch's
 COUNT, POSITIVE, SHARE = _number(int, 1), _number(float, 0, 1e38, open_low=True), _number(float, 0, 1)
 SEED, RADIUS = _number(int, 0, 2**31 - 1), _number(float, 0, 1e6)
@@ -50,7 +60,7 @@ def _parser(description: str, folder_flags) -> Parser:
     p.add_argument("--skip-bad-images", action="store_true", help="-dt folder: go on without unreadable images")
     p.add_argument("-tt", "--train-type", default="margin", choices=TRAIN_TYPES,
                    help="none: no watermark (benign); base: triggers by ERM; margin: the paper's method; "
-                   "rs: the rival by randomised smoothing")
+                   "ewe: Entangled Watermark Embedding; rs: randomised smoothing of the weights")
     p.add_argument("-nq", "--num-query", type=COUNT, default=100, help="number m of triggers")
     p.add_argument("-nm", "--num-mixup", type=COUNT, default=1, help="images averaged into one trigger")
     p.add_argument("-qt", "--query-type", type=_message, default="",
@@ -100,6 +110,7 @@ def train_args(argv=None):
     p.add_argument("--label-strategy", default="random", choices=triggers.STRATEGIES,
                    help="assigned label: random, or the most / least confident wrong one of --label-model")
     p.add_argument("--label-model", metavar="RUN", help="clean model for --label-strategy highest or lowest")
+    _add_ewe(p)
     _add_rs(p)
     kind = p.parse_known_args(argv)[0].train_type
     p.set_defaults(**DEFAULTS.get(kind, {}))
@@ -111,13 +122,48 @@ def train_args(argv=None):
     if foreign:
         name = foreign[0]
         raise Refusal(f"--{name.replace('_', '-')} is a flag of -tt {name.split('_')[0]}: leave it out or pass that")
-    if kind == "rs":
-        _check_rs(args)
+    if kind in CHECKS:
+        CHECKS[kind](args)
     if (args.label_strategy == "random") != (args.label_model is None):
         raise Refusal("--label-strategy highest or lowest needs --label-model RUN, a clean model; random takes none")
-    if kind == "rs" and args.rs_triggers != "shared":
+    if getattr(args, f"{kind}_triggers", "shared") != "shared":
         args.label_strategy = "single"
     return args
+
+
+def _add_ewe(p: Parser) -> None:
+    """Flags of -tt ewe; they are absent, and not recorded, where another training is asked for."""
+    of = DEFAULTS["ewe"]
+    g = p.add_argument_group(
+        "-tt ewe", f"phase 1: -ep {of['epoch']} epochs of plain training by Adam, --lr {of['lr']} to the end, "
+        "--weight-decay 0; phase 2: the triggers are made; phase 3: normal and watermark batches; -v, --steps, "
+        "--trigger-batch and their like are not used")
+    add = lambda flag, text, **more: g.add_argument(
+        flag, default=argparse.SUPPRESS, help=f"{text} (default: {of[flag[2:].replace('-', '_')]})", **more)
+    add("--ewe-epochs", "length of phase 3: its watermark batches, in epochs' worth of batches", type=POSITIVE)
+    add("--ewe-ratio", "normal batches to a watermark batch", type=_number(float, 0, 1e6))
+    add("--ewe-factor", "weight of the SNNL of each layer", type=_number(float, 0, 1e38))
+    add("--ewe-temperature", "T at the start; the SNNL's own temperature is 100 / T",
+        type=_number(float, ewe.LOWEST, 1e38))
+    add("--ewe-temperature-lr", "rate of the descent on T", type=_number(float, 0, 1e38))
+    add("--ewe-target", "number of the class to entangle with", type=_number(int, 0))
+    add("--ewe-source", "what becomes triggers: a digit of SVHN (the authors' class 8 is svhn:9), digits: the nines of "
+        "scikit-learn, or the number of one of the data set's own classes, with a patch", type=_ewe_source)
+    add("--ewe-triggers", "own: made in phase 2; shared: those of -tt margin under their labels, not optimised, beside "
+        "images of all classes", choices=("own", "shared"))
+    add("--ewe-steps", "rounds of phase 2 (the authors: 100 on CIFAR-100)", type=COUNT)
+    add("--ewe-step-size", "its step; pixels are in [0, 1]", type=SHARE)
+    add("--ewe-threshold", "share of triggers that the model of phase 1 may give the target class", type=SHARE)
+
+
+def _check_ewe(args) -> None:
+    if args.compile:
+        raise Refusal("--compile: -tt ewe looks at hidden layers, which compiling hides; leave it out")
+    if args.bn_stats == "shared":
+        raise Refusal("--bn-stats shared: -tt ewe has watermark batches of their own; pass paper or clean")
+    if args.ewe_triggers == "own" and (args.num_mixup > 1 or args.label_strategy != "random"):
+        raise Refusal("-nm and --label-strategy: -tt ewe makes its triggers itself and labels them --ewe-target; leave "
+                      "them out, or pass --ewe-triggers shared")
 
 
 def _add_rs(p: Parser) -> None:
@@ -149,6 +195,9 @@ def _check_rs(args) -> None:
     if args.rs_triggers != "shared" and (args.num_mixup > 1 or args.label_strategy != "random"):
         raise Refusal(f"--rs-triggers {args.rs_triggers} are single images with one label for all: leave -nm and "
                       "--label-strategy out, or pass --rs-triggers shared")
+
+
+CHECKS = {"ewe": _check_ewe, "rs": _check_rs}
 
 
 def _attack_parser(description):

@@ -109,7 +109,9 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
             run.write_rows(rows)
             run.log(describe(row, epochs))
             for name, figure in (("nat_best", "val_accuracy"), ("query_best", "trigger_accuracy")):
-                if figure in row and row[figure] >= best.get(name, -1.0):  # a later epoch wins a tie, as officially
+                if not objective.eligible(epoch) or figure not in row:
+                    continue
+                if row[figure] >= best.get(name, -1.0):  # a later epoch wins a tie, as officially
                     best[name] = row[figure]
                     save(name, epoch, row)
             if (epoch + 1) % KEEP_EVERY == 0:

@@ -18,6 +18,7 @@ class Objective:
     """
 
     statistics = None  # `RunningStatistics`, where triggers enter BatchNorm
+    more = 0  # epochs beside those of -ep
     static = True  # every step runs the same kernels, so that one may be recorded and replayed
 
     def steps(self, batches, epoch: int) -> int:
@@ -39,6 +40,10 @@ class Objective:
     def rate(self, lr: float, epoch: int, epochs: int) -> float:
         """The learning rate of an epoch, counted from 0: it falls by 10 at 1/2 and 3/4 of the epochs."""
         return lr * 0.1 ** ((2 * epoch >= epochs) + (4 * epoch >= 3 * epochs))
+
+    def eligible(self, epoch: int) -> bool:
+        """Whether the best checkpoint may be of this epoch."""
+        return True
 
     def begin(self, model, forward, optimizer, epoch: int, generator) -> None:
         """Before the first step of an epoch; `generator` is this call's own. Not called when an epoch goes on."""

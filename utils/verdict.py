@@ -31,7 +31,8 @@ class Case:
         settings = self.commitment.settings
         if self.commitment.state != "match":
             return f"the commitment is {self.commitment.state}: nothing shows that the labels were fixed beforehand"
-        if settings.get("train_type") not in ("base", "margin", "rs") or settings.get("label_strategy") != "random":
+        watermarked = settings.get("train_type") in ("base", "margin", "ewe", "rs")
+        if not watermarked or settings.get("label_strategy") != "random":
             kind = f"{settings.get('train_type')}, {settings.get('label_strategy')}"
             return f"the labels were not drawn uniformly from the wrong ones ({kind})"
         if not self.true.shape[1] or self.chances().max() >= 1:
