@@ -330,17 +330,21 @@ def test_the_command_judges_every_suspect_on_images_it_should(runs, capsys, monk
         assert len(seen[0]) == len(seen[2]) == 77
 
 
-def test_the_command_is_deterministic_and_can_claim(runs, capsys):
+def test_the_command_is_deterministic_and_can_claim(runs, capsys, tmp_path):
     flags = (runs["victim"], "--benign", runs["benign"], "--points", 60, "--suspect", runs["victim"])
     assert judge(*flags, "--epochs", 10) == 0
     first = capsys.readouterr().out
     assert "of 60 styled images" in first and first.splitlines()[-1].endswith(": claim")
     # further benign models change no figure, but a claim must lie above each of them
-    assert judge(*flags, runs["plain"], "--benign", runs["benign"], runs["plain"], "--epochs", 10) == 1
+    more = ("--epochs", 10, "--json", tmp_path / "eef.json")
+    assert judge(*flags, runs["plain"], "--benign", runs["benign"], runs["plain"], *more) == 1
     lines, before = capsys.readouterr().out.splitlines(), first.splitlines()
     assert lines[:3] == before[:3] and lines[3].startswith(before[3].removesuffix(": claim"))
     assert lines[3].endswith(", above 1 of 1 further benign models: claim")
     assert lines[4].endswith(", above 0 of 1 further benign models: inconclusive")
+    victim, plain = json.loads((tmp_path / "eef.json").read_text())["suspects"]
+    assert victim["claim"] and victim["above"] == 1 and plain["model"] == str(runs["plain"])
+    assert not plain["claim"] and plain["published"] == (plain["difference"] > 0 and plain["log10_p"] < -2)
 
 
 def test_refusals(runs, capsys, tmp_path):
@@ -351,6 +355,8 @@ def test_refusals(runs, capsys, tmp_path):
     told = refused(capsys, victim, "--benign", benign, "--suspect", benign, runs["wide"])
     assert f"--suspect {runs['wide']}" in told and "train a victim and a benign model" in told
     assert "--benign" in refused(capsys, victim, "--benign", runs["wide"], "--suspect", benign)
+    told = refused(capsys, victim, "--benign", benign, "--suspect", benign, "--json", tmp_path / "none" / "a.json")
+    assert "there is no folder" in told
     assert "raise --points" in refused(capsys, victim, "--benign", benign, "--suspect", benign, "--points", 40)
     assert "there is no run in" in refused(capsys, victim, "--benign", benign, "--suspect", tmp_path / "none")
     told = call("train", "-d", tmp_path / "new", *TRAIN, "--embed-features", 1.5)
