@@ -107,7 +107,7 @@ def test_a_bank_holds_five_others_and_t1_needs_none(monkeypatch):
     def ask(*words):
         asked.append([str(word) for word in words])
         tests = {"T1": {"log10_p": -1.0}, "T2": {"log10_p": -2.0},
-                 "T4": {"log10_p": math.log10(1 / 6 if "same3" in words else 2 / 6)}}
+                 "T4": {"log10_p": math.log10(1 / 6 if words[3] == "same3" else 2 / 6)}}
         return words[-1] > 0.01, {"hits": 1, "triggers": 50, "tests": tests}
 
     monkeypatch.setattr(rivals, "ask", ask)
