@@ -41,7 +41,7 @@ BENIGN = "-tt none -nq 1 -ep 10"
 SOURCES = {
     "margin": "-tt margin -nq 50 -ep 12 --reduction sum -v 1 --steps 5 --step-size 4",
     "EWE": "-tt ewe -nq 50 -ep 8 --ewe-epochs 4 --ewe-source 9",
-    "RS": "-tt rs -nq 50 -ep 12 --rs-draws 2 --rs-sigma-step 0.25 --rs-warmup 4 --rs-freeze-bn",
+    "RS": "-tt rs -nq 50 -ep 24 --rs-draws 2 --rs-sigma-step 0.25 --rs-freeze-bn",
     "EEF": "-tt none -nq 1 -ep 10 --embed-features 0.2",
 }
 JUDGE = "--epochs 20"  # of EEF's classifier
