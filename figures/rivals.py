@@ -29,9 +29,10 @@ import train
 from figures.errors import InMemory, interval
 from figures.make import check_folder
 from utils import data, eef, inference, losses, verify
-from utils.args import COUNT, Parser
+from utils.args import COUNT, Parser, train_args
 from utils.fit import fit
 from utils.refuse import Refusal, plainly
+from utils.run import run_name
 from utils.verdict import BANK
 
 HERE = Path(__file__).resolve().parent
@@ -135,17 +136,16 @@ def write_halves(halves: dict) -> None:
 
 def run(folder: Path, images: Path, flags: str, message: str, seed: int, bar) -> Path:
     """A finished run of train.py, in this process, which has paid for torch's start already."""
-    message = f"{message}-{seed}"
-    old, sys.argv = sys.argv, ["train.py", *shlex.split(f"{COMMON} {flags}"), "-d", str(folder),
-                               "--data-dir", str(images), "-msg", message, "--seed", str(seed)]
+    words = [*shlex.split(f"{COMMON} {flags}"), "-d", str(folder), "--data-dir", str(images),
+             "-msg", f"{message}-{seed}", "--seed", str(seed)]
+    old, sys.argv = sys.argv, ["train.py", *words]
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             train.main()
     finally:
         sys.argv = old
     bar.update()
-    (path,) = folder.glob(f"*_{message}")
-    return path
+    return folder / run_name(train_args(words), "vgg11")
 
 
 def accuracies(benign: dict) -> dict:
