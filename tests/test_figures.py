@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from figures import demo, rows, toy
+from figures import demo, errors, rivals, rows, toy
 
 
 def summaries(margin_soft: float, benign: float) -> dict:
@@ -64,3 +64,93 @@ def test_the_toy_counts_its_seeds(tmp_path, capsys):
     assert found["seeds"][0]["claim_shows"] == (kept == [True, False, True, True])
     assert found["claim_shows"] == f"{int(kept == [True, False, True, True])} of 1 seeds"
     assert (tmp_path / "figure2.png").stat().st_size > 10_000
+
+
+# ---- false claims of the rivals -----------------------------------------------------------------------------
+
+
+class Bar:
+    update = lambda *_: None
+
+
+def test_the_interval_by_hand():
+    """With none or all of n claimed one end solves q^n = 0.025; with 1 of 2 both ends are 1 - or + sqrt(0.975)."""
+    assert errors.interval(0, 10) == pytest.approx((0, 1 - 0.025**0.1))  # 0.3085
+    assert errors.interval(10, 10) == pytest.approx((0.025**0.1, 1))
+    assert errors.interval(1, 2) == pytest.approx((1 - 0.975**0.5, 0.975**0.5))
+
+
+def found_of(claimed):
+    verdicts = [rivals.verdict("EEF", "published", 0.01, "other", one) for one in claimed]
+    verdicts += [rivals.verdict("EWE", "T2", level, "same", level > 0.01) for level in (0.05, 0.001) for _ in range(2)]
+    return {"verdicts": verdicts, "benign": {"same": [0.9, 0.95], "other": [0.5]},
+            "sources": {"EWE": {"claimed": False, "hits": 3, "of": 50}, "EEF": {"claimed": True}},
+            "perceptrons": [{"source": {"claim": claim}} for claim in (True, False)]}
+
+
+def test_false_claims_are_counted_for_each_method_test_level_and_what_is_shared(tmp_path, capsys):
+    (tmp_path / "rivals.json").write_text(json.dumps(found_of([True] * 9 + [False])))
+    rivals.main(["--redraw", "--out", str(tmp_path)])
+    text = (tmp_path / "rivals.md").read_text()
+    table = [line.split(" | ") for line in text.splitlines() if line.startswith("| E")]
+    assert [line[0].removeprefix("| ") for line in table] == ["EEF", "EWE", "EWE"]
+    assert table[0][2:5] == ["0.01", "none of its images", "9 of 10"] and "0.555 to 0.997" in table[0][5]
+    assert [line[2:5] for line in table[1:]] == [["0.05", "the source's images", "2 of 2"],
+                                                 ["0.001", "the source's images", "0 of 2"]]
+    assert "EWE NOT claimed, 3 of 50 triggers hit; EEF claimed; DI claimed in 1 of 2 draws" in text
+    assert "test accuracy 90.0 to 95.0 %" in text and text in capsys.readouterr().out
+
+
+def test_a_bank_holds_five_others_and_t1_needs_none(monkeypatch):
+    asked = []
+
+    def ask(*words):
+        asked.append([str(word) for word in words])
+        tests = {"T1": {"log10_p": -1.0}, "T2": {"log10_p": -2.0},
+                 "T4": {"log10_p": math.log10(1 / 6 if words[3] == "same3" else 2 / 6)}}
+        return words[-1] > 0.01, {"hits": 1, "triggers": 50, "tests": tests}
+
+    monkeypatch.setattr(rivals, "ask", ask)
+    benign = {"same": [f"same{i}" for i in range(7)], "other": ["other0", "other1"]}
+    source, verdicts = rivals.claims("RS", "source", benign, Bar())
+    assert not source["claimed"] and len(verdicts) == 9 * 3
+    for words in asked:
+        suspect, bank = words[3], words[words.index("--benign") + 1 : words.index("--alpha")]
+        assert len(set(bank)) == 5 and set(bank) <= set(benign["same"]) - {suspect}
+    assert [v["claimed"] for v in verdicts if v["test"] == "T4"] == [i == 3 for i in range(9)]
+    assert [v["claimed"] for v in verdicts if v["test"] == "T2"] == [True, False] * 9
+    asked.clear()
+    _, verdicts = rivals.claims("margin", "source", benign, Bar())
+    assert {v["test"] for v in verdicts} == {"T1"} and not any("--benign" in words for words in asked)
+
+
+def test_the_models_that_calibrate_eef_are_not_judged(monkeypatch):
+    def ask(*words):
+        suspects = words[words.index("--suspect") + 1 :]
+        bank = words[words.index("--benign") + 1 : words.index("--device")]
+        assert bank == tuple(f"same{i}" for i in range(6)) and not set(bank) & set(suspects)
+        row = {"log10_p": -3.0, "difference": 0.4, "above": 2, "published": True, "claim": False}
+        return False, {"suspects": [row | {"model": run} for run in suspects]}
+
+    monkeypatch.setattr(rivals, "ask", ask)
+    benign = {"same": [f"same{i}" for i in range(8)], "other": ["other0"]}
+    _, verdicts = rivals.gradients("victim", benign, "images", Bar())
+    assert [v["shares"] for v in verdicts] == ["same"] * 4 + ["other"] * 2
+    assert [v["claimed"] for v in verdicts] == [True, False] * 3
+
+
+def test_the_halves_share_no_training_image(tmp_path):
+    halves = {name: tmp_path / name for name in rivals.HALVES}
+    rivals.write_halves(halves)
+    files = {name: {path.name for path in folder.glob("train/*/*.png")} for name, folder in halves.items()}
+    assert not files["same"] & files["other"] and len(files["same"] | files["other"]) == 1438
+    assert all(len(list(folder.glob("test/*/*.png"))) == 359 for folder in halves.values())
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("--same", "6"), "--same 6"), (("--repeats", "0"), "at least 1"), (("--redraw",), "leave the flag out"),
+])
+def test_a_measurement_of_rivals_is_refused_before_it_begins(tmp_path, capsys, flags, words):
+    with pytest.raises(SystemExit) as end:
+        rivals.main([*flags, "--out", str(tmp_path), "--dir", str(tmp_path / "runs")])
+    assert end.value.code == 2 and words in capsys.readouterr().err and not list(tmp_path.iterdir())

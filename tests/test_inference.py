@@ -11,7 +11,7 @@ from test_verify import call
 from torch import nn
 
 import models
-from figures import inference as measure
+from figures import rivals
 from utils import data, inference, pvalues
 from utils.run import find, load, pack, save
 
@@ -309,13 +309,15 @@ def test_mingd_session(session, capsys, monkeypatch):
     assert rows[0].replace(" (source)", 9 * " ") == rows[1] and status == 1 - rows[1].endswith("claim")
 
 
-def test_the_measurement_of_false_claims(capsys, monkeypatch):
+def test_the_measurement_of_false_claims(monkeypatch):
     monkeypatch.setattr(inference, "RESTARTS", 1)
     monkeypatch.setattr(inference, "CHECKS", 3)
-    monkeypatch.setattr(measure, "EPOCHS", 2)
-    measure.main(["--walk", "blind", "--points", "24", "--benign", "2", "--same", "1"])
-    out = capsys.readouterr().out
-    assert out.count("test accuracy") == 4 and "benign: " in out and "of 2 claimed" in out
+    monkeypatch.setattr(rivals, "EPOCHS", 2)
+    found = rivals.perceptrons(0)
+    assert rivals.perceptrons(0) == found != rivals.perceptrons(1)
+    verdicts = rivals.distances([found | {"other": {"claim": True, "log10_p": -9.0}}])
+    assert [v["shares"] for v in verdicts] == ["same", "other"] and verdicts[1]["claimed"]
+    assert verdicts[0]["log10_p"] == found["same"]["log10_p"] != found["source"]["log10_p"]
 
 
 @pytest.mark.parametrize("flags, words", [

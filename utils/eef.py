@@ -101,7 +101,8 @@ def judge(args) -> int:
         verdict = compare(ask(model), known, args.test, args.seed)
         above = int((others < verdict.difference).sum())
         claim = bool(verdict.claim and above == len(bank))
-        rows.append({"model": run} | verdict._asdict() | {"claim": claim, "above": above})
+        row = {"model": run} | verdict._asdict() | {"published": bool(verdict.claim), "above": above, "claim": claim}
+        rows.append(row)
         print(f"{run}: difference {verdict.difference:+.3f}, log10 p {verdict.log10_p:.1f}"
               + (f", above {above} of {len(bank)} further benign models" if bank else "")
               + f": {'claim' if claim else 'inconclusive'}")
