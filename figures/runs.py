@@ -50,7 +50,8 @@ PROFILES = {
                      sizes=(25, 50, 100)),
     "smoke": Profile("digits", "--width 4 --train-size 512 --batch-size 64 -ep 2 --device cpu", "", "res18", 20, (0,),
                      1, {}, False,
-                     {"ewe": "-ep 1 --ewe-epochs 0.2 --ewe-source 9 --batch-size 32", "rs": "--rs-draws 1 --rs-warmup 0"},
+                     {"ewe": "-ep 1 --ewe-epochs 0.2 --ewe-source 9 --batch-size 32",
+                      "rs": "--rs-draws 1 --rs-warmup 0"},
                      {"di": "--points 20 --m 5 --walk blind --device cpu", "eef": "--epochs 2 --device cpu"},
                      "--embed-features 0.2", K=(1, 3), sizes=(10, 20), weights=(0.5, 2), alphas=(0.3, 0.7)),
 }
