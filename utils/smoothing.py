@@ -285,8 +285,9 @@ def run(args) -> int:
         print(describe(result, one_label=len(set(trigger.labels.tolist())) == 1))
     bar = max((r["smoothed_median"] for r in results[1:]), default=0.0)
     eps = radius(results[0]["certified"], bar)
-    print("certified l2 radius: " + ("none, for no bound" if eps is None else f"{eps:g}, the largest eps whose bound")
-          + " is above " + (f"{100 * bar:.2f} %, the highest median of the controls" if args.benign else "0; no --benign was named"))
+    beaten = f"{100 * bar:.2f} %, the highest median of the controls" if args.benign else "0; no --benign was named"
+    found = "none, for no bound" if eps is None else f"{eps:g}, the largest eps whose bound"
+    print(f"certified l2 radius: {found} is above {beaten}")
     if args.json:
         write_json(args.json, {"settings": settings, "models": results, "radius": eps}, private=True)
     return 0
