@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import models
-from utils import attacks, benchmark, losses, official, rivals
+from utils import attacks, benchmark, costs, losses, official
 from utils.data import Batches, Images
 from utils.step import Step
 
@@ -189,7 +189,7 @@ def test_sums_of_equal_parts_are_the_counted_ones():
     """Were a watermark step and a noisy draw of 64 images worth 1 and 1/2 plain step, the counts of images come out."""
     ms = dict.fromkeys(("plain step", "EWE normal step", "EWE watermark step", "DI question to a batch",
                         "EEF signs of 8 images"), 2.0) | {"RS noisy gradient": 1.0}
-    sums = rivals.sums(ms, steps=382, batch=128)
+    sums = costs.sums(ms, steps=382, batch=128)
     assert sums["EWE, whole training"] == (pytest.approx(1.6), 1.6)
     measured, counted = sums["RS, an epoch with its robust pass"]
     assert measured == pytest.approx(1 + 2100 * 64 / (382 * 128)) and round(measured, 1) == counted

@@ -3,5 +3,5 @@
 Inside this package a file imports only files above it in this list:
 refuse, guard, data, distributed, triggers, features, metrics, batchnorm, losses, ewe, attacks, edit, pvalues, run,
 analyze, step, fit, report, args, commit, smoothing, sources, steal, answers, verdict, wording, inference, eef, verify,
-official, rivals, benchmark.
+official, costs, benchmark.
 """

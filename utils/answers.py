@@ -10,7 +10,7 @@ import numpy as np
 
 from utils import guard, metrics
 from utils.refuse import Refusal
-from utils.run import load, unpack
+from utils.run import read_model
 
 SECONDS = 60  # for one answer of a program
 HEADER = ("name", "image", "file", "filename")
@@ -25,7 +25,7 @@ class Answers(NamedTuple):
 
 def from_model(path, trigger, classes: int) -> Answers:
     """Ask the model in a checkpoint file."""
-    model, _ = unpack(load(path), path)
+    model = read_model(path)
     logits = metrics.predict(model, trigger.images).double()
     if logits.shape[1] != classes:
         raise Refusal(f"{path} answers with {logits.shape[1]} classes, the triggers have {classes}")

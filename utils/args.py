@@ -131,15 +131,19 @@ def train_args(argv=None):
     return args
 
 
+def _group(p: Parser, kind: str, text: str):
+    """`add(flag, help, ...)` of a rival's flags: absent, and not recorded, where another training is asked for."""
+    group = p.add_argument_group(f"-tt {kind}", text)
+    return lambda flag, text, **more: group.add_argument(
+        flag, default=argparse.SUPPRESS, help=f"{text} (default: {DEFAULTS[kind][flag[2:].replace('-', '_')]})", **more)
+
+
 def _add_ewe(p: Parser) -> None:
-    """Flags of -tt ewe; they are absent, and not recorded, where another training is asked for."""
     of = DEFAULTS["ewe"]
-    g = p.add_argument_group(
-        "-tt ewe", f"phase 1: -ep {of['epoch']} epochs of plain training by Adam, --lr {of['lr']} to the end, "
+    add = _group(
+        p, "ewe", f"phase 1: -ep {of['epoch']} epochs of plain training by Adam, --lr {of['lr']} to the end, "
         "--weight-decay 0; phase 2: the triggers are made; phase 3: normal and watermark batches; -v, --steps, "
         "--trigger-batch and their like are not used")
-    add = lambda flag, text, **more: g.add_argument(
-        flag, default=argparse.SUPPRESS, help=f"{text} (default: {of[flag[2:].replace('-', '_')]})", **more)
     add("--ewe-epochs", "length of phase 3: its watermark batches, in epochs' worth of batches",
         type=_number(float, 0, 1e4, open_low=True))
     add("--ewe-ratio", "normal batches to a watermark batch", type=_number(float, 0, 1e3))
@@ -171,25 +175,22 @@ def _check_ewe(args) -> None:
 
 
 def _add_rs(p: Parser) -> None:
-    """Flags of -tt rs; they are absent, and not recorded, where another training is asked for."""
     of = DEFAULTS["rs"]
-    g = p.add_argument_group(
-        "-tt rs", f"-ep {of['epoch']} and --lr {of['lr']} by default; momentum 0.9; the rate falls by 10 after 30, 60 "
+    add = _group(
+        p, "rs", f"-ep {of['epoch']} and --lr {of['lr']} by default; momentum 0.9; the rate falls by 10 after 30, 60 "
         "and 90 percent of the epochs; the authors train on half of the images: pass --train-size for that")
-    add = lambda flag, kind, text: g.add_argument(
-        flag, type=kind, default=argparse.SUPPRESS, help=f"{text} (default: {of[flag[2:].replace('-', '_')]})")
-    add("--rs-sigma", _number(float, 0, 1e6), "largest noise on the weights")
-    add("--rs-sigma-step", _number(float, 0, 1e6, open_low=True), "distance of the noise levels from 0 to --rs-sigma")
-    add("--rs-draws", COUNT, "noisy gradients a level: the time of a robust pass is as many times the levels, "
-        "and a signal waits for its end")
-    add("--rs-warmup", _number(int, 0), "last epoch, counted from 0, without a robust pass")
-    add("--rs-batch", _number(int, 2), "triggers of a robust pass's batch; with fewer triggers all of them")
-    add("--rs-label", _number(int, 0), "label of all triggers text and noise, a number from 0")
-    g.add_argument("--rs-freeze-bn", action="store_true", default=argparse.SUPPRESS,
-                   help="keep the noise out of BatchNorm's running statistics: for epochs of fewer than about 60 steps")
-    g.add_argument("--rs-triggers", choices=("text", "noise", "shared"), default=argparse.SUPPRESS,
-                   help="text: a word in a corner; noise: one noise pattern; shared: the triggers and random labels of "
-                   f"-tt margin (default: {of['rs_triggers']})")
+    add("--rs-sigma", "largest noise on the weights", type=_number(float, 0, 1e6))
+    add("--rs-sigma-step", "distance of the noise levels from 0 to --rs-sigma",
+        type=_number(float, 0, 1e6, open_low=True))
+    add("--rs-draws", "noisy gradients a level: the time of a robust pass is as many times the levels, and a signal "
+        "waits for its end", type=COUNT)
+    add("--rs-warmup", "last epoch, counted from 0, without a robust pass", type=_number(int, 0))
+    add("--rs-batch", "triggers of a robust pass's batch; with fewer triggers all of them", type=_number(int, 2))
+    add("--rs-label", "label of all triggers text and noise, a number from 0", type=_number(int, 0))
+    add("--rs-freeze-bn", "keep the noise out of BatchNorm's running statistics: for epochs of fewer than about 60 "
+        "steps", action="store_true")
+    add("--rs-triggers", "text: a word in a corner; noise: one noise pattern; shared: the triggers and random labels "
+        "of -tt margin", choices=("text", "noise", "shared"))
 
 
 def _check_rs(args) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import models
-from utils import attacks, losses, official, rivals
+from utils import attacks, costs, losses, official
 from utils.args import COUNT
 from utils.data import Batches, Images
 from utils.fit import precise
@@ -310,9 +310,9 @@ def compare(bench, rounds) -> dict:
         step = Step(model, objective, forward, batches, lr=1e-3, weight_decay=WEIGHT_DECAY)
         return lambda: step(next(rows))
 
-    times = by_turns(rivals.parts(bench, step_of), rounds, bench.device)
+    times = by_turns(costs.parts(bench, step_of), rounds, bench.device)
     ms = {part: 1e3 * statistics.median(values) for part, values in times.items()}
-    sums = rivals.sums(ms, bench.steps, bench.args.batch_size)
+    sums = costs.sums(ms, bench.steps, bench.args.batch_size)
     for part, value in ms.items():
         print(f"{part:<50}{value:>10.2f} ms")
     for what, (measured, counted) in sums.items():

@@ -22,7 +22,7 @@ from utils.args import COUNT, SEED
 from utils.metrics import predict
 from utils.pvalues import harmonic_mean, subset_pvalues
 from utils.refuse import Refusal
-from utils.run import check_output, choose_device, find, load, read_json, unpack, write_json
+from utils.run import check_output, choose_device, find, load, read_json, read_model, unpack, write_json
 
 METRICS = ("linf", "l2", "l1")
 LAYOUTS = ("image", "official")
@@ -295,7 +295,7 @@ def _source(args, device):
 
 def _suspect(run, own, device):
     path = find(run, None)
-    model, _ = unpack(load(path), path, device)
+    model = read_model(path, device)
     if (count := len(model[1].linear.bias)) != len(own.classes):
         raise Refusal(f"--suspect {run} has {count} classes and the source {len(own.classes)}: "
                       "distances to other classes cannot be compared")

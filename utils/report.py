@@ -5,7 +5,7 @@ from pathlib import Path
 from utils import metrics, pvalues
 from utils.data import Images
 from utils.refuse import Refusal
-from utils.run import Run, digest, find, load, read_json, unpack
+from utils.run import Run, digest, find, read_json, read_model
 from utils.triggers import Trigger
 
 
@@ -17,7 +17,7 @@ class Judge:
         self.names, self.logits, self.accuracies = [], [], []
         for folder in benign:
             path = find(folder, None)
-            model, _ = unpack(load(path), path, device)
+            model = read_model(path, device)
             logits = self.ask(model, path)
             self.names.append(Path(folder).name)
             self.logits.append(logits)
@@ -63,7 +63,7 @@ class Judge:
 
 def measure(path: Path, judge: Judge, test: Images, device, amp: bool = False) -> dict:
     """Test accuracy, hits and p-values of the model in a checkpoint."""
-    model, _ = unpack(load(path), path, device)
+    model = read_model(path, device)
     accuracy = metrics.accuracy(model, test.images, test.labels, amp)
     return {"test_accuracy": accuracy, **judge.figures(judge.ask(model, path))}
 
@@ -85,7 +85,7 @@ def rows_of_run(folder, judge: Judge, device, select: str | None = None, summary
         if statistics == "clean" and not key:
             continue
         path = find(folder, select or summary.get("select", "val"), statistics)
-        model, _ = unpack(load(path), path, device)
+        model = read_model(path, device)
         suffix = ", clean statistics" if statistics == "clean" else ""
         same = select in (None, summary.get("select", "val"))  # else the summary's accuracy is another checkpoint's
         rows.append(judge.row(title + suffix, judge.ask(model, path), key.get("test_accuracy") if same else None))

@@ -349,6 +349,11 @@ def unpack(checkpoint: dict, path, device="cpu"):
     return models.place(model, device), trigger
 
 
+def read_model(path, device="cpu"):
+    """The model alone of a checkpoint file, frozen and in eval mode."""
+    return unpack(load(path), path, device)[0]
+
+
 def read_trigger(path, classes: int) -> Trigger:
     """The trigger set in a run's `triggers.pt`; Refusal where it is damaged or does not fit `classes`."""
     state = load(path)

@@ -27,7 +27,7 @@ from utils.batchnorm import RunningStatistics
 from utils.data import Batches, Data, Images
 from utils.losses import Plain
 from utils.refuse import Refusal
-from utils.run import check_output, choose_device, find, load, unpack, write_json
+from utils.run import check_output, choose_device, find, load, read_model, unpack, write_json
 from utils.triggers import Trigger
 
 WASHED = 60  # steps after which 0.9 ** 60 = 0.2 % of BatchNorm's running statistics is left
@@ -264,7 +264,7 @@ def run(args) -> int:
     models = [("RUN", args.run, path, model)]
     for control in args.benign:
         path = find(control, None)
-        model, _ = unpack(load(path), path, device)
+        model = read_model(path, device)
         models.append(("benign", control, path, model))
     asked = [judge.ask(model, path) for _, _, path, model in models]  # refuses other classes before the long part
     settings = {"draws": args.draws, "sigma": args.sigma, "confidence": args.confidence, "seed": args.seed}

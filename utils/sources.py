@@ -4,7 +4,7 @@ from utils import commit, distributed, ewe, losses, smoothing, triggers
 from utils.data import Batches
 from utils.metrics import predict
 from utils.refuse import Refusal
-from utils.run import find, load, read_trigger, unpack
+from utils.run import find, read_model, read_trigger
 
 
 def check(args, data) -> None:
@@ -32,7 +32,7 @@ def draw(args, data, device):
     answer = None
     if args.label_model:
         path = find(args.label_model)
-        clean, _ = unpack(load(path), path, device)
+        clean = read_model(path, device)
         answer = lambda images: predict(clean, images)
     m, k, classes = args.num_query, args.num_mixup, len(data.classes)
     return triggers.build(data.held_out, m, k, classes, args.seed, args.label_strategy, answer)
