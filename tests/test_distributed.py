@@ -20,8 +20,7 @@ from test_run import same_runs  # noqa: E402
 import models  # noqa: E402
 from utils import attacks, distributed, losses  # noqa: E402
 from utils.data import Batches, Images  # noqa: E402
-from utils.fit import precise  # noqa: E402
-from utils.step import Step  # noqa: E402
+from utils.step import Step, precise  # noqa: E402
 
 # name -> objective, --bn-stats, --reduction; 5 triggers a step do not split evenly
 CASES = {"margin": ("margin", "paper", "joint"), "shared": ("margin", "shared", "sum"), "soft": ("soft", "paper", "")}
@@ -45,7 +44,7 @@ def ten_steps(case):
     else:
         objective = losses.Watermark(model, x_q, y_q, weight=0.5, reduction=reduction, batch=5, steps=steps,
                                      step_size=1 / 255, eps=steps / 255, bn_stats=mode)
-    step = Step(model, objective, precise(model, False), batches, lr=0.01, weight_decay=1e-4)
+    step = Step(model, objective, batches, lr=0.01, weight_decay=1e-4)
     generator = torch.Generator().manual_seed(1)
     rows = list(zip(*batches.plan(generator), objective.sample(batches.steps, generator)))
     assert len(rows) == 10

@@ -206,7 +206,7 @@ def test_without_watermark_it_is_plain_adam_bit_for_bit():
     model, batches, objective = setting(w_epochs=0, factor=1e9, epochs=2, bn_stats="clean")
     assert objective.more == 0 and objective.rate(1e-3, 1, 2) == 1e-3
     plain = copy.deepcopy(model)
-    step = Step(model, objective, model, batches, lr=1e-3, weight_decay=0.0)
+    step = Step(model, objective, batches, lr=1e-3, weight_decay=0.0)
     adam = torch.optim.Adam(plain.parameters(), lr=1e-3, betas=(0.9, 0.99), eps=1e-5, fused=True)
     for epoch in range(2):
         for row in zip(*objective.plan(batches, epoch, torch.Generator().manual_seed(epoch))):

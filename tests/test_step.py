@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import models
 from utils import attacks, benchmark, costs, losses, official
 from utils.data import Batches, Images
-from utils.step import Step
+from utils.halves import Halves, share
+from utils.step import Step, precise
 
 B, T, K, M = 8, 4, 3, 10
 NUMBERS = {"weight": 0.1, "step_size": 1 / 255}
@@ -53,7 +54,7 @@ def test_our_step_equals_the_official_one(steps):
     plain = copy.deepcopy(model)
     objective = watermark(model, x_q, y_q, steps)
     row = rows_of(batches, objective)[0]
-    Step(model, objective, model, batches, lr=0.1, weight_decay=1e-4)(row)
+    Step(model, objective, batches, lr=0.1, weight_decay=1e-4)(row)
     x, y = batches.batch(*row[:3])
     optimizer = official.plain_sgd(plain, 0.1, 1e-4)
     official.watermark_step(plain, optimizer, x.contiguous(), y, x_q[row[3]], y_q[row[3]], steps=steps, **NUMBERS)
@@ -67,7 +68,7 @@ def test_our_soft_step_equals_the_official_one():
     frozen = copy.deepcopy(teacher).requires_grad_(False)
     objective = attacks.Copy(frozen, attacks.soft, False)
     row = rows_of(batches, objective)[0]
-    Step(model, objective, model, batches, lr=0.1, weight_decay=1e-4)(row)
+    Step(model, objective, batches, lr=0.1, weight_decay=1e-4)(row)
     x, y = batches.batch(*row[:3])
     official.soft_step(plain, teacher, official.plain_sgd(plain, 0.1, 1e-4), x.contiguous(), y)
     assert apart(small(), model) > 1e-3
@@ -82,7 +83,7 @@ def test_channels_last_is_the_same_function():
         model, batches, x_q, y_q = setting(width=16, placed=placed)
         model, batches.dtype = model.double(), torch.float64
         objective = watermark(model, x_q.double(), y_q, K)
-        step = Step(model, objective, model, batches, lr=0.1, weight_decay=1e-4)
+        step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4)
         step(rows_of(batches, objective)[0])
         results.append(model)
     assert results[0][1].conv1.weight.is_contiguous(memory_format=torch.channels_last)
@@ -109,7 +110,7 @@ def test_fixed_buffers_and_fused_update_are_bit_equal(mode):
                 total = total + stats["loss"]
             sums = {"loss": float(total)}
         else:
-            step = Step(model, objective, model, batches, lr=0.1, weight_decay=1e-4, graph=graph)
+            step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4, graph=graph)
             for rate, row in zip((0.1, 0.1, 0.01, 0.01), rows):
                 step.rate.fill_(rate)
                 step(row)
@@ -121,6 +122,82 @@ def test_fixed_buffers_and_fused_update_are_bit_equal(mode):
     for model, loss, clean in results[1:]:
         assert apart(model, results[0][0]) == 0 and loss == results[0][1]
         assert all(torch.equal(clean[name], results[0][2][name]) for name in clean)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def trained(mode, steps, reduction, amp, how, restarts=()):
+    """(model, sums, clean averages) after four steps; before each of `restarts` a new `Step` goes on."""
+    torch.manual_seed(7)
+    model, batches, x_q, y_q = setting(width=16, placed=True)
+    objective = watermark(model, x_q, y_q, steps, mode, reduction)
+    rows, sums = rows_of(batches, objective), {}
+    make = lambda: Step(model, objective, batches, lr=0.1, weight_decay=1e-4, amp=amp)
+    step = make()
+    for i, row in enumerate(rows):
+        step = make() if i in restarts else step
+        if how == "halves":
+            step.halves = step.halves or Halves(model, objective, lambda twin: precise(twin, amp), (1, 1))
+        assert how == "as chosen" or bool(step.halves) == (how == "halves")
+        step(row)
+        sums = {name: sums.get(name, 0) + value for name, value in step.take_sums().items()}
+    return model, sums, objective.statistics.state()
+
+
+@pytest.mark.parametrize("mode, steps, reduction, amp", [
+    ("paper", K, "joint", False), ("paper", K, "sum", True), ("clean", K, "sum", False), ("paper", 0, "joint", False)])
+def test_halves_side_by_side_equal_the_halves_in_turn(mode, steps, reduction, amp, two_threads):
+    """Weights, losses and clean averages bit by bit; averages that triggers enter up to the order of rounding."""
+    torch.set_num_threads(1)
+    model, sums, clean = trained(mode, steps, reduction, amp, "in turn")
+    torch.set_num_threads(2)
+    other, other_sums, other_clean = trained(mode, steps, reduction, amp, "halves")
+    assert sums == other_sums and sums["loss_wat"] > 0
+    assert all(torch.equal(clean[name], other_clean[name]) for name in clean)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
+    assert apart(model, other) <= (0 if mode == "clean" else 1e-6)  # counters of batches too
+    assert torch.get_num_threads() == 2
+
+
+def test_a_run_that_goes_on_side_by_side_is_bit_equal(two_threads):
+    whole, sums, _ = trained("paper", 2, "joint", False, "as chosen")
+    parts, other_sums, _ = trained("paper", 2, "joint", False, "as chosen", restarts=(1, 3))
+    assert apart(whole, parts) == 0 and sums == other_sums
+
+
+def test_halves_are_apart_only_where_that_is_faster(two_threads):
+    model, batches, x_q, y_q = setting(width=16, placed=True)
+    forward_of = lambda twin: precise(twin, False)
+    chosen = lambda objective, model=model: Halves.where_faster(model, objective, batches, forward_of)
+    balanced = watermark(model, x_q, y_q, 2)  # 3 * 8 passes of clean images, (3 + 2 * 2) * 4 of triggers
+    assert chosen(balanced).threads == (1, 1)
+    assert chosen(watermark(model, x_q, y_q, 0)) is None  # 24 against 12: one thread would wait
+    assert chosen(watermark(model, x_q, y_q, 2, "shared")) is None  # one batch, no halves
+    assert chosen(losses.Plain()) is None
+    assert chosen(watermark(small(64), x_q, y_q, 2), small(64)) is None
+    torch.set_num_threads(1)
+    assert chosen(balanced) is None
+
+
+def test_threads_are_shared_out_as_the_work_is():
+    assert share(1, 1, 1) is None and share(2, 384, 325) == (1, 1) and share(2, 384, 75) is None
+    assert share(16, 384, 325) == (9, 7)  # 384 / 9 and 325 / 7 are within a tenth of 709 / 16
+    assert share(3, 384, 325) is None  # 325 against 709 / 3
+
+
+def test_an_error_in_the_triggers_half_is_not_lost(two_threads):
+    model, batches, x_q, y_q = setting(width=16, placed=True)
+    objective = watermark(model, x_q, y_q + 5, 2)  # classes that the model does not have
+    step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4)
+    with pytest.raises(IndexError):
+        step(rows_of(batches, objective)[0])
+    assert step.halves and torch.get_num_threads() == 2
 
 
 def test_relu_in_place_is_bit_equal(monkeypatch):
@@ -207,7 +284,7 @@ def test_recorded_graph_equals_ordinary_steps(mode):
         batches = Batches(images, B, True, "cuda")
         objective = watermark(model, x_q.cuda(), y_q.cuda(), K, mode)
         said = []
-        step = Step(model, objective, model, batches, lr=0.01, weight_decay=1e-4, graph=graph, log=said.append)
+        step = Step(model, objective, batches, lr=0.01, weight_decay=1e-4, graph=graph, log=said.append)
         for epoch in range(3):
             step.rate.fill_(0.01 / (epoch + 1))
             for row in rows_of(batches, objective, seed=epoch):

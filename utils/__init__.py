@@ -2,6 +2,6 @@
 
 Inside this package a file imports only files above it in this list:
 refuse, guard, data, distributed, triggers, features, metrics, batchnorm, losses, ewe, attacks, edit, pvalues, run,
-analyze, step, fit, report, args, commit, smoothing, sources, steal, answers, verdict, wording, inference, eef, verify,
-official, costs, benchmark.
+analyze, halves, step, fit, report, args, commit, smoothing, sources, steal, answers, verdict, wording, inference, eef,
+verify, official, costs, benchmark.
 """

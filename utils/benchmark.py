@@ -21,11 +21,10 @@ import models
 from utils import attacks, costs, losses, official
 from utils.args import COUNT
 from utils.data import Batches, Images
-from utils.fit import precise
 from utils.metrics import accuracy
 from utils.refuse import Parser, plainly
 from utils.run import check_output, choose_device, prepare
-from utils.step import WARM_UP, Step
+from utils.step import WARM_UP, Step, precise
 
 OBJECTIVES = ("margin", "base", "soft")
 LR, WEIGHT_DECAY, WEIGHT, PIXEL = 0.1, 1e-4, 0.1, 1 / 255
@@ -65,10 +64,11 @@ class Bench:
     def ours(self, name, amp):
         """`step()`, data and augmentation included, as the training loop does it."""
         model = self.model().train()
-        objective, forward = self.objective(name, model, amp), precise(model, amp, self.args.compile)
-        step = Step(model, objective, forward, self.batches, lr=LR, weight_decay=WEIGHT_DECAY, graph=self.args.graph)
+        objective = self.objective(name, model, amp)
+        step = Step(model, objective, self.batches, lr=LR, weight_decay=WEIGHT_DECAY, amp=amp,
+                    compile=self.args.compile, graph=self.args.graph)
         rows = self.rows(objective)
-        return lambda: step(next(rows)), model, (model, objective, forward, step)
+        return lambda: step(next(rows)), model, step
 
     def rows(self, objective, batches=None):
         generator = torch.Generator().manual_seed(1)
@@ -269,7 +269,8 @@ def components(bench, rounds) -> list[dict]:
 
 
 def _components(bench, rounds, amp):
-    _, model, (_, objective, forward, _) = bench.ours("margin", amp)
+    _, model, step = bench.ours("margin", amp)
+    objective, forward = step.objective, step.forward
     row = next(bench.rows(objective))
     *place, picks = row
     x, y = bench.batches.batch(*place)
@@ -287,7 +288,7 @@ def _components(bench, rounds, amp):
             objective.perturb(forward, x_q, y_q)
 
     one_pass(x, y, statistics_of.clean_batch)  # gradients for the optimiser
-    whole = Step(model, objective, forward, bench.batches, lr=LR, weight_decay=WEIGHT_DECAY)
+    whole = Step(model, objective, bench.batches, lr=LR, weight_decay=WEIGHT_DECAY, amp=amp, compile=bench.args.compile)
     calls = {
         "data": lambda: bench.batches.batch(*place),
         "optimiser": whole.optimizer.step,
@@ -306,8 +307,8 @@ def _components(bench, rounds, amp):
 def compare(bench, rounds) -> dict:
     """Milliseconds of the rivals' parts in fp32, and what they sum to beside plain training."""
     def step_of(objective, model, batches):
-        forward, rows = precise(model, False), bench.rows(objective, batches)
-        step = Step(model, objective, forward, batches, lr=1e-3, weight_decay=WEIGHT_DECAY)
+        rows = bench.rows(objective, batches)
+        step = Step(model, objective, batches, lr=1e-3, weight_decay=WEIGHT_DECAY)
         return lambda: step(next(rows))
 
     times = by_turns(costs.parts(bench, step_of), rounds, bench.device)

@@ -30,8 +30,7 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
     run (Refusal) and leaves the last good checkpoint.
     """
     device = next(model.parameters()).device
-    forward = precise(model, amp, compile)
-    step = Step(model, objective, forward, batches, lr=lr, weight_decay=weight_decay,
+    step = Step(model, objective, batches, lr=lr, weight_decay=weight_decay, amp=amp, compile=compile,
                 graph=graph and objective.static, log=run.log)
     statistics = objective.statistics
     twin = statistics if statistics is not None and statistics.clean else None
@@ -83,7 +82,7 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
             state["step"], state["seconds"] = 0, 0.0
             model.train()
             if not first:
-                objective.begin(model, forward, step.optimizer, epoch, generator)
+                objective.begin(model, step.forward, step.optimizer, epoch, generator)
             for done in range(first, steps):
                 step([part[done] for part in plan])
                 bar.update()
@@ -129,19 +128,6 @@ def _check_finite(model, loss: float, epoch: int) -> None:
             f"the loss is not finite in epoch {epoch + 1}: pass a lower --lr or -v with another message; "
             "the last good checkpoint is intact"
         )
-
-
-def precise(model, amp: bool, compile: bool = False):
-    """`forward`: pixels -> float logits, under bf16 autocast where `amp` is set; losses stay in full precision."""
-    kind = next(model.parameters()).device.type
-    if compile:
-        model = torch.compile(model)
-
-    def forward(x):
-        with torch.autocast(kind, torch.bfloat16, enabled=amp):
-            return model(x).float() if amp else model(x)
-
-    return distributed.split(forward)
 
 
 def describe(row: dict, epochs: int) -> str:

@@ -99,17 +99,24 @@ class Watermark(Objective):
             with self.statistics.trigger_batch():
                 logits_q = forward(x_q)
         l_obj, l_wat = F.cross_entropy(logits, y), F.cross_entropy(logits_q, y_q)
-        n, m = len(y), len(y_q)
+        loss = self.total(l_obj, l_wat, len(y), len(y_q))
+        return loss, self.report(l_obj, l_wat, correct(logits, y), correct(logits_q, y_q), len(y), len(y_q))
+
+    def total(self, l_obj, l_wat, n: int, m: int):
+        """L_obj + lambda L_wat from the means over n clean images and m triggers."""
         if self.reduction == "joint":
-            loss = (n * l_obj + self.weight * m * l_wat) / (n + m)
-        else:
-            loss = l_obj + self.weight * l_wat
-        return loss, {
-            "loss": loss.detach(),
-            "loss_obj": l_obj.detach(),
-            "loss_wat": l_wat.detach(),
-            "train_accuracy": correct(logits, y),
-            "trigger_batch_accuracy": correct(logits_q, y_q),
+            return (n * l_obj + self.weight * m * l_wat) / (n + m)
+        return l_obj + self.weight * l_wat
+
+    def report(self, l_obj, l_wat, right, right_q, n: int, m: int) -> dict:
+        """The figures of a step: losses as in `total`, shares of clean images and of triggers that are right."""
+        l_obj, l_wat = l_obj.detach(), l_wat.detach()
+        return {
+            "loss": self.total(l_obj, l_wat, n, m),
+            "loss_obj": l_obj,
+            "loss_wat": l_wat,
+            "train_accuracy": right,
+            "trigger_batch_accuracy": right_q,
         }
 
     def perturb(self, forward, x, y):

@@ -10,10 +10,11 @@ import models
 from utils import attacks, distributed, edit, report, triggers
 from utils import data as datasets
 from utils.data import Batches, Data, Images
-from utils.fit import fit, precise
+from utils.fit import fit
 from utils.metrics import accuracy
 from utils.refuse import Refusal
 from utils.run import Run, choose_device, digest, find, load, pack, prepare, run_name, unpack
+from utils.step import precise
 
 
 class Scene(NamedTuple):

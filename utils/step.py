@@ -4,9 +4,12 @@ The training loop and the benchmark share it. On CUDA the whole step, ascent inc
 once and replayed: a step is then one launch instead of thousands.
 """
 
+import contextlib
+
 import torch
 
 from utils import distributed
+from utils.halves import Halves
 
 WARM_UP = 3  # steps before the recording; they are ordinary steps of the training
 
@@ -14,16 +17,20 @@ WARM_UP = 3  # steps before the recording; they are ordinary steps of the traini
 class Step:
     """`step(row)` trains on one row of an epoch's plan: (order, shift, flip, picks), see `data.Plan`.
 
-    `forward` maps pixels to logits; `rate` is the learning rate, a tensor on the device that `rate.fill_` sets;
-    `sums` adds up what the objective reports and stays on the device: nothing here waits for it.
+    `forward` maps pixels to logits, see `precise`; `rate` is the learning rate, a tensor on the device that
+    `rate.fill_` sets; `sums` adds up what the objective reports and stays on the device: nothing here waits for it.
 
     With `graph` the row is copied into fixed buffers, and after a few ordinary steps the step is recorded as a CUDA
     graph; where that fails `log` says so once and the ordinary steps go on. Elsewhere, and where several processes
     train together, nothing is recorded.
     """
 
-    def __init__(self, model, objective, forward, batches, *, lr, weight_decay, graph=False, log=print):
-        self.objective, self.forward, self.batches = objective, forward, batches
+    def __init__(self, model, objective, batches, *, lr, weight_decay, amp=False, compile=False, graph=False,
+                 log=print):
+        self.objective, self.forward, self.batches = objective, precise(model, amp, compile), batches
+        self.halves = None
+        if not compile:  # which compiles in one thread at a time
+            self.halves = Halves.where_faster(model, objective, batches, lambda twin: precise(twin, amp))
         device = next(model.parameters()).device
         fused = device.type in ("cpu", "cuda")
         # a rate on the device: a recorded step reads it anew at every replay; CUDA's fused kernel wants a float
@@ -56,12 +63,17 @@ class Step:
 
     def _step(self, row) -> None:
         *place, picks = row
-        x, y = self.batches.batch(*place)
-        loss, stats = self.objective(self.forward, x, y, picks)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        distributed.add_gradients(self.parameters)
-        self.optimizer.step()
+        with self.halves or contextlib.nullcontext():
+            x, y = self.batches.batch(*place)
+            if self.halves is not None:
+                self.optimizer.zero_grad(set_to_none=True)
+                stats = self.halves(self.forward, x, y, picks)
+            else:
+                loss, stats = self.objective(self.forward, x, y, picks)
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+            distributed.add_gradients(self.parameters)
+            self.optimizer.step()
         for name, value in stats.items():
             if name not in self.sums:
                 self.sums[name] = torch.zeros_like(value)
@@ -112,3 +124,16 @@ class Step:
         for value in self.sums.values():
             value.zero_()  # in place: a recorded step adds to these very tensors
         return taken
+
+
+def precise(model, amp: bool, compile: bool = False):
+    """`forward`: pixels -> float logits, under bf16 autocast where `amp` is set; losses stay in full precision."""
+    kind = next(model.parameters()).device.type
+    if compile:
+        model = torch.compile(model)
+
+    def forward(x):
+        with torch.autocast(kind, torch.bfloat16, enabled=amp):
+            return model(x).float() if amp else model(x)
+
+    return distributed.split(forward)

@@ -1,0 +1,94 @@
+"""Both halves of a watermark step side by side on a CPU: the clean pass in one thread, ascent and triggers in another.
+
+They read the same weights and do not need one another, and in a narrow model two threads that share each layer of a
+small batch spend a good part of their time waiting for each other. With two cores a step of ResNet-18, width 16, takes
+an eighth less time in this way; at full width it takes a little more, so wide models go on in turn.
+"""
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from utils import distributed
+from utils.losses import Watermark, correct
+
+NARROW = 32  # channels of the first stage up to which it was faster wherever it was measured (two cores)
+SLACK = 1.1  # the longer half may take this many times what all threads together would take for an even share
+
+
+class Halves:
+    """`halves(forward, x, y, picks)` leaves the gradients of the objective's loss in the model and returns its stats.
+
+    Triggers pass through a twin, which shares the model's weights and has gradients and running averages of its own;
+    `forward_of` turns a module into the function that maps pixels to logits. Where each half has one thread, the
+    gradients are those of one thread in turn, bit by bit; running averages are equal up to rounding.
+    """
+
+    @classmethod
+    def where_faster(cls, model, objective, batches, forward_of):
+        """A `Halves`, or None where the step has no such halves or is as fast in turn."""
+        if not isinstance(objective, Watermark) or objective.statistics.mode == "shared" or distributed.several():
+            return None
+        convolutions = [p for p in model.parameters() if p.dim() == 4]
+        if not convolutions or convolutions[0].device.type != "cpu" or convolutions[0].shape[0] > NARROW:
+            return None
+        clean = 3 * batches.batch_size
+        threads = share(torch.get_num_threads(), clean, (3 + 2 * objective.ascents) * objective.batch)
+        return cls(model, objective, forward_of, threads) if threads else None
+
+    def __init__(self, model, objective, forward_of, threads: tuple[int, int]):
+        # parameters of its own over the same memory: gradients, and autocast's copies, stay apart
+        memo = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
+        self.twin = copy.deepcopy(model, memo).train()
+        self.pairs = [(p, memo[id(p)]) for p in model.parameters() if p.requires_grad]
+        self.averages = [t for name, t in self.twin.named_buffers() if name.endswith(("running_mean", "running_var"))]
+        self.objective, self.forward_of_twin, self.threads = objective, forward_of(self.twin), threads
+        self.pool = ThreadPoolExecutor(1, "triggers", torch.set_num_threads, (threads[1],))
+
+    def __enter__(self):
+        """Within: this thread computes with its share of the threads. Batch and update belong in here too: a thread
+        that has just computed with others leaves them spinning for some milliseconds, at the other half's expense."""
+        torch.set_num_threads(self.threads[0])
+
+    def __exit__(self, *_):
+        torch.set_num_threads(sum(self.threads))
+
+    def __call__(self, forward, x, y, picks) -> dict:
+        objective = self.objective
+        x_q, y_q = objective.x_q[picks], objective.y_q[picks]
+        n, m = len(y), len(y_q)
+        marked = self.pool.submit(self._marked, x_q, y_q, n)
+        with objective.statistics.clean_batch():
+            logits = forward(x)
+        l_obj = F.cross_entropy(logits, y)
+        objective.total(l_obj, torch.zeros_like(l_obj), n, m).backward()
+        l_wat, right_q = marked.result()
+        objective.statistics.enter(self.twin, objective.ascents + 1)
+        for p, q in self.pairs:
+            if q.grad is not None:
+                p.grad = q.grad if p.grad is None else p.grad.add_(q.grad)
+        return objective.report(l_obj, l_wat, correct(logits, y), right_q, n, m)
+
+    def _marked(self, x_q, y_q, n: int):
+        self.twin.zero_grad(set_to_none=True)
+        torch._foreach_zero_(self.averages)
+        x_q = self.objective.perturb(self.forward_of_twin, x_q, y_q)
+        logits_q = self.forward_of_twin(x_q)
+        l_wat = F.cross_entropy(logits_q, y_q)
+        self.objective.total(torch.zeros_like(l_wat), l_wat, n, len(y_q)).backward()
+        return l_wat, correct(logits_q, y_q)
+
+
+def share(threads: int, clean: float, marked: float) -> tuple[int, int] | None:
+    """Threads of the two halves, whose work is given in any unit; None where one would wait too long for the other."""
+    if threads < 2:
+        return None
+
+    def longer(first):
+        return max(clean / first, marked / (threads - first))
+
+    first = min(range(1, threads), key=longer)
+    return (first, threads - first) if longer(first) <= SLACK * (clean + marked) / threads else None
