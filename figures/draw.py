@@ -16,9 +16,11 @@ COLOURS = {"source, accuracy": "#009E73", "surrogate, accuracy": "#0072B2", "sur
 def measure(cell, runs: Runs) -> dict:
     """A cell's values over the seeds, from the finished runs alone."""
     step_of, value = cell
-    steps = [step_of(seed) for seed in runs.profile.seeds]
-    values = [v for v in (value(s.result()) for s in steps if s.finished) if v is not None]
-    return {"values": [round(v, 6) for v in values], "command": steps[0].command, "seeds": list(runs.profile.seeds)}
+    steps = {seed: step_of(seed) for seed in runs.profile.seeds}
+    values = {seed: value(step.result()) for seed, step in steps.items() if step.finished}
+    values = {seed: round(v, 6) for seed, v in values.items() if v is not None}
+    first = next(iter(values), next(iter(steps)))
+    return {"values": list(values.values()), "command": steps[first].command, "seeds": list(values)}
 
 
 def shown(values, column=None) -> str:

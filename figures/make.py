@@ -2,7 +2,8 @@
 
 Runs what is missing through the three scripts (a finished run is taken as it is, a broken one goes on), then writes
 <name>.md, .json and, for figures, .png into OUT/<profile>. A cell without its run says "not run".
-paper: the paper's settings, three seeds. small: res18 of width 16 on an image folder. smoke: digits, in minutes.
+paper: the paper's settings, three seeds. small: res18 of width 16 on an image folder, three seeds. smoke: digits, one
+seed, in minutes.
 
 `figures.runs` has the profiles and runs, `figures.plan` what each target needs, `figures.draw` writes what was found.
 """

@@ -44,7 +44,7 @@ PROFILES = {
                      {"ewe": "", "rs": "", ("ewe", "cifar100"): "-ep 100 --ewe-epochs 8 --ewe-ratio 15 "
                       "--ewe-temperature-lr 0.01 --ewe-steps 100"}, {"di": "", "eef": ""}),
     "small": Profile("folder", "--data-dir data/cifar10-jpeg --width 16 --train-size 16000 -ep 14 --amp --device cpu",
-                     "--reduction sum -v 0.1", "res18", 50, (0,), 7, {}, False,
+                     "--reduction sum -v 0.1", "res18", 50, (0, 1, 2), 7, {}, False,
                      {"ewe": "-ep 8 --ewe-epochs 1 --ewe-source digits", "rs": "--rs-draws 5 --rs-warmup 4"},
                      {"di": "--points 200 --walk blind --device cpu", "eef": "--device cpu"},
                      sizes=(25, 50, 100)),
