@@ -4,10 +4,12 @@ import models
 from utils import data as datasets
 from utils import distributed, features, report, sources
 from utils.args import train_args
+from utils.checkpoint import find, load, pack, read_trigger
+from utils.files import digest
 from utils.fit import fit
 from utils.metrics import accuracy
 from utils.refuse import plainly
-from utils.run import Run, choose_device, digest, find, load, pack, prepare, read_trigger, run_name
+from utils.run import Run, choose_device, prepare, run_name
 
 
 @plainly

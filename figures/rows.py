@@ -12,8 +12,8 @@ import statistics
 from pathlib import Path
 
 from utils import pvalues, report
+from utils.checkpoint import find, load, unpack
 from utils.refuse import Refusal, plainly
-from utils.run import find, load, unpack
 
 SAME = ("dataset", "dataset_source", "model", "width", "epochs", "train_size", "bn_stats", "select", "trigger_size")
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from utils.run import find, load, unpack
+from utils.checkpoint import find, load, unpack
 
 checkpoint = load(find(sys.argv[1], "last"))
 model, _ = unpack(checkpoint, sys.argv[1])

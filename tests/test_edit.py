@@ -10,7 +10,7 @@ from torch import nn
 import models
 from utils import attacks, edit
 from utils import data as datasets
-from utils.run import load
+from utils.checkpoint import load
 
 DATA = ("-dt", "digits", "-nq", 8, "--train-size", 128, "--batch-size", 64, "--width", 4, "--device", "cpu", "-ep", 1)
 STEAL = (*DATA, "-tmt", "res18")

@@ -17,9 +17,9 @@ import models
 from utils import commit, ewe
 from utils import data as datasets
 from utils.args import train_args
+from utils.checkpoint import load
 from utils.data import Batches, Images
 from utils.refuse import Refusal
-from utils.run import load
 from utils.step import Step
 from utils.triggers import Trigger
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import models
 from utils import data, eef, features, pvalues, verify
-from utils.run import load, pack, save
+from utils.checkpoint import load, pack, save
 
 # ---- the style ----------------------------------------------------------------------------------------------
 

@@ -14,8 +14,9 @@ import torch
 
 import models
 from utils import answers, data, guard, triggers
+from utils.checkpoint import load, pack, read_trigger, save, unpack
+from utils.files import read_json
 from utils.refuse import Refusal
-from utils.run import load, pack, read_json, read_trigger, save, unpack
 
 NAMES = [f"{i:016x}.png" for i in range(30)]
 CLASSES = [f"class {i}" for i in range(5)]

@@ -13,7 +13,7 @@ from torch import nn
 import models
 from figures import rivals
 from utils import data, inference, pvalues
-from utils.run import find, load, pack, save
+from utils.checkpoint import find, load, pack, save
 
 
 def model_of(first):

@@ -121,6 +121,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_one_sentence(limit, tmp
     import resource
 
     from utils import run as runs
+    from utils.checkpoint import load
 
     _, flags, run = COMMANDS["train"]
 
@@ -138,7 +139,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_one_sentence(limit, tmp
     err = refused(fill, tmp_path, flags, capfd)
     assert "the disk is full" in err
     folder = tmp_path / run
-    assert runs.load(folder / "checkpoints" / "checkpoint_latest.pt")["training"]["epoch"] == 2
+    assert load(folder / "checkpoints" / "checkpoint_latest.pt")["training"]["epoch"] == 2
     assert not list(folder.rglob("*.partial"))
     finish("train", tmp_path)  # with room again
 

@@ -14,12 +14,14 @@ import torch
 from torch import nn
 
 import models
+from utils import checkpoint, files
 from utils import run as runs
+from utils.checkpoint import find, load, pack, save, unpack
 from utils.data import Batches, Images
 from utils.fit import fit
 from utils.losses import Objective, Watermark
 from utils.refuse import Interrupted, Refusal
-from utils.run import Run, find, load, pack, save, unpack
+from utils.run import Run
 from utils.triggers import Trigger
 
 CPU = torch.device("cpu")
@@ -136,18 +138,23 @@ class Death(BaseException):
 
 
 def writes_of_a_run(tmp_path, monkeypatch):
-    count, real = [0], runs.write
-    monkeypatch.setattr(runs, "write", lambda *a, **k: (count.__setitem__(0, count[0] + 1), real(*a, **k)))
+    count, real = [0], files.write
+    replace_write(monkeypatch, lambda *a, **k: (count.__setitem__(0, count[0] + 1), real(*a, **k)))
     tiny_fit(tmp_path / "counted")
-    monkeypatch.setattr(runs, "write", real)
+    replace_write(monkeypatch, real)
     return count[0]
+
+
+def replace_write(monkeypatch, write):
+    for module in (files, checkpoint, runs):
+        monkeypatch.setattr(module, "write", write)
 
 
 @pytest.mark.parametrize("moment", ["before", "half", "after"])
 def test_killed_at_every_single_write_a_run_goes_on_bit_equal(moment, unbroken, tmp_path, monkeypatch):
     total = writes_of_a_run(tmp_path, monkeypatch)
     assert total > 15
-    real = runs.write
+    real = files.write
     for fatal in range(total):
         path, count = tmp_path / f"killed {fatal}", [0]
 
@@ -161,11 +168,11 @@ def test_killed_at_every_single_write_a_run_goes_on_bit_equal(moment, unbroken, 
                 raise Death
             real(target, content, private)
 
-        monkeypatch.setattr(runs, "write", write)
+        replace_write(monkeypatch, write)
         with pytest.raises(Death) as death:
             tiny_fit(path)
         del death  # its traceback holds the run, and so the lock
-        monkeypatch.setattr(runs, "write", real)
+        replace_write(monkeypatch, real)
         tiny_fit(path)
         same_runs(path, unbroken)
 
@@ -493,14 +500,14 @@ def test_an_official_checkpoint_without_true_labels_can_be_read(tmp_path):
 
 def test_writes_are_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    runs.write(path, b"old")
+    files.write(path, b"old")
 
     def full(*a):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError):
-        runs.write(path, b"new" * 1000)
+        files.write(path, b"new" * 1000)
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
 
 

@@ -20,7 +20,7 @@ from conftest import ROOT, run
 from test_data import damage, photos
 from test_run import official, same_runs
 
-from utils.run import load, unpack
+from utils.checkpoint import load, unpack
 
 DATA = ("-dt", "digits", "-nq", 10, "--train-size", 256, "--batch-size", 64, "--width", 4, "--device", "cpu")
 TRAIN = (*DATA, "-mt", "res18", "--trigger-batch", 4, "--steps", 2, "-ep", 1)
@@ -174,7 +174,7 @@ def test_a_surrogate_does_not_start_from_the_source(world):
 
 
 def test_teacher_bn_chooses_the_checkpoint_that_is_stolen(world):
-    from utils.run import digest
+    from utils.files import digest
 
     for name, twin in (("extraction", ""), ("extraction_hard", "_clean")):
         settings = json.loads((world / SOURCE / name / "run.json").read_text())["settings"]

@@ -17,8 +17,8 @@ from utils import data as datasets
 from utils import fit as fitting
 from utils import smoothing, verify
 from utils.args import extraction_args, train_args
+from utils.checkpoint import load
 from utils.data import Batches, Images
-from utils.run import load
 
 DIGITS = ("-dt", "digits", "-nq", 8, "--train-size", 128, "--batch-size", 64, "--width", 4, "--device", "cpu")
 RS = ("-tt", "rs", *DIGITS, "-mt", "vgg11", "--rs-draws", 2, "--rs-sigma-step", 0.5, "--rs-warmup", 0, "-ep", 3,

@@ -13,7 +13,8 @@ import models
 from utils import commit, data, guard, triggers, verify
 from utils import run as runs
 from utils.answers import Answers
-from utils.run import Run, load, pack, prepare, read_trigger, save
+from utils.checkpoint import load, pack, read_trigger, save
+from utils.run import Run, prepare
 from utils.verdict import Case
 
 M, CLASSES = 40, [str(i) for i in range(10)]
@@ -226,8 +227,8 @@ def test_missing_answers_are_misses_when_allowed(owner, tmp_path, capsys):
 
 def test_a_forged_set_is_refused_for_want_of_the_commitment(bank, tmp_path, capsys):
     """Labels read off somebody's independent model: every trigger hits, and it shows nothing."""
+    from utils.checkpoint import unpack
     from utils.metrics import predict
-    from utils.run import unpack
 
     victim = bank[0] / "checkpoints" / "checkpoint_nat_best.pt"
     digits = data.load("digits")

@@ -12,10 +12,12 @@ from pathlib import Path
 import torch
 
 from utils import data as datasets
+from utils.checkpoint import find, load, unpack
+from utils.files import read_json, write
 from utils.losses import ascend
 from utils.metrics import predict
 from utils.refuse import Refusal, plainly
-from utils.run import choose_device, find, load, read_json, unpack, write
+from utils.run import choose_device
 
 GRID, CELLS = 1 / 2550, 512  # margins are resolved to a tenth of a grey level, up to 0.2
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from utils import guard, metrics
+from utils.checkpoint import read_model
 from utils.refuse import Refusal
-from utils.run import read_model
 
 SECONDS = 60  # for one answer of a program
 HEADER = ("name", "image", "file", "filename")

@@ -21,9 +21,10 @@ import models
 from utils import attacks, costs, losses, official
 from utils.args import COUNT
 from utils.data import Batches, Images
+from utils.files import check_output
 from utils.metrics import accuracy
 from utils.refuse import Parser, plainly
-from utils.run import check_output, choose_device, prepare
+from utils.run import choose_device, prepare
 from utils.step import WARM_UP, Step, precise
 
 OBJECTIVES = ("margin", "base", "soft")

@@ -18,8 +18,10 @@ from typing import NamedTuple
 import torch
 
 from utils import triggers
+from utils.checkpoint import save
+from utils.files import read_json, write
 from utils.refuse import Refusal
-from utils.run import Run, read_json, save, write
+from utils.run import Run
 from utils.triggers import Trigger
 
 PRIVATE, PUBLIC = "key.json", "commitment.json"

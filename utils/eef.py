@@ -17,9 +17,11 @@ import torch
 from utils import data as datasets
 from utils import features, pvalues
 from utils.args import COUNT, SEED
+from utils.checkpoint import find, load, unpack
+from utils.files import check_output, read_json, write_json
 from utils.metrics import accuracy
 from utils.refuse import Refusal
-from utils.run import check_output, choose_device, find, load, read_json, unpack, write_json
+from utils.run import choose_device
 
 DRAW, REPEATS, ALPHA = 10, 40, 0.01  # images of a t-test, t-tests, level of a claim
 

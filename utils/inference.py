@@ -19,10 +19,12 @@ from tqdm import tqdm
 
 from utils import data as datasets
 from utils.args import COUNT, SEED
+from utils.checkpoint import find, load, read_model, unpack
+from utils.files import check_output, read_json, write_json
 from utils.metrics import predict
 from utils.pvalues import harmonic_mean, subset_pvalues
 from utils.refuse import Refusal
-from utils.run import check_output, choose_device, find, load, read_json, read_model, unpack, write_json
+from utils.run import choose_device
 
 METRICS = ("linf", "l2", "l1")
 LAYOUTS = ("image", "official")

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from utils import metrics, pvalues
+from utils.checkpoint import find, read_model
 from utils.data import Images
+from utils.files import digest, read_json
 from utils.refuse import Refusal
-from utils.run import Run, digest, find, read_json, read_model
+from utils.run import Run
 from utils.triggers import Trigger
 
 

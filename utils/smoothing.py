@@ -24,10 +24,12 @@ from tqdm import tqdm
 from utils import metrics, report
 from utils.args import CONFIDENCE, COUNT, POSITIVE, RADIUS, SEED
 from utils.batchnorm import RunningStatistics
+from utils.checkpoint import find, load, read_model, unpack
 from utils.data import Batches, Data, Images
+from utils.files import check_output, write_json
 from utils.losses import Plain
 from utils.refuse import Refusal
-from utils.run import check_output, choose_device, find, load, read_model, unpack, write_json
+from utils.run import choose_device
 from utils.triggers import Trigger
 
 WASHED = 60  # steps after which 0.9 ** 60 = 0.2 % of BatchNorm's running statistics is left

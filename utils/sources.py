@@ -1,10 +1,10 @@
 """What each `-tt` of train.py trains on, and by which objective."""
 
 from utils import commit, distributed, ewe, losses, smoothing, triggers
+from utils.checkpoint import find, read_model, read_trigger
 from utils.data import Batches
 from utils.metrics import predict
 from utils.refuse import Refusal
-from utils.run import find, read_model, read_trigger
 
 
 def check(args, data) -> None:

@@ -9,11 +9,13 @@ import torch
 import models
 from utils import attacks, distributed, edit, report, triggers
 from utils import data as datasets
+from utils.checkpoint import find, load, pack, unpack
 from utils.data import Batches, Data, Images
+from utils.files import digest
 from utils.fit import fit
 from utils.metrics import accuracy
 from utils.refuse import Refusal
-from utils.run import Run, choose_device, digest, find, load, pack, prepare, run_name, unpack
+from utils.run import Run, choose_device, prepare, run_name
 from utils.step import precise
 
 

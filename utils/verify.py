@@ -20,8 +20,9 @@ from utils import answers as asked
 from utils import commit, data, eef, guard, inference, smoothing
 from utils.answers import Answers
 from utils.args import Parser
+from utils.checkpoint import find, load, read_trigger, unpack
+from utils.files import check_output, digest, read_json, write, write_json
 from utils.refuse import Refusal, plainly
-from utils.run import check_output, digest, find, load, read_json, read_trigger, unpack, write, write_json
 from utils.verdict import Case
 from utils.wording import draw, sentence, text
 
