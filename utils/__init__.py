@@ -3,5 +3,5 @@
 Inside this package a file imports only files above it in this list:
 refuse, guard, data, distributed, triggers, features, metrics, batchnorm, losses, ewe, attacks, edit, pvalues, files,
 checkpoint, run, analyze, halves, step, fit, report, args, commit, smoothing, sources, steal, answers, verdict, wording,
-inference, eef, verify, official, costs, benchmark.
+inference, eef, verify, official, timing, costs, benchmark.
 """

@@ -8,7 +8,6 @@ Pixels are noise; no figure depends on them.
 import argparse
 import itertools
 import json
-import math
 import platform
 import statistics
 import time
@@ -25,7 +24,8 @@ from utils.files import check_output
 from utils.metrics import accuracy
 from utils.refuse import Parser, plainly
 from utils.run import choose_device, prepare
-from utils.step import WARM_UP, Step, precise
+from utils.step import Step, precise
+from utils.timing import Memory, by_turns, product, ratio, timed
 
 OBJECTIVES = ("margin", "base", "soft")
 LR, WEIGHT_DECAY, WEIGHT, PIXEL = 0.1, 1e-4, 0.1, 1 / 255
@@ -147,78 +147,7 @@ def passes(name, rendering, args):
     return 3 * args.batch_size + (3 + ascent) * args.trigger_batch
 
 
-# ---- timing ---------------------------------------------------------------------------------------------------
-
-
-def wait(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-def timed(call, n, device) -> float:
-    """Seconds of one of n calls in a row."""
-    wait(device)
-    began = time.perf_counter()
-    for _ in range(n):
-        call()
-    wait(device)
-    return (time.perf_counter() - began) / n
-
-
-def by_turns(calls: dict, rounds: int, device, seconds=SECONDS) -> dict:
-    """{name: [seconds of a call in each round]}, warmed up, all contenders timed once in every round."""
-    often, times = {}, {name: [] for name in calls}
-    for name, call in calls.items():
-        timed(call, WARM_UP + 1 if device.type == "cuda" else 1, device)
-        often[name] = min(200, max(1, math.ceil(seconds / timed(call, 1, device))))
-    for _ in range(rounds):
-        for name, call in calls.items():
-            times[name].append(timed(call, often[name], device))
-            time.sleep(0.1)  # loader processes fill their queues meanwhile, not in the next contender's time
-    return times
-
-
-def product(device, amp):
-    """A square matrix product in the precision of the step: (call, its FLOP)."""
-    n, dtype = (8192 if device.type == "cuda" else 1024), (torch.bfloat16 if amp else torch.float32)
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    return lambda: a @ b, 2 * n**3
-
-
-class Memory:
-    """Peak memory of what runs within: of the device on CUDA, of the process elsewhere (None where it is unknown)."""
-
-    def __init__(self, device):
-        self.device, self.peak = device, None
-
-    def __enter__(self):
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            try:
-                Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
-            except OSError:
-                pass
-        return self
-
-    def __exit__(self, *_):
-        if self.device.type == "cuda":
-            self.peak = torch.cuda.max_memory_allocated(self.device)
-            return
-        try:
-            lines = Path("/proc/self/status").read_text().splitlines()
-            self.peak = 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-        except (OSError, StopIteration):
-            pass
-
-
 # ---- the report -----------------------------------------------------------------------------------------------
-
-
-def ratio(slow, fast) -> float:
-    return statistics.median(a / b for a, b in zip(slow, fast))
 
 
 def measure(bench, names, rounds) -> tuple[list[dict], dict]:
@@ -242,7 +171,7 @@ def measure(bench, names, rounds) -> tuple[list[dict], dict]:
             with Memory(device) as memory:
                 timed(calls[key], 2, device)
             peaks[key] = memory.peak
-        times = by_turns(calls, rounds, device)
+        times = by_turns(calls, rounds, device, SECONDS)
         epochs = {p: [bench.steps * t + rest[p] for t in times[p]] for p in precisions}
         epochs["official"] = [bench.steps * t + rest["official"] for t in times["loader"]]
         for key in ("official", *precisions):
@@ -312,7 +241,7 @@ def compare(bench, rounds) -> dict:
         step = Step(model, objective, batches, lr=1e-3, weight_decay=WEIGHT_DECAY)
         return lambda: step(next(rows))
 
-    times = by_turns(costs.parts(bench, step_of), rounds, bench.device)
+    times = by_turns(costs.parts(bench, step_of), rounds, bench.device, SECONDS)
     ms = {part: 1e3 * statistics.median(values) for part, values in times.items()}
     sums = costs.sums(ms, bench.steps, bench.args.batch_size)
     for part, value in ms.items():
