@@ -126,9 +126,10 @@ TAKEN = "digits_res18_margin_8_"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A source, and its soft extraction."""
+    """A source, its soft extraction, and a model that knows no watermark."""
     folder = tmp_path_factory.mktemp("edit")
     good("train", "-d", folder, *DATA, "-mt", "res18", "--trigger-batch", 4, "--steps", 1)
+    good("train", "-d", folder, *DATA, "-mt", "res18", "-tt", "none")
     good("extraction", "-d", folder, *STEAL, "-dmt", "res18", "-at", "soft")
     return folder
 
@@ -165,7 +166,7 @@ def test_margin_without_a_ball_and_distillation_by_answers_alone_are_soft_extrac
 
 
 def test_prune_and_quantize_report_a_row_for_each_strength(world):
-    flags = ("-d", world, *STEAL, "--benign", world / TAKEN)
+    flags = ("-d", world, *STEAL, "--benign", world / "digits_res18_none_8_")
     good("extraction", *flags, "-at", "prune", "--ratios", 1, 0, 0.5, "-admsg", "_prune")
     s = summary(world / TAKEN / "extraction_prune")
     assert s["role"] == "edited" and [r["ratio"] for r in s["rows"][:3]] == [1, 0, 0.5]

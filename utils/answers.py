@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 
 from utils import guard, metrics
-from utils.checkpoint import read_model
 from utils.refuse import Refusal
 
 SECONDS = 60  # for one answer of a program
@@ -23,9 +22,8 @@ class Answers(NamedTuple):
     probabilities: np.ndarray | None
 
 
-def from_model(path, trigger, classes: int) -> Answers:
-    """Ask the model in a checkpoint file."""
-    model = read_model(path)
+def from_model(model, path, trigger, classes: int) -> Answers:
+    """Ask a model; `path` is named where it does not fit."""
     logits = metrics.predict(model, trigger.images).double()
     if logits.shape[1] != classes:
         raise Refusal(f"{path} answers with {logits.shape[1]} classes, the triggers have {classes}")

@@ -85,6 +85,24 @@ def read_model(path, device="cpu"):
     return unpack(load(path), path, device)[0]
 
 
+def read_benign(run, device="cpu"):
+    """The model of a run named by --benign, see `check_benign`."""
+    path = find(run, None)
+    checkpoint = load(path)
+    check_benign(checkpoint, run)
+    return unpack(checkpoint, path, device)[0]
+
+
+def check_benign(checkpoint: dict, run) -> None:
+    """Refuse, for --benign, a checkpoint of a watermarked model or of an attack's result."""
+    about = checkpoint.get("about")
+    about = about if isinstance(about, dict) else {}
+    if about.get("train_type", "none") != "none" or "attack" in about:
+        kind = str(about.get("attack") or about.get("train_type"))[:40]
+        raise Refusal(f"--benign {run} is no independent model but the result of {kind!r}; "
+                      "name a run of train.py -tt none")
+
+
 def read_trigger(path, classes: int) -> Trigger:
     """The trigger set in a run's `triggers.pt`; Refusal where it is damaged or does not fit `classes`."""
     state = load(path)

@@ -17,7 +17,7 @@ import torch
 from utils import data as datasets
 from utils import features, pvalues
 from utils.args import COUNT, SEED
-from utils.checkpoint import find, load, unpack
+from utils.checkpoint import check_benign, find, load, unpack
 from utils.files import check_output, read_json, write_json
 from utils.metrics import accuracy
 from utils.refuse import Refusal
@@ -119,9 +119,8 @@ def _model(run, device, flag="", like=None):
     path = find(run, None)
     checkpoint = load(path)
     model, kind = unpack(checkpoint, path, device)[0], checkpoint["model"]["type"]
-    about = checkpoint.get("about")
-    if flag == "--benign" and isinstance(about, dict) and "attack" in about:
-        raise Refusal(f"--benign {run} is no independent model but the result of {str(about['attack'])[:40]!r}")
+    if flag == "--benign":
+        check_benign(checkpoint, run)
     if flag == "--benign" and _share(run):
         raise Refusal(f"--benign {run} was trained with --embed-features: name one that was not")
     shapes = lambda model: {name: t.shape for name, t in model.state_dict().items()}

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from utils import metrics, pvalues
-from utils.checkpoint import find, read_model
+from utils.checkpoint import find, read_benign, read_model
 from utils.data import Images
 from utils.files import digest, read_json
 from utils.refuse import Refusal
@@ -19,8 +19,7 @@ class Judge:
         self.names, self.logits, self.accuracies = [], [], []
         for folder in benign:
             path = find(folder, None)
-            model = read_model(path, device)
-            logits = self.ask(model, path)
+            logits = self.ask(read_benign(folder, device), path)
             self.names.append(Path(folder).name)
             self.logits.append(logits)
             self.accuracies.append(_known_accuracy(path))

@@ -20,7 +20,7 @@ from utils import answers as asked
 from utils import commit, data, eef, guard, inference, smoothing
 from utils.answers import Answers
 from utils.args import Parser
-from utils.checkpoint import find, load, read_trigger, unpack
+from utils.checkpoint import find, load, read_benign, read_model, read_trigger, unpack
 from utils.files import check_output, digest, read_json, write, write_json
 from utils.refuse import Refusal, plainly
 from utils.verdict import Case
@@ -151,7 +151,7 @@ def claim(args) -> int:
     if args.command:
         answers, order = _question(args, case, trigger, names, classes, order)
     elif suspect:
-        answers = asked.from_model(suspect, trigger, len(classes))
+        answers = asked.from_model(read_model(suspect), suspect, trigger, len(classes))
     else:
         answers = asked.from_file(args.predictions, names, classes, args.allow_missing)
 
@@ -174,12 +174,7 @@ def _benign(run, trigger, classes, suspect) -> Answers:
     path = find(run, None)
     if suspect and digest(path) == digest(suspect):
         raise Refusal(f"--benign {run} is the suspect itself")
-    about = load(path).get("about")
-    about = about if isinstance(about, dict) else {}
-    if about.get("train_type", "none") != "none" or "attack" in about:
-        kind = about.get("attack") or about.get("train_type")
-        raise Refusal(f"--benign {run} is no independent model but the result of {str(kind)[:40]!r}")
-    return asked.from_model(path, trigger, len(classes))
+    return asked.from_model(read_benign(run), path, trigger, len(classes))
 
 
 def _question(args, case, trigger, names, classes, order):
