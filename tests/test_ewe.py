@@ -397,7 +397,7 @@ def test_bad_flags(case, tmp_path):
 
 def test_triggers_come_from_one_digit_of_another_data_set(monkeypatch):
     other = datasets.load("digits")
-    monkeypatch.setattr(datasets, "load", lambda name, root: other)  # in place of SVHN
+    monkeypatch.setattr(datasets, "load", lambda name, root, flag: other)  # in place of SVHN
     own = datasets.Images(torch.zeros(9, 3, 32, 32, dtype=torch.uint8), torch.arange(9) % 3, torch.arange(9))
     data = datasets.Data("cifar10", own, own, own, list("abc"), (), ())
     drawn, again, others = (ewe.gather("svhn:7", 2, 20, data, "data", seed) for seed in (0, 0, 1))

@@ -67,19 +67,19 @@ class Data:
         return digest.hexdigest()
 
 
-def load(name: str, root="data", train_size: int | None = None, skip_bad_images: bool = False) -> Data:
+def load(name: str, root="data", train_size: int | None = None, skip_bad_images: bool = False, flag="-dt") -> Data:
     """Load data set `name` from folder `root` and split it.
 
     The held-out images are those of `random_split` with a generator seeded 0 (49,000/1,000 on CIFAR,
     72,257/1,000 on SVHN), whatever the run's own seed. `train_size` keeps the first images of the shuffled
-    training part. Raises Refusal for missing, unreadable or impossible data.
+    training part. Raises Refusal for missing, unreadable or impossible data; `flag` is the one that has named it.
     """
     if name == "digits":
         train, test, classes = _digits()
     elif name == "folder":
         train, test, classes, notes = _folder(Path(root), skip_bad_images)
     else:
-        train, test, classes = _torchvision(name, Path(root))
+        train, test, classes = _torchvision(name, Path(root), flag)
     kept, held_out = split(len(train[1]))
     if train_size is not None:
         if not 1 <= train_size <= len(kept):
@@ -127,7 +127,7 @@ def _digits():
     return (images[~test], labels[~test]), (images[test], labels[test]), [str(i) for i in range(10)]
 
 
-def _torchvision(name: str, root: Path):
+def _torchvision(name: str, root: Path, flag: str):
     from torchvision import datasets
 
     archive = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}.get(
@@ -149,9 +149,9 @@ def _torchvision(name: str, root: Path):
             with contextlib.suppress(OSError):
                 root.rmdir()
         raise Refusal(
-            f"data set {name}: {archive} is neither in {root.resolve()} nor could it be downloaded or read "
+            f"{flag} {name}: {archive} is neither in {root.resolve()} nor could it be downloaded or read "
             f"({type(error).__name__}: {str(error)[:120]}); download it elsewhere, place it in that folder "
-            "(or name its folder with --data-dir) and run again; -dt digits needs no download"
+            f"(or name its folder with --data-dir) and run again; {flag} digits needs no download"
         ) from error
     sets = [(torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(p.targets)) for p in parts]
     return sets[0], sets[1], list(parts[0].classes)

@@ -99,11 +99,7 @@ def gather(source: str, target: int, m: int, data: Data, root, seed: int) -> Tri
         if name == data.name:
             raise Refusal(f"--ewe-source {source}: -dt {data.name} holds these images itself; name one of its classes "
                           f"by its number, other than --ewe-target {target}")
-        try:
-            other = datasets.load(name, root)
-        except Refusal as refusal:
-            missing = str(refusal).split("; -dt digits")[0]
-            raise Refusal(f"--ewe-source {source}: {missing}; --ewe-source digits needs no download") from refusal
+        other = datasets.load(name, root, flag="--ewe-source")
         images = torch.cat([part.images[part.labels == int(digit)] for part in (other.train, other.held_out)])
     if m > len(images):
         raise Refusal(f"-nq {m}: --ewe-source {source} has only {len(images)} images; pass -nq {len(images)} or fewer")
