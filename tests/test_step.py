@@ -7,12 +7,14 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from test_scripts import good
 from torch.utils.flop_counter import FlopCounterMode
 
 import models
-from utils import attacks, benchmark, costs, losses, official
+from utils import attacks, benchmark, costs, distributed, losses, official
+from utils.checkpoint import load
 from utils.data import Batches, Images
-from utils.halves import Halves, share
+from utils.halves import Halves, split_threads
 from utils.step import Step, precise
 
 B, T, K, M = 8, 4, 3, 10
@@ -142,16 +144,16 @@ def trained(mode, steps, reduction, amp, how, restarts=()):
     step = make()
     for i, row in enumerate(rows):
         step = make() if i in restarts else step
-        if how == "halves":
-            step.halves = step.halves or Halves(model, objective, lambda twin: precise(twin, amp), (1, 1))
-        assert how == "as chosen" or bool(step.halves) == (how == "halves")
+        if how == "halves" and not steps:  # else it is chosen
+            step.halves = Halves(model, objective, lambda twin: precise(twin, amp), (1, 1))
+        assert bool(step.halves) == (how == "halves")
         step(row)
         sums = {name: sums.get(name, 0) + value for name, value in step.take_sums().items()}
     return model, sums, objective.statistics.state()
 
 
 @pytest.mark.parametrize("mode, steps, reduction, amp", [
-    ("paper", K, "joint", False), ("paper", K, "sum", True), ("clean", K, "sum", False), ("paper", 0, "joint", False)])
+    ("paper", 2, "joint", False), ("paper", 2, "sum", True), ("clean", 2, "sum", False), ("paper", 0, "joint", False)])
 def test_halves_side_by_side_equal_the_halves_in_turn(mode, steps, reduction, amp, two_threads):
     """Weights, losses and clean averages bit by bit; averages that triggers enter up to the order of rounding."""
     torch.set_num_threads(1)
@@ -166,12 +168,16 @@ def test_halves_side_by_side_equal_the_halves_in_turn(mode, steps, reduction, am
 
 
 def test_a_run_that_goes_on_side_by_side_is_bit_equal(two_threads):
-    whole, sums, _ = trained("paper", 2, "joint", False, "as chosen")
-    parts, other_sums, _ = trained("paper", 2, "joint", False, "as chosen", restarts=(1, 3))
+    whole, sums, _ = trained("paper", 2, "joint", False, "halves")
+    parts, other_sums, _ = trained("paper", 2, "joint", False, "halves", restarts=(1, 3))
     assert apart(whole, parts) == 0 and sums == other_sums
 
 
-def test_halves_are_apart_only_where_that_is_faster(two_threads):
+class Other(losses.Watermark):
+    pass
+
+
+def test_halves_are_apart_only_where_that_is_faster(two_threads, monkeypatch):
     model, batches, x_q, y_q = setting(width=16, placed=True)
     forward_of = lambda twin: precise(twin, False)
     chosen = lambda objective, model=model: Halves.where_faster(model, objective, batches, forward_of)
@@ -180,15 +186,53 @@ def test_halves_are_apart_only_where_that_is_faster(two_threads):
     assert chosen(watermark(model, x_q, y_q, 0)) is None  # 24 against 12: one thread would wait
     assert chosen(watermark(model, x_q, y_q, 2, "shared")) is None  # one batch, no halves
     assert chosen(losses.Plain()) is None
+    assert chosen(Other(model, x_q, y_q, reduction="sum", batch=T, steps=2, eps=1, bn_stats="paper", **NUMBERS)) is None
+    assert chosen(balanced, copy.deepcopy(model).to("meta")) is None  # any other device
+    assert Step(model, balanced, batches, lr=0.1, weight_decay=0, compile=True).halves is None
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "several", lambda: True)
+        assert chosen(balanced) is None
     assert chosen(watermark(small(64), x_q, y_q, 2), small(64)) is None
     torch.set_num_threads(1)
     assert chosen(balanced) is None
 
 
+def test_a_model_without_batch_norm_has_halves_too(two_threads):
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        torch.manual_seed(8)
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3, 4), torch.nn.ReLU(), torch.nn.Flatten(),
+                                    torch.nn.Linear(16 * 64, 5))
+        _, batches, x_q, y_q = setting()
+        objective = watermark(model, x_q, y_q, 2)
+        step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4)
+        step(rows_of(batches, objective)[0])
+        assert bool(step.halves) == (threads == 2)
+        results.append(model)
+    assert apart(*results) == 0
+
+
+def test_train_py_computes_the_same_with_two_threads(two_threads, tmp_path, monkeypatch):
+    called, call = [], Halves.__call__
+    monkeypatch.setattr(Halves, "__call__", lambda self, *a: called.append(self) or call(self, *a))
+    weights = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        good("train", "-d", tmp_path, "-dt", "digits", "-tt", "margin", "-mt", "res18", "--width", 16, "-nq", 8,
+             "--train-size", 96, "--batch-size", 32, "--trigger-batch", 14, "--steps", 2, "-ep", 1, "--amp",
+             "--device", "cpu", "-msg", threads)
+        checkpoint = load(tmp_path / f"digits_res18_margin_8_{threads}/checkpoints/checkpoint_latest.pt")
+        state = checkpoint["model"]["state_dict"]
+        weights.append({name: t for name, t in state.items() if "running" not in name})
+    assert len(called) == 3  # steps
+    assert all(torch.equal(t, weights[1][name]) for name, t in weights[0].items())
+
+
 def test_threads_are_shared_out_as_the_work_is():
-    assert share(1, 1, 1) is None and share(2, 384, 325) == (1, 1) and share(2, 384, 75) is None
-    assert share(16, 384, 325) == (9, 7)  # 384 / 9 and 325 / 7 are within a tenth of 709 / 16
-    assert share(3, 384, 325) is None  # 325 against 709 / 3
+    assert split_threads(1, 1, 1) is None and split_threads(2, 384, 325) == (1, 1) and split_threads(2, 384, 75) is None
+    assert split_threads(16, 384, 325) == (9, 7)  # 384 / 9 and 325 / 7 are within a tenth of 709 / 16
+    assert split_threads(3, 384, 325) is None  # 325 against 709 / 3
 
 
 def test_an_error_in_the_triggers_half_is_not_lost(two_threads):

@@ -80,19 +80,19 @@ class RunningStatistics:
             for layer in self.layers:
                 layer.train()
 
-    def enter(self, twin: nn.Module, batches: int) -> None:
-        """Let trigger batches enter that passed through `twin`, a copy of the model whose averages began at zero.
+    def add_batches(self, copy: nn.Module, n: int) -> None:
+        """Let n trigger batches enter that passed through a copy of the model whose averages began at zero.
 
-        After n batches a running average is (1 - momentum)^n times its old value and what began at zero has become.
+        After n batches a running average is (1 - momentum)^n times its old value plus what began at zero has become.
         """
         if self.mode != "paper" or not self.layers:
             return
-        layers = [m for m in twin.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        layers = [m for m in copy.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         with torch.no_grad():
-            torch._foreach_mul_(self.live, (1 - self.layers[0].momentum) ** batches)
+            torch._foreach_mul_(self.live, (1 - self.layers[0].momentum) ** n)
             torch._foreach_add_(self.live, [t for m in layers for t in (m.running_mean, m.running_var)])
             for layer in self.layers:
-                layer.num_batches_tracked += batches
+                layer.num_batches_tracked += n
 
     @contextmanager
     def cleaned(self):

@@ -1,8 +1,9 @@
 """Both halves of a watermark step side by side on a CPU: the clean pass in one thread, ascent and triggers in another.
 
 They read the same weights and do not need one another, and in a narrow model two threads that share each layer of a
-small batch spend a good part of their time waiting for each other. With two cores a step of ResNet-18, width 16, takes
-an eighth less time in this way; at full width it takes a little more, so wide models go on in turn.
+small batch spend a good part of their time waiting for each other. On two cores, where alone it was measured, a step of
+ResNet-18, width 16, takes an eighth less time in this way; at full width it takes a little more, so wide models go on
+in turn.
 """
 
 import copy
@@ -20,9 +21,10 @@ SLACK = 1.1  # the longer half may take this many times what all threads togethe
 
 
 class Halves:
-    """`halves(forward, x, y, picks)` leaves the gradients of the objective's loss in the model and returns its stats.
+    """`halves(forward, x, y, picks)` adds the gradients of the objective's loss to the model's and returns its stats.
 
-    Triggers pass through a twin, which shares the model's weights and has gradients and running averages of its own;
+    To be called within `with halves:`, in the process that has made it (a forked one lacks the second thread). Triggers
+    pass through a twin, which shares the model's weights and has gradients and running averages of its own;
     `forward_of` turns a module into the function that maps pixels to logits. Where each half has one thread, the
     gradients are those of one thread in turn, bit by bit; running averages are equal up to rounding.
     """
@@ -30,21 +32,24 @@ class Halves:
     @classmethod
     def where_faster(cls, model, objective, batches, forward_of):
         """A `Halves`, or None where the step has no such halves or is as fast in turn."""
-        if not isinstance(objective, Watermark) or objective.statistics.mode == "shared" or distributed.several():
+        # of this very class: what derives from it may compute its loss in another way
+        if type(objective) is not Watermark or objective.statistics.mode == "shared" or distributed.several():
             return None
         convolutions = [p for p in model.parameters() if p.dim() == 4]
         if not convolutions or convolutions[0].device.type != "cpu" or convolutions[0].shape[0] > NARROW:
             return None
         clean = 3 * batches.batch_size
-        threads = share(torch.get_num_threads(), clean, (3 + 2 * objective.ascents) * objective.batch)
+        threads = split_threads(torch.get_num_threads(), clean, (3 + 2 * objective.ascents) * objective.batch)
         return cls(model, objective, forward_of, threads) if threads else None
 
     def __init__(self, model, objective, forward_of, threads: tuple[int, int]):
         # parameters of its own over the same memory: gradients, and autocast's copies, stay apart
         memo = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
-        self.twin = copy.deepcopy(model, memo).train()
         self.pairs = [(p, memo[id(p)]) for p in model.parameters() if p.requires_grad]
-        self.averages = [t for name, t in self.twin.named_buffers() if name.endswith(("running_mean", "running_var"))]
+        counted = ("running_mean", "running_var", "num_batches_tracked")
+        memo |= {id(t): t for name, t in model.named_buffers() if not name.endswith(counted)}
+        self.twin = copy.deepcopy(model, memo).train()
+        self.averages = [t for name, t in self.twin.named_buffers() if name.endswith(counted[:2])]
         self.objective, self.forward_of_twin, self.threads = objective, forward_of(self.twin), threads
         self.pool = ThreadPoolExecutor(1, "triggers", torch.set_num_threads, (threads[1],))
 
@@ -66,7 +71,7 @@ class Halves:
         l_obj = F.cross_entropy(logits, y)
         objective.total(l_obj, torch.zeros_like(l_obj), n, m).backward()
         l_wat, right_q = marked.result()
-        objective.statistics.enter(self.twin, objective.ascents + 1)
+        objective.statistics.add_batches(self.twin, objective.ascents + 1)
         for p, q in self.pairs:
             if q.grad is not None:
                 p.grad = q.grad if p.grad is None else p.grad.add_(q.grad)
@@ -74,7 +79,8 @@ class Halves:
 
     def _marked(self, x_q, y_q, n: int):
         self.twin.zero_grad(set_to_none=True)
-        torch._foreach_zero_(self.averages)
+        for average in self.averages:
+            average.zero_()
         x_q = self.objective.perturb(self.forward_of_twin, x_q, y_q)
         logits_q = self.forward_of_twin(x_q)
         l_wat = F.cross_entropy(logits_q, y_q)
@@ -82,7 +88,7 @@ class Halves:
         return l_wat, correct(logits_q, y_q)
 
 
-def share(threads: int, clean: float, marked: float) -> tuple[int, int] | None:
+def split_threads(threads: int, clean: float, marked: float) -> tuple[int, int] | None:
     """Threads of the two halves, whose work is given in any unit; None where one would wait too long for the other."""
     if threads < 2:
         return None

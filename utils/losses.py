@@ -1,6 +1,6 @@
 """What a source minimises: plain ERM, ERM with triggers (Eq. 3), or the margin objective (Eq. 4).
 
-An `Objective` is all that the training loop knows of a method.
+An `Objective` is all that the training loop knows of a method; `utils.halves` knows the inside of one, `Watermark`.
 """
 
 import torch

@@ -65,12 +65,11 @@ class Step:
         *place, picks = row
         with self.halves or contextlib.nullcontext():
             x, y = self.batches.batch(*place)
+            self.optimizer.zero_grad(set_to_none=True)
             if self.halves is not None:
-                self.optimizer.zero_grad(set_to_none=True)
                 stats = self.halves(self.forward, x, y, picks)
             else:
                 loss, stats = self.objective(self.forward, x, y, picks)
-                self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()
             distributed.add_gradients(self.parameters)
             self.optimizer.step()
