@@ -6,7 +6,6 @@ well separated that eps = 5/255 does nothing): VGG-11 of a quarter of the width,
 digits, eps = 20/255, lambda = 1 (Eq. 4), 12 epochs, last checkpoints.
 """
 
-import argparse
 import json
 import shlex
 import sys
@@ -17,6 +16,7 @@ import torch
 import extraction
 import train
 from utils import report
+from utils.refuse import Parser, plainly
 
 COMMON = "-dt digits -nq 50 -nm 2 --width 16 --batch-size 32 -ep 12 --select last"
 WATERMARK = "--reduction sum -v 1"
@@ -25,9 +25,10 @@ ATTACKS = ("soft", "hard", "reg")
 DECIDE = -3  # log10 p of T1 at which a theft counts as shown
 
 
+@plainly
 def main(argv=None):
     """Run what is missing and print the table; a second call goes on where the first one stopped."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m figures.demo", description=__doc__.splitlines()[0])
     parser.add_argument("-d", "--dir", default="experiments/demo", help="folder of the demo's runs")
     parser.add_argument("--seed", type=int, default=0, help="seed of all runs")
     args = parser.parse_args(argv)

@@ -6,7 +6,6 @@ only, so that they answer the triggers wrongly often; surrogates extracted from 
 every answer), errors.md and errors.png beside this file; `--redraw` remakes the last two from the first.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from scipy import stats
 import models
 from utils import attacks, data, losses, metrics, pvalues, triggers
 from utils.fit import fit
-from utils.refuse import plainly
+from utils.refuse import Parser, plainly
 
 HERE = Path(__file__).resolve().parent
 ALPHAS = (0.05, 0.01, 0.001)
@@ -35,7 +34,7 @@ class InMemory:
 
 @plainly
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m figures.errors", description=__doc__.splitlines()[0])
     parser.add_argument("--redraw", action="store_true", help="use the answers in errors.json")
     if parser.parse_args(argv).redraw:
         found = json.loads((HERE / "errors.json").read_text())

@@ -6,18 +6,17 @@ for a decision). `--last` measures the triggers on the last checkpoints instead 
 `--out NAME` writes NAME.md and NAME.json as well.
 """
 
-import argparse
 import json
 import statistics
 from pathlib import Path
 
 from utils import pvalues, report
 from utils.checkpoint import find, load, unpack
-from utils.refuse import Refusal, plainly
+from utils.refuse import Parser, Refusal, plainly
 
 SAME = ("dataset", "dataset_source", "model", "width", "epochs", "train_size", "bn_stats", "select", "trigger_size")
 
-SEEDS = ("seed", "message", "additional_message", "data_sha256", "source_checkpoint")
+SEEDS = ("seed", "message", "additional_message", "source_checkpoint")
 
 
 def source_settings(run: Path) -> dict:
@@ -44,6 +43,7 @@ def collect(folder: Path, last: bool = False) -> list[dict]:
             kind = f"{summary['role']} {summary.get('attack') or ''}".strip()
             of = {"none": "no watermark", "base": "ERM", "ewe": "EWE", "rs": "RS"}.get(tt, tt)
             settings = {k: v for k, v in about["settings"].items() if k not in SEEDS and not k.endswith("sha256")}
+            settings["data"] = about["settings"].get("data_sha256")
             if summary["role"] != "surrogate":
                 settings.setdefault("embed_features", 0.0)  # runs of before this flag
             if summary["role"] == "surrogate":  # what was stolen counts too
@@ -101,7 +101,7 @@ def numbers(values) -> str:
 
 @plainly
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m figures.rows", description=__doc__.splitlines()[0])
     parser.add_argument("dir", type=Path, help="folder of runs, for example experiments")
     parser.add_argument("--last", action="store_true", help="triggers on the last checkpoints instead of the chosen")
     parser.add_argument("--out", type=Path, help="write this name with .md and .json")

@@ -6,7 +6,6 @@ training points, which hold no trigger. The claim: the surrogate keeps the trigg
 The drawn seed is the first of those that were run, whatever it shows; the JSON counts all of them.
 """
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import nn
 from utils.attacks import Copy, soft
 from utils.fit import fit
 from utils.losses import Watermark
+from utils.refuse import Parser, plainly
 
 POINTS, TEST, BATCH, EPOCHS, RATE, DECAY = 1000, 1000, 100, 80, 0.1, 1e-4
 WIDTH, STEPS, EPS, WEIGHT, TRIGGERS = 100, 5, 0.06, 0.15, 25  # margin: K steps of eps / K; lambda of Eqs. 3 and 4
@@ -174,8 +174,10 @@ def _frame(points):
     return (low - pad).tolist(), (high + pad).tolist()
 
 
+@plainly
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="The 2-D experiment of Figures 1 and 2.", allow_abbrev=False)
+    parser = Parser(prog="python -m figures.toy", description="The 2-D experiment of Figures 1 and 2.",
+                    allow_abbrev=False)
     parser.add_argument("--seed", type=int, default=0, help="the first seed, the one that is drawn (default: 0)")
     parser.add_argument("--seeds", type=int, default=10, help="how many seeds are run (default: 10)")
     parser.add_argument("--out", default=str(Path(__file__).parent), help="folder of the picture and the JSON")

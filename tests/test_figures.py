@@ -49,6 +49,10 @@ def test_rows_put_seeds_side_by_side(tmp_path):
     # mean of 60 and 70 is 65, their sample deviation 10 / sqrt(2)
     text = "| margin | surrogate soft | paper | 2 | 65.00 ± 7.07 | 10/50, 14/50 | -3.00, -5.00 | -1.50, -2.50 | -4.70 |"
     assert text in rows.markdown([paper, clean])
+    about = json.loads((tmp_path / "s2" / "extraction" / "run.json").read_text())
+    about["settings"]["data_sha256"] = "of other images"
+    (tmp_path / "s2" / "extraction" / "run.json").write_text(json.dumps(about))
+    assert sorted(row["seeds"] for row in rows.collect(tmp_path)) == [[1], [1], [2]]
 
 
 def test_rows_of_nothing_are_refused(tmp_path, capsys):

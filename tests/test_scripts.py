@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -444,6 +445,44 @@ def test_sources_that_are_not_what_the_flags_say(world, tmp_path):
         assert tree(tmp_path) == before
     said = refused("extraction", "-e", world, *STEAL, "-tt", "none", "--teacher-bn", "clean", "-admsg", "_n")
     assert "checkpoint_nat_best_clean.pt" in said and "--bn-stats paper" in said
+
+
+def test_another_attacks_damage_costs_this_one_nothing(world, tmp_path):
+    shutil.copytree(world / SOURCE, tmp_path / SOURCE)
+    (tmp_path / SOURCE / "extraction" / "summary.json").write_text("")
+    (tmp_path / SOURCE / "summary.json").write_text('{"role": "surrogate"}')
+    said = good("extraction", "-e", tmp_path, *STEAL, "-at", "soft", "-admsg", "_beside")
+    assert "left out of the table: " in said and "extraction/summary.json is damaged" in said
+    assert summary(tmp_path / SOURCE / "extraction_beside")["role"] == "surrogate"
+
+
+def test_damaged_run_files_are_named(world, tmp_path):
+    train = ("-d", tmp_path, "-tt", "margin", *TRAIN, "-ep", 2)
+    for name, content, word in (("run.json", b'{"settings": null}', "run.json is damaged"),
+                                ("metrics.jsonl", b"\xff\xfe\0", "metrics.jsonl is damaged")):
+        shutil.rmtree(tmp_path / SOURCE, ignore_errors=True)
+        shutil.copytree(world / SOURCE, tmp_path / SOURCE)
+        (tmp_path / SOURCE / "summary.json").unlink()
+        (tmp_path / SOURCE / name).write_bytes(content)
+        done = call("train", *train)
+        assert done.status == 2 and word in done.err and done.err.count("\n") == 1
+    shutil.rmtree(tmp_path / SOURCE)
+    shutil.copytree(world / SOURCE, tmp_path / SOURCE)
+    (tmp_path / SOURCE / "summary.json").unlink()
+    folder = tmp_path / SOURCE / "checkpoints"
+    shutil.copy(folder / "checkpoint_nat_best.pt", folder / "checkpoint_latest.pt")
+    done = call("train", *train)
+    assert done.status == 2 and "not this run's last checkpoint" in done.err and done.err.count("\n") == 1
+
+
+def test_an_analysis_wants_the_runs_own_images(own_images, capsys):
+    from utils import analyze
+
+    folder, other = own_images[0] / "runs" / "folder_res18_margin_3_", own_images[0] / "birds"
+    with pytest.raises(SystemExit) as end:
+        analyze.main(["energy", str(folder), "--data-dir", str(other)])
+    assert end.value.code == 2 and f"--data-dir {other}: these are not the images" in capsys.readouterr().err
+    assert not (folder / "energy.json").exists()
 
 
 def test_other_settings_are_refused(world):

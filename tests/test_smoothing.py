@@ -284,6 +284,14 @@ def test_bounds_fall_with_eps_stay_below_the_median_and_tighten_with_draws():
     assert at_one(sample(10_000)) > at_one(sample(50)) and at_one([1.0] * 10) is None
 
 
+def test_an_answer_that_is_not_finite_is_no_answer():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 5))
+    torch.nn.init.constant_(model[1].bias, torch.nan)
+    images, labels = torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)
+    found, shares = smoothing.smoothed(model, images, labels, 5, 1.0, 2, torch.Generator().manual_seed(0))
+    assert found.tolist() == [0, 0] and not shares.any()  # not class 0, which argmax takes
+
+
 def test_smoothed_accuracy_is_of_noisy_copies():
     model = small().eval()
     before = copy.deepcopy(model)

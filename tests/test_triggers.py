@@ -117,7 +117,7 @@ def test_no_trigger_of_a_real_data_set_is_trained_on_or_validated():
 def test_picture_names_true_and_assigned_labels(tmp_path):
     data = datasets.load("digits")
     trigger, _ = triggers.build(data.held_out, 12, 2, 10, seed=0)
-    triggers.draw(trigger, [f"a rather long class name {c}" for c in data.classes], tmp_path / "trigger.png")
+    triggers.draw(trigger, [f"a $\\frac$ long class name {c}" for c in data.classes], tmp_path / "trigger.png")
     assert (tmp_path / "trigger.png").read_bytes().startswith(b"\x89PNG")
     from PIL import Image
 

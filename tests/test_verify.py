@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import models
-from utils import commit, data, guard, triggers, verify
+from utils import answers, commit, data, guard, triggers, verify
 from utils import run as runs
 from utils.answers import Answers
 from utils.checkpoint import load, pack, read_trigger, save
+from utils.refuse import Refusal
 from utils.run import Run, prepare
 from utils.verdict import Case
 
@@ -129,6 +130,24 @@ def test_a_continued_run_keeps_its_commitment(tmp_path):
     (folder / "commitment.json").unlink()  # killed between the two files
     digest = commit.commit(run, trigger, CLASSES, 143)
     assert digest == json.loads(before[0])["sha256"] and (folder / "key.json").read_bytes() == before[1]
+
+
+@pytest.mark.parametrize("content", [None, "{}", '{"salt": 5}'])
+def test_a_lost_or_damaged_key_is_named_and_not_replaced(content, tmp_path):
+    folder, trigger = make_run(tmp_path / "run")
+    key = folder / "key.json"
+    key.unlink() if content is None else key.write_text(content)
+    with pytest.raises(Refusal, match="key.json is " + ("gone" if content is None else "damaged")):
+        commit.commit(Run(folder, SETTINGS, "x"), trigger, CLASSES, 143)
+    assert key.exists() == (content is not None)
+
+
+def test_numbers_are_not_read_as_names_of_other_classes():
+    number = lambda text, classes: answers.class_number(text, classes, "here")
+    assert number(" 1", ["0", "1"]) == 1 and number("1", ["cat", "dog"]) == 1
+    assert number("2", ["1", "2"]) == 1  # a name
+    with pytest.raises(Refusal, match="'0' is no class.*answer by name"):
+        number("0", ["1", "2"])
 
 
 # ---- export -------------------------------------------------------------------------------------------------

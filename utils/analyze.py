@@ -5,7 +5,6 @@ margin  upper bound of the margin of each trigger (Table 5): the smallest eps at
 tsne    features of test images and triggers in two dimensions (Figure 7), perplexity 5 and 10
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from utils.checkpoint import find, load, unpack
 from utils.files import read_json, write
 from utils.losses import ascend
 from utils.metrics import predict
-from utils.refuse import Refusal, plainly
+from utils.refuse import Parser, Refusal, plainly
 from utils.run import choose_device
 
 GRID, CELLS = 1 / 2550, 512  # margins are resolved to a tenth of a grey level, up to 0.2
@@ -77,13 +76,18 @@ class _Run:
         settings = (read_json(self.folder / "run.json") or {}).get("settings")
         if settings is None:
             raise Refusal(f"there is no run in {folder}: name the folder of a finished run")
-        select = select or settings["select"]
+        select = select or settings.get("select")
         path = find(self.folder, select)
         self.model, self.trigger = unpack(load(path), path, device)
         if self.trigger is None:  # a surrogate: the triggers are its source's
             path = find(self.folder.parent, select)
             self.trigger = unpack(load(path), path, device)[1]
-        self.test = datasets.load(settings["dataset"], data_dir).test
+        known = settings if path.parent.parent == self.folder else {}
+        known = known or (read_json(self.folder.parent / "run.json") or {}).get("settings") or {}  # its source's
+        data = datasets.load(settings["dataset"], data_dir, known.get("train_size"), skip_bad_images=True)
+        if known.get("data_sha256") not in (None, data.sha256):
+            raise Refusal(f"--data-dir {data_dir}: these are not the images of {folder}; name its source's data")
+        self.test = data.test
         self.device = device
 
 
@@ -129,7 +133,7 @@ REPORTS = {"energy": report_energy, "margin": report_margin, "tsne": report_tsne
 
 @plainly
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="python -m utils.analyze", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("what", choices=tuple(REPORTS))
     parser.add_argument("run", help="folder of a finished run of train.py, distill.py or extraction.py")
     parser.add_argument("--data-dir", default="data", help="folder of the source's data set")

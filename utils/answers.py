@@ -138,10 +138,12 @@ def _columns(path, header, classes) -> list[int]:
 
 
 def class_number(text: str, classes: list[str], where) -> int:
-    """The number of a class given by name, or by number where no class is called so."""
+    """The number of a class given by name, or by number where no class is called by another class's number."""
     text = text.strip()
     if text in classes:
         return classes.index(text)
+    if any(name.isdigit() and name != str(i) for i, name in enumerate(classes)):
+        raise Refusal(f"{where}: {text[:60]!r} is no class; where classes have numbers for names, answer by name")
     if text.isascii() and text.isdigit() and len(text) < 10 and int(text) < len(classes):
         return int(text)
     raise Refusal(f"{where}: {text[:60]!r} is no class")

@@ -66,12 +66,17 @@ def commit(run: Run, trigger: Trigger, classes: list[str], held_out: int) -> str
     `held_out` is the number of images the triggers were drawn from; the draw of the labels depends on it.
     """
     settings = run.settings | {"held_out": held_out}
-    key = read_json(run.path / PRIVATE)
+    key, known = read_json(run.path / PRIVATE), read_json(run.path / PUBLIC)
+    if key is None and known is not None:
+        raise Refusal(f"{run.path / PRIVATE} is gone, and {PUBLIC} can never be opened without it: restore it from a "
+                      "copy, or pass --overwrite to commit anew")
     if key is None:
         key = {"salt": secrets.token_hex(32), "classes": classes, "settings": settings, "torch": torch.__version__}
         run.write_json(PRIVATE, key, private=True)
-    made = digest(trigger, classes, settings, key["salt"])
-    known = read_json(run.path / PUBLIC)
+    try:
+        made = digest(trigger, classes, settings, key["salt"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise Refusal(f"{run.path / PRIVATE} is damaged: restore it from a copy") from error
     if known is None:
         content = {"sha256": made, "of": "salt || canonical bytes, see utils/commit.py", "triggers": len(trigger),
                    "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}

@@ -40,8 +40,12 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs, lr, weigh
     if latest is None:
         run.save("init", snapshot(model, -1, {}))
     else:
-        model.load_state_dict(latest["model"]["state_dict"])
-        state |= latest["training"]
+        try:
+            model.load_state_dict(latest["model"]["state_dict"])
+            state |= latest["training"]
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise Refusal("checkpoint_latest.pt is not this run's last checkpoint: restore it, or pass --overwrite to "
+                          "begin anew") from error
         if twin:
             twin.restore(state["clean"])
         step.restore(state["optimizer"])

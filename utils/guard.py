@@ -33,10 +33,10 @@ def content(path, limit: int = TEXT_LIMIT) -> bytes:
     path = os.fspath(path)
     if "\0" in path:
         raise Refusal(f"{path!r} is no file's name")
+    if os.path.isdir(path):
+        raise Refusal(f"{path} is a folder; name a file")
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         about = os.fstat(file.fileno())
-        if stat.S_ISDIR(about.st_mode):
-            raise Refusal(f"{path} is a folder; name a file")
         if not stat.S_ISREG(about.st_mode):
             raise Refusal(f"{path} is no ordinary file")
         found = file.read(limit + 1)

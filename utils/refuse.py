@@ -51,7 +51,7 @@ def plainly(main):
         except (RuntimeError, MemoryError) as error:
             known = any(words in str(error).lower() for words in ("out of memory", "can't allocate memory"))
             if known or isinstance(error, MemoryError):
-                text = "out of memory: lower --batch-size or --width, or pass --amp; the same command then goes on"
+                text = "out of memory: lower --batch-size or --width, or pass --amp; with another -msg, or --overwrite"
                 status = 2
             elif at_end and "gloo/transport" in str(error):
                 text, status = "the connection to another process of this run is lost; the same command goes on", 1

@@ -79,7 +79,7 @@ def rows_of_run(folder, judge: Judge, device, select: str | None = None, summary
     summary = summary or read_json(folder / "summary.json") or {}
     name = summary.get("attack") or summary.get("objective") or folder.name
     title = f"{summary.get('role', 'source')} {name}"
-    if summary.get("role") == "surrogate":
+    if summary.get("role") == "surrogate" and {"model", "teacher_bn"} <= summary.keys():
         title += f" ({summary['model']}, {folder.name}, from {summary['teacher_bn']})"
     rows = []
     for statistics, key in (("paper", summary), ("clean", summary.get("clean"))):
@@ -94,10 +94,16 @@ def rows_of_run(folder, judge: Judge, device, select: str | None = None, summary
 
 
 def surrogates(source_folder) -> list[Path]:
-    """Folders of finished attacks below a source run, on the checkpoints that it holds now."""
-    found = {p.parent: read_json(p) or {} for p in sorted(Path(source_folder).glob("*/summary.json"))}
+    """Folders of finished attacks below a source run, on the checkpoints that it holds now; damaged ones too."""
+    found, damaged = {}, []
+    for path in sorted(Path(source_folder).glob("*/summary.json")):
+        try:
+            found[path.parent] = read_json(path) or {}
+        except Refusal:
+            damaged.append(path.parent)
     present = {digest(p) for p in Path(source_folder).glob("checkpoints/checkpoint_[nl]a*.pt")} if found else ()
-    return [p for p, s in found.items() if s.get("role") == "surrogate" and s.get("source_sha256") in present]
+    ours = [p for p, s in found.items() if s.get("role") == "surrogate" and s.get("source_sha256") in present]
+    return ours + damaged
 
 
 def table(rows: list[dict]) -> str:

@@ -88,7 +88,9 @@ class Run:
             if any(self.checkpoints.glob("checkpoint_*.pt")):
                 raise Refusal(f"{self.path} holds checkpoints of another program: pass {self.hint} or --overwrite")
             return
-        old = there.get("settings", {})
+        old = there.get("settings")
+        if not isinstance(old, dict):
+            raise Refusal(f"{self.path / 'run.json'} is damaged: restore it, or pass --overwrite to begin anew")
         # a flag that an older version did not know counts as off
         differ = [k for k, v in self.settings.items() if old.get(k) != v and (k in old or v)]
         if differ:
@@ -152,7 +154,7 @@ class Run:
     def rows(self) -> list[dict]:
         """The rows of `metrics.jsonl`, one an epoch."""
         try:
-            lines = (self.path / "metrics.jsonl").read_text().splitlines()
+            lines = (self.path / "metrics.jsonl").read_bytes().splitlines()
         except FileNotFoundError:
             return []
         try:

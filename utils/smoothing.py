@@ -224,16 +224,17 @@ def certify(sorted_accuracies, eps_grid, sigma: float, confidence: float) -> dic
 
 def smoothed(model, images, labels, classes: int, sigma: float, draws: int, generator):
     """Accuracies (draws,), ascending, under noise on the parameters in eval mode, and how often each class is
-    answered, (draws, classes) shares in the order drawn."""
+    answered, (draws, classes) shares in the order drawn. An answer that is not finite is no answer, and no hit."""
     noisy, answers, accuracies = copy.deepcopy(model), [], []
     clean, moved = list(model.parameters()), list(noisy.parameters())
     for _ in tqdm(range(draws), desc="noisy models", unit="draw", disable=None, leave=False):
         with torch.no_grad():
             for p, q, n in zip(moved, clean, gaussian(clean, generator)):
                 torch.add(q, n, alpha=sigma, out=p)
-        logits = metrics.predict(noisy, images)
-        accuracies.append(metrics.hits(logits, labels) / len(labels))
-        answers.append(logits.argmax(1).cpu().bincount(minlength=classes) / len(labels))
+        logits = metrics.predict(noisy, images).cpu()
+        answer = logits.argmax(1).where(logits.isfinite().all(1), -1)
+        accuracies.append(int((answer == labels.cpu()).sum()) / len(labels))
+        answers.append(answer[answer >= 0].bincount(minlength=classes) / len(labels))
     return np.sort(accuracies), torch.stack(answers).numpy()
 
 

@@ -182,9 +182,15 @@ def train(args, at: Scene, build, model_type: str, channels: int) -> None:
         "seed": args.seed, "epochs": args.epoch, "select": args.select, "chosen_epoch": load(best)["epoch"] + 1,
         **report.measure(best, at.judge, home.test, at.device), "clean": None,
     }
-    rows = report.rows_of_run(at.folder, at.judge, at.device, args.select)
-    for folder in sorted({*report.surrogates(at.folder), run.path}):
-        rows += report.rows_of_run(folder, at.judge, at.device, summary=summary if folder == run.path else None)
+    rows = []
+    for folder in (at.folder, *sorted({*report.surrogates(at.folder), run.path})):
+        own, select = folder == run.path, args.select if folder == at.folder else None
+        try:
+            rows += report.rows_of_run(folder, at.judge, at.device, select, summary if own else None)
+        except Refusal as refusal:  # another run's damage is no reason to lose this one
+            if own:
+                raise
+            run.log(f"left out of the table: {refusal}")
     report.conclude(run, summary, rows + at.judge.benign_rows())
 
 

@@ -100,7 +100,7 @@ def draw(trigger: Trigger, classes: list[str], path) -> None:
         canvas[:, y : y + size, x : x + size] = trigger.images[i]
         true = "+".join(short[t] for t in trigger.true_labels[i].tolist()) or "?"
         title = f"{true}\n→ {short[int(trigger.labels[i])]}"
-        ax.text(x + size / 2, y - 2, title, fontsize=7, ha="center", va="bottom")
+        ax.text(x + size / 2, y - 2, title, fontsize=7, ha="center", va="bottom", parse_math=False)
     ax.imshow(canvas.permute(1, 2, 0).numpy(), aspect="equal")
     ax.axis("off")
     FigureCanvasAgg(figure)

@@ -140,6 +140,7 @@ def pictures(trigger, names, folder: Path) -> None:
 def claim(args) -> int:
     """Print the case and its decision; 0 where the claim holds, else 1."""
     check_output(args.json, "--json")
+    check_output(args.plot, "--plot")
     folder, trigger, classes = owner(args.run)
     names = commit.names(trigger, folder)
     commitment = commit.examine(folder, trigger, args.commitment)
