@@ -132,6 +132,26 @@ def test_a_continued_run_keeps_its_commitment(tmp_path):
     assert digest == json.loads(before[0])["sha256"] and (folder / "key.json").read_bytes() == before[1]
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_an_export_that_fails_leaves_nothing_and_can_be_repeated(there, owner, tmp_path, monkeypatch, capsys):
+    to, real, count = tmp_path / "out", verify.write, [0]
+    if there:
+        to.mkdir()
+
+    def full(path, content):
+        count[0] += 1
+        if count[0] == 3:
+            raise OSError(28, "No space left on device")
+        real(path, content)
+
+    monkeypatch.setattr(verify, "write", full)
+    with pytest.raises(SystemExit):
+        verify.main(["export", str(owner[0]), "--to", str(to)])
+    assert "the disk is full" in capsys.readouterr().err
+    assert not any(to.iterdir()) if there else not to.exists()
+    assert verify.main(["export", str(owner[0]), "--to", str(to)]) in (0, None)
+
+
 @pytest.mark.parametrize("content", [None, "{}", '{"salt": 5}'])
 def test_a_lost_or_damaged_key_is_named_and_not_replaced(content, tmp_path):
     folder, trigger = make_run(tmp_path / "run")

@@ -10,6 +10,7 @@ Exit status: 0 the claim holds (or the other command is done), 1 it does not hol
 import argparse
 import io
 import re
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -106,8 +107,21 @@ def export(args) -> int:
     to = Path(args.to)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise Refusal(f"--to {to} is there and not empty: name a new folder")
-    names = commit.names(trigger, folder)
+    names, there = commit.names(trigger, folder), to.exists()
     to.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        _export(folder, trigger, classes, names, to)
+    except BaseException:  # half of a secret is left nowhere, and the same command can be given again
+        shutil.rmtree(to / "images", ignore_errors=True)
+        if not there:
+            shutil.rmtree(to, ignore_errors=True)
+        raise
+    print(f"{len(names)} triggers in {to / 'images'}, to be shown to the suspect in any order")
+    print(f"their labels in {to / 'key.json'}, to be shown to nobody")
+    return 0
+
+
+def _export(folder, trigger, classes, names, to: Path) -> None:
     (to / "images").mkdir()
     pictures(trigger, names, to / "images")
     images = {
@@ -117,9 +131,6 @@ def export(args) -> int:
     }
     known = (read_json(folder / commit.PUBLIC) or {}).get("sha256")
     write_json(to / "key.json", {"commitment": known, "classes": classes, "images": images}, private=True)
-    print(f"{len(names)} triggers in {to / 'images'}, to be shown to the suspect in any order")
-    print(f"their labels in {to / 'key.json'}, to be shown to nobody")
-    return 0
 
 
 def pictures(trigger, names, folder: Path) -> None:
