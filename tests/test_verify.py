@@ -335,6 +335,7 @@ def test_a_program_answers_and_the_sequential_test_stops_early(owner, tmp_path, 
     queries = len((tmp_path / "asked").read_text())
     assert status == 0 and queries < 10 and f"after {queries} queries" in out and "rests on SPRT" in out
     assert call(capsys, "claim", folder, "--command", "false {png}")[0] == 2
+    assert call(capsys, "claim", folder, "--command", "false {png}", "--sequential", "--allow-missing")[0] == 2
     assert call(capsys, "claim", folder, "--command", "echo dog {png}")[0] == 2
     assert call(capsys, "claim", folder, "--command", "/nonexistent {png}")[0] == 2
     assert call(capsys, "claim", folder, "--command", "echo 3")[0] == 2

@@ -199,6 +199,8 @@ def _question(args, case, trigger, names, classes, order):
             done.append(i)
             if args.sequential and case.sequence(Answers(labels, None), done)["decision"] != "undecided":
                 break
+    if (labels < 0).all():
+        raise Refusal(f"--command {args.command} answered none of the {len(done)} triggers that it was asked")
     answers = Answers(labels, None)
     return (answers if args.sequential else asked.complete("--command", answers, names, args.allow_missing)), done
 
