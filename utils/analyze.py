@@ -72,7 +72,7 @@ class _Run:
     """A finished run: its model, the owner's triggers, its source's test images."""
 
     def __init__(self, folder, data_dir, select, device):
-        self.folder = Path(folder)
+        self.folder = source = Path(folder).resolve()
         settings = (read_json(self.folder / "run.json") or {}).get("settings")
         if settings is None:
             raise Refusal(f"there is no run in {folder}: name the folder of a finished run")
@@ -80,10 +80,10 @@ class _Run:
         path = find(self.folder, select)
         self.model, self.trigger = unpack(load(path), path, device)
         if self.trigger is None:  # a surrogate: the triggers are its source's
-            path = find(self.folder.parent, select)
+            source = self.folder.parent
+            path = find(source, select)
             self.trigger = unpack(load(path), path, device)[1]
-        known = settings if path.parent.parent == self.folder else {}
-        known = known or (read_json(self.folder.parent / "run.json") or {}).get("settings") or {}  # its source's
+        known = (read_json(source / "run.json") or {}).get("settings") or {}
         data = datasets.load(settings["dataset"], data_dir, known.get("train_size"), skip_bad_images=True)
         if known.get("data_sha256") not in (None, data.sha256):
             raise Refusal(f"--data-dir {data_dir}: these are not the images of {folder}; name its source's data")
