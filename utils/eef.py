@@ -121,8 +121,8 @@ def _model(run, device, flag="", like=None):
     model, kind = unpack(checkpoint, path, device)[0], checkpoint["model"]["type"]
     if flag == "--benign":
         check_benign(checkpoint, run)
-    if flag == "--benign" and _share(run):
-        raise Refusal(f"--benign {run} was trained with --embed-features: name one that was not")
+        if _share(run):
+            raise Refusal(f"--benign {run} was trained with --embed-features: name one that was not")
     shapes = lambda model: {name: t.shape for name, t in model.state_dict().items()}
     if like and shapes(model) != shapes(like[0]):
         raise Refusal(f"{flag} {run}: a {kind} of another architecture, width or class count than the victim, a "
