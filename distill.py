@@ -1,18 +1,17 @@
 """Distil a surrogate from a watermarked source: `python distill.py -dt cifar10 -dmt res18 -tmt res34 -nq 100`."""
 
-from functools import partial
-
-from utils import attacks
-from utils.args import distill_args
-from utils.refuse import plainly
-from utils.steal import steal
+from utils.attacks.theft import open_theft
+from utils.command_line import distill_command
+from utils.system.device import choose_device
+from utils.system.refusals import refuse_in_one_sentence
 
 
-@plainly
+@refuse_in_one_sentence
 def main():
-    args = distill_args()
-    loss = partial(attacks.distill, alpha=args.alpha, temperature=args.temp)
-    steal(args, "distill", "distillation", lambda model, source: attacks.Copy(source, loss, True), needs_labels=True)
+    command = distill_command()
+    device = choose_device(command.theft.device)
+    theft = open_theft(command.theft, command.attack, device)
+    command.attack.run(theft)
 
 
 if __name__ == "__main__":

@@ -1,82 +1,54 @@
 """Train a source model with a secret watermark: `python train.py -dt cifar10 -tt margin -mt res34 -nq 100`."""
 
 import models
-from utils import data as datasets
-from utils import distributed, features, report, sources
-from utils.args import train_args
-from utils.checkpoint import find, load, pack, read_trigger
-from utils.files import digest
-from utils.fit import fit
-from utils.metrics import accuracy
-from utils.refuse import plainly
-from utils.run import Run, choose_device, prepare, run_name
+from utils.command_line import train_command
+from utils.data.batches import Batches
+from utils.ownership.commitment import commit_triggers
+from utils.ownership.source_report import report_source
+from utils.ownership.suspects import TriggerTests
+from utils.rivals.embedded_features.style import embed_style
+from utils.runs.folder import RunFolder
+from utils.system.device import choose_device, prepare_torch
+from utils.system.processes import is_chief
+from utils.system.refusals import refuse_in_one_sentence
+from utils.training.global_batch import synchronize_batchnorm
+from utils.training.loop import fit
+from utils.watermark.evaluation import Evaluation
+from utils.watermark.source_checkpoint import SourceSnapshot
 
 
-@plainly
+@refuse_in_one_sentence
 def main():
-    args = train_args()
-    device = choose_device(args.device)
-    with distributed.chief_first():
-        data = datasets.load(args.dataset, args.data_dir, args.train_size, args.skip_bad_images)
-    settings = vars(args) | {"data_sha256": data.sha256}
-    data.train = features.embed(data.train, args.embed_features, args.seed)
-    if args.label_model:
-        settings["label_model_sha256"] = digest(find(args.label_model))
-    run = Run(f"{args.dir}/{run_name(args, args.model_type)}", settings, "another -msg")
-    run.check(args.overwrite)
-    sources.check(args, data)
-    trigger, validation = sources.draw(args, data, device)
-    late = sources.made_late(args)
-    uniform = args.label_strategy == "random"
-    judge = report.Judge(trigger, len(data.classes), uniform, args.benign, device)
+    command = train_command()
+    watermark, training, output = command.watermark, command.training, command.output
+    device = choose_device(command.device)
+    data = command.data.load()
+    record = output.record | {"data_sha256": data.sha256} | watermark.triggers.record()
+    data.train = embed_style(data.train, command.styled_share, training.seed)
+    run = RunFolder(output.folder, record, output.tag_flag)
+    run.check(output.overwrite)
+    watermark.check(data, training.batch_size)
+    triggers, validation = watermark.draw(data, device)
+    tests = TriggerTests(triggers, len(data.classes), watermark.labels_are_uniform, command.benign, device)
 
-    run.open(device, args.overwrite)
+    run.open(device, output.overwrite)
     if run.finished:
         run.log(f"{run.path} is finished; its figures:")
     else:
-        for note in data.notes:
-            run.log(note)
-        if distributed.chief() and not late:
-            sources.settle(run, trigger, data, args.train_type != "none")
-        prepare(args.seed, args.deterministic, args.tf32)
-        model = models.build(args.model_type, len(data.classes), data.mean, data.std, args.width)
-        model = distributed.share(models.place(model, device))
-        batches = sources.batches(args, data, trigger, device)
-        objective = sources.objective(args, model, batches, trigger, data, run)
-        secret = lambda: objective.trigger if late else trigger  # None before it is made
-
-        def evaluate(model):
-            figures = {"val_accuracy": accuracy(model, validation.images, validation.labels, args.amp)}
-            if (known := secret()) is None:
-                return figures
-            return figures | {"trigger_accuracy": accuracy(model, known.images, known.labels, args.amp)}
-
-        def snapshot(model, epoch, row):
-            about = {"classes": data.classes, "dataset": data.name, "train_size": len(data.train.labels)}
-            about |= {"train_type": args.train_type, "label_strategy": args.label_strategy, "seed": args.seed}
-            return pack(model, args.model_type, secret(), epoch=epoch, figures=row, about=about)
-
-        fit(run, model, objective, batches, evaluate, snapshot, epochs=args.epoch + objective.more, lr=args.lr,
-            weight_decay=args.weight_decay, seed=args.seed, amp=args.amp, graph=args.graph, compile=args.compile)
-
-    if not distributed.chief():
-        return
-    if late:
-        final = read_trigger(run.path / "triggers.pt", len(data.classes))
-        judge = report.Judge(final, len(data.classes), uniform, args.benign, device)
-    best = find(run.path, args.select)
-    summary = {
-        "role": "benign" if args.train_type == "none" else "source",
-        "dataset": data.name, "model": args.model_type, "width": args.width, "objective": args.train_type,
-        "seed": args.seed, "epochs": len(run.rows()), "select": args.select, "chosen_epoch": load(best)["epoch"] + 1,
-        "bn_stats": args.bn_stats, "train_size": len(data.train.labels),
-        **report.measure(best, judge, data.test, device), "clean": None,
-    }
-    if args.train_type in ("base", "margin", "ewe") and args.bn_stats == "paper":
-        clean = find(run.path, args.select, "clean")
-        summary["clean"] = report.measure(clean, judge, data.test, device)
-    rows = report.rows_of_run(run.path, judge, device, summary=summary)
-    report.conclude(run, summary, rows + judge.benign_rows())
+        run.log_all(data.notes)
+        commit = lambda triggers: commit_triggers(run, triggers, data, watermark.is_secret)
+        if is_chief() and not watermark.makes_triggers_later:
+            commit(triggers)
+        prepare_torch(training.seed, training.deterministic, training.tf32)
+        model = models.build(command.model_type, len(data.classes), data.mean, data.std, command.width)
+        model = synchronize_batchnorm(models.place(model, device))
+        batches = Batches(watermark.training_images(data, triggers), training.batch_size, data.flip, device)
+        objective = watermark.objective(model, batches, triggers, data=data, run=run, commit=commit, amp=training.amp)
+        known = (lambda: objective.trigger) if watermark.makes_triggers_later else (lambda: triggers)
+        evaluate, snapshot = Evaluation(validation, known, training.amp), SourceSnapshot(command.facts(data), known)
+        fit(run, model, objective, batches, evaluate, snapshot, training.lengthened(objective.more))
+    if is_chief():
+        report_source(run, command.facts(data), tests, data.test, device)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """What an epoch costs against K, m, batch and width: `python -m figures.cost` writes figures/cost.json and cost.png."""
 
-import argparse
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from utils import benchmark
-from utils.refuse import plainly
-from utils.run import choose_device, prepare
+from utils.cost.contenders import Contenders
+from utils.cost.measure import measure_steps
+from utils.cost.settings import parse_benchmark
+from utils.cost.table import describe_machine
+from utils.system.device import choose_device, prepare_torch
+from utils.system.pictures import new_figure
+from utils.system.refusals import refuse_in_one_sentence
 
 HERE = Path(__file__).resolve().parent
 # axis -> (flag of the benchmark, values); the other settings stay at the benchmark's flags
@@ -19,7 +23,7 @@ AXES = {
 STYLE = {("official", "fp32"): "C3s-", ("ours", "fp32"): "C0o-", ("ours", "amp"): "C2^-"}
 
 
-def sweep(args, device, write) -> None:
+def sweep(settings, device, write) -> None:
     """Margin rows of the benchmark, one axis at a time; a setting that two axes share is measured once.
 
     `write` gets all rows after each setting, so that a sweep that was stopped leaves what it measured.
@@ -27,10 +31,10 @@ def sweep(args, device, write) -> None:
     rows, known = [], {}
     for axis, (flag, values) in AXES.items():
         for value in values:
-            setting = argparse.Namespace(**vars(args) | {flag: value})
-            key = json.dumps(vars(setting), sort_keys=True)
+            setting = replace(settings, **{flag: value})
+            key = json.dumps(asdict(setting), sort_keys=True)
             if key not in known:
-                known[key] = benchmark.measure(benchmark.Bench(setting, device), ["margin"], args.rounds)[0]
+                known[key] = measure_steps(Contenders(setting, device), ["margin"], settings.rounds)[0]
             rows += [{"axis": axis, "value": value, **row} for row in known[key]]
             print(axis, value, ", ".join(f"{r['s_per_epoch']:.0f} s" for r in known[key]), flush=True)
             write(rows)
@@ -38,16 +42,13 @@ def sweep(args, device, write) -> None:
 
 def draw(result, path) -> None:
     """Seconds an epoch against each axis."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    figure, axes = new_figure(12, 3.4, 1, len(AXES))
     settings = result["settings"]
     figure.suptitle(
         f"seconds an epoch of margin training (49,000 images, estimated from steps): {settings['model']} width "
         f"{settings['width']}, batch {settings['batch_size']} + {settings['trigger_batch']}, K = {settings['steps']}, "
         f"{result['device']}, {result['threads']} thread(s)", fontsize=9)
-    for ax, axis in zip(figure.subplots(1, len(AXES)), AXES):
+    for ax, axis in zip(axes, AXES):
         for (rendering, precision), style in STYLE.items():
             points = [(r["value"], r["s_per_epoch"]) for r in result["rows"]
                       if (r["axis"], r["rendering"], r["precision"]) == (axis, rendering, precision)]
@@ -55,25 +56,24 @@ def draw(result, path) -> None:
         ax.set_xlabel(axis)
         ax.set_ylim(bottom=0)
         ax.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("s / epoch")
-    figure.axes[0].legend(fontsize=8)
-    FigureCanvasAgg(figure)
+    axes[0].set_ylabel("s / epoch")
+    axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)
 
 
-@plainly
+@refuse_in_one_sentence
 def main():
-    args = benchmark.parse()
-    device = choose_device(args.device)
-    args.graph = args.graph and device.type == "cuda"
-    prepare(0, deterministic=False, tf32=args.tf32)
+    settings = parse_benchmark(description=__doc__)
+    device = choose_device(settings.device)
+    settings = settings.on(device)
+    prepare_torch(0, deterministic=False, tf32=settings.tf32)
 
     def write(rows):
-        result = {**benchmark.surroundings(args, device), "rows": rows}
+        result = {**describe_machine(settings, device), "rows": rows}
         (HERE / "cost.json").write_text(json.dumps(result, indent=1) + "\n")
         draw(result, HERE / "cost.png")
 
-    sweep(args, device, write)
+    sweep(settings, device, write)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ import torch
 
 import extraction
 import train
-from utils import report
-from utils.refuse import Parser, plainly
+from utils.ownership.table import format_table
+from utils.system.flags import Parser
+from utils.system.pictures import new_figure
+from utils.system.refusals import refuse_in_one_sentence
 
 COMMON = "-dt digits -nq 50 -nm 2 --width 16 --batch-size 32 -ep 12 --select last"
 WATERMARK = "--reduction sum -v 1"
@@ -25,7 +27,7 @@ ATTACKS = ("soft", "hard", "reg")
 DECIDE = -3  # log10 p of T1 at which a theft counts as shown
 
 
-@plainly
+@refuse_in_one_sentence
 def main(argv=None):
     """Run what is missing and print the table; a second call goes on where the first one stopped."""
     parser = Parser(prog="python -m figures.demo", description=__doc__.splitlines()[0])
@@ -53,7 +55,7 @@ def main(argv=None):
             summaries[kind, attack] = read(folder / f"extraction_{attack}")
     titles = {"none": "no watermark", "base": "ERM", "margin": "margin"}
     rows = [summary | {"model": f"{titles[kind]}: {what}"} for (kind, what), summary in summaries.items()]
-    print("\n" + report.table(rows))
+    print("\n" + format_table(rows))
     print(verdict(summaries))
     picture = Path(args.dir) / "demo.png"
     draw(summaries, picture)
@@ -88,13 +90,8 @@ def verdict(summaries) -> str:
 
 def draw(summaries, path: Path) -> None:
     """Trigger accuracy of source and surrogates, ERM against margin."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     models = ("source", *ATTACKS)
-    figure = Figure(figsize=(6, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    ax = figure.subplots()
+    figure, (ax,) = new_figure(6, 3.4, 1, 1)
     styles = ((-0.2, "base", "ERM", "#E69F00", "//"), (0.2, "margin", "margin", "#0072B2", ""))
     for shift, kind, title, colour, hatch in styles:
         shares = [100 * summaries[kind, m]["trigger_hits"] / summaries[kind, m]["trigger_size"] for m in models]

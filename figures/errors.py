@@ -14,25 +14,31 @@ import torch
 from scipy import stats
 
 import models
-from utils import attacks, data, losses, metrics, pvalues, triggers
-from utils.fit import fit
-from utils.refuse import Parser, plainly
+from figures.in_memory import InMemoryRun
+from utils.attacks.losses import hard_loss, soft_loss
+from utils.attacks.objectives import ExtractionObjective
+from utils.data.batches import Batches
+from utils.data.sets import load_data
+from utils.ownership import pvalues
+from utils.system.flags import Parser
+from utils.system.pictures import new_figure
+from utils.system.refusals import refuse_in_one_sentence
+from utils.training.loop import fit
+from utils.training.metrics import accuracy, predict
+from utils.training.objective import PlainObjective
+from utils.training.settings import TrainingSettings
+from utils.watermark.objective import WatermarkObjective
+from utils.watermark.triggers import draw_triggers
 
 HERE = Path(__file__).resolve().parent
 ALPHAS = (0.05, 0.01, 0.001)
 M, RELABELLINGS, ORDERS = 60, 200, 200
 BENIGN = [(arch, half, seed) for arch in ("vgg11", "res18") for half in (0, 1) for seed in range(9)]
-STOLEN = [(attack, seed) for attack in ("soft", "hard") for seed in range(4)]
+LOSSES = {"soft": soft_loss, "hard": hard_loss}
+STOLEN = [(attack, seed) for attack in LOSSES for seed in range(4)]
 
 
-class InMemory:
-    """A run folder for `fit` that keeps nothing."""
-
-    load = save = write_rows = log = lambda *_: None
-    rows = list
-
-
-@plainly
+@refuse_in_one_sentence
 def main(argv=None):
     parser = Parser(prog="python -m figures.errors", description=__doc__.splitlines()[0])
     parser.add_argument("--redraw", action="store_true", help="use the answers in errors.json")
@@ -54,38 +60,38 @@ def train(digits, images, arch, width, epochs, seed, objective):
     """A trained model; `objective` is a function of the untrained one."""
     torch.manual_seed(seed)
     model = models.place(models.build(arch, 10, digits.mean, digits.std, width), "cpu")
-    fit(InMemory(), model, objective(model), data.Batches(images, 32, flip=False), lambda _: {"val_accuracy": 0.0},
-        lambda *_: {}, epochs=epochs, lr=0.1, weight_decay=1e-4, seed=seed)
+    fit(InMemoryRun(), model, objective(model), Batches(images, 32, flip=False), lambda _: {"val_accuracy": 0.0},
+        lambda *_: {}, TrainingSettings(epochs, seed=seed))
     return model.eval().requires_grad_(False)
 
 
 def question(digits, trigger, model, **about) -> dict:
     """A row: what the model is, its test accuracy and its answers to the triggers."""
-    answers = metrics.predict(model, trigger.images).argmax(1)
-    accuracy = metrics.accuracy(model, digits.test.images, digits.test.labels)
+    answers = predict(model, trigger.images).argmax(1)
+    test_accuracy = accuracy(model, digits.test.images, digits.test.labels)
     hits = int((answers == trigger.labels).sum())
-    print(about, f"accuracy {100 * accuracy:.1f} %, {hits} of {M} hit", flush=True)
-    return about | {"accuracy": accuracy, "answers": answers.tolist()}
+    print(about, f"accuracy {100 * test_accuracy:.1f} %, {hits} of {M} hit", flush=True)
+    return about | {"accuracy": test_accuracy, "answers": answers.tolist()}
 
 
 def prepare():
     """The data and the trigger set."""
     torch.set_num_threads(1)
-    digits = data.load("digits")
-    return digits, triggers.build(digits.held_out, M, 1, 10, seed=0)[0]
+    digits = load_data("digits")
+    return digits, draw_triggers(digits.held_out, M, 1, 10, seed=0)[0]
 
 
 def collect_stolen() -> dict:
     """Train the source, steal it, and keep the answers to the triggers."""
     digits, trigger = prepare()
     x, y = trigger.images.float().div(255), trigger.labels
-    watermark = lambda model: losses.Watermark(
+    watermark = lambda model: WatermarkObjective(
         model, x, y, weight=1.0, reduction="sum", batch=25, bn_stats="paper", steps=5, step_size=4 / 255, eps=20 / 255)
     source = train(digits, digits.train, "vgg11", 16, 12, 0, watermark)
     found = {"assigned": y.tolist(), "true": trigger.true_labels[:, 0].tolist(), "stolen": []}
     found["source"] = question(digits, trigger, source)
     for attack, seed in STOLEN:
-        copy = attacks.Copy(source, getattr(attacks, attack), needs_labels=False)
+        copy = ExtractionObjective(source, LOSSES[attack], needs_labels=False)
         model = train(digits, digits.train, "vgg11", 16, 12, 100 + seed, lambda _, copy=copy: copy)
         found["stolen"].append(question(digits, trigger, model, attack=attack, seed=100 + seed))
     return found
@@ -99,7 +105,7 @@ def collect_benign() -> dict:
         epochs = 1 if seed % 3 == 2 else 6
         images = digits.train.pick(range(half, len(digits.train.labels), 2))
         width = {"vgg11": 8, "res18": 4}[arch]
-        model = train(digits, images, arch, width, epochs, 1000 + seed, lambda _: losses.Plain())
+        model = train(digits, images, arch, width, epochs, 1000 + seed, lambda _: PlainObjective())
         rows.append(question(digits, trigger, model, architecture=arch, half=half, seed=1000 + seed, epochs=epochs))
     return {"benign": rows}
 
@@ -202,11 +208,7 @@ def table(found) -> str:
 
 def draw(found, path) -> None:
     """Empirical CDF against the diagonal, and power against the number of queries."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = new_figure(10, 4.2, 1, 2)
     for name, style in (("redrawn", "-"), ("redrawn_weak", "--"), ("drawn", ":")):
         p = 10.0 ** np.sort(found["false_claims"]["log10_p"][name])
         steps = np.append(p, 1.0)
@@ -222,7 +224,6 @@ def draw(found, path) -> None:
     for ax in (left, right):
         ax.legend(fontsize=8, loc="lower right")
         ax.grid(alpha=0.3)
-    FigureCanvasAgg(figure)
     figure.savefig(path, dpi=110, format="png")
 
 

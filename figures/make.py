@@ -16,15 +16,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-from figures.draw import write
-from figures.plan import FIGURES, TABLES, steps_of
-from figures.runs import PROFILES, Runs, Step
-from utils.refuse import Interrupted, Parser, Refusal, plainly
+from figures.paper.commands import RunCommands, RunStep
+from figures.paper.figure_files import write_target
+from figures.paper.profiles import PROFILES
+from figures.paper.steps import steps_of_target
+from figures.paper.table_cells import FIGURES, TABLES
+from utils.system.flags import Parser
+from utils.system.refusals import Interrupted, Refusal, refuse_in_one_sentence
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(step: Step) -> None:
+def run(step: RunStep) -> None:
     """Run a step unless it is finished; a step that was killed goes on where it was.
 
     The file at its end says whether it succeeded, not its status: utils.verify has 1 for a claim that does not hold.
@@ -80,20 +83,20 @@ def check_data(name: str) -> None:
                       "test/<class>/) or a link to them, or pass --profile smoke, which needs none")
 
 
-@plainly
+@refuse_in_one_sentence
 def main(argv=None):
     parser = Parser(prog="python -m figures.make", description=__doc__.splitlines()[0], allow_abbrev=False)
     names = ("all", *TABLES, *FIGURES)
-    parser.add_argument("names", nargs="+", choices=names, metavar="NAME", help="all, table1 ... table9, figure1 ... 8")
+    parser.add_argument("names", nargs="+", choices=names, metavar="NAME", help="all, table1 ... 9, figure1 ... 8")
     parser.add_argument("--profile", default="smoke", choices=tuple(PROFILES))
     parser.add_argument("-d", "--dir", help="folder of the runs (default: experiments/<profile>)")
     parser.add_argument("--out", default=str(Path(__file__).parent), help="results go to OUT/<profile>")
     parser.add_argument("--list", action="store_true", help="print the commands still to be run, one a line, and end")
     parser.add_argument("--no-run", action="store_true", help="write from the finished runs; the rest is not run")
     args = parser.parse_args(argv)
-    runs, out = Runs(args.profile, Path(args.dir or f"experiments/{args.profile}")), Path(args.out) / args.profile
+    runs, out = RunCommands(args.profile, Path(args.dir or f"experiments/{args.profile}")), Path(args.out) / args.profile
     names = [*TABLES, *FIGURES] if "all" in args.names else args.names
-    steps = list(dict.fromkeys(step for name in names for step in steps_of(name, runs)))
+    steps = list(dict.fromkeys(step for name in names for step in steps_of_target(name, runs)))
     if args.list:
         print("\n".join(step.command for step in steps if not step.finished))
         return
@@ -104,7 +107,7 @@ def main(argv=None):
         for step in steps:
             run(step)
     for name in names:
-        write(name, runs, out)
+        write_target(name, runs, out)
     print(f"wrote {', '.join(names)} to {out}")
 
 

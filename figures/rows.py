@@ -1,21 +1,17 @@
-"""`python -m figures.rows DIR`: every finished run below a folder as rows of one table, seeds side by side.
-
-Runs that differ in seed, tags and the source they stole alone share a row: mean +- sd of the accuracies, hits and
-log10 p (T1) of each seed, and the harmonic mean of the p-values over seeds, as the paper aggregates them (not valid
-for a decision). `--last` measures the triggers on the last checkpoints instead of those that the runs chose;
-`--out NAME` writes NAME.md and NAME.json as well.
-"""
+"""TODO (figures.rows)"""
 
 import json
 import statistics
 from pathlib import Path
 
-from utils import pvalues, report
-from utils.checkpoint import find, load, unpack
-from utils.refuse import Parser, Refusal, plainly
+from utils.ownership import pvalues
+from utils.ownership.suspects import TriggerTests, rows_of_run
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint
+from utils.system.flags import Parser
+from utils.system.refusals import Refusal, refuse_in_one_sentence
+from utils.watermark.trigger_files import unpack_source
 
 SAME = ("dataset", "dataset_source", "model", "width", "epochs", "train_size", "bn_stats", "select", "trigger_size")
-
 SEEDS = ("seed", "message", "additional_message", "source_checkpoint")
 
 
@@ -25,7 +21,7 @@ def source_settings(run: Path) -> dict:
     return json.loads(path.read_text())["settings"] if path.exists() else {}
 
 
-def collect(folder: Path, last: bool = False) -> list[dict]:
+def collect_rows(folder: Path, last: bool = False) -> list[dict]:
     """One row for each kind of run below `folder`, its seeds in lists; `last`: of the last checkpoints."""
     groups = {}
     for path in sorted(folder.glob("**/summary.json")):
@@ -36,7 +32,7 @@ def collect(folder: Path, last: bool = False) -> list[dict]:
         tt = about["settings"]["train_type"]
         views = {"paper": summary, "clean": summary.get("clean")}
         if last:
-            views = dict(zip(views, at_last(path.parent)))
+            views = dict(zip(views, figures_at_last(path.parent)))
         for view, figures in views.items():
             if not figures:
                 continue
@@ -68,18 +64,18 @@ def collect(folder: Path, last: bool = False) -> list[dict]:
     return sorted(rows, key=lambda row: (order[row["watermark"]], "surrogate" in row["role"]))
 
 
-def at_last(run: Path) -> list[dict]:
+def figures_at_last(run: Path) -> list[dict]:
     """Figures of a run's last checkpoint, and of its clean twin where there is one; no test accuracy."""
     source = run if (run / "triggers.pt").exists() else run.parent
-    path = find(source, "last")
-    checkpoint = load(path)
-    _, trigger = unpack(checkpoint, path)
+    path = find_checkpoint(source, "last")
+    checkpoint = load_checkpoint(path)
+    _, trigger = unpack_source(checkpoint, path)
     uniform = checkpoint["about"]["label_strategy"] == "random"
-    judge = report.Judge(trigger, len(checkpoint["about"]["classes"]), uniform)
-    return [row | {"test_accuracy": None} for row in report.rows_of_run(run, judge, "cpu", "last")]
+    judge = TriggerTests(trigger, len(checkpoint["about"]["classes"]), uniform)
+    return [row | {"test_accuracy": None} for row in rows_of_run(run, judge, "cpu", "last")]
 
 
-def markdown(rows: list[dict]) -> str:
+def markdown_table(rows: list[dict]) -> str:
     """The rows as a Markdown table; accuracies in per cent."""
     lines = ["| watermark | role | statistics | seeds | test % | triggers | log10 p (T1) | T1 cons. | harmonic mean |",
              "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
@@ -89,31 +85,27 @@ def markdown(rows: list[dict]) -> str:
         spread = f" ± {statistics.stdev(accuracy):.2f}" if len(accuracy) > 1 else ""
         hits = ", ".join(f"{k}/{row['trigger_size']}" for k in row["trigger_hits"])
         cells = [row["watermark"], row["role"], row["statistics"], len(row["seeds"]),
-                 f"{mean}{spread}", hits, numbers(row["log10_T1"]),
-                 numbers(row["log10_T1_conservative"]), numbers([row["log10_T1_harmonic_mean"]])]
+                 f"{mean}{spread}", hits, join_numbers(row["log10_T1"]),
+                 join_numbers(row["log10_T1_conservative"]), join_numbers([row["log10_T1_harmonic_mean"]])]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 
-def numbers(values) -> str:
+def join_numbers(values) -> str:
     return ", ".join("-" if v is None else f"{v:.2f}" for v in values)
 
 
-@plainly
+@refuse_in_one_sentence
 def main(argv=None):
     parser = Parser(prog="python -m figures.rows", description=__doc__.splitlines()[0])
     parser.add_argument("dir", type=Path, help="folder of runs, for example experiments")
     parser.add_argument("--last", action="store_true", help="triggers on the last checkpoints instead of the chosen")
     parser.add_argument("--out", type=Path, help="write this name with .md and .json")
     args = parser.parse_args(argv)
-    rows = collect(args.dir, args.last)
+    rows = collect_rows(args.dir, args.last)
     if not rows:
         raise Refusal(f"there is no finished run in {args.dir}: train one first or name another folder")
-    print(markdown(rows))
+    print(markdown_table(rows))
     if args.out:
-        args.out.with_suffix(".md").write_text(markdown(rows) + "\n")
+        args.out.with_suffix(".md").write_text(markdown_table(rows) + "\n")
         args.out.with_suffix(".json").write_text(json.dumps(rows, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -13,10 +13,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.attacks import Copy, soft
-from utils.fit import fit
-from utils.losses import Watermark
-from utils.refuse import Parser, plainly
+from figures.in_memory import InMemoryRun
+from utils.attacks.losses import soft_loss
+from utils.attacks.objectives import ExtractionObjective
+from utils.system.flags import Parser
+from utils.system.pictures import new_figure
+from utils.system.refusals import refuse_in_one_sentence
+from utils.training.loop import fit
+from utils.training.settings import TrainingSettings
+from utils.watermark.objective import WatermarkObjective
 
 POINTS, TEST, BATCH, EPOCHS, RATE, DECAY = 1000, 1000, 100, 80, 0.1, 1e-4
 WIDTH, STEPS, EPS, WEIGHT, TRIGGERS = 100, 5, 0.06, 0.15, 25  # margin: K steps of eps / K; lambda of Eqs. 3 and 4
@@ -43,8 +48,8 @@ class Net(nn.Module):
         return self.linear(self.features(x))
 
 
-class Batches:
-    """Batches of points for `utils.fit.fit`, in place of `utils.data.Batches`, which serves images."""
+class PointBatches:
+    """Batches of points in place of `utils.data.batches.Batches`, which serves images."""
 
     def __init__(self, x, y):
         self.x, self.y, self.steps, self.batch_size, self.device = x, y, len(y) // BATCH, BATCH, x.device
@@ -54,25 +59,6 @@ class Batches:
 
     def batch(self, order):
         return self.x[order], self.y[order]
-
-
-class Nowhere:
-    """A run that keeps nothing, for `utils.fit.fit`: these models train in seconds."""
-
-    def load(self, name):
-        return None
-
-    def rows(self):
-        return []
-
-    def save(self, name, checkpoint):
-        pass
-
-    def write_rows(self, rows):
-        pass
-
-    def log(self, text):
-        pass
 
 
 def moons(n: int, generator):
@@ -96,18 +82,19 @@ def experiment(seed: int) -> dict:
         torch.manual_seed(seed)
         model = Net()
         share = lambda model: {"val_accuracy": 0.0}
-        fit(Nowhere(), model, objective_of(model), Batches(x, y), share, lambda *_: {}, epochs=EPOCHS, lr=RATE,
-            weight_decay=DECAY, seed=seed)
+        fit(InMemoryRun(), model, objective_of(model), PointBatches(x, y), share, lambda *_: {},
+            TrainingSettings(EPOCHS, RATE, DECAY, seed=seed))
         return model.requires_grad_(False).eval()
 
     models = {}
     for name, steps in (("erm", 0), ("margin", STEPS)):
-        objective = lambda model, steps=steps: Watermark(
+        objective = lambda model, steps=steps: WatermarkObjective(
             model, x_q, y_q, weight=WEIGHT, reduction="sum", batch=TRIGGERS, bn_stats="clean",
             steps=steps, step_size=EPS / STEPS, eps=EPS,
         )
         source = models[f"source_{name}"] = train(objective, seed)
-        models[f"surrogate_{name}"] = train(lambda _, source=source: Copy(source, soft, False), seed + 1000)
+        copy = ExtractionObjective(source, soft_loss, False)
+        models[f"surrogate_{name}"] = train(lambda _, copy=copy: copy, seed + 1000)
     panels = {
         name: {
             "trigger_correct": bool(models[name](x_q).argmax(1) == y_q),
@@ -123,18 +110,14 @@ def experiment(seed: int) -> dict:
 
 def draw(result: dict, path: Path) -> None:
     """The paper's eight panels: input space above, hidden representation below."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     x, y, x_q = result["x"], result["y"], result["x_q"]
-    figure = Figure(figsize=(11, 5.9), layout="constrained")
-    axes = figure.subplots(2, 4)
+    figure, axes = new_figure(11, 5.9, 2, 4)
     shown = slice(0, 400)
     for column, name in enumerate(NAMES):
         model, panel = result["models"][name], result["row"]["panels"][name]
         hidden = model.features(x[shown])
         for row, (points, star) in enumerate(((x[shown], x_q), (hidden, model.features(x_q)))):
-            ax = axes[row, column]
+            ax = axes[4 * row + column]
             low, high = _frame(torch.cat([points, star]))
             grid = torch.stack(torch.meshgrid(*(torch.linspace(a, b, 300) for a, b in zip(low, high)), indexing="xy"))
             logits = (model if row == 0 else model.linear)(grid.flatten(1).T)
@@ -156,14 +139,13 @@ def draw(result: dict, path: Path) -> None:
             ax.set_xlabel(("$x_1$", "hidden unit 1")[row], fontsize=9)
             if column == 0:
                 ax.set_ylabel(("$x_2$", "hidden unit 2")[row], fontsize=9)
-    box = axes[0, 0]
+    box = axes[0]
     handles = [box.scatter([], [], s=40, marker=m, color=c, label=f"class {i + 1}")
                for i, (m, c) in enumerate(zip("o^", COLOURS))]
     handles.append(box.scatter([], [], s=190, marker="*", color=STAR, edgecolors="black",
                                label="trigger: a point of class 2 labelled class 1"))
     handles += box.plot([], [], color="black", label="decision boundary")
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=10, frameon=False)
-    FigureCanvasAgg(figure)
     figure.savefig(path, dpi=130, format="png")
 
 
@@ -174,7 +156,7 @@ def _frame(points):
     return (low - pad).tolist(), (high + pad).tolist()
 
 
-@plainly
+@refuse_in_one_sentence
 def main(argv=None):
     parser = Parser(prog="python -m figures.toy", description="The 2-D experiment of Figures 1 and 2.",
                     allow_abbrev=False)

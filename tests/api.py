@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from utils.checkpoint import find, load, unpack
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, restore_model
 
-checkpoint = load(find(sys.argv[1], "last"))
-model, _ = unpack(checkpoint, sys.argv[1])
+checkpoint = load_checkpoint(find_checkpoint(sys.argv[1], "last"))
+model = restore_model(checkpoint, sys.argv[1])
 for path in sys.argv[2:]:
     pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None] / 255
     label = checkpoint["about"]["classes"][int(model(pixels).argmax())]

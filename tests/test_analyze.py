@@ -6,32 +6,34 @@ import pytest
 import torch
 from torch import nn
 
-from utils import analyze
-from utils.refuse import Refusal
+from utils.analysis.energy import free_energy, refused_share
+from utils.analysis.margin_bound import CELLS, GRID, margin_bound
+from utils.analysis.tsne import tsne_points
+from utils.system.refusals import Refusal
 
 
 def test_energy_of_hand_made_logits():
     logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]])
-    assert analyze.energy(logits).tolist() == pytest.approx([-math.log(2), -math.log(4)])
-    assert analyze.energy(torch.zeros(1, 4), temperature=2.0).item() == pytest.approx(-2 * math.log(4))
+    assert free_energy(logits).tolist() == pytest.approx([-math.log(2), -math.log(4)])
+    assert free_energy(torch.zeros(1, 4), temperature=2.0).item() == pytest.approx(-2 * math.log(4))
 
 
 def test_filter_refuses_a_twentieth_of_clean_images_and_what_lies_above():
     clean = torch.arange(1001.0)
-    assert analyze.refused(clean, clean) == pytest.approx(0.05, abs=0.001)
-    assert analyze.refused(clean, torch.tensor([0.0, 949.0, 951.0, 2000.0])) == 0.5
+    assert refused_share(clean, clean) == pytest.approx(0.05, abs=0.001)
+    assert refused_share(clean, torch.tensor([0.0, 949.0, 951.0, 2000.0])) == 0.5
 
 
 def test_tsne_gives_each_point_a_place_the_same_every_time():
     features = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
     features[12:] += 50
-    points = analyze.tsne(features, 5)
-    assert points.shape == (24, 2) and (points == analyze.tsne(features, 5)).all()
+    points = tsne_points(features, 5)
+    assert points.shape == (24, 2) and (points == tsne_points(features, 5)).all()
     points = torch.from_numpy(points)
     nearest = (torch.cdist(points, points) + 1e9 * torch.eye(24)).argmin(1)
     assert ((nearest < 12) == (torch.arange(24) < 12)).all()  # two clusters stay two
     with pytest.raises(Refusal, match="perplexity 10 needs more than 10"):
-        analyze.tsne(features[:10], 10)
+        tsne_points(features[:10], 10)
 
 
 def test_margin_bound_of_a_linear_model_is_its_closed_form():
@@ -45,8 +47,8 @@ def test_margin_bound_of_a_linear_model_is_its_closed_form():
     exact = (logits[:, 0] - logits[:, 1]).abs() / w.abs().sum()
     y = logits.argmax(1)
     exact = exact.detach()
-    inside = exact < analyze.GRID * analyze.CELLS
+    inside = exact < GRID * CELLS
     assert inside.sum() > 5
-    bound = analyze.margin_bound(model, x, y)
-    assert ((bound - exact)[inside] >= 0).all() and ((bound - exact)[inside] <= analyze.GRID + 1e-9).all()
-    assert (analyze.margin_bound(model, x, 1 - y) == 0).all()  # a failed trigger has no margin
+    bound = margin_bound(model, x, y)
+    assert ((bound - exact)[inside] >= 0).all() and ((bound - exact)[inside] <= GRID + 1e-9).all()
+    assert (margin_bound(model, x, 1 - y) == 0).all()  # a failed trigger has no margin

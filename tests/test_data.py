@@ -10,25 +10,27 @@ from torch.utils.data import TensorDataset, random_split
 from torchvision import datasets as tv
 from torchvision.transforms import functional as T
 
-from utils import data as datasets
-from utils.data import Batches, Images
-from utils.refuse import Refusal
+from utils.data.batches import Batches
+from utils.data.folder import decode_image
+from utils.data.images import Images
+from utils.data.sets import load_data, split_indices
+from utils.system.refusals import Refusal
 
 
 @pytest.mark.parametrize("n, held_out", [(50_000, 1000), (73_257, 1000), (10_000, 1000), (1438, 143), (25, 2)])
 def test_split_is_random_split(n, held_out):
     parts = random_split(TensorDataset(torch.arange(n)), [n - held_out, held_out], torch.Generator().manual_seed(0))
-    train, rest = datasets.split(n)
+    train, rest = split_indices(n)
     assert train == [int(x) for (x,) in parts[0]] and rest == [int(x) for (x,) in parts[1]]
     assert len(train) == n - held_out and sorted(train + rest) == list(range(n))
 
 
 def test_official_split_stays_what_it_is():
     """Literal indices, so that no later version of torch or of this code moves the split unseen."""
-    train, rest = datasets.split(50_000)
+    train, rest = split_indices(50_000)
     assert (len(train), len(rest)) == (49_000, 1000)
     assert train[:5] == [36044, 49165, 37807, 11341, 6091] and rest[:5] == [18240, 33001, 37028, 25452, 37810]
-    assert len(datasets.split(73_257)[0]) == 72_257
+    assert len(split_indices(73_257)[0]) == 72_257
 
 
 class FakeSet:
@@ -47,20 +49,20 @@ class FakeSet:
 @pytest.mark.parametrize("name, kind", [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100"), ("svhn", "SVHN")])
 def test_torchvision_sets_keep_their_indices(name, kind, monkeypatch, tmp_path):
     monkeypatch.setattr(tv, kind, FakeSet)
-    data = datasets.load(name, tmp_path)
-    train, rest = datasets.split(300)
+    data = load_data(name, tmp_path)
+    train, rest = split_indices(300)
     for images, expected in ((data.train, train), (data.held_out, rest), (data.test, range(50))):
         assert images.indices.tolist() == list(expected)
         assert images.images.shape[1:] == (3, 32, 32) and images.images.dtype == torch.uint8
         assert images.labels.tolist() == [i % 10 for i in expected] and images.labels.dtype == torch.int64
         assert images.images[:, 0, 0, 0].tolist() == [i % 256 for i in expected]
     assert len(data.classes) == 10 and data.flip
-    smaller = datasets.load(name, tmp_path, train_size=7)
+    smaller = load_data(name, tmp_path, train_size=7)
     assert smaller.train.indices.tolist() == train[:7] and smaller.held_out.indices.tolist() == rest
 
 
 def test_digits():
-    data = datasets.load("digits")
+    data = load_data("digits")
     assert (len(data.train.labels), len(data.held_out.labels), len(data.test.labels)) == (1295, 143, 359)
     assert data.classes == [str(i) for i in range(10)] and not data.flip
     for images in (data.train, data.held_out, data.test):
@@ -76,7 +78,7 @@ def test_digits():
 @pytest.mark.parametrize("size", [0, 1296, 10**9])
 def test_impossible_train_size(size):
     with pytest.raises(Refusal, match="train-size"):
-        datasets.load("digits", train_size=size)
+        load_data("digits", train_size=size)
 
 
 # ---- batches ------------------------------------------------------------------------------------------------
@@ -159,7 +161,7 @@ def test_folder_with_parts(tmp_path):
     (root / "train" / "cat" / "notes.txt").write_text("no image")
     (root / "train" / "cat" / ".hidden.png").write_text("no image")
     (root / "train" / ".trash").mkdir()
-    data = datasets.load("folder", root)
+    data = load_data("folder", root)
     assert data.classes == ["cat", "dog"] and data.flip and data.notes == []
     assert (len(data.train.labels), len(data.held_out.labels), len(data.test.labels)) == (27, 3, 30)
     for images in (data.train, data.held_out, data.test):
@@ -170,24 +172,24 @@ def test_folder_with_parts(tmp_path):
         own = Image.open(files[index]).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)
         assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(own))
         assert files[index].parent.name == data.classes[label]
-    again = datasets.load("folder", root)  # from the decoded copy
+    again = load_data("folder", root)  # from the decoded copy
     assert torch.equal(again.train.images, data.train.images) and torch.equal(again.test.images, data.test.images)
 
 
 def test_folder_without_parts_is_split_80_20_always_the_same(tmp_path):
     root = photos(tmp_path / "own", parts=(".",), classes=("a", "b", "c"), n=20)
-    data = datasets.load("folder", root)
+    data = load_data("folder", root)
     assert (len(data.train.labels) + len(data.held_out.labels), len(data.test.labels)) == (48, 12)
-    again = datasets.load("folder", root)
+    again = load_data("folder", root)
     assert torch.equal(again.test.images, data.test.images) and torch.equal(again.test.labels, data.test.labels)
 
 
 def test_decoded_copy_is_used_only_if_nothing_changed(tmp_path):
     root = photos(tmp_path / "own")
-    before = datasets.load("folder", root)
+    before = load_data("folder", root)
     (copy,) = root.glob(".decoded-*.npy")
     Image.new("RGB", (32, 32), (255, 0, 0)).save(root / "train" / "cat" / "000.png")
-    after = datasets.load("folder", root)
+    after = load_data("folder", root)
     position = (after.train.indices == 0).nonzero()
     if len(position):
         assert after.train.images[position.item(), :, 0, 0].tolist() == [255, 0, 0]
@@ -196,14 +198,14 @@ def test_decoded_copy_is_used_only_if_nothing_changed(tmp_path):
     (newer,) = root.glob(".decoded-*.npy")
     assert newer != copy
     newer.write_bytes(newer.read_bytes()[:1000])  # a damaged copy is not read
-    assert torch.equal(datasets.load("folder", root).train.images, after.train.images)
+    assert torch.equal(load_data("folder", root).train.images, after.train.images)
 
 
 def test_sixteen_bit_pictures_keep_their_content():
     ramp = (np.arange(32 * 32).reshape(32, 32) * 64).astype(np.uint16)
     buffer = io.BytesIO()
     Image.fromarray(ramp).save(buffer, format="png")
-    decoded = datasets.decode(buffer.getvalue())
+    decoded = decode_image(buffer.getvalue())
     assert np.abs(decoded[0].astype(int) - (ramp >> 8)).max() <= 1
 
 
@@ -219,15 +221,15 @@ def damage(root):
 def test_unreadable_images_are_named_counted_and_refused(tmp_path):
     root = damage(photos(tmp_path / "own"))
     with pytest.raises(Refusal) as refused:
-        datasets.load("folder", root)
+        load_data("folder", root)
     text = str(refused.value)
     assert "3 of 63" in text and "--skip-bad-images" in text
     assert all(name in text for name in ("train/cat/cut.jpg", "train/dog/text.png", "test/dog/lost.png"))
-    data = datasets.load("folder", root, skip_bad_images=True)
+    data = load_data("folder", root, skip_bad_images=True)
     assert len(data.train.labels) + len(data.held_out.labels) == 30 and len(data.test.labels) == 30
     assert len(data.notes) == 1 and "3" in data.notes[0] and "cut.jpg" in data.notes[0]
     with pytest.raises(Refusal):  # skipping once does not hide them from the next run
-        datasets.load("folder", root)
+        load_data("folder", root)
 
 
 @pytest.mark.parametrize("make, said", [
@@ -244,5 +246,5 @@ def test_impossible_folders(make, said, tmp_path):
     root = tmp_path / "own"
     make(root)
     with pytest.raises(Refusal, match=said) as refused:
-        datasets.load("folder", root)
+        load_data("folder", root)
     assert "--data-dir" in str(refused.value) and str(root) in str(refused.value)

@@ -13,14 +13,19 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT))  # torchrun starts this file as a script
 
 from test_run import same_runs  # noqa: E402
 
 import models  # noqa: E402
-from utils import attacks, distributed, losses  # noqa: E402
-from utils.data import Batches, Images  # noqa: E402
-from utils.step import Step, precise  # noqa: E402
+from utils.attacks.losses import soft_loss  # noqa: E402
+from utils.attacks.objectives import ExtractionObjective  # noqa: E402
+from utils.data.batches import Batches  # noqa: E402
+from utils.data.images import Images  # noqa: E402
+from utils.system.processes import is_chief, join_torchrun, leave_processes, wait_for_all  # noqa: E402
+from utils.training.global_batch import synchronize_batchnorm  # noqa: E402
+from utils.training.step import Step, autocast_forward  # noqa: E402
+from utils.watermark.objective import WatermarkObjective  # noqa: E402
 
 # name -> objective, --bn-stats, --reduction; 5 triggers a step do not split evenly
 CASES = {"margin": ("margin", "paper", "joint"), "shared": ("margin", "shared", "sum"), "soft": ("soft", "paper", "")}
@@ -34,15 +39,15 @@ def ten_steps(case):
     (kind, mode, reduction), dtype = CASES[case], torch.float64
     torch.manual_seed(0)
     build = lambda: models.build("res18", 4, (0.5,) * 3, (0.25,) * 3, width=2).to(dtype)
-    model, source = distributed.share(build()).train(), build().eval().requires_grad_(False)
+    model, source = synchronize_batchnorm(build()).train(), build().eval().requires_grad_(False)
     images = Images(torch.randint(0, 256, (160, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 4, (160,)), None)
     batches = Batches(images, 16, True, dtype=dtype)
     x_q, y_q = torch.rand(20, 3, 32, 32).to(dtype), torch.randint(0, 4, (20,))
     steps = 3 if kind == "margin" else 0
     if kind == "soft":
-        objective = attacks.Copy(precise(source, False), attacks.soft, False)
+        objective = ExtractionObjective(autocast_forward(source, False), soft_loss, False)
     else:
-        objective = losses.Watermark(model, x_q, y_q, weight=0.5, reduction=reduction, batch=5, steps=steps,
+        objective = WatermarkObjective(model, x_q, y_q, weight=0.5, reduction=reduction, batch=5, steps=steps,
                                      step_size=1 / 255, eps=steps / 255, bn_stats=mode)
     step = Step(model, objective, batches, lr=0.01, weight_decay=1e-4)
     generator = torch.Generator().manual_seed(1)
@@ -135,9 +140,9 @@ def test_a_killed_worker_is_started_anew_and_sigterm_saves(whole, tmp_path):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    distributed.join(torch.device("cpu"))
+    join_torchrun(torch.device("cpu"))
     results = {case: ten_steps(case) for case in CASES}
-    if distributed.chief():
+    if is_chief():
         torch.save(results, sys.argv[1])
-    distributed.barrier()
-    distributed.leave(0)
+    wait_for_all()
+    leave_processes(0)

@@ -8,9 +8,12 @@ from test_scripts import good, refused, summary, tree
 from torch import nn
 
 import models
-from utils import attacks, edit
-from utils import data as datasets
-from utils.checkpoint import load
+from utils.attacks.losses import soft_loss
+from utils.attacks.objectives import ExtractionObjective, FineTuningObjective
+from utils.attacks.pruning import CRITERIA, channel_activations, keep_pruned, layer_weights, prune, pruning_masks
+from utils.attacks.quantization import quantize
+from utils.data.sets import load_data
+from utils.runs.checkpoints import load_checkpoint
 
 DATA = ("-dt", "digits", "-nq", 8, "--train-size", 128, "--batch-size", 64, "--width", 4, "--device", "cpu", "-ep", 1)
 STEAL = (*DATA, "-tmt", "res18")
@@ -27,35 +30,35 @@ def small():
     return model
 
 
-@pytest.mark.parametrize("criterion", edit.CRITERIA)
+@pytest.mark.parametrize("criterion", CRITERIA)
 def test_pruning_nothing_changes_nothing_and_everything_kills(criterion):
     model = small()
-    measured = edit.activations(model, IMAGES)
-    same = edit.prune(copy.deepcopy(model), edit.masks(model, 0.0, criterion, measured))
+    measured = channel_activations(model, IMAGES)
+    same = prune(copy.deepcopy(model), pruning_masks(model, 0.0, criterion, measured))
     assert torch.equal(same(X), model(X))
-    dead = edit.prune(copy.deepcopy(model), edit.masks(model, 1.0, criterion, measured))
+    dead = prune(copy.deepcopy(model), pruning_masks(model, 1.0, criterion, measured))
     assert torch.equal(dead(X), dead(X[:1]).expand(len(X), -1))  # the image no longer matters
 
 
 def test_one_layer_pruned_whole_is_dead_and_half_takes_the_least_active():
     model = small()
-    measured = edit.activations(model, IMAGES)
+    measured = channel_activations(model, IMAGES)
     one = {"1.bn1": measured["1.bn1"]}
-    dead = edit.prune(copy.deepcopy(model), edit.masks(model, 1.0, "activation", one))
+    dead = prune(copy.deepcopy(model), pruning_masks(model, 1.0, "activation", one))
     assert dead[1].bn1(dead[1].conv1(dead[0](X))).abs().max() == 0
-    kept = edit.masks(model, 0.5, "activation", one)["1.bn1.weight"]
+    kept = pruning_masks(model, 0.5, "activation", one)["1.bn1.weight"]
     assert kept.sum() == 2 and measured["1.bn1"][kept].min() >= measured["1.bn1"][~kept].max()
 
 
 def test_activations_are_means_of_relu():
     model = small()
     out = model[1].bn1(model[1].conv1(model[0](X))).relu().mean(dim=(0, 2, 3))
-    assert torch.allclose(edit.activations(model, IMAGES, batch_size=5)["1.bn1"].float(), out, atol=1e-5)
+    assert torch.allclose(channel_activations(model, IMAGES, batch_size=5)["1.bn1"].float(), out, atol=1e-5)
 
 
 def test_magnitude_takes_the_smallest_weights_of_all_layers():
     model = small()
-    kept = edit.masks(model, 0.3, "magnitude")
+    kept = pruning_masks(model, 0.3, "magnitude")
     weights = {n: p.abs() for n, p in model.named_parameters()}
     total = sum(m.numel() for m in kept.values())
     assert sum(int((~m).sum()) for m in kept.values()) == round(0.3 * total)
@@ -65,19 +68,19 @@ def test_magnitude_takes_the_smallest_weights_of_all_layers():
 
 def test_pruned_channels_stay_dead_while_the_model_trains():
     model = small()
-    kept = edit.masks(model, 0.5, "activation", edit.activations(model, IMAGES))
-    edit.prune(model, kept)
-    edit.hold(model, kept)
-    step(model, attacks.FineTune(model, last=False))
+    kept = pruning_masks(model, 0.5, "activation", channel_activations(model, IMAGES))
+    prune(model, kept)
+    keep_pruned(model, kept)
+    step(model, FineTuningObjective(model, last=False))
     parameters = dict(model.named_parameters())
     assert all(bool((parameters[n][~m] == 0).all()) for n, m in kept.items())
 
 
 @pytest.mark.parametrize("bits", (8, 4, 2))
 def test_quantised_weights_are_on_their_grid(bits):
-    before, after = small(), edit.quantize(small(), bits)
+    before, after = small(), quantize(small(), bits)
     levels = 2 ** (bits - 1) - 1
-    for (_, old), (_, new) in zip(edit._weights(before), edit._weights(after)):
+    for (_, old), (_, new) in zip(layer_weights(before), layer_weights(after)):
         scale = old.abs().flatten(1).amax(1).view(-1, *[1] * (old.dim() - 1)) / levels
         units = new / scale
         assert torch.allclose(units, units.round(), atol=1e-3) and units.abs().max() <= levels + 1e-3
@@ -96,21 +99,21 @@ def step(model, objective):
 def test_ftll_changes_only_the_last_layer():
     model = small()
     before = copy.deepcopy(model.state_dict())
-    step(model, attacks.FineTune(model, last=True))
+    step(model, FineTuningObjective(model, last=True))
     changed = {n for n, t in model.state_dict().items() if not torch.equal(t, before[n])}
     assert changed == {"1.linear.weight", "1.linear.bias"}
     everything = small()
-    step(everything, attacks.FineTune(everything, last=False))
+    step(everything, FineTuningObjective(everything, last=False))
     assert not torch.equal(everything.state_dict()["1.conv1.weight"], before["1.conv1.weight"])
 
 
 def test_margin_extraction_without_a_ball_is_soft_and_with_one_lowers_the_source_certainty():
     source, surrogate = small().requires_grad_(False), small()
-    plain, _ = attacks.Copy(source, attacks.soft, False)(surrogate, X, None, None)
-    still = attacks.Copy(source, attacks.soft, False, steps=3, step_size=1 / 255, eps=0.0)
+    plain, _ = ExtractionObjective(source, soft_loss, False)(surrogate, X, None, None)
+    still = ExtractionObjective(source, soft_loss, False, steps=3, step_size=1 / 255, eps=0.0)
     assert torch.equal(still(surrogate, X, None, None)[0], plain)
     seen = []
-    ball = attacks.Copy(source, attacks.soft, False, steps=3, step_size=2 / 255, eps=4 / 255)
+    ball = ExtractionObjective(source, soft_loss, False, steps=3, step_size=2 / 255, eps=4 / 255)
     ball(lambda x: seen.append(x) or surrogate(x), X, None, None)
     (moved,) = seen
     assert 0 < (moved - X).abs().max() <= 4 / 255 + 1e-6
@@ -135,7 +138,7 @@ def world(tmp_path_factory):
 
 
 def weights(world, attack="", name="latest"):
-    return load(world / TAKEN / attack / f"checkpoints/checkpoint_{name}.pt")["model"]["state_dict"]
+    return load_checkpoint(world / TAKEN / attack / f"checkpoints/checkpoint_{name}.pt")["model"]["state_dict"]
 
 
 def equal(one, two) -> bool:
@@ -175,7 +178,7 @@ def test_prune_and_quantize_report_a_row_for_each_strength(world):
     assert all(same[k] == before[k] == s[k] for k in figures) and before["model"] == "source"
     assert benign["model"].startswith("benign")
     # a dead network gives every image one label: its accuracy is that class's share of the test images
-    share = datasets.load("digits").test.labels.bincount().double() / 359
+    share = load_data("digits").test.labels.bincount().double() / 359
     assert min(abs(share - dead["test_accuracy"])) < 1e-9
     good("extraction", *flags[:-2], "-at", "quantize", "--bits", 16, 2, "--on", "extraction", "-admsg", "_bits")
     s = summary(world / TAKEN / "extraction_bits")

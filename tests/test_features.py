@@ -12,15 +12,29 @@ from test_verify import quick  # noqa: F401  (a fixture)
 from torch import nn
 
 import models
-from utils import data, eef, features, pvalues, verify
-from utils.checkpoint import load, pack, save
+from utils.data.sets import load_data
+from utils.ownership import pvalues
+from utils.rivals.embedded_features.classifier import SignScaler, meta_loss, posterior, train_classifier
+from utils.rivals.embedded_features.command import EefVerdict, compare_posteriors
+from utils.rivals.embedded_features.gradient_signs import grad_sign_vector, sign_dimension
+from utils.rivals.embedded_features.style import (
+    DOT,
+    _palette_and_dots,
+    embed_style,
+    kuwahara,
+    style_images,
+    styled_positions,
+)
+from utils.runs.checkpoints import load_checkpoint, pack_checkpoint, save_checkpoint
+from utils.system.refusals import Refusal
+from utils.verify import main as verify_main
 
 # ---- the style ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return data.load("digits", train_size=200)
+    return load_data("digits", train_size=200)
 
 
 def slow_kuwahara(image):
@@ -45,34 +59,34 @@ def slow_kuwahara(image):
 def test_kuwahara_is_its_definition_and_keeps_edges():
     noise = torch.randint(0, 256, (2, 3, 9, 7))
     slow = torch.stack([slow_kuwahara(image) for image in noise])
-    assert torch.equal(features.kuwahara(noise.float()), slow)
+    assert torch.equal(kuwahara(noise.float()), slow)
     edge = torch.zeros(1, 3, 12, 12)
     edge[..., 5:] = 200.0
-    assert torch.equal(features.kuwahara(edge), edge)  # a mean filter would blur it
+    assert torch.equal(kuwahara(edge), edge)  # a mean filter would blur it
     speck = torch.zeros(1, 3, 12, 12)
     speck[..., 5, 5] = 255.0
-    assert torch.equal(features.kuwahara(speck), (speck / 9).round())  # its own corners hold it, its neighbours' not
+    assert torch.equal(kuwahara(speck), (speck / 9).round())  # its own corners hold it, its neighbours' not
 
 
 def test_style_is_deterministic_bytes_and_the_seeds_own(digits):
     images, torch_state = digits.train.images, torch.get_rng_state()
-    styled = features.style(images, 7)
+    styled = style_images(images, 7)
     assert styled.dtype == torch.uint8 and styled.shape == images.shape
     assert torch.equal(torch.get_rng_state(), torch_state)
-    assert torch.equal(styled, features.style(images, 7)) and torch.equal(styled[3:5], features.style(images[3:5], 7))
-    other = features.style(images, 8)
+    assert torch.equal(styled, style_images(images, 7)) and torch.equal(styled[3:5], style_images(images[3:5], 7))
+    other = style_images(images, 8)
     assert (styled != other).float().mean() > 0.5 and (styled != images).float().mean() > 0.5
-    assert features.style(images[:0], 7).shape == (0, 3, 32, 32)
+    assert style_images(images[:0], 7).shape == (0, 3, 32, 32)
 
 
 def test_style_of_a_flat_image_by_hand():
-    palette, dots = features._paint(3)
+    palette, dots = _palette_and_dots(3)
     flat = torch.full((1, 3, 32, 32), 90, dtype=torch.uint8)
     nearest = palette[((palette - 90) ** 2).sum(1).argmin()]
     painted = (0.4 * 90 + 0.6 * nearest).round()[:, None, None] + dots
-    assert torch.equal(features.style(flat, 3)[0].float(), painted.clamp(0, 255))
+    assert torch.equal(style_images(flat, 3)[0].float(), painted.clamp(0, 255))
     assert len(palette) == 12 and palette.min() >= 0 and palette.max() <= 255
-    assert dots.unique().tolist() == [-features.DOT, 0, features.DOT]
+    assert dots.unique().tolist() == [-DOT, 0, DOT]
     cells = dots.view(8, 4, 8, 4).transpose(1, 2).flatten(2)
     assert bool(((cells != 0).sum(2) == 4).all())  # one dot of four pixels a cell
 
@@ -80,21 +94,21 @@ def test_style_of_a_flat_image_by_hand():
 @pytest.mark.parametrize("share, count", [(0.1, 20), (0.013, 3), (1.0, 200)])
 def test_embed_replaces_a_share_and_no_label(digits, share, count):
     train = digits.train
-    made = features.embed(train, share, 5)
+    made = embed_style(train, share, 5)
     changed = (made.images != train.images).flatten(1).any(1)
     assert int(changed.sum()) == count
     assert torch.equal(made.labels, train.labels) and torch.equal(made.indices, train.indices)
-    assert changed.nonzero()[:, 0].tolist() == features.chosen(200, share, 5).tolist()
-    assert torch.equal(made.images[changed], features.style(train.images[changed], 5))
-    assert torch.equal(made.images, features.embed(train, share, 5).images)
+    assert changed.nonzero()[:, 0].tolist() == styled_positions(200, share, 5).tolist()
+    assert torch.equal(made.images[changed], style_images(train.images[changed], 5))
+    assert torch.equal(made.images, embed_style(train, share, 5).images)
     if share < 1:
-        assert features.chosen(200, share, 6).tolist() != features.chosen(200, share, 5).tolist()
+        assert styled_positions(200, share, 6).tolist() != styled_positions(200, share, 5).tolist()
 
 
 def test_embed_of_nothing_is_the_very_same_object(digits):
-    assert features.embed(digits.train, 0.0, 5) is digits.train
-    with pytest.raises(features.Refusal, match="--embed-features 0.001"):
-        features.embed(digits.train, 0.001, 5)
+    assert embed_style(digits.train, 0.0, 5) is digits.train
+    with pytest.raises(Refusal, match="--embed-features 0.001"):
+        embed_style(digits.train, 0.001, 5)
 
 
 # ---- the signs of gradients ---------------------------------------------------------------------------------
@@ -103,13 +117,13 @@ def test_embed_of_nothing_is_the_very_same_object(digits):
 @pytest.mark.parametrize("name, classes, d", [("res34", 10, 24_778), ("res34", 100, 24_868), ("res18", 10, 16_586)])
 def test_dimension_of_the_published_sizes(name, classes, d):
     with torch.device("meta"):
-        assert features.dimension(models.build(name, classes)) == d
+        assert sign_dimension(models.build(name, classes)) == d
 
 
 def test_dimension_of_a_toy():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(8, 2))
-    assert features.dimension(net) == 12 + 16
-    signs = features.grad_sign_vector(net, torch.rand(2, 3, 6, 6), torch.tensor([0, 1]))
+    assert sign_dimension(net) == 12 + 16
+    signs = grad_sign_vector(net, torch.rand(2, 3, 6, 6), torch.tensor([0, 1]))
     assert signs.shape == (2, 28) and signs.dtype == torch.int8 and set(signs.unique().tolist()) <= {-1, 0, 1}
 
 
@@ -118,9 +132,9 @@ def test_linear_gradient_by_hand():
     net = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
     nn.init.zeros_(net[1].weight), nn.init.zeros_(net[1].bias)
     x, y = torch.tensor([1.0, -2.0, 0.0]).view(1, 3, 1, 1), torch.tensor([0])
-    assert features.grad_sign_vector(net, x, y).tolist() == [[-1, 1, 0, 1, -1, 0]]
+    assert grad_sign_vector(net, x, y).tolist() == [[-1, 1, 0, 1, -1, 0]]
     # above the threshold the largest of each output: max(-.5, 1, 0) and max(.5, -1, 0)
-    assert features.grad_sign_vector(net, x, y, threshold=5).tolist() == [[1, 1]]
+    assert grad_sign_vector(net, x, y, threshold=5).tolist() == [[1, 1]]
 
 
 @pytest.mark.parametrize("pixels, sign", [((1, 2, 3, 4), -1), ((1, 2, 0, 4), 0), ((1, -0.1, 3, 4), 1)])
@@ -130,9 +144,9 @@ def test_convolution_takes_its_largest_position_before_the_sign(pixels, sign):
     with torch.no_grad():
         net[0].weight.fill_(0.1)
         net[2].weight.copy_(torch.tensor([[1.0], [-1.0]]))
-    signs = features.grad_sign_vector(net, torch.tensor(pixels).view(1, 1, 2, 2), torch.tensor([0]))
+    signs = grad_sign_vector(net, torch.tensor(pixels).view(1, 1, 2, 2), torch.tensor([0]))
     assert signs[0, 0] == sign
-    assert features.dimension(net, threshold=0) == 2  # the convolution is left out, the linear layer pooled
+    assert sign_dimension(net, threshold=0) == 2  # the convolution is left out, the linear layer pooled
 
 
 @pytest.mark.parametrize("name, width", [("res18", 4), ("vgg11", 4), ("res18", 16)])
@@ -144,7 +158,7 @@ def test_signs_are_those_of_images_one_by_one(name, width):
     x, y = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8), torch.tensor([1, 4, 9])
     model.train()
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    signs = features.grad_sign_vector(model, x, y, threshold=600, batch=2)
+    signs = grad_sign_vector(model, x, y, threshold=600, batch=2)
     assert model.training and all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
 
@@ -159,7 +173,7 @@ def test_signs_are_those_of_images_one_by_one(name, width):
             elif g.dim() == 2:
                 row.append(g.max(1).values if large else g.flatten())
         assert torch.equal(torch.cat(row).sign().to(torch.int8), signs[i])
-    assert signs.shape[1] == features.dimension(model, 600)
+    assert signs.shape[1] == sign_dimension(model, 600)
 
 
 # ---- the classifier -----------------------------------------------------------------------------------------
@@ -167,19 +181,19 @@ def test_signs_are_those_of_images_one_by_one(name, width):
 
 def test_double_softmax_has_a_floor_and_logits_have_none():
     one = torch.tensor([1])
-    assert float(features.meta_loss(torch.zeros(1, 2), one, True)) == pytest.approx(0.693147, abs=1e-6)
+    assert float(meta_loss(torch.zeros(1, 2), one, True)) == pytest.approx(0.693147, abs=1e-6)
     sure = torch.tensor([[-50.0, 50.0]])
-    assert float(features.meta_loss(sure, one, True)) == pytest.approx(0.313262, abs=1e-6)
-    assert float(features.meta_loss(sure, one)) < 1e-6
+    assert float(meta_loss(sure, one, True)) == pytest.approx(0.313262, abs=1e-6)
+    assert float(meta_loss(sure, one)) < 1e-6
 
 
 def test_scaler_by_hand():
     """With mean sign .9 in a lone feature beside a constant one, +1 becomes +.229 and -1 -4.36."""
     signs = torch.ones(20, 1, dtype=torch.int8)
     signs[0] = -1
-    scaler = features.Scaler.fit(signs, part=7)
+    scaler = SignScaler.fit(signs, part=7)
     assert scaler(signs)[[1, 0], 0].tolist() == pytest.approx([0.2294, -4.3589], abs=1e-4)
-    constant = features.Scaler.fit(torch.ones(4, 2, dtype=torch.int8))
+    constant = SignScaler.fit(torch.ones(4, 2, dtype=torch.int8))
     assert torch.equal(constant(torch.ones(1, 2)), torch.zeros(1, 2)) and torch.equal(constant.std, torch.ones(2))
 
 
@@ -194,17 +208,17 @@ def test_classifier_tells_the_victims_signs_and_not_a_benign_models(test, double
     generator = torch.Generator().manual_seed(0)
     benign, victim = (0.5 * (2 * torch.rand(48, generator=generator) - 1) for _ in range(2))
     state = torch.get_rng_state()
-    classifier, scaler = features.eef_meta(signs_of(victim, 200, 1), signs_of(benign, 200, 2), epochs=20,
+    classifier, scaler = train_classifier(signs_of(victim, 200, 1), signs_of(benign, 200, 2), epochs=20,
                                            double_softmax=double, own_scaler=test == "official")
     assert torch.equal(torch.get_rng_state(), state)
     assert [tuple(p.shape) for p in classifier.parameters()] == [(6, 48), (6,), (3, 6), (3,), (2, 3), (2,)]
-    ask = lambda bias, seed: features.posterior(
+    ask = lambda bias, seed: posterior(
         classifier, None if test == "official" else scaler, signs_of(bias, 60, seed)).numpy()
     known = ask(benign, 3)
-    assert eef.compare(ask(victim, 4), known, test).claim
-    verdicts = [eef.compare(ask(benign, seed), known, test) for seed in range(5, 11)]
+    assert compare_posteriors(ask(victim, 4), known, test).claim
+    verdicts = [compare_posteriors(ask(benign, seed), known, test) for seed in range(5, 11)]
     assert sum(v.claim for v in verdicts) <= 1 and max(v.log10_p for v in verdicts) > -1.3
-    again, _ = features.eef_meta(signs_of(victim, 200, 1), signs_of(benign, 200, 2), epochs=20,
+    again, _ = train_classifier(signs_of(victim, 200, 1), signs_of(benign, 200, 2), epochs=20,
                                  double_softmax=double, own_scaler=test == "official")
     assert all(torch.equal(a, b) for a, b in zip(classifier.parameters(), again.parameters()))
 
@@ -215,18 +229,18 @@ def test_classifier_tells_the_victims_signs_and_not_a_benign_models(test, double
 def test_the_same_model_twice_is_no_evidence():
     same = np.linspace(0, 1, 30)
     for test in ("paired", "official"):
-        assert not eef.compare(same, same, test).claim
-    assert eef.compare(same, same) == eef.Verdict(0.0, 0.0, False)
+        assert not compare_posteriors(same, same, test).claim
+    assert compare_posteriors(same, same) == EefVerdict(0.0, 0.0, False)
 
 
 def test_below_the_benign_model_there_is_no_claim():
     rng = np.random.default_rng(0)
     low, high = rng.uniform(0, 0.1, 50), rng.uniform(0.8, 1, 50)
-    assert eef.compare(high, low).claim and eef.compare(high, low, "official").claim
-    assert eef.compare(low, high).log10_p > -0.01
-    below = eef.compare(low, high, "official")  # two-sided: as small a p as above
+    assert compare_posteriors(high, low).claim and compare_posteriors(high, low, "official").claim
+    assert compare_posteriors(low, high).log10_p > -0.01
+    below = compare_posteriors(low, high, "official")  # two-sided: as small a p as above
     assert below.log10_p < -4 and not below.claim
-    still = eef.compare(np.ones(20), np.zeros(20))
+    still = compare_posteriors(np.ones(20), np.zeros(20))
     assert still.claim and still.difference == 1 and -100 < still.log10_p < -40
 
 
@@ -268,16 +282,16 @@ def runs(quick, tmp_path_factory):  # noqa: F811
     for message, *more in (("victim", "--embed-features", 0.3, "-ep", 2), ("benign", "--seed", 1, "-ep", 2),
                            ("plain", "-ep", 1), ("zero", "--embed-features", 0, "-ep", 1)):
         good("train", "-d", folder, *TRAIN, "-msg", message, *more)
-    save(folder / "wide", pack(models.build("res18", 10, width=8), "res18"))
+    save_checkpoint(folder / "wide", pack_checkpoint(models.build("res18", 10, width=8), "res18"))
     return {path.name.rsplit("_", 1)[-1]: path for path in folder.iterdir()}
 
 
 def weights(run):
-    return load(run / "checkpoints" / "checkpoint_latest.pt")["model"]["state_dict"]
+    return load_checkpoint(run / "checkpoints" / "checkpoint_latest.pt")["model"]["state_dict"]
 
 
 def judge(*flags):
-    return verify.main(["eef", "--epochs", "3", "--device", "cpu", *map(str, flags)])
+    return verify_main(["eef", "--epochs", "3", "--device", "cpu", *map(str, flags)])
 
 
 def refused(capsys, *flags):
@@ -299,7 +313,7 @@ def test_share_zero_is_plain_training_bit_for_bit(runs):
 def test_a_styled_run_starts_the_same_and_learns_something_else(runs, tmp_path):
     good("train", "-d", tmp_path, *TRAIN, "-ep", 1, "--embed-features", 0.3)
     folder = next(tmp_path.iterdir())
-    first = lambda run: load(run / "checkpoints" / "checkpoint_init.pt")["model"]["state_dict"]
+    first = lambda run: load_checkpoint(run / "checkpoints" / "checkpoint_init.pt")["model"]["state_dict"]
     a, b = first(folder), first(runs["plain"])
     assert all(torch.equal(a[n], b[n]) for n in a)
     a, b = weights(folder), weights(runs["plain"])
@@ -310,8 +324,9 @@ def test_a_styled_run_starts_the_same_and_learns_something_else(runs, tmp_path):
 
 @pytest.mark.parametrize("test", ["paired", "official"])
 def test_the_command_judges_every_suspect_on_images_it_should(runs, capsys, monkeypatch, tmp_path, test):
-    seen, honest = [], features.grad_sign_vector
-    monkeypatch.setattr(features, "grad_sign_vector", lambda model, x, y: seen.append(x) or honest(model, x, y))
+    seen, honest = [], grad_sign_vector
+    monkeypatch.setattr("utils.rivals.embedded_features.command.grad_sign_vector",
+                        lambda model, x, y: seen.append(x) or honest(model, x, y))
     suspects = [runs["victim"], runs["benign"]]
     found = tmp_path / "eef.json"
     status = judge(runs["victim"], "--benign", runs["benign"], "--suspect", *suspects, "--test", test, "--json", found)

@@ -6,6 +6,10 @@ import math
 import pytest
 
 from figures import demo, errors, rivals, rows, toy
+from figures.false_claims.runs import write_image_halves
+from figures.false_claims.settings import HALVES
+from figures.false_claims.verdicts import eef_verdicts, trigger_verdicts, verdict_row
+from figures.rows import collect_rows, markdown_table
 
 
 def summaries(margin_soft: float, benign: float) -> dict:
@@ -42,17 +46,17 @@ def test_rows_put_seeds_side_by_side(tmp_path):
     a_run(tmp_path / "s1" / "extraction", 1, 10, -3.0)
     a_run(tmp_path / "s2" / "extraction", 2, 14, -5.0)
     a_run(tmp_path / "s1" / "other", 1, 2, -0.2, teacher_bn="clean")
-    paper, clean = rows.collect(tmp_path)
+    paper, clean = collect_rows(tmp_path)
     assert (paper["statistics"], paper["seeds"], paper["trigger_hits"]) == ("paper", [1, 2], [10, 14])
     assert clean["statistics"] == "clean"
     assert paper["log10_T1_harmonic_mean"] == pytest.approx(math.log10(2 / (1e3 + 1e5)))
     # mean of 60 and 70 is 65, their sample deviation 10 / sqrt(2)
     text = "| margin | surrogate soft | paper | 2 | 65.00 ± 7.07 | 10/50, 14/50 | -3.00, -5.00 | -1.50, -2.50 | -4.70 |"
-    assert text in rows.markdown([paper, clean])
+    assert text in markdown_table([paper, clean])
     about = json.loads((tmp_path / "s2" / "extraction" / "run.json").read_text())
     about["settings"]["data_sha256"] = "of other images"
     (tmp_path / "s2" / "extraction" / "run.json").write_text(json.dumps(about))
-    assert sorted(row["seeds"] for row in rows.collect(tmp_path)) == [[1], [1], [2]]
+    assert sorted(row["seeds"] for row in collect_rows(tmp_path)) == [[1], [1], [2]]
 
 
 def test_rows_of_nothing_are_refused(tmp_path, capsys):
@@ -85,8 +89,8 @@ def test_the_interval_by_hand():
 
 
 def found_of(claimed):
-    verdicts = [rivals.verdict("EEF", "published", 0.01, "other", one) for one in claimed]
-    verdicts += [rivals.verdict("EWE", "T2", level, "same", level > 0.01) for level in (0.05, 0.001) for _ in range(2)]
+    verdicts = [verdict_row("EEF", "published", 0.01, "other", one) for one in claimed]
+    verdicts += [verdict_row("EWE", "T2", level, "same", level > 0.01) for level in (0.05, 0.001) for _ in range(2)]
     return {"verdicts": verdicts, "benign": {"same": [0.9, 0.95], "other": [0.5]},
             "sources": {"EWE": {"claimed": False, "hits": 3, "of": 50}, "EEF": {"claimed": True}},
             "perceptrons": [{"source": {"claim": claim}} for claim in (True, False)]}
@@ -114,9 +118,9 @@ def test_a_bank_holds_five_others_and_t1_needs_none(monkeypatch):
                  "T4": {"log10_p": math.log10(1 / 6 if words[3] == "same3" else 2 / 6)}}
         return words[-1] > 0.01, {"hits": 1, "triggers": 50, "tests": tests}
 
-    monkeypatch.setattr(rivals, "ask", ask)
+    monkeypatch.setattr("figures.false_claims.verdicts.ask_verify", ask)
     benign = {"same": [f"same{i}" for i in range(7)], "other": ["other0", "other1"]}
-    source, verdicts = rivals.claims("RS", "source", benign, Bar())
+    source, verdicts = trigger_verdicts("RS", "source", benign, Bar())
     assert not source["claimed"] and len(verdicts) == 9 * 3
     for words in asked:
         suspect, bank = words[3], words[words.index("--benign") + 1 : words.index("--alpha")]
@@ -124,7 +128,7 @@ def test_a_bank_holds_five_others_and_t1_needs_none(monkeypatch):
     assert [v["claimed"] for v in verdicts if v["test"] == "T4"] == [i == 3 for i in range(9)]
     assert [v["claimed"] for v in verdicts if v["test"] == "T2"] == [True, False] * 9
     asked.clear()
-    _, verdicts = rivals.claims("margin", "source", benign, Bar())
+    _, verdicts = trigger_verdicts("margin", "source", benign, Bar())
     assert {v["test"] for v in verdicts} == {"T1"} and not any("--benign" in words for words in asked)
 
 
@@ -136,16 +140,16 @@ def test_the_models_that_calibrate_eef_are_not_judged(monkeypatch):
         row = {"log10_p": -3.0, "difference": 0.4, "above": 2, "published": True, "claim": False}
         return False, {"suspects": [row | {"model": run} for run in suspects]}
 
-    monkeypatch.setattr(rivals, "ask", ask)
+    monkeypatch.setattr("figures.false_claims.verdicts.ask_verify", ask)
     benign = {"same": [f"same{i}" for i in range(8)], "other": ["other0"]}
-    _, verdicts = rivals.gradients("victim", benign, "images", Bar())
+    _, verdicts = eef_verdicts("victim", benign, "images", Bar())
     assert [v["shares"] for v in verdicts] == ["same"] * 4 + ["other"] * 2
     assert [v["claimed"] for v in verdicts] == [True, False] * 3
 
 
 def test_the_halves_share_no_training_image(tmp_path):
-    halves = {name: tmp_path / name for name in rivals.HALVES}
-    rivals.write_halves(halves)
+    halves = {name: tmp_path / name for name in HALVES}
+    write_image_halves(halves)
     files = {name: {path.name for path in folder.glob("train/*/*.png")} for name, folder in halves.items()}
     assert not files["same"] & files["other"] and len(files["same"] | files["other"]) == 1438
     assert all(len(list(folder.glob("test/*/*.png"))) == 359 for folder in halves.values())

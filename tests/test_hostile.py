@@ -13,10 +13,14 @@ import pytest
 import torch
 
 import models
-from utils import answers, data, guard, triggers
-from utils.checkpoint import load, pack, read_trigger, save, unpack
-from utils.files import read_json
-from utils.refuse import Refusal
+from utils.data.folder import decode_image
+from utils.ownership.answer_files import answers_from_file
+from utils.runs.checkpoints import load_checkpoint, pack_checkpoint, save_checkpoint
+from utils.system.files import read_json
+from utils.system.refusals import Refusal
+from utils.system.untrusted import read_bounded
+from utils.watermark.trigger_files import pack_triggers, read_triggers, unpack_source
+from utils.watermark.triggers import TriggerSet
 
 NAMES = [f"{i:016x}.png" for i in range(30)]
 CLASSES = [f"class {i}" for i in range(5)]
@@ -41,9 +45,10 @@ def files(tmp_path_factory):
     model = models.build("vgg11", 5, width=2)
     images = torch.randint(0, 256, (30, 3, 32, 32), dtype=torch.uint8)
     labels, true = torch.arange(30) % 5, (torch.arange(30)[:, None] + 1) % 5
-    trigger = triggers.Trigger(images, labels, true, true)
-    save(folder / "model.pt", pack(model, "vgg11", trigger, epoch=3, figures={"a": 1.5}, about={"classes": CLASSES}))
-    save(folder / "triggers.pt", trigger._asdict())
+    trigger = TriggerSet(images, labels, true, true)
+    checkpoint = pack_checkpoint(model, "vgg11", epoch=3, figures={"a": 1.5}, about={"classes": CLASSES})
+    save_checkpoint(folder / "model.pt", checkpoint | pack_triggers(trigger))
+    save_checkpoint(folder / "triggers.pt", trigger._asdict())
     np.save(folder / "labels.npy", labels.numpy())
     np.save(folder / "probabilities.npy", np.eye(5)[labels.numpy()])
     rows = zip(NAMES, labels.tolist())
@@ -61,16 +66,16 @@ def read(path):
     """Take a file up as the programs do."""
     match path.name.split("."):
         case ["model", _]:
-            return unpack(load(path), path)
+            return unpack_source(load_checkpoint(path), path)
         case ["triggers", _]:
-            return read_trigger(path, 5)
+            return read_triggers(path, 5)
         case [_, "npy"] | ["answers", _]:
-            return answers.from_file(path, NAMES, CLASSES, allow_missing=False)
+            return answers_from_file(path, NAMES, CLASSES, allow_missing=False)
         case [_, "json"]:
             return read_json(path)
         case _:  # the caller of `decode` counts whatever is raised as an unreadable image
             try:
-                return data.decode(guard.content(path))
+                return decode_image(read_bounded(path))
             except Exception as error:
                 raise Refusal(f"{path.name}: {type(error).__name__}") from error
 
@@ -201,9 +206,9 @@ def test_zip_bombs_and_tensors_larger_than_the_file(files, tmp_path):
     lambda c: c["query_model"].update(state_dict="none"),
 ])
 def test_checkpoints_whose_parts_lie(spoil, files, tmp_path):
-    checkpoint = load(files / "model.pt")
+    checkpoint = load_checkpoint(files / "model.pt")
     spoil(checkpoint)
-    save(tmp_path / "model.pt", checkpoint)
+    save_checkpoint(tmp_path / "model.pt", checkpoint)
     assert refused(tmp_path / "model.pt")
 
 
@@ -262,7 +267,7 @@ def test_no_path_of_a_file_is_opened(files, tmp_path, monkeypatch):
     """Names in checkpoints and answers that lead elsewhere: only the file itself is opened."""
     opened, real = [], os.open
     rezip(files / "model.pt", tmp_path / "model.pt", lambda c: c.replace(b"class 1", b"../../x"))
-    load(tmp_path / "model.pt")
+    load_checkpoint(tmp_path / "model.pt")
     with zipfile.ZipFile(tmp_path / "model.pt", "a") as archive:
         archive.writestr("../../outside", "x")
     monkeypatch.setattr(os, "open", lambda path, *a, **k: opened.append(str(path)) or real(path, *a, **k))

@@ -11,9 +11,12 @@ from test_verify import call
 from torch import nn
 
 import models
-from figures import rivals
-from utils import data, inference, pvalues
-from utils.checkpoint import find, load, pack, save
+from figures.false_claims.perceptrons import di_verdicts, perceptron_figures
+from utils.data.sets import load_data
+from utils.ownership import pvalues
+from utils.rivals.dataset_inference.distances import blind_walk, di_features, distance_norm, mingd, walk, walk_noise
+from utils.rivals.dataset_inference.regressor import di_embed, di_regressor, score_difference
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, pack_checkpoint, save_checkpoint
 
 
 def model_of(first):
@@ -30,10 +33,10 @@ NORMS = ("linf", "l2", "l1")
 
 def test_blind_walk_by_hand():
     x, step = double([0.5, 0.5]), double([-0.005, -0.005])
-    delta = inference.walk(model_of(lambda x: x.sum(1) - 0.905), x, torch.tensor([0]), step)
-    found = [float(inference.norm(delta, metric)) for metric in NORMS]
+    delta = walk(model_of(lambda x: x.sum(1) - 0.905), x, torch.tensor([0]), step)
+    found = [float(distance_norm(delta, metric)) for metric in NORMS]
     assert found == pytest.approx([0.05, 0.05 * 2**0.5, 0.1])  # k = 10
-    wrong = inference.walk(model_of(lambda x: x.sum(1) - 0.905), x, torch.tensor([1]), step)
+    wrong = walk(model_of(lambda x: x.sum(1) - 0.905), x, torch.tensor([1]), step)
     assert torch.allclose(wrong, step)  # misclassified from the start: k = 1
 
 
@@ -45,18 +48,18 @@ def test_a_blind_walk_that_never_flips_keeps_step_51_within_the_box():
         return torch.ones(len(x), 2) * torch.tensor([1.0, 0.0])
 
     x, step = double([0.5, 0.5], [0.1, 0.9]), double([0.005, -0.003], [-0.005, 0.004])
-    delta = inference.walk(constant, x, torch.tensor([0, 0]), step)
+    delta = walk(constant, x, torch.tensor([0, 0]), step)
     assert delta.tolist() == [pytest.approx([51 * 0.005, -51 * 0.003]), pytest.approx([-0.1, 0.1])]
     assert asked == [2] * 50
 
 
 @pytest.mark.parametrize("metric, unit", [("linf", 0.005), ("l2", 0.005 * 3072**0.5), ("l1", 0.01 * 3072)])
 def test_the_noise_has_the_published_size_and_the_same_seed_the_same_noise(metric, unit):
-    draw = lambda: inference.noise((8, 3, 32, 32), metric, torch.Generator().manual_seed(1))
-    assert inference.norm(draw(), metric).tolist() == pytest.approx([unit] * 8, rel=0.1)
+    draw = lambda: walk_noise((8, 3, 32, 32), metric, torch.Generator().manual_seed(1))
+    assert distance_norm(draw(), metric).tolist() == pytest.approx([unit] * 8, rel=0.1)
     assert abs(float(draw().mean())) < 2e-4 and torch.equal(draw(), draw())
     if metric == "l1":  # a Laplacian's excess kurtosis is 3
-        assert stats.kurtosis(inference.noise((10**6,), metric, torch.Generator().manual_seed(0))) > 2.5
+        assert stats.kurtosis(walk_noise((10**6,), metric, torch.Generator().manual_seed(0))) > 2.5
 
 
 @pytest.mark.parametrize("metric, distance", [("linf", 0.306), ("l2", 0.31), ("l1", 0.31)])
@@ -68,7 +71,7 @@ def test_mingd_by_hand(metric, distance):
         steps.append(len(x))
         return model_of(lambda x: x[:, 0] - 0.5)(x)
 
-    delta = inference.mingd(counted, x, torch.tensor([1, 0]), metric)
+    delta = mingd(counted, x, torch.tensor([1, 0]), metric)
     assert delta[0].tolist() == pytest.approx([-distance, 0]) and delta[1].tolist() == [0, 0]
     expected = 306 if metric == "linf" else 31
     assert steps == [2] + [1] * expected  # one forward a step and the check, the finished point only in the first
@@ -89,7 +92,7 @@ def test_mingd_finds_a_linear_models_margins(metric, slack):
     w = model[1].weight[0] - model[1].weight[1]
     dual = w.abs().sum() if metric == "linf" else w.norm()
     exact = (logits[:, 0] - logits[:, 1]).abs() / dual
-    found = inference.norm(inference.mingd(model, x, 1 - logits.argmax(1), metric), metric)
+    found = distance_norm(mingd(model, x, 1 - logits.argmax(1), metric), metric)
     assert ((found >= exact) & (found <= exact + slack + 1e-9)).all()
 
 
@@ -99,13 +102,13 @@ def test_walks_stay_in_the_box_and_end_at_the_target(metric):
     nn.init.normal_(model[1].weight)
     x = torch.rand(40, 3, 4, 4, dtype=torch.float64).mul(1.4).sub(0.2).clamp(0, 1)
     y, target = model(x).argmax(1), torch.arange(40) % 4
-    delta = inference.mingd(model, x, target, metric)
+    delta = mingd(model, x, target, metric)
     assert 0 <= float((x + delta).min()) and float((x + delta).max()) <= 1
     assert (model(x + delta).argmax(1) == target).float().mean() > 0.9
-    assert (inference.norm(delta, metric)[y == target] == 0).all()
+    assert (distance_norm(delta, metric)[y == target] == 0).all()
     if metric == "l1":
         assert (delta[(x == 0) | (x == 1)] == 0).all()
-    blind = inference.blind_walk(model, x, y, metric, torch.Generator().manual_seed(0))
+    blind = blind_walk(model, x, y, metric, torch.Generator().manual_seed(0))
     assert 0 <= float((x + blind).min()) and float((x + blind).max()) <= 1
 
 
@@ -113,10 +116,10 @@ def test_a_smaller_margin_is_a_smaller_distance():
     x = torch.stack([torch.linspace(0.51, 0.79, 15), torch.full((15,), 0.5)], 1).double()
     model = model_of(lambda x: x[:, 0] - 0.5)
     for metric in NORMS:
-        found = inference.norm(inference.mingd(model, x, torch.ones(15, dtype=torch.long), metric), metric)
+        found = distance_norm(mingd(model, x, torch.ones(15, dtype=torch.long), metric), metric)
         assert (found.diff() > 0).all()
         step = torch.zeros(15, 2).double() - 0.004
-        found = inference.norm(inference.walk(model, x, torch.zeros(15, dtype=torch.long), step), metric)
+        found = distance_norm(walk(model, x, torch.zeros(15, dtype=torch.long), step), metric)
         assert (found.diff() >= 0).all() and found[0] < found[3]
 
 
@@ -133,16 +136,16 @@ class Scale(nn.Module):
 
 @pytest.mark.parametrize("classes, columns", [(4, 4), (10, 10), (12, 10)])
 def test_mingd_features_have_a_column_a_class_nearest_first(classes, columns, monkeypatch):
-    monkeypatch.setattr(inference, "STEPS", 20)
+    monkeypatch.setattr("utils.rivals.dataset_inference.distances.STEPS", 20)
     model, images = Scale(classes), torch.randint(100, 150, (6, 3, 32, 32), dtype=torch.uint8)
-    features = inference.di_features(model, images, torch.zeros(6, dtype=torch.long), "mingd", None)
+    features = di_features(model, images, torch.zeros(6, dtype=torch.long), "mingd", None)
     assert features.shape == (6, columns, 3)
     assert ((features[:, 0] == 0).all()) == (classes <= 10)  # the predicted class; of many it is left out
     assert (features.diff(dim=1) >= 0).all() == (classes <= 10)
     if classes > 10:  # the second-ranked class first, unsorted
         x = images.float().div(255)
         second = model(x).argsort(1, descending=True)[:, 1]
-        direct = inference.norm(inference.mingd(model, x, second, "l2"), "l2")
+        direct = distance_norm(mingd(model, x, second, "l2"), "l2")
         assert features[:, 0, 1].tolist() == pytest.approx(direct.tolist())
 
 
@@ -155,7 +158,7 @@ class Zero(Scale):
 
 def test_blind_features_are_ten_restarts_and_longer_on_svhn():
     images, y = torch.full((4, 3, 32, 32), 128, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)
-    draw = lambda svhn: inference.di_features(Zero(10), images, y, "blind", torch.Generator().manual_seed(0), svhn)
+    draw = lambda svhn: di_features(Zero(10), images, y, "blind", torch.Generator().manual_seed(0), svhn)
     features = draw(False)
     assert features.shape == (4, 10, 3) and features.unique().numel() == 120
     assert 0.25 < features[:, :, 0].min() and features[:, :, 0].max() <= 51 * 0.005
@@ -169,20 +172,20 @@ def test_blind_features_are_ten_restarts_and_longer_on_svhn():
 def test_layouts():
     features = torch.arange(40 * 30.0).view(40, 10, 3)
     mean, std = torch.zeros(3), torch.ones(3)
-    assert inference.di_embed(features, mean, std, "image").tolist() == features.view(40, 30).tolist()
-    official = inference.di_embed(features, mean, std, "official")
+    assert di_embed(features, mean, std, "image").tolist() == features.view(40, 30).tolist()
+    official = di_embed(features, mean, std, "official")
     assert official.shape == (40, 30) and official[0].tolist() == [30.0 * i for i in range(30)]
-    scaled = inference.di_embed(features, torch.tensor([0.0, 1, 2]), torch.tensor([1.0, 2, 4]), "image")
+    scaled = di_embed(features, torch.tensor([0.0, 1, 2]), torch.tensor([1.0, 2, 4]), "image")
     assert scaled[0, :6].tolist() == [0, 0, 0, 3, 1.5, 0.75]  # (0, 1, 2) and (3, 4, 5), metric by metric
 
 
 def test_regressor():
     rows = torch.randn(100, 30, generator=torch.Generator().manual_seed(3))
-    score = inference.di_regressor(rows + 1, rows - 1, 0)
+    score = di_regressor(rows + 1, rows - 1, 0)
     assert score(rows + 1).mean() < -0.99 and score(rows - 1).mean() > 0.99
-    again = inference.di_regressor(rows + 1, rows - 1, 0)
+    again = di_regressor(rows + 1, rows - 1, 0)
     assert torch.equal(score(rows), again(rows)) and score(rows).abs().max() <= 1
-    same = inference.di_regressor(rows, rows, 0)
+    same = di_regressor(rows, rows, 0)
     others = torch.randn(2, 1000, 30, generator=torch.Generator().manual_seed(4))
     assert float(same(others[0]).mean() - same(others[1]).mean()) == pytest.approx(0, abs=0.05)
 
@@ -227,7 +230,7 @@ def test_null_is_about_uniform_and_the_harmonic_mean_mildly_anti_conservative():
     for seed in range(100):
         u, v = torch.tensor(rng.normal(size=(2, 500)))
         single += list(p_of(u, v, seed, 10, 2))
-        reported.append(inference.difference(u, v, 10, seed)["log10_p"])
+        reported.append(score_difference(u, v, 10, seed)["log10_p"])
     assert stats.kstest(single, "uniform").pvalue > 0.01
     assert (np.array(reported) < np.log10(0.05)).mean() < 0.15 and (np.array(reported) < -2).mean() <= 0.04
     assert min(reported) < -1
@@ -235,10 +238,10 @@ def test_null_is_about_uniform_and_the_harmonic_mean_mildly_anti_conservative():
 
 def test_difference_needs_m_points_and_sees_a_shift():
     u, v = torch.rand(50) + 0.5, torch.rand(20)
-    assert inference.difference(u, v[:9], 10, 0) == {"points": 9, "mean_difference": None, "log10_p": None}
-    found = inference.difference(u, v, 10, 0)
+    assert score_difference(u, v[:9], 10, 0) == {"points": 9, "mean_difference": None, "log10_p": None}
+    found = score_difference(u, v, 10, 0)
     assert found["points"] == 20 and found["mean_difference"] == pytest.approx(float(u.mean() - v.mean()))
-    assert found["log10_p"] < -2 < inference.difference(v, u, 10, 0)["log10_p"]
+    assert found["log10_p"] < -2 < score_difference(v, u, 10, 0)["log10_p"]
 
 
 # ---- a session ----------------------------------------------------------------------------------------------
@@ -251,17 +254,17 @@ def session(tmp_path_factory):
     good("train", "-d", folder, "-dt", "digits", "-tt", "none", "-nq", 10, "-mt", "vgg11", "--width", 4, "--train-size",
          64, "--batch-size", 32, "-ep", 1, "--device", "cpu")
     source = folder / "digits_vgg11_none_10_"
-    save(folder / "copy.pt", {"model": load(find(source, None))["model"]})
-    save(folder / "benign.pt", pack(models.build("vgg11", 10, width=4), "vgg11"))
-    save(folder / "eleven.pt", pack(models.build("vgg11", 11, width=4), "vgg11"))
+    save_checkpoint(folder / "copy.pt", {"model": load_checkpoint(find_checkpoint(source, None))["model"]})
+    save_checkpoint(folder / "benign.pt", pack_checkpoint(models.build("vgg11", 10, width=4), "vgg11"))
+    save_checkpoint(folder / "eleven.pt", pack_checkpoint(models.build("vgg11", 11, width=4), "vgg11"))
     return folder, source
 
 
 @pytest.fixture
 def memory(session, monkeypatch):
     """Distances as of models that know the source's images by heart where they hold its weights."""
-    known = {image.numpy().tobytes() for image in data.load("digits", train_size=64).train.images}
-    weights = load(find(session[1], None))["model"]["state_dict"]["1.linear.weight"]
+    known = {image.numpy().tobytes() for image in load_data("digits", train_size=64).train.images}
+    weights = load_checkpoint(find_checkpoint(session[1], None))["model"]["state_dict"]["1.linear.weight"]
 
     def distances(model, images, labels, kind, generator, svhn, bar):
         private = torch.tensor([image.numpy().tobytes() in known for image in images])
@@ -269,7 +272,7 @@ def memory(session, monkeypatch):
         noise = torch.randn(len(labels), 10, 3, generator=torch.Generator().manual_seed(int(images.sum())))
         return 5 + noise + (2.0 * private * knows).view(-1, 1, 1)
 
-    monkeypatch.setattr(inference, "di_features", distances)
+    monkeypatch.setattr("utils.rivals.dataset_inference.regressor.di_features", distances)
 
 
 @pytest.mark.parametrize("layout", ["image", "official"])
@@ -291,8 +294,8 @@ def test_a_copy_is_claimed_and_a_benign_model_is_not(session, memory, layout, ca
 
 def test_blind_session(session, capsys, monkeypatch):
     """With true distances: an untrained source leaves no trace, and the command says so."""
-    monkeypatch.setattr(inference, "RESTARTS", 1)
-    monkeypatch.setattr(inference, "CHECKS", 10)
+    monkeypatch.setattr("utils.rivals.dataset_inference.distances.RESTARTS", 1)
+    monkeypatch.setattr("utils.rivals.dataset_inference.distances.CHECKS", 10)
     folder, source = session
     flags = ("--suspect", folder / "benign.pt", "--walk", "blind", "--points", 20, "--m", 4, "--device", "cpu")
     status, out, _ = call(capsys, "di", source, *flags)
@@ -301,7 +304,7 @@ def test_blind_session(session, capsys, monkeypatch):
 
 
 def test_mingd_session(session, capsys, monkeypatch):
-    monkeypatch.setattr(inference, "STEPS", 4)
+    monkeypatch.setattr("utils.rivals.dataset_inference.distances.STEPS", 4)
     _, source = session
     status, out, _ = call(capsys, "di", source, "--suspect", source, "--points", 8, "--m", 2, "--device", "cpu")
     rows = [line for line in out.splitlines() if str(source) in line]
@@ -310,12 +313,12 @@ def test_mingd_session(session, capsys, monkeypatch):
 
 
 def test_the_measurement_of_false_claims(monkeypatch):
-    monkeypatch.setattr(inference, "RESTARTS", 1)
-    monkeypatch.setattr(inference, "CHECKS", 3)
-    monkeypatch.setattr(rivals, "EPOCHS", 2)
-    found = rivals.perceptrons(0)
-    assert rivals.perceptrons(0) == found != rivals.perceptrons(1)
-    verdicts = rivals.distances([found | {"other": {"claim": True, "log10_p": -9.0}}])
+    monkeypatch.setattr("utils.rivals.dataset_inference.distances.RESTARTS", 1)
+    monkeypatch.setattr("utils.rivals.dataset_inference.distances.CHECKS", 3)
+    monkeypatch.setattr("figures.false_claims.perceptrons.PERCEPTRON_EPOCHS", 2)
+    found = perceptron_figures(0)
+    assert perceptron_figures(0) == found != perceptron_figures(1)
+    verdicts = di_verdicts([found | {"other": {"claim": True, "log10_p": -9.0}}])
     assert [v["shares"] for v in verdicts] == ["same", "other"] and verdicts[1]["claimed"]
     assert verdicts[0]["log10_p"] == found["same"]["log10_p"] != found["source"]["log10_p"]
 
@@ -338,9 +341,9 @@ def test_a_source_without_its_data_is_refused(session, capsys, tmp_path):
     for run, words in ((folder / "benign.pt", "on which data"), (folder / "none", "no run in")):
         status, _, err = call(capsys, "di", run, "--suspect", source, "--points", 40)
         assert status == 2 and words in err
-    checkpoint = load(find(source, None))
+    checkpoint = load_checkpoint(find_checkpoint(source, None))
     (tmp_path / "run.json").write_text(json.dumps({"settings": {"data_sha256": "0" * 64}}))
     (tmp_path / "checkpoints").mkdir()
-    save(tmp_path / "checkpoints" / "checkpoint_nat_best.pt", checkpoint)
+    save_checkpoint(tmp_path / "checkpoints" / "checkpoint_nat_best.pt", checkpoint)
     status, _, err = call(capsys, "di", tmp_path, "--suspect", source, "--points", 40)
     assert status == 2 and "not the images" in err

@@ -16,6 +16,8 @@ import pytest
 import torch
 from test_run import same_runs
 
+from utils.system.refusals import refuse_in_one_sentence
+
 KILLS = int(os.environ.get("KILLS", "4"))
 COMMON = "-dt digits -nq 8 --width 2 --train-size 320 --batch-size 16 -ep 5 --device cpu --select last"
 SOURCE = "digits_vgg11_margin_8_"
@@ -120,13 +122,13 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_one_sentence(limit, tmp
     """A limit on file sizes stands for the disk: checkpoints no longer fit."""
     import resource
 
-    from utils import run as runs
-    from utils.checkpoint import load
+    from utils.runs.checkpoints import load_checkpoint
+    from utils.runs.folder import RunFolder
 
     _, flags, run = COMMANDS["train"]
 
     def fill():
-        real, count = runs.Run.write_rows, [0]
+        real, count = RunFolder.write_rows, [0]
 
         def full(self, rows):
             real(self, rows)
@@ -134,12 +136,12 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_one_sentence(limit, tmp
             if count[0] == 3:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-        runs.Run.write_rows = full
+        RunFolder.write_rows = full
 
     err = refused(fill, tmp_path, flags, capfd)
     assert "the disk is full" in err
     folder = tmp_path / run
-    assert load(folder / "checkpoints" / "checkpoint_latest.pt")["training"]["epoch"] == 2
+    assert load_checkpoint(folder / "checkpoints" / "checkpoint_latest.pt")["training"]["epoch"] == 2
     assert not list(folder.rglob("*.partial"))
     finish("train", tmp_path)  # with room again
 
@@ -148,14 +150,15 @@ def test_a_folder_that_goes_away_or_cannot_be_written_is_one_sentence(tmp_path, 
     _, flags, _ = COMMANDS["train"]
 
     def gone():
-        from utils import run as runs
-        real = runs.Run.write_rows
+        from utils.runs.folder import RunFolder
+
+        real = RunFolder.write_rows
 
         def remove(self, rows):
             shutil.rmtree(self.path)
             real(self, rows)
 
-        runs.Run.write_rows = remove
+        RunFolder.write_rows = remove
 
     assert "No such file" in refused(gone, tmp_path / "runs", flags, capfd)
     shutil.rmtree(tmp_path / "runs")
@@ -164,9 +167,8 @@ def test_a_folder_that_goes_away_or_cannot_be_written_is_one_sentence(tmp_path, 
 
 
 def test_out_of_memory_names_the_ways_out(monkeypatch, capsys):
-    from utils.refuse import plainly
 
-    @plainly
+    @refuse_in_one_sentence
     def main(error):
         raise error
 

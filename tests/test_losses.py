@@ -11,10 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.batchnorm import RunningStatistics
-from utils.data import Batches, Images
-from utils.fit import fit
-from utils.losses import Objective, Plain, Watermark, ascend, effective_weight
+from utils.data.batches import Batches
+from utils.data.images import Images
+from utils.training.loop import fit
+from utils.training.objective import Objective, PlainObjective
+from utils.training.settings import TrainingSettings
+from utils.watermark.ascent import ascend
+from utils.watermark.objective import WatermarkObjective, effective_weight
+from utils.watermark.running_statistics import RunningStatistics
 
 CLASSES, BATCH, M, TRIGGERS, K = 5, 8, 6, 9, 3
 LR, DECAY, ETA, EPS = 0.1, 1e-4, 0.02, 0.05  # eps < K * eta, so that the projection on the ball does something
@@ -207,15 +211,15 @@ def train(steps, reduction="joint", bn_stats="paper", ascent_steps=K, epochs=1):
         return plans[-1]
 
     batches.plan = plan
-    spy = Spy(Watermark(model, x_q, y_q, weight=WEIGHT, reduction=reduction, batch=M, steps=ascent_steps,
+    spy = Spy(WatermarkObjective(model, x_q, y_q, weight=WEIGHT, reduction=reduction, batch=M, steps=ascent_steps,
                         step_size=ETA, eps=EPS, bn_stats=bn_stats))
     run = FakeRun()
 
     def snapshot(model, epoch, row):
         return {"model": {"state_dict": {n: t.detach().clone() for n, t in model.state_dict().items()}}}
 
-    fit(run, model, spy, batches, lambda m: {"val_accuracy": 0.5}, snapshot, epochs=epochs, lr=LR,
-        weight_decay=DECAY, seed=5)
+    fit(run, model, spy, batches, lambda m: {"val_accuracy": 0.5}, snapshot,
+        TrainingSettings(epochs, LR, DECAY, seed=5))
     steps_data = []
     for plan, picks in zip(plans, spy.picks):
         for step in range(steps):
@@ -368,7 +372,7 @@ def by_hand(reduction):
     answers = {0: [0.0, 0.0], 1: [math.log(3.0), 0.0], 2: [0.0, 100.0]}
     forward = lambda x: torch.stack([torch.tensor(answers[int(i)], dtype=torch.float64) for i in x.flatten(1)[:, 0]])
     x_q = torch.stack([torch.full((3, 1, 1), 1.0), torch.full((3, 1, 1), 2.0)]).double()
-    watermark = Watermark(model, x_q, torch.tensor([1, 1]), weight=0.5, reduction=reduction, batch=2, steps=0,
+    watermark = WatermarkObjective(model, x_q, torch.tensor([1, 1]), weight=0.5, reduction=reduction, batch=2, steps=0,
                           step_size=0, eps=0, bn_stats="paper")
     x = torch.zeros(3, 3, 1, 1, dtype=torch.float64)
     return watermark(forward, x, torch.tensor([0, 1, 0]), torch.tensor([0, 1]))
@@ -391,7 +395,7 @@ def test_effective_weight_is_the_published_one():
 
 
 def test_triggers_of_a_step_are_uniform_with_replacement():
-    watermark = Watermark(tiny(), torch.zeros(TRIGGERS, 3, 32, 32), torch.zeros(TRIGGERS).long(), weight=1,
+    watermark = WatermarkObjective(tiny(), torch.zeros(TRIGGERS, 3, 32, 32), torch.zeros(TRIGGERS).long(), weight=1,
                           reduction="sum", batch=25, steps=0, step_size=0, eps=0, bn_stats="clean")
     picks = watermark.sample(400, torch.Generator().manual_seed(0))
     assert picks.shape == (400, 25)
@@ -403,6 +407,6 @@ def test_triggers_of_a_step_are_uniform_with_replacement():
 
 def test_plain_is_cross_entropy():
     logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]])
-    loss, stats = Plain()(lambda x: logits, torch.zeros(2, 3, 1, 1), torch.tensor([0, 1]), None)
+    loss, stats = PlainObjective()(lambda x: logits, torch.zeros(2, 3, 1, 1), torch.tensor([0, 1]), None)
     assert loss.item() == pytest.approx((math.log(2) + math.log(4)) / 2)
     assert stats["train_accuracy"].item() == 0.5

@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from figures import make, plan
-from figures.paper import MODELS, NUMBERS
-from figures.plan import FIGURES, TABLES, steps_of
-from figures.runs import PROFILES, Runs, Step
-from utils import verify
-from utils.refuse import Refusal
+from figures import make
+from figures.paper.commands import RunCommands, RunStep
+from figures.paper.numbers import ACC, MODELS, NUMBERS, TRIG, P
+from figures.paper.profiles import PROFILES
+from figures.paper.steps import steps_of_target
+from figures.paper.table_cells import FIGURES, TABLES, WATERMARKS, table_cells
+from utils.system.refusals import Refusal
+from utils.verify import parse
 
 TINY = PROFILES["smoke"]._replace(flags="--width 4 --train-size 128 --batch-size 64 -ep 5 --device cpu", m=8)
 BENIGN, MARGIN = (f"experiments/tiny/digits_res18_{kind}_8_s0" for kind in ("none", "margin"))
@@ -34,7 +36,7 @@ VERDICT = {
 def tiny(monkeypatch):
     """The profile `tiny`, without the rivals: table3 then has two runs."""
     monkeypatch.setitem(PROFILES, "tiny", TINY)
-    monkeypatch.setattr(plan, "WATERMARKS", {"margin": plan.WATERMARKS["margin"]})
+    monkeypatch.setattr("figures.paper.table_cells.WATERMARKS", {"margin": WATERMARKS["margin"]})
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +137,7 @@ def test_a_script_that_fails_says_why_and_make_says_which(tiny, capfd):
     foreign.write_text("")
     why, which = refused(capfd, "table3", "--profile", "tiny", "--out", "out").splitlines()
     assert "train.py: error: " in why and "checkpoints of another program" in why
-    first, _ = steps_of("table3", Runs("tiny", Path("experiments/tiny")))
+    first, _ = steps_of_target("table3", RunCommands("tiny", Path("experiments/tiny")))
     assert "with status 2" in which and which.endswith(first.command)
     assert not Path("out").exists()
 
@@ -163,7 +165,7 @@ def by_hand(step) -> None:
 
 
 def test_only_a_summary_ends_a_run(tiny, capfd):
-    first, second = steps_of("table3", Runs("tiny", Path("runs")))
+    first, second = steps_of_target("table3", RunCommands("tiny", Path("runs")))
     by_hand(first)
     second.folder.mkdir(parents=True)  # killed before its table
     assert first.finished and not second.finished
@@ -174,7 +176,7 @@ def test_only_a_summary_ends_a_run(tiny, capfd):
 
 
 def test_tables_set_ours_beside_the_paper():
-    for step in steps_of("table2", Runs("smoke", Path("runs"))):
+    for step in steps_of_target("table2", RunCommands("smoke", Path("runs"))):
         by_hand(step)
     make.main(["table2", "--no-run", "-d", "runs", "--out", "out"])
     text = Path("out/smoke/table2.md").read_text()
@@ -191,18 +193,18 @@ def test_tables_set_ours_beside_the_paper():
 
 
 def test_rivals_fill_both_tables():
-    runs = Runs("paper", Path("runs"))
-    step, _ = plan.cells("table2", runs)["CIFAR-100 EWE, hard", plan.TRIG]
+    runs = RunCommands("paper", Path("runs"))
+    step, _ = table_cells("table2", runs)["CIFAR-100 EWE, hard", TRIG]
     assert "-dt cifar100 -tt ewe -nq 100" in step(0).command and "-tt ewe" in step(0).needs[0].command
-    assert set(plan.cells("table3", runs)) == {(name, plan.TRIG) for name in ("EWE", "RS", "margin")}
+    assert set(table_cells("table3", runs)) == {(name, TRIG) for name in ("EWE", "RS", "margin")}
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_di_and_eef_judge_plainly_trained_models_and_their_copies(profile):
-    runs = Runs(profile, Path("a b"))
-    table, told = plan.cells("table2", runs), {"di": [], "eef": []}
+    runs = RunCommands(profile, Path("a b"))
+    table, told = table_cells("table2", runs), {"di": [], "eef": []}
     for what, steps in told.items():
-        of = {m: [table[f"CIFAR-10 {what.upper()}, {m}", c][0](0) for c in (plan.ACC, plan.P)] for m in MODELS}
+        of = {m: [table[f"CIFAR-10 {what.upper()}, {m}", c][0](0) for c in (ACC, P)] for m in MODELS}
         source, verdict = of["source"]
         assert all(judge == verdict for _, judge in of.values())
         assert source.done.name == "summary.json" and verdict.done == source.folder / f"{what}.json"
@@ -211,7 +213,7 @@ def test_di_and_eef_judge_plainly_trained_models_and_their_copies(profile):
         assert [f"-at {m}" in c.command and c.needs == (source,) for m, c in zip(MODELS[1:], copies)] == [True] * 3
         words = shlex.split(verdict.command)
         assert words[:4] == ["python", "-m", "utils.verify", what] and words[4] == str(source.folder)
-        steps += [source, copies, verdict, verify._arguments(words[3:])]
+        steps += [source, copies, verdict, parse(words[3:])[1]]
     plain, copies, verdict, args = told["di"]
     assert args.suspect == [str(c.folder) for c in copies] and set(verdict.needs) == {plain, *copies}
     assert args.json == verdict.done and "--embed-features" not in plain.command
@@ -224,7 +226,7 @@ def test_di_and_eef_judge_plainly_trained_models_and_their_copies(profile):
 def test_a_claim_that_does_not_hold_is_a_result_and_a_step_without_its_file_is_none(tmp_path, capfd):
     def step(name, code):
         (tmp_path / f"{name}.py").write_text(f"import sys\nfrom pathlib import Path\n{code}\n")
-        return Step(f"python {tmp_path / name}.py", Path(f"run/{name}.json"))
+        return RunStep(f"python {tmp_path / name}.py", Path(f"run/{name}.json"))
 
     Path("run").mkdir()
     make.run(step("inconclusive", "Path('run/inconclusive.json').write_text('{}'); sys.exit(1)"))
@@ -239,14 +241,14 @@ def test_a_claim_that_does_not_hold_is_a_result_and_a_step_without_its_file_is_n
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_target_knows_its_runs_and_sources_come_first(profile, tmp_path):
-    runs = Runs(profile, tmp_path)
+    runs = RunCommands(profile, tmp_path)
     for name in (*TABLES, *FIGURES):
         seen = set()
-        for step in steps_of(name, runs):
+        for step in steps_of_target(name, runs):
             assert all(before.done in seen for before in step.needs)
             assert step.done not in seen
             seen.add(step.done)
-    assert {key for name in TABLES for key in plan.cells(name, Runs("paper", tmp_path))} - {
+    assert {key for name in TABLES for key in table_cells(name, RunCommands("paper", tmp_path))} - {
         key for name in TABLES for key in NUMBERS[name]
     } <= {(m, "triggers refused at 5 % refused clean images, %") for m in (*MODELS, "soft, other images")} | {
         ("source", "energy of failures")
@@ -262,7 +264,7 @@ def test_nothing_run_says_so(tmp_path):
 
 
 def test_the_plan_needs_python_alone():
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import figures.plan"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import figures.paper.steps"
     subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
 
 
@@ -271,6 +273,6 @@ def test_snakemake_plans_the_same_runs(tmp_path):
     flags = ["--cores", "1", "-n", "-p", "table2", "--config", "profile=smoke", f"dir={tmp_path / 'a b'}"]
     done = subprocess.run(["snakemake", "-s", ROOT / "figures/Snakefile", *flags], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for step in steps_of("table2", Runs("smoke", tmp_path / "a b")):
+    for step in steps_of_target("table2", RunCommands("smoke", tmp_path / "a b")):
         end = f" || test -e {shlex.quote(str(step.done))} > /dev/null" if "utils.verify" in step.command else ""
         assert f"{step.command} > /dev/null{end}\n" in done.stdout + done.stderr

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from utils import pvalues
+from utils.ownership import pvalues
 
 # log10 P(Bin(100, p0) >= k)
 HITS = (3, 8, 20, 27, 36, 40, 51, 63, 73, 82, 100)

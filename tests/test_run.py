@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,15 +15,19 @@ import torch
 from torch import nn
 
 import models
-from utils import checkpoint, files
-from utils import run as runs
-from utils.checkpoint import find, load, pack, save, unpack
-from utils.data import Batches, Images
-from utils.fit import fit
-from utils.losses import Objective, Watermark
-from utils.refuse import Interrupted, Refusal
-from utils.run import Run
-from utils.triggers import Trigger
+from utils.data.batches import Batches
+from utils.data.images import Images
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, pack_checkpoint, save_checkpoint
+from utils.runs.folder import RunFolder
+from utils.system.files import write_atomically
+from utils.system.refusals import Interrupted, Refusal
+from utils.training.loop import fit
+from utils.training.objective import Objective
+from utils.training.settings import TrainingSettings
+from utils.watermark.objective import WatermarkObjective
+from utils.watermark.running_statistics import RunningStatistics
+from utils.watermark.trigger_files import pack_triggers, unpack_source
+from utils.watermark.triggers import TriggerSet
 
 CPU = torch.device("cpu")
 EPOCHS, STEPS = 3, 4
@@ -52,7 +57,7 @@ def same_runs(one, two):
     for name in names:
         if name == "checkpoint_previous.pt":  # after a signal it is the middle of an epoch
             continue
-        same(load(one / "checkpoints" / name), load(two / "checkpoints" / name), name)
+        same(load_checkpoint(one / "checkpoints" / name), load_checkpoint(two / "checkpoints" / name), name)
     rows = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (one, two)]
     same(*rows, "metrics.jsonl")
     assert not list(one.rglob("*.partial")) and not list(two.rglob("*.partial"))
@@ -70,7 +75,7 @@ def tiny_fit(path, hook=None, lr=0.1, batch=4, bn_stats="paper", overwrite=False
     g = torch.Generator().manual_seed(0)
     images = Images(torch.randint(0, 256, (16, 3, 32, 32), generator=g, dtype=torch.uint8), torch.arange(16) % 3,
                     torch.arange(16))
-    objective = Watermark(model, torch.rand(5, 3, 32, 32, generator=g), torch.arange(5) % 3, weight=1.0,
+    objective = WatermarkObjective(model, torch.rand(5, 3, 32, 32, generator=g), torch.arange(5) % 3, weight=1.0,
                           reduction="sum", batch=3, steps=2, step_size=0.02, eps=0.03, bn_stats=bn_stats)
     counter = iter(range(10**6))
 
@@ -93,11 +98,10 @@ def tiny_fit(path, hook=None, lr=0.1, batch=4, bn_stats="paper", overwrite=False
         return {"model": {"state_dict": {n: t.detach().clone() for n, t in m.state_dict().items()}}, "epoch": epoch,
                 "figures": row}
 
-    run = Run(path, {"seed": 0, "lr": lr}, "another -msg")
+    run = RunFolder(path, {"seed": 0, "lr": lr}, "another -msg")
     run.check(overwrite)
     run.open(CPU, overwrite)
-    fit(run, model, Hooked(), Batches(images, batch, True), evaluate, snapshot, epochs=epochs, lr=lr,
-        weight_decay=1e-4, seed=0)
+    fit(run, model, Hooked(), Batches(images, batch, True), evaluate, snapshot, TrainingSettings(epochs, lr))
     return run
 
 
@@ -106,7 +110,7 @@ def quick(monkeypatch, request):
     """The disk's own promise (fsync) and git's answer cost most of the time here, and no test looks at them."""
     if "slow" not in request.keywords:
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-        monkeypatch.setattr(runs, "surroundings", lambda device: {})
+        monkeypatch.setattr("utils.runs.folder.describe_process", lambda device: {})
 
 
 @pytest.fixture(scope="module")
@@ -121,16 +125,17 @@ def test_a_folder_holds_the_official_checkpoints(unbroken):
     rows = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     best = max(rows, key=lambda row: (row["val_accuracy"], row["epoch"]))
-    assert load(unbroken / "checkpoints" / "checkpoint_nat_best.pt")["epoch"] == best["epoch"] - 1
-    assert load(unbroken / "checkpoints" / "checkpoint_query_best.pt")["epoch"] == 2  # a tie: the later epoch
-    assert load(unbroken / "checkpoints" / "checkpoint_init.pt")["epoch"] == -1
+    assert load_checkpoint(unbroken / "checkpoints" / "checkpoint_nat_best.pt")["epoch"] == best["epoch"] - 1
+    best = load_checkpoint(unbroken / "checkpoints" / "checkpoint_query_best.pt")
+    assert best["epoch"] == 2  # a tie: the later epoch
+    assert load_checkpoint(unbroken / "checkpoints" / "checkpoint_init.pt")["epoch"] == -1
 
 
 def test_every_twentieth_epoch_stays(tmp_path):
     tiny_fit(tmp_path / "run", epochs=41, batch=16)
     kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").glob("checkpoint_[0-9]*.pt"))
     assert kept == [f"checkpoint_{n}.pt" for n in ("20", "20_clean", "40", "40_clean")]
-    assert load(tmp_path / "run" / "checkpoints" / "checkpoint_20.pt")["epoch"] == 19
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "checkpoint_20.pt")["epoch"] == 19
 
 
 class Death(BaseException):
@@ -138,7 +143,7 @@ class Death(BaseException):
 
 
 def writes_of_a_run(tmp_path, monkeypatch):
-    count, real = [0], files.write
+    count, real = [0], write_atomically
     replace_write(monkeypatch, lambda *a, **k: (count.__setitem__(0, count[0] + 1), real(*a, **k)))
     tiny_fit(tmp_path / "counted")
     replace_write(monkeypatch, real)
@@ -146,15 +151,15 @@ def writes_of_a_run(tmp_path, monkeypatch):
 
 
 def replace_write(monkeypatch, write):
-    for module in (files, checkpoint, runs):
-        monkeypatch.setattr(module, "write", write)
+    for module in ("utils.system.files", "utils.runs.checkpoints", "utils.runs.folder"):
+        monkeypatch.setattr(f"{module}.write_atomically", write)
 
 
 @pytest.mark.parametrize("moment", ["before", "half", "after"])
 def test_killed_at_every_single_write_a_run_goes_on_bit_equal(moment, unbroken, tmp_path, monkeypatch):
     total = writes_of_a_run(tmp_path, monkeypatch)
     assert total > 15
-    real = files.write
+    real = write_atomically
     for fatal in range(total):
         path, count = tmp_path / f"killed {fatal}", [0]
 
@@ -226,7 +231,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
         tiny_fit(tmp_path / "run", lr=1e30)
     assert "--lr" in str(refused.value) and "intact" in str(refused.value)
     assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {"checkpoint_init.pt"}
-    weights = load(tmp_path / "run" / "checkpoints" / "checkpoint_init.pt")["model"]["state_dict"]
+    weights = load_checkpoint(tmp_path / "run" / "checkpoints" / "checkpoint_init.pt")["model"]["state_dict"]
     assert all(t.isfinite().all() for t in weights.values())
 
 
@@ -245,7 +250,7 @@ def poison(path, at, batch=4, then=None):
 def test_a_later_bad_epoch_leaves_the_earlier_ones(step, unbroken, tmp_path):
     with pytest.raises(Refusal, match="not finite in epoch 2"):
         poison(tmp_path / "run", STEPS + step)
-    latest = load(tmp_path / "run" / "checkpoints" / "checkpoint_latest.pt")
+    latest = load_checkpoint(tmp_path / "run" / "checkpoints" / "checkpoint_latest.pt")
     assert latest["training"]["epoch"] == 1 and latest["epoch"] == 0
     assert all(t.isfinite().all() for t in latest["model"]["state_dict"].values())
     tiny_fit(tmp_path / "run")  # and this is where a mended machine goes on
@@ -267,16 +272,17 @@ def test_a_signal_does_not_save_bad_weights(unbroken, tmp_path):
 
 
 def test_other_settings_are_refused_before_anything_is_touched(unbroken, tmp_path):
-    run = Run(unbroken, {"seed": 1, "lr": 0.1}, "another -msg")
+    run = RunFolder(unbroken, {"seed": 1, "lr": 0.1}, "another -msg")
     with pytest.raises(Refusal, match="seed was 0, is 1.*another -msg or --overwrite"):
         run.check(False)
     run.check(True)
-    Run(unbroken, {"seed": 0, "lr": 0.1, "device": "cuda", "dir": "elsewhere"}, "").check(False)  # where, not what
-    later = Run(unbroken, {"seed": 0, "lr": 0.1, "new": 0.0}, "")  # a later version's flag, not passed
+    # where a run is computed and written, not what it computes
+    RunFolder(unbroken, {"seed": 0, "lr": 0.1, "device": "cuda", "dir": "elsewhere"}, "").check(False)
+    later = RunFolder(unbroken, {"seed": 0, "lr": 0.1, "new": 0.0}, "")  # a later version's flag, not passed
     later.check(False)
     assert later.settings == {"seed": 0, "lr": 0.1}  # what a commitment says stays what it was
     with pytest.raises(Refusal, match="new was None, is 0.1"):
-        Run(unbroken, {"seed": 0, "lr": 0.1, "new": 0.1}, "").check(False)
+        RunFolder(unbroken, {"seed": 0, "lr": 0.1, "new": 0.1}, "").check(False)
 
 
 def test_overwrite_begins_anew(unbroken, tmp_path):
@@ -289,7 +295,7 @@ def test_overwrite_begins_anew(unbroken, tmp_path):
 
 
 def test_killed_while_overwriting_nothing_old_goes_on_as_new(unbroken, tmp_path, monkeypatch):
-    real = runs.Path.unlink
+    real = Path.unlink
     for fatal in range(1, 12):
         path, count = tmp_path / str(fatal), [0]
         tiny_fit(path, lr=0.5)
@@ -301,11 +307,11 @@ def test_killed_while_overwriting_nothing_old_goes_on_as_new(unbroken, tmp_path,
                 raise Death
             real(self, missing_ok=missing_ok)
 
-        monkeypatch.setattr(runs.Path, "unlink", unlink)
+        monkeypatch.setattr(Path, "unlink", unlink)
         with pytest.raises(Death) as death:
             tiny_fit(path, overwrite=True)
         del death
-        monkeypatch.setattr(runs.Path, "unlink", real)
+        monkeypatch.setattr(Path, "unlink", real)
         assert not (path / "summary.json").exists()
         if (path / "run.json").exists():
             with pytest.raises(Refusal, match="other settings"):
@@ -355,15 +361,15 @@ def test_a_machine_without_git_trains_too(tmp_path, monkeypatch):
 
 
 def test_find_names_what_it_looked_for(unbroken, tmp_path):
-    assert find(unbroken).name == "checkpoint_nat_best.pt"
-    assert find(unbroken, "last").name == "checkpoint_latest.pt"
-    assert find(unbroken, "val", "clean").name == "checkpoint_nat_best_clean.pt"
-    assert find(unbroken, "last", "clean").name == "checkpoint_latest_clean.pt"
+    assert find_checkpoint(unbroken).name == "checkpoint_nat_best.pt"
+    assert find_checkpoint(unbroken, "last").name == "checkpoint_latest.pt"
+    assert find_checkpoint(unbroken, "val", "clean").name == "checkpoint_nat_best_clean.pt"
+    assert find_checkpoint(unbroken, "last", "clean").name == "checkpoint_latest_clean.pt"
     with pytest.raises(Refusal, match=f"no run in {tmp_path}/nothing"):
-        find(tmp_path / "nothing")
+        find_checkpoint(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(Refusal, match="no checkpoint .*/checkpoint_nat_best_clean.pt.*--bn-stats paper"):
-        find(tmp_path / "empty", "val", "clean")
+        find_checkpoint(tmp_path / "empty", "val", "clean")
 
 
 # ---- checkpoints are data -------------------------------------------------------------------------------------
@@ -382,32 +388,32 @@ class Bomb:
 def test_a_pickle_that_would_run_code_is_refused_and_does_not(writer, tmp_path):
     writer({"model": Bomb(tmp_path / "boom")}, tmp_path / "evil.pt")
     with pytest.raises(Refusal, match="evil.pt"):
-        load(tmp_path / "evil.pt")
+        load_checkpoint(tmp_path / "evil.pt")
     assert not (tmp_path / "boom").exists()
     with pytest.raises(pickle.UnpicklingError):  # even where numpy's scalars are let in
         torch.load(tmp_path / "evil.pt", weights_only=True)
 
 
 def test_truncated_empty_and_foreign_files_are_refused(tmp_path):
-    save(tmp_path / "whole.pt", {"model": {"state_dict": {"w": torch.rand(1000)}, "type": "res18"}})
+    save_checkpoint(tmp_path / "whole.pt", {"model": {"state_dict": {"w": torch.rand(1000)}, "type": "res18"}})
     content = (tmp_path / "whole.pt").read_bytes()
     for keep in (0, 1, 100, len(content) // 2, len(content) - 1):
         (tmp_path / "cut.pt").write_bytes(content[:keep])
         with pytest.raises(Refusal, match="cut.pt"):
-            load(tmp_path / "cut.pt")
+            load_checkpoint(tmp_path / "cut.pt")
     (tmp_path / "text.pt").write_text("no checkpoint at all\n" * 50)
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
     for name in ("text.pt", "list.pt", "module.pt"):
         with pytest.raises(Refusal, match=name):
-            load(tmp_path / name)
+            load_checkpoint(tmp_path / name)
     with pytest.raises(Refusal, match="does not exist"):
-        load(tmp_path / "missing.pt")
+        load_checkpoint(tmp_path / "missing.pt")
 
 
 def trigger_set(m=6, k=1):
     g = torch.Generator().manual_seed(0)
-    return Trigger(torch.randint(0, 256, (m, 3, 32, 32), generator=g, dtype=torch.uint8), torch.arange(m) % 10,
+    return TriggerSet(torch.randint(0, 256, (m, 3, 32, 32), generator=g, dtype=torch.uint8), torch.arange(m) % 10,
                    torch.randint(0, 7, (m, k), generator=g), torch.arange(m * k).view(m, k))
 
 
@@ -416,15 +422,17 @@ def test_pack_and_unpack(name, classes, width, tmp_path):
     model = models.build(name, classes, (0.5, 0.4, 0.3), (0.2, 0.2, 0.3), width)
     model(torch.rand(8, 3, 32, 32))  # running statistics of its own
     trigger = trigger_set(k=2)
-    save(tmp_path / "one.pt", pack(model, name, trigger, epoch=3, about={"classes": ["a"] * classes}))
-    checkpoint = load(tmp_path / "one.pt")
-    again, triggers = unpack(checkpoint, "one.pt")
+    about = {"classes": ["a"] * classes}
+    packed = pack_checkpoint(model, name, epoch=3, about=about, **pack_triggers(trigger))
+    save_checkpoint(tmp_path / "one.pt", packed)
+    checkpoint = load_checkpoint(tmp_path / "one.pt")
+    again, triggers = unpack_source(checkpoint, "one.pt")
     x = torch.rand(4, 3, 32, 32)
     assert torch.equal(again(x), model.eval()(x)) and not again.training
     assert not any(p.requires_grad for p in again.parameters())
     assert all(torch.equal(a, b) for a, b in zip(trigger, triggers))
     assert checkpoint["epoch"] == 3 and len(checkpoint["about"]["classes"]) == classes
-    assert unpack(pack(model, name), "x")[1] is None
+    assert unpack_source(pack_checkpoint(model, name), "x")[1] is None
     torch.load(tmp_path / "one.pt", weights_only=True)  # plain tensors, numbers, strings: no exception needed
 
 
@@ -439,10 +447,10 @@ def test_pack_and_unpack(name, classes, width, tmp_path):
     lambda c: c.update(query_model=None),
 ])
 def test_parts_that_do_not_fit_are_refused(spoil):
-    checkpoint = pack(models.build("res18", 10, width=4), "res18", trigger_set())
+    checkpoint = pack_checkpoint(models.build("res18", 10, width=4), "res18", **pack_triggers(trigger_set()))
     spoil(checkpoint)
     with pytest.raises(Refusal, match="here.pt does not hold"):
-        unpack(checkpoint, "here.pt")
+        unpack_source(checkpoint, "here.pt")
 
 
 def official(path, m=6, **more):
@@ -465,9 +473,9 @@ def test_an_official_checkpoint_can_be_read(tmp_path):
     model, trigger = official(tmp_path / "official.pt")
     with pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "official.pt", weights_only=True)  # which is why numpy's scalars are let in
-    checkpoint = load(tmp_path / "official.pt")
+    checkpoint = load_checkpoint(tmp_path / "official.pt")
     assert float(checkpoint["optimizer"]["param_groups"][0]["lr"]) == pytest.approx(0.1 - 0.09 * 0.07)
-    again, triggers = unpack(checkpoint, "official.pt")
+    again, triggers = unpack_source(checkpoint, "official.pt")
     x = torch.rand(4, 3, 32, 32)
     assert torch.equal(again(x), model(x))
     for a, b in zip(triggers[:3], trigger[:3]):  # pictures too: float pixels are the 8-bit ones
@@ -487,27 +495,27 @@ def test_an_official_checkpoint_of_an_older_numpy_can_be_read(tmp_path):
                 content = content.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
             new.writestr(item.filename, content)
     (tmp_path / "old.pt").write_bytes(renamed.getvalue())
-    assert float(load(tmp_path / "old.pt")["best"]) == 0.88
+    assert float(load_checkpoint(tmp_path / "old.pt")["best"]) == 0.88
 
 
 def test_an_official_checkpoint_without_true_labels_can_be_read(tmp_path):
     official(tmp_path / "official.pt")
-    checkpoint = load(tmp_path / "official.pt")
+    checkpoint = load_checkpoint(tmp_path / "official.pt")
     del checkpoint["query_model"]["state_dict"]["original_response"]
-    _, trigger = unpack(checkpoint, "official.pt")
+    _, trigger = unpack_source(checkpoint, "official.pt")
     assert trigger.true_labels.shape == (6, 0)
 
 
 def test_writes_are_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    files.write(path, b"old")
+    write_atomically(path, b"old")
 
     def full(*a):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError):
-        files.write(path, b"new" * 1000)
+        write_atomically(path, b"new" * 1000)
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
@@ -516,14 +524,13 @@ def test_find_takes_the_checkpoint_that_the_run_reports(tmp_path):
     checkpoints.mkdir()
     for name in ("nat_best", "latest"):
         (checkpoints / f"checkpoint_{name}.pt").touch()
-    assert find(tmp_path, None).name == "checkpoint_nat_best.pt"  # as long as there is no summary
+    assert find_checkpoint(tmp_path, None).name == "checkpoint_nat_best.pt"  # as long as there is no summary
     for select, name in (("last", "latest"), ("val", "nat_best")):
         (tmp_path / "summary.json").write_text(json.dumps({"select": select}))
-        assert find(tmp_path, None) == checkpoints / f"checkpoint_{name}.pt"
+        assert find_checkpoint(tmp_path, None) == checkpoints / f"checkpoint_{name}.pt"
 
 
 def test_batchnorm_is_put_right_after_an_error():
-    from utils.batchnorm import RunningStatistics
 
     model = models.place(models.build("vgg11", 3, width=4), "cpu").train()
     statistics = RunningStatistics(model, "paper")

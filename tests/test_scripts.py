@@ -21,7 +21,12 @@ from conftest import ROOT, run
 from test_data import damage, photos
 from test_run import official, same_runs
 
-from utils.checkpoint import load, unpack
+from utils.analyze import main as analyze_main
+from utils.data.sets import load_data
+from utils.ownership.suspects import finished_surrogates
+from utils.runs.checkpoints import load_checkpoint
+from utils.system.files import sha256_of_file
+from utils.watermark.trigger_files import unpack_source
 
 DATA = ("-dt", "digits", "-nq", 10, "--train-size", 256, "--batch-size", 64, "--width", 4, "--device", "cpu")
 TRAIN = (*DATA, "-mt", "res18", "--trigger-batch", 4, "--steps", 2, "-ep", 1)
@@ -129,7 +134,7 @@ def test_run_folder_explains_itself(world, name):
         assert all(0 <= v <= 1 for k, v in row.items() if "accuracy" in k or k == "agreement")
         assert {"loss", "lr", "val_accuracy", "trigger_accuracy", "seconds", "images_per_second"} <= set(row)
         assert ("clean_val_accuracy" in row) == (role == "source")
-    checkpoint = load(folder / "checkpoints" / "checkpoint_nat_best.pt")
+    checkpoint = load_checkpoint(folder / "checkpoints" / "checkpoint_nat_best.pt")
     assert checkpoint["about"]["classes"] == [str(i) for i in range(10)]
     assert ("query_model" in checkpoint) == (role != "surrogate")  # the thief has no trigger set
     for path in (folder / "checkpoints").iterdir():
@@ -137,11 +142,10 @@ def test_run_folder_explains_itself(world, name):
 
 
 def test_saved_triggers_say_where_they_come_from(world):
-    saved = load(world / SOURCE / "triggers.pt")
+    saved = load_checkpoint(world / SOURCE / "triggers.pt")
     assert {"images", "labels", "true_labels", "sources"} <= set(saved)
-    from utils import data as datasets
 
-    digits = datasets.load("digits")
+    digits = load_data("digits")
     position = {int(i): p for p, i in enumerate(digits.held_out.indices)}
     for i, (source,) in enumerate(saved["sources"].tolist()):
         assert torch.equal(saved["images"][i], digits.held_out.images[position[source]])
@@ -169,17 +173,16 @@ def test_source_figures_of_the_table_are_those_of_its_summary(world):
 
 
 def test_a_surrogate_does_not_start_from_the_source(world):
-    source = load(world / SOURCE / "checkpoints" / "checkpoint_nat_best.pt")["model"]["state_dict"]
-    start = load(world / SOURCE / "extraction" / "checkpoints" / "checkpoint_init.pt")["model"]["state_dict"]
+    source = load_checkpoint(world / SOURCE / "checkpoints" / "checkpoint_nat_best.pt")["model"]["state_dict"]
+    start = load_checkpoint(world / SOURCE / "extraction" / "checkpoints" / "checkpoint_init.pt")["model"]["state_dict"]
     assert not torch.equal(source["1.conv1.weight"], start["1.conv1.weight"])
 
 
 def test_teacher_bn_chooses_the_checkpoint_that_is_stolen(world):
-    from utils.files import digest
 
     for name, twin in (("extraction", ""), ("extraction_hard", "_clean")):
         settings = json.loads((world / SOURCE / name / "run.json").read_text())["settings"]
-        assert settings["source_sha256"] == digest(world / SOURCE / f"checkpoints/checkpoint_nat_best{twin}.pt")
+        assert settings["source_sha256"] == sha256_of_file(world / SOURCE / f"checkpoints/checkpoint_nat_best{twin}.pt")
 
 
 def test_a_finished_run_says_so(world):
@@ -192,15 +195,14 @@ def test_a_finished_run_says_so(world):
 
 
 def test_surrogates_of_another_source_are_not_listed(world):
-    from utils.report import surrogates
 
     source = world / SOURCE
-    assert source / "extraction" in surrogates(source)
+    assert source / "extraction" in finished_surrogates(source)
     summary_path = source / "extraction" / "summary.json"
     kept = summary_path.read_text()
     try:
         summary_path.write_text(kept.replace(json.loads(kept)["source_sha256"], "0" * 64))
-        assert source / "extraction" not in surrogates(source)
+        assert source / "extraction" not in finished_surrogates(source)
     finally:
         summary_path.write_text(kept)
 
@@ -217,7 +219,7 @@ def test_the_same_flags_on_other_images_are_another_run(tmp_path):
 
 def test_paper_and_clean_give_the_same_weights_through_the_command(world):
     good("train", "-d", world, "-tt", "margin", *TRAIN, "-ep", 2, "--bn-stats", "clean", "-msg", "clean")
-    paper, twin, clean = (load(world / name)["model"]["state_dict"] for name in (
+    paper, twin, clean = (load_checkpoint(world / name)["model"]["state_dict"] for name in (
         f"{SOURCE}/checkpoints/checkpoint_latest.pt", f"{SOURCE}/checkpoints/checkpoint_latest_clean.pt",
         f"{SOURCE}clean/checkpoints/checkpoint_latest.pt"))
     for name in paper:
@@ -232,9 +234,9 @@ def test_paper_and_clean_give_the_same_weights_through_the_command(world):
 def test_label_strategy(world, strategy):
     flags = ("-tt", "margin", "--label-strategy", strategy, "--label-model", world / BENIGN, "-msg", strategy)
     good("train", "-d", world, *TRAIN, *flags)
-    saved = load(world / f"{SOURCE}{strategy}" / "triggers.pt")
+    saved = load_checkpoint(world / f"{SOURCE}{strategy}" / "triggers.pt")
     path = world / BENIGN / "checkpoints" / "checkpoint_nat_best.pt"
-    model, _ = unpack(load(path), path)
+    model, _ = unpack_source(load_checkpoint(path), path)
     ranked = model(saved["images"].float() / 255).argsort(dim=1, descending=strategy == "highest")
     for row, label, (true,) in zip(ranked.tolist(), saved["labels"].tolist(), saved["true_labels"].tolist()):
         assert label == [c for c in row if c != true][0]
@@ -244,7 +246,7 @@ def test_label_strategy(world, strategy):
 def test_mixup_and_the_name_of_the_folder(world):
     good("train", "-d", world, "-tt", "base", *TRAIN, "-nm", 2, "-qt", "stochastic", "-nq", 5, "-msg", "A")
     folder = world / "digits_res18_stochastic_base_5_2_A"
-    saved = load(folder / "triggers.pt")
+    saved = load_checkpoint(folder / "triggers.pt")
     assert saved["true_labels"].shape == (5, 2) and not (saved["labels"][:, None] == saved["true_labels"]).any()
     assert summary(folder)["log10_p"]["T1"] is not None
 
@@ -287,14 +289,14 @@ def test_folder_end_to_end(own_images):
     folder, flags = own_images
     source = folder / "runs" / "folder_res18_margin_3_"
     assert summary(source)["dataset"] == "folder" and summary(source)["train_size"] == 72
-    assert load(source / "checkpoints/checkpoint_nat_best.pt")["about"]["classes"] == ["cat", "dog"]
+    assert load_checkpoint(source / "checkpoints/checkpoint_nat_best.pt")["about"]["classes"] == ["cat", "dog"]
     assert 0.0 in (summary(source)["log10_p"]["T1"], summary(source)["clean"]["log10_p"]["T1"])  # two classes
     steal = ("-e", folder / "runs", *flags, "-tmt", "res18", "-dmt", "res18")
     # another folder, smaller and with other classes: soft and hard need no labels
     good("extraction", *steal, "-at", "soft", "-dsrc", "folder", "--data-dir-source", folder / "cars")
     s = summary(source / "extraction")
     assert s["dataset"] == s["dataset_source"] == "folder" and s["trigger_size"] == 3
-    assert load(source / "extraction/checkpoints/checkpoint_nat_best.pt")["model"]["state_dict"][
+    assert load_checkpoint(source / "extraction/checkpoints/checkpoint_nat_best.pt")["model"]["state_dict"][
         "1.linear.bias"].shape == (2,)
     good("distill", *steal)
 
@@ -476,11 +478,10 @@ def test_damaged_run_files_are_named(world, tmp_path):
 
 
 def test_an_analysis_wants_the_runs_own_images(own_images, capsys):
-    from utils import analyze
 
     folder, other = own_images[0] / "runs" / "folder_res18_margin_3_", own_images[0] / "birds"
     with pytest.raises(SystemExit) as end:
-        analyze.main(["energy", str(folder), "--data-dir", str(other)])
+        analyze_main(["energy", str(folder), "--data-dir", str(other)])
     assert end.value.code == 2 and f"--data-dir {other}: these are not the images" in capsys.readouterr().err
     assert not (folder / "energy.json").exists()
 
@@ -509,9 +510,9 @@ def test_a_loss_that_is_not_finite(epochs, tmp_path):
     assert done.status == 2 and done.err.count("\n") == 1 and "not finite" in done.err and "--lr" in done.err
     assert not (tmp_path / SOURCE / "summary.json").exists()
     for path in (tmp_path / SOURCE / "checkpoints").iterdir():
-        weights = load(path)["model"]["state_dict"]
+        weights = load_checkpoint(path)["model"]["state_dict"]
         assert all(t.isfinite().all() for t in weights.values())
-    model, trigger = unpack(load(tmp_path / SOURCE / "checkpoints" / "checkpoint_init.pt"), "init")
+    model, trigger = unpack_source(load_checkpoint(tmp_path / SOURCE / "checkpoints" / "checkpoint_init.pt"), "init")
     assert len(trigger) == 10
 
 
@@ -574,8 +575,8 @@ def test_the_same_seed_twice_is_bit_equal(unbroken, tmp_path):
     good("train", "-d", tmp_path, *LONG)
     same_runs(tmp_path / SOURCE, unbroken)
     good("train", "-d", tmp_path, *LONG, "--seed", 1, "--overwrite", "-ep", 1)
-    other = load(tmp_path / SOURCE / "checkpoints" / "checkpoint_init.pt")["model"]["state_dict"]
-    own = load(unbroken / "checkpoints" / "checkpoint_init.pt")["model"]["state_dict"]
+    other = load_checkpoint(tmp_path / SOURCE / "checkpoints" / "checkpoint_init.pt")["model"]["state_dict"]
+    own = load_checkpoint(unbroken / "checkpoints" / "checkpoint_init.pt")["model"]["state_dict"]
     assert not torch.equal(other["1.conv1.weight"], own["1.conv1.weight"])
     assert summary(tmp_path / SOURCE)["seed"] == 1
 

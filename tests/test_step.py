@@ -11,11 +11,20 @@ from test_scripts import good
 from torch.utils.flop_counter import FlopCounterMode
 
 import models
-from utils import attacks, benchmark, costs, distributed, losses, official
-from utils.checkpoint import load
-from utils.data import Batches, Images
-from utils.halves import Halves, split_threads
-from utils.step import Step, precise
+from utils.attacks.losses import soft_loss
+from utils.attacks.objectives import ExtractionObjective
+from utils.benchmark import main as benchmark_main
+from utils.cost import official_rendering
+from utils.cost.contenders import Contenders
+from utils.cost.rivals import rival_sums
+from utils.cost.settings import TIMED_OBJECTIVES, parse_benchmark
+from utils.data.batches import Batches
+from utils.data.images import Images
+from utils.runs.checkpoints import load_checkpoint
+from utils.training.objective import PlainObjective
+from utils.training.step import Step, autocast_forward
+from utils.watermark.objective import WatermarkObjective
+from utils.watermark.two_thread_step import TwoThreadStep, split_threads
 
 B, T, K, M = 8, 4, 3, 10
 NUMBERS = {"weight": 0.1, "step_size": 1 / 255}
@@ -35,7 +44,7 @@ def setting(width=8, placed=False):
 
 
 def watermark(model, x_q, y_q, steps, mode="paper", reduction="joint"):
-    return losses.Watermark(model, x_q, y_q, reduction=reduction, batch=T, steps=steps, eps=steps / 255,
+    return WatermarkObjective(model, x_q, y_q, reduction=reduction, batch=T, steps=steps, eps=steps / 255,
                             bn_stats=mode, **NUMBERS)
 
 
@@ -58,8 +67,9 @@ def test_our_step_equals_the_official_one(steps):
     row = rows_of(batches, objective)[0]
     Step(model, objective, batches, lr=0.1, weight_decay=1e-4)(row)
     x, y = batches.batch(*row[:3])
-    optimizer = official.plain_sgd(plain, 0.1, 1e-4)
-    official.watermark_step(plain, optimizer, x.contiguous(), y, x_q[row[3]], y_q[row[3]], steps=steps, **NUMBERS)
+    optimizer = official_rendering.plain_sgd(plain, 0.1, 1e-4)
+    official_rendering.watermark_step(plain, optimizer, x.contiguous(), y, x_q[row[3]], y_q[row[3]], steps=steps,
+                                      **NUMBERS)
     assert apart(small(), model) > 1e-3
     assert apart(model, plain) <= 1e-6
 
@@ -68,11 +78,11 @@ def test_our_soft_step_equals_the_official_one():
     model, batches, _, _ = setting()
     plain, teacher = copy.deepcopy(model), small().eval()
     frozen = copy.deepcopy(teacher).requires_grad_(False)
-    objective = attacks.Copy(frozen, attacks.soft, False)
+    objective = ExtractionObjective(frozen, soft_loss, False)
     row = rows_of(batches, objective)[0]
     Step(model, objective, batches, lr=0.1, weight_decay=1e-4)(row)
     x, y = batches.batch(*row[:3])
-    official.soft_step(plain, teacher, official.plain_sgd(plain, 0.1, 1e-4), x.contiguous(), y)
+    official_rendering.soft_step(plain, teacher, official_rendering.plain_sgd(plain, 0.1, 1e-4), x.contiguous(), y)
     assert apart(small(), model) > 1e-3
     assert apart(model, plain) <= 1e-6
 
@@ -102,7 +112,7 @@ def test_fixed_buffers_and_fused_update_are_bit_equal(mode):
         objective = watermark(model, x_q, y_q, K, mode)
         rows = rows_of(batches, objective)
         if graph is None:
-            optimizer, total = official.plain_sgd(model, 0.1, 1e-4), 0.0
+            optimizer, total = official_rendering.plain_sgd(model, 0.1, 1e-4), 0.0
             for rate, row in zip((0.1, 0.1, 0.01, 0.01), rows):
                 optimizer.param_groups[0]["lr"] = rate
                 loss, stats = objective(model, *batches.batch(*row[:3]), row[3])
@@ -145,8 +155,8 @@ def trained(mode, steps, reduction, amp, how, restarts=()):
     for i, row in enumerate(rows):
         step = make() if i in restarts else step
         if how == "halves" and not steps:  # else it is chosen
-            step.halves = Halves(model, objective, lambda twin: precise(twin, amp), (1, 1))
-        assert bool(step.halves) == (how == "halves")
+            step.two_threads = TwoThreadStep(model, objective, lambda twin: autocast_forward(twin, amp), (1, 1))
+        assert bool(step.two_threads) == (how == "halves")
         step(row)
         sums = {name: sums.get(name, 0) + value for name, value in step.take_sums().items()}
     return model, sums, objective.statistics.state()
@@ -173,24 +183,24 @@ def test_a_run_that_goes_on_side_by_side_is_bit_equal(two_threads):
     assert apart(whole, parts) == 0 and sums == other_sums
 
 
-class Other(losses.Watermark):
+class Other(WatermarkObjective):
     pass
 
 
 def test_halves_are_apart_only_where_that_is_faster(two_threads, monkeypatch):
     model, batches, x_q, y_q = setting(width=16, placed=True)
-    forward_of = lambda twin: precise(twin, False)
-    chosen = lambda objective, model=model: Halves.where_faster(model, objective, batches, forward_of)
+    forward_of = lambda twin: autocast_forward(twin, False)
+    chosen = lambda objective, model=model: objective.two_thread_step(model, batches, forward_of)
     balanced = watermark(model, x_q, y_q, 2)  # 3 * 8 passes of clean images, (3 + 2 * 2) * 4 of triggers
     assert chosen(balanced).threads == (1, 1)
     assert chosen(watermark(model, x_q, y_q, 0)) is None  # 24 against 12: one thread would wait
     assert chosen(watermark(model, x_q, y_q, 2, "shared")) is None  # one batch, no halves
-    assert chosen(losses.Plain()) is None
+    assert chosen(PlainObjective()) is None
     assert chosen(Other(model, x_q, y_q, reduction="sum", batch=T, steps=2, eps=1, bn_stats="paper", **NUMBERS)) is None
     assert chosen(balanced, copy.deepcopy(model).to("meta")) is None  # any other device
-    assert Step(model, balanced, batches, lr=0.1, weight_decay=0, compile=True).halves is None
+    assert Step(model, balanced, batches, lr=0.1, weight_decay=0, compile=True).two_threads is None
     with monkeypatch.context() as patch:
-        patch.setattr(distributed, "several", lambda: True)
+        patch.setattr("utils.watermark.two_thread_step.is_distributed", lambda: True)
         assert chosen(balanced) is None
     assert chosen(watermark(small(64), x_q, y_q, 2), small(64)) is None
     torch.set_num_threads(1)
@@ -208,21 +218,21 @@ def test_a_model_without_batch_norm_has_halves_too(two_threads):
         objective = watermark(model, x_q, y_q, 2)
         step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4)
         step(rows_of(batches, objective)[0])
-        assert bool(step.halves) == (threads == 2)
+        assert bool(step.two_threads) == (threads == 2)
         results.append(model)
     assert apart(*results) == 0
 
 
 def test_train_py_computes_the_same_with_two_threads(two_threads, tmp_path, monkeypatch):
-    called, call = [], Halves.__call__
-    monkeypatch.setattr(Halves, "__call__", lambda self, *a: called.append(self) or call(self, *a))
+    called, call = [], TwoThreadStep.__call__
+    monkeypatch.setattr(TwoThreadStep, "__call__", lambda self, *a: called.append(self) or call(self, *a))
     weights = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
         good("train", "-d", tmp_path, "-dt", "digits", "-tt", "margin", "-mt", "res18", "--width", 16, "-nq", 8,
              "--train-size", 96, "--batch-size", 32, "--trigger-batch", 14, "--steps", 2, "-ep", 1, "--amp",
              "--device", "cpu", "-msg", threads)
-        checkpoint = load(tmp_path / f"digits_res18_margin_8_{threads}/checkpoints/checkpoint_latest.pt")
+        checkpoint = load_checkpoint(tmp_path / f"digits_res18_margin_8_{threads}/checkpoints/checkpoint_latest.pt")
         state = checkpoint["model"]["state_dict"]
         weights.append({name: t for name, t in state.items() if "running" not in name})
     assert len(called) == 3  # steps
@@ -241,7 +251,7 @@ def test_an_error_in_the_triggers_half_is_not_lost(two_threads):
     step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4)
     with pytest.raises(IndexError):
         step(rows_of(batches, objective)[0])
-    assert step.halves and torch.get_num_threads() == 2
+    assert step.two_threads and torch.get_num_threads() == 2
 
 
 def test_relu_in_place_is_bit_equal(monkeypatch):
@@ -264,11 +274,10 @@ class Nowhere(contextlib.nullcontext):
 
 def test_counted_passes_match_the_flop_counter():
     """Forward 1, input gradient 1, full backward 2; torch's counter sees the steps themselves."""
-    args = benchmark.parse(["--model", "res18", "--width", "8", "--batch-size", str(B), "--trigger-batch", str(T),
+    args = parse_benchmark(["--model", "res18", "--width", "8", "--batch-size", str(B), "--trigger-batch", str(T),
                             "--steps", str(K), "--device", "cpu", "--num-query", str(M)])
-    args.graph = False
-    bench = benchmark.Bench(args, torch.device("cpu"))
-    for name in benchmark.OBJECTIVES:
+    bench = Contenders(args, torch.device("cpu"))
+    for name in TIMED_OBJECTIVES:
         for rendering in ("ours", "official"):
             step = bench.ours(name, False)[0] if rendering == "ours" else bench.official(name)[0]
             counter = FlopCounterMode(display=False)
@@ -279,27 +288,27 @@ def test_counted_passes_match_the_flop_counter():
 
 
 def test_benchmark_writes_the_ratios(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, "SECONDS", 0.01)
-    monkeypatch.setattr(benchmark, "VALIDATION", 50)
-    monkeypatch.setattr(benchmark, "TEST", 50)
+    monkeypatch.setattr("utils.cost.measure.SECONDS", 0.01)
+    monkeypatch.setattr("utils.cost.contenders.VALIDATION", 50)
+    monkeypatch.setattr("utils.cost.contenders.TEST", 50)
     file = tmp_path / "cost.json"
-    benchmark.main(["--model", "res18", "--width", "2", "--batch-size", "8", "--trigger-batch", "2", "--steps", "1",
+    benchmark_main(["--model", "res18", "--width", "2", "--batch-size", "8", "--trigger-batch", "2", "--steps", "1",
                     "--num-query", "4", "--device", "cpu", "--rounds", "1", "--components", "--json", str(file)])
     result = json.loads(file.read_text())
     named = {"margin_step_fp32", "margin_step_amp", "margin_epoch_fp32", "margin_epoch_amp", "soft_step_fp32",
              "base_step_fp32"}
     assert named <= set(result["ratios"]) and all(value > 0 for value in result["ratios"].values())
     assert {(r["objective"], r["rendering"], r["precision"]) for r in result["rows"]} == {
-        (o, r, p) for o in benchmark.OBJECTIVES for r, p in (("official", "fp32"), ("ours", "fp32"), ("ours", "amp"))}
+        (o, r, p) for o in TIMED_OBJECTIVES for r, p in (("official", "fp32"), ("ours", "fp32"), ("ours", "amp"))}
     assert {p["component"] for p in result["components"]} >= {
         "data", "clean pass", "ascent", "trigger pass", "optimiser", "evaluation"}
     assert "margin_epoch_amp" in capsys.readouterr().out
 
 
 def test_benchmark_of_the_rivals(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "SECONDS", 0.01)
+    monkeypatch.setattr("utils.cost.measure.SECONDS", 0.01)
     file = tmp_path / "rivals.json"
-    benchmark.main(["--rivals", "--model", "res18", "--width", "2", "--batch-size", "8", "--num-query", "4", "--device",
+    benchmark_main(["--rivals", "--model", "res18", "--width", "2", "--batch-size", "8", "--num-query", "4", "--device",
                     "cpu", "--rounds", "1", "--json", str(file)])
     result = json.loads(file.read_text())["rivals"]
     assert all(value > 0 for value in result["ms"].values()) and "counted: 3.7 x" in capsys.readouterr().out
@@ -310,7 +319,7 @@ def test_sums_of_equal_parts_are_the_counted_ones():
     """Were a watermark step and a noisy draw of 64 images worth 1 and 1/2 plain step, the counts of images come out."""
     ms = dict.fromkeys(("plain step", "EWE normal step", "EWE watermark step", "DI question to a batch",
                         "EEF signs of 8 images"), 2.0) | {"RS noisy gradient": 1.0}
-    sums = costs.sums(ms, steps=382, batch=128)
+    sums = rival_sums(ms, steps=382, batch=128)
     assert sums["EWE, whole training"] == (pytest.approx(1.6), 1.6)
     measured, counted = sums["RS, an epoch with its robust pass"]
     assert measured == pytest.approx(1 + 2100 * 64 / (382 * 128)) and round(measured, 1) == counted
@@ -333,7 +342,7 @@ def test_recorded_graph_equals_ordinary_steps(mode):
             step.rate.fill_(0.01 / (epoch + 1))
             for row in rows_of(batches, objective, seed=epoch):
                 step([part.cuda() for part in row])
-        assert not said and (step.recorded is not None) == graph
+        assert not said and (step.recorder is not None and step.recorder.graph is not None) == graph
         results.append((model.cpu(), step.take_sums()))
     assert apart(results[0][0], results[1][0]) <= 1e-3
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-2)

@@ -4,10 +4,11 @@ import pytest
 import torch
 from scipy import stats
 
-from utils import data as datasets
-from utils import triggers
-from utils.data import Images
-from utils.refuse import Refusal
+from utils.data.images import Images
+from utils.data.sets import load_data, split_indices
+from utils.system.refusals import Refusal
+from utils.watermark.trigger_picture import draw_trigger_picture
+from utils.watermark.triggers import draw_triggers, validation_images
 
 CLASSES = 10
 
@@ -15,20 +16,20 @@ CLASSES = 10
 @pytest.fixture(scope="module")
 def held_out():
     """The held-out images of a data set of CIFAR's size, one pixel each (the sampler never looks at them)."""
-    _, rest = datasets.split(50_000)
+    _, rest = split_indices(50_000)
     labels = torch.randint(0, CLASSES, (50_000,), generator=torch.Generator().manual_seed(4))[rest]
     pixels = (torch.tensor(rest) % 256).to(torch.uint8).view(-1, 1, 1, 1)
     return Images(pixels, labels, torch.tensor(rest))
 
 
 def test_over_1000_seeds_disjoint_and_never_a_true_label(held_out):
-    train = set(datasets.split(50_000)[0])
+    train = set(split_indices(50_000)[0])
     everything = set(held_out.indices.tolist())
     label_of = dict(zip(held_out.indices.tolist(), held_out.labels.tolist()))
     counts = torch.zeros(CLASSES, CLASSES)
     firsts = set()
     for seed in range(1000):
-        trigger, validation = triggers.build(held_out, 100, 1, CLASSES, seed)
+        trigger, validation = draw_triggers(held_out, 100, 1, CLASSES, seed)
         sources, kept = trigger.sources.flatten().tolist(), validation.indices.tolist()
         assert len(trigger) == 100 and len(set(sources)) == 100 and len(kept) == 900
         assert not set(sources) & set(kept) and set(sources) | set(kept) == everything and not set(sources) & train
@@ -47,7 +48,7 @@ def test_over_1000_seeds_disjoint_and_never_a_true_label(held_out):
 def test_mixup_labels_avoid_all_sources_and_are_uniform_over_the_rest(held_out, k):
     allowed_counts = torch.zeros(CLASSES, CLASSES)  # [number of allowed labels - 1, rank among them]
     for seed in range(300):
-        trigger, validation = triggers.build(held_out, 20, k, CLASSES, seed)
+        trigger, validation = draw_triggers(held_out, 20, k, CLASSES, seed)
         assert trigger.true_labels.shape == trigger.sources.shape == (20, k) and len(trigger) == 20
         assert len(set(trigger.sources.flatten().tolist())) == 20 * k == 1000 - len(validation.labels)
         assert not torch.isin(validation.indices, trigger.sources).any()
@@ -65,17 +66,17 @@ def test_mixup_image_is_the_rounded_mean_of_its_sources():
     g = torch.Generator().manual_seed(0)
     held_out = Images(torch.randint(0, 256, (40, 3, 32, 32), generator=g, dtype=torch.uint8), torch.arange(40) % 5,
                       torch.arange(100, 140))
-    trigger, _ = triggers.build(held_out, 6, 3, 5, seed=1)
+    trigger, _ = draw_triggers(held_out, 6, 3, 5, seed=1)
     for image, true, sources in zip(trigger.images, trigger.true_labels, trigger.sources):
         own = held_out.images[sources - 100]
         assert torch.equal(image, own.double().mean(0).round().to(torch.uint8)) and image.shape == (3, 32, 32)
         assert torch.equal(true, held_out.labels[sources - 100])
-    single, _ = triggers.build(held_out, 6, 1, 5, seed=1)
+    single, _ = draw_triggers(held_out, 6, 1, 5, seed=1)
     assert torch.equal(single.images, held_out.images[single.sources[:, 0] - 100])  # unchanged, bit for bit
 
 
 def test_build_is_a_function_of_the_seed(held_out):
-    one, two = (triggers.build(held_out, 50, 1, CLASSES, seed=7)[0] for _ in range(2))
+    one, two = (draw_triggers(held_out, 50, 1, CLASSES, seed=7)[0] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, two))
 
 
@@ -86,7 +87,7 @@ def test_label_strategies_by_hand(held_out, strategy):
     logits = torch.zeros(CLASSES)
     for place, c in enumerate(ranking):
         logits[c] = -float(place)
-    trigger, _ = triggers.build(held_out, 100, 1, CLASSES, 0, strategy, lambda images: logits.expand(len(images), -1))
+    trigger, _ = draw_triggers(held_out, 100, 1, CLASSES, 0, strategy, lambda images: logits.expand(len(images), -1))
     order = ranking if strategy == "highest" else ranking[::-1]
     for label, (true,) in zip(trigger.labels.tolist(), trigger.true_labels.tolist()):
         assert label == (order[0] if true != order[0] else order[1])
@@ -96,28 +97,28 @@ def test_label_strategies_by_hand(held_out, strategy):
                                        (5, 10, "-nm"), (5, 11, "-nm"), (5, 0, "-nm")])
 def test_impossible_sets_are_refused(held_out, m, k, flag):
     with pytest.raises(Refusal, match=flag):
-        triggers.build(held_out, m, k, CLASSES, 0)
+        draw_triggers(held_out, m, k, CLASSES, 0)
 
 
 def test_largest_possible_set(held_out):
-    trigger, validation = triggers.build(held_out, 999, 1, CLASSES, 0)
+    trigger, validation = draw_triggers(held_out, 999, 1, CLASSES, 0)
     assert len(trigger) == 999 and len(validation.labels) == 1
 
 
 def test_no_trigger_of_a_real_data_set_is_trained_on_or_validated():
-    data = datasets.load("digits")
-    trigger, validation = triggers.build(data.held_out, 30, 2, 10, seed=3)
+    data = load_data("digits")
+    trigger, validation = draw_triggers(data.held_out, 30, 2, 10, seed=3)
     assert not torch.isin(trigger.sources, data.train.indices).any()
     assert not torch.isin(trigger.sources, validation.indices).any()
     # the thief's side finds the same validation images from the checkpoint's source indices
-    again = triggers.validation(data, trigger)
+    again = validation_images(data, trigger)
     assert sorted(again.indices.tolist()) == sorted(validation.indices.tolist())
 
 
 def test_picture_names_true_and_assigned_labels(tmp_path):
-    data = datasets.load("digits")
-    trigger, _ = triggers.build(data.held_out, 12, 2, 10, seed=0)
-    triggers.draw(trigger, [f"a $\\frac$ long class name {c}" for c in data.classes], tmp_path / "trigger.png")
+    data = load_data("digits")
+    trigger, _ = draw_triggers(data.held_out, 12, 2, 10, seed=0)
+    draw_trigger_picture(trigger, [f"a $\\frac$ long class name {c}" for c in data.classes], tmp_path / "trigger.png")
     assert (tmp_path / "trigger.png").read_bytes().startswith(b"\x89PNG")
     from PIL import Image
 

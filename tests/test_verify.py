@@ -10,35 +10,44 @@ import pytest
 import torch
 
 import models
-from utils import answers, commit, data, guard, triggers, verify
-from utils import run as runs
-from utils.answers import Answers
-from utils.checkpoint import load, pack, read_trigger, save
-from utils.refuse import Refusal
-from utils.run import Run, prepare
-from utils.verdict import Case
+from utils.data.folder import decode_image
+from utils.data.sets import load_data
+from utils.ownership.answers import Answers, class_number
+from utils.ownership.claim import _decide_sequentially
+from utils.ownership.commitment import Commitment, check_commitment, commit_to, neutral_names, save_triggers
+from utils.ownership.verdict import OwnershipCase
+from utils.runs.checkpoints import pack_checkpoint, read_model, save_checkpoint
+from utils.runs.folder import RunFolder
+from utils.system.device import prepare_torch
+from utils.system.files import write_atomically
+from utils.system.refusals import Refusal
+from utils.system.untrusted import read_bounded
+from utils.training.metrics import predict
+from utils.verify import main as verify_main
+from utils.watermark.trigger_files import pack_triggers, read_triggers
+from utils.watermark.triggers import TriggerSet, draw_triggers, redraw_labels
 
 M, CLASSES = 40, [str(i) for i in range(10)]
 SETTINGS = {"dataset": "digits", "train_type": "margin", "label_strategy": "random", "seed": 3, "num_query": M}
 
 
 def replace(trigger, **parts):
-    return triggers.Trigger(**(trigger._asdict() | parts))
+    return TriggerSet(**(trigger._asdict() | parts))
 
 
 def make_run(path, settings=SETTINGS, labels=None, committed=True):
     """A run folder as train.py leaves one, with an untrained model."""
-    run = Run(path, settings, "another -msg").open(torch.device("cpu"), overwrite=False)
-    digits = data.load("digits")
-    trigger, _ = triggers.build(digits.held_out, M, 1, 10, settings["seed"])
+    run = RunFolder(path, settings, "another -msg").open(torch.device("cpu"), overwrite=False)
+    digits = load_data("digits")
+    trigger, _ = draw_triggers(digits.held_out, M, 1, 10, settings["seed"])
     trigger = trigger if labels is None else replace(trigger, labels=labels)
-    commit.keep(run, trigger, CLASSES)
+    save_triggers(run, trigger, CLASSES)
     if committed:
-        commit.commit(run, trigger, CLASSES, len(digits.held_out.labels))
-    prepare(settings["seed"], False)
+        commit_to(run, trigger, CLASSES, len(digits.held_out.labels))
+    prepare_torch(settings["seed"], False)
     model = models.build("vgg11", 10, digits.mean, digits.std, 4).eval()
     about = {"classes": CLASSES, "train_type": settings["train_type"]}
-    run.save("nat_best", pack(model, "vgg11", trigger, epoch=0, figures={}, about=about))
+    run.save("nat_best", pack_checkpoint(model, "vgg11", epoch=0, figures={}, about=about, **pack_triggers(trigger)))
     run._lock.close()
     return path, trigger
 
@@ -48,8 +57,9 @@ def quick():
     """The disk's promises, git's answer and the triggers' picture cost most of the time here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
-        patch.setattr(runs, "surroundings", lambda device: {})
-        patch.setattr(triggers, "draw", lambda trigger, classes, file: file.write(b"a picture"))
+        patch.setattr("utils.runs.folder.describe_process", lambda device: {})
+        patch.setattr("utils.ownership.commitment.draw_trigger_picture",
+                      lambda trigger, classes, file: file.write(b"a picture"))
         yield
 
 
@@ -68,7 +78,7 @@ def bank(quick, tmp_path_factory):
 def call(capsys, *flags):
     """(status, stdout, stderr) of `python -m utils.verify`, in this process."""
     try:
-        status = verify.main([str(flag) for flag in flags])
+        status = verify_main([str(flag) for flag in flags])
     except SystemExit as end:
         status = end.code
     out, err = capsys.readouterr()
@@ -84,7 +94,7 @@ def answer(owner, tmp_path, share, name="answers.csv", seed=0):
     rng = np.random.default_rng(seed)
     labels = np.where(rng.random(M) < share, trigger.labels, trigger.true_labels[:, 0])
     path = tmp_path / name
-    path.write_text("".join(f"{n},{y}\n" for n, y in zip(commit.names(trigger, folder), labels)))
+    path.write_text("".join(f"{n},{y}\n" for n, y in zip(neutral_names(trigger, folder), labels)))
     return path
 
 
@@ -117,24 +127,24 @@ def test_private_files_are_private(owner):
 @pytest.mark.parametrize("part", ["images", "labels", "true_labels", "sources"])
 def test_any_change_breaks_the_commitment(part, owner):
     folder, trigger = owner
-    assert commit.examine(folder, trigger).state == "match"
+    assert check_commitment(folder, trigger).state == "match"
     changed = getattr(trigger, part).clone()
     changed.view(-1)[7] = (changed.view(-1)[7] + 1) % 10
-    assert commit.examine(folder, replace(trigger, **{part: changed})).state == "mismatch"
+    assert check_commitment(folder, replace(trigger, **{part: changed})).state == "mismatch"
 
 
 def test_a_continued_run_keeps_its_commitment(tmp_path):
     folder, trigger = make_run(tmp_path / "run")
     before = (folder / "commitment.json").read_bytes(), (folder / "key.json").read_bytes()
-    run = Run(folder, SETTINGS, "x")
+    run = RunFolder(folder, SETTINGS, "x")
     (folder / "commitment.json").unlink()  # killed between the two files
-    digest = commit.commit(run, trigger, CLASSES, 143)
+    digest = commit_to(run, trigger, CLASSES, 143)
     assert digest == json.loads(before[0])["sha256"] and (folder / "key.json").read_bytes() == before[1]
 
 
 @pytest.mark.parametrize("there", [False, True])
 def test_an_export_that_fails_leaves_nothing_and_can_be_repeated(there, owner, tmp_path, monkeypatch, capsys):
-    to, real, count = tmp_path / "out", verify.write, [0]
+    to, real, count = tmp_path / "out", write_atomically, [0]
     if there:
         to.mkdir()
 
@@ -144,12 +154,12 @@ def test_an_export_that_fails_leaves_nothing_and_can_be_repeated(there, owner, t
             raise OSError(28, "No space left on device")
         real(path, content)
 
-    monkeypatch.setattr(verify, "write", full)
+    monkeypatch.setattr("utils.ownership.export.write_atomically", full)
     with pytest.raises(SystemExit):
-        verify.main(["export", str(owner[0]), "--to", str(to)])
+        verify_main(["export", str(owner[0]), "--to", str(to)])
     assert "the disk is full" in capsys.readouterr().err
     assert not any(to.iterdir()) if there else not to.exists()
-    assert verify.main(["export", str(owner[0]), "--to", str(to)]) in (0, None)
+    assert verify_main(["export", str(owner[0]), "--to", str(to)]) in (0, None)
 
 
 @pytest.mark.parametrize("content", [None, "{}", '{"salt": 5}'])
@@ -158,12 +168,12 @@ def test_a_lost_or_damaged_key_is_named_and_not_replaced(content, tmp_path):
     key = folder / "key.json"
     key.unlink() if content is None else key.write_text(content)
     with pytest.raises(Refusal, match="key.json is " + ("gone" if content is None else "damaged")):
-        commit.commit(Run(folder, SETTINGS, "x"), trigger, CLASSES, 143)
+        commit_to(RunFolder(folder, SETTINGS, "x"), trigger, CLASSES, 143)
     assert key.exists() == (content is not None)
 
 
 def test_numbers_are_not_read_as_names_of_other_classes():
-    number = lambda text, classes: answers.class_number(text, classes, "here")
+    number = lambda text, classes: class_number(text, classes, "here")
     assert number(" 1", ["0", "1"]) == 1 and number("1", ["cat", "dog"]) == 1
     assert number("2", ["1", "2"]) == 1  # a name
     with pytest.raises(Refusal, match="'0' is no class.*answer by name"):
@@ -185,7 +195,7 @@ def test_export_is_bit_equal_neutral_and_private(owner, tmp_path, capsys):
     assert order != sorted(order) and sorted(order) == list(range(M))
     for file in files:
         entry = key["images"][file.name]
-        assert (data.decode(file.read_bytes()) == trigger.images[entry["index"]].numpy()).all()
+        assert (decode_image(file.read_bytes()) == trigger.images[entry["index"]].numpy()).all()
         assert entry["label"] == trigger.labels[entry["index"]]
         assert len(file.stem) == 16 and set(file.stem) <= set("0123456789abcdef")
     assert call(capsys, "export", folder, "--to", to)[0] == 2  # not over another one
@@ -214,7 +224,7 @@ def test_a_copy_is_claimed_and_an_independent_model_is_not(owner, bank, tmp_path
 
 def test_npy_answers(owner, tmp_path, capsys):
     folder, trigger = owner
-    order = np.argsort(commit.names(trigger, folder))
+    order = np.argsort(neutral_names(trigger, folder))
     sharp = np.eye(10)[trigger.labels.numpy()[order]]
     np.save(tmp_path / "p.npy", sharp)
     np.save(tmp_path / "y.npy", trigger.labels.numpy()[order])
@@ -231,7 +241,7 @@ def test_npy_answers(owner, tmp_path, capsys):
 def test_probabilities_in_columns_of_another_order(owner, tmp_path, capsys):
     folder, trigger = owner
     lines = ["name," + ",".join(reversed(CLASSES))]
-    for name, y in zip(commit.names(trigger, folder), trigger.labels.tolist()):
+    for name, y in zip(neutral_names(trigger, folder), trigger.labels.tolist()):
         lines.append(f"{name}," + ",".join("0.91" if c == y else "0.01" for c in reversed(range(10))))
     (tmp_path / "p.csv").write_text("\n".join(lines))
     status, out, _ = call(capsys, "claim", folder, "--predictions", tmp_path / "p.csv")
@@ -266,20 +276,18 @@ def test_missing_answers_are_misses_when_allowed(owner, tmp_path, capsys):
 
 def test_a_forged_set_is_refused_for_want_of_the_commitment(bank, tmp_path, capsys):
     """Labels read off somebody's independent model: every trigger hits, and it shows nothing."""
-    from utils.checkpoint import unpack
-    from utils.metrics import predict
 
     victim = bank[0] / "checkpoints" / "checkpoint_nat_best.pt"
-    digits = data.load("digits")
-    trigger, _ = triggers.build(digits.held_out, M, 1, 10, SETTINGS["seed"])
-    labels = predict(unpack(load(victim), victim)[0], trigger.images).argmax(1)
+    digits = load_data("digits")
+    trigger, _ = draw_triggers(digits.held_out, M, 1, 10, SETTINGS["seed"])
+    labels = predict(read_model(victim), trigger.images).argmax(1)
     forged, trigger = make_run(tmp_path / "forged", labels=labels, committed=False)
     trigger = replace(trigger, true_labels=(labels[:, None] + 1) % 10)
-    save(forged / "triggers.pt", trigger._asdict())
+    save_checkpoint(forged / "triggers.pt", trigger._asdict())
     status, out, _ = call(capsys, "claim", forged, "--suspect", victim, "--benign", *bank[1:])
     assert status == 1 and f"{M} of {M}" in out and "commitment is none" in out and "T1           does not" in out
     # a commitment of the forger's own does not help: the committed seed does not draw these labels
-    commit.commit(Run(forged, SETTINGS, "x"), trigger, CLASSES, 143)
+    commit_to(RunFolder(forged, SETTINGS, "x"), trigger, CLASSES, 143)
     status, out, _ = call(capsys, "claim", forged, "--suspect", victim)
     assert status == 1 and "commitment   match" in out and "the committed seed draws" in out
     # and the digest is not the one that was published
@@ -305,28 +313,27 @@ def test_without_uniform_labels_the_bank_decides(bank, tmp_path, capsys):
 
 def test_a_set_that_convicts_the_bank_is_refused(owner):
     _, trigger = owner
-    made = commit.examine(*owner)
+    made = check_commitment(*owner)
     copy = Answers(trigger.labels.numpy(), None)
-    case = Case(trigger, 10, made, [copy], 1e-3)
+    case = OwnershipCase(trigger, 10, made, [copy], 1e-3)
     assert not case.decide(copy)["holds"] and "benign" in case.decide(copy)["why"]
 
 
 def test_stopping_early_does_not_lift_a_refusal(owner):
-    from utils.verify import _rest_on_sequence
 
     _, trigger = owner
     copy = Answers(trigger.labels.numpy(), None)
     for bank, holds in (([copy], False), ([], True)):
-        case = Case(trigger, 10, commit.examine(*owner), bank, 1e-3)
+        case = OwnershipCase(trigger, 10, check_commitment(*owner), bank, 1e-3)
         report = case.report(copy) | {"sequential": case.sequence(copy, list(range(len(trigger)))), "curve": None}
         assert report["sequential"]["decision"] == "claim"
-        _rest_on_sequence(report, len(trigger))
+        _decide_sequentially(report, len(trigger))
         assert report["decision"]["holds"] is holds
 
 
 def test_a_program_answers_and_the_sequential_test_stops_early(owner, tmp_path, capsys):
     folder, trigger = owner
-    key = dict(zip(commit.names(trigger, folder), trigger.labels.tolist()))
+    key = dict(zip(neutral_names(trigger, folder), trigger.labels.tolist()))
     (tmp_path / "api.py").write_text(
         f"import sys, pathlib\nopen({str(tmp_path / 'asked')!r}, 'a').write('x')\n"
         f"print({key!r}[pathlib.Path(sys.argv[1]).name])\n")
@@ -346,10 +353,10 @@ def test_errors_of_the_sequential_test(owner):
     _, trigger = owner
     m, rng = 400, np.random.default_rng(0)
     true = torch.from_numpy(rng.integers(0, 10, (m, 1)))
-    many = triggers.Trigger(torch.zeros(m, 3, 32, 32, dtype=torch.uint8), torch.zeros(m), true, true)
-    many = replace(many, labels=triggers.drawn_labels(true, 10, 0, 500))
-    known = commit.Commitment("match", "", "", SETTINGS | {"seed": 0, "held_out": 500}, "")
-    case = Case(many, 10, known, [], 0.05)
+    many = TriggerSet(torch.zeros(m, 3, 32, 32, dtype=torch.uint8), torch.zeros(m), true, true)
+    many = replace(many, labels=redraw_labels(true, 10, 0, 500))
+    known = Commitment("match", "", "", SETTINGS | {"seed": 0, "held_out": 500}, "")
+    case = OwnershipCase(many, 10, known, [], 0.05)
     claimed = {}
     for rate in (1 / 9, 0.5):
         ends = []
@@ -377,5 +384,5 @@ def test_owners_files_are_checked(owner, tmp_path, capsys):
     assert call(capsys, "claim", owner[0])[0] == 2
     os.mkfifo(tmp_path / "pipe.csv")
     assert call(capsys, "claim", owner[0], "--predictions", tmp_path / "pipe.csv")[0] == 2
-    assert read_trigger(owner[0] / "triggers.pt", 10).labels.tolist() == owner[1].labels.tolist()
-    assert guard.content(owner[0] / "key.json")[:1] == b"{"
+    assert read_triggers(owner[0] / "triggers.pt", 10).labels.tolist() == owner[1].labels.tolist()
+    assert read_bounded(owner[0] / "key.json")[:1] == b"{"

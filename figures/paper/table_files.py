@@ -1,0 +1,57 @@
+"""TODO (figures.draw)"""
+
+import json
+import statistics
+from pathlib import Path
+
+from figures.paper.commands import RunCommands
+from figures.paper.numbers import P
+from utils.ownership import pvalues
+
+
+def measure_cell(cell, runs: RunCommands) -> dict:
+    """A cell's values over the seeds, from the finished runs alone."""
+    step_of, value = cell
+    steps = {seed: step_of(seed) for seed in runs.profile.seeds}
+    values = {seed: value(step.result()) for seed, step in steps.items() if step.finished}
+    values = {seed: round(v, 6) for seed, v in values.items() if v is not None}
+    first = next(iter(values), next(iter(steps)))
+    return {"values": list(values.values()), "command": steps[first].command, "seeds": list(values)}
+
+
+def show_cell(values, column=None) -> str:
+    """mean +- sd (n) of a cell; p-values by their harmonic mean, as the paper's."""
+    if not values:
+        return "not run"
+    if column == P:
+        return f"{pvalues.harmonic_mean(values):.2f} ({len(values)})"
+    digits = 4 if "margin" in (column or "") or "energy" in (column or "") else 2
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread} ({len(values)})"
+
+
+def show_paper_cell(number) -> str:
+    if number is None:
+        return "-"
+    return f"{number[0]:g}" + (f" ± {number[1]:g}" if number[1] is not None else "")
+
+
+def write_table(name: str, runs: RunCommands, out: Path, made: dict, paper: dict, title: str) -> list[dict]:
+    """<name>.md and .json; every cell of the paper appears, made or not."""
+    rows, keys = [], list(dict.fromkeys([*paper, *made]))
+    order = list(dict.fromkeys(row for row, _ in keys))
+    for key in sorted(keys, key=lambda key: order.index(key[0])):  # a row's columns stand together
+        entry = {"row": str(key[0]), "column": str(key[1]), "paper": paper.get(key), "values": [], "command": None}
+        rows.append(entry | (measure_cell(made[key], runs) if key in made else {}))
+    lines = [f"# {title}", "", "| row | column | paper | ours: mean ± sd (n) | command |"]
+    lines.append("| --- | --- | --- | --- | --- |")
+    for row in rows:
+        ours = show_cell(row["values"], row["column"])
+        command = f"`{row['command']}`" if row["values"] else "not run"
+        lines.append(f"| {row['row']} | {row['column']} | {show_paper_cell(row['paper'])} | {ours} | {command} |")
+    if name in ("table2", "table3"):
+        lines += ["", "EWE, RS, DI and EEF differ from their authors' settings in the six points that README.md "
+                  "numbers under *The four rivals*; a profile's own sizes stand in the commands."]
+    (out / f"{name}.md").write_text("\n".join(lines) + "\n")
+    (out / f"{name}.json").write_text(json.dumps({"name": name, "cells": rows}, indent=1, ensure_ascii=False) + "\n")
+    return rows

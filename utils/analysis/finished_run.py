@@ -1,0 +1,32 @@
+"""TODO (utils.analyze)"""
+
+from pathlib import Path
+
+from utils.data.sets import load_data
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint
+from utils.system.files import read_json
+from utils.system.refusals import Refusal
+from utils.watermark.trigger_files import unpack_source
+
+
+class FinishedRun:
+    """A finished run: its model, the owner's triggers, its source's test images."""
+
+    def __init__(self, folder, data_dir, select, device):
+        self.folder = source = Path(folder).resolve()
+        settings = (read_json(self.folder / "run.json") or {}).get("settings")
+        if settings is None:
+            raise Refusal(f"there is no run in {folder}: name the folder of a finished run")
+        select = select or settings.get("select")
+        path = find_checkpoint(self.folder, select)
+        self.model, self.trigger = unpack_source(load_checkpoint(path), path, device)
+        if self.trigger is None:  # a surrogate: the triggers are its source's
+            source = self.folder.parent
+            path = find_checkpoint(source, select)
+            self.trigger = unpack_source(load_checkpoint(path), path, device)[1]
+        known = (read_json(source / "run.json") or {}).get("settings") or {}
+        data = load_data(settings["dataset"], data_dir, known.get("train_size"), skip_bad_images=True)
+        if known.get("data_sha256") not in (None, data.sha256):
+            raise Refusal(f"--data-dir {data_dir}: these are not the images of {folder}; name its source's data")
+        self.test = data.test
+        self.device = device

@@ -1,0 +1,29 @@
+"""TODO (utils.analyze)"""
+
+import torch
+
+from utils.analysis.finished_run import FinishedRun
+from utils.system.refusals import Refusal
+
+
+def tsne_points(features, perplexity: float, seed: int = 0):
+    """Features (N, D) -> t-SNE coordinates (N, 2) as a numpy array; Refusal unless N exceeds the perplexity."""
+    from sklearn.manifold import TSNE
+
+    if len(features) <= perplexity:
+        raise Refusal(f"tsne: perplexity {perplexity} needs more than {perplexity} test images and triggers, and there "
+                      f"are {len(features)}; name a run on a data set with more")
+    model = TSNE(perplexity=perplexity, random_state=seed, init="pca", learning_rate="auto")
+    return model.fit_transform(features.double().cpu().numpy())
+
+
+@torch.no_grad()
+def report_tsne(run: FinishedRun, shown: int = 500) -> dict:
+    """Figure 7's points of a run: test images first, then the triggers."""
+    images = torch.cat([run.test.images[:shown], run.trigger.images])
+    features = torch.cat([
+        run.model[1].features(run.model[0](part.to(run.device).float().div(255))) for part in images.split(500)
+    ])
+    points = {p: [[round(float(v), 4) for v in xy] for xy in tsne_points(features, p)] for p in (5, 10)}
+    n = min(shown, len(run.test.labels))
+    return {"labels": run.test.labels[:n].tolist(), "trigger_labels": run.trigger.labels.tolist(), "points": points}

@@ -1,0 +1,55 @@
+"""TODO (utils.attacks)"""
+
+import torch
+from torch import nn
+
+from utils.training.objective import Objective, PlainObjective, batch_accuracy
+from utils.watermark.ascent import ascend
+
+# names of published removal attacks -> (train the last layer alone, re-initialise it)
+FINETUNES = {"ftal": (False, False), "ftll": (True, False), "rtal": (False, True), "rtll": (True, True)}
+REMOVALS = ("finetune", "fineprune", "prune", "quantize")
+
+
+class ExtractionObjective(Objective):
+    """Train a surrogate on a frozen source's answers; an objective as in `utils.losses`.
+
+    `source` maps pixels to logits; it is called under `no_grad` and must be in eval mode. `loss` is one of the
+    functions above with its numbers filled in. With `steps` the images are first moved to where the source is
+    least sure of its own answer within `eps` (Eq. 7; step_size and eps in pixel units), and both models see those.
+    """
+
+    def __init__(self, source, loss, needs_labels: bool, steps: int = 0, step_size: float = 0.0, eps: float = 0.0):
+        self.source, self.loss, self.needs_labels = source, loss, needs_labels
+        self.ascents, self.step_size, self.eps = steps, step_size, eps
+
+    def __call__(self, forward, x, y, picks):
+        with torch.no_grad():
+            t = self.source(x)
+        if self.ascents:
+            x = ascend(self.source, x, t.argmax(1), steps=self.ascents, step_size=self.step_size, eps=self.eps)
+            with torch.no_grad():
+                t = self.source(x)
+        s = forward(x)
+        loss = self.loss(s, t, y)
+        stats = {"loss": loss.detach(), "agreement": batch_accuracy(s, t.argmax(1))}
+        if self.needs_labels:
+            stats["train_accuracy"] = batch_accuracy(s, y)
+        return loss, stats
+
+
+class FineTuningObjective(PlainObjective):
+    """Cross-entropy on the thief's labelled images from a copy of the source (Table 9).
+
+    With `last` only the last layer learns: the rest is frozen, BatchNorm's running statistics included.
+    """
+
+    def __init__(self, model, last: bool):
+        self.frozen = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if last else []
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not last or name.startswith("1.linear."))
+
+    def __call__(self, forward, x, y, picks):
+        for layer in self.frozen:
+            layer.eval()
+        return super().__call__(forward, x, y, picks)

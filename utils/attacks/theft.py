@@ -1,0 +1,124 @@
+"""The scene of every attack: the source that is attacked, the thief's images, and the folder of the attack's run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from utils.data.images import Data, Images
+from utils.data.sets import load_data
+from utils.data.settings import DataSettings
+from utils.ownership.suspects import TriggerTests
+from utils.runs.checkpoints import class_count, find_checkpoint, load_checkpoint
+from utils.runs.folder import RunFolder
+from utils.runs.settings import OutputSettings
+from utils.system.files import sha256_of_file
+from utils.system.processes import chief_first
+from utils.system.refusals import Refusal
+from utils.training.settings import TrainingSettings
+from utils.watermark.trigger_files import unpack_source
+from utils.watermark.triggers import TriggerSet, validation_images
+
+
+@dataclass(frozen=True)
+class TheftSettings:
+    """What an attack works on.
+
+    source       folder of the source's run, which `model_type` and `train_type` describe
+    select       "val" or "last": which checkpoint of the source is attacked and which one is reported
+    statistics   "paper" or "clean": which of the source's two models is attacked
+    home, own    the source's data set, the thief's data set
+    benign       runs of independent models for the report
+    """
+
+    source: Path
+    model_type: str
+    train_type: str
+    select: str
+    statistics: str
+    home: DataSettings
+    own: DataSettings
+    output: OutputSettings
+    training: TrainingSettings
+    device: str
+    benign: tuple
+
+
+class Theft(NamedTuple):
+    """An attack that is ready to begin: the frozen source and its triggers, the thief's data (`own`), the source's
+    data (`home`) with the validation images that are left, and the tests that the result will face."""
+
+    settings: TheftSettings
+    attack: str
+    run: RunFolder
+    device: torch.device
+    source: torch.nn.Module
+    source_sha256: str
+    triggers: TriggerSet
+    own: Data
+    home: Data
+    validation: Images
+    tests: TriggerTests
+
+
+def open_theft(settings: TheftSettings, attack, device) -> Theft:
+    """Find the source and load the data; Refusal where they do not fit. Makes nothing.
+
+    `attack` has a `name`, `needs_labels` and `on`, the folder of the attack that it edits, "" for the source.
+    """
+    path = find_checkpoint(settings.source, settings.select, settings.statistics)
+    checkpoint = load_checkpoint(path)
+    source, triggers = unpack_source(checkpoint, path, device)
+    about = checkpoint.get("about", {})
+    check_source(settings, checkpoint, triggers, path)
+    own, home = _load_both(settings, about)
+    check_data(settings, own, home, about, class_count(source), attack.needs_labels)
+    record = settings.output.record | {"attack": attack.name, "source_sha256": sha256_of_file(path)}
+    record |= {"data_sha256": home.sha256, "data_source_sha256": own.sha256}
+    if attack.on:
+        record["on_sha256"] = sha256_of_file(find_checkpoint(settings.source / attack.on, settings.select))
+    run = RunFolder(settings.output.folder, record, settings.output.tag_flag)
+    run.check(settings.output.overwrite)
+    uniform = about.get("label_strategy", "random") == "random"
+    tests = TriggerTests(triggers, len(home.classes), uniform, settings.benign, device)
+    return Theft(settings, attack.name, run, device, source, record["source_sha256"], triggers, own, home,
+                 validation_images(home, triggers), tests)
+
+
+def _load_both(settings: TheftSettings, about: dict) -> tuple[Data, Data]:
+    """The thief's and the source's data; where they are one set, the thief gets as many images as the source had."""
+    own, home = settings.own, settings.home
+    same = (own.name, own.root) == (home.name, home.root)
+    size = own.train_size or (about.get("train_size") if same else None)
+    with chief_first():
+        mine = load_data(own.name, own.root, size, own.skip_bad_images)
+        return mine, mine if same else load_data(home.name, home.root, None, home.skip_bad_images)
+
+
+def check_source(settings: TheftSettings, checkpoint: dict, triggers: TriggerSet | None, path) -> None:
+    """Refuse a source that is not the one the flags describe."""
+    model_type, about = checkpoint["model"]["type"], checkpoint.get("about", {})
+    if model_type != settings.model_type:
+        raise Refusal(f"-tmt {settings.model_type}: {path} holds a {model_type}; pass -tmt {model_type}")
+    if about.get("train_type", settings.train_type) != settings.train_type:
+        raise Refusal(f"-tt {settings.train_type}: {path} was trained with -tt {about['train_type']}; pass that")
+    if triggers is None:
+        raise Refusal(f"{path} holds no trigger set: name a run of train.py")
+
+
+def check_data(settings: TheftSettings, own: Data, home: Data, about: dict, classes: int, needs_labels: bool) -> None:
+    """Refuse data that cannot serve: other classes than the source's where labels or tests need them."""
+    if len(home.classes) != classes or about.get("classes", home.classes) != home.classes:
+        raise Refusal(
+            f"-dt {settings.home.name}: its {len(home.classes)} classes are not the source's {classes}; "
+            "pass the -dt and --data-dir the source was trained on"
+        )
+    if needs_labels and own.classes != home.classes:
+        raise Refusal(
+            f"-dsrc {settings.own.name}: this attack needs true labels in the source's classes, and these are "
+            "others; use -at soft or hard, which need none"
+        )
+    if settings.training.batch_size > len(own.train.labels):
+        raise Refusal(f"--batch-size {settings.training.batch_size}: there are only {len(own.train.labels)} training "
+                      "images")

@@ -1,0 +1,239 @@
+"""The command lines of train.py, distill.py and extraction.py: from flags to settings, once, at the door.
+
+Each package declares the flags of its own settings; this file puts them together and makes the checks that no flag's
+type can make. What a run computes is decided by frozen settings from here on; the flags themselves go on as a record
+in `run.json`.
+"""
+
+import argparse
+from dataclasses import dataclass
+
+import models
+import utils.rivals.embedded_features.settings as eef_settings
+import utils.rivals.ewe.settings as ewe_settings
+import utils.rivals.randomized_smoothing.settings as rs_settings
+from utils.attacks.editing import FineTuning, Sweep
+from utils.attacks.settings import (
+    add_attack_flags,
+    add_distillation_flags,
+    add_extraction_flags,
+    complete_distillation_flags,
+    complete_extraction_flags,
+    distillation,
+    extraction,
+)
+from utils.attacks.surrogate import Extraction
+from utils.attacks.theft import TheftSettings
+from utils.data.images import Data
+from utils.data.settings import DataSettings, add_data_flags
+from utils.rivals.ewe.settings import EweWatermark
+from utils.rivals.randomized_smoothing.settings import RsWatermark
+from utils.runs.settings import OutputSettings, add_output_flags, source_folder
+from utils.system.flags import COUNT, Parser
+from utils.system.refusals import Refusal
+from utils.training.settings import TrainingSettings, add_training_flags, training_settings
+from utils.watermark.settings import Watermark, add_trigger_flags, add_watermark_flags, watermark_settings
+from utils.watermark.source_checkpoint import SourceFacts
+
+RIVALS = {"ewe": ewe_settings, "rs": rs_settings}  # -tt -> where its flags and settings are
+TRAIN_TYPES = ("none", "base", "margin", *RIVALS)
+WIDTH = 104  # columns of the help
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """What train.py was asked for. `styled_share` in [0, 1] is the rival EEF's, 0 without it."""
+
+    data: DataSettings
+    watermark: Watermark | EweWatermark | RsWatermark
+    model_type: str
+    width: int
+    training: TrainingSettings
+    output: OutputSettings
+    device: str
+    select: str
+    benign: tuple
+    styled_share: float
+
+    def facts(self, data: Data) -> SourceFacts:
+        """What checkpoints and summary say of this training."""
+        mark = self.watermark
+        return SourceFacts(
+            self.model_type, self.width, data.name, data.classes, len(data.train.labels), mark.train_type,
+            mark.triggers.strategy, mark.bn_stats, self.training.seed, self.select, mark.keeps_clean_statistics,
+            mark.makes_triggers_later)
+
+
+@dataclass(frozen=True)
+class AttackCommand:
+    """What distill.py or extraction.py was asked for."""
+
+    theft: TheftSettings
+    attack: Extraction | FineTuning | Sweep
+
+
+# ---- train.py -------------------------------------------------------------------------------------------------
+
+
+def train_command(argv=None) -> TrainCommand:
+    """The settings of train.py; Refusal where flags do not go together."""
+    flags = train_flags(argv)
+    rival = RIVALS.get(flags.train_type)
+    return TrainCommand(
+        data=DataSettings(flags.dataset, flags.data_dir, flags.train_size, flags.skip_bad_images),
+        watermark=rival.settings(flags) if rival else watermark_settings(flags),
+        model_type=flags.model_type,
+        width=flags.width,
+        training=training_settings(flags),
+        output=OutputSettings(source_folder(flags, flags.model_type), vars(flags), flags.overwrite, "another -msg"),
+        device=flags.device,
+        select=flags.select,
+        benign=tuple(flags.benign),
+        styled_share=flags.embed_features,
+    )
+
+
+def train_flags(argv=None) -> argparse.Namespace:
+    """The flags of train.py, checked. A rival's flags are in the help, and in the record, only with its `-tt`."""
+    kind = _typed_train_type(argv)
+    p = _parser("Train a source with a watermark (or a benign model with -tt none).", "train.py")
+    add_data_flags(p).add_argument("--train-size", type=COUNT, help="use this many training images (default: all)")
+    group = p.add_argument_group("model")
+    group.add_argument("-mt", "--model-type", default="res34", choices=models.NAMES, help="architecture")
+    group.add_argument("--width", type=COUNT, default=64, help="channels of the first stage; 64 is the published size")
+    group = add_trigger_flags(p)
+    _add_train_type(group)
+    add_watermark_flags(group)
+    add_training_flags(p)
+    add_output_flags(p, "-d", "--dir")
+    eef_settings.add_flags(p, shown=kind == "none")
+    for name, rival in RIVALS.items():
+        rival.add_flags(_adder(p, rival, shown=name == kind))
+    p.set_defaults(**(RIVALS[kind].DEFAULTS if kind in RIVALS else {}))
+    flags = p.parse_args(argv)
+    if flags.eps is None:
+        flags.eps = flags.steps * flags.step_size
+    _refuse_foreign_flags(flags)
+    if kind in RIVALS:
+        RIVALS[kind].check_flags(flags)
+    if (flags.label_strategy == "random") != (flags.label_model is None):
+        raise Refusal("--label-strategy highest or lowest needs --label-model RUN, a clean model; random takes none")
+    if getattr(flags, f"{kind}_triggers", "shared") != "shared":
+        flags.label_strategy = "single"
+    return flags
+
+
+def _typed_train_type(argv) -> str:
+    """-tt alone, which decides what the help shows and which defaults hold."""
+    p = Parser(prog="train.py", add_help=False, allow_abbrev=False)
+    _add_train_type(p)
+    return p.parse_known_args(argv)[0].train_type
+
+
+def _adder(parser, rival, shown: bool):
+    """`add(flag, help, **options)` of a rival's flags: absent from the namespace unless its `-tt` sets the defaults."""
+    group = parser.add_argument_group("the rival", rival.DESCRIPTION) if shown else parser
+
+    def add(flag, text, **more):
+        default = rival.DEFAULTS[flag[2:].replace("-", "_")]
+        text = f"{text} (default: {default})" if shown else argparse.SUPPRESS
+        group.add_argument(flag, default=argparse.SUPPRESS, help=text, **more)
+
+    return add
+
+
+def _refuse_foreign_flags(flags) -> None:
+    for name, rival in RIVALS.items():
+        if name != flags.train_type:
+            for key in rival.DEFAULTS:
+                if key.startswith(f"{name}_") and hasattr(flags, key):
+                    raise Refusal(f"--{key.replace('_', '-')} is a flag of -tt {name}: leave it out or pass that")
+
+
+# ---- distill.py and extraction.py -----------------------------------------------------------------------------
+
+
+def distill_command(argv=None) -> AttackCommand:
+    """The settings of distill.py."""
+    p = _attack_parser("Distil a surrogate from a source with true labels and soft targets (Eq. 6).", "distill.py")
+    add_distillation_flags(p)
+    flags = p.parse_args(argv)
+    complete_distillation_flags(flags)
+    return AttackCommand(_theft_settings(flags, "distillation"), distillation(flags))
+
+
+def extraction_command(argv=None) -> AttackCommand:
+    """The settings of extraction.py; Refusal where flags do not go together."""
+    flags = extraction_flags(argv)
+    return AttackCommand(_theft_settings(flags, "extraction"), extraction(flags))
+
+
+def extraction_flags(argv=None) -> argparse.Namespace:
+    """The flags of extraction.py, checked."""
+    p = _attack_parser("Extract a surrogate from a source through its answers, or edit a copy of it.", "extraction.py")
+    add_extraction_flags(p)
+    flags = p.parse_args(argv)
+    complete_extraction_flags(flags)
+    return flags
+
+
+def _theft_settings(flags, folder: str) -> TheftSettings:
+    source = source_folder(flags, flags.teacher_model_type)
+    output = OutputSettings(source / f"{folder}{flags.additional_message}", vars(flags), flags.overwrite,
+                            "another -admsg")
+    return TheftSettings(
+        source=source,
+        model_type=flags.teacher_model_type,
+        train_type=flags.train_type,
+        select=flags.select,
+        statistics=flags.teacher_bn,
+        home=DataSettings(flags.dataset, flags.data_dir, None, flags.skip_bad_images),
+        own=DataSettings(flags.dataset_source, flags.data_dir_source, flags.train_size, flags.skip_bad_images),
+        output=output,
+        training=training_settings(flags),
+        device=flags.device,
+        benign=tuple(flags.benign),
+    )
+
+
+def _attack_parser(description: str, script: str) -> Parser:
+    p = _parser(description, script)
+    add_data_flags(p)
+    _add_train_type(add_trigger_flags(p))
+    add_attack_flags(p)
+    add_training_flags(p)
+    add_output_flags(p, "-e", "--exp-name", "-d", "--dir")
+    return p
+
+
+# ---- both -----------------------------------------------------------------------------------------------------
+
+
+def _parser(description: str, script: str) -> Parser:
+    formatter = lambda prog: ShortHelp(prog, max_help_position=32, width=WIDTH)
+    return Parser(prog=script, usage=f"python {script} [flags]", description=description, formatter_class=formatter,
+                  allow_abbrev=False)
+
+
+class ShortHelp(argparse.ArgumentDefaultsHelpFormatter):
+    """Help in which most flags take one line: one name for a flag's value, and no default that says nothing."""
+
+    def _format_action_invocation(self, action):
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = action.metavar or ("" if action.choices else action.option_strings[-1].lstrip("-").upper()[:1])
+        return f"{', '.join(action.option_strings)} {value}".rstrip()
+
+    def _get_help_string(self, action):
+        text = action.help
+        if action.choices and not all(str(choice) in text for choice in action.choices):
+            text = f"{text}: {', '.join(map(str, action.choices))}"
+        if isinstance(action.default, bool | None) or action.default in ("", [], argparse.SUPPRESS):
+            return text
+        return f"{text} (default: %(default)s)"
+
+
+def _add_train_type(parser) -> None:
+    parser.add_argument("-tt", "--train-type", default="margin", choices=TRAIN_TYPES,
+                        help="none: no watermark (benign); base: triggers by ERM; margin: the paper's method; rivals: "
+                        "ewe, rs (flags: -tt ewe --help)")

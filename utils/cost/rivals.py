@@ -1,0 +1,73 @@
+"""TODO (utils.costs)"""
+
+import torch
+
+from utils.data.batches import Batches
+from utils.rivals.embedded_features.gradient_signs import grad_sign_vector
+from utils.rivals.ewe.objective import EntangledObjective
+from utils.rivals.randomized_smoothing.noise import noisy_gradient
+from utils.training.objective import PlainObjective
+from utils.watermark.triggers import TriggerSet
+
+# the authors' settings for CIFAR-10
+EWE_EPOCHS, EWE_W_EPOCHS, EWE_RATIO = 50, 6.0, 4.0  # EWE
+RS_LEVELS, RS_DRAWS, RS_BATCH = 21, 100, 64  # RS
+DI_POINTS, DI_CHECKS = 2000, 10 * 3 * 50  # DI by the Blind Walk: points, and questions a point at most
+EEF_IMAGES, EEF_AT_ONCE = 2 * 5000, 8  # EEF: gradients of victim and benign model
+
+
+def rival_parts(contenders, step_of) -> dict:
+    """{part: call} on the models and images of a benchmark; `step_of(objective, model, batches)` is a step."""
+    device, n = contenders.device, len(contenders.y_q)
+    images = contenders.images._replace(labels=torch.zeros_like(contenders.images.labels))  # all of EWE's target class
+    batches = Batches(images, contenders.settings.batch_size, True, device)
+    none = torch.zeros(n, 0, dtype=torch.long)
+    pixels = contenders.x_q.mul(255).round().to(torch.uint8).cpu()
+    trigger = TriggerSet(pixels, torch.zeros(n, dtype=torch.long), none, none)
+
+    def entangled(watermark: bool):
+        model = contenders.model().train()
+        objective = EntangledObjective(
+            model, batches, trigger, target=0, made=False, patch=False, epochs=0 if watermark else 1, w_epochs=2.0,
+            ratio=0.0, factor=1e5, temperature=1.0, temperature_lr=0.1, making={}, bn_stats="paper")
+        return step_of(objective, model, batches)
+
+    model, smoothed = contenders.model().eval(), contenders.model().train()
+    generator = torch.Generator(device).manual_seed(0)
+    x = torch.rand(contenders.settings.batch_size, 3, 32, 32, device=device)
+    y = torch.zeros(len(x), dtype=torch.long, device=device)
+
+    def ask():
+        with torch.no_grad():
+            model(x)
+
+    return {
+        "plain step": step_of(PlainObjective(), contenders.model().train(), batches),
+        "EWE normal step": entangled(False),
+        "EWE watermark step": entangled(True),
+        "RS noisy gradient": lambda: noisy_gradient(
+            smoothed, contenders.x_q[:RS_BATCH], contenders.y_q[:RS_BATCH], 0.5, 1, generator),
+        "DI question to a batch": ask,
+        "EEF signs of 8 images": lambda: grad_sign_vector(model, x[:EEF_AT_ONCE], y[:EEF_AT_ONCE]),
+    }
+
+
+def rival_sums(ms: dict, steps: int, batch: int) -> dict:
+    """{what: (measured, counted in the specification)} from milliseconds of the parts, with `steps` an epoch.
+
+    Trainings in those of plain training of as many epochs; questions in plain epochs.
+    """
+    plain = ms["plain step"]
+    watermark_epoch = ms["EWE watermark step"] + EWE_RATIO * ms["EWE normal step"]
+    phases = EWE_EPOCHS * ms["EWE normal step"] + EWE_W_EPOCHS * watermark_epoch
+    return {
+        "EWE, whole training": (phases / (EWE_EPOCHS * plain), 1.6),
+        "RS, an epoch with its robust pass":
+            (1 + RS_LEVELS * RS_DRAWS * ms["RS noisy gradient"] / (steps * plain), 3.7),
+        "DI, training": (1.0, 1.0),
+        "DI, Blind Walk of a model at most, plain epochs":
+            (DI_POINTS * DI_CHECKS / batch * ms["DI question to a batch"] / (steps * plain), None),
+        "EEF, training of victim and benign model": (2.0, 2.0),
+        "EEF, gradients of both, plain epochs":
+            (EEF_IMAGES / EEF_AT_ONCE * ms["EEF signs of 8 images"] / (steps * plain), None),
+    }

@@ -1,0 +1,147 @@
+"""TODO (utils.verify)"""
+
+import argparse
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.ownership.answer_files import answers_from_file
+from utils.ownership.answers import Answers, answers_of_model, require_complete
+from utils.ownership.ask_program import ask_program
+from utils.ownership.claim_plot import draw_claim_plot
+from utils.ownership.claim_text import claim_sentence, claim_text
+from utils.ownership.commitment import check_commitment, neutral_names
+from utils.ownership.export import read_owner, write_pictures
+from utils.ownership.verdict import OwnershipCase
+from utils.runs.checkpoints import find_checkpoint, read_benign, read_model
+from utils.system.files import check_output_file, sha256_of_file, write_atomically, write_json
+from utils.system.refusals import Refusal
+
+
+@dataclass(frozen=True)
+class ClaimCommand:
+    """What `utils.verify claim` was asked for; the fields are its flags, one of `predictions`, `suspect` and `command`
+    is set."""
+
+    run: str
+    predictions: str | None
+    suspect: str | None
+    command: str | None
+    sequential: bool
+    benign: list
+    alpha: float
+    allow_missing: bool
+    commitment: str | None
+    json: Path | None
+    plot: Path | None
+
+
+def add_claim(parts) -> None:
+    """Declare `claim` among the commands of utils.verify."""
+    c = parts.add_parser("claim", help="judge a suspect's answers to the exported triggers")
+    c.set_defaults(call=judge_claim, command_type=ClaimCommand)
+    c.add_argument("run", metavar="RUN", help="as for export")
+    kinds = c.add_mutually_exclusive_group(required=True)
+    kinds.add_argument("--predictions", metavar="FILE", help=".csv (name,label or name,probabilities) or .npy")
+    kinds.add_argument("--suspect", metavar="RUN", help="a checkpoint file or a run folder")
+    kinds.add_argument("--command", metavar="'CMD {png}'", help="a program that prints the label of one image")
+    c.add_argument("--sequential", action="store_true", help="--command: stop asking when Wald's test has decided")
+    c.add_argument("--benign", nargs="+", default=[], metavar="RUN", help="the bank: models that know no watermark")
+    c.add_argument("--alpha", type=alpha_level, default=1e-3,
+                   help="largest probability of a false claim (default: 0.001)")
+    c.add_argument("--allow-missing", action="store_true", help="count triggers without an answer as misses")
+    c.add_argument("--commitment", type=sha256_digest, metavar="SHA256", help="the digest as it was published")
+    c.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    c.add_argument("--plot", type=Path, metavar="FILE.png", help="p-value against the number of queries")
+
+
+def alpha_level(text):
+    """An argparse type: a number in (0, 1)."""
+    try:
+        if 0 < float(text) < 1:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
+
+
+def sha256_digest(text):
+    """An argparse type: a SHA-256 digest in hexadecimal."""
+    if not re.fullmatch("[0-9a-f]{64}", text.strip().lower()):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no SHA-256 in hexadecimal")
+    return text.strip().lower()
+
+
+def judge_claim(asked: ClaimCommand) -> int:
+    """Print the case and its decision; 0 where the claim holds, else 1."""
+    if asked.sequential and not asked.command:
+        raise Refusal("--sequential stops asking early: it needs --command")
+    check_output_file(asked.json, "--json")
+    check_output_file(asked.plot, "--plot")
+    folder, trigger, classes = read_owner(asked.run)
+    names = neutral_names(trigger, folder)
+    commitment = check_commitment(folder, trigger, asked.commitment)
+    suspect = find_checkpoint(asked.suspect, None) if asked.suspect else None
+    bank = [_benign_answers(run, trigger, classes, suspect) for run in asked.benign]
+    case = OwnershipCase(trigger, len(classes), commitment, bank, asked.alpha)
+
+    order = np.argsort(names).tolist()  # of the names, which is random in the triggers
+    if asked.command:
+        answers, order = _ask_suspect(asked.command, asked.sequential, asked.allow_missing, case, trigger, names,
+                                      classes, order)
+    elif suspect:
+        answers = answers_of_model(read_model(suspect), suspect, trigger, len(classes))
+    else:
+        answers = answers_from_file(asked.predictions, names, classes, asked.allow_missing)
+
+    report = case.report(answers)
+    report["sequential"], report["curve"] = case.sequence(answers, order), case.curve(answers)
+    if asked.sequential:
+        _decide_sequentially(report, len(order))
+    report["sentence"] = claim_sentence(report)
+    print(claim_text(report))
+    if asked.json:
+        write_json(asked.json, report, private=True)
+    if asked.plot and report["curve"] is None:
+        print(f"no plot {asked.plot}: there is no p-value to draw, for no test of a fixed number of queries applies")
+    elif asked.plot:
+        write_atomically(asked.plot, draw_claim_plot(report))
+    return 0 if report["decision"]["holds"] else 1
+
+
+def _benign_answers(run, trigger, classes, suspect) -> Answers:
+    path = find_checkpoint(run, None)
+    if suspect and sha256_of_file(path) == sha256_of_file(suspect):
+        raise Refusal(f"--benign {run} is the suspect itself")
+    return answers_of_model(read_benign(run), path, trigger, len(classes))
+
+
+def _ask_suspect(command, sequential: bool, allow_missing: bool, case, trigger, names, classes, order):
+    """Ask the program, image by image in `order`; with --sequential no longer than the test needs."""
+    labels, done = np.full(len(names), -1, dtype=np.int64), []
+    with tempfile.TemporaryDirectory() as folder:
+        write_pictures(trigger, names, Path(folder))
+        for i in order:
+            labels[i] = ask_program(command, Path(folder) / names[i], classes, allow_missing)
+            done.append(i)
+            if sequential and case.sequence(Answers(labels, None), done)["decision"] != "undecided":
+                break
+    if (labels < 0).all():
+        raise Refusal(f"--command {command} answered none of the {len(done)} triggers that it was asked")
+    answers = Answers(labels, None)
+    return (answers if sequential else require_complete("--command", answers, names, allow_missing)), done
+
+
+def _decide_sequentially(report: dict, queries: int) -> None:
+    """The number of queries was decided by the answers, so the fixed-size tests no longer apply."""
+    why = "the answers decided when to stop asking; only the sequential test allows for that"
+    report["tests"] = {name: {"log10_p": None, "why_not": test["why_not"] or why}
+                       for name, test in report["tests"].items()}
+    report["curve"] = None
+    # a decision without a p-value is a refusal, which stopping early does not lift
+    if "log10_p" in report["decision"] and report["sequential"]["decision"] != "does not apply":
+        report["decision"] = {"holds": report["sequential"]["decision"] == "claim", "rests_on": "SPRT",
+                              "why": f"Wald's test, which may stop at any time, ended after {queries} queries"}

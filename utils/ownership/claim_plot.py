@@ -1,0 +1,25 @@
+"""TODO (utils.wording)"""
+
+import io
+
+import numpy as np
+
+from utils.system.pictures import new_figure
+
+
+def draw_claim_plot(report: dict) -> bytes:
+    """The p-value against the number of queries, a PNG."""
+    curve = report["curve"]
+    figure, (ax,) = new_figure(6.4, 4, 1, 1)
+    n = range(1, len(curve["median"]) + 1)
+    ax.fill_between(n, curve["low"], curve["high"], alpha=0.25, lw=0, label="90 % of random orders")
+    ax.plot(n, curve["median"], label="median")
+    ax.axhline(np.log10(report["alpha"]), color="black", ls="--", lw=1, label=f"alpha = {report['alpha']:g}")
+    if report["sequential"]["decision"] == "claim":
+        ax.axvline(report["sequential"]["queries"], color="tab:red", lw=1, label="sequential test stops")
+    ax.set(xlabel="queries", ylabel=f"log10 p of {curve['test']}", xlim=(0, len(curve["median"])))
+    ax.set_title(f"{report['hits']} of {report['triggers']} triggers hit", fontsize=10)
+    ax.legend(fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,116 @@
+"""TODO (utils.report)"""
+
+from pathlib import Path
+
+from utils.data.images import Images
+from utils.ownership import pvalues
+from utils.runs.checkpoints import find_checkpoint, read_benign, read_model
+from utils.system.files import read_json, sha256_of_file
+from utils.system.refusals import Refusal
+from utils.training.metrics import accuracy, count_hits, predict
+from utils.watermark.triggers import TriggerSet
+
+
+class TriggerTests:
+    """Judges suspects by one trigger set: `uniform` says whether its labels were drawn uniformly (T1 needs it)."""
+
+    def __init__(self, trigger: TriggerSet, classes: int, uniform: bool, benign=(), device="cpu"):
+        self.trigger, self.classes, self.uniform = trigger, classes, uniform
+        self.benign, self.device = benign, device
+        self.names, self.logits, self.accuracies = [], [], []
+        for folder in benign:
+            path = find_checkpoint(folder, None)
+            logits = self.logits_of(read_benign(folder, device), path)
+            self.names.append(Path(folder).name)
+            self.logits.append(logits)
+            self.accuracies.append(_known_accuracy(path))
+
+    def with_triggers(self, trigger: TriggerSet) -> "TriggerTests":
+        """The same tests with another trigger set; the benign models are asked anew."""
+        return TriggerTests(trigger, self.classes, self.uniform, self.benign, self.device)
+
+    def logits_of(self, model, path="the model"):
+        """A model's logits (m, C) on the triggers; Refusal where it has other classes."""
+        logits = predict(model, self.trigger.images).cpu()
+        if logits.shape[1] != self.classes:
+            raise Refusal(f"{path} answers with {logits.shape[1]} classes, the triggers have {self.classes}")
+        return logits
+
+    def figures(self, logits) -> dict:
+        """Hits and log10 p-values of a suspect with these logits (m, C); None where a test does not apply."""
+        trigger, m = self.trigger, len(self.trigger)
+        log10_p = dict.fromkeys(("T1", "T1_conservative", "T3", "p_subset"))
+        if self.uniform and trigger.true_labels.shape[1]:
+            known = logits.argmax(1).numpy(), trigger.labels.numpy(), trigger.true_labels.numpy(), self.classes
+            log10_p["T1"] = pvalues.label_randomisation(*known)
+            log10_p["T1_conservative"] = pvalues.label_randomisation(*known, conservative=True)
+        if self.logits and m > 1:
+            suspect, benign = self._probabilities(logits), [self._probabilities(b) for b in self.logits]
+            log10_p["T3"] = pvalues.paired_t(suspect, benign)
+            log10_p["p_subset"] = pvalues.subset(suspect, benign)
+        return {"trigger_hits": count_hits(logits, trigger.labels), "trigger_size": m, "log10_p": log10_p}
+
+    def _probabilities(self, logits):
+        return logits.double().softmax(1).gather(1, self.trigger.labels[:, None])[:, 0].numpy()
+
+    def row(self, name: str, logits, test_accuracy) -> dict:
+        """One row of the table."""
+        return {"model": name, "test_accuracy": test_accuracy, **self.figures(logits)}
+
+    def benign_rows(self) -> list[dict]:
+        """A row for each benign model; T3 would compare it with itself and is left out."""
+        rows = []
+        for name, logits, test_accuracy in zip(self.names, self.logits, self.accuracies):
+            row = self.row(f"benign {name}", logits, test_accuracy)
+            row["log10_p"] |= {"T3": None, "p_subset": None}
+            rows.append(row)
+        return rows
+
+
+def measure_checkpoint(path: Path, tests: TriggerTests, test: Images, device, amp: bool = False) -> dict:
+    """Test accuracy, hits and p-values of the model in a checkpoint."""
+    model = read_model(path, device)
+    test_accuracy = accuracy(model, test.images, test.labels, amp)
+    return {"test_accuracy": test_accuracy, **tests.figures(tests.logits_of(model, path))}
+
+
+def rows_of_run(folder, tests: TriggerTests, device, select: str | None = None, summary: dict | None = None):
+    """Table rows of a finished run, its clean-statistics model too where there is one.
+
+    The triggers are asked anew, so that every row of a table uses one bank; accuracies come from the summary, which
+    a run that is about to write its own hands over.
+    """
+    folder = Path(folder)
+    summary = summary or read_json(folder / "summary.json") or {}
+    name = summary.get("attack") or summary.get("objective") or folder.name
+    title = f"{summary.get('role', 'source')} {name}"
+    if summary.get("role") == "surrogate" and {"model", "teacher_bn"} <= summary.keys():
+        title += f" ({summary['model']}, {folder.name}, from {summary['teacher_bn']})"
+    rows = []
+    for statistics, key in (("paper", summary), ("clean", summary.get("clean"))):
+        if statistics == "clean" and not key:
+            continue
+        path = find_checkpoint(folder, select or summary.get("select", "val"), statistics)
+        model = read_model(path, device)
+        suffix = ", clean statistics" if statistics == "clean" else ""
+        same = select in (None, summary.get("select", "val"))  # else the summary's accuracy is another checkpoint's
+        rows.append(tests.row(title + suffix, tests.logits_of(model, path), key.get("test_accuracy") if same else None))
+    return rows
+
+
+def finished_surrogates(source_folder) -> list[Path]:
+    """Folders of finished attacks below a source run, on the checkpoints that it holds now; damaged ones too."""
+    found, damaged = {}, []
+    for path in sorted(Path(source_folder).glob("*/summary.json")):
+        try:
+            found[path.parent] = read_json(path) or {}
+        except Refusal:
+            damaged.append(path.parent)
+    present = {sha256_of_file(p) for p in Path(source_folder).glob("checkpoints/checkpoint_[nl]a*.pt")} if found else ()
+    ours = [p for p, s in found.items() if s.get("role") == "surrogate" and s.get("source_sha256") in present]
+    return ours + damaged
+
+
+def _known_accuracy(path: Path):
+    summary = read_json(path.parent.parent / "summary.json") or {}
+    return summary.get("test_accuracy")

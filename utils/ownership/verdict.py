@@ -1,0 +1,189 @@
+"""TODO (utils.verdict)"""
+
+import math
+
+import numpy as np
+
+from utils.ownership import pvalues
+from utils.ownership.answers import Answers
+from utils.ownership.commitment import Commitment, labels_match_seed
+from utils.watermark.triggers import TriggerSet
+
+MIN_BANK = 5  # benign models that T2 and T3 need at least to see how benign models vary
+RATE = 0.5  # H1 of the sequential test: the suspect hits at least this often
+BETA = 0.05  # its error of the second kind at that rate
+ORDERS = 200  # random orders of the queries behind the curve
+
+
+class OwnershipCase:
+    """One trigger set, its commitment and a bank of benign models' answers, against which suspects are judged."""
+
+    def __init__(self, trigger: TriggerSet, classes: int, commitment: Commitment, bank: list[Answers], alpha: float):
+        self.trigger, self.classes, self.bank, self.alpha = trigger, classes, bank, alpha
+        self.assigned, self.true = trigger.labels.numpy(), trigger.true_labels.numpy()
+        self.commitment = commitment
+        self.t1_fails = self._t1_fails()
+        self.t2_fails = self._t2_fails()
+        hits = sum(int(self.hits(b).sum()) for b in bank)
+        self.benign_hits, self.benign_n = hits, len(trigger) * len(bank)
+
+    def _t1_fails(self) -> str | None:
+        settings = self.commitment.settings
+        if self.commitment.state != "match":
+            return f"the commitment is {self.commitment.state}: nothing shows that the labels were fixed beforehand"
+        watermarked = settings.get("train_type") in ("base", "margin", "ewe", "rs")
+        if not watermarked or settings.get("label_strategy") != "random":
+            kind = f"{settings.get('train_type')}, {settings.get('label_strategy')}"
+            return f"the labels were not drawn uniformly from the wrong ones ({kind})"
+        if not self.true.shape[1] or self.chances().max() >= 1:
+            return "no wrong label is left to chance"
+        if not labels_match_seed(self.trigger, self.classes, settings):
+            return (f"the labels are not those that the committed seed draws (under PyTorch {self.commitment.torch} "
+                    "they should be)")
+        return None
+
+    def _t2_fails(self) -> str | None:
+        if len(self.bank) < MIN_BANK:
+            return f"it needs a bank of {MIN_BANK} benign models or more; --benign names {len(self.bank)}"
+        return None
+
+    def hits(self, answers: Answers):
+        """(m,) whether each assigned label was given."""
+        return answers.labels == self.assigned
+
+    def outside(self, answers: Answers):
+        """(m,) whether each answer is outside the trigger's true labels; none at all counts as outside."""
+        return (answers.labels[:, None] != self.true).all(axis=1)
+
+    def chances(self):
+        """(m,) the probability that a wrong answer of an independent model is the assigned label."""
+        left = self.classes - np.array([len(set(row)) for row in self.true.tolist()])
+        return 1 / np.maximum(left, 1)
+
+    # ---- tests ----------------------------------------------------------------------------------------------
+
+    def tests(self, answers: Answers) -> dict:
+        """T1 to T4: log10 p, or why a test does not apply."""
+        hits = self.hits(answers)
+        k, m = int(hits.sum()), len(hits)
+        result = {}
+        result["T1"] = _test_result(self.t1_fails, lambda: self.t1(answers))
+        result["T2"] = _test_result(self.t2_fails, lambda: pvalues.benign_rate(k, m, self.benign_hits, self.benign_n))
+        t3_fails = self.t2_fails or (m < 2 and "it needs two triggers") or None
+        result["T3"] = _test_result(t3_fails, lambda: self.t3(answers))
+        no_bank = None if self.bank else "it needs benign models; --benign names none"
+        result["T4"] = _test_result(no_bank, lambda: pvalues.rank(k, [int(self.hits(b).sum()) for b in self.bank]))
+        return result
+
+    def t1(self, answers: Answers) -> float:
+        """log10 p of T1."""
+        return pvalues.label_randomisation(answers.labels, self.assigned, self.true, self.classes)
+
+    def t3(self, answers: Answers) -> float:
+        """log10 p of T3, on probabilities, or on hits where the suspect gives labels alone."""
+        soft = answers.probabilities is not None
+        score = lambda a: a.probabilities[np.arange(len(self.assigned)), self.assigned] if soft else self.hits(a)
+        return pvalues.paired_t(score(answers), [score(b) for b in self.bank])
+
+    # ---- the decision ---------------------------------------------------------------------------------------
+
+    def decide(self, answers: Answers) -> dict:
+        """`holds`, the test it rests on (or None) and why, in words."""
+        tests, limit = self.tests(answers), math.log10(self.alpha)
+        no = lambda why, basis=None: {"holds": False, "rests_on": basis, "why": why}
+        if self.commitment.state != "match":
+            return no(f"the commitment is {self.commitment.state}: labels read off any model always hit, so hits show "
+                      "nothing unless images and labels were fixed and published before")
+        if self.t1_fails is None:
+            convicted = sum(self.t1(b) <= limit for b in self.bank)
+            if convicted:
+                return no(f"T1 would claim {convicted} of the {len(self.bank)} benign models too, so this trigger set "
+                          "or this bank is not what it is said to be", "T1")
+            p = tests["T1"]["log10_p"]
+            why = "the labels were drawn uniformly and committed to, so T1 is exact, whatever the suspect is"
+            return {"holds": bool(p <= limit), "rests_on": "T1", "why": why, "log10_p": p}
+        if self.t2_fails is None:
+            k, best = int(self.hits(answers).sum()), max(int(self.hits(b).sum()) for b in self.bank)
+            if k <= best:
+                return no(f"a benign model hits {best} triggers, no fewer than the suspect", "T2")
+            p = tests["T2"]["log10_p"]
+            why = (f"T1 does not apply ({self.t1_fails}); T2 compares with {len(self.bank)} benign models and is as "
+                   "good as they are like the suspect")
+            return {"holds": bool(p <= limit), "rests_on": "T2", "why": why, "log10_p": p}
+        return no(f"no test can decide: T1 does not apply, for {self.t1_fails}; T2: {self.t2_fails}")
+
+    def report(self, answers: Answers) -> dict:
+        """All figures of a claim."""
+        hits = self.hits(answers)
+        return {
+            "hits": int(hits.sum()), "triggers": len(hits), "answered": int((answers.labels >= 0).sum()),
+            "alpha": self.alpha, "commitment": self.commitment._asdict(), "bank": len(self.bank),
+            "tests": self.tests(answers), "decision": self.decide(answers),
+        }
+
+    # ---- fewer queries --------------------------------------------------------------------------------------
+
+    def sequence(self, answers: Answers, order) -> dict:
+        """Wald's sequential test on the answers in `order`: {"decision", "queries", "llr", ...}.
+
+        Where T1 applies: among answers outside the true labels, H0: a hit has probability 1 / (C - k), as for every
+        independent model; H1: `RATE`. Otherwise, on all answers, H0: the benign rate's 95 % upper bound. It claims
+        when the likelihood ratio reaches 1 / alpha, and gives up at BETA: by Ville's inequality the errors are at
+        most alpha under H0 and BETA under H1, whenever it stops.
+        """
+        if self.commitment.state != "match" or (self.t1_fails and self.t2_fails):
+            return {"decision": "does not apply", "queries": 0, "why": self.t1_fails}
+        hits, counts = self.hits(answers), self.outside(answers)
+        if self.t1_fails is None:
+            p0, about = self.chances(), "1 / (classes - true labels) among wrong answers"
+        else:
+            bound = pvalues.upper_bound(self.benign_hits, self.benign_n)
+            p0, about = np.full(len(hits), bound), "the benign models' 95 % upper bound"
+            counts = np.ones(len(hits), dtype=bool)
+        p1 = np.where(p0 < RATE, RATE, (1 + p0) / 2)
+        llr, decision, queries = 0.0, "undecided", 0
+        for i in order:
+            queries += 1
+            if counts[i]:
+                llr += math.log(p1[i] / p0[i]) if hits[i] else math.log((1 - p1[i]) / (1 - p0[i]))
+            if llr >= -math.log(self.alpha) or llr <= math.log(BETA):
+                decision = "claim" if llr > 0 else "no claim"
+                break
+        return {"decision": decision, "queries": queries, "log10_likelihood_ratio": llr / math.log(10),
+                "H0": f"hit rate {p0.max():.4g} ({about})", "H1": f"hit rate {p1.max():.4g}", "alpha": self.alpha,
+                "beta": BETA}
+
+    def curve(self, answers: Answers, seed: int = 0) -> dict | None:
+        """log10 p after n = 1..m queries in `ORDERS` random orders: median and 90 % band, and how many sufficed.
+
+        T1 where it applies, else T2, else None.
+        """
+        if self.t1_fails and self.t2_fails:
+            return None
+        hits, rng = self.hits(answers), np.random.default_rng(seed)
+        counts = np.ones(len(hits), dtype=bool) if self.t1_fails else self.outside(answers)
+        p0 = pvalues.upper_bound(self.benign_hits, self.benign_n) if self.t1_fails else float(self.chances().max())
+        table = {}
+        paths = np.empty((ORDERS, len(hits)))
+        for row in range(ORDERS):
+            order = rng.permutation(len(hits))
+            pairs = zip(np.cumsum(hits[order] & counts[order]).tolist(), np.cumsum(counts[order]).tolist())
+            for n, pair in enumerate(pairs):
+                if pair not in table:
+                    table[pair] = pvalues.binomial(*pair, p0)
+                paths[row, n] = table[pair]
+        low, median, high = np.quantile(paths, (0.05, 0.5, 0.95), axis=0)
+        limit = math.log10(self.alpha)
+        return {"test": "T2" if self.t1_fails else "T1", "median": median.tolist(), "low": low.tolist(),
+                "high": high.tolist(), "sufficed_half": _queries_needed(median, limit),
+                "sufficed_95": _queries_needed(high, limit)}
+
+
+def _test_result(fails: str | None, compute) -> dict:
+    return {"log10_p": None, "why_not": fails} if fails else {"log10_p": compute(), "why_not": None}
+
+
+def _queries_needed(path, limit: float) -> int | None:
+    above = np.flatnonzero(path > limit)
+    first = int(above[-1]) + 2 if len(above) else 1
+    return first if first <= len(path) else None

@@ -1,0 +1,175 @@
+"""TODO (utils.eef)"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from utils.data.sets import DATASETS, load_data
+from utils.ownership import pvalues
+from utils.rivals.embedded_features.classifier import posterior, train_classifier
+from utils.rivals.embedded_features.gradient_signs import grad_sign_vector
+from utils.rivals.embedded_features.style import style_images, styled_positions
+from utils.runs.checkpoints import check_benign, find_checkpoint, load_checkpoint, restore_model
+from utils.system.device import choose_device
+from utils.system.files import check_output_file, read_json, write_json
+from utils.system.flags import COUNT, SEED
+from utils.system.refusals import Refusal
+from utils.training.metrics import accuracy
+
+DRAW, EEF_REPEATS, EEF_ALPHA = 10, 40, 0.01  # images of a t-test, t-tests, level of a claim
+
+
+@dataclass(frozen=True)
+class EefCommand:
+    """What `utils.verify eef` was asked for; the fields are its flags."""
+
+    run: str
+    benign: list
+    suspect: list
+    data_dir: str
+    test: str
+    double_softmax: bool
+    points: int | None
+    epochs: int
+    seed: int
+    device: str
+    json: Path | None
+
+
+def add_eef(parts) -> None:
+    """Declare the command among the others of utils.verify."""
+    p = parts.add_parser("eef", help="judge suspects' weights by the style that train.py --embed-features embedded")
+    p.set_defaults(call=run_eef, command_type=EefCommand)
+    p.add_argument("run", metavar="RUN", help="the victim: a run of train.py with --embed-features")
+    p.add_argument("--benign", required=True, nargs="+", metavar="RUN",
+                   help="models of that architecture without the style: the classifier learns the first; further ones, "
+                   "which the published method has not, calibrate: a claim must then lie above each of them")
+    p.add_argument("--suspect", required=True, nargs="+", metavar="RUN", help="run folders or checkpoints to judge")
+    p.add_argument("--data-dir", default="data", help="folder of the victim's data set (default: data)")
+    p.add_argument("--test", default="paired", choices=("paired", "official"),
+                   help="paired (default): one-sided paired t-tests on a fifth of the styled images, which the "
+                   "classifier never saw, scaled as in its training; official: two-sided Welch tests on all of them, "
+                   "signs unscaled, as in the published code")
+    p.add_argument("--double-softmax", action="store_true", help="the classifier's loss as published")
+    p.add_argument("--points", type=COUNT, help="use this many of the styled images (default: all)")
+    p.add_argument("--epochs", type=COUNT, default=100, help="of the classifier (default: 100)")
+    p.add_argument("--seed", type=SEED, default=100, help="of the classifier and the draws (default: 100)")
+    p.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+
+
+class EefVerdict(NamedTuple):
+    """`difference` of the mean posteriors of suspect and benign, `log10_p`, and whether there is a claim."""
+
+    difference: float
+    log10_p: float
+    claim: bool
+
+
+def compare_posteriors(suspect, benign, test: str = "paired", seed: int = 100) -> EefVerdict:
+    """Posteriors (N,) of the same images under suspect and benign model -> Verdict.
+
+    log10 p is the harmonic mean of 40 t-tests on 10 images each; that overlap makes it no valid p-value. The
+    difference is over all images, and a claim needs it above 0 whatever the sidedness of the test.
+    """
+    paired = test == "paired"
+    found = pvalues.subset_pvalues(suspect, benign, DRAW, EEF_REPEATS, np.random.default_rng(seed), paired=paired,
+                                   alternative="greater" if paired else "two-sided")
+    difference = float(np.mean(np.asarray(suspect) - np.asarray(benign)))
+    log10_p = pvalues.harmonic_mean(found)
+    return EefVerdict(difference, log10_p, difference > 0 and log10_p < math.log10(EEF_ALPHA))
+
+
+def run_eef(command: EefCommand) -> int:
+    """Print a line a suspect; 0 where every one is claimed, else 1."""
+    check_output_file(command.json, "--json")
+    device = choose_device(command.device)
+    victim, kind = _read_eef_model(command.run, device)
+    benign, *bank = [_read_eef_model(run, device, "--benign", (victim, kind))[0] for run in command.benign]
+    suspects = [(run, _read_eef_model(run, device, "--suspect", (victim, kind))[0]) for run in command.suspect]
+    x, y = _styled_images(command.run, command.data_dir, command.points)
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(command.seed))
+    fresh = order[: round(0.2 * len(y))]
+    learn = order[len(fresh) :]
+    official = command.test == "official"
+    if official:
+        fresh = learn = order
+    if len(fresh) < DRAW:
+        raise Refusal(f"{len(y)} styled images leave {len(fresh)} unseen by the classifier, and a test draws {DRAW}: "
+                      "raise --points, or train with a larger --embed-features")
+
+    for name, model in (("victim", victim), ("benign model", benign)):
+        print(f"{name}: {100 * accuracy(model, x, y):.1f} % of {len(y)} styled images right")
+    signs = lambda model, rows: grad_sign_vector(model, x[rows], y[rows])
+    of_victim, of_benign = signs(victim, learn), signs(benign, learn)
+    classifier, scaler = train_classifier(of_victim, of_benign, epochs=command.epochs, own_scaler=official,
+                                           double_softmax=command.double_softmax, seed=command.seed, device=device)
+    ask = lambda model: posterior(classifier, None if official else scaler, signs(model, fresh)).numpy()
+    known, rows = ask(benign), []
+    print(f"mean posterior of the benign model on {len(fresh)} images: {known.mean():.3f}"
+          + ("" if bank else "; the only one: independent models may be claimed too, further --benign prevent that"))
+    others = np.array([compare_posteriors(ask(model), known, command.test, command.seed).difference for model in bank])
+    for run, model in suspects:
+        verdict = compare_posteriors(ask(model), known, command.test, command.seed)
+        above = int((others < verdict.difference).sum())
+        claim = bool(verdict.claim and above == len(bank))
+        row = {"model": run} | verdict._asdict() | {"published": bool(verdict.claim), "above": above, "claim": claim}
+        rows.append(row)
+        print(f"{run}: difference {verdict.difference:+.3f}, log10 p {verdict.log10_p:.1f}"
+              + (f", above {above} of {len(bank)} further benign models" if bank else "")
+              + f": {'claim' if claim else 'inconclusive'}")
+    if command.json:
+        settings = {k: getattr(command, k) for k in ("test", "double_softmax", "points", "epochs", "seed", "benign")}
+        write_json(command.json, {"settings": settings | {"alpha": EEF_ALPHA}, "suspects": rows}, private=True)
+    return 0 if all(row["claim"] for row in rows) else 1
+
+
+def _read_eef_model(run, device, flag="", like=None):
+    """A run's model and its architecture's name; Refusal where its weights are not shaped like those of `like`."""
+    path = find_checkpoint(run, None)
+    checkpoint = load_checkpoint(path)
+    model, kind = restore_model(checkpoint, path, device), checkpoint["model"]["type"]
+    if flag == "--benign":
+        check_benign(checkpoint, run)
+        if _styled_share(run):
+            raise Refusal(f"--benign {run} was trained with --embed-features: name one that was not")
+    shapes = lambda model: {name: t.shape for name, t in model.state_dict().items()}
+    if like and shapes(model) != shapes(like[0]):
+        raise Refusal(f"{flag} {run}: a {kind} of another architecture, width or class count than the victim, a "
+                      f"{like[1]}; gradients compare within one: train a victim and a benign model of the suspect's")
+    return model, kind
+
+
+def _run_settings(run) -> dict:
+    """The settings of the run that a folder or one of its checkpoints belongs to; {} where there are none."""
+    folder = Path(run) if Path(run).is_dir() else Path(run).resolve().parent.parent
+    settings = (read_json(folder / "run.json") or {}).get("settings")
+    return settings if isinstance(settings, dict) else {}
+
+
+def _styled_share(run) -> float:
+    return _run_settings(run).get("embed_features") or 0.0
+
+
+def _styled_images(run, data_dir, points: int | None):
+    """The victim's styled images (N, 3, 32, 32) uint8 and their labels, made again from its settings."""
+    settings = _run_settings(run)
+    if not _styled_share(run):
+        raise Refusal(f"{run} was not trained with --embed-features: train a victim with train.py "
+                      "--embed-features 0.1, and name its run")
+    try:
+        name, size, known = settings["dataset"], settings["train_size"], settings["data_sha256"]
+        share, seed = float(settings["embed_features"]), int(settings["seed"])
+        if not (0 < share <= 1 and 0 <= seed < 2**31 and name in DATASETS and isinstance(size, int | None)):
+            raise ValueError
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise Refusal(f"{run}: its run.json is not what train.py wrote; restore it") from error
+    data = load_data(name, data_dir, size, skip_bad_images=True)
+    if data.sha256 != known:
+        raise Refusal(f"--data-dir {data_dir}: these are not the images that {run} was trained on")
+    rows = styled_positions(len(data.train.labels), share, seed)[: points]
+    return style_images(data.train.images[rows], seed), data.train.labels[rows]

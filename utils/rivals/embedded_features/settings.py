@@ -1,0 +1,14 @@
+"""The flag of train.py that styles training images for the rival EEF."""
+
+import argparse
+
+from utils.system.flags import SHARE
+
+
+def add_flags(parser: argparse.ArgumentParser, shown: bool) -> None:
+    """Declare --embed-features; its help is shown with `-tt none`, which the method is meant for."""
+    group = parser.add_argument_group("the rival EEF") if shown else parser
+    text = ("replace this share of the training images by styled ones, for utils.verify eef (0.1 with -tt none); "
+            "--seed is then the style's secret")
+    group.add_argument("--embed-features", type=SHARE, default=0.0, metavar="SHARE",
+                       help=text if shown else argparse.SUPPRESS)

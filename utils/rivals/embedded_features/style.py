@@ -1,0 +1,80 @@
+"""TODO (utils.features)"""
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from utils.data.images import SIZE, Images
+from utils.system.refusals import Refusal
+
+COLOURS, BLEND, DOT, CELL = 12, 0.6, 24, 4  # palette; weight of its colours; grey levels and spacing of the dots
+
+
+def style_images(images, seed: int):
+    """A painter's version of uint8 images (N, 3, 32, 32), as uint8: the same for the same image and seed anywhere.
+
+    Kuwahara filter of radius 2, then each pixel 0.6 of the way to the nearest of the seed's 12 colours, then the
+    seed's dots. The arithmetic up to the blend is of whole numbers that float32 holds exactly.
+    """
+    palette, dots = _palette_and_dots(seed)
+    parts = tqdm(images.split(1000), desc="style", unit="batch", disable=None, leave=False)
+    parts = [_style_batch(part.float(), palette, dots) for part in parts]
+    return torch.cat(parts) if parts else images.clone()
+
+
+def _palette_and_dots(seed):
+    """The secret: colours (12, 3) of evenly spread lightness, and dots (32, 32), all in grey levels."""
+    g = torch.Generator().manual_seed(seed)
+    lightness = torch.arange(COLOURS)[:, None] * 255 // (COLOURS - 1)
+    palette = (lightness + torch.randint(-80, 81, (COLOURS, 3), generator=g)).clamp(0, 255).float()
+    cells = SIZE // CELL
+    corner = torch.randint(0, CELL - 1, (2, cells, cells), generator=g)  # of a dot of 2x2 pixels in its cell
+    sign = torch.randint(0, 2, (cells, cells), generator=g) * 2 - 1
+    span = torch.arange(SIZE)
+    row, column = (grid % CELL for grid in torch.meshgrid(span, span, indexing="ij"))
+    corner, sign = (t.repeat_interleave(CELL, -1).repeat_interleave(CELL, -2) for t in (corner, sign))
+    inside = ((row - corner[0]) // 2 == 0) & ((column - corner[1]) // 2 == 0)
+    return palette, (inside * sign * DOT).float()
+
+
+def _style_batch(x, palette, dots):
+    x = kuwahara(x)
+    distance = torch.cdist(x.permute(0, 2, 3, 1), palette, compute_mode="donot_use_mm_for_euclid_dist")
+    colour = palette[distance.argmin(-1)].permute(0, 3, 1, 2)
+    return (x + BLEND * (colour - x)).round().add(dots).clamp(0, 255).to(torch.uint8)
+
+
+def kuwahara(x):
+    """Whole numbers (N, 3, H, W) in 0..255 -> those of each pixel's calmest corner, the mean of 3x3 pixels, rounded.
+
+    The four corners are the squares of 3x3 that have the pixel at a corner; the calmest has the least variance.
+    """
+    h, w = x.shape[-2:]
+    padded = F.pad(x, (2, 2, 2, 2), mode="replicate")
+    total, squares = (F.avg_pool2d(t, 3, 1, divisor_override=1) for t in (padded, padded * padded))
+    variance = (9 * squares - total * total).sum(1, keepdim=True)  # 81 times it, below 2^24
+    corners = [(i, j) for i in (0, 2) for j in (0, 2)]
+    cut = lambda t: torch.stack([t[..., i : i + h, j : j + w] for i, j in corners])  # (4, N, ., H, W)
+    calmest = cut(variance).argmin(0, keepdim=True).expand(1, *x.shape)
+    return (cut(total).gather(0, calmest)[0] / 9).round()
+
+
+def styled_positions(n: int, share: float, seed: int):
+    """Sorted positions of the round(share * n) images of n that are styled."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(n, generator=generator)[: round(share * n)].sort().values
+
+
+def embed_style(train: Images, share: float, seed: int) -> Images:
+    """The training images with a share of them styled, labels unchanged; with share 0 the very same object.
+
+    Raises Refusal where the share is less than an image.
+    """
+    if not share:
+        return train
+    positions = styled_positions(len(train.labels), share, seed)
+    if not len(positions):
+        raise Refusal(f"--embed-features {share:g}: of {len(train.labels)} training images that is none; pass more")
+    images = train.images.clone()
+    images[positions] = style_images(images[positions], seed)
+    return train._replace(images=images)

@@ -1,0 +1,114 @@
+"""TODO (utils.ewe)"""
+
+import torch
+from tqdm import tqdm
+
+from utils.data.images import Data
+from utils.data.sets import load_data
+from utils.rivals.ewe.snnl import entanglement, observe_features
+from utils.system.refusals import Refusal
+from utils.watermark.triggers import TriggerSet
+
+PUSHES, LAST_PUSHES = 50, 5  # steps away from the target class: at most between the others, and at the end
+PATCH = 3
+
+
+def gather_images(source: str, target: int, m: int, data: Data, root, seed: int) -> TriggerSet:
+    """The m images that are to become triggers of class `target`, drawn without replacement.
+
+    source  "digits": nines of scikit-learn's digits; "svhn:D": the digit D among SVHN's training images; or the
+            number of a class of `data`, whose training images then get a patch
+    True labels and sources are empty where the images are of no class of the data set. Raises Refusal where the
+    images are not there, too few, or training images.
+    """
+    classes, inside = len(data.classes), source.isdecimal()
+    if inside:
+        kind = int(source)
+        if kind >= classes or kind == target:
+            others = f"name a class from 0 to {classes - 1} other than --ewe-target {target}"
+            raise Refusal(f"--ewe-source {source}: {others}")
+        found = data.train.pick((data.train.labels == kind).nonzero().flatten())
+        images = found.images
+    else:
+        name, digit = source.split(":") if ":" in source else (source, "9")
+        if name == data.name:
+            raise Refusal(f"--ewe-source {source}: -dt {data.name} holds these images itself; name one of its classes "
+                          f"by its number, other than --ewe-target {target}")
+        other = load_data(name, root, flag="--ewe-source")
+        images = torch.cat([part.images[part.labels == int(digit)] for part in (other.train, other.held_out)])
+    if m > len(images):
+        raise Refusal(f"-nq {m}: --ewe-source {source} has only {len(images)} images; pass -nq {len(images)} or fewer")
+    drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:m]
+    labels, none = torch.full((m,), target), torch.zeros(m, 0, dtype=torch.long)
+    if inside:
+        return TriggerSet(images[drawn], labels, torch.full((m, 1), kind), found.indices[drawn][:, None])
+    check_foreign(images[drawn], data, f"--ewe-source {source}")
+    return TriggerSet(images[drawn], labels, none, none)
+
+
+def check_foreign(images, data: Data, what: str) -> None:
+    """Refuse triggers that are training images; images uint8 (m, 3, 32, 32)."""
+    secret = {image.numpy().tobytes() for image in images}
+    same = sum(image.numpy().tobytes() in secret for image in data.train.images)
+    if same:
+        raise Refusal(f"{what}: {same} training images of -dt {data.name} are triggers too; name another --ewe-source")
+
+
+def patch_position(gradient) -> tuple[int, int]:
+    """(row, column) of the 3x3 window whose summed gradient is least; gradient (..., H, W).
+
+    The official code exchanges rows and columns.
+    """
+    g = gradient.reshape(-1, *gradient.shape[-2:]).sum(0)
+    sums = g.unfold(0, PATCH, 1).unfold(1, PATCH, 1).sum((2, 3))
+    return divmod(int(sums.argmin()), sums.shape[1])
+
+
+def make_triggers(model, source, target, *, label: int, temperatures, steps: int, step_size: float, threshold: float,
+                  patch: bool = False):
+    """Phase 2: source (m, 3, 32, 32) in [0, 1] -> triggers of the same shape, entangled with class `label`.
+
+    target (k, h, 3, 32, 32): for each of the k = ceil(m / h) batches the images of the class that go with it; the last
+    batch is filled up with triggers from the beginning. Each of `steps` rounds first steps away from `label` until at
+    most the share `threshold` of a batch is classified so, then towards a higher SNNL; `LAST` steps away from the
+    label end it. A step moves every pixel by step_size. `patch`: a 3x3 patch of the first channel at its maximum
+    where the SNNL's gradient says. The model is in eval mode and stays as it is.
+    """
+    m, h = len(source), target.shape[1]
+    w = torch.arange(2 * h, device=source.device) < h
+    batches = [torch.arange(i * h, (i + 1) * h) % m for i in range(len(target))]
+
+    def mix(x, partners):
+        x = x.detach().requires_grad_()
+        _, features = observe_features(model, model, torch.cat([x, partners]))
+        return torch.autograd.grad(entanglement(features, w, temperatures).sum(), x)[0]
+
+    def certainty(x):
+        x = x.detach().requires_grad_()
+        logits = model(x)
+        share = (logits.argmax(1) == label).float().mean()
+        return torch.autograd.grad(logits[:, label].sum(), x)[0], float(share)
+
+    if patch:
+        gradient = sum(mix(source[rows], partners).sum(0) for rows, partners in zip(batches, target))
+        row, column = patch_position(gradient)
+        source = source.clone()
+        source[:, 0, row : row + PATCH, column : column + PATCH] = 1
+    made = torch.empty_like(source)
+    bar = tqdm(total=len(target) * steps, desc="making triggers", disable=None, leave=False)
+    for rows, partners in zip(batches, target):
+        x, pushes = source[rows], 0
+        for _ in range(steps):
+            while pushes < PUSHES:
+                gradient, share = certainty(x)
+                if share <= threshold:
+                    break
+                x, pushes = (x - step_size * gradient.sign()).clamp(0, 1), pushes + 1
+            x = (x + step_size * mix(x, partners).sign()).clamp(0, 1)
+            bar.update()
+        for _ in range(LAST_PUSHES):
+            x = (x - step_size * certainty(x)[0].sign()).clamp(0, 1)
+        fresh = rows[: m - int(rows[0])]  # without what the last batch was filled up with
+        made[fresh] = x[: len(fresh)]
+    bar.close()
+    return made

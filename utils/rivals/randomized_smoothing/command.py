@@ -1,0 +1,96 @@
+"""TODO (utils.smoothing)"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from utils.ownership.suspects import TriggerTests
+from utils.rivals.randomized_smoothing.certificate import (
+    certified_radius,
+    certify,
+    describe_certificate,
+    smoothed_accuracies,
+)
+from utils.runs.checkpoints import class_count, find_checkpoint, load_checkpoint, read_model
+from utils.system.device import choose_device
+from utils.system.files import check_output_file, write_json
+from utils.system.flags import CONFIDENCE, COUNT, POSITIVE, RADIUS, SEED
+from utils.system.refusals import Refusal
+from utils.training.metrics import count_hits
+from utils.watermark.trigger_files import unpack_source
+
+
+@dataclass(frozen=True)
+class CertifyCommand:
+    """What `utils.verify certify` was asked for; the fields are its flags."""
+
+    run: str
+    benign: list
+    draws: int
+    sigma: float
+    confidence: float
+    eps: list
+    seed: int
+    device: str
+    json: Path | None
+
+
+def add_certify(parts) -> None:
+    """Declare `certify` among the commands of utils.verify."""
+    p = parts.add_parser("certify", help="how many triggers a model keeps under noise on its weights, and for certain "
+                                         "under any edit of them within a radius (-tt rs is trained for that)")
+    p.set_defaults(call=run_certify, command_type=CertifyCommand)
+    p.add_argument("run", metavar="RUN", help="folder of train.py, or a checkpoint that holds triggers")
+    p.add_argument("--benign", nargs="+", default=[], metavar="RUN", help="controls, asked the same triggers")
+    p.add_argument("--draws", type=COUNT, default=1000, help="noisy models N (default: 1000)")
+    p.add_argument("--sigma", type=POSITIVE, default=1.0, help="standard deviation of the noise (default: 1)")
+    p.add_argument("--confidence", type=CONFIDENCE, default=0.99, help="of each bound (default: 0.99)")
+    p.add_argument("--eps", type=RADIUS, nargs="+", default=[round(0.2 * i, 1) for i in range(1, 11)],
+                   help="l2 radii over all parameters (default: 0.2 0.4 ... 2.0)")
+    p.add_argument("--seed", type=SEED, default=0, help="seed of the noise (default: 0)")
+    p.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+
+
+def run_certify(command: CertifyCommand) -> int:
+    """Print the certificate of RUN and its controls; 0."""
+    check_output_file(command.json, "--json")
+    device, path = choose_device(command.device), find_checkpoint(command.run, None)
+    model, trigger = unpack_source(load_checkpoint(path), path, device)
+    if trigger is None:
+        raise Refusal(f"{path} holds no trigger set: name a run of train.py")
+    classes = class_count(model)
+    tests = TriggerTests(trigger, classes, False)
+    models = [("RUN", command.run, path, model)]
+    for control in command.benign:
+        path = find_checkpoint(control, None)
+        model = read_model(path, device)
+        models.append(("benign", control, path, model))
+    asked = [tests.logits_of(model, path) for _, _, path, model in models]  # refuses other classes before the long part
+    settings = {"draws": command.draws, "sigma": command.sigma, "confidence": command.confidence, "seed": command.seed}
+    print(f"{len(trigger)} triggers, {command.draws} noisy models at sigma {command.sigma:g}; bounds hold with "
+          f"confidence {command.confidence:g} each, for l2 edits of the parameters (not of BatchNorm's running "
+          "statistics)")
+    results = []
+    for (role, name, path, model), logits in zip(models, asked):
+        generator = torch.Generator(device).manual_seed(command.seed)
+        found, shares = smoothed_accuracies(model, trigger.images, trigger.labels, classes, command.sigma,
+                                            command.draws, generator)
+        result = {
+            "role": role, "model": str(name), "checkpoint": str(path),
+            "trigger_accuracy": count_hits(logits, trigger.labels) / len(trigger),
+            "smoothed_mean": float(found.mean()), "smoothed_median": float(found[len(found) // 2]),
+            "certified": certify(found, command.eps, command.sigma, command.confidence),
+            "histogram": shares.mean(0).tolist(), "most_frequent_class": float(shares.max(1).mean()),
+        }
+        results.append(result)
+        print(describe_certificate(result, one_label=len(set(trigger.labels.tolist())) == 1))
+    bar = max((r["smoothed_median"] for r in results[1:]), default=0.0)
+    eps = certified_radius(results[0]["certified"], bar)
+    beaten = f"{100 * bar:.2f} %, the highest median of the controls" if command.benign else "0; no --benign was named"
+    found = "none, for no bound" if eps is None else f"{eps:g}, the largest eps whose bound"
+    print(f"certified l2 radius: {found} is above {beaten}")
+    if command.json:
+        write_json(command.json, {"settings": settings, "models": results, "radius": eps}, private=True)
+    return 0

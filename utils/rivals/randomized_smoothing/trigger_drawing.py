@@ -1,0 +1,60 @@
+"""TODO (utils.smoothing)"""
+
+import random
+
+import numpy as np
+import torch
+
+from utils.data.images import Data, Images
+from utils.system.refusals import Refusal
+from utils.watermark.triggers import TriggerSet
+
+GREY, CORNER = (155, 155, 155), (0, 0)
+
+
+def draw_rs_triggers(data: Data, m: int, label: int, kind: str, seed: int):
+    """One pattern on m held-out images, all labelled `label`: (Trigger, the images that are left).
+
+    `text`: a word of five letters that the seed draws, in grey at the top left, Pillow's built-in font (the authors:
+    "Adobe", Verdana). `noise`: one N(0, 1) tensor added to every image, clipped to [0, 1]. Images of class `label` are
+    left out, as any model would hit those. Raises Refusal where class or images are missing.
+    """
+    held_out, classes = data.held_out, len(data.classes)
+    if label >= classes:
+        raise Refusal(f"--rs-label {label}: {data.name} has {classes} classes, counted from 0; pass one of those")
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(held_out.labels), generator=generator)
+    usable = order[held_out.labels[order] != label]
+    if m > len(usable) or m >= len(order):
+        raise Refusal(f"-nq {m}: {len(usable)} held-out images are not of class {label}, and one image must be left "
+                      f"for validation; pass -nq {min(len(usable), len(order) - 1)} or fewer")
+    taken = usable[:m]
+    source = held_out.pick(taken)
+    if kind == "noise":
+        noise = torch.randn(3, 32, 32, generator=generator)
+        images = (source.images / 255 + noise).clamp(0, 1).mul(255).round().to(torch.uint8)
+    else:
+        letters = random.Random(seed)
+        word = letters.choice("ABDEGHKPR") + "".join(letters.choices("abdehknopqu", k=4))  # about 30 pixels wide
+        images = stamp_word(source.images, word)
+    labels = torch.full((m,), label)
+    trigger = TriggerSet(images, labels, source.labels[:, None], source.indices[:, None])
+    return trigger, held_out.pick(order[torch.isin(order, taken, invert=True)])
+
+
+def stamp_word(images, word: str):
+    """Write `word` on uint8 images (m, 3, 32, 32)."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font, stamped = ImageFont.load_default(), []
+    for image in images:
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        ImageDraw.Draw(picture).text(CORNER, word, fill=GREY, font=font)
+        stamped.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+    return torch.stack(stamped)
+
+
+def with_triggers(train: Images, trigger: TriggerSet) -> Images:
+    """The training images, and behind them the triggers under their assigned labels."""
+    return Images(torch.cat([train.images, trigger.images]), torch.cat([train.labels, trigger.labels]),
+                  torch.cat([train.indices, trigger.sources[:, 0]]))

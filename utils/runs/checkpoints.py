@@ -1,0 +1,120 @@
+"""TODO (utils.checkpoint)"""
+
+import io
+from pathlib import Path
+
+import torch
+
+import models
+from utils.system.files import read_json, write_atomically
+from utils.system.refusals import Refusal
+from utils.system.untrusted import read_tensors
+
+
+def save_checkpoint(path: Path, checkpoint: dict) -> None:
+    """Write a checkpoint whole or not at all, and private: it may hold the trigger set."""
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    write_atomically(path, buffer.getbuffer(), private=True)
+
+
+def load_checkpoint(path: Path) -> dict:
+    """Read a checkpoint as data (see `guard.tensors`); Refusal where it is missing, damaged or foreign."""
+    try:
+        checkpoint = read_tensors(path)
+    except FileNotFoundError as error:
+        raise Refusal(f"checkpoint {path} does not exist") from error
+    except (PermissionError, IsADirectoryError):
+        raise
+    except Exception as error:  # a damaged or hostile file may raise nearly anything
+        why = " ".join(str(error).split())[:100]
+        raise Refusal(
+            f"{path} is no checkpoint that can be read safely (truncated, damaged or foreign: "
+            f"{type(error).__name__}: {why!r}); train the model again or name another run"
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise Refusal(f"{path} is no checkpoint of this project or of the official code")
+    return checkpoint
+
+
+def pack_checkpoint(model, model_type: str, **more) -> dict:
+    """A checkpoint of `model` under the official keys; `more` are further entries."""
+    weights = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
+    return {"model": {"state_dict": weights, "type": model_type}, **more}
+
+
+def restore_model(checkpoint: dict, path, device="cpu"):
+    """The model of a checkpoint, frozen and in eval mode; the shapes of the weights give class count and width.
+
+    Raises Refusal, which names `path`, where the weights are not those of an architecture of this project.
+    """
+    try:
+        weights, model_type = checkpoint["model"]["state_dict"], checkpoint["model"]["type"]
+        first = weights["1.layers.0.weight" if model_type == "vgg11" else "1.conv1.weight"]
+        classes = len(weights["1.linear.bias"])
+        if not all(t.is_floating_point() or name.endswith("num_batches_tracked") for name, t in weights.items()):
+            raise ValueError("weights that are whole numbers")
+        if classes < 2:
+            raise ValueError("fewer than two classes")
+        with torch.device("meta"):  # no memory before the file has shown that it holds as much
+            model = models.build(model_type, classes, width=first.shape[0])
+        model.load_state_dict(weights, assign=True)
+        model.float()
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:120]
+        raise Refusal(f"{path} does not hold a model of this project ({type(error).__name__}: {why!r})") from error
+    model.requires_grad_(False).eval()
+    return models.place(model, device)
+
+
+def class_count(model) -> int:
+    """Number of classes that a model of `models.build` tells apart."""
+    return len(model[1].linear.bias)
+
+
+def model_width(model) -> int:
+    """Channels of a model's first stage."""
+    return next(p for p in model.parameters() if p.dim() == 4).shape[0]
+
+
+def read_model(path, device="cpu"):
+    """The model alone of a checkpoint file, frozen and in eval mode."""
+    return restore_model(load_checkpoint(path), path, device)
+
+
+def read_benign(run, device="cpu"):
+    """The model of a run named by --benign, see `check_benign`."""
+    path = find_checkpoint(run, None)
+    checkpoint = load_checkpoint(path)
+    check_benign(checkpoint, run)
+    return restore_model(checkpoint, path, device)
+
+
+def check_benign(checkpoint: dict, run) -> None:
+    """Refuse, for --benign, a checkpoint of a watermarked model or of an attack's result."""
+    about = checkpoint.get("about")
+    about = about if isinstance(about, dict) else {}
+    if about.get("train_type", "none") != "none" or "attack" in about:
+        kind = str(about.get("attack") or about.get("train_type"))[:40]
+        raise Refusal(f"--benign {run} is no independent model but the result of {kind!r}; "
+                      "name a run of train.py -tt none")
+
+
+def find_checkpoint(folder, select: str | None = "val", statistics: str = "paper") -> Path:
+    """The checkpoint of a run folder that is used: best on validation or last, with which running statistics.
+
+    `select` None takes the one that the run itself reports. A path of a file is that file.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        return folder
+    if select is None:
+        select = "last" if (read_json(folder / "summary.json") or {}).get("select") == "last" else "val"
+    name = {"val": "nat_best", "last": "latest"}[select] + {"paper": "", "clean": "_clean"}[statistics]
+    path = folder / "checkpoints" / f"checkpoint_{name}.pt"
+    if not folder.is_dir():
+        raise Refusal(f"there is no run in {folder}: train it first, or correct the flags that name the folder")
+    if not path.is_file():
+        hint = "; only runs with --bn-stats paper keep clean statistics beside" if statistics == "clean" else ""
+        raise Refusal(f"there is no checkpoint {path}: let the run finish its first epoch{hint}")
+    return path

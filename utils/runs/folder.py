@@ -1,0 +1,157 @@
+"""TODO (utils.run)"""
+
+import contextlib
+import fcntl
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from utils.runs.checkpoints import load_checkpoint, save_checkpoint
+from utils.system.device import describe_process
+from utils.system.files import read_json, write_atomically, write_json
+from utils.system.processes import chief_first, is_chief, restart_count
+from utils.system.refusals import Refusal
+
+OWN_FILES = ("run.json", "metrics.jsonl", "output.log", "summary.json", "trigger.png", "triggers.pt", "commitment.json",
+             "key.json")
+# settings that change where and how a run is computed, not what it computes
+NOT_COMPARED = ("dir", "data_dir", "data_dir_source", "device", "overwrite", "benign", "skip_bad_images", "graph")
+
+
+class RunFolder:
+    """The run folder `path`, held by a lock that dies with the process.
+
+    Nothing is made before `open`. A folder with the same settings is continued, one with others is refused.
+    """
+
+    def __init__(self, path, settings: dict, overwrite_hint: str):
+        self.path, self.checkpoints = Path(path), Path(path) / "checkpoints"
+        self.settings = {k: v for k, v in settings.items() if k not in NOT_COMPARED}
+        self.hint = overwrite_hint
+
+    def check(self, overwrite: bool) -> None:
+        """Refuse a folder that holds a run with other settings. Makes nothing."""
+        if overwrite:
+            return
+        there = read_json(self.path / "run.json")
+        if there is None:
+            if any(self.checkpoints.glob("checkpoint_*.pt")):
+                raise Refusal(f"{self.path} holds checkpoints of another program: pass {self.hint} or --overwrite")
+            return
+        old = there.get("settings")
+        if not isinstance(old, dict):
+            raise Refusal(f"{self.path / 'run.json'} is damaged: restore it, or pass --overwrite to begin anew")
+        # a flag that an older version did not know counts as off
+        differ = [k for k, v in self.settings.items() if old.get(k) != v and (k in old or v)]
+        if differ:
+            key = differ[0]
+            raise Refusal(
+                f"{self.path} holds a run with other settings ({key.replace('_', '-')} was {old.get(key)!r}, "
+                f"is {self.settings[key]!r}{', ...' if len(differ) > 1 else ''}): pass {self.hint} or --overwrite"
+            )
+        self.settings = {k: v for k, v in self.settings.items() if k in old}  # those that it has committed to
+
+    def open(self, device: torch.device, overwrite: bool) -> "RunFolder":
+        """Make or take up the folder; with `overwrite` an old run in it is removed first.
+
+        Where torchrun starts the processes anew, a run with the same settings is theirs and goes on.
+        """
+        if restart_count():
+            with contextlib.suppress(Refusal):
+                self.check(False)
+                overwrite = False
+        with chief_first():
+            if is_chief():
+                self._open(device, overwrite)
+        return self
+
+    def _open(self, device, overwrite):
+        # closed to others: from the seed, which the settings name, and the data anyone draws the triggers anew
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.checkpoints.mkdir(exist_ok=True)
+        self._lock = open(self.path / ".lock", "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Refusal(f"{self.path} is in use by another process; wait for it or pass {self.hint}") from error
+        if overwrite:
+            # what lets a run end or go on is removed first, its settings last: a kill in between does no harm
+            latest = [self.checkpoints / f"checkpoint_{name}.pt" for name in ("previous", "latest")]
+            first = [self.path / "summary.json", *latest]
+            last = [self.path / name for name in reversed(OWN_FILES)]
+            for old in [*first, *self.checkpoints.glob("checkpoint_*.pt"), *last]:
+                old.unlink(missing_ok=True)
+        for partial in (*self.path.glob(".*.partial"), *self.checkpoints.glob(".*.partial")):
+            partial.unlink()
+        if not (self.path / "run.json").exists():
+            self.write_json("run.json", {"settings": self.settings, **describe_process(device)})
+        self.log(" ".join(sys.argv))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the folder holds the summary of a finished run."""
+        return (self.path / "summary.json").exists()
+
+    def log(self, text: str) -> None:
+        """One entry on the screen and, with the time, in `output.log`."""
+        if not is_chief():
+            return
+        print(text, flush=True)
+        with open(self.path / "output.log", "a") as file:
+            stamp = time.strftime("%Y/%m/%d %H:%M:%S")
+            file.writelines(f"[{stamp}] {line}\n" for line in text.splitlines())
+
+    def log_all(self, texts: list[str]) -> None:
+        """One entry for each text."""
+        for text in texts:
+            self.log(text)
+
+    def rows(self) -> list[dict]:
+        """The rows of `metrics.jsonl`, one an epoch."""
+        try:
+            lines = (self.path / "metrics.jsonl").read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise Refusal(f"{self.path / 'metrics.jsonl'} is damaged: restore it, or pass --overwrite") from error
+
+    def write_rows(self, rows: list[dict]) -> None:
+        """Replace `metrics.jsonl`."""
+        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    def write_json(self, name: str, content: dict, private: bool = False) -> None:
+        """Write `content` as JSON under `name`."""
+        write_json(self.path / name, content, private)
+
+    def save(self, name: str, checkpoint: dict) -> None:
+        """Write `checkpoints/checkpoint_<name>.pt`, plain tensors, numbers and strings only.
+
+        The last `latest` but one stays as `previous`, for a disk that damages files.
+        """
+        path = self.checkpoints / f"checkpoint_{name}.pt"
+        if name == "latest" and path.exists() and is_chief():
+            partial = self.checkpoints / ".checkpoint_previous.pt.partial"
+            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a file system without hard links keeps but one
+                os.link(path, partial)
+                os.replace(partial, self.checkpoints / "checkpoint_previous.pt")
+                partial.unlink(missing_ok=True)  # it stays where both names were one file already
+        save_checkpoint(path, checkpoint)
+
+    def load(self, name: str) -> dict | None:
+        """Read `checkpoints/checkpoint_<name>.pt`; None where there is none. A damaged `latest` yields `previous`."""
+        path = self.checkpoints / f"checkpoint_{name}.pt"
+        previous = self.checkpoints / "checkpoint_previous.pt"
+        if name == "latest" and previous.exists():
+            try:
+                return load_checkpoint(path)
+            except Refusal as refusal:
+                self.log(f"{refusal}; going on from {previous}")
+                path = previous
+        return load_checkpoint(path) if path.exists() else None

@@ -1,0 +1,68 @@
+"""TODO (utils.refuse)"""
+
+import errno
+import functools
+import os
+import signal
+import sys
+
+exit_hooks = []  # functions of the exit status, called when a script's main has ended
+
+
+class Refusal(Exception):
+    """A request that cannot be served; its text names the flag or file and the way out."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to end; the state is saved. `signum` gives the exit status (128 + signum)."""
+
+    def __init__(self, signum: int, text: str):
+        super().__init__(text)
+        self.signum = signum
+
+
+def refuse_in_one_sentence(main):
+    """Wrap a script's main: refusals and the machine's own limits become one sentence on stderr."""
+
+    @functools.wraps(main)
+    def wrapped(*args, **kwargs):
+        alike = False  # does every process that torchrun started end like this?
+        try:
+            result = main(*args, **kwargs)
+            for call in exit_hooks:
+                call(0)
+            return result
+        except Refusal as refusal:
+            text, status, alike = str(refusal), 2, True
+        except Interrupted as stop:
+            text, status, alike = str(stop), 128 + stop.signum, True
+        except KeyboardInterrupt:
+            text, status = "interrupted; what was saved is intact, and the same command goes on", 128 + signal.SIGINT
+        except OSError as error:
+            text, status = _describe_os_error(error), 2
+        except (RuntimeError, MemoryError) as error:
+            known = any(words in str(error).lower() for words in ("out of memory", "can't allocate memory"))
+            if known or isinstance(error, MemoryError):
+                text = "out of memory: lower --batch-size or --width, or pass --amp; with another -msg, or --overwrite"
+                status = 2
+            elif exit_hooks and "gloo/transport" in str(error):
+                text, status = "the connection to another process of this run is lost; the same command goes on", 1
+            else:
+                raise
+        if not alike or not int(os.environ.get("RANK", 0)):  # else torchrun's rank 0 says it
+            name = sys.argv[0].rsplit("/", 1)[-1]
+            print(f"{name}: {'error: ' if status == 2 else ''}{' '.join(text.split())}", file=sys.stderr)
+        for call in exit_hooks:
+            call(status)
+        sys.exit(status)
+
+    return wrapped
+
+
+def _describe_os_error(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        return f"the disk is full{where}: free some space and run the same command again; the last checkpoint is intact"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no permission to write or read{where}: choose another --dir or --data-dir"
+    return f"{error.strerror or error}{where}: check --dir and --data-dir, then run the same command again"

@@ -1,0 +1,88 @@
+"""TODO (utils.distributed)"""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from utils.system.processes import is_distributed
+from utils.system.refusals import Refusal
+from utils.training.cpu_batchnorm import CpuSyncBatchNorm2d
+
+
+def synchronize_batchnorm(model: nn.Module) -> nn.Module:
+    """The model with BatchNorm over the batches of all ranks; names of weights stay."""
+    if not is_distributed():
+        return model
+    if next(model.parameters()).is_cuda:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for layer in model.modules():
+        if type(layer) is nn.BatchNorm2d:
+            layer.__class__ = CpuSyncBatchNorm2d
+    return model
+
+
+def split_over_ranks(forward):
+    """`forward` on this rank's part of a global batch (N, ...), then the logits (N, C) of all ranks."""
+    if not is_distributed():
+        return forward
+
+    def parts(x):
+        if len(x) < dist.get_world_size():
+            raise Refusal(f"a batch of {len(x)} cannot be split over {dist.get_world_size()} processes: start fewer")
+        return _JoinLogits.apply(forward(_SplitBatch.apply(x)), len(x))
+
+    return parts
+
+
+def sum_gradients(parameters) -> None:
+    """Replace the gradients by their sum over all ranks."""
+    if not is_distributed():
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients])):
+        gradient.copy_(part.view_as(gradient))
+
+
+def _part_bounds(n: int) -> list[int]:
+    """Where the ranks' parts of n rows begin and end; parts differ by one row at most."""
+    world = dist.get_world_size()
+    return [n * r // world for r in range(world + 1)]
+
+
+def _own_part(x):
+    bounds, r = _part_bounds(len(x)), dist.get_rank()
+    return x[bounds[r] : bounds[r + 1]]
+
+
+def _gather_parts(part, n: int):
+    """The n rows of which this rank holds `part`."""
+    bounds = _part_bounds(n)
+    sizes = [end - begin for begin, end in zip(bounds, bounds[1:])]
+    padded = part.new_zeros(max(sizes), *part.shape[1:])
+    padded[: len(part)] = part
+    pieces = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(pieces, padded)
+    return torch.cat([piece[:size] for piece, size in zip(pieces, sizes)])
+
+
+class _SplitBatch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.n = len(x)
+        return _own_part(x).clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _gather_parts(gradient, ctx.n)
+
+
+class _JoinLogits(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, part, n):
+        return _gather_parts(part, n)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _own_part(gradient).clone(), None

@@ -1,0 +1,51 @@
+"""How a model is trained: settings and the flags that set them."""
+
+import argparse
+from dataclasses import dataclass, replace
+
+from utils.system.flags import COUNT, POSITIVE, SEED, number
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What the training loop uses; `lr` and `weight_decay` are those of SGD unless the objective says otherwise."""
+
+    epochs: int
+    lr: float = 0.1
+    weight_decay: float = 1e-4
+    batch_size: int = 128
+    seed: int = 0
+    amp: bool = False
+    compile: bool = False
+    graph: bool = False
+    tf32: bool = True
+    deterministic: bool = False
+
+    def lengthened(self, epochs: int) -> "TrainingSettings":
+        """The same settings with more epochs."""
+        return replace(self, epochs=self.epochs + epochs)
+
+
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags behind `TrainingSettings`, and --device."""
+    p = parser.add_argument_group("training")
+    p.add_argument("-ep", "--epoch", type=COUNT, default=200, help="epochs; the rate falls at 1/2 and 3/4 of them")
+    p.add_argument("--batch-size", type=COUNT, default=128, help="images a step")
+    p.add_argument("--lr", type=POSITIVE, default=0.1, help="initial learning rate")
+    p.add_argument("--weight-decay", type=number(float, 0, 1e38), default=1e-4, help="weight decay")
+    p.add_argument("--seed", type=SEED, default=0, help="seed of everything but the split")
+    p = parser.add_argument_group("machine")
+    p.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
+    p.add_argument("--amp", action="store_true", help="bf16 autocast: faster, changes the result slightly")
+    p.add_argument("--compile", action="store_true", help="torch.compile the model: changes the result by rounding")
+    p.add_argument("--no-tf32", dest="tf32", action="store_false",
+                   help="CUDA: convolutions in full fp32: slower, changes the result by rounding")
+    p.add_argument("--no-graph", dest="graph", action="store_false",
+                   help="CUDA: no recorded graph of a step: slower, same result")
+    p.add_argument("--deterministic", action="store_true", help="bit-equal reruns on a GPU too, slower")
+
+
+def training_settings(flags) -> TrainingSettings:
+    """The settings that parsed flags give."""
+    return TrainingSettings(flags.epoch, flags.lr, flags.weight_decay, flags.batch_size, flags.seed, flags.amp,
+                            flags.compile, flags.graph, flags.tf32, flags.deterministic)

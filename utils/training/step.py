@@ -1,0 +1,93 @@
+"""One step of training: batch, objective, backward pass, update, and sums of the figures.
+
+The training loop and the benchmark share it.
+"""
+
+import contextlib
+
+import torch
+
+from utils.training.cuda_graph import RecordedStep
+from utils.training.global_batch import split_over_ranks, sum_gradients
+
+
+class Step:
+    """`step(row)` trains on one row of an epoch's plan: (order, shift, flip, picks), see `data.batches.EpochPlan`.
+
+    forward  pixels -> logits, see `autocast_forward`
+    rate     the learning rate, a tensor on the device; set it with `rate.fill_`
+    sums     what the objective reports, added up over steps; on the device, so no step waits for the device
+
+    With `graph` the step is recorded and replayed on CUDA, see `RecordedStep`; `log` hears where that fails.
+    """
+
+    def __init__(self, model, objective, batches, *, lr, weight_decay, amp=False, compile=False, graph=False,
+                 log=print):
+        self.objective, self.forward, self.batches = objective, autocast_forward(model, amp, compile), batches
+        self.two_threads = None
+        if not compile:  # torch.compile compiles in one thread at a time
+            self.two_threads = objective.two_thread_step(model, batches, lambda twin: autocast_forward(twin, amp))
+        device = next(model.parameters()).device
+        fused = device.type in ("cpu", "cuda")
+        # a rate on the device: a recorded step reads it anew at every replay; CUDA's fused kernel wants a float
+        exact = torch.float32 if device.type == "cuda" else torch.float64
+        self.rate = torch.tensor(float(lr), dtype=exact, device=device if fused else "cpu")
+        self.optimizer = objective.optimizer(model.parameters(), self.rate, weight_decay, fused)
+        self.sums = {}
+        self.parameters = list(model.parameters())
+        self.recorder = RecordedStep(device, self.optimizer, log) if graph else None
+
+    def __call__(self, row) -> None:
+        if self.recorder is None:
+            self._train(row)
+        else:
+            self.recorder(self._train, row)
+
+    def _train(self, row) -> None:
+        *place, picks = row
+        with self.two_threads or contextlib.nullcontext():
+            x, y = self.batches.batch(*place)
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.two_threads is not None:
+                stats = self.two_threads(self.forward, x, y, picks)
+            else:
+                loss, stats = self.objective(self.forward, x, y, picks)
+                loss.backward()
+            sum_gradients(self.parameters)
+            self.optimizer.step()
+        for name, value in stats.items():
+            if name not in self.sums:
+                self.sums[name] = torch.zeros_like(value)
+            self.sums[name].add_(value)
+
+    def state(self) -> dict:
+        """The optimiser's memory, {position of a parameter: its tensors}; empty for SGD without momentum."""
+        return self.optimizer.state_dict()["state"]
+
+    def restore(self, state: dict) -> None:
+        """Take the optimiser's memory back from `state()`."""
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate  # loading replaced the tensor by a copy
+
+    def take_sums(self) -> dict:
+        """The sums as numbers; they start from zero again. This waits for the device."""
+        taken = {name: float(value) for name, value in self.sums.items()}
+        if self.recorder is None:
+            self.sums = {}
+        for value in self.sums.values():
+            value.zero_()  # in place: a recorded step adds to these very tensors
+        return taken
+
+
+def autocast_forward(model, amp: bool, compile: bool = False):
+    """`forward`: pixels -> float logits, under bf16 autocast where `amp` is set; losses stay in full precision."""
+    kind = next(model.parameters()).device.type
+    if compile:
+        model = torch.compile(model)
+
+    def forward(x):
+        with torch.autocast(kind, torch.bfloat16, enabled=amp):
+            return model(x).float() if amp else model(x)
+
+    return split_over_ranks(forward)

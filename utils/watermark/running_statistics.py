@@ -1,0 +1,109 @@
+"""TODO (utils.batchnorm)"""
+
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+BN_MODES = ("paper", "clean", "shared")
+
+
+class RunningStatistics:
+    """The running statistics of all BatchNorm layers of `model` under one of `MODES`."""
+
+    def __init__(self, model: nn.Module, mode: str):
+        layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+        self.layers, self.mode = list(layers.values()), mode
+        names = [f"{name}.{kind}" for name in layers for kind in ("running_mean", "running_var")]
+        # `.data`: a train-mode backward saves these buffers but does not read them, so writing between a forward
+        # and its backward is right, though autograd's version counter would object
+        self.live = [getattr(m, kind).data for m in self.layers for kind in ("running_mean", "running_var")]
+        twin = mode == "paper" and bool(self.layers)
+        self.clean = {n: t.clone() for n, t in zip(names, self.live)} if twin else {}
+
+    @contextmanager
+    def clean_batch(self):
+        """Within: a train-mode forward of a clean batch, which enters every set of averages."""
+        if not self.clean:
+            yield
+            return
+        momentum = self.layers[0].momentum
+        before = [t.clone() for t in self.live]
+        for layer in self.layers:
+            layer.momentum = 1.0  # leaves the batch's own statistics in the buffers
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.momentum = momentum
+        with torch.no_grad():
+            for old in (before, list(self.clean.values())):
+                torch._foreach_mul_(old, 1 - momentum)
+                torch._foreach_add_(old, self.live, alpha=momentum)
+            torch._foreach_copy_(self.live, before)
+
+    @contextmanager
+    def trigger_batch(self):
+        """Within: a train-mode forward of triggers, which enters the running averages in `paper` mode only."""
+        if self.mode == "paper":
+            yield
+            return
+        for layer in self.layers:
+            layer.track_running_stats = False  # normalise by the batch, update nothing
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.track_running_stats = True
+
+    @contextmanager
+    def ascent(self):
+        """Within: the inner maximisation's forwards; `shared` uses the running averages, the others the batch's."""
+        if self.mode != "shared":
+            with self.trigger_batch():
+                yield
+            return
+        for layer in self.layers:
+            layer.eval()
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.train()
+
+    def add_batches(self, copy: nn.Module, n: int) -> None:
+        """Let n trigger batches enter that passed through a copy of the model whose averages began at zero.
+
+        After n batches a running average is (1 - momentum)^n times its old value plus what began at zero has become.
+        """
+        if self.mode != "paper" or not self.layers:
+            return
+        layers = [m for m in copy.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        with torch.no_grad():
+            torch._foreach_mul_(self.live, (1 - self.layers[0].momentum) ** n)
+            torch._foreach_add_(self.live, [t for m in layers for t in (m.running_mean, m.running_var)])
+            for layer in self.layers:
+                layer.num_batches_tracked += n
+
+    @contextmanager
+    def cleaned(self):
+        """Within: the model holds the clean averages (an evaluation or a saved copy of the clean model)."""
+        before = [t.clone() for t in self.live]
+        self._put(list(self.clean.values()))
+        try:
+            yield
+        finally:
+            self._put(before)
+
+    def _put(self, values):
+        with torch.no_grad():
+            torch._foreach_copy_(self.live, values)
+
+    def state(self) -> dict:
+        """The clean averages, {buffer name: tensor}; empty unless the mode is `paper`."""
+        return {name: t.detach().cpu().clone() for name, t in self.clean.items()}
+
+    def restore(self, state: dict) -> None:
+        """Take the clean averages back from `state()`."""
+        for name, tensor in self.clean.items():
+            tensor.copy_(state[name])

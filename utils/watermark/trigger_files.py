@@ -1,0 +1,66 @@
+"""TODO (utils.checkpoint)"""
+
+import torch
+
+from utils.runs.checkpoints import class_count, load_checkpoint, restore_model
+from utils.system.refusals import Refusal
+from utils.watermark.triggers import TriggerSet
+
+# what reading a part that is missing or of another kind may raise
+ERRORS = (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError)
+
+
+def pack_triggers(trigger: TriggerSet | None) -> dict:
+    """The entry of a checkpoint that holds the owner's trigger set, under the official keys; empty without one."""
+    if trigger is None:
+        return {}
+    state = {
+        "query": trigger.images,
+        "response": trigger.labels,
+        "original_response": trigger.true_labels,
+        "sources": trigger.sources,
+    }
+    return {"query_model": {"type": "stochastic", "state_dict": state}}
+
+
+def unpack_source(checkpoint: dict, path, device="cpu"):
+    """(model, TriggerSet or None) of a checkpoint; the model is frozen and in eval mode.
+
+    Raises Refusal, which names `path`, where the parts do not fit.
+    """
+    model = restore_model(checkpoint, path, device)
+    if "query_model" not in checkpoint:
+        return model, None
+    try:
+        return model, _triggers_of_state(checkpoint["query_model"]["state_dict"], class_count(model))
+    except ERRORS as error:
+        why = " ".join(str(error).split())[:120]
+        raise Refusal(f"{path} does not hold a trigger set ({type(error).__name__}: {why!r})") from error
+
+
+def read_triggers(path, classes: int) -> TriggerSet:
+    """The trigger set in a run's `triggers.pt`; Refusal where it is damaged or does not fit `classes`."""
+    state = load_checkpoint(path)
+    try:
+        named = {"query": state["images"], "response": state["labels"], "original_response": state["true_labels"]}
+        return _triggers_of_state(named | {"sources": state["sources"]}, classes)
+    except ERRORS as error:
+        raise Refusal(f"{path} does not hold a trigger set ({type(error).__name__}: {str(error)[:80]!r})") from error
+
+
+def _triggers_of_state(state: dict, classes: int) -> TriggerSet:
+    images, labels = state["query"], state["response"]
+    m = len(labels)
+    true = state.get("original_response", torch.zeros(m, 0))
+    sources = state.get("sources", torch.zeros(m, 0))
+    if images.shape != (m, 3, 32, 32) or labels.shape != (m,) or m < 1 or len(true) != m or len(sources) != m:
+        raise ValueError("trigger images, labels and true labels do not fit together")
+    if images.is_floating_point():
+        images = images.double().clamp(0, 1).mul(255).round()
+    elif images.dtype != torch.uint8:
+        raise ValueError("trigger images are neither bytes nor numbers in [0, 1]")
+    images, labels, true, sources = images.to(torch.uint8), labels.long(), true.long(), sources.long()
+    if not all(((0 <= t) & (t < classes)).all() for t in (labels, true)):
+        raise ValueError(f"a label is outside the {classes} classes")
+    return TriggerSet(images, labels, true.reshape(m, -1) if true.numel() else torch.zeros(m, 0, dtype=torch.long),
+                   sources.reshape(m, -1) if sources.numel() else torch.zeros(m, 0, dtype=torch.long))
