@@ -1,8 +1,8 @@
 """The command lines of train.py, distill.py and extraction.py: from flags to settings, once, at the door.
 
-Each package declares the flags of its own settings; this file puts them together and makes the checks that no flag's
-type can make. What a run computes is decided by frozen settings from here on; the flags themselves go on as a record
-in `run.json`.
+Each package declares the flags of its own settings; this file puts them together and checks what a flag's type cannot
+check. From here on frozen settings decide what is computed. The flags themselves are only kept as the record in
+`run.json`.
 """
 
 import argparse

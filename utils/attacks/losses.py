@@ -1,4 +1,7 @@
-"""TODO (utils.attacks)"""
+"""The losses of a surrogate (Eqs. 2, 5 and 6).
+
+A loss is a function (s, t, y) of the surrogate's logits (N, C), the source's logits (N, C) and the true labels (N,).
+"""
 
 from functools import partial
 
@@ -41,6 +44,6 @@ EXTRACTIONS = {
 
 
 def extraction_loss(attack: str, alpha: float):
-    """The loss of `EXTRACTIONS[attack]` and whether it needs labels; `alpha` is used by `reg`."""
+    """(loss of `EXTRACTIONS[attack]`, whether it needs true labels); `alpha` is for `reg`."""
     loss, needs_labels = EXTRACTIONS[attack]
     return (partial(loss, alpha=alpha) if attack == "reg" else loss), needs_labels

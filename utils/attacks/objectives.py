@@ -1,4 +1,4 @@
-"""TODO (utils.attacks)"""
+"""What a thief's training minimises: extraction from a source's answers, and fine-tuning of a copy."""
 
 import torch
 from torch import nn
@@ -6,17 +6,18 @@ from torch import nn
 from utils.training.objective import Objective, PlainObjective, batch_accuracy
 from utils.watermark.ascent import ascend
 
-# names of published removal attacks -> (train the last layer alone, re-initialise it)
+# published fine-tuning attacks -> (train the last layer alone, re-initialise it)
 FINETUNES = {"ftal": (False, False), "ftll": (True, False), "rtal": (False, True), "rtll": (True, True)}
 REMOVALS = ("finetune", "fineprune", "prune", "quantize")
 
 
 class ExtractionObjective(Objective):
-    """Train a surrogate on a frozen source's answers; an objective as in `utils.losses`.
+    """Train a surrogate on the answers of a frozen source.
 
-    `source` maps pixels to logits; it is called under `no_grad` and must be in eval mode. `loss` is one of the
-    functions above with its numbers filled in. With `steps` the images are first moved to where the source is
-    least sure of its own answer within `eps` (Eq. 7; step_size and eps in pixel units), and both models see those.
+    source  pixels -> logits; called under `no_grad`, must be in eval mode
+    loss    one of `attacks.losses` with its numbers filled in
+    steps   of ascent that first move each image, within `eps`, to where the source is least sure of its own answer;
+            both models see the moved images (Eq. 7; step_size and eps in pixel units)
     """
 
     def __init__(self, source, loss, needs_labels: bool, steps: int = 0, step_size: float = 0.0, eps: float = 0.0):

@@ -1,4 +1,4 @@
-"""TODO (utils.edit)"""
+"""Pruning: channels of least activation, or weights of least magnitude (Fig. 8)."""
 
 import torch
 import torch.nn.functional as F
@@ -31,10 +31,10 @@ def channel_activations(model, images, batch_size: int = 500) -> dict:
 
 
 def pruning_masks(model, ratio: float, criterion: str, activation: dict | None = None) -> dict:
-    """What pruning keeps: {parameter name: mask of its shape}, ratio in [0, 1].
+    """Masks of what pruning keeps, {parameter name: bool tensor of its shape}; ratio in [0, 1] is the pruned share.
 
     activation  in each BatchNorm layer the round(ratio * C) channels of least `activation`; weight and bias of a
-                pruned channel vanish, and with them the channel
+                pruned channel become 0, which removes the channel
     magnitude   of all weights of convolutions and linear layers together the share `ratio` of least |w|
     """
     if criterion == "activation":
@@ -54,7 +54,7 @@ def pruning_masks(model, ratio: float, criterion: str, activation: dict | None =
 
 @torch.no_grad()
 def prune(model, kept: dict):
-    """Zero what the masks leave out; changes `model` and returns it."""
+    """Set to zero what the masks leave out; changes `model` and returns it."""
     parameters = dict(model.named_parameters())
     for name, mask in kept.items():
         parameters[name].mul_(mask)
@@ -62,7 +62,7 @@ def prune(model, kept: dict):
 
 
 def keep_pruned(model, kept: dict) -> None:
-    """Keep pruned parameters at zero while the model is trained on: their gradients are masked."""
+    """Keep pruned parameters at zero in further training, by masking their gradients."""
     parameters = dict(model.named_parameters())
     for name, mask in kept.items():
         if parameters[name].requires_grad:
@@ -70,6 +70,7 @@ def keep_pruned(model, kept: dict) -> None:
 
 
 def layer_weights(model):
+    """(name, weight) of each convolution and linear layer."""
     for name, module in model.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             yield f"{name}.weight", module.weight

@@ -1,4 +1,4 @@
-"""TODO (utils.edit)"""
+"""Quantisation of weights, without training."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""TODO (utils.data)"""
+"""Batches of training images, cropped and flipped on the device."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from utils.data.images import SIZE, Images
 
 
 class EpochPlan(NamedTuple):
-    """All random numbers of one epoch, drawn before it begins: a function of the seed and the epoch alone."""
+    """All random numbers of one epoch, drawn before it begins; they depend on the seed and the epoch alone."""
 
     order: torch.Tensor  # (steps, batch) positions in the training set
     shift: torch.Tensor  # (steps, batch, 2) rows and columns of the crop's corner, 0..8
@@ -18,14 +18,14 @@ class EpochPlan(NamedTuple):
 class Batches:
     """The training images on the device, cropped and flipped by batch there.
 
-    Flip with probability 1/2, then a 32x32 crop out of a zero padding of 4, both drawn for each image alone.
+    Each image is flipped with probability 1/2 and then cropped to 32x32 out of a zero padding of 4 pixels.
     The last partial batch of an epoch is dropped.
     """
 
     PAD = 4
 
     def __init__(self, images: Images, batch_size: int, flip: bool, device="cpu", dtype=torch.float32):
-        pixels = images.images.permute(0, 2, 3, 1)  # channels last, as the network wants its batches
+        pixels = images.images.permute(0, 2, 3, 1)  # channels last, the memory format of the batches
         self.padded = torch.nn.functional.pad(pixels, (0, 0, *[self.PAD] * 4)).contiguous().to(device)
         self.labels = images.labels.to(device)
         self.batch_size, self.may_flip, self.device, self.dtype = batch_size, flip, device, dtype

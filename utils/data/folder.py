@@ -1,4 +1,8 @@
-"""TODO (utils.data)"""
+"""A user's own images: `-dt folder`.
+
+Files are read with a size limit and decoded with a fixed list of formats. The decoded images are kept beside the files,
+under a name that depends on every file's name and content.
+"""
 
 import hashlib
 import io
@@ -20,7 +24,11 @@ FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "PPM", "TIFF")
 
 
 def load_folder(root: Path, skip_bad_images: bool):
-    """`train/<class>/*` and `test/<class>/*`, or `<class>/*` alone, of which a fifth (seed 0) becomes the test set."""
+    """((images, labels) of training, (images, labels) of test, class names, notes) of the images below `root`.
+
+    `root` holds `train/<class>/*` and `test/<class>/*`, or `<class>/*` alone; then a fifth, drawn with seed 0, becomes
+    the test set. Images are uint8 (N, 3, 32, 32). Raises Refusal for missing classes and unreadable images.
+    """
     if not root.is_dir():
         raise Refusal(f"--data-dir {root}: no such folder; it should hold train/<class>/ and test/<class>/ images")
     has_parts = (root / "train").is_dir() and (root / "test").is_dir()
@@ -83,7 +91,7 @@ def _decode_files(root: Path, files: list[str], skip_bad_images: bool):
         try:
             content = read_bounded(path, FILE_LIMIT)
         except (OSError, Refusal):
-            content = b""  # no image either way; named below
+            content = b""  # the decoding below names it as unreadable
         digest.update(f"{os.path.relpath(path, root)}\0{len(content)}\0".encode(errors="surrogateescape"))
         digest.update(content)
     cache = root / f".decoded-{digest.hexdigest()[:32]}.npy"
@@ -115,7 +123,7 @@ def _decode_files(root: Path, files: list[str], skip_bad_images: bool):
 def decode_image(content: bytes) -> np.ndarray:
     """One encoded image -> uint8 (3, 32, 32) RGB, resized bilinearly; raises whatever Pillow raises.
 
-    Only `FORMATS` are tried, whatever the name: Pillow hands an EPS file to Ghostscript.
+    Only `FORMATS` are tried, because Pillow would hand an EPS file to Ghostscript, whatever the file's name.
     """
     from PIL import Image
 
@@ -124,7 +132,7 @@ def decode_image(content: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
             if picture.width * picture.height > 50_000_000:
                 raise ValueError("larger than 50 megapixels")
-            if picture.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion would clip them to white
+            if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow's conversion would clip to white
                 picture = picture.convert("I").point(lambda value: value / 256).convert("L")
             picture = picture.convert("RGB")
             if picture.size != (SIZE, SIZE):
@@ -149,4 +157,4 @@ def _write_cache(path: Path, images) -> None:
             np.save(file, images)
         os.replace(partial, path)
     except OSError:
-        pass  # a read-only or full folder only costs the next run its head start
+        pass  # the next run decodes the images again

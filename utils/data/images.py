@@ -1,4 +1,4 @@
-"""TODO (utils.data)"""
+"""Images as tensors, and a data set with its split."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -18,13 +18,19 @@ class Images(NamedTuple):
     indices: torch.Tensor
 
     def pick(self, positions) -> "Images":
+        """The images at these positions, a list, range or tensor of integers."""
         positions = torch.as_tensor(positions, dtype=torch.long)
         return Images(self.images[positions], self.labels[positions], self.indices[positions])
 
 
 @dataclass
 class Data:
-    """A data set: `train` is D_b of the paper, `held_out` holds validation images and trigger sources."""
+    """A data set: `train` is D_b of the paper; validation images and the sources of triggers come from `held_out`.
+
+    mean, std  of each channel, for pixels in [0, 1]
+    flip       whether a mirrored image is still of its class
+    notes      what the log should say of the loading
+    """
 
     name: str
     train: Images
@@ -38,7 +44,7 @@ class Data:
 
     @cached_property
     def sha256(self) -> str:
-        """Of all training and held-out images and labels: runs on other data are other runs."""
+        """Digest of all training and held-out images and labels, by which a run recognises its data."""
         digest = hashlib.sha256()
         for part in (*self.train, *self.held_out):
             digest.update(part.contiguous().numpy())

@@ -1,4 +1,4 @@
-"""TODO (utils.data)"""
+"""The data sets that `-dt` names, and the fixed split into training and held-out images."""
 
 import contextlib
 from pathlib import Path
@@ -11,8 +11,8 @@ from utils.data.images import SIZE, Data, Images
 from utils.system.refusals import Refusal
 
 DATASETS = ("cifar10", "cifar100", "svhn", "digits", "folder")
-HELD_OUT = 1000  # images that become validation set and triggers; a tenth of a data set under 10,000 images
-# mean and std of the official code's normalisation layers; digits and folder are measured on loading
+HELD_OUT = 1000  # images for validation and triggers; a tenth of the images of a smaller set
+# mean and std of the official code's normalisation layers; those of digits and folder are measured
 STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
@@ -20,12 +20,12 @@ STATISTICS = {
 }
 
 
-def load_data(name: str, root="data", train_size: int | None = None, skip_bad_images: bool = False, flag="-dt") -> Data:
+def load_data(name: str, root="data", train_size: int | None = None, skip_bad_images=False, flag="-dt") -> Data:
     """Load data set `name` from folder `root` and split it.
 
-    The held-out images are those of `random_split` with a generator seeded 0 (49,000/1,000 on CIFAR,
-    72,257/1,000 on SVHN), whatever the run's own seed. `train_size` keeps the first images of the shuffled
-    training part. Raises Refusal for missing, unreadable or impossible data; `flag` is the one that has named it.
+    The held-out images are those of `random_split` with a generator seeded 0 (49,000/1,000 on CIFAR, 72,257/1,000 on
+    SVHN); the run's own seed does not change the split. `train_size` keeps the first images of the shuffled training
+    part. Raises Refusal for missing, unreadable or impossible data; it names the flag `flag`.
     """
     if name == "digits":
         train, test, classes = _digits()
@@ -47,7 +47,7 @@ def load_data(name: str, root="data", train_size: int | None = None, skip_bad_im
         classes=classes,
         mean=(),
         std=(),
-        flip=name != "digits",  # a mirrored digit is another sign
+        flip=name != "digits",  # a mirrored digit is no digit
         notes=notes if name == "folder" else [],
     )
     data.mean, data.std = STATISTICS.get(name) or _channel_statistics(data.train.images)

@@ -1,4 +1,7 @@
-"""TODO (utils.checkpoint)"""
+"""Checkpoints: a model under the official code's keys, in a file of tensors, numbers and strings.
+
+The official code's own checkpoints have the same keys and are read too.
+"""
 
 import io
 from pathlib import Path
@@ -12,14 +15,14 @@ from utils.system.untrusted import read_tensors
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Write a checkpoint whole or not at all, and private: it may hold the trigger set."""
+    """Write a checkpoint whole or not at all. It is private, because it may hold the trigger set."""
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     write_atomically(path, buffer.getbuffer(), private=True)
 
 
 def load_checkpoint(path: Path) -> dict:
-    """Read a checkpoint as data (see `guard.tensors`); Refusal where it is missing, damaged or foreign."""
+    """Read a checkpoint as data (see `untrusted.read_tensors`); Refusal where it is missing, damaged or foreign."""
     try:
         checkpoint = read_tensors(path)
     except FileNotFoundError as error:

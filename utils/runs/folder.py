@@ -1,4 +1,4 @@
-"""TODO (utils.run)"""
+"""A run is a folder that explains itself and can be continued: settings, log, rows, checkpoints, summary."""
 
 import contextlib
 import fcntl
@@ -23,9 +23,10 @@ NOT_COMPARED = ("dir", "data_dir", "data_dir_source", "device", "overwrite", "be
 
 
 class RunFolder:
-    """The run folder `path`, held by a lock that dies with the process.
+    """The run folder `path`, locked while this process runs.
 
-    Nothing is made before `open`. A folder with the same settings is continued, one with others is refused.
+    Nothing is made before `open`. A run with the same settings is continued, one with other settings is refused;
+    `overwrite_hint` names the way out in that refusal.
     """
 
     def __init__(self, path, settings: dict, overwrite_hint: str):
@@ -45,7 +46,7 @@ class RunFolder:
         old = there.get("settings")
         if not isinstance(old, dict):
             raise Refusal(f"{self.path / 'run.json'} is damaged: restore it, or pass --overwrite to begin anew")
-        # a flag that an older version did not know counts as off
+        # a flag that did not exist when the run was made counts as off
         differ = [k for k, v in self.settings.items() if old.get(k) != v and (k in old or v)]
         if differ:
             key = differ[0]
@@ -53,12 +54,12 @@ class RunFolder:
                 f"{self.path} holds a run with other settings ({key.replace('_', '-')} was {old.get(key)!r}, "
                 f"is {self.settings[key]!r}{', ...' if len(differ) > 1 else ''}): pass {self.hint} or --overwrite"
             )
-        self.settings = {k: v for k, v in self.settings.items() if k in old}  # those that it has committed to
+        self.settings = {k: v for k, v in self.settings.items() if k in old}  # those that the commitment was made with
 
     def open(self, device: torch.device, overwrite: bool) -> "RunFolder":
-        """Make or take up the folder; with `overwrite` an old run in it is removed first.
+        """Make the folder, or continue the run in it; with `overwrite` an old run is removed first.
 
-        Where torchrun starts the processes anew, a run with the same settings is theirs and goes on.
+        After a restart by torchrun a run with the same settings is this command's own, and is continued.
         """
         if restart_count():
             with contextlib.suppress(Refusal):
@@ -70,7 +71,7 @@ class RunFolder:
         return self
 
     def _open(self, device, overwrite):
-        # closed to others: from the seed, which the settings name, and the data anyone draws the triggers anew
+        # private, because anybody can draw the triggers again from the data and the seed in the settings
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.checkpoints.mkdir(exist_ok=True)
         self._lock = open(self.path / ".lock", "w")
@@ -79,7 +80,8 @@ class RunFolder:
         except OSError as error:
             raise Refusal(f"{self.path} is in use by another process; wait for it or pass {self.hint}") from error
         if overwrite:
-            # what lets a run end or go on is removed first, its settings last: a kill in between does no harm
+            # what marks a run as finished or lets it continue is removed first, the settings last, so that a kill
+            # in between leaves a run that begins again
             latest = [self.checkpoints / f"checkpoint_{name}.pt" for name in ("previous", "latest")]
             first = [self.path / "summary.json", *latest]
             last = [self.path / name for name in reversed(OWN_FILES)]
@@ -132,20 +134,20 @@ class RunFolder:
     def save(self, name: str, checkpoint: dict) -> None:
         """Write `checkpoints/checkpoint_<name>.pt`, plain tensors, numbers and strings only.
 
-        The last `latest` but one stays as `previous`, for a disk that damages files.
+        The `latest` before this one is kept as `previous`, in case the disk damages the file.
         """
         path = self.checkpoints / f"checkpoint_{name}.pt"
         if name == "latest" and path.exists() and is_chief():
             partial = self.checkpoints / ".checkpoint_previous.pt.partial"
             partial.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # a file system without hard links keeps but one
+            with contextlib.suppress(OSError):  # without hard links there is no `previous`
                 os.link(path, partial)
                 os.replace(partial, self.checkpoints / "checkpoint_previous.pt")
-                partial.unlink(missing_ok=True)  # it stays where both names were one file already
+                partial.unlink(missing_ok=True)  # os.replace leaves it where both names were already one file
         save_checkpoint(path, checkpoint)
 
     def load(self, name: str) -> dict | None:
-        """Read `checkpoints/checkpoint_<name>.pt`; None where there is none. A damaged `latest` yields `previous`."""
+        """Read `checkpoints/checkpoint_<name>.pt`, or `previous` if `latest` is damaged; None without a file."""
         path = self.checkpoints / f"checkpoint_{name}.pt"
         previous = self.checkpoints / "checkpoint_previous.pt"
         if name == "latest" and previous.exists():

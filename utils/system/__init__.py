@@ -1,0 +1,4 @@
+"""The machine: files, processes, signals, devices, and how a script refuses bad input.
+
+Imports nothing of this project.
+"""

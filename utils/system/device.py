@@ -1,4 +1,4 @@
-"""TODO (utils.run)"""
+"""The device, torch's global switches, and what a run records of the machine."""
 
 import contextlib
 import ctypes
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def choose_device(name: str) -> torch.device:
     """`auto` takes CUDA, then Apple's MPS, then the CPU; Refusal for a device that is not there.
 
-    Under torchrun the processes meet here, and each gets a GPU of its own.
+    Under torchrun this call also makes the processes meet; each gets a GPU of its own.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -32,7 +32,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def prepare_torch(seed: int, deterministic: bool, tf32: bool = True) -> None:
-    """Seed the initial weights; `deterministic` forbids kernels whose results vary between runs."""
+    """Seed torch and set its global switches; `deterministic` forbids kernels whose results vary between runs."""
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.allow_tf32 = tf32
@@ -43,7 +43,7 @@ def prepare_torch(seed: int, deterministic: bool, tf32: bool = True) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep freed memory: else a step on the CPU maps its activations anew, a tenth of its time."""
+    """Let glibc keep freed memory. Otherwise each step on the CPU asks the kernel for it again: a tenth of its time."""
     mmap_threshold, trim_threshold = -3, -1  # malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
@@ -52,7 +52,7 @@ def _keep_freed_memory() -> None:
 
 
 def describe_process(device: torch.device) -> dict:
-    """Command line, commit, device and versions of this process."""
+    """Command line, commit, device and versions of this process, for `run.json`."""
     try:
         git = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
         commit = git.stdout.strip() or None

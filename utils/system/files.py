@@ -1,4 +1,8 @@
-"""TODO (utils.files)"""
+"""Files are written whole or not at all.
+
+Our own few lines rather than a library: the file is flushed to disk before it gets its name, it can be private from
+the first byte, and of several processes only rank 0 writes.
+"""
 
 import contextlib
 import hashlib
@@ -23,9 +27,9 @@ def read_json(path: Path) -> dict | None:
 
 
 def write_atomically(path: Path, content: bytes, private: bool = False) -> None:
-    """Write a file whole or not at all: temporary name, fsync, rename. Of several processes rank 0 does it.
+    """Write a file whole or not at all: temporary name, fsync, rename. Of several processes only rank 0 writes.
 
-    `private`: nobody but the owner reads it.
+    With `private` only the file's owner may read it.
     """
     if not is_chief():
         return
@@ -54,12 +58,12 @@ def write_json(path: Path, content: dict, private: bool = False) -> None:
 
 def _open_private(path, flags):
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)  # the mode counts for new files only
+        os.unlink(path)  # an existing file would keep its mode
     return os.open(path, flags | os.O_EXCL, 0o600)
 
 
 def check_output_file(path, flag: str) -> None:
-    """Refuse, before long work, a file that cannot be written for want of its folder, or because it is one."""
+    """Refuse an output file before the work begins, if its folder is missing or it is a folder itself."""
     if path and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
         why = "is a folder" if Path(path).is_dir() else f"there is no folder {Path(path).parent}"
         raise Refusal(f"{flag} {path}: {why}; name a file in a folder that is there")

@@ -1,4 +1,4 @@
-"""TODO (utils.args utils.refuse)"""
+"""The command line's parser and the types of its values."""
 
 import argparse
 import math
@@ -8,7 +8,7 @@ from utils.system.refusals import Refusal
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one sentence."""
+    """An argument parser whose errors are raised as Refusal."""
 
     def error(self, message):
         raise Refusal(f"{message} (see {self.prog} --help)")
@@ -42,7 +42,7 @@ def folder_tag(text):
     return text
 
 
-# rates beyond float32's range would be an error of torch's
+# larger rates would overflow float32
 COUNT, POSITIVE, SHARE = number(int, 1), number(float, 0, 1e38, open_low=True), number(float, 0, 1)
 SEED, RADIUS = number(int, 0, 2**31 - 1), number(float, 0, 1e6)
 CONFIDENCE = number(float, 0, 1 - 1e-9, open_low=True)

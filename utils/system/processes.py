@@ -1,4 +1,7 @@
-"""TODO (utils.distributed)"""
+"""The processes that torchrun starts: which one this is, and how they meet, wait and part.
+
+Without torchrun there is one process, and every function here returns at once.
+"""
 
 import contextlib
 import os
@@ -16,7 +19,7 @@ def rank() -> int:
 
 
 def is_chief() -> bool:
-    """Whether this process writes and speaks."""
+    """Whether this process writes files and prints."""
     return rank() == 0
 
 
@@ -26,21 +29,24 @@ def is_distributed() -> bool:
 
 
 def join_torchrun(device: torch.device) -> torch.device:
-    """Meet the other ranks if torchrun started this process; the device of this one."""
+    """Meet the other ranks, if torchrun started this process, and return the device of this one.
+
+    Raises Refusal where the device cannot be shared out over the processes.
+    """
     if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         return device
     if device.type not in ("cpu", "cuda"):
         raise Refusal(f"--device {device.type}: torchrun works with cuda and cpu")
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        if int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():  # alike on all ranks: rank 0 says it
+        if int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():  # every rank sees this; rank 0 says it
             raise Refusal(f"torchrun started more processes than the {torch.cuda.device_count()} GPUs here")
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         store, number, world = next(dist.rendezvous("env://"))
         if os.environ["GROUP_WORLD_SIZE"] == "1":
-            # torchrun keeps its store over a restart, and with it the addresses of the processes that are gone; on
-            # several machines their counts of restarts may differ, so that no name is common to all
+            # torchrun keeps its store over a restart, and with it the addresses of processes that have ended. Not on
+            # several machines, whose restart counts may differ: the ranks would not find one another
             store = dist.PrefixStore(f"restart {restart_count()}", store)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=number, world_size=world)
@@ -54,7 +60,7 @@ def restart_count() -> int:
 
 
 def leave_processes(status: int) -> None:
-    """Part from the other ranks and end at once: torch 2.15 now and then aborts where the interpreter tears down."""
+    """End this process at once, without the interpreter's teardown, in which torch 2.15 sometimes aborts."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -68,7 +74,7 @@ def wait_for_all() -> None:
 
 @contextlib.contextmanager
 def chief_first():
-    """Within: rank 0 goes ahead, the others follow (downloads, caches, folders)."""
+    """Context in which rank 0 runs first and the others after it, for downloads, caches and folders."""
     if not is_chief():
         wait_for_all()
     yield

@@ -1,4 +1,4 @@
-"""TODO (utils.refuse)"""
+"""Bad input ends in one clear sentence and exit status 2, never in a traceback."""
 
 import errno
 import functools
@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-exit_hooks = []  # functions of the exit status, called when a script's main has ended
+exit_hooks = []  # functions of the exit status, called at the end of a script
 
 
 class Refusal(Exception):
@@ -22,20 +22,20 @@ class Interrupted(Exception):
 
 
 def refuse_in_one_sentence(main):
-    """Wrap a script's main: refusals and the machine's own limits become one sentence on stderr."""
+    """Wrap a script's main: refusals, full disks, missing memory and the like become one sentence on stderr."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
-        alike = False  # does every process that torchrun started end like this?
+        on_all_ranks = False  # whether every process that torchrun started ends in the same way
         try:
             result = main(*args, **kwargs)
             for call in exit_hooks:
                 call(0)
             return result
         except Refusal as refusal:
-            text, status, alike = str(refusal), 2, True
+            text, status, on_all_ranks = str(refusal), 2, True
         except Interrupted as stop:
-            text, status, alike = str(stop), 128 + stop.signum, True
+            text, status, on_all_ranks = str(stop), 128 + stop.signum, True
         except KeyboardInterrupt:
             text, status = "interrupted; what was saved is intact, and the same command goes on", 128 + signal.SIGINT
         except OSError as error:
@@ -49,7 +49,7 @@ def refuse_in_one_sentence(main):
                 text, status = "the connection to another process of this run is lost; the same command goes on", 1
             else:
                 raise
-        if not alike or not int(os.environ.get("RANK", 0)):  # else torchrun's rank 0 says it
+        if not on_all_ranks or not int(os.environ.get("RANK", 0)):  # else rank 0 alone says it
             name = sys.argv[0].rsplit("/", 1)[-1]
             print(f"{name}: {'error: ' if status == 2 else ''}{' '.join(text.split())}", file=sys.stderr)
         for call in exit_hooks:

@@ -1,4 +1,4 @@
-"""TODO (utils.distributed utils.fit)"""
+"""SIGINT and SIGTERM: collected while a run trains, and agreed on by all processes."""
 
 import contextlib
 import signal
@@ -8,32 +8,32 @@ import torch.distributed as dist
 
 from utils.system.processes import is_distributed
 
-LOOK_EVERY = {"cpu": 1, "cuda": 10}  # steps between two looks at the other ranks' signals
+CHECK_EVERY = {"cpu": 1, "cuda": 10}  # steps between two exchanges of signals among the ranks
 
 
 def agree_on_signal(received: list, device: torch.device, step: int = 0) -> int:
-    """The signal that asks all ranks to end at this very step, or 0; `received` holds this rank's signals.
+    """The signal at which all ranks end after this step, or 0; `received` holds this rank's signals.
 
-    Several ranks on GPUs look every few steps only, so that they need not wait for one another at each. On the CPU
-    they do in any case, and torchrun leaves them 30 seconds to end.
+    On GPUs the ranks exchange signals every few steps only, because an exchange makes them wait for one another. On
+    the CPU they wait at every step anyway.
     """
     signum = received[0] if received else 0
     if not is_distributed():
         return signum
-    if step % LOOK_EVERY[device.type]:
+    if step % CHECK_EVERY[device.type]:
         return 0
-    signums = torch.tensor([signum])  # on the CPU: the device is not waited for
+    signums = torch.tensor([signum])  # on the CPU, so that nothing waits for the GPU
     dist.all_reduce(signums, op=dist.ReduceOp.MAX)
     return int(signums)
 
 
 @contextlib.contextmanager
 def catch_signals():
-    """Collect the first SIGINT or SIGTERM in the list that is yielded; a second one ends at once."""
+    """Context that yields a list for the first SIGINT or SIGTERM; a second signal raises KeyboardInterrupt."""
     received = []
 
     def handle(signum, frame):
-        if received and not is_distributed():  # torchrun passes on what the terminal has sent already
+        if received and not is_distributed():  # torchrun sends the terminal's signal a second time
             raise KeyboardInterrupt
         received.append(signum)
 

@@ -1,4 +1,9 @@
-"""TODO (utils.guard)"""
+"""Files that somebody else may have written: read with limits, checked, and taken as data.
+
+Nothing in a file is ever executed. `torch.load(weights_only=True)` alone is not enough: it bounds neither the memory
+that a file asks for nor the number of its parts, and it trusts sizes that the file states. numpy's reader evaluates
+headers of any length. So the container is checked first, and the library reads the rest.
+"""
 
 import ast
 import io
@@ -18,14 +23,18 @@ CHECKPOINT_LIMIT = 4 << 30  # bytes; ResNet-152 of the published size takes 0.25
 ANSWERS_LIMIT = 64 << 20
 TEXT_LIMIT = 16 << 20
 ENTRIES_LIMIT = 100_000  # of a zip archive, or numbers, strings and tensors of a checkpoint
-# all that a checkpoint of this project or of the official code asks pickle for
-ALLOWED_GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter",
-           "torch.serialization _get_layout", "torch Size", "torch device", "_codecs encode", "numpy dtype",
-           "numpy.core.multiarray scalar", "numpy._core.multiarray scalar"}
-ALLOWED_GLOBALS |= {f"torch {kind}Storage" for kind in
-            ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")}
-ALLOWED_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
-         torch.int8, torch.uint8, torch.bool)
+# the only names that the pickle of a checkpoint, ours or the official code's, may ask for
+ALLOWED_GLOBALS = {
+    "collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter",
+    "torch.serialization _get_layout", "torch Size", "torch device", "_codecs encode", "numpy dtype",
+    "numpy.core.multiarray scalar", "numpy._core.multiarray scalar",
+}
+STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+ALLOWED_GLOBALS |= {f"torch {kind}Storage" for kind in STORAGES}
+ALLOWED_DTYPES = (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint8, torch.bool,
+)
 
 
 def read_bounded(path, limit: int = TEXT_LIMIT) -> bytes:
@@ -46,10 +55,11 @@ def read_bounded(path, limit: int = TEXT_LIMIT) -> bytes:
 
 
 def read_tensors(path) -> dict:
-    """A checkpoint as plain tensors that own their memory, numbers and strings; raises nearly anything if it is bad.
+    """A checkpoint as plain tensors that own their memory, numbers and strings.
 
-    Before PyTorch sees the file: its zip directory, sizes and checksums are right, nothing is compressed, and its
-    pickle names nothing but `GLOBALS`. Afterwards: no tensor is larger than what the file holds for it.
+    Checked before PyTorch sees the file: its zip directory, sizes and checksums, that nothing is compressed, and that
+    its pickle names nothing but `ALLOWED_GLOBALS`. Checked afterwards: no tensor is larger than what the file holds
+    for it. A bad file may raise nearly any exception.
     """
     about = os.stat(path)
     if not stat.S_ISREG(about.st_mode):

@@ -1,4 +1,8 @@
-"""TODO (utils.distributed)"""
+"""Synchronised BatchNorm on the CPU: a stand-in for tests.
+
+torch's SyncBatchNorm works on GPUs only, and GPUs use it. This one computes the same on the CPU, so that training in
+several processes can be tested on a machine without a GPU.
+"""
 
 import torch
 import torch.distributed as dist
@@ -47,7 +51,7 @@ class _SyncNormalize(torch.autograd.Function):
         normal, weight, scale, n = ctx.saved_tensors
         kind, gradient = gradient.dtype, gradient.to(weight.dtype)
         sums = torch.stack([gradient.sum(dim=(0, 2, 3)), (gradient * normal).sum(dim=(0, 2, 3))])
-        g_bias, g_weight = sums.clone()  # this rank's part; `add_gradients` adds the others'
+        g_bias, g_weight = sums.clone()  # of this rank; `sum_gradients` adds those of the others
         dist.all_reduce(sums)
         inner = gradient - _per_channel(sums[0] / n) - normal * _per_channel(sums[1] / n)
         return (inner * _per_channel(weight * scale)).to(kind), g_weight, g_bias, None

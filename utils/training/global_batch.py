@@ -1,4 +1,9 @@
-"""TODO (utils.distributed)"""
+"""A batch split over several processes, so that objectives see the global batch and know nothing of ranks.
+
+Every rank draws the same plan and holds the same global batch. A forward pass runs the rank's part of it through the
+model and gathers the logits of all ranks; gradients are added up over ranks; BatchNorm uses global statistics. Without
+torchrun every function here returns what it was given.
+"""
 
 import torch
 import torch.distributed as dist
@@ -10,7 +15,7 @@ from utils.training.cpu_batchnorm import CpuSyncBatchNorm2d
 
 
 def synchronize_batchnorm(model: nn.Module) -> nn.Module:
-    """The model with BatchNorm over the batches of all ranks; names of weights stay."""
+    """The model with BatchNorm over the batches of all ranks; the names of its weights stay the same."""
     if not is_distributed():
         return model
     if next(model.parameters()).is_cuda:
@@ -46,7 +51,7 @@ def sum_gradients(parameters) -> None:
 
 
 def _part_bounds(n: int) -> list[int]:
-    """Where the ranks' parts of n rows begin and end; parts differ by one row at most."""
+    """Where the ranks' parts of n rows begin and end; their sizes differ by at most one row."""
     world = dist.get_world_size()
     return [n * r // world for r in range(world + 1)]
 

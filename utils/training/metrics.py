@@ -1,11 +1,11 @@
-"""TODO (utils.metrics)"""
+"""The one place where logits meet labels."""
 
 import torch
 
 
 @torch.no_grad()
 def predict(model, images, batch_size: int = 1000, amp: bool = False):
-    """Logits (N, C) in float32 of uint8 images (N, 3, 32, 32), in eval mode; the mode is put back afterwards.
+    """Logits (N, C) in float32 of uint8 images (N, 3, 32, 32), in eval mode; the model's mode is restored afterwards.
 
     Images are moved to the model's device batch by batch. With `amp` the forward pass runs under bf16 autocast.
     """

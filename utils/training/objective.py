@@ -1,18 +1,23 @@
-"""TODO (utils.losses)"""
+"""What the training loop knows of a method: an objective; and the plain one (Eq. 1)."""
 
 import torch
 import torch.nn.functional as F
 
 
 class Objective:
-    """Called as `objective(forward, x, y, picks) -> (loss, stats)`: `forward` maps pixels to float logits,
-    x (B, 3, 32, 32) in [0, 1], y (B,), `picks` is one row of `sample(...)`. The loss is a scalar, `stats` a dict of
-    scalar tensors on the device. The rest below is the paper's way of training, which a rival may replace.
+    """Called as `objective(forward, x, y, picks) -> (loss, stats)`.
+
+    forward  pixels -> float logits
+    x, y     the batch: x (B, 3, 32, 32) in [0, 1], y (B,)
+    picks    one row of `sample(...)`
+    loss     a scalar tensor; `stats` is a dict of scalar tensors on the device
+
+    The methods below are the paper's way of training; a rival replaces some of them.
     """
 
-    statistics = None  # `RunningStatistics`, where triggers enter BatchNorm
-    more = 0  # epochs beside those of -ep
-    static = True  # every step runs the same kernels, so that one may be recorded and replayed
+    statistics = None  # `watermark.running_statistics.RunningStatistics` where there are trigger batches
+    more = 0  # epochs in addition to those of -ep
+    static = True  # whether every step runs the same kernels, so that one can be recorded and replayed
 
     def steps(self, batches, epoch: int) -> int:
         """Steps of an epoch, which is counted from 0."""
@@ -23,7 +28,7 @@ class Objective:
         return torch.zeros(steps, 0, dtype=torch.long)
 
     def plan(self, batches, epoch: int, generator):
-        """All rows of an epoch, (order, shift, flip, picks), a function of the generator alone; see `data.Plan`."""
+        """All rows of an epoch, (order, shift, flip, picks), a function of the generator alone; see `EpochPlan`."""
         return (*batches.plan(generator), self.sample(batches.steps, generator).to(batches.device))
 
     def optimizer(self, parameters, lr, weight_decay: float, fused: bool):
@@ -31,11 +36,11 @@ class Objective:
         return torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay, fused=fused)
 
     def rate(self, lr: float, epoch: int, epochs: int) -> float:
-        """The learning rate of an epoch, counted from 0: it falls by 10 at 1/2 and 3/4 of the epochs."""
+        """The learning rate of an epoch, counted from 0; it is divided by 10 at 1/2 and at 3/4 of the epochs."""
         return lr * 0.1 ** ((2 * epoch >= epochs) + (4 * epoch >= 3 * epochs))
 
     def eligible(self, epoch: int) -> bool:
-        """Whether the best checkpoint may be of this epoch."""
+        """Whether the best checkpoint may come from this epoch."""
         return True
 
     def two_thread_step(self, model, batches, forward_of):
@@ -43,10 +48,10 @@ class Objective:
         return None
 
     def begin(self, model, forward, optimizer, epoch: int, generator) -> None:
-        """Before the first step of an epoch; `generator` is this call's own. Not called when an epoch goes on."""
+        """Called before the first step of an epoch, but not when an interrupted epoch is continued."""
 
     def state(self) -> dict:
-        """What a run that goes on needs beside weights and optimiser: {name: tensor, number or string}."""
+        """What a continued run needs besides weights and optimiser: {name: tensor, number or string}."""
         return {}
 
     def restore(self, state: dict) -> None:
@@ -63,5 +68,5 @@ class PlainObjective(Objective):
 
 
 def batch_accuracy(logits, y):
-    """Share of a batch that is classified as y, a scalar tensor (no device synchronisation)."""
+    """Share of a batch that is classified as y, a scalar tensor; nothing waits for the device."""
     return (logits.detach().argmax(1) == y).float().mean()

@@ -1,4 +1,4 @@
-"""TODO (utils.losses)"""
+"""The objectives of a watermarked source: ERM with triggers (Eq. 3) and the margin objective (Eq. 4)."""
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ class WatermarkObjective(Objective):
     """L_obj + lambda L_wat of Eq. 4; without ascent steps it is ERM on clean data and triggers (Eq. 3).
 
     x_q (m, 3, 32, 32) in [0, 1] and y_q (m,): the trigger set. Each step draws `batch` triggers with replacement,
-    perturbs them by `ascend` and adds their cross-entropy:
+    perturbs them with `ascend` (`steps` steps of `step_size` within `eps`) and adds their cross-entropy:
 
     reduction "joint": (sum_i l_i + weight * sum_j l_j) / (B + batch), the official code
     reduction "sum":   mean_i l_i + weight * mean_j l_j, Eq. 4 with lambda = weight

@@ -1,4 +1,13 @@
-"""TODO (utils.batchnorm)"""
+"""Which batches enter BatchNorm's running statistics (row 2 of docs/differences.md).
+
+In train mode a layer normalises by the statistics of the batch; the running averages are used in eval mode only. So the
+modes `paper` and `clean` give the same weights, and differ in what an evaluation sees:
+
+paper   trigger batches enter the running averages, as in the official code; a second set of averages, fed by
+        clean batches alone, is kept beside them, so that one run yields both models
+clean   trigger batches do not enter the running averages
+shared  triggers are normalised together with the clean batch, and the ascent uses the running averages
+"""
 
 from contextlib import contextmanager
 
@@ -15,22 +24,22 @@ class RunningStatistics:
         layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
         self.layers, self.mode = list(layers.values()), mode
         names = [f"{name}.{kind}" for name in layers for kind in ("running_mean", "running_var")]
-        # `.data`: a train-mode backward saves these buffers but does not read them, so writing between a forward
-        # and its backward is right, though autograd's version counter would object
+        # `.data` hides writes from autograd's version counter, which would object to them between a forward and its
+        # backward pass; they are safe, because a train-mode backward pass does not read these buffers
         self.live = [getattr(m, kind).data for m in self.layers for kind in ("running_mean", "running_var")]
         twin = mode == "paper" and bool(self.layers)
         self.clean = {n: t.clone() for n, t in zip(names, self.live)} if twin else {}
 
     @contextmanager
     def clean_batch(self):
-        """Within: a train-mode forward of a clean batch, which enters every set of averages."""
+        """Context for a train-mode forward of a clean batch, which enters all averages."""
         if not self.clean:
             yield
             return
         momentum = self.layers[0].momentum
         before = [t.clone() for t in self.live]
         for layer in self.layers:
-            layer.momentum = 1.0  # leaves the batch's own statistics in the buffers
+            layer.momentum = 1.0  # so that the buffers receive the batch's own statistics
         try:
             yield
         finally:
@@ -44,7 +53,7 @@ class RunningStatistics:
 
     @contextmanager
     def trigger_batch(self):
-        """Within: a train-mode forward of triggers, which enters the running averages in `paper` mode only."""
+        """Context for a train-mode forward of triggers, which enters the running averages in `paper` mode only."""
         if self.mode == "paper":
             yield
             return
@@ -58,7 +67,7 @@ class RunningStatistics:
 
     @contextmanager
     def ascent(self):
-        """Within: the inner maximisation's forwards; `shared` uses the running averages, the others the batch's."""
+        """Context for the ascent's forwards: `shared` normalises by the running averages, the others by the batch."""
         if self.mode != "shared":
             with self.trigger_batch():
                 yield
@@ -72,9 +81,9 @@ class RunningStatistics:
                 layer.train()
 
     def add_batches(self, copy: nn.Module, n: int) -> None:
-        """Let n trigger batches enter that passed through a copy of the model whose averages began at zero.
+        """Add n trigger batches that passed through a copy of the model whose averages began at zero.
 
-        After n batches a running average is (1 - momentum)^n times its old value plus what began at zero has become.
+        After n batches a running average is (1 - momentum)^n times its old value plus the average of that copy.
         """
         if self.mode != "paper" or not self.layers:
             return
@@ -87,7 +96,7 @@ class RunningStatistics:
 
     @contextmanager
     def cleaned(self):
-        """Within: the model holds the clean averages (an evaluation or a saved copy of the clean model)."""
+        """Context in which the model holds the clean averages, for evaluating and saving the clean model."""
         before = [t.clone() for t in self.live]
         self._put(list(self.clean.values()))
         try:

@@ -1,4 +1,4 @@
-"""TODO (utils.checkpoint)"""
+"""Trigger sets in checkpoints and in a run's `triggers.pt`."""
 
 import torch
 
@@ -62,5 +62,6 @@ def _triggers_of_state(state: dict, classes: int) -> TriggerSet:
     images, labels, true, sources = images.to(torch.uint8), labels.long(), true.long(), sources.long()
     if not all(((0 <= t) & (t < classes)).all() for t in (labels, true)):
         raise ValueError(f"a label is outside the {classes} classes")
-    return TriggerSet(images, labels, true.reshape(m, -1) if true.numel() else torch.zeros(m, 0, dtype=torch.long),
-                   sources.reshape(m, -1) if sources.numel() else torch.zeros(m, 0, dtype=torch.long))
+    none = torch.zeros(m, 0, dtype=torch.long)
+    true, sources = (part.reshape(m, -1) if part.numel() else none for part in (true, sources))
+    return TriggerSet(images, labels, true, sources)

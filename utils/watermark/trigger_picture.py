@@ -1,4 +1,4 @@
-"""TODO (utils.triggers)"""
+"""The picture of a trigger set."""
 
 import math
 
@@ -19,7 +19,7 @@ def draw_trigger_picture(trigger: TriggerSet, classes: list[str], path) -> None:
     canvas = torch.full((3, rows * (size + top), columns * (size + gap)), 255, dtype=torch.uint8)
     width, height = 1.25 * columns, 1.25 * rows * (size + top) / (size + gap)  # inches, as the canvas is shaped
     figure = Figure(figsize=(width, height + 0.25))
-    ax = figure.add_axes((0, 0, 1, height / (height + 0.25)))  # one axes: a hundred take seconds to lay out
+    ax = figure.add_axes((0, 0, 1, height / (height + 0.25)))  # one axes, because a hundred axes take seconds
     figure.suptitle(f"trigger set: true label → assigned label ({shown} of {len(trigger)} shown)", fontsize=9, y=0.995)
     short = [name if len(name) <= 9 else f"{name[:8]}…" for name in classes]
     for i in range(shown):

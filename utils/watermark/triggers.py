@@ -1,4 +1,7 @@
-"""TODO (utils.triggers)"""
+"""The secret trigger set (section 3.1, appendix B.3).
+
+Triggers are held-out images, or means of k of them, under labels that none of their sources has.
+"""
 
 import math
 from typing import NamedTuple
@@ -14,9 +17,12 @@ LABEL_STRATEGIES = ("random", "highest", "lowest")
 class TriggerSet(NamedTuple):
     """m triggers of k source images each.
 
-    images uint8 (m, 3, 32, 32); labels int64 (m,), the assigned ones; true_labels int64 (m, k) and
-    sources int64 (m, k), the sources' labels and indices in the original training set (both empty, (m, 0),
-    where a foreign checkpoint does not say).
+    images       uint8 (m, 3, 32, 32)
+    labels       int64 (m,), the assigned labels
+    true_labels  int64 (m, k), the labels of the source images
+    sources      int64 (m, k), their indices in the original training set
+
+    The last two are empty, (m, 0), where a foreign checkpoint does not hold them.
     """
 
     images: torch.Tensor
@@ -32,8 +38,9 @@ class TriggerSet(NamedTuple):
         return self.images.to(device).float().div(255), self.labels.to(device)
 
 
-def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, strategy="random", predict=None):
-    """Draw a trigger set and the validation images that are left: (Trigger, Images).
+def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, strategy="random",
+                  predict=None) -> tuple[TriggerSet, Images]:
+    """Draw a trigger set; returns (TriggerSet, the validation images that are left).
 
     m * k of the held-out images are taken without replacement. The assigned label is uniform over the classes
     that are no true label of the k sources (`random`, section 3.1), or the most / least confident of those under
@@ -55,7 +62,7 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
     true_labels = held_out.labels[taken]
     images = held_out.images[taken].double().mean(dim=1).round().to(torch.uint8)
 
-    scores = torch.rand(m, classes, generator=generator, dtype=torch.float64)  # the largest is uniform
+    scores = torch.rand(m, classes, generator=generator, dtype=torch.float64)  # the position of the largest is uniform
     if strategy != "random":
         scores = predict(images).double().cpu() * (1 if strategy == "highest" else -1)
         if scores.shape[1] != classes:
@@ -71,7 +78,10 @@ def _best_wrong_label(scores, true_labels):
 
 
 def redraw_labels(true_labels, classes: int, seed: int, held_out: int):
-    """The labels (m,) that `build` draws at random for triggers of these true labels (m, k), from `held_out` images."""
+    """The labels (m,) that `draw_triggers` draws with this seed for triggers of these true labels (m, k).
+
+    `held_out` is the number of images that the triggers were drawn from.
+    """
     generator = torch.Generator().manual_seed(seed)
     torch.randperm(held_out, generator=generator)
     scores = torch.rand(len(true_labels), classes, generator=generator, dtype=torch.float64)
