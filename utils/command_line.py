@@ -135,9 +135,7 @@ def _adder(parser, rival, shown: bool):
     group = parser.add_argument_group("the rival", rival.DESCRIPTION) if shown else parser
 
     def add(flag, text, **more):
-        default = rival.DEFAULTS[flag[2:].replace("-", "_")]
-        text = f"{text} (default: {default})" if shown else argparse.SUPPRESS
-        group.add_argument(flag, default=argparse.SUPPRESS, help=text, **more)
+        group.add_argument(flag, default=argparse.SUPPRESS, help=text if shown else argparse.SUPPRESS, **more)
 
     return add
 
@@ -155,8 +153,8 @@ def _refuse_foreign_flags(flags) -> None:
 
 def distill_command(argv=None) -> AttackCommand:
     """The settings of distill.py."""
-    p = _attack_parser("Distil a surrogate from a source with true labels and soft targets (Eq. 6).", "distill.py")
-    add_distillation_flags(p)
+    p = _attack_parser("Distil a surrogate from a source with true labels and soft targets (Eq. 6).", "distill.py",
+                       add_distillation_flags)
     flags = p.parse_args(argv)
     complete_distillation_flags(flags)
     return AttackCommand(_theft_settings(flags, "distillation"), distillation(flags))
@@ -170,8 +168,8 @@ def extraction_command(argv=None) -> AttackCommand:
 
 def extraction_flags(argv=None) -> argparse.Namespace:
     """The flags of extraction.py, checked."""
-    p = _attack_parser("Extract a surrogate from a source through its answers, or edit a copy of it.", "extraction.py")
-    add_extraction_flags(p)
+    p = _attack_parser("Extract a surrogate from a source through its answers, or edit a copy of it.", "extraction.py",
+                       add_extraction_flags)
     flags = p.parse_args(argv)
     complete_extraction_flags(flags)
     return flags
@@ -196,11 +194,12 @@ def _theft_settings(flags, folder: str) -> TheftSettings:
     )
 
 
-def _attack_parser(description: str, script: str) -> Parser:
+def _attack_parser(description: str, script: str, add_own_flags) -> Parser:
     p = _parser(description, script)
     add_data_flags(p)
     _add_train_type(add_trigger_flags(p))
     add_attack_flags(p)
+    add_own_flags(p)
     add_training_flags(p)
     add_output_flags(p, "-e", "--exp-name", "-d", "--dir")
     return p
