@@ -1,4 +1,4 @@
-"""The command lines of train.py, distill.py and extraction.py: from flags to settings, once, at the door.
+"""The command lines of train.py, distill.py and extraction.py: flags become settings here, once.
 
 Each package declares the flags of its own settings; this file puts them together and checks what a flag's type cannot
 check. From here on frozen settings decide what is computed. The flags themselves are only kept as the record in

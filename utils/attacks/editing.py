@@ -21,10 +21,10 @@ from utils.watermark.trigger_files import unpack_source
 class FineTuning:
     """Fine-tune a copy of the source, or of the surrogate `on`, on the thief's labels; `ratio` None: without pruning.
 
-    attack      "finetune" or "fineprune", as it was typed
+    attack      "finetune" or "fineprune", the value of -at
     variant     one of `FINETUNES`
     criterion   of pruning, see `pruning_masks`
-    model_type  the architecture that was asked for, "" for the model's own
+    model_type  the architecture that -dmt names, "" for the model's own
     """
 
     attack: str
@@ -44,11 +44,11 @@ class FineTuning:
     def run(self, theft: Theft) -> None:
         """Train the copy and report."""
         start, model_type = starting_model(theft, self.on, self.model_type, self.attack)
-        only_last, anew = FINETUNES[self.variant]
+        only_last, reset_last = FINETUNES[self.variant]
 
         def build():
             model = copy.deepcopy(start)
-            if anew:
+            if reset_last:
                 model[1].linear.reset_parameters()
             model = synchronize_batchnorm(model)
             objective = FineTuningObjective(model, only_last)

@@ -55,7 +55,7 @@ def join_torchrun(device: torch.device) -> torch.device:
 
 
 def restart_count() -> int:
-    """How often torchrun has started the processes anew after one of them failed."""
+    """How often torchrun has restarted the processes after one of them failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 

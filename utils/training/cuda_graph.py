@@ -11,8 +11,8 @@ class RecordedStep:
     """`recorded(step, row)` runs `step` on buffers that hold a copy of `row`, and on CUDA replays a recording of it.
 
     `step` is the same function at every call and reads and writes the same tensors. Gradients are dropped before the
-    recording, so that they live in the graph's own memory. Where recording fails, `log` is told why, once, and
-    ordinary steps go on. Nothing is recorded on other devices, or where several processes train together.
+    recording, so that they live in the graph's own memory. Where recording fails, `log` gets the reason once, and
+    training continues with ordinary steps. Nothing is recorded on other devices or in several processes.
     """
 
     def __init__(self, device: torch.device, optimizer: torch.optim.Optimizer, log=print):

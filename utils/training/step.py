@@ -29,7 +29,7 @@ class Step:
             self.two_threads = objective.two_thread_step(model, batches, lambda twin: autocast_forward(twin, amp))
         device = next(model.parameters()).device
         fused = device.type in ("cpu", "cuda")
-        # a rate on the device: a recorded step reads it anew at every replay; CUDA's fused kernel wants a float
+        # the rate lives on the device, where every replay of a recorded step reads it; CUDA's fused SGD wants float32
         exact = torch.float32 if device.type == "cuda" else torch.float64
         self.rate = torch.tensor(float(lr), dtype=exact, device=device if fused else "cpu")
         self.optimizer = objective.optimizer(model.parameters(), self.rate, weight_decay, fused)
