@@ -78,3 +78,7 @@ def measure_false_claims(folder: Path, same: int, other: int, repeats: int) -> d
             bar.update()
     found["verdicts"] += di_verdicts(found["perceptrons"])
     return found | {"rows": count_verdicts(found["verdicts"])}
+
+
+if __name__ == "__main__":
+    main()

@@ -109,3 +109,7 @@ def main(argv=None):
     if args.out:
         args.out.with_suffix(".md").write_text(markdown_table(rows) + "\n")
         args.out.with_suffix(".json").write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
