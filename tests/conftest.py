@@ -1,9 +1,7 @@
 """Shared by all tests: small things on the CPU, no network."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
+import signal
 
 # before torch is imported, and for every process that a test starts: runs in this process and in others are compared
 # bit for bit, which takes the same number of threads, and a forked child of a process with several would hang
@@ -11,8 +9,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from shortcuts import skip_fsync_git_and_pictures  # noqa: E402
+from tiny_fit import tiny_fit  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent
+# A shell without job control starts its background jobs with SIGINT ignored. Processes that a test starts would
+# inherit that and never see the SIGINT that the test sends them; from a process with a handler they get the default.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
@@ -20,9 +23,15 @@ def seeded():
     torch.manual_seed(0)
 
 
-def run(script, *flags, status=0, cwd=ROOT, timeout=300):
-    """Run a script as a user would; returns the finished process after checking its exit status."""
-    command = [sys.executable, str(ROOT / script), *map(str, flags)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout)
-    assert done.returncode == status, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-    return done
+@pytest.fixture(scope="module")
+def quick():
+    """No fsync, no git and no picture of the triggers, for a module whose tests do not look at them."""
+    with skip_fsync_git_and_pictures():
+        yield
+
+
+@pytest.fixture(scope="session")
+def unbroken_run(tmp_path_factory):
+    """The folder of a `tiny_fit` that was never interrupted, to compare others with; nobody writes to it."""
+    with skip_fsync_git_and_pictures():
+        return tiny_fit(tmp_path_factory.mktemp("unbroken") / "run").path

@@ -1,0 +1,92 @@
+"""The losses of extraction and distillation against numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from utils.attacks.losses import distill_loss, extraction_loss, hard_loss, kl_divergence, reg_loss, soft_loss
+from utils.attacks.objectives import ExtractionObjective
+
+# source (3/4, 1/4), surrogate (1/2, 1/2): asymmetric, so that the two directions of KL differ
+T = torch.tensor([[math.log(3.0), 0.0]])
+S = torch.zeros(1, 2)
+SOURCE_FIRST = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)  # 0.13081
+SURROGATE_FIRST = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)  # 0.14384
+
+
+def test_kl_direction():
+    assert abs(SOURCE_FIRST - SURROGATE_FIRST) > 0.01
+    assert soft_loss(S, T).item() == pytest.approx(SOURCE_FIRST, abs=1e-6)
+    assert kl_divergence(T, S).item() == pytest.approx(SURROGATE_FIRST, abs=1e-6)
+    # the gradient on the surrogate's logits is softmax(s) - softmax(t), as for soft labels
+    s = S.clone().requires_grad_()
+    soft_loss(s, T).backward()
+    assert s.grad.flatten().tolist() == pytest.approx([0.5 - 0.75, 0.5 - 0.25])
+
+
+def test_kl_is_a_batch_mean_and_zero_for_equal_probabilities():
+    s, t = torch.cat([S, S, T]), torch.cat([T, T, T])
+    assert soft_loss(s, t).item() == pytest.approx(2 * SOURCE_FIRST / 3, abs=1e-6)
+    assert soft_loss(t + 5, t).item() == pytest.approx(0, abs=1e-7)
+    assert math.isfinite(soft_loss(torch.tensor([[0.0, 400.0]]), torch.tensor([[400.0, 0.0]])).item())
+
+
+def test_hard_labels_ignore_the_confidence_of_the_source():
+    s = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]])
+    sure, unsure = torch.tensor([[0.0, 50.0], [9.0, 0.0]]), torch.tensor([[0.0, 0.1], [0.1, 0.0]])
+    by_hand = (-math.log(0.75) - math.log(0.5)) / 2
+    for t in (sure, unsure):  # the confidence of the source must not matter
+        assert hard_loss(s, t).item() == pytest.approx(by_hand, abs=1e-6)
+    assert abs(hard_loss(s, unsure) - soft_loss(s, unsure)) > 0.1  # while it matters to soft labels
+    t = unsure.clone().requires_grad_()
+    assert torch.autograd.grad(hard_loss(s.requires_grad_(), t), [s, t], allow_unused=True)[1] is None
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_eq_5_by_hand(label):
+    s, y = torch.tensor([[math.log(4.0), 0.0]]), torch.tensor([label])  # (4/5, 1/5)
+    kl = 0.75 * math.log(0.75 / 0.8) + 0.25 * math.log(0.25 / 0.2)
+    ce = -math.log((0.8, 0.2)[label])
+    assert reg_loss(s, T, y, 0.3).item() == pytest.approx(0.3 * kl + 0.7 * ce, abs=1e-6)
+    assert reg_loss(s, T, y, 1.0).item() == pytest.approx(kl, abs=1e-6)
+    assert reg_loss(s, T, y, 0.0).item() == pytest.approx(ce, abs=1e-6)
+    loss, needs_labels = extraction_loss("reg", 0.3)
+    assert needs_labels and loss(s, T, y).item() == pytest.approx(0.3 * kl + 0.7 * ce, abs=1e-6)
+
+
+def test_eq_6_by_hand():
+    s, y = torch.tensor([[math.log(4.0), 0.0]]), torch.tensor([1])
+    ce = -math.log(0.2)  # never divided by a temperature
+    kl = 0.75 * math.log(0.75 / 0.8) + 0.25 * math.log(0.25 / 0.2)
+    assert distill_loss(s, T, y, 0.7, 1.0).item() == pytest.approx(0.3 * ce + 0.7 * kl, abs=1e-6)
+    # at T = 2 the odds are square roots, sqrt(3) : 1 and 2 : 1; there is no factor of T^2
+    p, q = math.sqrt(3) / (math.sqrt(3) + 1), 2 / 3
+    kl2 = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    assert distill_loss(s, T, y, 0.7, 2.0).item() == pytest.approx(0.3 * ce + 0.7 * kl2, abs=1e-6)
+    assert distill_loss(s, T, y, 0.0, 2.0).item() == pytest.approx(ce, abs=1e-6)
+    assert distill_loss(s, T, y, 1.0, 2.0).item() == pytest.approx(kl2, abs=1e-6)
+
+
+def test_eq_5_at_03_and_eq_6_at_07_are_different_attacks():
+    s, y = torch.tensor([[math.log(4.0), 0.0]]), torch.tensor([1])
+    assert abs(reg_loss(s, T, y, 0.3) - distill_loss(s, T, y, 0.7, 1.0)) > 0.5
+
+
+@pytest.mark.parametrize("attack, needs", [("soft", False), ("hard", False), ("reg", True)])
+def test_extraction_asks_a_frozen_source_and_uses_labels_only_if_needed(attack, needs):
+    torch.manual_seed(0)
+    source, surrogate = (nn.Sequential(nn.Flatten(), nn.Linear(12, 4)) for _ in range(2))
+    loss, needs_labels = extraction_loss(attack, 0.3)
+    assert needs_labels == needs
+    objective = ExtractionObjective(source, loss, needs_labels)
+    x = torch.rand(5, 3, 2, 2)
+    y = torch.tensor([0, 1, 2, 3, 0]) if needs else torch.tensor([77, 900, 5, 6, 7])  # labels of another data set
+    picks = objective.sample(3, torch.Generator())[0]
+    value, stats = objective(surrogate, x, y, picks)
+    value.backward()
+    assert all(p.grad is None for p in source.parameters()) and all(p.grad is not None for p in surrogate.parameters())
+    assert ("train_accuracy" in stats) == needs
+    agreement = (source(x).argmax(1) == surrogate(x).argmax(1)).float().mean()
+    assert stats["agreement"].item() == pytest.approx(agreement.item())

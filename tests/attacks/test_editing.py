@@ -1,0 +1,102 @@
+"""Attacks on a stolen checkpoint through `extraction.py` and `distill.py`."""
+
+import pytest
+import torch
+from commands import good, refused, summary, tree
+
+from utils.data.sets import load_data
+from utils.runs.checkpoints import load_checkpoint
+
+DATA = ("-dt", "digits", "-nq", 8, "--train-size", 128, "--batch-size", 64, "--width", 4, "--device", "cpu", "-ep", 1)
+STEAL = (*DATA, "-tmt", "res18")
+TAKEN = "digits_res18_margin_8_"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A source, its soft extraction, and a benign model."""
+    folder = tmp_path_factory.mktemp("edit")
+    good("train", "-d", folder, *DATA, "-mt", "res18", "--trigger-batch", 4, "--steps", 1)
+    good("train", "-d", folder, *DATA, "-mt", "res18", "-tt", "none")
+    good("extraction", "-d", folder, *STEAL, "-dmt", "res18", "-at", "soft")
+    return folder
+
+
+def weights(world, attack="", name="latest"):
+    return load_checkpoint(world / TAKEN / attack / f"checkpoints/checkpoint_{name}.pt")["model"]["state_dict"]
+
+
+def equal(one, two) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(t, two[n]) for n, t in one.items())
+
+
+def test_finetune_command_changes_the_layers_that_it_names(world):
+    good("extraction", "-d", world, *STEAL, "-at", "finetune", "--finetune", "ftll", "-admsg", "_ftll")
+    before, after = weights(world, name="nat_best"), weights(world, "extraction_ftll")
+    assert {n for n, t in after.items() if not torch.equal(t, before[n])} == {"1.linear.weight", "1.linear.bias"}
+    s = summary(world / TAKEN / "extraction_ftll")
+    assert (s["role"], s["attack"], s["model"], s["width"]) == ("surrogate", "finetune ftll", "res18", 4)
+    good("extraction", "-d", world, *STEAL, "-at", "finetune", "--on", "extraction", "-admsg", "_ftal")
+    start, after = weights(world, "extraction", "nat_best"), weights(world, "extraction_ftal")
+    assert equal(weights(world, "extraction_ftal", "init"), start) and not equal(after, start)
+    assert not torch.equal(after["1.conv1.weight"], start["1.conv1.weight"])
+
+
+def test_margin_at_eps_zero_and_distillation_at_alpha_one_are_soft_extraction(world):
+    steal = ("-d", world, *STEAL, "-dmt", "res18")
+    soft_weights = weights(world, "extraction")
+    good("extraction", *steal, "-at", "margin", "--eps", 0, "-admsg", "_still")
+    assert equal(weights(world, "extraction_still"), soft_weights)
+    good("distill", *steal, "-a", 1)
+    assert equal(weights(world, "distillation"), soft_weights)
+    good("extraction", *steal, "-at", "margin", "--steps", 2, "-admsg", "_ball")
+    assert not equal(weights(world, "extraction_ball"), soft_weights)
+
+
+def test_prune_and_quantize_report_a_row_for_each_strength(world):
+    flags = ("-d", world, *STEAL, "--benign", world / "digits_res18_none_8_")
+    good("extraction", *flags, "-at", "prune", "--ratios", 1, 0, 0.5, "-admsg", "_prune")
+    s = summary(world / TAKEN / "extraction_prune")
+    assert s["role"] == "edited" and [r["ratio"] for r in s["rows"][:3]] == [1, 0, 0.5]
+    dead, same, _, before, benign = s["rows"]
+    figures = ("test_accuracy", "trigger_hits", "log10_p")
+    assert all(same[k] == before[k] == s[k] for k in figures) and before["model"] == "source"
+    assert benign["model"].startswith("benign")
+    # pruned whole, a network gives every image one label: its accuracy is that class's share of the test images
+    share = load_data("digits").test.labels.bincount().double() / 359
+    assert min(abs(share - dead["test_accuracy"])) < 1e-9
+    good("extraction", *flags[:-2], "-at", "quantize", "--bits", 16, 2, "--on", "extraction", "-admsg", "_bits")
+    s = summary(world / TAKEN / "extraction_bits")
+    assert [r.get("bits") for r in s["rows"]] == [16, 2, None] and s["on"] == "extraction"
+    surrogate = summary(world / TAKEN / "extraction")
+    assert s["test_accuracy"] == surrogate["test_accuracy"] and s["trigger_hits"] == surrogate["trigger_hits"]
+    assert not list((world / TAKEN / "extraction_bits/checkpoints").iterdir())  # nothing was trained
+
+
+def test_fineprune_trains_only_the_weights_that_pruning_left(world):
+    flags = ("-at", "fineprune", "--ratio", 0.5, "--criterion", "magnitude", "-admsg", "_fp")
+    good("extraction", "-d", world, *STEAL, *flags)
+    start, after = weights(world, "extraction_fp", "init"), weights(world, "extraction_fp")
+    pruned = {n: t == 0 for n, t in start.items() if n.endswith("weight") and t.dim() > 1}
+    share = sum(int(m.sum()) for m in pruned.values()) / sum(m.numel() for m in pruned.values())
+    assert share == pytest.approx(0.5, abs=1e-3)
+    assert all(bool((after[n][m] == 0).all()) for n, m in pruned.items())
+    assert not torch.equal(after["1.conv1.weight"], start["1.conv1.weight"])
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("-at", "soft", "-dmt", "res18", "--on", "extraction"), ["--on extraction", "-at soft"]),
+    (("-at", "prune", "--on", "gone"), ["gone"]),
+    (("-at", "prune", "--on", "../x"), ["--on", "'/'"]),
+    (("-at", "prune", "--ratios", 0.5, 1.5), ["--ratios", "at most 1"]),
+    (("-at", "quantize", "--bits", 1), ["--bits", "at least 2"]),
+    (("-at", "finetune", "-dmt", "vgg11"), ["-dmt vgg11", "leave -dmt out"]),
+    (("-at", "finetune", "--finetune", "all"), ["--finetune", "ftll"]),
+    (("-at", "fineprune", "--criterion", "random"), ["--criterion", "magnitude"]),
+    (("-at", "finetune", "-dsrc", "folder"), ["--data-dir"]),
+])
+def test_contradictory_editing_flags_are_refused(world, flags, words):
+    before = tree(world)
+    said = refused("extraction", "-d", world, *STEAL, "-admsg", "_no", *flags)
+    assert all(word in said for word in words), said
+    assert tree(world) == before

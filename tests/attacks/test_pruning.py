@@ -1,0 +1,117 @@
+"""Pruning, quantisation, fine-tuning and margin extraction, on a small model."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import models
+from utils.attacks.losses import soft_loss
+from utils.attacks.objectives import ExtractionObjective, FineTuningObjective
+from utils.attacks.pruning import CRITERIA, channel_activations, keep_pruned, layer_weights, prune, pruning_masks
+from utils.attacks.quantization import quantize
+
+IMAGES = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+X = IMAGES.float().div(255)
+
+
+def small():
+    torch.manual_seed(0)
+    model = models.build("res18", 10, width=4).eval()
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.uniform_(m.bias, 0.1, 0.5)
+    return model
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_pruning_nothing_changes_nothing_and_pruning_everything_leaves_a_constant(criterion):
+    model = small()
+    measured = channel_activations(model, IMAGES)
+    same = prune(copy.deepcopy(model), pruning_masks(model, 0.0, criterion, measured))
+    assert torch.equal(same(X), model(X))
+    dead = prune(copy.deepcopy(model), pruning_masks(model, 1.0, criterion, measured))
+    assert torch.equal(dead(X), dead(X[:1]).expand(len(X), -1))  # the image no longer matters
+
+
+def test_activation_pruning_of_one_layer_removes_its_least_active_channels():
+    model = small()
+    measured = channel_activations(model, IMAGES)
+    one = {"1.bn1": measured["1.bn1"]}
+    dead = prune(copy.deepcopy(model), pruning_masks(model, 1.0, "activation", one))
+    assert dead[1].bn1(dead[1].conv1(dead[0](X))).abs().max() == 0
+    kept = pruning_masks(model, 0.5, "activation", one)["1.bn1.weight"]
+    assert kept.sum() == 2 and measured["1.bn1"][kept].min() >= measured["1.bn1"][~kept].max()
+
+
+def test_channel_activations_are_means_after_relu():
+    model = small()
+    out = model[1].bn1(model[1].conv1(model[0](X))).relu().mean(dim=(0, 2, 3))
+    assert torch.allclose(channel_activations(model, IMAGES, batch_size=5)["1.bn1"].float(), out, atol=1e-5)
+
+
+def test_magnitude_pruning_removes_the_smallest_weights_of_all_layers():
+    model = small()
+    kept = pruning_masks(model, 0.3, "magnitude")
+    weights = {n: p.abs() for n, p in model.named_parameters()}
+    total = sum(m.numel() for m in kept.values())
+    assert sum(int((~m).sum()) for m in kept.values()) == round(0.3 * total)
+    largest = max(weights[n][~m].max() for n, m in kept.items() if (~m).any())
+    assert largest <= min(weights[n][m].min() for n, m in kept.items() if m.any())
+
+
+def test_pruned_weights_stay_zero_during_training():
+    model = small()
+    kept = pruning_masks(model, 0.5, "activation", channel_activations(model, IMAGES))
+    prune(model, kept)
+    keep_pruned(model, kept)
+    step(model, FineTuningObjective(model, last=False))
+    parameters = dict(model.named_parameters())
+    assert all(bool((parameters[n][~m] == 0).all()) for n, m in kept.items())
+
+
+@pytest.mark.parametrize("bits", (8, 4, 2))
+def test_quantised_weights_are_on_their_grid(bits):
+    before, after = small(), quantize(small(), bits)
+    levels = 2 ** (bits - 1) - 1
+    for (_, old), (_, new) in zip(layer_weights(before), layer_weights(after)):
+        scale = old.abs().flatten(1).amax(1).view(-1, *[1] * (old.dim() - 1)) / levels
+        units = new / scale
+        assert torch.allclose(units, units.round(), atol=1e-3) and units.abs().max() <= levels + 1e-3
+        assert ((new - old).abs() <= scale / 2 + 1e-7).all()
+
+
+def step(model, objective):
+    y = torch.arange(len(X)) % 10
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, weight_decay=1e-4)
+    model.train()
+    loss, _ = objective(model, X, y, None)
+    loss.backward()
+    optimizer.step()
+
+
+def test_ftll_changes_only_the_last_layer():
+    model = small()
+    before = copy.deepcopy(model.state_dict())
+    step(model, FineTuningObjective(model, last=True))
+    changed = {n for n, t in model.state_dict().items() if not torch.equal(t, before[n])}
+    assert changed == {"1.linear.weight", "1.linear.bias"}
+    everything = small()
+    step(everything, FineTuningObjective(everything, last=False))
+    assert not torch.equal(everything.state_dict()["1.conv1.weight"], before["1.conv1.weight"])
+
+
+def test_margin_extraction_is_soft_at_eps_zero_and_else_lowers_the_sources_confidence():
+    source, surrogate = small().requires_grad_(False), small()
+    plain, _ = ExtractionObjective(source, soft_loss, False)(surrogate, X, None, None)
+    still = ExtractionObjective(source, soft_loss, False, steps=3, step_size=1 / 255, eps=0.0)
+    assert torch.equal(still(surrogate, X, None, None)[0], plain)
+    seen = []
+    ball = ExtractionObjective(source, soft_loss, False, steps=3, step_size=2 / 255, eps=4 / 255)
+    ball(lambda x: seen.append(x) or surrogate(x), X, None, None)
+    (moved,) = seen
+    assert 0 < (moved - X).abs().max() <= 4 / 255 + 1e-6
+    answer = source(X).argmax(1)
+    cost = lambda x: nn.functional.cross_entropy(source(x), answer)
+    assert cost(moved) > cost(X)

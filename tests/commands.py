@@ -1,0 +1,103 @@
+"""Run the scripts as a user does: in processes of their own, or their `main` in this one."""
+
+import contextlib
+import importlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from figures import make
+from utils.verify import main as verify_main
+
+ROOT = Path(__file__).resolve().parent.parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def run(script, *flags, status=0, cwd=ROOT, timeout=300):
+    """Run a script in a process of its own; returns the finished process after checking its exit status."""
+    command = [sys.executable, str(ROOT / script), *map(str, flags)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout)
+    assert done.returncode == status, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def torchrun(*command, status=0):
+    """Run a command in two processes; returns the finished launcher after checking its exit status."""
+    launcher = [*TORCHRUN, *map(str, command)]
+    done = subprocess.run(launcher, capture_output=True, text=True, cwd=ROOT, timeout=600)
+    assert done.returncode == status, f"{launcher} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+class Done(NamedTuple):
+    """What a script's `main` returned and printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+def call(script, *flags) -> Done:
+    """Run a script's main in this process."""
+    main, out, err = importlib.import_module(script).main, io.StringIO(), io.StringIO()
+    argv, sys.argv, status = sys.argv, [f"{script}.py", *map(str, flags)], 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main()
+    except SystemExit as end:
+        status = end.code
+    finally:
+        sys.argv = argv
+    return Done(status, out.getvalue(), err.getvalue())
+
+
+def good(script, *flags) -> str:
+    """Run a script's main, which must succeed; returns what it printed."""
+    done = call(script, *flags)
+    assert done.status == 0, done.err
+    return done.out
+
+
+def refused(script, *flags) -> str:
+    """Run a script's main, which must refuse its flags in one sentence; returns the sentence."""
+    done = call(script, *flags)
+    assert done.status == 2, (done.status, done.out, done.err)
+    assert done.err.count("\n") == 1 and done.err.startswith(f"{script}.py: error: ") and done.out == ""
+    assert "Traceback" not in done.err
+    return done.err
+
+
+def summary(folder) -> dict:
+    """The summary of a finished run."""
+    return json.loads((folder / "summary.json").read_text())
+
+
+def tree(folder) -> set:
+    """Every path below a folder."""
+    return set(folder.rglob("*"))
+
+
+def verify(capsys, *flags):
+    """(status, stdout, stderr) of `python -m utils.verify`, in this process."""
+    try:
+        status = verify_main([str(flag) for flag in flags])
+    except SystemExit as end:
+        status = end.code
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    if status == 2:
+        assert err.count("\n") == 1 and out == "", (out, err)
+    return status, out, err
+
+
+def refused_make(capfd, *flags) -> str:
+    """Run `figures.make`, which must refuse its flags; returns what it says."""
+    with pytest.raises(SystemExit) as end:
+        make.main(list(map(str, flags)))
+    assert end.value.code == 2
+    return capfd.readouterr().err

@@ -1,0 +1,111 @@
+"""False claims of the rival methods: who is compared with whom, and how claims are counted."""
+
+import json
+import math
+
+import pytest
+
+from figures import rivals
+from figures.false_claims.perceptrons import di_verdicts, perceptron_figures
+from figures.false_claims.runs import write_image_halves
+from figures.false_claims.settings import HALVES
+from figures.false_claims.t1_rates import interval
+from figures.false_claims.verdicts import eef_verdicts, trigger_verdicts, verdict_row
+
+
+class Bar:
+    update = lambda *_: None
+
+
+def test_clopper_pearson_interval_by_hand():
+    """For 0 or n of n, one end solves q^n = 0.025; for 1 of 2, the ends are 1 - sqrt(0.975) and sqrt(0.975)."""
+    assert interval(0, 10) == pytest.approx((0, 1 - 0.025**0.1))  # 0.3085
+    assert interval(10, 10) == pytest.approx((0.025**0.1, 1))
+    assert interval(1, 2) == pytest.approx((1 - 0.975**0.5, 0.975**0.5))
+
+
+def found_of(claimed):
+    verdicts = [verdict_row("EEF", "published", 0.01, "other", one) for one in claimed]
+    verdicts += [verdict_row("EWE", "T2", level, "same", level > 0.01) for level in (0.05, 0.001) for _ in range(2)]
+    return {"verdicts": verdicts, "benign": {"same": [0.9, 0.95], "other": [0.5]},
+            "sources": {"EWE": {"claimed": False, "hits": 3, "of": 50}, "EEF": {"claimed": True}},
+            "perceptrons": [{"source": {"claim": claim}} for claim in (True, False)]}
+
+
+def test_false_claims_are_counted_by_method_test_level_and_shared_images(tmp_path, capsys):
+    (tmp_path / "rivals.json").write_text(json.dumps(found_of([True] * 9 + [False])))
+    rivals.main(["--redraw", "--out", str(tmp_path)])
+    text = (tmp_path / "rivals.md").read_text()
+    table = [line.split(" | ") for line in text.splitlines() if line.startswith("| E")]
+    assert [line[0].removeprefix("| ") for line in table] == ["EEF", "EWE", "EWE"]
+    assert table[0][2:5] == ["0.01", "none of its images", "9 of 10"] and "0.555 to 0.997" in table[0][5]
+    assert [line[2:5] for line in table[1:]] == [["0.05", "the source's images", "2 of 2"],
+                                                 ["0.001", "the source's images", "0 of 2"]]
+    assert "EWE NOT claimed, 3 of 50 triggers hit; EEF claimed; DI claimed in 1 of 2 draws" in text
+    assert "test accuracy 90.0 to 95.0 %" in text and text in capsys.readouterr().out
+
+
+def test_a_bank_holds_five_other_models_and_t1_needs_none(monkeypatch):
+    asked = []
+
+    def ask(*words):
+        asked.append([str(word) for word in words])
+        tests = {"T1": {"log10_p": -1.0}, "T2": {"log10_p": -2.0},
+                 "T4": {"log10_p": math.log10(1 / 6 if words[3] == "same3" else 2 / 6)}}
+        return words[-1] > 0.01, {"hits": 1, "triggers": 50, "tests": tests}
+
+    monkeypatch.setattr("figures.false_claims.verdicts.ask_verify", ask)
+    benign = {"same": [f"same{i}" for i in range(7)], "other": ["other0", "other1"]}
+    source, verdicts = trigger_verdicts("RS", "source", benign, Bar())
+    assert not source["claimed"] and len(verdicts) == 9 * 3
+    for words in asked:
+        suspect, bank = words[3], words[words.index("--benign") + 1 : words.index("--alpha")]
+        assert len(set(bank)) == 5 and set(bank) <= set(benign["same"]) - {suspect}
+    assert [v["claimed"] for v in verdicts if v["test"] == "T4"] == [i == 3 for i in range(9)]
+    assert [v["claimed"] for v in verdicts if v["test"] == "T2"] == [True, False] * 9
+    asked.clear()
+    _, verdicts = trigger_verdicts("margin", "source", benign, Bar())
+    assert {v["test"] for v in verdicts} == {"T1"} and not any("--benign" in words for words in asked)
+
+
+def test_the_models_that_calibrate_eef_are_not_its_suspects(monkeypatch):
+    def ask(*words):
+        suspects = words[words.index("--suspect") + 1 :]
+        bank = words[words.index("--benign") + 1 : words.index("--device")]
+        assert bank == tuple(f"same{i}" for i in range(6)) and not set(bank) & set(suspects)
+        row = {"log10_p": -3.0, "difference": 0.4, "above": 2, "published": True, "claim": False}
+        return False, {"suspects": [row | {"model": run} for run in suspects]}
+
+    monkeypatch.setattr("figures.false_claims.verdicts.ask_verify", ask)
+    benign = {"same": [f"same{i}" for i in range(8)], "other": ["other0"]}
+    _, verdicts = eef_verdicts("victim", benign, "images", Bar())
+    assert [v["shares"] for v in verdicts] == ["same"] * 4 + ["other"] * 2
+    assert [v["claimed"] for v in verdicts] == [True, False] * 3
+
+
+def test_the_two_halves_of_the_images_share_no_training_image(tmp_path):
+    halves = {name: tmp_path / name for name in HALVES}
+    write_image_halves(halves)
+    files = {name: {path.name for path in folder.glob("train/*/*.png")} for name, folder in halves.items()}
+    assert not files["same"] & files["other"] and len(files["same"] | files["other"]) == 1438
+    assert all(len(list(folder.glob("test/*/*.png"))) == 359 for folder in halves.values())
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("--same", "6"), "--same 6"), (("--repeats", "0"), "at least 1"), (("--redraw",), "leave the flag out"),
+])
+def test_bad_flags_of_figures_rivals_are_refused_before_any_run(tmp_path, capsys, flags, words):
+    with pytest.raises(SystemExit) as end:
+        rivals.main([*flags, "--out", str(tmp_path), "--dir", str(tmp_path / "runs")])
+    assert end.value.code == 2 and words in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_perceptron_figures_depend_on_the_seed_and_give_two_verdicts(monkeypatch):
+    monkeypatch.setattr("utils.rivals.dataset_inference.distances.RESTARTS", 1)
+    monkeypatch.setattr("utils.rivals.dataset_inference.distances.CHECKS", 3)
+    monkeypatch.setattr("figures.false_claims.perceptrons.PERCEPTRON_EPOCHS", 2)
+    found = perceptron_figures(0)
+    assert perceptron_figures(0) == found != perceptron_figures(1)
+    verdicts = di_verdicts([found | {"other": {"claim": True, "log10_p": -9.0}}])
+    assert [v["shares"] for v in verdicts] == ["same", "other"] and verdicts[1]["claimed"]
+    assert verdicts[0]["log10_p"] == found["same"]["log10_p"] != found["source"]["log10_p"]

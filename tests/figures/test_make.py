@@ -1,0 +1,144 @@
+"""`figures.make`: what it refuses, and that it resumes where it was stopped. The runs are real."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import refused_make
+
+from figures import make
+from figures.paper.commands import RunCommands, RunStep
+from figures.paper.steps import steps_of_target
+from utils.system.refusals import Refusal
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
+BENIGN, MARGIN = (f"experiments/tiny/digits_res18_{kind}_8_s0" for kind in ("none", "margin"))
+
+
+def start(folder) -> int:
+    """Fork a `figures.make table3 --profile tiny` in `folder`; it writes the process id of its script to `script`."""
+    folder.mkdir(exist_ok=True, parents=True)
+    child = os.fork()
+    if child:
+        return child
+    status = 77
+    try:
+        os.chdir(folder)
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)
+        real = subprocess.Popen
+
+        def noted(*args, **kwargs):
+            process = real(*args, **kwargs)
+            Path("script").write_text(str(process.pid))
+            return process
+
+        subprocess.Popen = noted
+        sys.argv = ["make.py"]
+        make.main(["table3", "--profile", "tiny", "--out", "out.d"])
+        status = 0
+    except SystemExit as end:
+        status = end.code or 0
+    finally:
+        os._exit(status)
+
+
+def status_of(child) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def in_the_middle(child, run, rows: int) -> None:
+    """Wait until `run` has written so many rows, before it ends."""
+    path, deadline = run / "metrics.jsonl", time.monotonic() + 300
+    while len(path.read_text().splitlines() if path.exists() else []) < rows:
+        assert os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < deadline
+        time.sleep(0.005)
+    assert not (run / "summary.json").exists()
+
+
+def written(folder) -> dict:
+    return {p.name: p.read_bytes() for p in (folder / "out.d/tiny").iterdir()}
+
+
+def test_two_makes_are_equal_and_an_interrupted_and_killed_make_resumes(tiny, tmp_path):
+    whole, hurt = tmp_path / "whole", tmp_path / "hurt"
+    assert status_of(start(whole)) == 0
+    assert (whole / "out").read_text().count("$ python") == 2
+    assert {"table3.md", "table3.json"} == set(written(whole))
+    cell = next(c for c in json.loads(written(whole)["table3.json"])["cells"] if c["row"] == "margin")
+    benign = json.loads((whole / MARGIN / "summary.json").read_text())["rows"][-1]
+    assert benign["model"].startswith("benign") and cell["values"] == [round(100 * benign["trigger_hits"] / 8, 6)]
+
+    shutil.copytree(whole / BENIGN, hurt / BENIGN)  # a finished run is not repeated
+    child = start(hurt)
+    in_the_middle(child, hurt / MARGIN, 1)
+    os.kill(child, signal.SIGINT)
+    assert status_of(child) == 130
+    said = (hurt / "err").read_text()
+    assert said.count("\n") == 1 and "the same command" in said
+
+    child = start(hurt)
+    in_the_middle(child, hurt / MARGIN, 2)
+    for number in (int((hurt / "script").read_text()), child):
+        os.kill(number, signal.SIGKILL)
+    assert status_of(child) in (-signal.SIGKILL, 2)  # 2: it still had time to report that its script was killed
+
+    assert status_of(start(hurt)) == 0
+    assert (hurt / "out").read_text().count("$ python") == 1
+    log = (hurt / MARGIN / "output.log").read_text()
+    assert log.count("continuing in epoch") == 2
+    assert written(hurt) == written(whole)
+    assert status_of(start(hurt)) == 0 and "$ python" not in (hurt / "out").read_text()
+    assert written(hurt) == written(whole)
+
+
+def test_a_failed_script_says_why_and_make_names_it(tiny, capfd):
+    foreign = Path(BENIGN, "checkpoints/checkpoint_nat_best.pt")
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("")
+    why, which = refused_make(capfd, "table3", "--profile", "tiny", "--out", "out").splitlines()
+    assert "train.py: error: " in why and "checkpoints of another program" in why
+    first, _ = steps_of_target("table3", RunCommands("tiny", Path("experiments/tiny")))
+    assert "with status 2" in which and which.endswith(first.command)
+    assert not Path("out").exists()
+
+
+def test_bad_flags_of_make_are_refused_before_any_run(tmp_path, capfd):
+    Path("file").write_text("")
+    for flags, words in (
+        (("tabel2",), ["tabel2", "table2"]),
+        (("table2", "--profile", "tiny"), ["tiny", "small"]),
+        (("table2", "--out", "file/here"), ["--out file/here", "takes no files"]),
+        (("table2", "-d", "file"), ["--dir file", "Not a directory"]),
+        (("table2", "--no-run", "--out", "file"), ["--out file", "takes no files"]),
+        (("table2", "--profile", "small"), ["data/cifar10-jpeg", "train/<class>/", "--profile smoke"]),
+    ):
+        said = refused_make(capfd, *flags)
+        assert said.count("\n") == 1 and all(word in said for word in words), said
+    if os.path.isdir("/sys/kernel"):  # where not even root may make a folder
+        assert "--out /sys/kernel" in refused_make(capfd, "table2", "--out", "/sys/kernel")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_inconclusive_claim_is_a_result_and_a_step_without_its_file_is_refused(tmp_path, capfd):
+    def step(name, code):
+        (tmp_path / f"{name}.py").write_text(f"import sys\nfrom pathlib import Path\n{code}\n")
+        return RunStep(f"python {tmp_path / name}.py", Path(f"run/{name}.json"))
+
+    Path("run").mkdir()
+    make.run(step("inconclusive", "Path('run/inconclusive.json').write_text('{}'); sys.exit(1)"))
+    for name, code, status in (("crash", "sys.exit(1)", 1), ("idle", "", 0)):
+        with pytest.raises(Refusal, match=f"with status {status}, without run/{name}.json") as refusal:
+            make.run(step(name, code))
+        assert str(refusal.value).endswith(f"{name}.py")
+    with pytest.raises(Refusal, match="by signal 9"):
+        make.run(step("killed", "import os; os.kill(os.getpid(), 9)"))
+    assert capfd.readouterr().out.count("$ python") == 4

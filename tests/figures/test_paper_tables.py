@@ -1,0 +1,131 @@
+"""The paper's tables and figures: which runs each needs, and what is written from their summaries."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import ROOT, refused_make
+
+from figures import make
+from figures.paper.commands import RunCommands
+from figures.paper.numbers import ACC, MODELS, NUMBERS, TRIG, P
+from figures.paper.profiles import PROFILES
+from figures.paper.steps import steps_of_target
+from figures.paper.table_cells import FIGURES, TABLES, table_cells
+from utils.verify import parse
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
+SUMMARY = {"test_accuracy": 0.5, "trigger_hits": 3, "trigger_size": 10, "log10_p": {"T1": -4.0}, "rows": []}
+VERDICT = {
+    "di": {"source": {"log10_p": -3.0}, "suspects": [{"log10_p": -2.5}, {"log10_p": -2.0}, {"log10_p": -1.5}]},
+    "eef": {"suspects": [{"log10_p": -7.0}, {"log10_p": -4.5}, {"log10_p": -4.0}, {"log10_p": -0.5}]},
+}
+
+
+def by_hand(step) -> None:
+    step.folder.mkdir(parents=True, exist_ok=True)
+    step.done.write_text(json.dumps(VERDICT.get(step.done.stem, SUMMARY)))
+
+
+def test_only_a_run_with_a_summary_is_finished(tiny, capfd):
+    first, second = steps_of_target("table3", RunCommands("tiny", Path("runs")))
+    by_hand(first)
+    second.folder.mkdir(parents=True)  # killed before it was finished
+    assert first.finished and not second.finished
+    make.main(["table3", "--profile", "tiny", "-d", "runs", "--list"])
+    assert capfd.readouterr().out == second.command + "\n"
+    second.done.write_text("{")
+    said = refused_make(capfd, "table3", "--profile", "tiny", "-d", "runs", "--no-run", "--out", "out")
+    assert str(second.done) in said
+
+
+def test_tables_show_our_numbers_beside_the_papers():
+    for step in steps_of_target("table2", RunCommands("smoke", Path("runs"))):
+        by_hand(step)
+    make.main(["table2", "--no-run", "-d", "runs", "--out", "out"])
+    text = Path("out/smoke/table2.md").read_text()
+    assert "| CIFAR-10 margin, soft | trigger % | 82 ± 1 | 30.00 (1) | `python extraction.py" in text
+    assert "| CIFAR-10 RS, soft | trigger % | 7.67 ± 4.04 | 30.00 (1) | `python extraction.py" in text
+    assert "| CIFAR-100 RS, soft | trigger % | 2.67 ± 1.53 | not run | not run |" in text
+    for row in ("DI, source | log10 p | -3 | -3.00 (1) | `python -m utils.verify di",
+                "DI, reg | log10 p | -2 | -1.50 (1)", "EEF, hard | log10 p | -4 | -4.00 (1)",
+                "EEF, source | log10 p | -7 | -7.00 (1) | `python -m utils.verify eef",
+                "DI, soft | accuracy % | 92.5 ± 0.17 | 50.00 (1) | `python extraction.py",
+                "EEF, reg | accuracy % | 86.04 ± 0.19 | 50.00 (1) | `python extraction.py"):
+        assert f"| CIFAR-10 {row}" in text
+    assert "| CIFAR-100 DI, source | log10 p | -3 | not run | not run |" in text and "CIFAR-100 EEF" not in text
+
+
+def test_rivals_fill_both_tables():
+    runs = RunCommands("paper", Path("runs"))
+    step, _ = table_cells("table2", runs)["CIFAR-100 EWE, hard", TRIG]
+    assert "-dt cifar100 -tt ewe -nq 100" in step(0).command and "-tt ewe" in step(0).needs[0].command
+    assert set(table_cells("table3", runs)) == {(name, TRIG) for name in ("EWE", "RS", "margin")}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_di_and_eef_test_models_without_watermark_and_their_copies(profile):
+    runs = RunCommands(profile, Path("a b"))
+    table, told = table_cells("table2", runs), {"di": [], "eef": []}
+    for what, steps in told.items():
+        of = {m: [table[f"CIFAR-10 {what.upper()}, {m}", c][0](0) for c in (ACC, P)] for m in MODELS}
+        source, verdict = of["source"]
+        assert all(rival == verdict for _, rival in of.values())
+        assert source.done.name == "summary.json" and verdict.done == source.folder / f"{what}.json"
+        assert "-tt none" in source.command and source in verdict.needs
+        copies = [of[m][0] for m in MODELS[1:]]
+        assert [f"-at {m}" in c.command and c.needs == (source,) for m, c in zip(MODELS[1:], copies)] == [True] * 3
+        words = shlex.split(verdict.command)
+        assert words[:4] == ["python", "-m", "utils.verify", what] and words[4] == str(source.folder)
+        steps += [source, copies, verdict, parse(words[3:])[1]]
+    plain, copies, verdict, args = told["di"]
+    assert args.suspect == [str(c.folder) for c in copies] and set(verdict.needs) == {plain, *copies}
+    assert args.json == verdict.done and "--embed-features" not in plain.command
+    styled, copies, verdict, args = told["eef"]
+    assert args.benign == [str(plain.folder)] and args.suspect == [str(s.folder) for s in (styled, *copies)]
+    assert args.json == verdict.done and set(verdict.needs) == {plain, styled, *copies}
+    assert styled.command.startswith(plain.command.replace("-msg s0", "-msg eef-s0") + " --embed-features 0.")
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_target_lists_its_runs_sources_first(profile, tmp_path):
+    runs = RunCommands(profile, tmp_path)
+    for name in (*TABLES, *FIGURES):
+        seen = set()
+        for step in steps_of_target(name, runs):
+            assert all(before.done in seen for before in step.needs)
+            assert step.done not in seen
+            seen.add(step.done)
+    assert {key for name in TABLES for key in table_cells(name, RunCommands("paper", tmp_path))} - {
+        key for name in TABLES for key in NUMBERS[name]
+    } <= {(m, "triggers refused at 5 % refused clean images, %") for m in (*MODELS, "soft, other images")} | {
+        ("source", "energy of failures")
+    }
+
+
+def test_cells_without_their_runs_say_so(tmp_path):
+    make.main(["table5", "figure4", "--no-run", "-d", str(tmp_path / "none"), "--out", str(tmp_path)])
+    for name in ("table5", "figure4"):
+        lines = (tmp_path / "smoke" / f"{name}.md").read_text().splitlines()
+        assert len(lines) > 4 and all("not run" in line for line in lines[4:] if line.startswith("|"))
+    assert (tmp_path / "smoke/figure4.png").exists()
+
+
+def test_the_plan_needs_only_the_standard_library():
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import figures.paper.steps"
+    subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
+
+
+@pytest.mark.skipif(not shutil.which("snakemake"), reason="Snakemake is not installed")
+def test_snakemake_plans_the_same_runs(tmp_path):
+    flags = ["--cores", "1", "-n", "-p", "table2", "--config", "profile=smoke", f"dir={tmp_path / 'a b'}"]
+    done = subprocess.run(["snakemake", "-s", ROOT / "figures/Snakefile", *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for step in steps_of_target("table2", RunCommands("smoke", tmp_path / "a b")):
+        end = f" || test -e {shlex.quote(str(step.done))} > /dev/null" if "utils.verify" in step.command else ""
+        assert f"{step.command} > /dev/null{end}\n" in done.stdout + done.stderr

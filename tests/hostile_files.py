@@ -1,0 +1,69 @@
+"""One good file of each kind that the programs read, and what they say of a bad one."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+import models
+from utils.data.folder import decode_image
+from utils.ownership.answer_files import answers_from_file
+from utils.runs.checkpoints import load_checkpoint, pack_checkpoint, save_checkpoint
+from utils.system.files import read_json
+from utils.system.refusals import Refusal
+from utils.system.untrusted import read_bounded
+from utils.watermark.trigger_files import pack_triggers, read_triggers, unpack_source
+from utils.watermark.triggers import TriggerSet
+
+NAMES = [f"{i:016x}.png" for i in range(30)]
+CLASSES = [f"class {i}" for i in range(5)]
+
+
+def write_good_files(folder):
+    """Write one good file of each kind; returns the folder."""
+    torch.manual_seed(0)
+    model = models.build("vgg11", 5, width=2)
+    images = torch.randint(0, 256, (30, 3, 32, 32), dtype=torch.uint8)
+    labels, true = torch.arange(30) % 5, (torch.arange(30)[:, None] + 1) % 5
+    trigger = TriggerSet(images, labels, true, true)
+    checkpoint = pack_checkpoint(model, "vgg11", epoch=3, figures={"a": 1.5}, about={"classes": CLASSES})
+    save_checkpoint(folder / "model.pt", checkpoint | pack_triggers(trigger))
+    save_checkpoint(folder / "triggers.pt", trigger._asdict())
+    np.save(folder / "labels.npy", labels.numpy())
+    np.save(folder / "probabilities.npy", np.eye(5)[labels.numpy()])
+    rows = zip(NAMES, labels.tolist())
+    (folder / "answers.csv").write_text("name,label\n" + "".join(f"{n},{CLASSES[y]}\n" for n, y in rows))
+    (folder / "key.json").write_text('{"salt": "00", "classes": ["a", "b"], "settings": {"seed": 1}}')
+    picture = Image.fromarray(images[0].permute(1, 2, 0).numpy())
+    for kind in ("png", "jpeg", "gif", "bmp", "tiff", "webp", "ppm"):
+        picture.save(folder / f"picture.{kind}")
+    return folder
+
+
+def read(path):
+    """Read a file as the programs do."""
+    match path.name.split("."):
+        case ["model", _]:
+            return unpack_source(load_checkpoint(path), path)
+        case ["triggers", _]:
+            return read_triggers(path, 5)
+        case [_, "npy"] | ["answers", _]:
+            return answers_from_file(path, NAMES, CLASSES, allow_missing=False)
+        case [_, "json"]:
+            return read_json(path)
+        case _:  # the caller of `decode_image` counts whatever is raised as an unreadable image
+            try:
+                return decode_image(read_bounded(path))
+            except Exception as error:
+                raise Refusal(f"{path.name}: {type(error).__name__}") from error
+
+
+def refusal_of(path) -> str:
+    """The sentence in which a file is refused, None where it is accepted."""
+    try:
+        read(path)
+        return None
+    except Refusal as refusal:
+        text = str(refusal)
+        assert "Traceback" not in text and path.name in text and len(text) < 600
+        assert text.isprintable() or path.suffix == ".pt", text
+        return text

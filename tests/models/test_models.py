@@ -1,0 +1,110 @@
+"""Architectures: published sizes, official names, shapes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_steps import B, small
+from torch import nn
+
+import models
+
+SIZES = {"res18": 11_173_962, "res34": 21_282_122, "vgg11": 9_231_114}
+
+
+@pytest.mark.parametrize("name, size", SIZES.items())
+def test_parameter_counts_at_10_classes(name, size):
+    with torch.device("meta"):
+        model = models.build(name, 10)
+    assert sum(p.numel() for p in model.parameters()) == size
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_every_model_builds_and_learns(name):
+    model = models.build(name, 7, (0.5, 0.4, 0.3), (0.2, 0.2, 0.3), width=4)
+    x = torch.rand(2, 3, 32, 32)
+    logits = model(x)
+    assert logits.shape == (2, 7)
+    logits.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    features = model[1].features(model[0](x))
+    assert torch.equal(model[1].linear(features), model(x))
+    assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+
+
+def test_names_are_complete():
+    assert set(models.NAMES) == {"res18", "res34", "res50", "res101", "res152", "vgg11"}
+    with pytest.raises(KeyError):
+        models.build("res19", 10)
+
+
+def test_normalisation_is_the_first_layer():
+    model = models.build("res18", 10, (0.5, 0.25, 0.125), (0.5, 0.25, 2.0), width=4)
+    x = torch.full((1, 3, 32, 32), 0.75)
+    assert model[0](x)[0, :, 0, 0].tolist() == [0.5, 2.0, 0.3125]
+    assert not any(p is q for p in model.parameters() for q in model[0].buffers())
+
+
+def official_names(depths, bottleneck):
+    """State-dict names of the official code's ResNets (reproduction.md, row 14), written out."""
+    def norm(prefix):
+        return [f"{prefix}.{k}" for k in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
+
+    names = ["0.mu", "0.std", "1.conv1.weight", *norm("1.bn1")]
+    for stage, depth in enumerate(depths, 1):
+        for block in range(depth):
+            prefix = f"1.layer{stage}.{block}"
+            for i in range(1, 4 if bottleneck else 3):
+                names += [f"{prefix}.conv{i}.weight", *norm(f"{prefix}.bn{i}")]
+            if block == 0 and (stage > 1 or bottleneck):
+                names += [f"{prefix}.shortcut.0.weight", *norm(f"{prefix}.shortcut.1")]
+    return names + ["1.linear.weight", "1.linear.bias"]
+
+
+@pytest.mark.parametrize("name, depths, bottleneck", [
+    ("res18", (2, 2, 2, 2), False), ("res34", (3, 4, 6, 3), False), ("res50", (3, 4, 6, 3), True),
+    ("res101", (3, 4, 23, 3), True), ("res152", (3, 8, 36, 3), True)])
+def test_state_dict_names_of_the_official_code(name, depths, bottleneck):
+    with torch.device("meta"):
+        model = models.build(name, 10)
+    assert sorted(model.state_dict()) == sorted(official_names(depths, bottleneck))
+    assert model.state_dict()["1.conv1.weight"].shape == (64, 3, 3, 3)
+    assert model.state_dict()["1.linear.weight"].shape == (10, 2048 if bottleneck else 512)
+
+
+def test_shapes_inside_are_those_of_32x32_images():
+    """A 3x3 stem of stride 1, no pooling: the four stages see 32, 16, 8 and 4 pixels."""
+    model, seen = models.build("res18", 10, width=4), []
+    for stage in ("layer1", "layer2", "layer3", "layer4"):
+        getattr(model[1], stage).register_forward_hook(lambda m, i, out: seen.append(tuple(out.shape[1:])))
+    model(torch.rand(1, 3, 32, 32))
+    assert seen == [(4, 32, 32), (8, 16, 16), (16, 8, 8), (32, 4, 4)]
+
+
+@pytest.mark.parametrize("name", ["res18", "vgg11"])
+def test_width_scales_every_layer_and_classes_the_last(name):
+    for width in (8, 16):
+        model = models.build(name, 100, width=width)
+        convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+        assert convolutions[0].out_channels == width and convolutions[-1].out_channels == 8 * width
+        assert model[1].linear.out_features == 100
+
+
+@pytest.mark.parametrize("width", [4, 16])
+def test_place_changes_nothing_but_the_memory_format(width):
+    model = models.build("res18", 10, width=width).eval()
+    x = torch.rand(3, 3, 32, 32)
+    before = model(x)
+    assert torch.allclose(models.place(model, "cpu")(x), before, atol=1e-5)
+    assert model[0](x).is_contiguous(memory_format=torch.channels_last) == (width == 16)
+
+
+def test_relu_in_place_is_bit_equal(monkeypatch):
+    gradients = []
+    for _ in range(2):
+        model = small()
+        x = torch.rand(B, 3, 32, 32, generator=torch.Generator().manual_seed(5)).requires_grad_()
+        F.cross_entropy(model(x), torch.arange(B) % 5).backward()
+        gradients.append([x.grad, *(p.grad for p in model.parameters())])
+        relu = F.relu
+        monkeypatch.setattr(F, "relu", lambda x, inplace=False, relu=relu: relu(x))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients))

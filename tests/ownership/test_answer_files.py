@@ -1,0 +1,106 @@
+"""Files of a suspect's answers: formats, missing answers, files made to do harm."""
+
+import struct
+
+import numpy as np
+import pytest
+from commands import verify
+from hostile_files import NAMES, refusal_of
+from owner_runs import CLASSES, M, answer
+
+from utils.ownership.answers import class_number
+from utils.ownership.commitment import neutral_names
+from utils.system.refusals import Refusal
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def test_numbers_are_not_read_as_names_of_other_classes():
+    number = lambda text, classes: class_number(text, classes, "here")
+    assert number(" 1", ["0", "1"]) == 1 and number("1", ["cat", "dog"]) == 1
+    assert number("2", ["1", "2"]) == 1  # a name
+    with pytest.raises(Refusal, match="'0' is no class.*answer by name"):
+        number("0", ["1", "2"])
+
+
+def test_answers_in_npy_files(owner, tmp_path, capsys):
+    folder, trigger = owner
+    order = np.argsort(neutral_names(trigger, folder))
+    sharp = np.eye(10)[trigger.labels.numpy()[order]]
+    np.save(tmp_path / "p.npy", sharp)
+    np.save(tmp_path / "y.npy", trigger.labels.numpy()[order])
+    for name in ("p.npy", "y.npy"):
+        status, out, _ = verify(capsys, "claim", folder, "--predictions", tmp_path / name)
+        assert status == 0 and f"hits         {M} of {M}" in out
+    sharp[3] = np.nan
+    np.save(tmp_path / "p.npy", sharp)
+    assert verify(capsys, "claim", folder, "--predictions", tmp_path / "p.npy")[0] == 2
+    status, out, _ = verify(capsys, "claim", folder, "--predictions", tmp_path / "p.npy", "--allow-missing")
+    assert status == 0 and f"{M - 1} of {M}, {M - 1} answered" in out
+
+
+def test_probabilities_in_another_order_of_columns(owner, tmp_path, capsys):
+    folder, trigger = owner
+    lines = ["name," + ",".join(reversed(CLASSES))]
+    for name, y in zip(neutral_names(trigger, folder), trigger.labels.tolist()):
+        lines.append(f"{name}," + ",".join("0.91" if c == y else "0.01" for c in reversed(range(10))))
+    (tmp_path / "p.csv").write_text("\n".join(lines))
+    status, out, _ = verify(capsys, "claim", folder, "--predictions", tmp_path / "p.csv")
+    assert status == 0 and f"{M} of {M}" in out
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda rows: rows[1:], "lacks"),
+    (lambda rows: rows + rows[:1], "twice"),
+    (lambda rows: ["../../etc/passwd,3"] + rows[1:], "../../etc/passwd"),
+    (lambda rows: [rows[0].split(",")[0] + ",=cmd|' /C calc'!A0"] + rows[1:], "=cmd"),
+    (lambda rows: [rows[0].split(",")[0] + ",dog"] + rows[1:], "dog"),
+    (lambda rows: [rows[0] + ",1"] + rows[1:], "columns"),
+    (lambda rows: [], "none of the"),
+    (lambda rows: ["\0"] + rows, "NUL"),
+    (lambda rows: ["name," + ",".join("abcdefghij")] + rows, "'a'"),
+    (lambda rows: [rows[0].split(",")[0] + ",nan" * 10], "add up"),
+])
+def test_answers_that_do_not_fit_are_named_and_refused(spoil, words, owner, tmp_path, capsys):
+    rows = answer(owner, tmp_path, 1.0).read_text().splitlines()
+    (tmp_path / "bad.csv").write_text("\n".join(spoil(rows)))
+    status, _, err = verify(capsys, "claim", owner[0], "--predictions", tmp_path / "bad.csv")
+    assert status == 2 and words in err
+
+
+def test_missing_answers_are_misses_when_allowed(owner, tmp_path, capsys):
+    rows = answer(owner, tmp_path, 1.0).read_text().splitlines()
+    (tmp_path / "few.csv").write_text("\n".join(rows[:10]))
+    status, out, _ = verify(capsys, "claim", owner[0], "--predictions", tmp_path / "few.csv", "--allow-missing")
+    assert f"hits         10 of {M}, 10 answered" in out and status == 1  # 30 misses weigh more than 10 hits
+
+
+def npy(descr, shape, body=b"", fortran=False, version=b"\x01\x00") -> bytes:
+    header = f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+    return b"\x93NUMPY" + version + struct.pack("<H", len(header)) + header + body
+
+
+@pytest.mark.parametrize("content", [
+    npy("'<f8'", "(1000000000000,)"), npy("'<f8'", "(30, 1000000000)"), npy("'<i8'", "(-30,)", b"x" * 240),
+    npy("'|O'", "(30,)", b"x" * 240), npy("[('a', '<i8')]", "(30,)", b"x" * 240), npy("'<U8'", "(30,)", b"x" * 960),
+    npy("'<i8'", "(30", b"x" * 240), npy("'<i8'", "__import__('os').system('true')", b"x" * 240),
+    npy("'<i8'", "(30,)", b"x" * 240, version=b"\x03\x00"), npy("'<i8'", "(30,)", b"x" * 241),
+    npy("'<c16'", "(30,)", b"x" * 480), npy("'<M8'", "(30,)", b"x" * 240),
+    npy("'<i8'", "(30,)", b"\xff" * 239 + b"\x7f"),
+    b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535, b"PK\x03\x04" + b"\0" * 100, b"",
+])
+def test_npy_files_with_false_headers_are_refused(content, tmp_path):
+    (tmp_path / "labels.npy").write_bytes(content)
+    assert refusal_of(tmp_path / "labels.npy")
+
+
+@pytest.mark.parametrize("content", [
+    b'"' + b"a" * 200_000, b"a,b\n" * 10, b"\xff\xfe" + "a,1\n".encode("utf-16-le"), b"name,label\n=1+1,@SUM(A1)\n",
+    b"../../key.json,class 1\n", b"/etc/passwd,class 1\n", NAMES[0].encode() + b"\0,class 1\n", b"," * 100_000,
+    NAMES[0].encode() + b",\x1b[31mclass\n", b"\n" * 100_000, f"{NAMES[0]},{'9' * 5000}\n".encode(),
+    f"{NAMES[0]},\u0664\n".encode(),
+])
+def test_files_that_are_no_csv_are_refused(content, tmp_path):
+    (tmp_path / "answers.csv").write_bytes(content)
+    text = refusal_of(tmp_path / "answers.csv")
+    assert text and "\x1b" not in text

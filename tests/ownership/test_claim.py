@@ -1,0 +1,112 @@
+"""Claims of ownership through `utils.verify`: those that hold, and those that must not."""
+
+import json
+import os
+import sys
+
+import pytest
+from commands import verify
+from owner_runs import CLASSES, SETTINGS, M, answer, make_run, replace
+
+from utils.data.sets import load_data
+from utils.ownership.commitment import commit_to, neutral_names
+from utils.runs.checkpoints import read_model, save_checkpoint
+from utils.runs.folder import RunFolder
+from utils.system.untrusted import read_bounded
+from utils.training.metrics import predict
+from utils.watermark.trigger_files import read_triggers
+from utils.watermark.triggers import draw_triggers
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def test_a_copy_is_claimed_and_an_independent_model_is_not(owner, bank, tmp_path, capsys):
+    folder, trigger = owner
+    stolen = answer(owner, tmp_path, 0.6)
+    status, out, _ = verify(capsys, "claim", folder, "--predictions", stolen, "--benign", *bank, "--json",
+                            tmp_path / "c.json", "--plot", tmp_path / "c.png")
+    report = json.loads((tmp_path / "c.json").read_text())
+    assert status == 0 and "The claim holds" in out and report["decision"]["rests_on"] == "T1"
+    assert report["sequential"]["decision"] == "claim" and report["sequential"]["queries"] < M
+    assert all(report["tests"][t]["log10_p"] is not None for t in ("T1", "T2", "T3", "T4"))
+    assert report["curve"]["sufficed_half"] <= report["curve"]["sufficed_95"] <= M
+    assert (tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
+    status, out, _ = verify(capsys, "claim", folder, "--predictions", answer(owner, tmp_path, 0.0))
+    assert status == 1 and "The claim does not hold" in out
+    assert verify(capsys, "claim", folder, "--suspect", bank[0])[0] == 1
+    assert verify(capsys, "claim", folder, "--suspect", bank[0], "--benign", bank[0])[0] == 2  # in the bank
+    assert verify(capsys, "claim", folder, "--predictions", stolen, "--benign", folder)[0] == 2  # not independent
+
+
+def test_a_forged_trigger_set_is_refused_for_lack_of_a_commitment(bank, tmp_path, capsys):
+    """A forger takes the labels from an independent model: every trigger hits, and that shows nothing."""
+
+    victim = bank[0] / "checkpoints" / "checkpoint_nat_best.pt"
+    digits = load_data("digits")
+    trigger, _ = draw_triggers(digits.held_out, M, 1, 10, SETTINGS["seed"])
+    labels = predict(read_model(victim), trigger.images).argmax(1)
+    forged, trigger = make_run(tmp_path / "forged", labels=labels, committed=False)
+    trigger = replace(trigger, true_labels=(labels[:, None] + 1) % 10)
+    save_checkpoint(forged / "triggers.pt", trigger._asdict())
+    status, out, _ = verify(capsys, "claim", forged, "--suspect", victim, "--benign", *bank[1:])
+    assert status == 1 and f"{M} of {M}" in out and "commitment is none" in out and "T1           does not" in out
+    # a commitment of the forger's own does not help: the committed seed does not draw these labels
+    commit_to(RunFolder(forged, SETTINGS, "x"), trigger, CLASSES, 143)
+    status, out, _ = verify(capsys, "claim", forged, "--suspect", victim)
+    assert status == 1 and "commitment   match" in out and "the committed seed draws" in out
+    # and the digest is not the one that was published
+    status, out, _ = verify(capsys, "claim", forged, "--suspect", victim, "--commitment", "0" * 64)
+    assert status == 1 and "commitment   mismatch" in out
+
+
+@pytest.mark.parametrize("change", [{"label_strategy": "highest"}, {"train_type": "ewe", "label_strategy": "single"},
+                                    {"train_type": "rs", "label_strategy": "single"}])
+def test_t1_is_not_printed_where_labels_are_not_uniform(change, tmp_path, capsys):
+    made = make_run(tmp_path / "run", SETTINGS | change)
+    status, out, _ = verify(capsys, "claim", made[0], "--predictions", answer(made, tmp_path, 1.0))
+    assert status == 1 and "not drawn uniformly" in out and "log10 p" not in out
+
+
+def test_without_uniform_labels_the_decision_rests_on_benign_models(bank, tmp_path, capsys):
+    made = make_run(tmp_path / "run", SETTINGS | {"label_strategy": "lowest"})
+    flags = ("--benign", *bank)
+    status, out, _ = verify(capsys, "claim", made[0], "--predictions", answer(made, tmp_path, 1.0), *flags)
+    assert status == 0 and "rests on T2" in out
+    assert verify(capsys, "claim", made[0], "--suspect", made[0], *flags)[0] == 1
+
+
+def test_a_program_answers_and_the_sequential_test_stops_early(owner, tmp_path, capsys):
+    folder, trigger = owner
+    key = dict(zip(neutral_names(trigger, folder), trigger.labels.tolist()))
+    (tmp_path / "api.py").write_text(
+        f"import sys, pathlib\nopen({str(tmp_path / 'asked')!r}, 'a').write('x')\n"
+        f"print({key!r}[pathlib.Path(sys.argv[1]).name])\n")
+    command = f"{sys.executable} -S {tmp_path / 'api.py'} {{png}}"
+    status, out, _ = verify(capsys, "claim", folder, "--command", command, "--sequential")
+    queries = len((tmp_path / "asked").read_text())
+    assert status == 0 and queries < 10 and f"after {queries} queries" in out and "rests on SPRT" in out
+    assert verify(capsys, "claim", folder, "--command", "false {png}")[0] == 2
+    assert verify(capsys, "claim", folder, "--command", "false {png}", "--sequential", "--allow-missing")[0] == 2
+    assert verify(capsys, "claim", folder, "--command", "echo dog {png}")[0] == 2
+    assert verify(capsys, "claim", folder, "--command", "/nonexistent {png}")[0] == 2
+    assert verify(capsys, "claim", folder, "--command", "echo 3")[0] == 2
+
+
+def test_damaged_files_of_the_owner_are_refused(owner, tmp_path, capsys):
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(owner[0], folder)
+    (folder / "key.json").write_text('{"salt": 3}')
+    assert verify(capsys, "claim", folder, "--suspect", folder)[0] == 2
+    (folder / "key.json").write_text("[" * 100_000)
+    assert verify(capsys, "claim", folder, "--suspect", folder)[0] == 2
+    (folder / "triggers.pt").write_bytes(b"PK")
+    assert verify(capsys, "claim", folder, "--suspect", folder)[0] == 2
+    assert verify(capsys, "claim", tmp_path / "none", "--suspect", folder)[0] == 2
+    assert verify(capsys, "claim", owner[0], "--predictions", "/dev/zero")[0] == 2
+    assert verify(capsys, "claim", owner[0])[0] == 2
+    os.mkfifo(tmp_path / "pipe.csv")
+    assert verify(capsys, "claim", owner[0], "--predictions", tmp_path / "pipe.csv")[0] == 2
+    assert read_triggers(owner[0] / "triggers.pt", 10).labels.tolist() == owner[1].labels.tolist()
+    assert read_bounded(owner[0] / "key.json")[:1] == b"{"

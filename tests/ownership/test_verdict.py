@@ -1,0 +1,54 @@
+"""The verdict over all tests, and the sequential test."""
+
+import numpy as np
+import pytest
+import torch
+from owner_runs import SETTINGS, replace
+
+from utils.ownership.answers import Answers
+from utils.ownership.claim import _decide_sequentially
+from utils.ownership.commitment import Commitment, check_commitment
+from utils.ownership.verdict import OwnershipCase
+from utils.watermark.triggers import TriggerSet, redraw_labels
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def test_a_trigger_set_that_also_convicts_benign_models_is_refused(owner):
+    _, trigger = owner
+    made = check_commitment(*owner)
+    copy = Answers(trigger.labels.numpy(), None)
+    case = OwnershipCase(trigger, 10, made, [copy], 1e-3)
+    assert not case.decide(copy)["holds"] and "benign" in case.decide(copy)["why"]
+
+
+def test_stopping_early_does_not_lift_a_refusal(owner):
+
+    _, trigger = owner
+    copy = Answers(trigger.labels.numpy(), None)
+    for bank, holds in (([copy], False), ([], True)):
+        case = OwnershipCase(trigger, 10, check_commitment(*owner), bank, 1e-3)
+        report = case.report(copy) | {"sequential": case.sequence(copy, list(range(len(trigger)))), "curve": None}
+        assert report["sequential"]["decision"] == "claim"
+        _decide_sequentially(report, len(trigger))
+        assert report["decision"]["holds"] is holds
+
+
+def test_error_rates_of_the_sequential_test(owner):
+    """Under H0 it claims no more often than alpha; at H1 it gives up no more often than beta."""
+    _, trigger = owner
+    m, rng = 400, np.random.default_rng(0)
+    true = torch.from_numpy(rng.integers(0, 10, (m, 1)))
+    many = TriggerSet(torch.zeros(m, 3, 32, 32, dtype=torch.uint8), torch.zeros(m), true, true)
+    many = replace(many, labels=redraw_labels(true, 10, 0, 500))
+    known = Commitment("match", "", "", SETTINGS | {"seed": 0, "held_out": 500}, "")
+    case = OwnershipCase(many, 10, known, [], 0.05)
+    claimed = {}
+    for rate in (1 / 9, 0.5):
+        ends = []
+        for _ in range(400):
+            wrong = (many.labels.numpy() + 1 + (many.labels.numpy() + 1 == true[:, 0].numpy())) % 10
+            labels = np.where(rng.random(m) < rate, many.labels.numpy(), wrong)
+            ends.append(case.sequence(Answers(labels, None), range(m))["decision"] == "claim")
+        claimed[rate] = np.mean(ends)
+    assert claimed[1 / 9] <= 0.05 + 0.02 and claimed[0.5] >= 0.95 - 0.02

@@ -1,0 +1,168 @@
+"""Entangled watermarks: `train.py -tt ewe`, its triggers and its flags."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from commands import call, good, refused, summary, tree
+from comparing import same_runs
+from photos import photos
+
+from utils.command_line import train_flags
+from utils.data.images import Data, Images
+from utils.data.sets import load_data
+from utils.ownership.commitment import check_commitment, commit_to
+from utils.rivals.ewe.objective import EntangledObjective
+from utils.rivals.ewe.trigger_making import gather_images
+from utils.runs.checkpoints import load_checkpoint
+from utils.system.refusals import Refusal
+from utils.watermark.triggers import TriggerSet
+
+DATA = ("-dt", "digits", "-nq", 6, "--train-size", 256, "--batch-size", 16, "--width", 2, "--device", "cpu")
+TRAIN = (*DATA, "-mt", "vgg11", "-tt", "ewe", "-ep", 1, "--ewe-source", 8, "--ewe-epochs", 0.25, "--select", "last")
+SOURCE = "digits_vgg11_ewe_6_"
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ewe")
+    good("train", "-d", folder, *TRAIN)
+    return folder
+
+
+def test_the_run_keeps_its_triggers_and_surrogates_are_tested_on_them(unbroken):
+    run = unbroken / SOURCE
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert ["trigger_accuracy" in row for row in rows] == [False, True, True]
+    assert all(0.5 < row["snnl_1"] < 0.8 and row["temperature_1"] > 1 for row in rows[1:])
+    best, first = (load_checkpoint(run / f"checkpoints/checkpoint_{name}.pt") for name in ("nat_best", "init"))
+    assert best["epoch"] >= 1 and "query_model" not in first
+    kept, held = load_checkpoint(run / "triggers.pt"), best["query_model"]["state_dict"]
+    assert torch.equal(kept["images"], held["query"]) and kept["images"].dtype == torch.uint8
+    assert (kept["labels"] == 0).all() and (kept["true_labels"] == 8).all()
+    s = summary(run)
+    assert s["objective"] == "ewe" and s["clean"] is not None and s["log10_p"]["T1"] is None
+    assert s["epochs"] == s["chosen_epoch"] == len(rows)
+    trigger = TriggerSet(*(kept[name] for name in TriggerSet._fields))
+    assert check_commitment(run, trigger).state == "match"
+    flags = ("-e", unbroken, *DATA, "-tmt", "vgg11", "-dmt", "vgg11", "-tt", "ewe", "-ep", 1)
+    assert "surrogate soft" in good("extraction", *flags, "-at", "soft")
+    assert summary(run / "extraction")["trigger_size"] == 6 and summary(run / "extraction")["log10_p"]["T1"] is None
+
+
+@pytest.mark.parametrize("at", [5, 30, "commitment"])
+def test_an_interrupted_ewe_run_resumes_bit_equal(at, unbroken, tmp_path, monkeypatch):
+    """By SIGTERM in phase 1 and in phase 3, and by an interrupt between phase 2 and the next checkpoint."""
+    if at == "commitment":
+        whole = commit_to
+
+        def end(*args):
+            whole(*args)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("utils.ownership.commitment.commit_to", end)
+    else:
+        whole, calls = EntangledObjective.__call__, iter(range(10**6))
+
+        def hooked(*args):
+            if next(calls) == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return whole(*args)
+
+        monkeypatch.setattr(EntangledObjective, "__call__", hooked)
+    done = call("train", "-d", tmp_path, *TRAIN)
+    assert done.status == (130 if at == "commitment" else 143), done.err
+    monkeypatch.undo()
+    good("train", "-d", tmp_path, *TRAIN)
+    same_runs(tmp_path / SOURCE, unbroken / SOURCE)
+    public = json.loads((tmp_path / SOURCE / "commitment.json").read_text())
+    assert public["triggers"] == 6 and "finished" in good("train", "-d", tmp_path, *TRAIN)
+
+
+def test_the_best_checkpoint_comes_after_the_triggers_were_made(tmp_path, monkeypatch):
+    rates = iter([1.0, 1.0])  # on validation images in phase 1, with the paper's and with clean statistics
+    monkeypatch.setattr("utils.watermark.evaluation.accuracy", lambda *args: next(rates, 0.5))
+    good("train", "-d", tmp_path, *TRAIN)
+    best = load_checkpoint(tmp_path / SOURCE / "checkpoints" / "checkpoint_nat_best.pt")
+    assert best["epoch"] == 2 and best["figures"]["val_accuracy"] == 0.5 and "query_model" in best
+
+
+def test_triggers_may_come_from_another_data_set(tmp_path):
+    """A digit among photographs belongs to no class and so has no true label; then `--ewe-triggers shared`."""
+    data = photos(tmp_path / "pets", n=40)
+    flags = ("-dt", "folder", "--data-dir", data, "-nq", 3, "--batch-size", 16, "--width", 2, "--device", "cpu")
+    train = ("-d", tmp_path / "runs", *flags, "-mt", "vgg11", "-tt", "ewe", "-ep", 1, "--ewe-epochs", 1)
+    good("train", *train, "--ewe-source", "digits")
+    run = tmp_path / "runs" / "folder_vgg11_ewe_3_"
+    kept = load_checkpoint(run / "triggers.pt")
+    assert kept["true_labels"].shape == kept["sources"].shape == (3, 0) and (kept["labels"] == 0).all()
+    steal = ("-e", tmp_path / "runs", *flags, "-tmt", "vgg11", "-tt", "ewe")
+    assert "pruned 0.5" in good("extraction", *steal, "-at", "prune", "--ratios", 0.5)
+    good("train", *train, "--ewe-triggers", "shared", "-msg", "shared")
+    good("train", "-d", tmp_path / "runs", *flags, "-mt", "vgg11", "-tt", "base", "-ep", 1, "--trigger-batch", 2)
+    names = "ewe_3_shared", "base_3_"
+    shared, base = (load_checkpoint(tmp_path / "runs" / f"folder_vgg11_{name}" / "triggers.pt") for name in names)
+    assert all(torch.equal(shared[name], base[name]) for name in base)
+    assert summary(tmp_path / "runs/folder_vgg11_ewe_3_shared")["log10_p"]["T1"] is not None
+    said = refused("train", *train, "--ewe-source", "svhn:9", "-msg", "x")
+    assert "--ewe-source svhn:9" in said and "--ewe-source digits" in said
+
+
+BAD = {
+    "no such target": (("--ewe-target", 10), ["--ewe-target 10", "0 to 9"]),
+    "source and target are one": (("--ewe-source", 0), ["--ewe-source 0", "--ewe-target 0"]),
+    "no such source": (("--ewe-source", 11), ["--ewe-source 11", "0 to 9"]),
+    "no source at all": (("--ewe-source", "mnist"), ["--ewe-source", "svhn:DIGIT"]),
+    "the data set itself": (("--ewe-source", "digits"), ["--ewe-source digits", "-dt digits"]),
+    "more triggers than images": (("-nq", 60), ["-nq 60", "--ewe-source 8"]),
+    "too few of the target": (("--batch-size", 64), ["--ewe-target 0", "--batch-size 64"]),
+    "no half of a batch": (("--batch-size", 1), ["--batch-size 1"]),
+    "phase 3 too short": (("--ewe-epochs", 0.01), ["--ewe-epochs 0.01", "pass"]),
+    "no phase 3": (("--ewe-epochs", 0), ["--ewe-epochs"]),
+    "shared statistics": (("--bn-stats", "shared"), ["--bn-stats shared"]),
+    "compiled": (("--compile",), ["--compile"]),
+    "mixup": (("-nm", 2), ["-nm", "--ewe-triggers shared"]),
+    "another training": (("-tt", "margin"), ["-tt ewe"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_ewe_flags_are_refused(case, tmp_path):
+    flags, words = BAD[case]
+    said = refused("train", "-d", tmp_path / "runs", *TRAIN, *flags)
+    assert all(word in said for word in words), said
+    assert tree(tmp_path) == set()
+
+
+def test_gathered_images_are_one_digit_of_another_data_set(monkeypatch):
+    other = load_data("digits")
+    # replaces SVHN
+    monkeypatch.setattr("utils.rivals.ewe.trigger_making.load_data", lambda name, root, flag: other)
+    own = Images(torch.zeros(9, 3, 32, 32, dtype=torch.uint8), torch.arange(9) % 3, torch.arange(9))
+    data = Data("cifar10", own, own, own, list("abc"), (), ())
+    drawn, again, others = (gather_images("svhn:7", 2, 20, data, "data", seed) for seed in (0, 0, 1))
+    sevens = {i.numpy().tobytes() for p in (other.train, other.held_out) for i in p.images[p.labels == 7]}
+    assert {i.numpy().tobytes() for i in drawn.images} < sevens and len(drawn.images.flatten(1).unique(dim=0)) == 20
+    assert torch.equal(drawn.images, again.images) and not torch.equal(drawn.images, others.images)
+    assert (drawn.labels == 2).all() and drawn.true_labels.shape == (20, 0)
+    own.images[4] = drawn.images[3]
+    with pytest.raises(Refusal, match="--ewe-source svhn:7: 1 training images"):
+        gather_images("svhn:7", 2, 20, data, "data", 0)
+
+
+def test_triggers_that_are_training_images_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.rivals.ewe.objective.make_triggers", lambda model, source, *args, **more: source)
+    done = call("train", "-d", tmp_path, *TRAIN, "-ep", 1)
+    assert done.status == 2 and "6 training images" in done.err and "--ewe-source" in done.err
+    assert not (tmp_path / SOURCE / "commitment.json").exists()
+
+
+def test_ewe_defaults_are_the_authors_and_other_trainings_keep_theirs():
+    authors, typed = train_flags(["-tt", "ewe"]), train_flags(["-tt", "ewe", "-ep", "200", "--lr", "0.1"])
+    assert (authors.epoch, authors.lr, authors.weight_decay) == (50, 1e-3, 0)
+    assert (typed.epoch, typed.lr) == (200, 0.1) and authors.label_strategy == "single"
+    margin = train_flags([])
+    assert (margin.epoch, margin.lr, margin.weight_decay) == (200, 0.1, 1e-4)
+    assert not any(name.startswith("ewe") for name in vars(margin))

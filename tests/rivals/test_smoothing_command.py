@@ -1,0 +1,154 @@
+"""Randomised smoothing: `train.py -tt rs` and `utils.verify certify` end to end."""
+
+import json
+import signal
+
+import pytest
+import torch
+from commands import call, good, summary, tree
+from comparing import same_runs
+
+from utils.command_line import extraction_flags, train_flags
+from utils.runs.checkpoints import load_checkpoint
+from utils.system.signals import agree_on_signal
+from utils.verify import main as verify_main
+
+DIGITS = ("-dt", "digits", "-nq", 8, "--train-size", 128, "--batch-size", 64, "--width", 4, "--device", "cpu")
+RS = ("-tt", "rs", *DIGITS, "-mt", "vgg11", "--rs-draws", 2, "--rs-sigma-step", 0.5, "--rs-warmup", 0, "-ep", 3,
+      "--select", "last")
+RUN = "digits_vgg11_rs_8_"
+
+
+class Stop:
+    """Replaces `agree_on_signal`: SIGTERM after `steps` steps."""
+
+    def __init__(self, steps):
+        self.left = steps
+
+    def __call__(self, received, device, step=0):
+        self.left -= 1
+        return signal.SIGTERM if self.left == 0 else None
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    good("train", "-d", folder, *RS, "--batch-size", 32)
+    return folder / RUN
+
+
+@pytest.mark.parametrize("steps", [2, 6])  # inside the first epoch, which has no robust pass, and inside the second
+def test_smoothing_interrupted_inside_an_epoch_ends_bit_equal(whole, tmp_path, monkeypatch, steps):
+    monkeypatch.setattr("utils.training.loop.agree_on_signal", Stop(steps))
+    stopped = call("train", "-d", tmp_path, *RS, "--batch-size", 32)
+    assert stopped.status == 128 + signal.SIGTERM, stopped.err
+    saved = load_checkpoint(tmp_path / RUN / "checkpoints" / "checkpoint_latest.pt")["training"]
+    assert saved["step"] == (steps if steps < 4 else steps - 5) and "momentum_buffer" in saved["optimizer"][0]
+    monkeypatch.setattr("utils.training.loop.agree_on_signal", agree_on_signal)
+    assert "continuing in epoch" in good("train", "-d", tmp_path, *RS, "--batch-size", 32)
+    same_runs(tmp_path / RUN, whole)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rs")
+    good("train", "-d", folder, *RS)
+    good("train", "-d", folder, "-tt", "none", *DIGITS, "-mt", "vgg11", "-ep", 1)
+    return folder
+
+
+def test_source_run(world):
+    s = summary(world / RUN)
+    assert s["role"] == "source" and s["objective"] == "rs" and s["clean"] is None and s["train_size"] == 128
+    assert s["log10_p"]["T1"] is None  # one label for all, not drawn at random
+    settings = json.loads((world / RUN / "run.json").read_text())["settings"]
+    assert settings["rs_draws"] == 2 and settings["lr"] == 0.05 and settings["label_strategy"] == "single"
+    assert (load_checkpoint(world / RUN / "triggers.pt")["labels"] == 4).all()
+    assert "is finished" in good("train", "-d", world, *RS)
+
+
+def test_extraction_needs_no_flag_of_smoothing(world):
+    good("extraction", "-d", world, "-tt", "rs", *DIGITS, "-tmt", "vgg11", "-dmt", "vgg11", "-at", "soft", "-ep", 1)
+    s = summary(world / RUN / "extraction")
+    assert s["trigger_size"] == 8 and s["log10_p"]["T1"] is None
+
+
+def test_shared_triggers_are_those_of_the_margin_method(tmp_path, capsys):
+    good("train", "-d", tmp_path, *RS, "--rs-triggers", "shared", "-ep", 2)
+    good("train", "-d", tmp_path, "-tt", "base", *DIGITS, "-mt", "vgg11", "-ep", 1)
+    ours, rivals = (load_checkpoint(tmp_path / f"digits_vgg11_{tt}_8_" / "triggers.pt") for tt in ("base", "rs"))
+    assert all(torch.equal(ours[k], rivals[k]) for k in ours)
+    assert summary(tmp_path / RUN)["log10_p"]["T1"] is not None
+    verify_main(["claim", str(tmp_path / RUN), "--suspect", str(tmp_path / RUN)])
+    assert any(line.startswith("T1") and "log10 p" in line for line in capsys.readouterr().out.splitlines())
+
+
+def ask_certify(*flags) -> int:
+    return verify_main(["certify", *map(str, flags)])
+
+
+def test_certify_command(world, tmp_path, capsys):
+    command = (world / RUN, "--benign", world / "digits_vgg11_none_8_", "--draws", 40, "--device", "cpu", "--json",
+               tmp_path / "c.json")
+    assert ask_certify(*command) == 0
+    out = capsys.readouterr().out
+    assert "answers under noise" in out and "eps 2: none" in out and f"benign {world}" in out
+    content = json.loads((tmp_path / "c.json").read_text())
+    assert content["settings"] == {"draws": 40, "sigma": 1.0, "confidence": 0.99, "seed": 0}
+    own, control = content["models"]
+    assert own["trigger_accuracy"] == summary(world / RUN)["trigger_hits"] / 8
+    assert control["role"] == "benign" and own != control
+    for model in content["models"]:
+        assert sum(model["histogram"]) == pytest.approx(1) and model["certified"]["2.0"] is None
+        bounds = [b for b in model["certified"].values() if b is not None]
+        assert bounds == sorted(bounds, reverse=True) and bounds[0] <= model["smoothed_median"]
+    ask_certify(*command)
+    assert json.loads((tmp_path / "c.json").read_text()) == content
+    ask_certify(world / RUN, "--draws", 5, "--sigma", 1e-9, "--eps", 1e-12)
+    assert f"under noise mean {100 * own['trigger_accuracy']:.2f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("RUN", "--sigma", 0), "--sigma"), (("RUN", "--confidence", 1), "--confidence"),
+    (("RUN", "--draws", 0), "--draws"), (("RUN", "--json", "nowhere/c.json"), "there is no folder"),
+    (("no run",), "there is no run in"), (("SURROGATE",), "holds no trigger set"),
+])
+def test_certify_refuses_bad_flags(world, tmp_path, capsys, flags, words):
+    if "SURROGATE" in flags:
+        checkpoint = load_checkpoint(world / RUN / "checkpoints" / "checkpoint_latest.pt")
+        del checkpoint["query_model"]
+        torch.save(checkpoint, tmp_path / "bare.pt")
+    places = {"RUN": world / RUN, "SURROGATE": tmp_path / "bare.pt"}
+    with pytest.raises(SystemExit) as end:
+        ask_certify(*(places.get(f, f) for f in flags))
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and words in err and "Traceback" not in err
+
+
+def test_smoothing_defaults_are_the_authors_and_a_typed_flag_wins():
+    rs = train_flags(["-tt", "rs"])
+    assert (rs.epoch, rs.lr, rs.rs_sigma, rs.rs_sigma_step, rs.rs_draws, rs.rs_warmup, rs.rs_batch, rs.rs_label,
+            rs.rs_triggers) == (100, 0.05, 1.0, 0.05, 100, 5, 64, 4, "text")
+    typed = train_flags(["-tt", "rs", "-ep", "200", "--lr", "0.1", "--rs-draws", "10"])
+    assert (typed.epoch, typed.lr, typed.rs_draws) == (200, 0.1, 10)
+    for tt in ("none", "base", "margin"):  # recorded as before, so that older run folders can be resumed
+        args = train_flags(["-tt", tt])
+        assert (args.epoch, args.lr) == (200, 0.1) and not any(name.startswith("rs_") for name in vars(args))
+    thief = extraction_flags(["-tt", "rs"])
+    assert (thief.epoch, thief.lr) == (200, 0.1)
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("-tt", "margin", *DIGITS, "--rs-draws", 3), "--rs-draws is a flag of -tt rs"),
+    (("-tt", "none", *DIGITS, "--rs-freeze-bn"), "--rs-freeze-bn is a flag of -tt rs"),
+    ((*RS, "--rs-sigma-step", 0.3), "--rs-sigma 1 is no multiple of --rs-sigma-step 0.3"),
+    ((*RS, "--rs-sigma-step", 0), "--rs-sigma-step"),
+    ((*RS, "--rs-label", 10), "--rs-label 10: digits has 10 classes"),
+    ((*RS, "-nq", 140), "-nq 140"),
+    ((*RS, "-nm", 2), "--rs-triggers text"),
+    ((*RS, "--rs-triggers", "word"), "--rs-triggers"),
+])
+def test_bad_smoothing_flags_are_refused_before_anything_is_written(tmp_path, flags, words):
+    done = call("train", "-d", tmp_path / "new", *flags)
+    assert done.status == 2 and done.err.count("\n") == 1 and words in done.err
+    assert not tree(tmp_path)

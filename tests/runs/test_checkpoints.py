@@ -1,0 +1,73 @@
+"""Checkpoints are data: nothing in them is run, and damaged ones are refused."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from utils.system.refusals import Refusal
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def test_find_checkpoint_names_what_it_looked_for(unbroken_run, tmp_path):
+    assert find_checkpoint(unbroken_run).name == "checkpoint_nat_best.pt"
+    assert find_checkpoint(unbroken_run, "last").name == "checkpoint_latest.pt"
+    assert find_checkpoint(unbroken_run, "val", "clean").name == "checkpoint_nat_best_clean.pt"
+    assert find_checkpoint(unbroken_run, "last", "clean").name == "checkpoint_latest_clean.pt"
+    with pytest.raises(Refusal, match=f"no run in {tmp_path}/nothing"):
+        find_checkpoint(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Refusal, match="no checkpoint .*/checkpoint_nat_best_clean.pt.*--bn-stats paper"):
+        find_checkpoint(tmp_path / "empty", "val", "clean")
+
+
+def test_find_checkpoint_takes_the_one_that_the_summary_names(tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    for name in ("nat_best", "latest"):
+        (checkpoints / f"checkpoint_{name}.pt").touch()
+    assert find_checkpoint(tmp_path, None).name == "checkpoint_nat_best.pt"  # while there is no summary
+    for select, name in (("last", "latest"), ("val", "nat_best")):
+        (tmp_path / "summary.json").write_text(json.dumps({"select": select}))
+        assert find_checkpoint(tmp_path, None) == checkpoints / f"checkpoint_{name}.pt"
+
+
+class Bomb:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("writer", [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o)),
+                                    lambda o, p: torch.save(o, p, _use_new_zipfile_serialization=False)])
+def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(writer, tmp_path):
+    writer({"model": Bomb(tmp_path / "boom")}, tmp_path / "evil.pt")
+    with pytest.raises(Refusal, match="evil.pt"):
+        load_checkpoint(tmp_path / "evil.pt")
+    assert not (tmp_path / "boom").exists()
+    with pytest.raises(pickle.UnpicklingError):  # even where numpy's scalars are allowed
+        torch.load(tmp_path / "evil.pt", weights_only=True)
+
+
+def test_truncated_empty_and_foreign_files_are_refused(tmp_path):
+    save_checkpoint(tmp_path / "whole.pt", {"model": {"state_dict": {"w": torch.rand(1000)}, "type": "res18"}})
+    content = (tmp_path / "whole.pt").read_bytes()
+    for keep in (0, 1, 100, len(content) // 2, len(content) - 1):
+        (tmp_path / "cut.pt").write_bytes(content[:keep])
+        with pytest.raises(Refusal, match="cut.pt"):
+            load_checkpoint(tmp_path / "cut.pt")
+    (tmp_path / "text.pt").write_text("no checkpoint at all\n" * 50)
+    torch.save([1, 2], tmp_path / "list.pt")
+    torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
+    for name in ("text.pt", "list.pt", "module.pt"):
+        with pytest.raises(Refusal, match=name):
+            load_checkpoint(tmp_path / name)
+    with pytest.raises(Refusal, match="does not exist"):
+        load_checkpoint(tmp_path / "missing.pt")

@@ -1,0 +1,94 @@
+"""Run folders: other settings, overwriting, damage, and two processes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from comparing import same_runs
+from tiny_fit import EPOCHS, Death, tiny_fit
+
+from utils.runs.folder import RunFolder
+from utils.system.refusals import Refusal
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def test_other_settings_are_refused_before_anything_is_changed(unbroken_run, tmp_path):
+    run = RunFolder(unbroken_run, {"seed": 1, "lr": 0.1}, "another -msg")
+    with pytest.raises(Refusal, match="seed was 0, is 1.*another -msg or --overwrite"):
+        run.check(False)
+    run.check(True)
+    # these say where a run is computed and written, not what it computes
+    RunFolder(unbroken_run, {"seed": 0, "lr": 0.1, "device": "cuda", "dir": "elsewhere"}, "").check(False)
+    later = RunFolder(unbroken_run, {"seed": 0, "lr": 0.1, "new": 0.0}, "")  # a flag of a later version, not passed
+    later.check(False)
+    assert later.settings == {"seed": 0, "lr": 0.1}  # the settings of a commitment stay what they were
+    with pytest.raises(Refusal, match="new was None, is 0.1"):
+        RunFolder(unbroken_run, {"seed": 0, "lr": 0.1, "new": 0.1}, "").check(False)
+
+
+def test_overwrite_starts_from_scratch(unbroken_run, tmp_path):
+    tiny_fit(tmp_path / "run", lr=0.5)
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    tiny_fit(tmp_path / "run", overwrite=True)
+    same_runs(tmp_path / "run", unbroken_run)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"] == {"seed": 0, "lr": 0.1}
+
+
+def test_a_run_killed_while_overwriting_never_continues_old_files(unbroken_run, tmp_path, monkeypatch):
+    real = Path.unlink
+    for fatal in range(1, 12):
+        path, count = tmp_path / str(fatal), [0]
+        tiny_fit(path, lr=0.5)
+        (path / "summary.json").write_text("{}")
+
+        def unlink(self, missing_ok=False, count=count, fatal=fatal):
+            count[0] += 1
+            if count[0] > fatal:
+                raise Death
+            real(self, missing_ok=missing_ok)
+
+        monkeypatch.setattr(Path, "unlink", unlink)
+        with pytest.raises(Death) as death:
+            tiny_fit(path, overwrite=True)
+        del death
+        monkeypatch.setattr(Path, "unlink", real)
+        assert not (path / "summary.json").exists()
+        if (path / "run.json").exists():
+            with pytest.raises(Refusal, match="other settings"):
+                tiny_fit(path)
+        else:
+            tiny_fit(path)
+            same_runs(path, unbroken_run)
+
+
+def test_checkpoints_of_another_program_are_refused(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    torch.save({"model": {}}, tmp_path / "run" / "checkpoints" / "checkpoint_latest.pt")
+    with pytest.raises(Refusal, match="another program.*--overwrite"):
+        tiny_fit(tmp_path / "run")
+    tiny_fit(tmp_path / "run", overwrite=True)
+
+
+def test_damaged_settings_are_refused_and_overwrite_helps(tmp_path):
+    tiny_fit(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text('{"settings": ')
+    with pytest.raises(Refusal, match="damaged.*--overwrite"):
+        tiny_fit(tmp_path / "run")
+    tiny_fit(tmp_path / "run", overwrite=True)
+
+
+def test_a_second_process_is_refused_and_the_lock_ends_with_its_holder(tmp_path):
+    def hook(step):
+        if step == 2:
+            with pytest.raises(Refusal, match="in use by another process"):
+                tiny_fit(tmp_path / "run")
+            with pytest.raises(Refusal, match="in use by another process"):  # nor may the folder be removed
+                tiny_fit(tmp_path / "run", overwrite=True)
+
+    run = tiny_fit(tmp_path / "run", hook)
+    assert len(run.rows()) == EPOCHS
+    del run
+    tiny_fit(tmp_path / "run")

@@ -1,0 +1,126 @@
+"""What train.py, extraction.py and distill.py leave when they have finished."""
+
+import json
+
+import pytest
+import torch
+from commands import good, summary
+from digits_runs import BENIGN, RUNS, SOURCE, STEAL, TRAIN
+
+from utils.data.sets import load_data
+from utils.ownership.suspects import finished_surrogates
+from utils.runs.checkpoints import load_checkpoint
+from utils.system.files import sha256_of_file
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_summary_of_each_run(world, name):
+    role, key, value = RUNS[name]
+    s = summary(world / name)
+    assert s["role"] == role and s[key] == value
+    assert s["dataset"] == "digits" and s["width"] == 4 and s["seed"] == 0
+    assert s["model"] == ("vgg11" if name.endswith("_reg") else "res18")
+    assert s["epochs"] == (2 if name == SOURCE else 1) and 1 <= s["chosen_epoch"] <= s["epochs"]
+    keeps_clean = role == "source"
+    assert (s["clean"] is not None) == keeps_clean
+    for figures in [s] + ([s["clean"]] if keeps_clean else []):
+        assert 0 <= figures["test_accuracy"] <= 1
+        assert 0 <= figures["trigger_hits"] <= figures["trigger_size"] == 10
+        assert {"T1", "T1_conservative", "T3", "p_subset"} <= set(figures["log10_p"])
+        assert all(p is None or p <= 0 for p in figures["log10_p"].values())
+        assert figures["log10_p"]["T1"] is not None
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_run_folder_holds_settings_log_rows_and_checkpoints(world, name):
+    folder = world / name
+    role = RUNS[name][0]
+    files = {"run.json", "metrics.jsonl", "output.log", "summary.json"}
+    files |= set() if role == "surrogate" else {"trigger.png", "triggers.pt"}
+    assert files <= {p.name for p in folder.iterdir()}
+    wanted = {f"checkpoint_{n}.pt" for n in ("init", "latest", "nat_best", "query_best")}
+    if role == "source":
+        wanted |= {f"checkpoint_{n}_clean.pt" for n in ("latest", "nat_best", "query_best")}
+    # after two epochs or more, the checkpoint before the latest stays too
+    assert {p.name for p in (folder / "checkpoints").iterdir()} - {"checkpoint_previous.pt"} == wanted
+    about = json.loads((folder / "run.json").read_text())
+    assert {"settings", "command", "git_commit", "device", "device_name", "python", "torch", "numpy"} <= set(about)
+    assert about["settings"]["width"] == 4
+    assert " ".join(about["command"]) in (folder / "output.log").read_text()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, summary(folder)["epochs"] + 1))
+    for row in rows:
+        assert all(0 <= v <= 1 for k, v in row.items() if "accuracy" in k or k == "agreement")
+        assert {"loss", "lr", "val_accuracy", "trigger_accuracy", "seconds", "images_per_second"} <= set(row)
+        assert ("clean_val_accuracy" in row) == (role == "source")
+    checkpoint = load_checkpoint(folder / "checkpoints" / "checkpoint_nat_best.pt")
+    assert checkpoint["about"]["classes"] == [str(i) for i in range(10)]
+    assert ("query_model" in checkpoint) == (role != "surrogate")  # the thief has no trigger set
+    for path in (folder / "checkpoints").iterdir():
+        torch.load(path, weights_only=True)
+
+
+def test_saved_triggers_record_their_source_images(world):
+    saved = load_checkpoint(world / SOURCE / "triggers.pt")
+    assert {"images", "labels", "true_labels", "sources"} <= set(saved)
+
+    digits = load_data("digits")
+    position = {int(i): p for p, i in enumerate(digits.held_out.indices)}
+    for i, (source,) in enumerate(saved["sources"].tolist()):
+        assert torch.equal(saved["images"][i], digits.held_out.images[position[source]])
+        assert saved["true_labels"][i, 0] == digits.held_out.labels[position[source]] != saved["labels"][i]
+
+
+def test_the_table_has_a_row_for_each_model(world):
+    lines = (world / "soft.txt").read_text().splitlines()
+    for name in ("source margin", "source margin, clean statistics", "surrogate soft", f"benign {BENIGN}"):
+        assert sum(line.startswith(name) for line in lines) >= 1, name
+    assert any("/10" in line for line in lines)
+    s = summary(world / SOURCE / "extraction")
+    assert s["log10_p"]["T3"] is not None and s["log10_p"]["p_subset"] is not None  # a benign model was named
+    assert [row["model"].split()[0] for row in s["rows"]] == ["source", "source", "surrogate", "benign"]
+    assert s["rows"][-1]["log10_p"]["T3"] is None  # it would be compared with itself
+    last = summary(world / SOURCE / "distillation")["rows"]
+    assert len([row for row in last if row["model"].startswith("surrogate")]) == 4  # all four surrogates so far
+
+
+def test_source_figures_of_the_table_are_those_of_its_summary(world):
+    source, rows = summary(world / SOURCE), summary(world / SOURCE / "extraction")["rows"]
+    for figures, row in zip((source, source["clean"]), rows):
+        assert all(row[k] == figures[k] for k in ("test_accuracy", "trigger_hits", "trigger_size"))
+        assert row["log10_p"]["T1"] == figures["log10_p"]["T1"]
+
+
+def test_a_surrogate_does_not_start_from_the_source(world):
+    source = load_checkpoint(world / SOURCE / "checkpoints" / "checkpoint_nat_best.pt")["model"]["state_dict"]
+    start = load_checkpoint(world / SOURCE / "extraction" / "checkpoints" / "checkpoint_init.pt")["model"]["state_dict"]
+    assert not torch.equal(source["1.conv1.weight"], start["1.conv1.weight"])
+
+
+def test_teacher_bn_chooses_the_checkpoint_that_is_stolen(world):
+
+    for name, twin in (("extraction", ""), ("extraction_hard", "_clean")):
+        settings = json.loads((world / SOURCE / name / "run.json").read_text())["settings"]
+        assert settings["source_sha256"] == sha256_of_file(world / SOURCE / f"checkpoints/checkpoint_nat_best{twin}.pt")
+
+
+def test_a_finished_run_is_reported_and_not_repeated(world):
+    before = {p: p.stat().st_mtime_ns for p in (world / SOURCE / "checkpoints").iterdir()}
+    out = good("train", "-d", world, "-tt", "margin", *TRAIN, "-ep", 2)
+    assert "is finished" in out and "source margin" in out
+    assert before == {p: p.stat().st_mtime_ns for p in (world / SOURCE / "checkpoints").iterdir()}
+    out = good("extraction", "-e", world, *STEAL, "-at", "hard", "-admsg", "_hard", "--teacher-bn", "clean")
+    assert "is finished" in out and "surrogate hard" in out
+
+
+def test_surrogates_of_another_source_are_not_listed(world):
+
+    source = world / SOURCE
+    assert source / "extraction" in finished_surrogates(source)
+    summary_path = source / "extraction" / "summary.json"
+    kept = summary_path.read_text()
+    try:
+        summary_path.write_text(kept.replace(json.loads(kept)["source_sha256"], "0" * 64))
+        assert source / "extraction" not in finished_surrogates(source)
+    finally:
+        summary_path.write_text(kept)

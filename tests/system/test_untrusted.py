@@ -1,0 +1,141 @@
+"""Files made to do harm: refused in one sentence, never executed, never a traceback."""
+
+import os
+import pickle
+import random
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from hostile_files import refusal_of, write_good_files
+
+from utils.runs.checkpoints import load_checkpoint
+
+MUTATIONS = 200
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The folder of one good file of each kind."""
+    return write_good_files(tmp_path_factory.mktemp("good"))
+
+
+def mutate(content: bytes, rng) -> bytes:
+    """Cut, flip, overwrite, repeat or drop a part."""
+    kind, changed = rng.randrange(6), bytearray(content)
+    at = rng.randrange(len(content))
+    if kind == 0:
+        return content[:at]
+    if kind == 1:
+        for _ in range(rng.choice((1, 1, 3, 20))):
+            changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    elif kind == 2:
+        changed[at : at + 8] = rng.choice((b"\xff" * 8, b"\0" * 8, b"../../x\n", struct.pack("<Q", 10**12)))
+    elif kind == 3:
+        changed[at:at] = changed[at : at + rng.randrange(1, 200)]
+    elif kind == 4:
+        del changed[at : at + rng.randrange(1, 200)]
+    else:  # near the front, where headers are
+        changed[rng.randrange(min(300, len(changed)))] = rng.randrange(256)
+    return bytes(changed)
+
+
+KINDS = ("model.pt", "triggers.pt", "labels.npy", "probabilities.npy", "answers.csv", "key.json", "picture.png",
+         "picture.jpeg", "picture.gif", "picture.bmp", "picture.tiff", "picture.webp", "picture.ppm")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_damaged_files_are_refused_or_read_and_never_crash(name, files, tmp_path):
+    """`MUTATIONS` damaged versions of each kind are refused or read; of checkpoints, nearly all are refused."""
+    good, rng = (files / name).read_bytes(), random.Random(name)
+    assert refusal_of(files / name) is None
+    taken = count = 0
+    while count < MUTATIONS:
+        bad = mutate(good, rng)
+        if bad == good:
+            continue
+        count += 1
+        (tmp_path / name).write_bytes(bad)
+        taken += refusal_of(tmp_path / name) is None
+    assert [f.name for f in tmp_path.iterdir()] == [name]
+    if name.endswith(".pt"):
+        assert taken <= MUTATIONS // 20, taken  # damaged between the parts, where nothing is read
+    print(name, count - taken, "of", count, "refused")
+
+
+def pickled(obj) -> bytes:
+    return pickle.dumps(obj, protocol=2)
+
+
+def rezip(source, target, change=None, compression=zipfile.ZIP_STORED):
+    """Copy a checkpoint with its pickle changed, and with correct checksums."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, change(content) if change and name.endswith("data.pkl") else content)
+
+
+@pytest.mark.parametrize("name", ["os system", "posix system", "builtins eval", "builtins bytearray", "numpy load",
+                                  "subprocess Popen", "torch load"])
+def test_the_refusal_of_a_pickle_names_the_function_it_asks_for(name, files, tmp_path):
+    command = b"c" + name.replace(" ", "\n").encode() + b"\n"
+    call = b"X" + struct.pack("<I", 5 + len(str(tmp_path))) + f"touch{tmp_path}".encode()[: 5 + len(str(tmp_path))]
+    rezip(files / "model.pt", tmp_path / "model.pt", lambda _: b"\x80\x02" + command + b"(" + call + b"tR.")
+    assert f"asks for '{name}'" in refusal_of(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("wrap", [lambda b: b, lambda b: {"model": b}, lambda b: {"query_model": {"state_dict": [b]}}])
+def test_pickles_that_would_run_code_are_refused_in_every_kind_of_file(wrap, files, tmp_path):
+    bomb = wrap(Bomb(tmp_path / "boom"))
+    torch.save(bomb, tmp_path / "model.pt")
+    assert refusal_of(tmp_path / "model.pt")
+    torch.save(bomb, tmp_path / "model.pt", _use_new_zipfile_serialization=False)
+    assert refusal_of(tmp_path / "model.pt")
+    (tmp_path / "model.pt").write_bytes(pickled(bomb))
+    assert refusal_of(tmp_path / "model.pt")
+    for name in ("labels.npy", "answers.csv", "key.json"):
+        (tmp_path / name).write_bytes(pickled(bomb))
+        assert refusal_of(tmp_path / name)
+    np.save(tmp_path / "labels.npy", np.array([bomb] * 30, dtype=object), allow_pickle=True)
+    assert "plain numbers" in refusal_of(tmp_path / "labels.npy")
+    assert not (tmp_path / "boom").exists()
+
+
+def test_zip_bombs_and_tensors_larger_than_the_file_are_refused(files, tmp_path):
+    path = tmp_path / "model.pt"
+    rezip(files / "model.pt", path, compression=zipfile.ZIP_DEFLATED)
+    assert "compressed" in refusal_of(path)
+    torch.save({"model": {"state_dict": {"w": torch.zeros(1).expand(10**9)}, "type": "res18"}}, path)
+    assert path.stat().st_size < 10_000 and "larger than what the file holds" in refusal_of(path)
+    one = torch.zeros(100_000)
+    torch.save({"a": [one[i:] for i in range(500)]}, path)  # many views of one storage
+    assert "larger than what the file holds" in refusal_of(path)
+    deep = []
+    for _ in range(300):
+        deep = [deep, deep]  # 2^300 parts if each is counted
+    torch.save({"a": deep}, path)
+    assert refusal_of(path)
+
+
+def test_no_path_named_inside_a_file_is_opened(files, tmp_path, monkeypatch):
+    """A checkpoint names other paths; only the file itself is opened."""
+    opened, real = [], os.open
+    rezip(files / "model.pt", tmp_path / "model.pt", lambda c: c.replace(b"class 1", b"../../x"))
+    load_checkpoint(tmp_path / "model.pt")
+    with zipfile.ZipFile(tmp_path / "model.pt", "a") as archive:
+        archive.writestr("../../outside", "x")
+    monkeypatch.setattr(os, "open", lambda path, *a, **k: opened.append(str(path)) or real(path, *a, **k))
+    refusal_of(tmp_path / "model.pt")
+    assert not (tmp_path.parent.parent / "outside").exists() and set(opened) <= {str(tmp_path / "model.pt")}

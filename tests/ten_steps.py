@@ -1,0 +1,62 @@
+"""The worker of training/test_distributed.py: ten steps of each case, by this process or by several under torchrun.
+
+`torchrun ... tests/ten_steps.py FILE` writes what rank 0 has computed to FILE.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # torchrun starts this file as a script
+
+import models  # noqa: E402
+from utils.attacks.losses import soft_loss  # noqa: E402
+from utils.attacks.objectives import ExtractionObjective  # noqa: E402
+from utils.data.batches import Batches  # noqa: E402
+from utils.data.images import Images  # noqa: E402
+from utils.system.processes import is_chief, join_torchrun, leave_processes, wait_for_all  # noqa: E402
+from utils.training.global_batch import synchronize_batchnorm  # noqa: E402
+from utils.training.step import Step, autocast_forward  # noqa: E402
+from utils.watermark.objective import WatermarkObjective  # noqa: E402
+
+# name -> objective, --bn-stats, --reduction; two processes cannot share the 5 triggers of a step evenly
+CASES = {"margin": ("margin", "paper", "joint"), "shared": ("margin", "shared", "sum"), "soft": ("soft", "paper", "")}
+
+
+def ten_steps(case):
+    """Weights, running statistics and figures after ten steps on global batches of 16 images and 5 triggers.
+
+    In fp64: in fp32 rounding flips ReLUs at zero, and even one process is 2e-5 away from fp64 after these steps.
+    """
+    (kind, mode, reduction), dtype = CASES[case], torch.float64
+    torch.manual_seed(0)
+    build = lambda: models.build("res18", 4, (0.5,) * 3, (0.25,) * 3, width=2).to(dtype)
+    model, source = synchronize_batchnorm(build()).train(), build().eval().requires_grad_(False)
+    images = Images(torch.randint(0, 256, (160, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 4, (160,)), None)
+    batches = Batches(images, 16, True, dtype=dtype)
+    x_q, y_q = torch.rand(20, 3, 32, 32).to(dtype), torch.randint(0, 4, (20,))
+    steps = 3 if kind == "margin" else 0
+    if kind == "soft":
+        objective = ExtractionObjective(autocast_forward(source, False), soft_loss, False)
+    else:
+        objective = WatermarkObjective(model, x_q, y_q, weight=0.5, reduction=reduction, batch=5, steps=steps,
+                                       step_size=1 / 255, eps=steps / 255, bn_stats=mode)
+    step = Step(model, objective, batches, lr=0.01, weight_decay=1e-4)
+    generator = torch.Generator().manual_seed(1)
+    rows = list(zip(*batches.plan(generator), objective.sample(batches.steps, generator)))
+    assert len(rows) == 10
+    for row in rows:
+        step(row)
+    statistics = getattr(objective, "statistics", None)
+    return model.state_dict(), statistics.state() if statistics else {}, step.take_sums()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    join_torchrun(torch.device("cpu"))
+    results = {case: ten_steps(case) for case in CASES}
+    if is_chief():
+        torch.save(results, sys.argv[1])
+    wait_for_all()
+    leave_processes(0)

@@ -1,0 +1,128 @@
+"""`utils.training.loop.fit` on a tiny model, recorded so that Algorithm 1 can be computed on the same inputs."""
+
+import torch
+from algorithm_1 import BATCH, CLASSES, DECAY, EPS, ETA, LR, TRIGGERS, WEIGHT, K, M, o_crop
+from torch import nn
+
+from utils.data.batches import Batches
+from utils.data.images import Images
+from utils.training.loop import fit
+from utils.training.objective import Objective
+from utils.training.settings import TrainingSettings
+from utils.watermark.objective import WatermarkObjective
+
+
+class Shift(nn.Module):
+    def forward(self, x):
+        return x - 0.5
+
+
+def tiny():
+    """Two convolutions with BatchNorm and a linear layer, in fp64."""
+    torch.manual_seed(3)
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, stride=2, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.Conv2d(4, 6, 3, padding=1, stride=2, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, CLASSES),
+    )
+    for layer in (network[1], network[4]):  # not the values of a new layer
+        nn.init.uniform_(layer.weight, 0.5, 1.5)
+        nn.init.uniform_(layer.bias, -0.5, 0.5)
+        nn.init.uniform_(layer.running_mean, -0.2, 0.2)
+        nn.init.uniform_(layer.running_var, 0.5, 1.5)
+    return nn.Sequential(Shift(), network).double()
+
+
+class FakeRun:
+    """A run folder in memory."""
+
+    def __init__(self):
+        self.saved, self.written = {}, []
+
+    def load(self, name):
+        return None
+
+    def save(self, name, checkpoint):
+        self.saved[name] = checkpoint
+
+    def rows(self):
+        return []
+
+    def write_rows(self, rows):
+        self.written = list(rows)
+
+    def log(self, text):
+        pass
+
+
+class Spy(Objective):
+    """An objective that remembers which triggers it drew and its losses."""
+
+    def __init__(self, objective):
+        self.objective, self.losses, self.picks, self.statistics = objective, [], [], objective.statistics
+
+    def sample(self, steps, generator):
+        picks = self.objective.sample(steps, generator)
+        self.picks.append(picks)
+        return picks
+
+    def __call__(self, *inputs):
+        loss, stats = self.objective(*inputs)
+        self.losses.append(loss.item())
+        return loss, stats
+
+
+def data(steps):
+    """(training images for so many steps, trigger images, their labels)."""
+    g = torch.Generator().manual_seed(11)
+    n = steps * BATCH + 3  # the last partial batch is dropped
+    images = torch.randint(0, 256, (n, 3, 32, 32), generator=g, dtype=torch.uint8)
+    labels = torch.randint(0, CLASSES, (n,), generator=g)
+    triggers = torch.randint(0, 256, (TRIGGERS, 3, 32, 32), generator=g).clamp(20, 235)
+    triggers = torch.where(triggers < 60, 0, torch.where(triggers > 200, 255, triggers))  # many at 0 or 255
+    assigned = torch.randint(0, CLASSES, (TRIGGERS,), generator=g)
+    return Images(images, labels, torch.arange(n)), triggers.double() / 255, assigned
+
+
+def train(steps, reduction="joint", bn_stats="paper", ascent_steps=K, epochs=1):
+    """Train the tiny model with `fit`; returns (run, model, spy, the inputs of each step)."""
+    model = tiny()
+    images, x_q, y_q = data(steps)
+    batches = Batches(images, BATCH, True, dtype=torch.float64)
+    plans, draw = [], batches.plan
+
+    def plan(generator):
+        plans.append(draw(generator))
+        return plans[-1]
+
+    batches.plan = plan
+    spy = Spy(WatermarkObjective(model, x_q, y_q, weight=WEIGHT, reduction=reduction, batch=M, steps=ascent_steps,
+                                 step_size=ETA, eps=EPS, bn_stats=bn_stats))
+    run = FakeRun()
+
+    def snapshot(model, epoch, row):
+        return {"model": {"state_dict": {n: t.detach().clone() for n, t in model.state_dict().items()}}}
+
+    fit(run, model, spy, batches, lambda m: {"val_accuracy": 0.5}, snapshot,
+        TrainingSettings(epochs, LR, DECAY, seed=5))
+    steps_data = []
+    for plan, picks in zip(plans, spy.picks):
+        for step in range(steps):
+            x = torch.stack([
+                o_crop(images.images[i].double() / 255, int(s[0]), int(s[1]), bool(f))
+                for i, s, f in zip(plan.order[step], plan.shift[step], plan.flip[step])
+            ])
+            steps_data.append((x, images.labels[plan.order[step]], x_q[picks[step]], y_q[picks[step]]))
+    return run, model, spy, steps_data
+
+
+def start():
+    """The initial parameters of `tiny`, and the running averages of its two BatchNorm layers."""
+    model = tiny()
+    w = {name: p.detach().clone() for name, p in model.named_parameters()}
+    layers = (model[1][1], model[1][4])
+    return w, [[layer.running_mean.clone(), layer.running_var.clone()] for layer in layers]
+
+
+def close(a, b):
+    return torch.allclose(a, b, rtol=0, atol=1e-10)

@@ -1,0 +1,162 @@
+"""The training loop: its checkpoints, and that it resumes bit-equal after a signal, a kill or a bad loss."""
+
+import json
+import math
+import os
+import signal
+
+import pytest
+from comparing import same_runs
+from tiny_fit import EPOCHS, STEPS, Death, tiny_fit
+
+from utils.runs.checkpoints import load_checkpoint
+from utils.system.files import write_atomically
+from utils.system.refusals import Interrupted, Refusal
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def test_a_folder_holds_the_official_checkpoints(unbroken_run):
+    names = {p.name for p in (unbroken_run / "checkpoints").iterdir()}
+    assert names == {f"checkpoint_{n}.pt" for n in ("init", "latest", "latest_clean", "previous", "nat_best",
+                                                    "nat_best_clean", "query_best", "query_best_clean")}
+    rows = [json.loads(line) for line in (unbroken_run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    best = max(rows, key=lambda row: (row["val_accuracy"], row["epoch"]))
+    assert load_checkpoint(unbroken_run / "checkpoints" / "checkpoint_nat_best.pt")["epoch"] == best["epoch"] - 1
+    best = load_checkpoint(unbroken_run / "checkpoints" / "checkpoint_query_best.pt")
+    assert best["epoch"] == 2  # of equals, the later epoch
+    assert load_checkpoint(unbroken_run / "checkpoints" / "checkpoint_init.pt")["epoch"] == -1
+
+
+def test_every_twentieth_checkpoint_is_kept(tmp_path):
+    tiny_fit(tmp_path / "run", epochs=41, batch=16)
+    kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").glob("checkpoint_[0-9]*.pt"))
+    assert kept == [f"checkpoint_{n}.pt" for n in ("20", "20_clean", "40", "40_clean")]
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "checkpoint_20.pt")["epoch"] == 19
+
+
+def writes_of_a_run(tmp_path, monkeypatch):
+    count, real = [0], write_atomically
+    replace_write(monkeypatch, lambda *a, **k: (count.__setitem__(0, count[0] + 1), real(*a, **k)))
+    tiny_fit(tmp_path / "counted")
+    replace_write(monkeypatch, real)
+    return count[0]
+
+
+def replace_write(monkeypatch, write):
+    for module in ("utils.system.files", "utils.runs.checkpoints", "utils.runs.folder"):
+        monkeypatch.setattr(f"{module}.write_atomically", write)
+
+
+@pytest.mark.parametrize("moment", ["before", "half", "after"])
+def test_a_run_killed_at_any_write_resumes_bit_equal(moment, unbroken_run, tmp_path, monkeypatch):
+    total = writes_of_a_run(tmp_path, monkeypatch)
+    assert total > 15
+    real = write_atomically
+    for fatal in range(total):
+        path, count = tmp_path / f"killed {fatal}", [0]
+
+        def write(target, content, private=False, path=path, count=count, fatal=fatal):
+            count[0] += 1
+            if count[0] == fatal + 1:
+                if moment == "half":  # a truncated temporary file stays behind
+                    target.with_name(f".{target.name}.partial").write_bytes(bytes(content)[: len(content) // 2])
+                elif moment == "after":
+                    real(target, content, private)
+                raise Death
+            real(target, content, private)
+
+        replace_write(monkeypatch, write)
+        with pytest.raises(Death) as death:
+            tiny_fit(path)
+        del death  # its traceback holds the run, and so the lock
+        replace_write(monkeypatch, real)
+        tiny_fit(path)
+        same_runs(path, unbroken_run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("at", range(0, EPOCHS * STEPS - 1, 2))
+def test_a_signal_ends_the_run_after_the_step_and_it_resumes_bit_equal(at, number, unbroken_run, tmp_path):
+    steps = []
+
+    def hook(step):
+        steps.append(step)
+        if step == at:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    try:
+        tiny_fit(tmp_path / "run", hook)
+        raise AssertionError("not interrupted")
+    except Interrupted as stop:
+        assert stop.signum == number and "same command" in str(stop)
+    assert steps[-1] == at and signal.getsignal(number) is before  # this step was still taken
+    again = []
+    tiny_fit(tmp_path / "run", again.append)
+    assert len(again) == EPOCHS * STEPS - 1 - at  # no step is repeated
+    same_runs(tmp_path / "run", unbroken_run)
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        tiny_fit(tmp_path / "run", lambda step: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
+
+
+@pytest.mark.parametrize("bn_stats", ["clean", "shared"])
+def test_clean_and_shared_statistics_resume_bit_equal_too(bn_stats, tmp_path):
+    def hook(step):
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    tiny_fit(tmp_path / "whole", bn_stats=bn_stats)
+    try:
+        tiny_fit(tmp_path / "broken", hook, bn_stats=bn_stats)
+    except Interrupted:
+        pass
+    tiny_fit(tmp_path / "broken", bn_stats=bn_stats)
+    same_runs(tmp_path / "broken", tmp_path / "whole")
+    assert not list((tmp_path / "whole" / "checkpoints").glob("*_clean.pt"))
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(Refusal, match="not finite in epoch 1") as refused:
+        tiny_fit(tmp_path / "run", lr=1e30)
+    assert "--lr" in str(refused.value) and "intact" in str(refused.value)
+    assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {"checkpoint_init.pt"}
+    weights = load_checkpoint(tmp_path / "run" / "checkpoints" / "checkpoint_init.pt")["model"]["state_dict"]
+    assert all(t.isfinite().all() for t in weights.values())
+
+
+def poison(path, at, batch=4, then=None):
+    """A `tiny_fit` whose weights become nan in step `at`."""
+    def hook(step, model):
+        if step == at:
+            model[5].weight.register_hook(lambda gradient: gradient * math.nan)
+        if then:
+            then(step)
+
+    return tiny_fit(path, hook, batch=batch, with_model=True)
+
+
+@pytest.mark.parametrize("step", [0, 1, STEPS - 1])  # no loss of the epoch shows the weights after its last step
+def test_a_loss_that_is_not_finite_in_a_later_epoch_keeps_the_earlier_ones(step, unbroken_run, tmp_path):
+    with pytest.raises(Refusal, match="not finite in epoch 2"):
+        poison(tmp_path / "run", STEPS + step)
+    latest = load_checkpoint(tmp_path / "run" / "checkpoints" / "checkpoint_latest.pt")
+    assert latest["training"]["epoch"] == 1 and latest["epoch"] == 0
+    assert all(t.isfinite().all() for t in latest["model"]["state_dict"].values())
+    tiny_fit(tmp_path / "run")  # resumes on a repaired machine
+    same_runs(tmp_path / "run", unbroken_run)
+
+
+def test_a_signal_does_not_save_weights_that_are_not_finite(unbroken_run, tmp_path):
+    def then(step):
+        if step == STEPS + 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Refusal, match="not finite in epoch 2"):
+        poison(tmp_path / "run", STEPS + 1, then=then)
+    tiny_fit(tmp_path / "run")
+    same_runs(tmp_path / "run", unbroken_run)

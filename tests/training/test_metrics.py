@@ -1,0 +1,44 @@
+"""Accuracy and the plain objective."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from utils.training.metrics import accuracy, count_hits, predict
+from utils.training.objective import PlainObjective
+
+
+class Brightness(nn.Module):
+    """Class 1 for bright pictures; through BatchNorm, the answers differ between eval and train mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        level = self.bn(x).mean(dim=(1, 2, 3))
+        return torch.stack([0.5 - level, level - 0.5], 1)
+
+
+def test_accuracy_is_measured_in_eval_mode_and_restores_the_mode():
+    model = Brightness().train()
+    images = torch.tensor([10, 250, 240, 20, 255], dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
+    labels = torch.tensor([0, 1, 1, 0, 0])
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    assert accuracy(model, images, labels) == 0.8
+    assert count_hits(predict(model, images), labels) == 4
+    assert model.training and all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert torch.equal(predict(model, images, batch_size=2), predict(model, images))
+    model.eval()
+    assert accuracy(model, images, labels) == 0.8 and not model.training
+    logits = predict(model, images)
+    assert not logits.requires_grad and logits[1, 1].item() == pytest.approx(250 / 255 / math.sqrt(1 + 1e-5) - 0.5)
+
+
+def test_plain_objective_is_cross_entropy():
+    logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]])
+    loss, stats = PlainObjective()(lambda x: logits, torch.zeros(2, 3, 1, 1), torch.tensor([0, 1]), None)
+    assert loss.item() == pytest.approx((math.log(2) + math.log(4)) / 2)
+    assert stats["train_accuracy"].item() == 0.5

@@ -1,0 +1,84 @@
+"""One training step, in each of the ways to compute it."""
+
+import pytest
+import torch
+from comparing import apart
+from small_steps import B, K, rows_of, setting, watermark
+
+import models
+from utils.cost import official_rendering
+from utils.data.batches import Batches
+from utils.data.images import Images
+from utils.training.step import Step
+
+
+def test_channels_last_computes_the_same_step():
+    """In fp64: in fp32 rounding flips ReLUs whose input is nearly zero, in either memory format."""
+    results = []
+    for placed in (True, False):
+        torch.manual_seed(3)
+        model, batches, x_q, y_q = setting(width=16, placed=placed)
+        model, batches.dtype = model.double(), torch.float64
+        objective = watermark(model, x_q.double(), y_q, K)
+        step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4)
+        step(rows_of(batches, objective)[0])
+        results.append(model)
+    assert results[0][1].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert apart(*results) <= 1e-9
+
+
+@pytest.mark.parametrize("mode", ["paper", "clean", "shared"])
+def test_fixed_buffers_and_fused_update_are_bit_equal(mode):
+    """The path that CUDA records (not recorded here) and the usual one equal a loop with torch's plain optimiser."""
+    results = []
+    for graph in (True, False, None):
+        torch.manual_seed(4)
+        model, batches, x_q, y_q = setting()
+        objective = watermark(model, x_q, y_q, K, mode)
+        rows = rows_of(batches, objective)
+        if graph is None:
+            optimizer, total = official_rendering.plain_sgd(model, 0.1, 1e-4), 0.0
+            for rate, row in zip((0.1, 0.1, 0.01, 0.01), rows):
+                optimizer.param_groups[0]["lr"] = rate
+                loss, stats = objective(model, *batches.batch(*row[:3]), row[3])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                total = total + stats["loss"]
+            sums = {"loss": float(total)}
+        else:
+            step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4, graph=graph)
+            for rate, row in zip((0.1, 0.1, 0.01, 0.01), rows):
+                step.rate.fill_(rate)
+                step(row)
+            addresses = {name: value.data_ptr() for name, value in step.sums.items()}
+            sums = step.take_sums()
+            assert {name: value.data_ptr() for name, value in step.sums.items()} == (addresses if graph else {})
+            assert not any(step.take_sums().values())
+        results.append((model, sums["loss"], objective.statistics.state()))
+    for model, loss, clean in results[1:]:
+        assert apart(model, results[0][0]) == 0 and loss == results[0][1]
+        assert all(torch.equal(clean[name], results[0][2][name]) for name in clean)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("mode", ["paper", "shared"])
+def test_recorded_graph_equals_ordinary_steps(mode):
+    results = []
+    for graph in (True, False):
+        torch.manual_seed(6)
+        model, batches, x_q, y_q = setting()
+        model = models.place(model, "cuda")
+        images = Images(batches.padded[:, 4:36, 4:36].permute(0, 3, 1, 2), batches.labels, batches.labels)
+        batches = Batches(images, B, True, "cuda")
+        objective = watermark(model, x_q.cuda(), y_q.cuda(), K, mode)
+        said = []
+        step = Step(model, objective, batches, lr=0.01, weight_decay=1e-4, graph=graph, log=said.append)
+        for epoch in range(3):
+            step.rate.fill_(0.01 / (epoch + 1))
+            for row in rows_of(batches, objective, seed=epoch):
+                step([part.cuda() for part in row])
+        assert not said and (step.recorder is not None and step.recorder.graph is not None) == graph
+        results.append((model.cpu(), step.take_sums()))
+    assert apart(results[0][0], results[1][0]) <= 1e-3
+    assert results[0][1] == pytest.approx(results[1][1], rel=1e-2)

@@ -1,0 +1,47 @@
+"""BatchNorm's running statistics under clean and trigger batches."""
+
+import pytest
+import torch
+from tiny_training import train
+from torch import nn
+
+import models
+from utils.watermark.running_statistics import RunningStatistics
+
+
+def test_share_of_triggers_in_the_running_statistics_is_the_published_one():
+    """With K = 5, each clean pass is followed by six trigger passes, which leave it 10 % of the averages."""
+    layer = nn.BatchNorm2d(1).double()
+    nn.init.zeros_(layer.running_mean)
+    statistics = RunningStatistics(nn.Sequential(layer), "paper")
+    layer.train()
+    for _ in range(60):
+        with statistics.clean_batch():
+            layer(torch.ones(4, 1, 2, 2, dtype=torch.float64) + 1e-9 * torch.randn(4, 1, 2, 2, dtype=torch.float64))
+        for _ in range(6):
+            with statistics.trigger_batch():
+                layer(1e-9 * torch.randn(4, 1, 2, 2, dtype=torch.float64))
+    assert layer.running_mean.item() == pytest.approx(0.1 * 0.9**6 / (1 - 0.9**7), abs=1e-6)
+    assert layer.running_mean.item() == pytest.approx(0.10, abs=0.005)
+    assert statistics.state()["0.running_mean"].item() == pytest.approx(1 - 0.9**60, abs=1e-6)
+
+
+@pytest.mark.parametrize("bn_stats", ["paper", "clean", "shared"])
+def test_no_bn_mode_leaves_the_layers_changed(bn_stats):
+    _, model, _, _ = train(2, "sum", bn_stats)
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            assert layer.momentum == 0.1 and layer.track_running_stats and layer.training
+
+
+def test_batchnorm_layers_are_restored_after_an_error():
+
+    model = models.place(models.build("vgg11", 3, width=4), "cpu").train()
+    statistics = RunningStatistics(model, "paper")
+    layer = statistics.layers[0]
+    before = layer.running_mean.clone()
+    with pytest.raises(ZeroDivisionError), statistics.clean_batch():
+        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), RunningStatistics(model, "clean").trigger_batch():
+        raise ZeroDivisionError
+    assert layer.momentum == 0.1 and layer.track_running_stats and torch.equal(layer.running_mean, before)

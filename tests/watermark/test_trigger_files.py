@@ -1,0 +1,119 @@
+"""Models and trigger sets in checkpoints: ours, the official code's, and inconsistent ones."""
+
+import io
+import pickle
+import zipfile
+
+import pytest
+import torch
+from hostile_files import refusal_of, write_good_files
+from official_checkpoint import official, trigger_set
+
+import models
+from utils.runs.checkpoints import load_checkpoint, pack_checkpoint, save_checkpoint
+from utils.system.refusals import Refusal
+from utils.watermark.trigger_files import pack_triggers, unpack_source
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The folder of one good file of each kind."""
+    return write_good_files(tmp_path_factory.mktemp("good"))
+
+
+@pytest.mark.parametrize("name, classes, width", [("res18", 10, 4), ("res50", 7, 4), ("vgg11", 100, 8)])
+def test_a_packed_model_and_its_triggers_are_restored(name, classes, width, tmp_path):
+    model = models.build(name, classes, (0.5, 0.4, 0.3), (0.2, 0.2, 0.3), width)
+    model(torch.rand(8, 3, 32, 32))  # which changes the running statistics
+    trigger = trigger_set(k=2)
+    about = {"classes": ["a"] * classes}
+    packed = pack_checkpoint(model, name, epoch=3, about=about, **pack_triggers(trigger))
+    save_checkpoint(tmp_path / "one.pt", packed)
+    checkpoint = load_checkpoint(tmp_path / "one.pt")
+    again, triggers = unpack_source(checkpoint, "one.pt")
+    x = torch.rand(4, 3, 32, 32)
+    assert torch.equal(again(x), model.eval()(x)) and not again.training
+    assert not any(p.requires_grad for p in again.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(trigger, triggers))
+    assert checkpoint["epoch"] == 3 and len(checkpoint["about"]["classes"]) == classes
+    assert unpack_source(pack_checkpoint(model, name), "x")[1] is None
+    torch.load(tmp_path / "one.pt", weights_only=True)  # plain tensors, numbers and strings need no exception
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda c: c.pop("model"), lambda c: c["model"].pop("type"), lambda c: c["model"].update(type="res999"),
+    lambda c: c["model"].update(type="vgg11"), lambda c: c["model"].update(type="res34"),
+    lambda c: c["model"]["state_dict"].pop("1.bn1.weight"), lambda c: c["model"].update(state_dict=3),
+    lambda c: c["model"]["state_dict"].update({"1.linear.bias": torch.zeros(3)}),
+    lambda c: c["query_model"]["state_dict"].update(response=torch.zeros(3)),
+    lambda c: c["query_model"]["state_dict"].update(query=torch.zeros(6, 3, 28, 28)),
+    lambda c: c["query_model"]["state_dict"].pop("query"),
+    lambda c: c.update(query_model=None),
+])
+def test_parts_that_do_not_fit_one_another_are_refused(spoil):
+    checkpoint = pack_checkpoint(models.build("res18", 10, width=4), "res18", **pack_triggers(trigger_set()))
+    spoil(checkpoint)
+    with pytest.raises(Refusal, match="here.pt does not hold"):
+        unpack_source(checkpoint, "here.pt")
+
+
+def test_an_official_checkpoint_can_be_read(tmp_path):
+    model, trigger = official(tmp_path / "official.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "official.pt", weights_only=True)  # which is why we allow numpy's scalars
+    checkpoint = load_checkpoint(tmp_path / "official.pt")
+    assert float(checkpoint["optimizer"]["param_groups"][0]["lr"]) == pytest.approx(0.1 - 0.09 * 0.07)
+    again, triggers = unpack_source(checkpoint, "official.pt")
+    x = torch.rand(4, 3, 32, 32)
+    assert torch.equal(again(x), model(x))
+    for a, b in zip(triggers[:3], trigger[:3]):  # pixels too: the floats are those of 8 bits
+        assert torch.equal(a, b)
+    assert triggers.sources.shape == (6, 0)
+
+
+def test_an_official_checkpoint_of_an_older_numpy_can_be_read(tmp_path):
+    """Before 2.0 numpy pickled its scalars under `numpy.core`; torch.save's file is a zip of a pickle and storages."""
+    official(tmp_path / "new.pt")
+    renamed = io.BytesIO()
+    with zipfile.ZipFile(tmp_path / "new.pt") as old, zipfile.ZipFile(renamed, "w", zipfile.ZIP_STORED) as new:
+        for item in old.infolist():
+            content = old.read(item)
+            if item.filename.endswith("data.pkl"):
+                assert b"cnumpy._core.multiarray\n" in content
+                content = content.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+            new.writestr(item.filename, content)
+    (tmp_path / "old.pt").write_bytes(renamed.getvalue())
+    assert float(load_checkpoint(tmp_path / "old.pt")["best"]) == 0.88
+
+
+def test_an_official_checkpoint_without_true_labels_can_be_read(tmp_path):
+    official(tmp_path / "official.pt")
+    checkpoint = load_checkpoint(tmp_path / "official.pt")
+    del checkpoint["query_model"]["state_dict"]["original_response"]
+    _, trigger = unpack_source(checkpoint, "official.pt")
+    assert trigger.true_labels.shape == (6, 0)
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda c: c["model"].update(type="../../res18"),
+    lambda c: c["model"].update(type=["res18"]),
+    lambda c: c["model"]["state_dict"].update({"1.linear.bias": torch.zeros(0)}),
+    lambda c: c["model"]["state_dict"].update({"1.linear.bias": torch.zeros(5, dtype=torch.int64)}),
+    lambda c: c["model"]["state_dict"].update({"1.linear.bias": 7}),
+    lambda c: c["model"]["state_dict"].update({"1.layers.0.weight": torch.zeros(1_000_000, 1)}),
+    lambda c: c["model"]["state_dict"].pop("1.linear.weight"),
+    lambda c: c.update(model=[1, 2]),
+    lambda c: c["query_model"]["state_dict"].update(response=torch.full((30,), 5)),
+    lambda c: c["query_model"]["state_dict"].update(response=torch.full((30,), -1)),
+    lambda c: c["query_model"]["state_dict"].update(query=torch.zeros(30, 3, 32, 33)),
+    lambda c: c["query_model"]["state_dict"].update(query=torch.zeros(30, 3, 32, 32, dtype=torch.int64)),
+    lambda c: c["query_model"]["state_dict"].update(original_response=torch.zeros(4)),
+    lambda c: c["query_model"].update(state_dict="none"),
+])
+def test_checkpoints_with_inconsistent_parts_are_refused(spoil, files, tmp_path):
+    checkpoint = load_checkpoint(files / "model.pt")
+    spoil(checkpoint)
+    save_checkpoint(tmp_path / "model.pt", checkpoint)
+    assert refusal_of(tmp_path / "model.pt")

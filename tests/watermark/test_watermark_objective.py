@@ -1,0 +1,85 @@
+"""The ascent on trigger images and the weighted sum of both losses."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from algorithm_1 import TRIGGERS
+from tiny_training import data, tiny
+from torch import nn
+
+from utils.watermark.ascent import ascend
+from utils.watermark.objective import WatermarkObjective, effective_weight
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.01, 0.05, 0.3])
+def test_ascend_raises_the_loss_within_ball_and_cube(eps):
+    model = tiny().eval()
+    _, x, y = data(1)
+    preset = torch.full_like(model[1][0].weight, 7.0)
+    model[1][0].weight.grad = preset.clone()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    inner = x.clone()
+    out = ascend(model, x, y, steps=5, step_size=0.02, eps=eps)
+    assert torch.equal(x, inner) and not out.requires_grad
+    assert (out - x).abs().max() <= eps + 1e-12 and out.min() >= 0 and out.max() <= 1
+    if eps:
+        assert (out - x).abs().max() > 0.9 * min(eps, 0.1)
+        assert F.cross_entropy(model(out), y) > F.cross_entropy(model(x), y) + 1e-3
+    else:
+        assert torch.equal(out, x)
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert torch.equal(model[1][0].weight.grad, preset)
+    assert all(p.grad is None for n, p in model.named_parameters() if n != "1.0.weight")
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_ascend_by_hand_on_a_linear_model():
+    """Two classes, logits (w.x, 0), label 0: each step moves x by 0.1 against the sign of w."""
+    w = torch.tensor([2.0, -1.0, 0.5]).view(3, 1, 1)
+    forward = lambda x: torch.stack([(x * w).sum(dim=(1, 2, 3)), torch.zeros(len(x))], 1)
+    x = torch.tensor([0.5, 0.5, 0.05]).view(1, 3, 1, 1)
+    out = ascend(forward, x, torch.tensor([0]), steps=3, step_size=0.1, eps=0.25)
+    assert out.flatten().tolist() == pytest.approx([0.25, 0.75, 0.0])  # ball, ball, cube
+    out = ascend(forward, x, torch.tensor([0]), steps=2, step_size=0.1, eps=0.25)
+    assert out.flatten().tolist() == pytest.approx([0.3, 0.7, 0.0])
+
+
+def by_hand(reduction):
+    """The objective of three clean samples of loss ln 2 and two triggers of losses ln 4 and 0, at weight 0.5."""
+    model = nn.Sequential(nn.Identity())
+    answers = {0: [0.0, 0.0], 1: [math.log(3.0), 0.0], 2: [0.0, 100.0]}
+    forward = lambda x: torch.stack([torch.tensor(answers[int(i)], dtype=torch.float64) for i in x.flatten(1)[:, 0]])
+    x_q = torch.stack([torch.full((3, 1, 1), 1.0), torch.full((3, 1, 1), 2.0)]).double()
+    watermark = WatermarkObjective(model, x_q, torch.tensor([1, 1]), weight=0.5, reduction=reduction, batch=2, steps=0,
+                                   step_size=0, eps=0, bn_stats="paper")
+    x = torch.zeros(3, 3, 1, 1, dtype=torch.float64)
+    return watermark(forward, x, torch.tensor([0, 1, 0]), torch.tensor([0, 1]))
+
+
+def test_reductions_by_hand():
+    ln2, ln4 = math.log(2), math.log(4)
+    loss, stats = by_hand("joint")
+    assert loss.item() == pytest.approx((3 * ln2 + 0.5 * (ln4 + 0)) / 5, abs=1e-12)
+    assert stats["loss_obj"].item() == pytest.approx(ln2) and stats["loss_wat"].item() == pytest.approx(ln4 / 2)
+    assert stats["trigger_batch_accuracy"].item() == 0.5
+    loss, _ = by_hand("sum")
+    assert loss.item() == pytest.approx(ln2 + 0.5 * (ln4 + 0) / 2, abs=1e-12)
+
+
+def test_effective_weight_is_the_published_one():
+    assert effective_weight(0.1, "joint", 128, 25) == pytest.approx(0.0195, abs=5e-5)
+    assert effective_weight(0.1, "sum", 128, 25) == 0.1
+    assert 128 / (128 + 25) == pytest.approx(0.837, abs=5e-4)  # the factor of L_obj under `joint`
+
+
+def test_triggers_of_a_step_are_uniform_with_replacement():
+    watermark = WatermarkObjective(tiny(), torch.zeros(TRIGGERS, 3, 32, 32), torch.zeros(TRIGGERS).long(), weight=1,
+                                   reduction="sum", batch=25, steps=0, step_size=0, eps=0, bn_stats="clean")
+    picks = watermark.sample(400, torch.Generator().manual_seed(0))
+    assert picks.shape == (400, 25)
+    counts = torch.bincount(picks.flatten(), minlength=TRIGGERS).double()
+    expected = 10_000 / TRIGGERS
+    assert ((counts - expected) ** 2 / expected).sum() < 26.1  # chi-square, 8 degrees, p = 0.001
+    assert any(len(set(row)) < TRIGGERS for row in picks.tolist())
