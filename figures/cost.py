@@ -13,7 +13,7 @@ from utils.system.pictures import new_figure
 from utils.system.refusals import refuse_in_one_sentence
 
 HERE = Path(__file__).resolve().parent
-# axis -> (flag of the benchmark, values); the other settings stay at the benchmark's flags
+# axis -> (setting of the benchmark, its values); the other settings are those of the command line
 AXES = {
     "ascent steps K": ("steps", (0, 2, 5, 10)),
     "triggers m": ("num_query", (20, 100, 500)),
@@ -24,24 +24,24 @@ STYLE = {("official", "fp32"): "C3s-", ("ours", "fp32"): "C0o-", ("ours", "amp")
 
 
 def sweep(settings, device, write) -> None:
-    """Margin rows of the benchmark, one axis at a time; a setting that two axes share is measured once.
+    """Measure the benchmark's margin rows along each of `AXES`; settings that two axes share are measured once.
 
-    `write` gets all rows after each setting, so that a sweep that was stopped leaves what it measured.
+    `write` is called with all rows after each setting, so that an interrupted sweep leaves what it has measured.
     """
-    rows, known = [], {}
+    rows, measured = [], {}
     for axis, (flag, values) in AXES.items():
         for value in values:
             setting = replace(settings, **{flag: value})
             key = json.dumps(asdict(setting), sort_keys=True)
-            if key not in known:
-                known[key] = measure_steps(Contenders(setting, device), ["margin"], settings.rounds)[0]
-            rows += [{"axis": axis, "value": value, **row} for row in known[key]]
-            print(axis, value, ", ".join(f"{r['s_per_epoch']:.0f} s" for r in known[key]), flush=True)
+            if key not in measured:
+                measured[key] = measure_steps(Contenders(setting, device), ["margin"], settings.rounds)[0]
+            rows += [{"axis": axis, "value": value, **row} for row in measured[key]]
+            print(axis, value, ", ".join(f"{r['s_per_epoch']:.0f} s" for r in measured[key]), flush=True)
             write(rows)
 
 
 def draw(result, path) -> None:
-    """Seconds an epoch against each axis."""
+    """Draw seconds an epoch against each axis; `result` is the content of cost.json."""
     figure, axes = new_figure(12, 3.4, 1, len(AXES))
     settings = result["settings"]
     figure.suptitle(
@@ -63,6 +63,7 @@ def draw(result, path) -> None:
 
 @refuse_in_one_sentence
 def main():
+    """Measure the sweep with the flags of `utils.benchmark`; JSON and picture are written again after each setting."""
     settings = parse_benchmark(description=__doc__)
     device = choose_device(settings.device)
     settings = settings.on(device)

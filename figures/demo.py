@@ -1,9 +1,9 @@
 """`python -m figures.demo`: watermark, steal, prove, in minutes on a CPU, on scikit-learn's digits.
 
-A benign model, a source whose triggers are learnt by ERM, one with the margin method, and soft, hard and reg
-extraction of both; then one table and one picture. The settings are the demo's own, not the paper's (digits are so
-well separated that eps = 5/255 does nothing): VGG-11 of a quarter of the width, triggers that are the mean of two
-digits, eps = 20/255, lambda = 1 (Eq. 4), 12 epochs, last checkpoints.
+It trains a benign model, a source whose triggers are learnt by ERM and one with the margin method, extracts both with
+soft, hard and reg, and makes one table and one picture. The settings are the demo's own, not the paper's, because
+digits are so well separated that eps = 5/255 has no effect: VGG-11 of a quarter of the width, triggers that are means
+of two digits, eps = 20/255, lambda = 1 (Eq. 4), 12 epochs, last checkpoints.
 """
 
 import json
@@ -29,12 +29,12 @@ DECIDE = -3  # log10 p of T1 at which a theft counts as shown
 
 @refuse_in_one_sentence
 def main(argv=None):
-    """Run what is missing and print the table; a second call goes on where the first one stopped."""
+    """Run what is missing, print the table and draw the picture; a second call continues an interrupted one."""
     parser = Parser(prog="python -m figures.demo", description=__doc__.splitlines()[0])
     parser.add_argument("-d", "--dir", default="experiments/demo", help="folder of the demo's runs")
     parser.add_argument("--seed", type=int, default=0, help="seed of all runs")
     args = parser.parse_args(argv)
-    torch.set_num_threads(2)  # another number gives other last bits, and in the end other figures
+    torch.set_num_threads(2)  # results depend on the number of threads: sums in another order, other last bits
     common = f"-d {shlex.quote(args.dir)} {COMMON} --seed {args.seed} --device cpu"
     name = "digits_vgg11_{}_50_"
     benign = Path(args.dir) / name.format("none")
@@ -64,19 +64,19 @@ def main(argv=None):
 
 
 def call(script, flags: str) -> None:
-    """Run an entry script in this process as the command line would."""
+    """Run an entry script in this process as if it were called with these flags; prints the command."""
     print(f"\n$ python {script.__name__}.py {flags}", flush=True)
     sys.argv = [f"{script.__name__}.py", *shlex.split(flags)]
     script.main()
 
 
 def read(folder: Path) -> dict:
-    """A run's summary."""
+    """The summary of the run in a folder."""
     return json.loads((folder / "summary.json").read_text())
 
 
 def verdict(summaries) -> str:
-    """What the table shows, in words; true whichever way the numbers fall."""
+    """What the table shows, in words that follow from its numbers; summaries {(kind, model): summary}."""
     lines = []
     for kind, title in (("base", "ERM"), ("margin", "margin")):
         shown = [a for a in ATTACKS if summaries[kind, a]["log10_p"]["T1"] <= DECIDE]
@@ -89,7 +89,7 @@ def verdict(summaries) -> str:
 
 
 def draw(summaries, path: Path) -> None:
-    """Trigger accuracy of source and surrogates, ERM against margin."""
+    """Draw the trigger accuracy of source and surrogates, ERM beside margin."""
     models = ("source", *ATTACKS)
     figure, (ax,) = new_figure(6, 3.4, 1, 1)
     styles = ((-0.2, "base", "ERM", "#E69F00", "//"), (0.2, "margin", "margin", "#0072B2", ""))

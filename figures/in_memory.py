@@ -1,8 +1,8 @@
-"""A run that is kept nowhere, for models that train in seconds."""
+"""A run without a folder, for models that train in seconds."""
 
 
 class InMemoryRun:
-    """A run folder for `training.loop.fit` that keeps nothing."""
+    """In place of a `RunFolder` for `training.loop.fit`: it stores, reads and prints nothing."""
 
     load = save = write_rows = log = lambda *_: None
     rows = list

@@ -1,11 +1,14 @@
 """The paper's tables and figures: `python -m figures.make table2|figure4|...|all [--profile paper|small|smoke]`.
 
-Runs what is missing through the three scripts (a finished run is taken as it is, a broken one goes on), then writes
-<name>.md, .json and, for figures, .png into OUT/<profile>. A cell without its run says "not run".
-paper: the paper's settings, three seeds. small: res18 of width 16 on an image folder, three seeds. smoke: digits, one
-seed, in minutes.
+Starts the runs that are missing, with the three scripts (a finished run is used as it is, an interrupted one is
+continued), then writes <name>.md, .json and, for figures, .png into OUT/<profile>. A cell without its run says
+"not run". Profiles:
 
-`figures.runs` has the profiles and runs, `figures.plan` what each target needs, `figures.draw` writes what was found.
+paper  the paper's settings, three seeds
+small  res18 of width 16 on a folder of images, three seeds
+smoke  digits, one seed, in minutes
+
+The package `figures.paper` knows the runs and writes the files; this file starts the runs.
 """
 
 import os
@@ -28,10 +31,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(step: RunStep) -> None:
-    """Run a step unless it is finished; a step that was killed goes on where it was.
+    """Run a step unless it is finished; a step that was interrupted continues where it was.
 
-    The file at its end says whether it succeeded, not its status: utils.verify has 1 for a claim that does not hold.
-    What stops us is handed on as SIGTERM, at which a script saves and says so (Interrupted where it could not say it).
+    Whether it succeeded is decided by the file at its end, not by its exit status, because utils.verify exits with 1
+    where a claim does not hold. Raises Refusal where that file is missing.
+
+    A signal that stops this process is passed on as SIGTERM; the script then saves, says so and exits. Where it was
+    stopped before it could say so, Interrupted is raised.
     """
     if step.finished:
         return
@@ -46,7 +52,7 @@ def run(step: RunStep) -> None:
         received.append(signum)
         process.terminate()
 
-    # in a session of its own a terminal's Ctrl-C does not reach it a second time, at which it would end unsaved
+    # In its own session the script does not also get a terminal's Ctrl-C; a second signal would end it unsaved.
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, env=environment, start_new_session=True)
     stops = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
@@ -67,16 +73,16 @@ def run(step: RunStep) -> None:
 
 
 def check_folder(flag: str, folder: Path) -> None:
-    """Refuse a folder that cannot be made or written to, before hours of runs. Leaves nothing."""
-    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    """Refuse a folder that cannot be created or written to, before hours of runs. Creates nothing."""
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     try:
-        tempfile.TemporaryFile(dir=there).close()
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
-        raise Refusal(f"{flag} {folder}: {there} takes no files ({error.strerror}); name another folder") from error
+        raise Refusal(f"{flag} {folder}: {existing} takes no files ({error.strerror}); name another folder") from error
 
 
 def check_data(name: str) -> None:
-    """Refuse a profile whose folder of images is not there."""
+    """Refuse the profile `name` where its folder of images does not exist."""
     folder = PROFILES[name].data_dir
     if folder and not Path(folder).is_dir():
         raise Refusal(f"--profile {name}: there is no folder {folder} here; put images there (train/<class>/ and "
@@ -85,6 +91,7 @@ def check_data(name: str) -> None:
 
 @refuse_in_one_sentence
 def main(argv=None):
+    """Start the runs that the named targets need, one after the other, and write the targets' files."""
     parser = Parser(prog="python -m figures.make", description=__doc__.splitlines()[0], allow_abbrev=False)
     names = ("all", *TABLES, *FIGURES)
     parser.add_argument("names", nargs="+", choices=names, metavar="NAME", help="all, table1 ... 9, figure1 ... 8")
@@ -94,7 +101,8 @@ def main(argv=None):
     parser.add_argument("--list", action="store_true", help="print the commands still to be run, one a line, and end")
     parser.add_argument("--no-run", action="store_true", help="write from the finished runs; the rest is not run")
     args = parser.parse_args(argv)
-    runs, out = RunCommands(args.profile, Path(args.dir or f"experiments/{args.profile}")), Path(args.out) / args.profile
+    runs = RunCommands(args.profile, Path(args.dir or f"experiments/{args.profile}"))
+    out = Path(args.out) / args.profile
     names = [*TABLES, *FIGURES] if "all" in args.names else args.names
     steps = list(dict.fromkeys(step for name in names for step in steps_of_target(name, runs)))
     if args.list:

@@ -1,4 +1,11 @@
-"""TODO (figures.rivals)"""
+"""`python -m figures.rivals`: how often each verification claims benign models: EWE, RS, DI, EEF, and T1 beside them.
+
+On scikit-learn's digits, one core, some minutes. The training images are split into two disjoint halves of PNG files. A
+source of each method is trained on one half; benign models of the same architecture are trained on the same half or on
+the other one, by `train.py -tt none`; `utils.verify claim` and `eef` test them, each beside five other models.
+Nothing was stolen, so every claim is false. Dataset Inference is measured on perceptrons instead, see
+`figures.false_claims.perceptrons`. Writes rivals.json and rivals.md; finished runs are used as they are.
+"""
 
 import argparse
 import json
@@ -22,6 +29,7 @@ HERE = Path(__file__).resolve().parent
 
 @refuse_in_one_sentence
 def main(argv=None):
+    """Measure the false claims or read them, and write rivals.json and rivals.md."""
     parser = Parser(prog="python -m figures.rivals", description=__doc__.splitlines()[0], allow_abbrev=False,
                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("-d", "--dir", type=Path, default="experiments/rivals",
@@ -37,18 +45,18 @@ def main(argv=None):
                       f"be judged; pass {MIN_BANK + 2} or more")
     check_folder("--out", args.out)
     if args.redraw:
-        found = read_verdicts(args.out / "rivals.json")
+        figures = read_verdicts(args.out / "rivals.json")
     else:
         check_folder("--dir", args.dir)
-        found = measure_false_claims(args.dir, args.same, args.other, args.repeats)
+        figures = measure_false_claims(args.dir, args.same, args.other, args.repeats)
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "rivals.json").write_text(json.dumps(found) + "\n")
-    (args.out / "rivals.md").write_text(rivals_markdown(found))
-    print(rivals_markdown(found))
+        (args.out / "rivals.json").write_text(json.dumps(figures) + "\n")
+    (args.out / "rivals.md").write_text(rivals_markdown(figures))
+    print(rivals_markdown(figures))
 
 
 def read_verdicts(path: Path) -> dict:
-    """The verdicts of an earlier call."""
+    """The content of an earlier call's rivals.json; Refusal where it is missing or damaged."""
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, ValueError) as error:
@@ -56,7 +64,11 @@ def read_verdicts(path: Path) -> dict:
 
 
 def measure_false_claims(folder: Path, same: int, other: int, repeats: int) -> dict:
-    """Train what is missing and judge: {"verdicts", "sources", "perceptrons"}."""
+    """Train the models that are missing and test them; the content of rivals.json.
+
+    same, other  numbers of benign models trained on the source's half of the images, and on the other half
+    repeats      draws of Dataset Inference
+    """
     torch.set_num_threads(1)
     halves = {name: folder / "images" / name for name in HALVES}
     write_image_halves(halves)
@@ -66,18 +78,18 @@ def measure_false_claims(folder: Path, same: int, other: int, repeats: int) -> d
         benign = {name: [train_run(folder, path, BENIGN, name, 100 * (1 + i) + seed, bar)
                          for seed in range({"same": same, "other": other}[name])]
                   for i, (name, path) in enumerate(halves.items())}
-        found = {"verdicts": [], "sources": {}, "benign": benign_accuracies(benign)}
+        figures = {"verdicts": [], "sources": {}, "benign": benign_accuracies(benign)}
         for name in ("margin", "EWE", "RS"):
-            found["sources"][name], verdicts = trigger_verdicts(name, sources[name], benign, bar)
-            found["verdicts"] += verdicts
-        found["sources"]["EEF"], verdicts = eef_verdicts(sources["EEF"], benign, halves["same"], bar)
-        found["verdicts"] += verdicts
-        found["perceptrons"] = []
+            figures["sources"][name], verdicts = trigger_verdicts(name, sources[name], benign, bar)
+            figures["verdicts"] += verdicts
+        figures["sources"]["EEF"], verdicts = eef_verdicts(sources["EEF"], benign, halves["same"], bar)
+        figures["verdicts"] += verdicts
+        figures["perceptrons"] = []
         for seed in range(repeats):
-            found["perceptrons"].append(perceptron_figures(seed))
+            figures["perceptrons"].append(perceptron_figures(seed))
             bar.update()
-    found["verdicts"] += di_verdicts(found["perceptrons"])
-    return found | {"rows": count_verdicts(found["verdicts"])}
+    figures["verdicts"] += di_verdicts(figures["perceptrons"])
+    return figures | {"rows": count_verdicts(figures["verdicts"])}
 
 
 if __name__ == "__main__":

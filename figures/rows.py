@@ -1,4 +1,10 @@
-"""TODO (figures.rows)"""
+"""`python -m figures.rows DIR`: every finished run below a folder as rows of one table, seeds side by side.
+
+Runs share a row if they differ only in the seed, in tags and in which source they stole. A row has the mean ± standard
+deviation of the test accuracies, the hits and log10 p (T1) of each seed, and the harmonic mean of the p-values over
+seeds, as the paper aggregates them (not valid for a decision). `--last` evaluates the triggers on the last checkpoints
+instead of those that the runs chose; `--out NAME` also writes NAME.md and NAME.json.
+"""
 
 import json
 import statistics
@@ -11,68 +17,75 @@ from utils.system.flags import Parser
 from utils.system.refusals import Refusal, refuse_in_one_sentence
 from utils.watermark.trigger_files import unpack_source
 
+# entries of a summary that all runs of a row share; settings that may differ between them
 SAME = ("dataset", "dataset_source", "model", "width", "epochs", "train_size", "bn_stats", "select", "trigger_size")
 SEEDS = ("seed", "message", "additional_message", "source_checkpoint")
 
 
 def source_settings(run: Path) -> dict:
-    """Settings of the source above an attack's folder; none where there is no such run."""
+    """Settings of the source of an attack, whose folder is above the attack's; {} where there is no such run."""
     path = run.parent / "run.json"
     return json.loads(path.read_text())["settings"] if path.exists() else {}
 
 
 def collect_rows(folder: Path, last: bool = False) -> list[dict]:
-    """One row for each kind of run below `folder`, its seeds in lists; `last`: of the last checkpoints."""
-    groups = {}
+    """One row for each kind of run below `folder`, its seeds in lists; `last`: of the last checkpoints.
+
+    Raises KeyError where a run's watermark is unknown.
+    """
+    groups = {}  # {(watermark, role, statistics, settings): [(figures, summary, content of run.json)]}
     for path in sorted(folder.glob("**/summary.json")):
         summary = json.loads(path.read_text())
-        if summary.get("role") == "edited":  # pruned or quantised: rows of their own, made by figures.make
+        if summary.get("role") == "edited":  # pruning and quantisation have rows of another kind, see figures.make
             continue
-        about = json.loads((path.parent / "run.json").read_text())
-        tt = about["settings"]["train_type"]
-        views = {"paper": summary, "clean": summary.get("clean")}
+        run = json.loads((path.parent / "run.json").read_text())
+        train_type = run["settings"]["train_type"]
+        figures_of = {"paper": summary, "clean": summary.get("clean")}  # by BatchNorm statistics
         if last:
-            views = dict(zip(views, figures_at_last(path.parent)))
-        for view, figures in views.items():
+            figures_of = dict(zip(figures_of, figures_at_last(path.parent)))
+        for statistics_name, figures in figures_of.items():
             if not figures:
                 continue
-            kind = f"{summary['role']} {summary.get('attack') or ''}".strip()
-            of = {"none": "no watermark", "base": "ERM", "ewe": "EWE", "rs": "RS"}.get(tt, tt)
-            settings = {k: v for k, v in about["settings"].items() if k not in SEEDS and not k.endswith("sha256")}
-            settings["data"] = about["settings"].get("data_sha256")
+            role = f"{summary['role']} {summary.get('attack') or ''}".strip()
+            watermark = {"none": "no watermark", "base": "ERM", "ewe": "EWE", "rs": "RS"}.get(train_type, train_type)
+            settings = {k: v for k, v in run["settings"].items() if k not in SEEDS and not k.endswith("sha256")}
+            settings["data"] = run["settings"].get("data_sha256")
             if summary["role"] != "surrogate":
-                settings.setdefault("embed_features", 0.0)  # runs of before this flag
-            if summary["role"] == "surrogate":  # what was stolen counts too
+                settings.setdefault("embed_features", 0.0)  # runs that are older than this flag do not have it
+            if summary["role"] == "surrogate":  # copies of different sources have different rows
                 settings["source"] = {k: v for k, v in source_settings(path.parent).items() if k not in SEEDS}
-            key = (of, kind, summary.get("teacher_bn", view), json.dumps(settings, sort_keys=True))
-            groups.setdefault(key, []).append((figures, summary, about))
-    rows = []
-    for key, found in groups.items():
-        figures = [f for f, _, _ in found]
-        t1 = [f["log10_p"]["T1"] for f in figures]
-        rows.append({
-            "watermark": key[0], "role": key[1], "statistics": key[2], "seeds": [s["seed"] for _, s, _ in found],
-            "test_accuracy": [f["test_accuracy"] for f in figures],
-            "trigger_hits": [f["trigger_hits"] for f in figures], "trigger_size": figures[0]["trigger_size"],
-            "log10_T1": t1, "log10_T1_conservative": [f["log10_p"]["T1_conservative"] for f in figures],
-            "log10_T1_harmonic_mean": None if None in t1 else pvalues.harmonic_mean(t1),
-            "commands": [" ".join(about["command"]) for _, _, about in found],
-            **{name: found[0][1].get(name) for name in SAME if name != "trigger_size"},
-            **{name: found[0][2][name] for name in ("device", "torch", "threads", "git_commit")},
-        })
+            key = (watermark, role, summary.get("teacher_bn", statistics_name), json.dumps(settings, sort_keys=True))
+            groups.setdefault(key, []).append((figures, summary, run))
+    rows = [_row(*key[:3], group) for key, group in groups.items()]
     order = {"no watermark": 0, "ERM": 1, "margin": 2, "EWE": 3, "RS": 4}
     return sorted(rows, key=lambda row: (order[row["watermark"]], "surrogate" in row["role"]))
 
 
+def _row(watermark, role, statistics_name, group) -> dict:
+    """A row from the (figures, summary, content of run.json) of its seeds."""
+    figures, summaries, runs = zip(*group)
+    t1 = [f["log10_p"]["T1"] for f in figures]
+    return {
+        "watermark": watermark, "role": role, "statistics": statistics_name, "seeds": [s["seed"] for s in summaries],
+        "test_accuracy": [f["test_accuracy"] for f in figures],
+        "trigger_hits": [f["trigger_hits"] for f in figures], "trigger_size": figures[0]["trigger_size"],
+        "log10_T1": t1, "log10_T1_conservative": [f["log10_p"]["T1_conservative"] for f in figures],
+        "log10_T1_harmonic_mean": None if None in t1 else pvalues.harmonic_mean(t1),
+        "commands": [" ".join(run["command"]) for run in runs],
+        **{name: summaries[0].get(name) for name in SAME if name != "trigger_size"},
+        **{name: runs[0][name] for name in ("device", "torch", "threads", "git_commit")},
+    }
+
+
 def figures_at_last(run: Path) -> list[dict]:
-    """Figures of a run's last checkpoint, and of its clean twin where there is one; no test accuracy."""
+    """Figures of a run's last checkpoint, and of the one with clean statistics if there is one; no test accuracy."""
     source = run if (run / "triggers.pt").exists() else run.parent
     path = find_checkpoint(source, "last")
     checkpoint = load_checkpoint(path)
     _, trigger = unpack_source(checkpoint, path)
     uniform = checkpoint["about"]["label_strategy"] == "random"
-    judge = TriggerTests(trigger, len(checkpoint["about"]["classes"]), uniform)
-    return [row | {"test_accuracy": None} for row in rows_of_run(run, judge, "cpu", "last")]
+    tests = TriggerTests(trigger, len(checkpoint["about"]["classes"]), uniform)
+    return [row | {"test_accuracy": None} for row in rows_of_run(run, tests, "cpu", "last")]
 
 
 def markdown_table(rows: list[dict]) -> str:
@@ -92,11 +105,13 @@ def markdown_table(rows: list[dict]) -> str:
 
 
 def join_numbers(values) -> str:
+    """Numbers to two digits, separated by commas; "-" for None."""
     return ", ".join("-" if v is None else f"{v:.2f}" for v in values)
 
 
 @refuse_in_one_sentence
 def main(argv=None):
+    """Print the table, and write it where --out names."""
     parser = Parser(prog="python -m figures.rows", description=__doc__.splitlines()[0])
     parser.add_argument("dir", type=Path, help="folder of runs, for example experiments")
     parser.add_argument("--last", action="store_true", help="triggers on the last checkpoints instead of the chosen")

@@ -1,9 +1,9 @@
 """The 2-D experiment of Figures 1 and 2: `python -m figures.toy` writes figures/figure2.png and figure2.json.
 
-Two classes, one trigger (a held-out point of class 2 under the label class 1), a small network. The source is
-trained by ERM (Eq. 3) or with the margin (Eq. 4), and each is stolen with soft labels (Eq. 2) from its own
-training points, which hold no trigger. The claim: the surrogate keeps the trigger under the margin only.
-The drawn seed is the first of those that were run, whatever it shows; the JSON counts all of them.
+Two classes in the plane, one trigger (a held-out point of class 2 under the label class 1), a small network. A source
+is trained by ERM (Eq. 3), another with the margin (Eq. 4), and each is extracted with soft labels (Eq. 2) on its own
+training points, which do not include the trigger. The claim: only the surrogate of the margin source keeps the
+trigger. The seed that is drawn is the first one, whatever it shows; the JSON counts all seeds.
 """
 
 import json
@@ -27,11 +27,11 @@ POINTS, TEST, BATCH, EPOCHS, RATE, DECAY = 1000, 1000, 100, 80, 0.1, 1e-4
 WIDTH, STEPS, EPS, WEIGHT, TRIGGERS = 100, 5, 0.06, 0.15, 25  # margin: K steps of eps / K; lambda of Eqs. 3 and 4
 NAMES = ("source_erm", "surrogate_erm", "source_margin", "surrogate_margin")
 TITLES = ("Source, ERM", "Surrogate of ERM", "Source, margin (the paper's)", "Surrogate of margin")
-COLOURS, TINTS, STAR = ("#0072B2", "#D55E00"), ("#CFE3F2", "#FBE0CF"), "#F0E442"  # Okabe and Ito's
+COLOURS, TINTS, STAR = ("#0072B2", "#D55E00"), ("#CFE3F2", "#FBE0CF"), "#F0E442"  # Okabe and Ito's colours
 
 
 class Net(nn.Module):
-    """x (N, 2) in [0, 1] -> logits (N, 2), through a hidden representation of two numbers."""
+    """A small network, x (N, 2) in [0, 1] -> logits (N, 2), whose last hidden layer has two units."""
 
     def __init__(self):
         super().__init__()
@@ -41,23 +41,26 @@ class Net(nn.Module):
         self.linear = nn.Linear(2, 2)
 
     def features(self, x):
-        """The hidden representation, (N, 2)."""
+        """The last hidden layer, (N, 2)."""
         return self.hidden((x - 0.5) / 0.15)
 
     def forward(self, x):
+        """Logits (N, 2)."""
         return self.linear(self.features(x))
 
 
 class PointBatches:
-    """Batches of points in place of `utils.data.batches.Batches`, which serves images."""
+    """Batches of points, with the interface of `utils.data.batches.Batches`, which is for images."""
 
     def __init__(self, x, y):
         self.x, self.y, self.steps, self.batch_size, self.device = x, y, len(y) // BATCH, BATCH, x.device
 
     def plan(self, generator):
+        """The order of an epoch's points, (steps, BATCH); a partial batch is dropped."""
         return (torch.randperm(len(self.y), generator=generator)[: self.steps * BATCH].view(self.steps, BATCH),)
 
     def batch(self, order):
+        """The points (BATCH, 2) and labels (BATCH,) at the positions `order`."""
         return self.x[order], self.y[order]
 
 
@@ -72,7 +75,7 @@ def moons(n: int, generator):
 
 
 def experiment(seed: int) -> dict:
-    """Data, the four models and what they say of the trigger, for one seed."""
+    """Train the four models of `NAMES` with one seed: {"row": for the JSON, "models", "x", "y", "x_q"}."""
     generator = torch.Generator().manual_seed(seed)
     (x, y), (x_test, y_test) = moons(POINTS, generator), moons(TEST, generator)
     x_q, _ = moons(2, generator)  # the second point is of class 2
@@ -81,8 +84,8 @@ def experiment(seed: int) -> dict:
     def train(objective_of, seed):
         torch.manual_seed(seed)
         model = Net()
-        share = lambda model: {"val_accuracy": 0.0}
-        fit(InMemoryRun(), model, objective_of(model), PointBatches(x, y), share, lambda *_: {},
+        evaluate = lambda model: {"val_accuracy": 0.0}
+        fit(InMemoryRun(), model, objective_of(model), PointBatches(x, y), evaluate, lambda *_: {},
             TrainingSettings(EPOCHS, RATE, DECAY, seed=seed))
         return model.requires_grad_(False).eval()
 
@@ -109,7 +112,7 @@ def experiment(seed: int) -> dict:
 
 
 def draw(result: dict, path: Path) -> None:
-    """The paper's eight panels: input space above, hidden representation below."""
+    """Draw the paper's eight panels, input space above and hidden layer below; `result` is that of `experiment`."""
     x, y, x_q = result["x"], result["y"], result["x_q"]
     figure, axes = new_figure(11, 5.9, 2, 4)
     shown = slice(0, 400)
@@ -125,8 +128,8 @@ def draw(result: dict, path: Path) -> None:
             ax.contourf(*grid, margin, levels=(-math.inf, 0, math.inf), colors=TINTS)
             ax.contour(*grid, margin, levels=(0,), colors="black", linewidths=1.2)
             for label, marker in enumerate("o^"):
-                of = points[y[shown] == label].T
-                ax.scatter(*of, s=11, marker=marker, color=COLOURS[label], linewidths=0, alpha=0.75)
+                members = points[y[shown] == label].T
+                ax.scatter(*members, s=11, marker=marker, color=COLOURS[label], linewidths=0, alpha=0.75)
             ax.scatter(*star.T, s=230, marker="*", color=STAR, edgecolors="black", linewidths=1.1, zorder=5)
             ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
             letter = "abcdefgh"[4 * row + column]
@@ -158,6 +161,7 @@ def _frame(points):
 
 @refuse_in_one_sentence
 def main(argv=None):
+    """Run the seeds, print what each shows, and write the picture of the first and the JSON of all."""
     parser = Parser(prog="python -m figures.toy", description="The 2-D experiment of Figures 1 and 2.",
                     allow_abbrev=False)
     parser.add_argument("--seed", type=int, default=0, help="the first seed, the one that is drawn (default: 0)")

@@ -1,4 +1,4 @@
-"""TODO (figures.rivals)"""
+"""The images and trainings of figures.rivals: two halves of the digits as PNG files, and runs of train.py on them."""
 
 import contextlib
 import io
@@ -18,13 +18,16 @@ from utils.data.sets import load_data
 
 
 def write_image_halves(halves: dict) -> None:
-    """Digits as PNG files, every other training image in each folder; both have all test images."""
+    """Write digits as PNG files into the two folders of `halves`: every other training image each, all test images.
+
+    Held-out images count as training images; train.py splits them off again.
+    """
     digits = load_data("digits")
     images = Images(*(torch.cat(parts) for parts in zip(digits.train, digits.held_out)))
     for half, folder in enumerate(halves.values()):
-        for part, kept in (("train", images.pick((images.indices % 2 == half).nonzero().flatten())),
-                           ("test", digits.test)):
-            for image, label, index in zip(*kept):
+        own_half = images.pick((images.indices % 2 == half).nonzero().flatten())
+        for part, content in (("train", own_half), ("test", digits.test)):
+            for image, label, index in zip(*content):
                 path = folder / part / str(int(label)) / f"{int(index)}.png"
                 if not path.exists():
                     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +35,10 @@ def write_image_halves(halves: dict) -> None:
 
 
 def train_run(folder: Path, images: Path, flags: str, message: str, seed: int, bar) -> Path:
-    """A finished run of train.py, in this process, which has paid for torch's start already."""
+    """The folder of a finished run of train.py with `flags`, on the images in the folder `images`.
+
+    It runs in this process, which saves starting torch for each run; `bar` is a progress bar of runs.
+    """
     words = [*shlex.split(f"{COMMON} {flags}"), "-d", str(folder), "--data-dir", str(images),
              "-msg", f"{message}-{seed}", "--seed", str(seed)]
     old, sys.argv = sys.argv, ["train.py", *words]
@@ -46,6 +52,6 @@ def train_run(folder: Path, images: Path, flags: str, message: str, seed: int, b
 
 
 def benign_accuracies(benign: dict) -> dict:
-    """Test accuracies of the benign models."""
-    one = lambda path: json.loads((path / "summary.json").read_text())["test_accuracy"]
-    return {name: [one(path) for path in paths] for name, paths in benign.items()}
+    """{name: [test accuracy in [0, 1]]} of the run folders {name: [folder]}."""
+    accuracy = lambda path: json.loads((path / "summary.json").read_text())["test_accuracy"]
+    return {name: [accuracy(path) for path in paths] for name, paths in benign.items()}

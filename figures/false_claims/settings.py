@@ -1,4 +1,7 @@
-"""TODO (figures.rivals)"""
+"""Settings of figures.rivals: flags of the sources and of the benign models, levels, and titles for rivals.md.
+
+HALVES names what a benign model shares with the source: the same half of the training images, or the other one.
+"""
 
 from utils.ownership.verdict import MIN_BANK
 
@@ -11,7 +14,7 @@ SOURCES = {
     "RS": "-tt rs -nq 50 -ep 24 --rs-draws 2 --rs-sigma-step 0.25 --rs-freeze-bn",
     "EEF": "-tt none -nq 1 -ep 10 --embed-features 0.2",
 }
-EEF_FLAGS = "--epochs 20"  # of EEF's classifier
+EEF_FLAGS = "--epochs 20"  # of utils.verify eef
 HALVES = {"same": "the source's images", "other": "none of its images"}
 TESTS = {
     "T1": "T1", "T2": f"T2, and more hits than each of {MIN_BANK} others",

@@ -1,6 +1,5 @@
-"""TODO (figures.rivals)"""
+"""rivals.md: the false claims of each verification, counted, with Clopper-Pearson intervals."""
 
-from figures.errors import interval
 from figures.false_claims.perceptrons import (
     HIDDEN,
     PERCEPTRON_EPOCHS,
@@ -9,6 +8,7 @@ from figures.false_claims.perceptrons import (
     PERCEPTRON_POINTS,
 )
 from figures.false_claims.settings import BENIGN, COMMON, EEF_FLAGS, HALVES, SOURCES, TESTS
+from figures.false_claims.t1_rates import interval
 from utils.ownership.verdict import MIN_BANK
 
 READING = f"""How to read it. None of these models is a copy, so every claim is false; that DI claims models which
@@ -22,31 +22,32 @@ draws labels anew). T2 and T4 hold as far as their bank is like the suspect; wit
 
 
 def count_verdicts(verdicts: list[dict]) -> list[dict]:
-    """Verdicts -> a row for each method, test, level and what the models share, with the counts and their interval."""
+    """Rows of `verdict_row` -> a row for each method, test, level and half of the images, with counts and interval."""
     groups = {}
-    for one in verdicts:
-        groups.setdefault((one["method"], one["test"], one["level"], one["shares"]), []).append(one["claimed"])
+    for row in verdicts:
+        groups.setdefault((row["method"], row["test"], row["level"], row["shares"]), []).append(row["claimed"])
     return [{**dict(zip(("method", "test", "level", "shares"), key)), "claims": sum(claimed), "of": len(claimed),
              "interval": interval(sum(claimed), len(claimed))} for key, claimed in groups.items()]
 
 
-def rivals_markdown(found: dict) -> str:
-    """rivals.md."""
+def rivals_markdown(figures: dict) -> str:
+    """The content of rivals.md; `figures` is that of rivals.json."""
     lines = ["# False claims of benign models, measured", "", "`python -m figures.rivals`, on digits.", "",
              "| method | test | level | benign models learnt | false claims | 95 % interval (Clopper-Pearson) |",
              "|---|---|---|---|---|---|"]
-    for row in count_verdicts(found["verdicts"]):
+    for row in count_verdicts(figures["verdicts"]):
         low, high = row["interval"]
         lines.append(f"| {row['method']} | {TESTS[row['test']]} | {row['level']:.3g} | {HALVES[row['shares']]} | "
                      f"{row['claims']} of {row['of']} | {low:.3f} to {high:.3f} |")
-    said = []
-    for name, source in found["sources"].items():
+    claims = []
+    for name, source in figures["sources"].items():
         hits = f", {source['hits']} of {source['of']} triggers hit" if "hits" in source else ""
-        said.append(f"{name} {'claimed' if source['claimed'] else 'NOT claimed'}{hits}")
-    draws = [repeat["source"]["claim"] for repeat in found["perceptrons"]]
-    said.append(f"DI claimed in {sum(draws)} of {len(draws)} draws")
-    lines += ["", f"The sources themselves: {'; '.join(said)}.", "", f"Settings (`train.py {COMMON}` everywhere):", ""]
-    for name, values in found["benign"].items():
+        claims.append(f"{name} {'claimed' if source['claimed'] else 'NOT claimed'}{hits}")
+    draws = [repeat["source"]["claim"] for repeat in figures["perceptrons"]]
+    claims.append(f"DI claimed in {sum(draws)} of {len(draws)} draws")
+    lines += ["", f"The sources themselves: {'; '.join(claims)}.", ""]
+    lines += [f"Settings (`train.py {COMMON}` everywhere):", ""]
+    for name, values in figures["benign"].items():
         lines.append(f"- {len(values)} benign models that learnt {HALVES[name]}: `{BENIGN}`, test accuracy "
                      f"{100 * min(values):.1f} to {100 * max(values):.1f} %; same architecture, size and settings")
     lines += [f"- source {name}: `{flags}`" + (f"; judged with `{EEF_FLAGS}`" if name == "EEF" else "")

@@ -1,4 +1,7 @@
-"""TODO (figures.runs)"""
+"""The runs behind tables and figures: each is a step, a command and the file that marks its end.
+
+Needs the standard library alone, because Snakemake reads it in an environment of its own.
+"""
 
 import json
 import shlex
@@ -11,7 +14,7 @@ from utils.system.refusals import Refusal
 
 
 class RunStep(NamedTuple):
-    """A command, the file that marks its end, and the steps before it."""
+    """A command, the JSON file that it writes at its end, and the steps that must be finished before it."""
 
     command: str
     done: Path
@@ -19,10 +22,11 @@ class RunStep(NamedTuple):
 
     @property
     def folder(self) -> Path:
+        """The run folder."""
         return self.done.parent
 
     def result(self) -> dict | None:
-        """The JSON at its end, None before."""
+        """What the command wrote, None where it is not finished; Refusal where the file is damaged."""
         if not self.done.exists():
             return None
         try:
@@ -32,16 +36,21 @@ class RunStep(NamedTuple):
 
     @property
     def finished(self) -> bool:
+        """Whether the command's last file exists; Refusal where it is damaged."""
         return self.result() is not None
 
 
 class RunCommands:
-    """The runs of a profile as steps, one seed at a time."""
+    """Makes the steps of a profile, of `PROFILES` by name, whose runs are in `folder`; a step is for one seed."""
 
     def __init__(self, name: str, folder: Path):
         self.profile, self.dir = PROFILES[name], folder
 
     def source(self, seed, kind="margin", tag="", extra="", m=None, dataset=None) -> RunStep:
+        """A run of train.py with -tt `kind`; a watermarked one needs the benign model of the same seed.
+
+        `tag` distinguishes its folder, `extra` are further flags; `m` and `dataset` are the profile's by default.
+        """
         p = self.profile
         m, dataset, message = m or p.m, dataset or p.dataset, f"{tag}s{seed}"
         folder = self.dir / f"{dataset}_{p.model}_{kind}_{m}_{message}"
@@ -56,24 +65,30 @@ class RunCommands:
 
     def attack(self, source: RunStep, tag: str, extra="", script="extraction", model=None, needs=(),
                edits=False) -> RunStep:
+        """A run of extraction.py or distill.py on a source, in the folder with `tag`; `extra` are further flags.
+
+        `model` is the surrogate's architecture (default: the profile's), which attacks that edit the source's weights
+        (`edits`) do not have. `needs` are steps that must be finished besides the source.
+        """
         p = self.profile
         words = shlex.split(source.command)
         value = lambda flag: words[words.index(flag) + 1]
         copied = " ".join(f"{f} {shlex.quote(value(f))}" for f in ("-d", "-dt", "-tt", "-nq", "-msg", "--seed"))
-        same = "" if edits else f"-dmt {model or p.model}"
-        base = "distillation" if script == "distill" else "extraction"
-        command = _tidy(f"python {script}.py {copied} {p.flags} -tmt {p.model} {same} -admsg _{tag} {extra}")
-        return RunStep(command, source.folder / f"{base}_{tag}" / "summary.json", (source, *needs))
+        surrogate = "" if edits else f"-dmt {model or p.model}"
+        name = "distillation" if script == "distill" else "extraction"
+        command = _tidy(f"python {script}.py {copied} {p.flags} -tmt {p.model} {surrogate} -admsg _{tag} {extra}")
+        return RunStep(command, source.folder / f"{name}_{tag}" / "summary.json", (source, *needs))
 
     def analysis(self, step: RunStep, what: str) -> RunStep:
+        """`utils.analyze` of a finished run; `what` is energy, margin or tsne."""
         command = _tidy(f"python -m utils.analyze {what} {_folders(step)} {self._data}")
         return RunStep(command, step.folder / f"{what}.json", (step,))
 
     def verdict(self, what: str, source: RunStep, suspects, benign=()) -> RunStep:
-        """What `utils.verify` says of the suspects; it may be that a claim does not hold, which is status 1."""
+        """`utils.verify di` or `eef` (`what`) on the suspects; its exit status 1 says that a claim does not hold."""
         done = source.folder / f"{what}.json"
-        known = f"--benign {_folders(*benign)}" if benign else ""
-        command = _tidy(f"python -m utils.verify {what} {_folders(source)} {known} --suspect {_folders(*suspects)} "
+        bank = f"--benign {_folders(*benign)}" if benign else ""
+        command = _tidy(f"python -m utils.verify {what} {_folders(source)} {bank} --suspect {_folders(*suspects)} "
                         f"--json {shlex.quote(str(done))} {self._data} {self.profile.judged[what]}")
         return RunStep(command, done, tuple(dict.fromkeys((source, *suspects, *benign))))
 
@@ -83,7 +98,7 @@ class RunCommands:
         return f"--data-dir {folder}" if folder else ""
 
     def named(self, source: RunStep) -> dict:
-        """Source and the three extractions of Table 2."""
+        """{name: step} of the source and its three extractions in Table 2, in the order of `MODELS`."""
         return {"source": source} | {a: self.attack(source, a, f"-at {a}") for a in MODELS[1:]}
 
 

@@ -1,11 +1,15 @@
-"""TODO (figures.paper)"""
+"""The numbers that the paper states: NUMBERS[table][row, column] = (mean, standard deviation or None).
 
-
-
+Accuracies are in per cent; p-values are log10 of the stated order of magnitude. Where the paper shows values only in a
+picture, there are none here.
+"""
 
 ACC, TRIG, P = "accuracy %", "trigger %", "log10 p"
 MODELS = ("source", "soft", "hard", "reg")
+
+
 def _row(row, column, means, sds=None):
+    """The entries of one column for all `MODELS`, in their order."""
     return {(f"{row}, {m}", column): (v, sd) for m, v, sd in zip(MODELS, means, sds or [None] * 4)}
 
 

@@ -1,11 +1,27 @@
-"""TODO (figures.runs)"""
+"""The sizes in which tables and figures can be made: the paper's own, small runs on a CPU, and a smoke test.
+
+Needs the standard library alone, because Snakemake reads it in an environment of its own.
+"""
 
 import shlex
 from typing import NamedTuple
 
 
 class Profile(NamedTuple):
-    """Settings of all runs; `watermark` are flags of sources alone, `other` the thief's other data sets."""
+    """Settings of all runs of a profile; flags are those of the three scripts.
+
+    flags      of every run
+    watermark  further flags of watermarked sources
+    m          number of triggers
+    finetune   epochs of fine-tuning (Table 9)
+    other      the thief's other data sets, {name in the paper: -dsrc}
+    wide       whether the rows for CIFAR-100 are made
+    rivals     {-tt of a rival, or (-tt, data set): flags in place of `watermark`}
+    judged     {command of utils.verify that tests a rival: its flags}
+    styled     flags of EEF's victim
+    K, sizes, weights  ascent steps, numbers of triggers and weights lambda of Figure 6
+    alphas     weights alpha of distillation in Figure 4
+    """
 
     dataset: str
     flags: str
@@ -15,10 +31,10 @@ class Profile(NamedTuple):
     seeds: tuple
     finetune: int
     other: dict
-    wide: bool  # whether CIFAR-100's rows are made
-    rivals: dict  # -tt of a rival, or (-tt, data set): its flags, in place of `watermark`
-    judged: dict  # command of utils.verify that judges a rival: its flags
-    styled: str = "--embed-features 0.1"  # of EEF's victim
+    wide: bool
+    rivals: dict
+    judged: dict
+    styled: str = "--embed-features 0.1"
     K: tuple = (1, 3, 5, 8)
     sizes: tuple = (25, 50, 100, 200)
     weights: tuple = (0.25, 0.5, 1, 2, 4)

@@ -1,4 +1,7 @@
-"""TODO (figures.plan)"""
+"""The runs that a table or figure needs, in an order in which they can be started.
+
+Needs the standard library alone, because Snakemake reads it in an environment of its own.
+"""
 
 from figures.paper.commands import RunCommands, RunStep
 from figures.paper.figure_cells import figure_panels
@@ -7,22 +10,23 @@ from figures.paper.table_cells import TABLES, mixup_source, table_cells
 
 
 def steps_of_target(name: str, runs: RunCommands) -> list[RunStep]:
-    """All steps of a target, each after those it needs."""
-    found = []
+    """All steps of a table or figure for all seeds of the profile, each after the steps it needs."""
+    steps = []
 
     def visit(step):
         for before in step.needs:
             visit(before)
-        if step not in found:
-            found.append(step)
+        if step not in steps:
+            steps.append(step)
 
     for seed in runs.profile.seeds:
         for step in _wanted_steps(name, runs):
             visit(step(seed))
-    return found
+    return steps
 
 
 def _wanted_steps(name, runs):
+    """Functions of a seed that give the steps whose results are shown."""
     if name == "figure2":
         return []
     if name == "figure5":

@@ -1,4 +1,7 @@
-"""TODO (figures.draw)"""
+"""A table of the paper from finished runs: <name>.md and <name>.json; a cell without its run says "not run".
+
+See `table_cells` for what a cell is.
+"""
 
 import json
 import statistics
@@ -10,7 +13,7 @@ from utils.ownership import pvalues
 
 
 def measure_cell(cell, runs: RunCommands) -> dict:
-    """A cell's values over the seeds, from the finished runs alone."""
+    """{"values", "command", "seeds"} of a cell, over the seeds whose runs are finished; the command of one of them."""
     step_of, value = cell
     steps = {seed: step_of(seed) for seed in runs.profile.seeds}
     values = {seed: value(step.result()) for seed, step in steps.items() if step.finished}
@@ -20,7 +23,7 @@ def measure_cell(cell, runs: RunCommands) -> dict:
 
 
 def show_cell(values, column=None) -> str:
-    """mean +- sd (n) of a cell; p-values by their harmonic mean, as the paper's."""
+    """A cell's values as text: mean ± sd (n); log10 p-values by the harmonic mean of p, as in the paper."""
     if not values:
         return "not run"
     if column == P:
@@ -31,16 +34,21 @@ def show_cell(values, column=None) -> str:
 
 
 def show_paper_cell(number) -> str:
+    """A value of `NUMBERS` as text; None where the paper states none."""
     if number is None:
         return "-"
     return f"{number[0]:g}" + (f" ± {number[1]:g}" if number[1] is not None else "")
 
 
 def write_table(name: str, runs: RunCommands, out: Path, made: dict, paper: dict, title: str) -> list[dict]:
-    """<name>.md and .json; every cell of the paper appears, made or not."""
+    """Write <name>.md and <name>.json into the folder `out`; returns the cells as they stand in the JSON.
+
+    made   {(row, column): cell} that this profile makes
+    paper  {(row, column): (mean, sd)} that the paper states, an entry of `NUMBERS`; all of them appear
+    """
     rows, keys = [], list(dict.fromkeys([*paper, *made]))
     order = list(dict.fromkeys(row for row, _ in keys))
-    for key in sorted(keys, key=lambda key: order.index(key[0])):  # a row's columns stand together
+    for key in sorted(keys, key=lambda key: order.index(key[0])):  # all columns of a row one after the other
         entry = {"row": str(key[0]), "column": str(key[1]), "paper": paper.get(key), "values": [], "command": None}
         rows.append(entry | (measure_cell(made[key], runs) if key in made else {}))
     lines = [f"# {title}", "", "| row | column | paper | ours: mean ± sd (n) | command |"]

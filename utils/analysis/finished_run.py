@@ -1,4 +1,4 @@
-"""TODO (utils.analyze)"""
+"""What the analyses read of a finished run: its model, the owner's triggers and the test images."""
 
 from pathlib import Path
 
@@ -10,7 +10,17 @@ from utils.watermark.trigger_files import unpack_source
 
 
 class FinishedRun:
-    """A finished run: its model, the owner's triggers, its source's test images."""
+    """A finished run of any of the three scripts.
+
+    folder   the run's folder, an absolute path
+    model    frozen, in eval mode, on `device`
+    trigger  the owner's `TriggerSet`; of a surrogate, that of its source
+    test     `Images`, the test images of the run's data set
+    device   where to compute
+
+    `select` names the checkpoint ("val" or "last"; None: the one that the run itself reports). Raises Refusal where
+    there is no run, or where `data_dir` holds other images than the run was trained on.
+    """
 
     def __init__(self, folder, data_dir, select, device):
         self.folder = source = Path(folder).resolve()
@@ -24,9 +34,9 @@ class FinishedRun:
             source = self.folder.parent
             path = find_checkpoint(source, select)
             self.trigger = unpack_source(load_checkpoint(path), path, device)[1]
-        known = (read_json(source / "run.json") or {}).get("settings") or {}
-        data = load_data(settings["dataset"], data_dir, known.get("train_size"), skip_bad_images=True)
-        if known.get("data_sha256") not in (None, data.sha256):
+        source_settings = (read_json(source / "run.json") or {}).get("settings") or {}
+        data = load_data(settings["dataset"], data_dir, source_settings.get("train_size"), skip_bad_images=True)
+        if source_settings.get("data_sha256") not in (None, data.sha256):
             raise Refusal(f"--data-dir {data_dir}: these are not the images of {folder}; name its source's data")
         self.test = data.test
         self.device = device

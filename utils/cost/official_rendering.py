@@ -1,4 +1,12 @@
-"""TODO (utils.official)"""
+"""The official code's training steps, written again as literally as possible; for the benchmark and its test only.
+
+They compute what the published code computes, in the way in which it computes it: contiguous fp32; an ascent that
+back-propagates to all weights and discards those gradients; a teacher whose gradients stay enabled; plain SGD, one
+parameter at a time; numbers fetched from the device at every step; images decoded and augmented one by one in two
+loader processes; and the whole trigger set evaluated again with every batch of validation and test images.
+
+x is (B, 3, 32, 32) in [0, 1], y (B,); triggers are x_q (b, 3, 32, 32) and y_q (b,). No training uses this file.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -6,12 +14,15 @@ from torch.utils.data import DataLoader, Dataset
 
 
 def plain_sgd(model, lr: float, weight_decay: float):
-    """The official optimiser, one parameter at a time."""
+    """The official optimiser: SGD without momentum, updating one parameter at a time."""
     return torch.optim.SGD(model.parameters(), lr=lr, weight_decay=weight_decay, foreach=False, fused=False)
 
 
 def watermark_step(model, optimizer, x, y, x_q, y_q, *, weight: float, steps: int, step_size: float):
-    """One step on images x (B, 3, 32, 32) in [0, 1] and triggers x_q (b, 3, 32, 32): margin, or ERM with steps = 0."""
+    """One step of the margin method (Eq. 4), or of ERM with triggers (Eq. 3) where `steps` is 0.
+
+    Returns (loss, accuracy, trigger loss, trigger accuracy) as numbers. step_size is in pixel units.
+    """
     model.train()
     logits = model(x)
     delta = torch.zeros_like(x_q)
@@ -37,7 +48,7 @@ def watermark_step(model, optimizer, x, y, x_q, y_q, *, weight: float, steps: in
 
 
 def soft_step(model, teacher, optimizer, x, y):
-    """One step of soft extraction; the teacher is in eval mode but keeps its gradients."""
+    """One step of soft extraction (Eq. 2): (loss, accuracy). The teacher is in eval mode with gradients enabled."""
     model.train()
     logits, answers = model(x), teacher(x)
     loss = F.kl_div(F.log_softmax(logits, dim=1), F.softmax(answers, dim=1), reduction="batchmean")
@@ -48,7 +59,7 @@ def soft_step(model, teacher, optimizer, x, y):
 
 
 def evaluate(model, images, labels, x_q, y_q, batch_size: int = 128):
-    """Accuracy on float images, the whole trigger set asked again with every batch: (accuracy, trigger accuracy)."""
+    """(accuracy, trigger accuracy) on images (N, 3, 32, 32) in [0, 1]; every batch evaluates the whole trigger set."""
     model.eval()
     right = trigger_right = batches = 0
     with torch.no_grad():
@@ -60,7 +71,7 @@ def evaluate(model, images, labels, x_q, y_q, batch_size: int = 128):
 
 
 class Pictures(Dataset):
-    """uint8 images (N, 3, 32, 32) as PIL pictures, flipped, cropped and turned into tensors one by one."""
+    """uint8 images (N, 3, 32, 32) and labels (N,): items are decoded by PIL, flipped and cropped, one at a time."""
 
     def __init__(self, images, labels):
         from torchvision import transforms
@@ -80,6 +91,6 @@ class Pictures(Dataset):
 
 
 def loader(images, labels, batch_size: int) -> DataLoader:
-    """The official loader: two processes, shuffled, the last partial batch dropped."""
+    """The official loader of uint8 images: two processes, shuffled, without the last partial batch."""
     pictures = Pictures(images, labels)
     return DataLoader(pictures, batch_size=batch_size, shuffle=True, drop_last=True, num_workers=2, pin_memory=False)

@@ -1,4 +1,8 @@
-"""TODO (utils.costs)"""
+"""What the rivals cost beside plain training: the parts that `utils.benchmark --rivals` times, and their sums.
+
+The constants are the authors' settings for CIFAR-10. "Counted" figures are those of the specification that this
+project was built from, counted in image passes.
+"""
 
 import torch
 
@@ -9,23 +13,26 @@ from utils.rivals.randomized_smoothing.noise import noisy_gradient
 from utils.training.objective import PlainObjective
 from utils.watermark.triggers import TriggerSet
 
-# the authors' settings for CIFAR-10
-EWE_EPOCHS, EWE_W_EPOCHS, EWE_RATIO = 50, 6.0, 4.0  # EWE
-RS_LEVELS, RS_DRAWS, RS_BATCH = 21, 100, 64  # RS
-DI_POINTS, DI_CHECKS = 2000, 10 * 3 * 50  # DI by the Blind Walk: points, and questions a point at most
-EEF_IMAGES, EEF_AT_ONCE = 2 * 5000, 8  # EEF: gradients of victim and benign model
+EWE_EPOCHS, EWE_W_EPOCHS, EWE_RATIO = 50, 6.0, 4.0  # of phase 1; of phase 3; normal batches to a watermark batch
+RS_LEVELS, RS_DRAWS, RS_BATCH = 21, 100, 64  # noise levels; draws a level; triggers of a robust pass
+DI_POINTS, DI_CHECKS = 2000, 10 * 3 * 50  # points; queries a point at most: restarts * metrics * checks
+EEF_IMAGES, EEF_AT_ONCE = 2 * 5000, 8  # gradients of victim and benign model; images of one timed call
 
 
 def rival_parts(contenders, step_of) -> dict:
-    """{part: call} on the models and images of a benchmark; `step_of(objective, model, batches)` is a step."""
-    device, n = contenders.device, len(contenders.y_q)
-    images = contenders.images._replace(labels=torch.zeros_like(contenders.images.labels))  # all of EWE's target class
-    batches = Batches(images, contenders.settings.batch_size, True, device)
-    none = torch.zeros(n, 0, dtype=torch.long)
-    pixels = contenders.x_q.mul(255).round().to(torch.uint8).cpu()
-    trigger = TriggerSet(pixels, torch.zeros(n, dtype=torch.long), none, none)
+    """{part: call} on the models and images of `contenders`, in fp32.
 
-    def entangled(watermark: bool):
+    `step_of(objective, model, batches)` gives a call that makes one training step.
+    """
+    device, n = contenders.device, len(contenders.y_q)
+    # all images are of EWE's target class, 0
+    images = contenders.images._replace(labels=torch.zeros_like(contenders.images.labels))
+    batches = Batches(images, contenders.settings.batch_size, True, device)
+    unknown = torch.zeros(n, 0, dtype=torch.long)
+    pixels = contenders.x_q.mul(255).round().to(torch.uint8).cpu()
+    trigger = TriggerSet(pixels, torch.zeros(n, dtype=torch.long), unknown, unknown)
+
+    def ewe_step(watermark: bool):
         model = contenders.model().train()
         objective = EntangledObjective(
             model, batches, trigger, target=0, made=False, patch=False, epochs=0 if watermark else 1, w_epochs=2.0,
@@ -37,25 +44,26 @@ def rival_parts(contenders, step_of) -> dict:
     x = torch.rand(contenders.settings.batch_size, 3, 32, 32, device=device)
     y = torch.zeros(len(x), dtype=torch.long, device=device)
 
-    def ask():
+    def query():
         with torch.no_grad():
             model(x)
 
     return {
         "plain step": step_of(PlainObjective(), contenders.model().train(), batches),
-        "EWE normal step": entangled(False),
-        "EWE watermark step": entangled(True),
+        "EWE normal step": ewe_step(False),
+        "EWE watermark step": ewe_step(True),
         "RS noisy gradient": lambda: noisy_gradient(
             smoothed, contenders.x_q[:RS_BATCH], contenders.y_q[:RS_BATCH], 0.5, 1, generator),
-        "DI question to a batch": ask,
+        "DI question to a batch": query,
         "EEF signs of 8 images": lambda: grad_sign_vector(model, x[:EEF_AT_ONCE], y[:EEF_AT_ONCE]),
     }
 
 
 def rival_sums(ms: dict, steps: int, batch: int) -> dict:
-    """{what: (measured, counted in the specification)} from milliseconds of the parts, with `steps` an epoch.
+    """{what: (measured, counted in the specification or None)} from the milliseconds of the parts.
 
-    Trainings in those of plain training of as many epochs; questions in plain epochs.
+    Trainings are relative to plain training of as many epochs; queries and gradients are in epochs of plain training.
+    `steps` is the number of steps of an epoch, `batch` its batch size.
     """
     plain = ms["plain step"]
     watermark_epoch = ms["EWE watermark step"] + EWE_RATIO * ms["EWE normal step"]

@@ -1,4 +1,4 @@
-"""What the benchmark times: settings and the flags that set them."""
+"""The settings of the benchmark and the flags that set them."""
 
 import argparse
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ TIMED_OBJECTIVES = ("margin", "base", "soft")
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """One setting of the benchmark; the fields are its flags."""
+    """One setting of the benchmark; the fields are the flags of `utils.benchmark`, and keys of the JSON it writes."""
 
     model: str
     width: int
@@ -30,12 +30,12 @@ class BenchmarkSettings:
     json: str | None
 
     def on(self, device) -> "BenchmarkSettings":
-        """The same settings on a device; only CUDA records graphs."""
+        """The same settings on a device: without CUDA no graph is recorded."""
         return replace(self, graph=self.graph and device.type == "cuda")
 
 
 def parse_benchmark(argv=None, description: str | None = None) -> BenchmarkSettings:
-    """The settings that a command line gives."""
+    """The settings that a command line (default: this process's) gives; `description` heads its --help."""
     p = Parser(prog="python -m utils.benchmark", description=description,
                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--model", default="res34", choices=models.NAMES, help="architecture")

@@ -1,4 +1,8 @@
-"""TODO (utils.benchmark)"""
+"""The benchmark's figures as text, and a description of the machine for its JSON.
+
+The table is printed by f-strings: `tabulate` would be one more requirement for three tables in this project, and the
+columns must stay equal byte for byte.
+"""
 
 import platform
 
@@ -6,7 +10,7 @@ import torch
 
 
 def format_cost_table(rows, ratios, parts) -> str:
-    """The rows of `measure_steps` and the parts of `measure_components` as text."""
+    """The rows and ratios of `measure_steps` and the components (`parts`) of `measure_components` as text."""
     lines = [f"{'':<22}{'images/s':>10}{'ms/step':>10}{'s/epoch':>10}{'peak MB':>9}{'GFLOP/step':>12}"
              f"{'GFLOP/s':>10}{'of matmul':>10}"]
     for r in rows:
@@ -25,7 +29,7 @@ def format_cost_table(rows, ratios, parts) -> str:
 
 
 def describe_machine(settings, device) -> dict:
-    """Device, threads, versions and settings, for the JSON."""
+    """Device, number of threads, version of torch and settings, for the JSON."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {"device": str(device), "name": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
             "tf32": torch.backends.cudnn.allow_tf32, "settings": vars(settings)}

@@ -1,4 +1,7 @@
-"""TODO (utils.timing)"""
+"""Timing and peak memory on a device.
+
+Contenders are timed by turns, each once a round, so that a ratio of their times holds on a busy machine too.
+"""
 
 import math
 import statistics
@@ -11,6 +14,7 @@ from utils.training.cuda_graph import WARM_UP
 
 
 def wait_for_device(device):
+    """Wait until the device has finished the work that was started on it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -18,7 +22,7 @@ def wait_for_device(device):
 
 
 def seconds_per_call(call, n, device) -> float:
-    """Seconds of one of n calls in a row."""
+    """Seconds a call, the mean over n calls in a row."""
     wait_for_device(device)
     began = time.perf_counter()
     for _ in range(n):
@@ -28,27 +32,30 @@ def seconds_per_call(call, n, device) -> float:
 
 
 def time_by_turns(calls: dict, rounds: int, device, seconds: float) -> dict:
-    """{name: [seconds of a call in each round]}, warmed up, all contenders timed once in every round for `seconds`."""
-    often, times = {}, {name: [] for name in calls}
+    """{name: [seconds of a call in each round]}: every call is warmed up, then repeated for about `seconds` a round."""
+    repeats, times = {}, {name: [] for name in calls}
     for name, call in calls.items():
         seconds_per_call(call, WARM_UP + 1 if device.type == "cuda" else 1, device)
-        often[name] = min(200, max(1, math.ceil(seconds / seconds_per_call(call, 1, device))))
+        repeats[name] = min(200, max(1, math.ceil(seconds / seconds_per_call(call, 1, device))))
     for _ in range(rounds):
         for name, call in calls.items():
-            times[name].append(seconds_per_call(call, often[name], device))
-            time.sleep(0.1)  # loader processes fill their queues meanwhile, not in the next contender's time
+            times[name].append(seconds_per_call(call, repeats[name], device))
+            time.sleep(0.1)  # loader processes fill their queues now, not while the next contender is timed
     return times
 
 
 def matrix_product(device, amp):
-    """A square matrix product in the precision of the step: (call, its FLOP)."""
+    """(call, FLOP of a call): a square matrix product, in bf16 with `amp`, else in float32."""
     n, dtype = (8192 if device.type == "cuda" else 1024), (torch.bfloat16 if amp else torch.float32)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     return lambda: a @ b, 2 * n**3
 
 
 class PeakMemory:
-    """Peak memory of what runs within: of the device on CUDA, of the process elsewhere (None where it is unknown)."""
+    """Context manager that measures peak memory: `peak` in bytes afterwards, None where it is unknown.
+
+    On CUDA the memory that is allocated on the device, elsewhere the resident memory of this process.
+    """
 
     def __init__(self, device):
         self.device, self.peak = device, None
@@ -58,7 +65,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             try:
-                Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+                Path("/proc/self/clear_refs").write_text("5")  # resets the peak that VmHWM reports
             except OSError:
                 pass
         return self
@@ -75,5 +82,5 @@ class PeakMemory:
 
 
 def median_ratio(slow, fast) -> float:
-    """Median of the rounds' own ratios."""
+    """Median over the rounds of the ratio slow / fast; both are lists of seconds, one a round."""
     return statistics.median(a / b for a, b in zip(slow, fast))

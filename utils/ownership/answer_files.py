@@ -1,4 +1,4 @@
-"""TODO (utils.answers)"""
+"""A suspect's answers that were collected elsewhere, read from CSV or .npy files; the files are not trusted."""
 
 import csv
 import io
@@ -13,10 +13,14 @@ HEADER = ("name", "image", "file", "filename")
 
 
 def answers_from_file(path, names: list[str], classes: list[str], allow_missing: bool) -> Answers:
-    """Read answers collected elsewhere: .npy in the alphabetical order of `names`, anything else as CSV.
+    """Read answers to the triggers with these file `names`; returned in the order of `names`.
 
-    CSV: `name,label` (a class name or number) or `name` and one probability a class; a header may name the classes
-    in another order. .npy: (m,) whole numbers or (m, C) probabilities; -1 or nan where there is no answer.
+    A name that ends in .npy: (m,) whole numbers or (m, C) probabilities, in the alphabetical order of the names; -1
+    or nan where there is no answer. Any other name: CSV, with lines `name,label` (the name or number of a class) or
+    `name` and one probability for each class; a header may name the classes in another order.
+
+    Raises Refusal, which names file and line, for whatever does not fit, and for missing answers unless
+    `allow_missing` is set.
     """
     try:
         is_npy = str(path).endswith(".npy")
@@ -27,27 +31,28 @@ def answers_from_file(path, names: list[str], classes: list[str], allow_missing:
 
 
 def _read_npy(path, names, classes: int) -> Answers:
-    found = read_array(path)
-    m, whole = len(names), found.dtype.kind in "iu"
-    if found.shape != ((m,) if whole else (m, classes)):
+    values = read_array(path)
+    m, are_labels = len(names), values.dtype.kind in "iu"
+    if values.shape != ((m,) if are_labels else (m, classes)):
         raise Refusal(
-            f"{path} holds numbers of shape {found.shape}; {m} triggers need whole numbers ({m},) or "
+            f"{path} holds numbers of shape {values.shape}; {m} triggers need whole numbers ({m},) or "
             f"probabilities ({m}, {classes})"
         )
     back = np.empty(m, dtype=int)
-    back[np.argsort(names)] = np.arange(m)  # trigger i is row back[i]
-    found = found[back]
-    if whole:
-        wrong = np.flatnonzero((found.astype(object) < -1) | (found.astype(object) >= classes))
+    back[np.argsort(names)] = np.arange(m)  # trigger i is row back[i] of the file
+    values = values[back]
+    if are_labels:
+        wrong = np.flatnonzero((values.astype(object) < -1) | (values.astype(object) >= classes))
         if len(wrong):
-            raise Refusal(f"{path}: {found[wrong[0]]} is no class of {names[wrong[0]]}; classes are 0 to {classes - 1}")
-        return Answers(found.astype(np.int64), None)
-    found = found.astype(float)
-    absent = np.isnan(found).all(axis=1)
+            i = wrong[0]
+            raise Refusal(f"{path}: {values[i]} is no class of {names[i]}; classes are 0 to {classes - 1}")
+        return Answers(values.astype(np.int64), None)
+    values = values.astype(float)
+    absent = np.isnan(values).all(axis=1)
     for i in np.flatnonzero(~absent):
-        _check_probabilities(path, names[i], found[i])
-    found[absent] = 0
-    return Answers(np.where(absent, -1, found.argmax(1)), found)
+        _check_probabilities(path, names[i], values[i])
+    values[absent] = 0
+    return Answers(np.where(absent, -1, values.argmax(1)), values)
 
 
 def _read_csv(path, names, classes) -> Answers:

@@ -1,4 +1,7 @@
-"""TODO (utils.answers)"""
+"""A suspect's answers to the triggers, and the checks that every source of answers shares.
+
+Answers come from a file (`answer_files`), from a program (`ask_program`) or from weights (`answers_of_model`).
+"""
 
 from typing import NamedTuple
 
@@ -9,14 +12,21 @@ from utils.training.metrics import predict
 
 
 class Answers(NamedTuple):
-    """`labels` int64 (m,), -1 where there is no answer; `probabilities` (m, C), 0 there, or None: labels alone."""
+    """Answers to m triggers.
+
+    labels         int64 (m,), -1 where there is no answer
+    probabilities  (m, C), a row of zeros where there is no answer; None where only labels are known
+    """
 
     labels: np.ndarray
     probabilities: np.ndarray | None
 
 
 def answers_of_model(model, path, trigger, classes: int) -> Answers:
-    """Ask a model; `path` is named where it does not fit."""
+    """The model's answers to a `TriggerSet`, with softmax probabilities.
+
+    Raises Refusal, which names `path`, where the model has other classes or its logits are not finite.
+    """
     logits = predict(model, trigger.images).double()
     if logits.shape[1] != classes:
         raise Refusal(f"{path} answers with {logits.shape[1]} classes, the triggers have {classes}")
@@ -26,7 +36,7 @@ def answers_of_model(model, path, trigger, classes: int) -> Answers:
 
 
 def require_complete(path, answers: Answers, names: list[str], allow_missing: bool) -> Answers:
-    """Refuse missing answers unless they are allowed; none at all is refused always."""
+    """Return the answers; Refusal where some are missing and this is not allowed, or where all are missing."""
     missing = sorted(name for name, label in zip(names, answers.labels) if label < 0)
     if len(missing) == len(names):
         raise Refusal(f"{path} answers none of the {len(names)} triggers")
@@ -40,7 +50,10 @@ def require_complete(path, answers: Answers, names: list[str], allow_missing: bo
 
 
 def class_number(text: str, classes: list[str], where) -> int:
-    """The number of a class given by name, or by number where no class is called by another class's number."""
+    """The number of a class that is given by its name or its number; Refusal, which names `where`, if there is none.
+
+    Numbers are refused where a class has another class's number as its name, because they would be ambiguous.
+    """
     text = text.strip()
     if text in classes:
         return classes.index(text)

@@ -1,4 +1,7 @@
-"""TODO (utils.answers)"""
+"""Ask a program for the label of one image.
+
+`subprocess.run` with a time limit is all that this takes: no library is needed to start one program at a time.
+"""
 
 import shlex
 import subprocess
@@ -6,13 +9,14 @@ import subprocess
 from utils.ownership.answers import class_number
 from utils.system.refusals import Refusal
 
-ANSWER_SECONDS = 60  # for one answer of a program
+ANSWER_SECONDS = 60  # time limit of one answer
 
 
 def ask_program(command: str, png, classes: list[str], allow_missing: bool) -> int:
-    """Run `command` with {png} replaced by a file's path, without a shell, and read the label that it prints.
+    """The number of the class that `command` prints for the image file `png`; {png} in it stands for the path.
 
-    -1 where it fails and `allow_missing` is set.
+    No shell is involved. Raises Refusal where the command cannot be run, fails, takes too long or prints no class;
+    with `allow_missing` a failure or a timeout gives -1.
     """
     try:
         parts = shlex.split(command)
@@ -32,6 +36,6 @@ def ask_program(command: str, png, classes: list[str], allow_missing: bool) -> i
     if done.returncode:
         if allow_missing:
             return -1
-        said = done.stderr[-200:].decode(errors="replace").split("\n")[-2:]
-        raise Refusal(f"--command ended with status {done.returncode} for {png.name}: {' '.join(said)!r}")
+        last_lines = done.stderr[-200:].decode(errors="replace").split("\n")[-2:]
+        raise Refusal(f"--command ended with status {done.returncode} for {png.name}: {' '.join(last_lines)!r}")
     return class_number(done.stdout[:200].decode(errors="replace"), classes, f"--command, {png.name}")

@@ -1,4 +1,7 @@
-"""TODO (utils.verify)"""
+"""`python -m utils.verify claim RUN`: judge a suspect's answers to the triggers of a run.
+
+Exit status: 0 the claim holds, 1 it does not hold, 2 an error.
+"""
 
 import argparse
 import re
@@ -23,8 +26,7 @@ from utils.system.refusals import Refusal
 
 @dataclass(frozen=True)
 class ClaimCommand:
-    """What `utils.verify claim` was asked for; the fields are its flags, one of `predictions`, `suspect` and `command`
-    is set."""
+    """The flags of `utils.verify claim`. Exactly one of `predictions`, `suspect` and `command` is set."""
 
     run: str
     predictions: str | None
@@ -40,7 +42,7 @@ class ClaimCommand:
 
 
 def add_claim(parts) -> None:
-    """Declare `claim` among the commands of utils.verify."""
+    """Declare the command `claim` and its flags; `parts` are the subparsers of utils.verify."""
     c = parts.add_parser("claim", help="judge a suspect's answers to the exported triggers")
     c.set_defaults(call=judge_claim, command_type=ClaimCommand)
     c.add_argument("run", metavar="RUN", help="as for export")
@@ -75,40 +77,40 @@ def sha256_digest(text):
     return text.strip().lower()
 
 
-def judge_claim(asked: ClaimCommand) -> int:
-    """Print the case and its decision; 0 where the claim holds, else 1."""
-    if asked.sequential and not asked.command:
+def judge_claim(claim: ClaimCommand) -> int:
+    """Print the tests, the decision and its sentence; write --json and --plot. 0 where the claim holds, else 1."""
+    if claim.sequential and not claim.command:
         raise Refusal("--sequential stops asking early: it needs --command")
-    check_output_file(asked.json, "--json")
-    check_output_file(asked.plot, "--plot")
-    folder, trigger, classes = read_owner(asked.run)
+    check_output_file(claim.json, "--json")
+    check_output_file(claim.plot, "--plot")
+    folder, trigger, classes = read_owner(claim.run)
     names = neutral_names(trigger, folder)
-    commitment = check_commitment(folder, trigger, asked.commitment)
-    suspect = find_checkpoint(asked.suspect, None) if asked.suspect else None
-    bank = [_benign_answers(run, trigger, classes, suspect) for run in asked.benign]
-    case = OwnershipCase(trigger, len(classes), commitment, bank, asked.alpha)
+    commitment = check_commitment(folder, trigger, claim.commitment)
+    suspect = find_checkpoint(claim.suspect, None) if claim.suspect else None
+    bank = [_benign_answers(run, trigger, classes, suspect) for run in claim.benign]
+    case = OwnershipCase(trigger, len(classes), commitment, bank, claim.alpha)
 
-    order = np.argsort(names).tolist()  # of the names, which is random in the triggers
-    if asked.command:
-        answers, order = _ask_suspect(asked.command, asked.sequential, asked.allow_missing, case, trigger, names,
+    order = np.argsort(names).tolist()  # alphabetical by name, which is a random order of the triggers
+    if claim.command:
+        answers, order = _ask_suspect(claim.command, claim.sequential, claim.allow_missing, case, trigger, names,
                                       classes, order)
     elif suspect:
         answers = answers_of_model(read_model(suspect), suspect, trigger, len(classes))
     else:
-        answers = answers_from_file(asked.predictions, names, classes, asked.allow_missing)
+        answers = answers_from_file(claim.predictions, names, classes, claim.allow_missing)
 
     report = case.report(answers)
     report["sequential"], report["curve"] = case.sequence(answers, order), case.curve(answers)
-    if asked.sequential:
+    if claim.sequential:
         _decide_sequentially(report, len(order))
     report["sentence"] = claim_sentence(report)
     print(claim_text(report))
-    if asked.json:
-        write_json(asked.json, report, private=True)
-    if asked.plot and report["curve"] is None:
-        print(f"no plot {asked.plot}: there is no p-value to draw, for no test of a fixed number of queries applies")
-    elif asked.plot:
-        write_atomically(asked.plot, draw_claim_plot(report))
+    if claim.json:
+        write_json(claim.json, report, private=True)
+    if claim.plot and report["curve"] is None:
+        print(f"no plot {claim.plot}: there is no p-value to draw, for no test of a fixed number of queries applies")
+    elif claim.plot:
+        write_atomically(claim.plot, draw_claim_plot(report))
     return 0 if report["decision"]["holds"] else 1
 
 
@@ -120,28 +122,34 @@ def _benign_answers(run, trigger, classes, suspect) -> Answers:
 
 
 def _ask_suspect(command, sequential: bool, allow_missing: bool, case, trigger, names, classes, order):
-    """Ask the program, image by image in `order`; with --sequential no longer than the test needs."""
-    labels, done = np.full(len(names), -1, dtype=np.int64), []
+    """(answers, positions in the order asked): ask the program one image after the other, in `order`.
+
+    With `sequential` it stops when the sequential test has decided.
+    """
+    labels, asked = np.full(len(names), -1, dtype=np.int64), []
     with tempfile.TemporaryDirectory() as folder:
         write_pictures(trigger, names, Path(folder))
         for i in order:
             labels[i] = ask_program(command, Path(folder) / names[i], classes, allow_missing)
-            done.append(i)
-            if sequential and case.sequence(Answers(labels, None), done)["decision"] != "undecided":
+            asked.append(i)
+            if sequential and case.sequence(Answers(labels, None), asked)["decision"] != "undecided":
                 break
     if (labels < 0).all():
-        raise Refusal(f"--command {command} answered none of the {len(done)} triggers that it was asked")
+        raise Refusal(f"--command {command} answered none of the {len(asked)} triggers that it was asked")
     answers = Answers(labels, None)
-    return (answers if sequential else require_complete("--command", answers, names, allow_missing)), done
+    return (answers if sequential else require_complete("--command", answers, names, allow_missing)), asked
 
 
 def _decide_sequentially(report: dict, queries: int) -> None:
-    """The number of queries was decided by the answers, so the fixed-size tests no longer apply."""
+    """Change `report` in place for a number of queries that depended on the answers.
+
+    The tests assume a fixed number of queries, so they no longer apply, and the decision is the sequential test's.
+    """
     why = "the answers decided when to stop asking; only the sequential test allows for that"
     report["tests"] = {name: {"log10_p": None, "why_not": test["why_not"] or why}
                        for name, test in report["tests"].items()}
     report["curve"] = None
-    # a decision without a p-value is a refusal, which stopping early does not lift
+    # without a p-value the claim was refused before any test, and stopping early does not change that
     if "log10_p" in report["decision"] and report["sequential"]["decision"] != "does not apply":
         report["decision"] = {"holds": report["sequential"]["decision"] == "claim", "rests_on": "SPRT",
                               "why": f"Wald's test, which may stop at any time, ended after {queries} queries"}

@@ -1,4 +1,4 @@
-"""TODO (utils.wording)"""
+"""The plot of a claim: p-value against the number of queries."""
 
 import io
 
@@ -8,7 +8,7 @@ from utils.system.pictures import new_figure
 
 
 def draw_claim_plot(report: dict) -> bytes:
-    """The p-value against the number of queries, a PNG."""
+    """A PNG of the median and the 90 % band of log10 p in random orders; `report` of `OwnershipCase`, with a curve."""
     curve = report["curve"]
     figure, (ax,) = new_figure(6.4, 4, 1, 1)
     n = range(1, len(curve["median"]) + 1)

@@ -1,10 +1,10 @@
-"""TODO (utils.wording)"""
+"""The report of a claim in words."""
 
 from utils.ownership.verdict import BETA
 
 
 def claim_sentence(report: dict) -> str:
-    """The decision in plain words."""
+    """The decision of a report (see `OwnershipCase.report`) in one sentence."""
     d, share = report["decision"], f"{report['hits']} of {report['triggers']} triggers"
     if d["rests_on"] == "SPRT":
         s = report["sequential"]
@@ -24,7 +24,7 @@ def claim_sentence(report: dict) -> str:
 
 
 def claim_text(report: dict) -> str:
-    """The whole report for the screen."""
+    """The whole report as lines of text: commitment, hits, tests, sequential test, decision, sentence."""
     c, s, d = report["commitment"], report["sequential"], report["decision"]
     lines = [f"commitment   {c['state']}" + (f" (SHA-256 {c['digest']}, made {c['created']})" if c["digest"] else "")]
     lines.append(f"hits         {report['hits']} of {report['triggers']}, {report['answered']} answered")

@@ -1,4 +1,10 @@
-"""TODO (utils.commit)"""
+"""A commitment to the trigger set, made before training: SHA-256(salt || canonical bytes).
+
+`commitment.json` holds the digest and is meant to be published or time-stamped. `key.json` is private and holds the
+salt and whatever else was hashed besides the triggers. A published digest shows that images, labels, class names and
+settings were fixed by then; the salt prevents others from testing guesses against it. The digest does not show that
+the labels were drawn at random: `labels_match_seed` repeats the draw.
+"""
 
 import hashlib
 import hmac
@@ -23,7 +29,14 @@ KEY_FILE, COMMITMENT_FILE = "key.json", "commitment.json"
 
 
 class Commitment(NamedTuple):
-    """What a run folder shows of its commitment: `state` is match, mismatch or none."""
+    """The commitment in a run folder, checked.
+
+    state     "match", "mismatch" or "none" (there is no commitment)
+    digest    hexadecimal, the published one where it was given
+    created   time of the commitment, as the owner recorded it
+    settings  the settings that were committed to
+    torch     the version of PyTorch that drew the labels
+    """
 
     state: str
     digest: str | None
@@ -33,8 +46,11 @@ class Commitment(NamedTuple):
 
 
 def canonical_bytes(trigger: TriggerSet, classes: list[str], settings: dict) -> bytes:
-    """One line of JSON with sorted keys and no spaces, then images (uint8), assigned labels, true labels and sources
-    (int64, little-endian), each in row-major order."""
+    """The bytes that are committed to.
+
+    One line of JSON with sorted keys and no spaces, then images (uint8), assigned labels, true labels and sources
+    (int64, little-endian), each in row-major order.
+    """
     shapes = {name: list(part.shape) for name, part in trigger._asdict().items()}
     header = {"version": 1, "classes": classes, "settings": settings, **shapes}
     text = json.dumps(header, sort_keys=True, separators=(",", ":"))
@@ -43,12 +59,12 @@ def canonical_bytes(trigger: TriggerSet, classes: list[str], settings: dict) -> 
 
 
 def commitment_digest(trigger: TriggerSet, classes, settings, salt: str) -> str:
-    """The hexadecimal commitment; `salt` is hexadecimal too."""
+    """The digest in hexadecimal; `salt` is hexadecimal too."""
     return hashlib.sha256(bytes.fromhex(salt) + canonical_bytes(trigger, classes, settings)).hexdigest()
 
 
 def save_triggers(run: RunFolder, trigger: TriggerSet, classes: list[str]) -> None:
-    """Write the run's private trigger set and its picture."""
+    """Write the trigger set and a picture of it into the run folder, both private (`triggers.pt`, `trigger.png`)."""
     save_checkpoint(run.path / "triggers.pt", trigger._asdict())
     picture = io.BytesIO()
     draw_trigger_picture(trigger, classes, picture)
@@ -56,34 +72,38 @@ def save_triggers(run: RunFolder, trigger: TriggerSet, classes: list[str]) -> No
 
 
 def commit_to(run: RunFolder, trigger: TriggerSet, classes: list[str], held_out: int) -> str:
-    """Commit to the trigger set, or confirm the commitment a continued run began with: the digest.
+    """Commit to the trigger set, or check it against the commitment of a run that is continued; returns the digest.
 
-    `held_out` is the number of images the triggers were drawn from; the draw of the labels depends on it.
+    `held_out` is the number of images that the triggers were drawn from; the draw of the labels depends on it. Raises
+    Refusal where the key is lost or damaged, or where the commitment is to other triggers or settings.
     """
     settings = run.settings | {"held_out": held_out}
-    key, known = read_json(run.path / KEY_FILE), read_json(run.path / COMMITMENT_FILE)
-    if key is None and known is not None:
+    key, public = read_json(run.path / KEY_FILE), read_json(run.path / COMMITMENT_FILE)
+    if key is None and public is not None:
         raise Refusal(f"{run.path / KEY_FILE} is gone, and {COMMITMENT_FILE} can never be opened without it: "
                       "restore it from a copy, or pass --overwrite to commit anew")
     if key is None:
         key = {"salt": secrets.token_hex(32), "classes": classes, "settings": settings, "torch": torch.__version__}
         run.write_json(KEY_FILE, key, private=True)
     try:
-        made = commitment_digest(trigger, classes, settings, key["salt"])
+        digest = commitment_digest(trigger, classes, settings, key["salt"])
     except (KeyError, TypeError, ValueError) as error:
         raise Refusal(f"{run.path / KEY_FILE} is damaged: restore it from a copy") from error
-    if known is None:
-        content = {"sha256": made, "of": "salt || canonical bytes, see utils/ownership/commitment.py",
+    if public is None:
+        content = {"sha256": digest, "of": "salt || canonical bytes, see utils/ownership/commitment.py",
                    "triggers": len(trigger), "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         run.write_json(COMMITMENT_FILE, content)
-    elif known.get("sha256") != made:
+    elif public.get("sha256") != digest:
         raise Refusal(f"{run.path / COMMITMENT_FILE} commits to other triggers or settings: restore it, or pass "
                       "--overwrite")
-    return made
+    return digest
 
 
 def commit_triggers(run: RunFolder, trigger: TriggerSet, data: Data, is_secret: bool = True) -> None:
-    """Keep the final trigger set in the run folder and, where it is a secret, commit to it before it is trained on."""
+    """Save the final trigger set in the run folder and, if it is secret, commit to it.
+
+    Called before the first step that trains on the triggers.
+    """
     save_triggers(run, trigger, data.classes)
     if is_secret:
         sha256 = commit_to(run, trigger, data.classes, len(data.held_out.labels))
@@ -91,23 +111,25 @@ def commit_triggers(run: RunFolder, trigger: TriggerSet, data: Data, is_secret: 
 
 
 def check_commitment(folder: Path, trigger: TriggerSet, published: str | None = None) -> Commitment:
-    """Recompute a run's commitment from its triggers and its key, and compare it with commitment.json and, where
-    given, with the digest that was published."""
+    """Recompute the digest from triggers and key; compare it with commitment.json and with `published`, if given.
+
+    Raises Refusal where the key is damaged.
+    """
     public, key = read_json(folder / COMMITMENT_FILE), read_json(folder / KEY_FILE)
     if public is None or key is None:
         return Commitment("none", None, None, {}, None)
     try:
-        made = commitment_digest(trigger, key["classes"], key["settings"], key["salt"])
+        digest = commitment_digest(trigger, key["classes"], key["settings"], key["salt"])
         settings = dict(key["settings"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Refusal(f"{folder / KEY_FILE} is damaged: restore it from a copy") from error
-    said = [str(public.get("sha256"))] + ([published] if published else [])
-    state = "match" if all(hmac.compare_digest(made.encode(), s.encode()) for s in said) else "mismatch"
-    return Commitment(state, said[-1], str(public.get("created")), settings, str(key.get("torch")))
+    digests = [str(public.get("sha256"))] + ([published] if published else [])
+    state = "match" if all(hmac.compare_digest(digest.encode(), other.encode()) for other in digests) else "mismatch"
+    return Commitment(state, digests[-1], str(public.get("created")), settings, str(key.get("torch")))
 
 
 def labels_match_seed(trigger: TriggerSet, classes: int, settings: dict) -> bool:
-    """Whether the assigned labels are those that the committed seed draws."""
+    """Whether the assigned labels are those that the committed seed draws; `settings` are those of the commitment."""
     try:
         seed, held_out = settings["seed"], settings["held_out"]
         if not (isinstance(seed, int) and isinstance(held_out, int) and 0 <= held_out < 10**8):
@@ -118,9 +140,9 @@ def labels_match_seed(trigger: TriggerSet, classes: int, settings: dict) -> bool
 
 
 def neutral_names(trigger: TriggerSet, folder: Path) -> list[str]:
-    """A neutral PNG name for each trigger, the same at every call; their alphabetical order is random.
+    """A PNG file name for each trigger that reveals neither its index nor its label; the same at every call.
 
-    Without the triggers and the salt they say nothing of index or label.
+    The names are keyed hashes: their alphabetical order is random to anyone without the triggers and the salt.
     """
     salt = str((read_json(folder / KEY_FILE) or {}).get("salt", ""))
     secret = hashlib.sha256(salt.encode() + canonical_bytes(trigger, [], {})).digest()

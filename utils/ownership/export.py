@@ -1,4 +1,7 @@
-"""TODO (utils.verify)"""
+"""`python -m utils.verify export RUN --to DIR`: the triggers as PNG files for the suspect, the labels for the owner.
+
+Also reads the owner's side of a run, for this command and for `claim`.
+"""
 
 import io
 import shutil
@@ -17,7 +20,11 @@ from utils.watermark.trigger_files import read_triggers, unpack_source
 
 
 def read_owner(run):
-    """What the owner holds: (folder, trigger, class names). A bare checkpoint has no folder to hold a commitment."""
+    """(folder, trigger set, class names) of the owner's run, a folder or a checkpoint file.
+
+    A checkpoint file alone has no commitment: its `folder` does not exist. Raises Refusal where there is no trigger
+    set or the class names do not fit.
+    """
     path = find_checkpoint(run)
     checkpoint = load_checkpoint(path)
     model, trigger = unpack_source(checkpoint, path)
@@ -36,14 +43,14 @@ def read_owner(run):
 
 @dataclass(frozen=True)
 class ExportCommand:
-    """What `utils.verify export` was asked for; the fields are its flags."""
+    """The flags of `utils.verify export`."""
 
     run: str
     to: str
 
 
 def add_export(parts) -> None:
-    """Declare `export` among the commands of utils.verify."""
+    """Declare the command `export` and its flags; `parts` are the subparsers of utils.verify."""
     e = parts.add_parser("export", help="write the triggers as neutral PNG files, and a private key file")
     e.set_defaults(call=export_triggers, command_type=ExportCommand)
     e.add_argument("run", metavar="RUN", help="folder of train.py, or a checkpoint that holds triggers")
@@ -51,18 +58,18 @@ def add_export(parts) -> None:
 
 
 def export_triggers(command: ExportCommand) -> int:
-    """Write DIR/images/<neutral name>.png and DIR/key.json."""
+    """Write DIR/images/<neutral name>.png and DIR/key.json, or nothing; returns exit status 0."""
     folder, trigger, classes = read_owner(command.run)
     to = Path(command.to)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise Refusal(f"--to {to} is there and not empty: name a new folder")
-    names, there = neutral_names(trigger, folder), to.exists()
+    names, existed = neutral_names(trigger, folder), to.exists()
     to.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         _write_export(folder, trigger, classes, names, to)
-    except BaseException:  # half of a secret is left nowhere, and the same command can be given again
+    except BaseException:  # no part of the secret stays behind, and the same command can be repeated
         shutil.rmtree(to / "images", ignore_errors=True)
-        if not there:
+        if not existed:
             shutil.rmtree(to, ignore_errors=True)
         raise
     print(f"{len(names)} triggers in {to / 'images'}, to be shown to the suspect in any order")
@@ -78,12 +85,15 @@ def _write_export(folder, trigger, classes, names, to: Path) -> None:
                    "true_labels": trigger.true_labels[i].tolist(), "index": i}
         for i in np.argsort(names).tolist()
     }
-    known = (read_json(folder / COMMITMENT_FILE) or {}).get("sha256")
-    write_json(to / "key.json", {"commitment": known, "classes": classes, "images": images}, private=True)
+    digest = (read_json(folder / COMMITMENT_FILE) or {}).get("sha256")
+    write_json(to / "key.json", {"commitment": digest, "classes": classes, "images": images}, private=True)
 
 
 def write_pictures(trigger, names, folder: Path) -> None:
-    """Write the triggers as PNG files, in the names' order, and read each back bit-equal."""
+    """Write the triggers as PNG files, in alphabetical order so that the files' times reveal nothing.
+
+    Each is read back; Refusal where it is not bit-equal.
+    """
     from PIL import Image
 
     for i in np.argsort(names).tolist():

@@ -1,4 +1,4 @@
-"""The report at the end of train.py."""
+"""The report at the end of train.py: the table and `summary.json` of a finished source."""
 
 from utils.data.images import Images
 from utils.ownership.suspects import TriggerTests, measure_checkpoint, rows_of_run
@@ -10,7 +10,10 @@ from utils.watermark.trigger_files import read_triggers
 
 
 def report_source(run: RunFolder, facts: SourceFacts, tests: TriggerTests, test: Images, device) -> None:
-    """Print the table of a finished source, of its clean-statistics model too where there is one; write the summary."""
+    """Print the table of a finished source and write its summary, including the model with clean BatchNorm statistics.
+
+    `tests` are those of the trigger set that training began with; triggers that were made later are read from the run.
+    """
     if facts.makes_triggers_later:
         tests = tests.with_triggers(read_triggers(run.path / "triggers.pt", len(facts.classes)))
     best = find_checkpoint(run.path, facts.select)

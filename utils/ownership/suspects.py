@@ -1,4 +1,4 @@
-"""TODO (utils.report)"""
+"""Hits and p-values of finished models on a trigger set: the rows of the table with which every script ends."""
 
 from pathlib import Path
 
@@ -12,7 +12,13 @@ from utils.watermark.triggers import TriggerSet
 
 
 class TriggerTests:
-    """Judges suspects by one trigger set: `uniform` says whether its labels were drawn uniformly (T1 needs it)."""
+    """One trigger set and the benign models it is compared with; gives hits and p-values of any suspect.
+
+    trigger  a `TriggerSet`
+    classes  number of classes
+    uniform  whether its labels were drawn uniformly, as T1 requires
+    benign   run folders or checkpoints of benign models; Refusal where one is watermarked or has other classes
+    """
 
     def __init__(self, trigger: TriggerSet, classes: int, uniform: bool, benign=(), device="cpu"):
         self.trigger, self.classes, self.uniform = trigger, classes, uniform
@@ -26,24 +32,24 @@ class TriggerTests:
             self.accuracies.append(_known_accuracy(path))
 
     def with_triggers(self, trigger: TriggerSet) -> "TriggerTests":
-        """The same tests with another trigger set; the benign models are asked anew."""
+        """The same tests with another trigger set, on which the benign models are evaluated again."""
         return TriggerTests(trigger, self.classes, self.uniform, self.benign, self.device)
 
     def logits_of(self, model, path="the model"):
-        """A model's logits (m, C) on the triggers; Refusal where it has other classes."""
+        """A model's logits (m, C) on the triggers, on the CPU; Refusal, naming `path`, where it has other classes."""
         logits = predict(model, self.trigger.images).cpu()
         if logits.shape[1] != self.classes:
             raise Refusal(f"{path} answers with {logits.shape[1]} classes, the triggers have {self.classes}")
         return logits
 
     def figures(self, logits) -> dict:
-        """Hits and log10 p-values of a suspect with these logits (m, C); None where a test does not apply."""
+        """Hits and log10 p-values of a suspect with logits (m, C) on the triggers; None where a test does not apply."""
         trigger, m = self.trigger, len(self.trigger)
         log10_p = dict.fromkeys(("T1", "T1_conservative", "T3", "p_subset"))
         if self.uniform and trigger.true_labels.shape[1]:
-            known = logits.argmax(1).numpy(), trigger.labels.numpy(), trigger.true_labels.numpy(), self.classes
-            log10_p["T1"] = pvalues.label_randomisation(*known)
-            log10_p["T1_conservative"] = pvalues.label_randomisation(*known, conservative=True)
+            answers = logits.argmax(1).numpy(), trigger.labels.numpy(), trigger.true_labels.numpy(), self.classes
+            log10_p["T1"] = pvalues.label_randomisation(*answers)
+            log10_p["T1_conservative"] = pvalues.label_randomisation(*answers, conservative=True)
         if self.logits and m > 1:
             suspect, benign = self._probabilities(logits), [self._probabilities(b) for b in self.logits]
             log10_p["T3"] = pvalues.paired_t(suspect, benign)
@@ -54,11 +60,11 @@ class TriggerTests:
         return logits.double().softmax(1).gather(1, self.trigger.labels[:, None])[:, 0].numpy()
 
     def row(self, name: str, logits, test_accuracy) -> dict:
-        """One row of the table."""
+        """One row of the table, see `table.format_table`; test_accuracy in [0, 1] or None."""
         return {"model": name, "test_accuracy": test_accuracy, **self.figures(logits)}
 
     def benign_rows(self) -> list[dict]:
-        """A row for each benign model; T3 would compare it with itself and is left out."""
+        """A row for each benign model, without T3, which would compare the model with itself."""
         rows = []
         for name, logits, test_accuracy in zip(self.names, self.logits, self.accuracies):
             row = self.row(f"benign {name}", logits, test_accuracy)
@@ -68,17 +74,17 @@ class TriggerTests:
 
 
 def measure_checkpoint(path: Path, tests: TriggerTests, test: Images, device, amp: bool = False) -> dict:
-    """Test accuracy, hits and p-values of the model in a checkpoint."""
+    """Test accuracy in [0, 1], hits and p-values of the model in a checkpoint."""
     model = read_model(path, device)
     test_accuracy = accuracy(model, test.images, test.labels, amp)
     return {"test_accuracy": test_accuracy, **tests.figures(tests.logits_of(model, path))}
 
 
 def rows_of_run(folder, tests: TriggerTests, device, select: str | None = None, summary: dict | None = None):
-    """Table rows of a finished run, its clean-statistics model too where there is one.
+    """Table rows of a finished run: its model, and the one with clean BatchNorm statistics if there is one.
 
-    The triggers are asked anew, so that every row of a table uses one bank; accuracies come from the summary, which
-    a run that is about to write its own hands over.
+    The model answers the triggers again, so that all rows of a table use the same benign models. Test accuracies come
+    from `summary`, or from the run's summary.json; they are None where `select` names another checkpoint.
     """
     folder = Path(folder)
     summary = summary or read_json(folder / "summary.json") or {}
@@ -87,28 +93,34 @@ def rows_of_run(folder, tests: TriggerTests, device, select: str | None = None, 
     if summary.get("role") == "surrogate" and {"model", "teacher_bn"} <= summary.keys():
         title += f" ({summary['model']}, {folder.name}, from {summary['teacher_bn']})"
     rows = []
-    for statistics, key in (("paper", summary), ("clean", summary.get("clean"))):
-        if statistics == "clean" and not key:
+    for statistics, figures in (("paper", summary), ("clean", summary.get("clean"))):
+        if statistics == "clean" and not figures:
             continue
         path = find_checkpoint(folder, select or summary.get("select", "val"), statistics)
         model = read_model(path, device)
         suffix = ", clean statistics" if statistics == "clean" else ""
         same = select in (None, summary.get("select", "val"))  # else the summary's accuracy is another checkpoint's
-        rows.append(tests.row(title + suffix, tests.logits_of(model, path), key.get("test_accuracy") if same else None))
+        test_accuracy = figures.get("test_accuracy") if same else None
+        rows.append(tests.row(title + suffix, tests.logits_of(model, path), test_accuracy))
     return rows
 
 
 def finished_surrogates(source_folder) -> list[Path]:
-    """Folders of finished attacks below a source run, on the checkpoints that it holds now; damaged ones too."""
-    found, damaged = {}, []
+    """Folders of finished surrogates below a source's run folder.
+
+    Only surrogates of the checkpoints that the source holds now, then the folders whose summary.json is damaged.
+    """
+    summaries, damaged = {}, []
     for path in sorted(Path(source_folder).glob("*/summary.json")):
         try:
-            found[path.parent] = read_json(path) or {}
+            summaries[path.parent] = read_json(path) or {}
         except Refusal:
             damaged.append(path.parent)
-    present = {sha256_of_file(p) for p in Path(source_folder).glob("checkpoints/checkpoint_[nl]a*.pt")} if found else ()
-    ours = [p for p, s in found.items() if s.get("role") == "surrogate" and s.get("source_sha256") in present]
-    return ours + damaged
+    checkpoints = Path(source_folder).glob("checkpoints/checkpoint_[nl]a*.pt")  # nat_best and latest
+    present = {sha256_of_file(p) for p in checkpoints} if summaries else ()
+    current = [folder for folder, summary in summaries.items()
+               if summary.get("role") == "surrogate" and summary.get("source_sha256") in present]
+    return current + damaged
 
 
 def _known_accuracy(path: Path):

@@ -1,13 +1,17 @@
-"""TODO (utils.report)"""
+"""The table with which every script ends, as text, and the end of a run.
+
+It is printed by f-strings: `tabulate` would be one more requirement for three tables in this project, and the columns
+must stay equal byte for byte.
+"""
 
 from utils.runs.folder import RunFolder
 
 
 def format_table(rows: list[dict]) -> str:
-    """The rows as text; p-values as log10 p, never 0."""
+    """Rows of `TriggerTests.row` as text: accuracies in per cent, hits k/m, log10 p, "-" where there is no figure."""
     width = max([len(row["model"]) for row in rows] + [5])
-    tests = "  ".join(f"{name:>8}" for name in ("T1", "T1 cons.", "T3", "p_subset"))
-    lines = [f"{'model':<{width}}  {'test %':>7}  {'triggers':>9}  {tests}"]
+    titles = "  ".join(f"{name:>8}" for name in ("T1", "T1 cons.", "T3", "p_subset"))
+    lines = [f"{'model':<{width}}  {'test %':>7}  {'triggers':>9}  {titles}"]
     for row in rows:
         p = row["log10_p"]
         cells = [p[k] for k in ("T1", "T1_conservative", "T3", "p_subset")]
@@ -20,6 +24,6 @@ def format_table(rows: list[dict]) -> str:
 
 
 def finish_run(run: RunFolder, summary: dict, rows: list[dict]) -> None:
-    """Print the table and write `summary.json`, the mark of a finished run."""
+    """Print the table and write `summary.json`, which marks the run as finished."""
     run.log(format_table(rows))
     run.write_json("summary.json", {**summary, "rows": rows})

@@ -1,4 +1,8 @@
-"""TODO (utils.verdict)"""
+"""From a suspect's answers to a decision: which tests apply, their p-values, and whether an ownership claim holds.
+
+The decision rests on T1 where it applies, else on T2 where the suspect also has more hits than every benign model.
+Without a matching commitment no claim holds. T3 and T4 are reported and never decide.
+"""
 
 import math
 
@@ -9,14 +13,19 @@ from utils.ownership.answers import Answers
 from utils.ownership.commitment import Commitment, labels_match_seed
 from utils.watermark.triggers import TriggerSet
 
-MIN_BANK = 5  # benign models that T2 and T3 need at least to see how benign models vary
+MIN_BANK = 5  # smallest number of benign models that shows T2 and T3 how such models vary
 RATE = 0.5  # H1 of the sequential test: the suspect hits at least this often
-BETA = 0.05  # its error of the second kind at that rate
-ORDERS = 200  # random orders of the queries behind the curve
+BETA = 0.05  # probability that the sequential test misses such a suspect
+ORDERS = 200  # random orders of the queries from which `curve` is computed
 
 
 class OwnershipCase:
-    """One trigger set, its commitment and a bank of benign models' answers, against which suspects are judged."""
+    """One trigger set of m triggers, its commitment, and a bank of benign models' answers; judges a suspect's answers.
+
+    alpha      level of the tests, the largest probability of a false claim
+    t1_fails   why T1 does not apply, None where it does
+    t2_fails   why T2 does not apply, None where it does
+    """
 
     def __init__(self, trigger: TriggerSet, classes: int, commitment: Commitment, bank: list[Answers], alpha: float):
         self.trigger, self.classes, self.bank, self.alpha = trigger, classes, bank, alpha
@@ -48,22 +57,22 @@ class OwnershipCase:
         return None
 
     def hits(self, answers: Answers):
-        """(m,) whether each assigned label was given."""
+        """(m,) whether the suspect gave the assigned label."""
         return answers.labels == self.assigned
 
     def outside(self, answers: Answers):
-        """(m,) whether each answer is outside the trigger's true labels; none at all counts as outside."""
+        """(m,) whether the answer is none of the trigger's true labels; a missing answer counts as outside."""
         return (answers.labels[:, None] != self.true).all(axis=1)
 
     def chances(self):
-        """(m,) the probability that a wrong answer of an independent model is the assigned label."""
-        left = self.classes - np.array([len(set(row)) for row in self.true.tolist()])
-        return 1 / np.maximum(left, 1)
+        """(m,) probability that a wrong answer of an independent model hits: 1 / (number of wrong labels)."""
+        wrong = self.classes - np.array([len(set(row)) for row in self.true.tolist()])
+        return 1 / np.maximum(wrong, 1)
 
-    # ---- tests ----------------------------------------------------------------------------------------------
+    # ---- tests ----
 
     def tests(self, answers: Answers) -> dict:
-        """T1 to T4: log10 p, or why a test does not apply."""
+        """{"T1": {"log10_p", "why_not"}, ...} for T1 to T4: the p-value, or the reason why the test does not apply."""
         hits = self.hits(answers)
         k, m = int(hits.sum()), len(hits)
         result = {}
@@ -76,44 +85,47 @@ class OwnershipCase:
         return result
 
     def t1(self, answers: Answers) -> float:
-        """log10 p of T1."""
+        """log10 p of T1, see `pvalues.label_randomisation`."""
         return pvalues.label_randomisation(answers.labels, self.assigned, self.true, self.classes)
 
     def t3(self, answers: Answers) -> float:
-        """log10 p of T3, on probabilities, or on hits where the suspect gives labels alone."""
+        """log10 p of T3 on the probabilities of the assigned labels, or on hits where the suspect gives only labels."""
         soft = answers.probabilities is not None
         score = lambda a: a.probabilities[np.arange(len(self.assigned)), self.assigned] if soft else self.hits(a)
         return pvalues.paired_t(score(answers), [score(b) for b in self.bank])
 
-    # ---- the decision ---------------------------------------------------------------------------------------
+    # ---- decision ----
 
     def decide(self, answers: Answers) -> dict:
-        """`holds`, the test it rests on (or None) and why, in words."""
+        """{"holds", "rests_on", "why"}: the decision, the test that it rests on or None, and the reason.
+
+        "log10_p" is that of the test; it is missing where the claim is refused without a p-value.
+        """
         tests, limit = self.tests(answers), math.log10(self.alpha)
-        no = lambda why, basis=None: {"holds": False, "rests_on": basis, "why": why}
+        no_claim = lambda why, test=None: {"holds": False, "rests_on": test, "why": why}
         if self.commitment.state != "match":
-            return no(f"the commitment is {self.commitment.state}: labels read off any model always hit, so hits show "
-                      "nothing unless images and labels were fixed and published before")
+            return no_claim(f"the commitment is {self.commitment.state}: labels read off any model always hit, so hits "
+                            "show nothing unless images and labels were fixed and published before")
         if self.t1_fails is None:
-            convicted = sum(self.t1(b) <= limit for b in self.bank)
-            if convicted:
-                return no(f"T1 would claim {convicted} of the {len(self.bank)} benign models too, so this trigger set "
-                          "or this bank is not what it is said to be", "T1")
+            false_claims = sum(self.t1(b) <= limit for b in self.bank)
+            if false_claims:
+                return no_claim(f"T1 would claim {false_claims} of the {len(self.bank)} benign models too, so this "
+                                "trigger set or this bank is not what it is said to be", "T1")
             p = tests["T1"]["log10_p"]
             why = "the labels were drawn uniformly and committed to, so T1 is exact, whatever the suspect is"
             return {"holds": bool(p <= limit), "rests_on": "T1", "why": why, "log10_p": p}
         if self.t2_fails is None:
             k, best = int(self.hits(answers).sum()), max(int(self.hits(b).sum()) for b in self.bank)
             if k <= best:
-                return no(f"a benign model hits {best} triggers, no fewer than the suspect", "T2")
+                return no_claim(f"a benign model hits {best} triggers, no fewer than the suspect", "T2")
             p = tests["T2"]["log10_p"]
             why = (f"T1 does not apply ({self.t1_fails}); T2 compares with {len(self.bank)} benign models and is as "
                    "good as they are like the suspect")
             return {"holds": bool(p <= limit), "rests_on": "T2", "why": why, "log10_p": p}
-        return no(f"no test can decide: T1 does not apply, for {self.t1_fails}; T2: {self.t2_fails}")
+        return no_claim(f"no test can decide: T1 does not apply, for {self.t1_fails}; T2: {self.t2_fails}")
 
     def report(self, answers: Answers) -> dict:
-        """All figures of a claim."""
+        """All figures of a claim, for the JSON and for `claim_text`."""
         hits = self.hits(answers)
         return {
             "hits": int(hits.sum()), "triggers": len(hits), "answered": int((answers.labels >= 0).sum()),
@@ -121,24 +133,25 @@ class OwnershipCase:
             "tests": self.tests(answers), "decision": self.decide(answers),
         }
 
-    # ---- fewer queries --------------------------------------------------------------------------------------
+    # ---- fewer queries ----
 
     def sequence(self, answers: Answers, order) -> dict:
-        """Wald's sequential test on the answers in `order`: {"decision", "queries", "llr", ...}.
+        """Wald's sequential test on the answers in `order`: {"decision", "queries", "log10_likelihood_ratio", ...}.
 
-        Where T1 applies: among answers outside the true labels, H0: a hit has probability 1 / (C - k), as for every
-        independent model; H1: `RATE`. Otherwise, on all answers, H0: the benign rate's 95 % upper bound. It claims
-        when the likelihood ratio reaches 1 / alpha, and gives up at BETA: by Ville's inequality the errors are at
-        most alpha under H0 and BETA under H1, whenever it stops.
+        Where T1 applies, the test uses answers outside the true labels: H0: a hit has probability 1 / (C - k), as
+        for every independent model; H1: it has probability `RATE`. Otherwise it uses all answers, and H0 is the 95 %
+        upper bound of the benign models' hit rate. The test claims when the likelihood ratio reaches 1 / alpha and
+        gives up at BETA: by Ville's inequality the errors are at most alpha under H0 and BETA under H1, whenever it
+        stops.
         """
         if self.commitment.state != "match" or (self.t1_fails and self.t2_fails):
             return {"decision": "does not apply", "queries": 0, "why": self.t1_fails}
         hits, counts = self.hits(answers), self.outside(answers)
         if self.t1_fails is None:
-            p0, about = self.chances(), "1 / (classes - true labels) among wrong answers"
+            p0, meaning = self.chances(), "1 / (classes - true labels) among wrong answers"
         else:
             bound = pvalues.upper_bound(self.benign_hits, self.benign_n)
-            p0, about = np.full(len(hits), bound), "the benign models' 95 % upper bound"
+            p0, meaning = np.full(len(hits), bound), "the benign models' 95 % upper bound"
             counts = np.ones(len(hits), dtype=bool)
         p1 = np.where(p0 < RATE, RATE, (1 + p0) / 2)
         llr, decision, queries = 0.0, "undecided", 0
@@ -150,28 +163,30 @@ class OwnershipCase:
                 decision = "claim" if llr > 0 else "no claim"
                 break
         return {"decision": decision, "queries": queries, "log10_likelihood_ratio": llr / math.log(10),
-                "H0": f"hit rate {p0.max():.4g} ({about})", "H1": f"hit rate {p1.max():.4g}", "alpha": self.alpha,
+                "H0": f"hit rate {p0.max():.4g} ({meaning})", "H1": f"hit rate {p1.max():.4g}", "alpha": self.alpha,
                 "beta": BETA}
 
     def curve(self, answers: Answers, seed: int = 0) -> dict | None:
-        """log10 p after n = 1..m queries in `ORDERS` random orders: median and 90 % band, and how many sufficed.
+        """log10 p after n = 1, ..., m queries in `ORDERS` random orders: "median", and "low" and "high" of a 90 % band.
 
-        T1 where it applies, else T2, else None.
+        "sufficed_half" and "sufficed_95" are the numbers of queries from which the median, and 95 % of the orders,
+        stay at or below alpha; None where all queries do not suffice. The test is T1 where it applies, else T2;
+        without either the result is None.
         """
         if self.t1_fails and self.t2_fails:
             return None
         hits, rng = self.hits(answers), np.random.default_rng(seed)
         counts = np.ones(len(hits), dtype=bool) if self.t1_fails else self.outside(answers)
         p0 = pvalues.upper_bound(self.benign_hits, self.benign_n) if self.t1_fails else float(self.chances().max())
-        table = {}
+        log10_p_of = {}
         paths = np.empty((ORDERS, len(hits)))
         for row in range(ORDERS):
             order = rng.permutation(len(hits))
             pairs = zip(np.cumsum(hits[order] & counts[order]).tolist(), np.cumsum(counts[order]).tolist())
             for n, pair in enumerate(pairs):
-                if pair not in table:
-                    table[pair] = pvalues.binomial(*pair, p0)
-                paths[row, n] = table[pair]
+                if pair not in log10_p_of:
+                    log10_p_of[pair] = pvalues.binomial(*pair, p0)
+                paths[row, n] = log10_p_of[pair]
         low, median, high = np.quantile(paths, (0.05, 0.5, 0.95), axis=0)
         limit = math.log10(self.alpha)
         return {"test": "T2" if self.t1_fails else "T1", "median": median.tolist(), "low": low.tolist(),

@@ -1,0 +1,5 @@
+"""The four methods that the paper compares with (Table 2), each in a package of its own.
+
+May import utils.ownership and everything below it. One rival does not know another, and none knows utils.attacks or
+the benchmark.
+"""

@@ -5,12 +5,12 @@ model and gathers the logits of all ranks; gradients are added up over ranks; Ba
 torch's SyncBatchNorm). Without torchrun every function here returns what it was given.
 
 Why not DistributedDataParallel: it averages the gradients of the ranks with equal weights, and 25 triggers over two
-ranks are 12 and 13. With each rank's own mean as its loss, the averaged gradient of the margin step was 18 % off the
+ranks are 12 and 13. With each rank's own mean as its loss, the averaged gradient of the margin step is 17 % off the
 gradient of Eq. 4 (relative norm; ResNet-18 of width 4, batch 128 + 25, K = 5, two processes, float64), because the
-ascent's signs change too; this module is 2e-14 off. With 24 triggers, which split evenly, DDP is exact to 2e-14 too
-(tests/training/test_distributed.py). To be exact with any split, each objective would have to weight its terms by rank.
-Gathering logits costs 5 KB a pass (128 images, 10 classes). What DDP would add, the summation of gradients during the
-backward pass, has not been measured: no GPU has run this yet.
+ascent's signs change too; this module is 6e-14 off. With 24 triggers, which split evenly, DDP is as exact
+(`torchrun --nproc_per_node 2 tests/margin_gradients.py FILE`). To be exact with any split, each objective would have to
+weight its terms by rank. Gathering logits costs 5 KB a pass (128 images, 10 classes). What DDP would add, the summation
+of gradients during the backward pass, has not been measured: no GPU has run this yet.
 """
 
 import torch
@@ -64,7 +64,8 @@ def _part_bounds(n: int) -> list[int]:
     return [n * r // world for r in range(world + 1)]
 
 
-def _own_part(x):
+def own_part(x):
+    """This rank's rows of a tensor that all ranks hold."""
     bounds, r = _part_bounds(len(x)), dist.get_rank()
     return x[bounds[r] : bounds[r + 1]]
 
@@ -84,7 +85,7 @@ class _SplitBatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         ctx.n = len(x)
-        return _own_part(x).clone()
+        return own_part(x).clone()
 
     @staticmethod
     def backward(ctx, gradient):
@@ -98,4 +99,4 @@ class _JoinLogits(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        return _own_part(gradient).clone(), None
+        return own_part(gradient).clone(), None

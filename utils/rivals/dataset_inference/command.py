@@ -1,4 +1,8 @@
-"""TODO (utils.inference)"""
+"""`python -m utils.verify di RUN --suspect RUN2`: Dataset Inference on finished runs (rival DI of Table 2).
+
+Departure from the authors' code: unseen images are drawn from the whole test set, theirs were its first ones; the test
+set of an image folder may be sorted by class. A claim also requires that the source itself is claimed.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +22,7 @@ from utils.system.refusals import Refusal
 
 @dataclass(frozen=True)
 class DiCommand:
-    """What `utils.verify di` was asked for; the fields are its flags."""
+    """The flags of `utils.verify di`."""
 
     run: str
     suspect: list
@@ -34,7 +38,7 @@ class DiCommand:
 
 
 def add_di(parts) -> None:
-    """Add `di` to the commands of `utils.verify`."""
+    """Declare the command `di` and its flags; `parts` are the subparsers of utils.verify."""
     p = parts.add_parser("di", help="Dataset Inference: does a suspect know the source's training images?")
     p.set_defaults(call=run_di, command_type=DiCommand)
     p.add_argument("run", metavar="RUN", help="the source: a run folder of train.py, or its checkpoint")
@@ -54,26 +58,26 @@ def add_di(parts) -> None:
 
 
 def run_di(command: DiCommand) -> int:
-    """Print a row for the source and each suspect; 0 where every suspect is claimed, else 1."""
+    """Print a row for the source and for each suspect; returns 0 where every suspect is claimed, else 1."""
     if command.points % 2 or not 2 <= command.m <= command.points // 2:
         raise Refusal(f"--points {command.points} --m {command.m}: pass an even number of points, and an m from 2 to "
                       "half of it")
     check_output_file(command.json, "--json")
     device = choose_device(command.device)
-    source, own = _read_di_source(command.run, command.data_dir, command.skip_bad_images, command.points, device)
-    suspects = [_read_di_suspect(run, own, device) for run in command.suspect]
+    source, data = _read_di_source(command.run, command.data_dir, command.skip_bad_images, command.points, device)
+    suspects = [_read_di_suspect(run, data, device) for run in command.suspect]
     draw = torch.Generator().manual_seed(command.seed)
     private, unseen = (part.pick(torch.randperm(len(part.labels), generator=draw)[:command.points])
-                       for part in (own.train, own.test))
-    columns = RESTARTS if command.walk == "blind" else min(TARGETS, len(own.classes))
+                       for part in (data.train, data.test))
+    columns = RESTARTS if command.walk == "blind" else min(TARGETS, len(data.classes))
     total = 2 * command.points * columns * len(METRICS) * (1 + len(suspects))
     with tqdm(total=total, desc="walks to the boundary", unit="walk", disable=None, leave=False) as bar:
         inference = DatasetInference(source, private, unseen, kind=command.walk, layout=command.layout, m=command.m,
-                                     seed=command.seed, svhn=own.name == "svhn", bar=bar)
+                                     seed=command.seed, svhn=data.name == "svhn", bar=bar)
         rows = [{"model": command.run} | inference.source]
         rows += [{"model": run} | inference.test(model) for run, model in zip(command.suspect, suspects)]
     for row in rows[1:]:
-        row["claim"] = row["claim"] and rows[0]["claim"]  # a regressor that fails the source shows nothing
+        row["claim"] = row["claim"] and rows[0]["claim"]  # a regressor that fails on the source shows nothing
     print(di_table(rows, command.walk))
     if command.json:
         settings = {k: getattr(command, k) for k in ("walk", "layout", "points", "m", "seed")} | {"alpha": DI_ALPHA}
@@ -82,7 +86,7 @@ def run_di(command: DiCommand) -> int:
 
 
 def _read_di_source(run, data_dir, skip_bad_images: bool, points: int, device):
-    """The source, frozen, and its data."""
+    """(source model, frozen; its `Data`); Refusal where the run is no source or `data_dir` holds other images."""
     path = find_checkpoint(run, None)
     checkpoint = load_checkpoint(path)
     model = restore_model(checkpoint, path, device)
@@ -91,28 +95,28 @@ def _read_di_source(run, data_dir, skip_bad_images: bool, points: int, device):
     size = about.get("train_size")
     if about.get("dataset") not in DATASETS or not isinstance(size, int | None) or "attack" in about:
         raise Refusal(f"{path} does not say on which data it was trained: name a run of train.py as the source")
-    own = load_data(about["dataset"], data_dir, size, skip_bad_images)
+    data = load_data(about["dataset"], data_dir, size, skip_bad_images)
     settings = (read_json(path.parent.parent / "run.json") or {}).get("settings")
-    known = settings.get("data_sha256") if isinstance(settings, dict) else None
-    if len(own.classes) != class_count(model) or known not in (None, own.sha256):
+    data_sha256 = settings.get("data_sha256") if isinstance(settings, dict) else None
+    if len(data.classes) != class_count(model) or data_sha256 not in (None, data.sha256):
         raise Refusal(f"--data-dir {data_dir}: these are not the images that {run} was trained on")
-    if points > (most := min(len(own.train.labels), len(own.test.labels))):
-        raise Refusal(f"--points {points}: {own.name} has {len(own.train.labels)} training and "
-                      f"{len(own.test.labels)} test images; pass at most {most - most % 2}")
-    return model, own
+    if points > (most := min(len(data.train.labels), len(data.test.labels))):
+        raise Refusal(f"--points {points}: {data.name} has {len(data.train.labels)} training and "
+                      f"{len(data.test.labels)} test images; pass at most {most - most % 2}")
+    return model, data
 
 
-def _read_di_suspect(run, own, device):
+def _read_di_suspect(run, data, device):
     path = find_checkpoint(run, None)
     model = read_model(path, device)
-    if (count := class_count(model)) != len(own.classes):
-        raise Refusal(f"--suspect {run} has {count} classes and the source {len(own.classes)}: "
+    if (count := class_count(model)) != len(data.classes):
+        raise Refusal(f"--suspect {run} has {count} classes and the source {len(data.classes)}: "
                       "distances to other classes cannot be compared")
     return model
 
 
 def di_table(rows: list[dict], kind: str) -> str:
-    """The table, the source's row first, and what it does not say."""
+    """The rows as text, the source's first, followed by what a claim does not say."""
     title = {"mingd": "MinGD", "blind": "Blind Walk"}[kind]
     show = lambda value: "-" if value is None else f"{value:.2f}"
     wide = max(len(str(row["model"])) for row in rows) + len(" (source)")
@@ -122,9 +126,9 @@ def di_table(rows: list[dict], kind: str) -> str:
         parts = {f"{row['points']}": (row, "claim" if row["claim"] else "inconclusive")}
         if row["correct"]:
             parts[f"{row['correct']['points']} correct"] = row["correct"], ""
-        for j, (points, (found, verdict)) in enumerate(parts.items()):
-            line = f"{'' if j else name:<{wide}}  {points:<15}{show(found['mean_difference']):>26}"
-            lines.append(f"{line}{show(found['log10_p']):>9}  {verdict}".rstrip())
+        for j, (points, (figures, verdict)) in enumerate(parts.items()):
+            line = f"{'' if j else name:<{wide}}  {points:<15}{show(figures['mean_difference']):>26}"
+            lines.append(f"{line}{show(figures['log10_p']):>9}  {verdict}".rstrip())
     lines += [f"A claim (p < {DI_ALPHA:g}) says that a model knows the source's training images. Copies do, and so "
               "does",
               "any model trained on them: it does not say that this model was stolen. Inconclusive is not innocent."]

@@ -1,4 +1,12 @@
-"""TODO (utils.inference)"""
+"""DI's regressor, which learns on the source to tell private from unseen images by their distances, and its test.
+
+A suspect on which the regressor still tells them apart knows the private images (Maini et al., 2021).
+
+Departures from the authors' code, which the layout "official" undoes where it can: a row of the regressor's input is
+one image; their transposition made it 30 images under one metric and class rank. Thus regressor and test see disjoint
+images. Scores that do not vary give p = 1 or a p near 0, according to the sign; theirs raised an exception that
+counted as 1.
+"""
 
 import numpy as np
 import torch
@@ -9,22 +17,23 @@ from utils.rivals.dataset_inference.distances import di_features
 from utils.training.metrics import predict
 
 LAYOUTS = ("image", "official")
-DI_ALPHA, REPEATS = 0.01, 100
+DI_ALPHA, REPEATS = 0.01, 100  # level of a claim; t-tests, whose p-values are aggregated
 
 
 def di_embed(features, mean, std, layout: str):
-    """(features - mean) / std, each (3,), as rows (N, 3 C): of one image each, or as the "official" code lays them out.
+    """Features (N, C, 3), scaled by mean (3,) and std (3,), as rows (N, 3 C).
 
-    There features (N, C, 3) are transposed to (3, C, N) before they are cut into N rows.
+    Layout "image": a row is one image. Layout "official": as in the authors' code, the features are transposed to
+    (3, C, N) before they are cut into N rows, so that a row mixes images.
     """
     scaled = (features - mean) / std
     return (scaled if layout == "image" else scaled.permute(2, 1, 0)).reshape(len(features), -1)
 
 
 def di_regressor(private, unseen, seed: int):
-    """Learn scores, near -1 for rows like `private` (N, F) and near 1 like `unseen` (M, F): (K, F) -> (K,).
+    """Train a network, rows (K, F) -> scores (K,): near -1 for rows like `private` (N, F), near 1 like `unseen` (M, F).
 
-    F-100-ReLU-1-tanh, SGD at 0.1, 1,000 steps of the whole, loss mean(sign * score) in [-1, 1], as published.
+    As published: F-100-ReLU-1-tanh, 1,000 full-batch steps of SGD at rate 0.1, loss mean(sign * score) in [-1, 1].
     """
     rows = torch.cat([private, unseen])
     sign = torch.cat([torch.ones(len(private)), -torch.ones(len(unseen))])
@@ -40,10 +49,11 @@ def di_regressor(private, unseen, seed: int):
 
 
 def score_difference(unseen, private, m: int, seed: int) -> dict:
-    """Scores (N,) and (M,) -> their mean difference and the harmonic mean of Welch's p over 100 draws of m.
+    """{"points", "mean_difference", "log10_p"} of scores `unseen` (N,) and `private` (M,).
 
-    The draws overlap: under H0 it falls below 0.05 in about 7 % of cases, below 0.01 in 1.2 %. None where either
-    holds fewer than m scores.
+    p is the harmonic mean of the p-values of Welch's t-tests on `REPEATS` draws of m scores from each. The draws
+    overlap: under H0 it falls below 0.05 in about 7 % of cases, below 0.01 in 1.2 %. Difference and p are None where
+    either has fewer than m scores.
     """
     n = min(len(unseen), len(private))
     if n < m:
@@ -54,9 +64,15 @@ def score_difference(unseen, private, m: int, seed: int) -> dict:
 
 
 class DatasetInference:
-    """The source's private and unseen points and the regressor that its own distances taught.
+    """A regressor that is trained on the source's distances, and the points on which it tests models.
 
-    private, unseen: `Images` of the same, even length. The first halves teach the regressor, the second are tested.
+    private, unseen  `Images` of the same, even length: training images of the source, and images it has not seen. The
+                     first halves train the regressor, the second halves test models
+    kind             "mingd" or "blind", see `di_features`
+    layout           one of `LAYOUTS`, see `di_embed`
+    m                scores of one t-test
+    svhn             whether the images are those of SVHN, see `di_features`
+    source           the figures of the source itself, see `test`
     """
 
     def __init__(self, source, private, unseen, *, kind="mingd", layout="image", m=10, seed=0, svhn=False, bar=None):
@@ -69,21 +85,22 @@ class DatasetInference:
         self.source = self.test(source, features)
 
     def features(self, model) -> list:
-        """Distances of the private and of the unseen points; every model gets the same noise."""
+        """[distances of private points, of unseen points], (N, C, 3) each; all models get the same noise."""
         generator = torch.Generator().manual_seed(self.seed)
         return [di_features(model, p.images, p.labels, self.kind, generator, self.svhn, self.bar) for p in self.points]
 
     def test(self, model, features=None) -> dict:
-        """A model's figures, on all points and on those alone that it classifies correctly.
+        """A model's figures on all points, and in "correct" on those that it classifies correctly.
 
-        Where a model is right more often on its training images, a misclassified point's distance (0 or the least)
-        shows that alone. Official rows hold many images, so there are no correct ones among them.
+        A model that is right more often on its training images has more unseen points at distance 0 or at the
+        smallest distance; the figures on all points may show nothing but that. "correct" is None with the official
+        layout, whose rows hold many images.
         """
         features = features or self.features(model)
         scores = [self.score(di_embed(f, self.mean, self.std, self.layout))[self.half:] for f in features]
         right = [predict(model, p.images).argmax(1).cpu() == p.labels for p in self.points]
         private, unseen = [s[r[self.half:]] for s, r in zip(scores, right)]
         correct = score_difference(unseen, private, self.m, self.seed) if self.layout == "image" else None
-        found = score_difference(scores[1], scores[0], self.m, self.seed)
+        figures = score_difference(scores[1], scores[0], self.m, self.seed)
         accuracies = {f"{k}_accuracy": float(r.double().mean()) for k, r in zip(("private", "unseen"), right)}
-        return found | {"claim": bool(found["log10_p"] < np.log10(DI_ALPHA)), "correct": correct} | accuracies
+        return figures | {"claim": bool(figures["log10_p"] < np.log10(DI_ALPHA)), "correct": correct} | accuracies

@@ -1,4 +1,15 @@
-"""TODO (utils.eef)"""
+"""`python -m utils.verify eef RUN --benign RUN_B --suspect RUN2`: judge suspects by gradients on styled images.
+
+White box: it needs the suspects' weights, of the victim's architecture.
+
+The published rule compares a suspect with one benign model, the one that the classifier was trained on. An independent
+model is neither this model nor the victim, and chance decides to which of them it is closer: on digits (ResNet-18 of
+width 8, 10 epochs, a tenth of the images styled) ten of ten independent models were claimed. Hence further models of
+--benign, our addition: a claim must lie above each of them.
+
+Departures that `--test official` undoes: one-sided paired t-tests, on a fifth of the styled images that the classifier
+has not seen, scaled as in its training. The authors' code makes two-sided Welch tests on all of them, unscaled.
+"""
 
 import math
 from dataclasses import dataclass
@@ -20,12 +31,12 @@ from utils.system.flags import COUNT, SEED
 from utils.system.refusals import Refusal
 from utils.training.metrics import accuracy
 
-DRAW, EEF_REPEATS, EEF_ALPHA = 10, 40, 0.01  # images of a t-test, t-tests, level of a claim
+DRAW, EEF_REPEATS, EEF_ALPHA = 10, 40, 0.01  # images of a t-test; t-tests; level of a claim
 
 
 @dataclass(frozen=True)
 class EefCommand:
-    """What `utils.verify eef` was asked for; the fields are its flags."""
+    """The flags of `utils.verify eef`."""
 
     run: str
     benign: list
@@ -41,7 +52,7 @@ class EefCommand:
 
 
 def add_eef(parts) -> None:
-    """Declare the command among the others of utils.verify."""
+    """Declare the command `eef` and its flags; `parts` are the subparsers of utils.verify."""
     p = parts.add_parser("eef", help="judge suspects' weights by the style that train.py --embed-features embedded")
     p.set_defaults(call=run_eef, command_type=EefCommand)
     p.add_argument("run", metavar="RUN", help="the victim: a run of train.py with --embed-features")
@@ -63,7 +74,12 @@ def add_eef(parts) -> None:
 
 
 class EefVerdict(NamedTuple):
-    """`difference` of the mean posteriors of suspect and benign, `log10_p`, and whether there is a claim."""
+    """What posteriors say of a suspect.
+
+    difference  mean posterior of the suspect - that of the benign model, in [-1, 1]
+    log10_p     harmonic mean of t-tests
+    claim       whether the published rule claims the suspect
+    """
 
     difference: float
     log10_p: float
@@ -71,21 +87,22 @@ class EefVerdict(NamedTuple):
 
 
 def compare_posteriors(suspect, benign, test: str = "paired", seed: int = 100) -> EefVerdict:
-    """Posteriors (N,) of the same images under suspect and benign model -> Verdict.
+    """The verdict on posteriors (N,) of the same images under suspect and benign model.
 
-    log10 p is the harmonic mean of 40 t-tests on 10 images each; that overlap makes it no valid p-value. The
-    difference is over all images, and a claim needs it above 0 whatever the sidedness of the test.
+    log10 p is the harmonic mean of 40 t-tests on 10 images each; they overlap, so it is no valid p-value. `test`:
+    "paired", one-sided, or "official", two-sided Welch tests. The difference is over all images; a claim requires that
+    it is above 0, whether or not the test is one-sided.
     """
     paired = test == "paired"
-    found = pvalues.subset_pvalues(suspect, benign, DRAW, EEF_REPEATS, np.random.default_rng(seed), paired=paired,
-                                   alternative="greater" if paired else "two-sided")
+    subset_log10_p = pvalues.subset_pvalues(suspect, benign, DRAW, EEF_REPEATS, np.random.default_rng(seed),
+                                            paired=paired, alternative="greater" if paired else "two-sided")
     difference = float(np.mean(np.asarray(suspect) - np.asarray(benign)))
-    log10_p = pvalues.harmonic_mean(found)
+    log10_p = pvalues.harmonic_mean(subset_log10_p)
     return EefVerdict(difference, log10_p, difference > 0 and log10_p < math.log10(EEF_ALPHA))
 
 
 def run_eef(command: EefCommand) -> int:
-    """Print a line a suspect; 0 where every one is claimed, else 1."""
+    """Print a line for each suspect; returns 0 where every suspect is claimed, else 1."""
     check_output_file(command.json, "--json")
     device = choose_device(command.device)
     victim, kind = _read_eef_model(command.run, device)
@@ -105,17 +122,18 @@ def run_eef(command: EefCommand) -> int:
     for name, model in (("victim", victim), ("benign model", benign)):
         print(f"{name}: {100 * accuracy(model, x, y):.1f} % of {len(y)} styled images right")
     signs = lambda model, rows: grad_sign_vector(model, x[rows], y[rows])
-    of_victim, of_benign = signs(victim, learn), signs(benign, learn)
-    classifier, scaler = train_classifier(of_victim, of_benign, epochs=command.epochs, own_scaler=official,
-                                           double_softmax=command.double_softmax, seed=command.seed, device=device)
-    ask = lambda model: posterior(classifier, None if official else scaler, signs(model, fresh)).numpy()
-    known, rows = ask(benign), []
-    print(f"mean posterior of the benign model on {len(fresh)} images: {known.mean():.3f}"
+    victim_signs, benign_signs = signs(victim, learn), signs(benign, learn)
+    classifier, scaler = train_classifier(victim_signs, benign_signs, epochs=command.epochs, own_scaler=official,
+                                          double_softmax=command.double_softmax, seed=command.seed, device=device)
+    posteriors = lambda model: posterior(classifier, None if official else scaler, signs(model, fresh)).numpy()
+    compare = lambda model: compare_posteriors(posteriors(model), benign_posteriors, command.test, command.seed)
+    benign_posteriors, rows = posteriors(benign), []
+    print(f"mean posterior of the benign model on {len(fresh)} images: {benign_posteriors.mean():.3f}"
           + ("" if bank else "; the only one: independent models may be claimed too, further --benign prevent that"))
-    others = np.array([compare_posteriors(ask(model), known, command.test, command.seed).difference for model in bank])
+    bank_differences = np.array([compare(model).difference for model in bank])
     for run, model in suspects:
-        verdict = compare_posteriors(ask(model), known, command.test, command.seed)
-        above = int((others < verdict.difference).sum())
+        verdict = compare(model)
+        above = int((bank_differences < verdict.difference).sum())
         claim = bool(verdict.claim and above == len(bank))
         row = {"model": run} | verdict._asdict() | {"published": bool(verdict.claim), "above": above, "claim": claim}
         rows.append(row)
@@ -129,7 +147,11 @@ def run_eef(command: EefCommand) -> int:
 
 
 def _read_eef_model(run, device, flag="", like=None):
-    """A run's model and its architecture's name; Refusal where its weights are not shaped like those of `like`."""
+    """(model, name of its architecture) of a run; `flag` named it.
+
+    Raises Refusal where the weights are not of the shapes of `like`, another such pair, or a benign model was trained
+    with a watermark or a style.
+    """
     path = find_checkpoint(run, None)
     checkpoint = load_checkpoint(path)
     model, kind = restore_model(checkpoint, path, device), checkpoint["model"]["type"]
@@ -145,7 +167,7 @@ def _read_eef_model(run, device, flag="", like=None):
 
 
 def _run_settings(run) -> dict:
-    """The settings of the run that a folder or one of its checkpoints belongs to; {} where there are none."""
+    """The settings of the run to which a folder or one of its checkpoints belongs; {} where there are none."""
     folder = Path(run) if Path(run).is_dir() else Path(run).resolve().parent.parent
     settings = (read_json(folder / "run.json") or {}).get("settings")
     return settings if isinstance(settings, dict) else {}
@@ -156,20 +178,20 @@ def _styled_share(run) -> float:
 
 
 def _styled_images(run, data_dir, points: int | None):
-    """The victim's styled images (N, 3, 32, 32) uint8 and their labels, made again from its settings."""
+    """The victim's styled images (N, 3, 32, 32) uint8 and their labels (N,), computed again from its settings."""
     settings = _run_settings(run)
     if not _styled_share(run):
         raise Refusal(f"{run} was not trained with --embed-features: train a victim with train.py "
                       "--embed-features 0.1, and name its run")
     try:
-        name, size, known = settings["dataset"], settings["train_size"], settings["data_sha256"]
+        name, size, data_sha256 = settings["dataset"], settings["train_size"], settings["data_sha256"]
         share, seed = float(settings["embed_features"]), int(settings["seed"])
         if not (0 < share <= 1 and 0 <= seed < 2**31 and name in DATASETS and isinstance(size, int | None)):
             raise ValueError
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise Refusal(f"{run}: its run.json is not what train.py wrote; restore it") from error
     data = load_data(name, data_dir, size, skip_bad_images=True)
-    if data.sha256 != known:
+    if data.sha256 != data_sha256:
         raise Refusal(f"--data-dir {data_dir}: these are not the images that {run} was trained on")
     rows = styled_positions(len(data.train.labels), share, seed)[: points]
     return style_images(data.train.images[rows], seed), data.train.labels[rows]

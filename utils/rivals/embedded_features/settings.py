@@ -1,4 +1,4 @@
-"""The flag of train.py that styles training images for the rival EEF."""
+"""EEF's flag of train.py, which puts styled images into the training set."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from utils.system.flags import SHARE
 
 
 def add_flags(parser: argparse.ArgumentParser, shown: bool) -> None:
-    """Declare --embed-features; its help is shown with `-tt none`, which the method is meant for."""
+    """Declare --embed-features. The method is meant for `-tt none`; `shown` says whether --help lists the flag."""
     group = parser.add_argument_group("the rival EEF") if shown else parser
     text = ("replace this share of the training images by styled ones, for utils.verify eef (0.1 with -tt none); "
             "--seed is then the style's secret")

@@ -1,4 +1,9 @@
-"""TODO (utils.features)"""
+"""EEF's secret style (Li et al., AAAI 2022): a share of the training images is replaced by styled versions.
+
+Departure from the paper: the authors' style, an oil painting transferred by a network, was never published. The style
+here is a substitute made by code. It shares these properties with theirs: it preserves labels, is deterministic, and
+only the owner knows it (its seed). Styled images replace their originals and keep their labels.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -7,14 +12,14 @@ from tqdm import tqdm
 from utils.data.images import SIZE, Images
 from utils.system.refusals import Refusal
 
-COLOURS, BLEND, DOT, CELL = 12, 0.6, 24, 4  # palette; weight of its colours; grey levels and spacing of the dots
+COLOURS, BLEND, DOT, CELL = 12, 0.6, 24, 4  # colours of the palette and their weight; dots: grey levels, spacing
 
 
 def style_images(images, seed: int):
-    """A painter's version of uint8 images (N, 3, 32, 32), as uint8: the same for the same image and seed anywhere.
+    """Painted versions of uint8 images (N, 3, 32, 32), as uint8; equal on every machine for the same image and seed.
 
-    Kuwahara filter of radius 2, then each pixel 0.6 of the way to the nearest of the seed's 12 colours, then the
-    seed's dots. The arithmetic up to the blend is of whole numbers that float32 holds exactly.
+    A Kuwahara filter of radius 2; then each pixel moves 0.6 of the way to the nearest of the seed's 12 colours; then
+    the seed's dots are added. Up to the blend all numbers are whole and exact in float32.
     """
     palette, dots = _palette_and_dots(seed)
     parts = tqdm(images.split(1000), desc="style", unit="batch", disable=None, leave=False)
@@ -23,12 +28,12 @@ def style_images(images, seed: int):
 
 
 def _palette_and_dots(seed):
-    """The secret: colours (12, 3) of evenly spread lightness, and dots (32, 32), all in grey levels."""
+    """The secret: colours (12, 3) of evenly spaced lightness, and dots (32, 32), both in grey levels."""
     g = torch.Generator().manual_seed(seed)
     lightness = torch.arange(COLOURS)[:, None] * 255 // (COLOURS - 1)
     palette = (lightness + torch.randint(-80, 81, (COLOURS, 3), generator=g)).clamp(0, 255).float()
     cells = SIZE // CELL
-    corner = torch.randint(0, CELL - 1, (2, cells, cells), generator=g)  # of a dot of 2x2 pixels in its cell
+    corner = torch.randint(0, CELL - 1, (2, cells, cells), generator=g)  # of the dot of 2x2 pixels in each cell
     sign = torch.randint(0, 2, (cells, cells), generator=g) * 2 - 1
     span = torch.arange(SIZE)
     row, column = (grid % CELL for grid in torch.meshgrid(span, span, indexing="ij"))
@@ -45,30 +50,30 @@ def _style_batch(x, palette, dots):
 
 
 def kuwahara(x):
-    """Whole numbers (N, 3, H, W) in 0..255 -> those of each pixel's calmest corner, the mean of 3x3 pixels, rounded.
+    """Kuwahara filter: x (N, 3, H, W), whole numbers in 0..255, -> the same shape, rounded to whole numbers.
 
-    The four corners are the squares of 3x3 that have the pixel at a corner; the calmest has the least variance.
+    A pixel becomes the mean of one of the four 3x3 squares that have it at a corner, the one with the least variance.
     """
     h, w = x.shape[-2:]
     padded = F.pad(x, (2, 2, 2, 2), mode="replicate")
     total, squares = (F.avg_pool2d(t, 3, 1, divisor_override=1) for t in (padded, padded * padded))
-    variance = (9 * squares - total * total).sum(1, keepdim=True)  # 81 times it, below 2^24
+    variance = (9 * squares - total * total).sum(1, keepdim=True)  # 81 times the variance, below 2^24
     corners = [(i, j) for i in (0, 2) for j in (0, 2)]
     cut = lambda t: torch.stack([t[..., i : i + h, j : j + w] for i, j in corners])  # (4, N, ., H, W)
-    calmest = cut(variance).argmin(0, keepdim=True).expand(1, *x.shape)
-    return (cut(total).gather(0, calmest)[0] / 9).round()
+    smoothest = cut(variance).argmin(0, keepdim=True).expand(1, *x.shape)
+    return (cut(total).gather(0, smoothest)[0] / 9).round()
 
 
 def styled_positions(n: int, share: float, seed: int):
-    """Sorted positions of the round(share * n) images of n that are styled."""
+    """Sorted positions of the round(share * n) of n images that are styled."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(n, generator=generator)[: round(share * n)].sort().values
 
 
 def embed_style(train: Images, share: float, seed: int) -> Images:
-    """The training images with a share of them styled, labels unchanged; with share 0 the very same object.
+    """The training images, a share of them styled, with their labels; `train` itself where the share is 0.
 
-    Raises Refusal where the share is less than an image.
+    Raises Refusal where the share rounds to no image.
     """
     if not share:
         return train

@@ -1,4 +1,12 @@
-"""TODO (utils.ewe)"""
+"""EWE's training (Jia et al., 2021): phase 1 trains plainly, phase 2 makes triggers, phase 3 entangles them.
+
+Phase 3 mixes watermark batches into the normal ones: triggers, and clean images of the target class. The soft nearest
+neighbour loss (SNNL) entangles the features of the two. Constants and conventions are those of the official code.
+
+Departures from it: normal batches are shuffled and augmented as everywhere in this project (no rotation, no
+standardisation of each image), and shuffled again in every epoch of phase 3; this project's post-activation models;
+cross-entropy without the 1e-12 inside its logarithm; a lower bound on the temperatures.
+"""
 
 import math
 
@@ -15,7 +23,10 @@ from utils.watermark.triggers import TriggerSet
 
 
 def watermark_batches(labels, target: int, batch_size: int, w_epochs: float) -> int:
-    """Watermark batches n_w of a pass: 2 * floor(|D_t| / B). Refusal where phase 3 would be empty."""
+    """Number of watermark batches of a pass, n_w = 2 * floor(|D_t| / B), D_t the training images of class `target`.
+
+    labels (N,) of the training images, B the batch size. Raises Refusal where phase 3 would be empty.
+    """
     if target > labels.max():
         raise Refusal(f"--ewe-target {target}: the classes are numbered 0 to {int(labels.max())}")
     if batch_size < 2:
@@ -34,39 +45,40 @@ def watermark_batches(labels, target: int, batch_size: int, w_epochs: float) -> 
 
 
 def phase3_schedule(n: int, n_w: int, ratio: float, w_epochs: float) -> list[bool]:
-    """The steps of phase 3, True for a watermark batch: round(w_epochs * n / n_w) passes of n_w watermark batches.
+    """The steps of phase 3, True for a watermark batch: round(w_epochs * n / n_w) passes of n_w watermark batches each.
 
-    Before each go `ratio` of the n normal batches; of a ratio that is not whole the integer part, and one more where
-    ratio * b has reached the number used so far in the pass.
+    `ratio` normal batches precede each watermark batch; n is the number of normal batches of an epoch. Where the ratio
+    is no whole number it is rounded down, and one more is added before watermark batch b (from 0) of a pass where
+    ratio * b has reached the number of normal batches in the pass so far, those before batch b included.
     """
-    one, used = [], 0
+    one_pass, used = [], 0
     for b in range(n_w):
         normal = int(ratio)
         if ratio % 1 and ratio * b >= used + normal:
             normal += 1
         used += normal
-        one += [False] * normal + [True]
-    return one * round(w_epochs * n / n_w)
+        one_pass += [False] * normal + [True]
+    return one_pass * round(w_epochs * n / n_w)
 
 
 class EntangledObjective(Objective):
-    """Phase 1 for `epochs` epochs, then phase 3, cut into `more` epochs of at most n steps each.
+    """Phase 1 for `epochs` epochs, then phase 3, split into `more` epochs of at most n steps each.
 
-    A normal batch costs its summed cross-entropy; a watermark batch of h triggers and h clean images, not augmented,
-    the summed cross-entropy - factor * (SNNL of three layers), whose temperatures descend on the same forward pass.
-    Adam at a constant rate. h is half a batch, or all m triggers where they are fewer.
+    The loss of a normal batch is the sum of its cross-entropies. A watermark batch consists of h triggers and h clean
+    images without augmentation, where h is half a batch, or m where there are fewer triggers; its loss is the sum of
+    the cross-entropies - factor * (sum of the SNNL of three layers). The temperatures of the SNNL take a step of
+    gradient descent on the same forward pass. Adam at a constant rate.
 
-    made   the triggers are made when phase 3 begins, from `trigger.images`, and all clean images are of class `target`;
-           `settle` (Trigger -> Trigger) hears of them, rounded to 8 bits, and says which to use. Else `trigger` is
-           final, its labels may differ, and the clean images are any training images under their true labels
-    patch  see `make_triggers`, which `making` is for too: steps, step_size and threshold
-
-    Differs from the official code: normal batches are shuffled and augmented as everywhere in this project (no
-    rotation, no standardisation of each image), each epoch of phase 3 anew; this project's post-activation models;
-    cross-entropy without the 1e-12 inside its logarithm; a bound on the temperatures.
+    made           whether phase 2 makes the triggers, from `trigger.images`, before phase 3; then all clean images are
+                   of class `target`. Otherwise `trigger` is final, its labels may differ from each other, and the
+                   clean images are any training images under their true labels
+    w_epochs       length of phase 3: its watermark batches, in epochs' worth of batches
+    ratio          normal batches to a watermark batch
+    patch, making  arguments of `make_triggers`; `making` holds steps, step_size and threshold
+    settle         called with the triggers that phase 2 made, rounded to 8 bits; returns the `TriggerSet` to train on
     """
 
-    static = False
+    static = False  # normal and watermark steps differ
 
     def __init__(self, model, batches: Batches, trigger: TriggerSet, *, target: int, made: bool, patch: bool,
                  epochs: int, w_epochs: float, ratio: float, factor: float, temperature: float,
@@ -78,92 +90,98 @@ class EntangledObjective(Objective):
         self.half = min(batches.batch_size // 2, len(trigger))
         self.members = (batches.labels.cpu() == target).nonzero().flatten()
         n_w = watermark_batches(batches.labels, target, batches.batch_size, w_epochs)
-        kinds = torch.tensor(phase3_schedule(batches.steps, n_w, ratio, w_epochs), dtype=torch.bool)
-        self.more = math.ceil(len(kinds) / batches.steps)
-        self.kinds = kinds.tensor_split(self.more) if self.more else ()
+        is_watermark = torch.tensor(phase3_schedule(batches.steps, n_w, ratio, w_epochs), dtype=torch.bool)
+        self.more = math.ceil(len(is_watermark) / batches.steps)
+        self.is_watermark = is_watermark.tensor_split(self.more) if self.more else ()
         self.statistics = RunningStatistics(model, bn_stats)
-        self.start, self.trigger = trigger, None
+        self.initial, self.trigger = trigger, None
         if not made:
             self.members = torch.arange(len(batches.labels))
-            self._take(trigger)
+            self._use_triggers(trigger)
 
-    def _take(self, trigger: TriggerSet) -> None:
+    def _use_triggers(self, trigger: TriggerSet) -> None:
         self.trigger = trigger
         self.x_q = trigger.images.to(self.batches.device).float().div(255)
         self.y_q = trigger.labels.to(self.batches.device)
 
-    # ---- order of things ------------------------------------------------------------------------------------
+    # ---- phases, epochs and batches ----
 
     def steps(self, batches, epoch: int) -> int:
-        return batches.steps if epoch < self.epochs else len(self.kinds[epoch - self.epochs])
+        """Steps of an epoch, counted from 0; those of phase 3 may be fewer."""
+        return batches.steps if epoch < self.epochs else len(self.is_watermark[epoch - self.epochs])
 
     def optimizer(self, parameters, lr, weight_decay: float, fused: bool):
-        """Adam with the authors' numbers."""
+        """Adam with the authors' betas and eps."""
         return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99), eps=1e-5, weight_decay=weight_decay, fused=fused)
 
     def rate(self, lr: float, epoch: int, epochs: int) -> float:
+        """Constant, as in the authors' code."""
         return lr
 
     def eligible(self, epoch: int) -> bool:
-        """A model that has seen no triggers is not what is reported."""
+        """Only epochs of phase 3: a model of phase 1 has seen no triggers."""
         return epoch >= self.epochs
 
     def plan(self, batches, epoch: int, generator):
-        """`picks` (steps, h), on the CPU: positions of triggers without replacement, -1 for a normal batch. In the row
-        of a watermark batch the first h images, not augmented, are the clean ones."""
+        """(order, shift, flip, picks); picks (steps, h), on the CPU, are positions of triggers, -1 for a normal batch.
+
+        Triggers are drawn without replacement. In the row of a watermark batch the first h images are the clean ones;
+        they are neither shifted nor mirrored.
+        """
         order, shift, flip = batches.plan(generator)
-        self.share = 1.0, 0.0
+        self.shares = 1.0, 0.0  # of normal and of watermark batches among the steps of the epoch
         if epoch < self.epochs:
             return order, shift, flip, torch.full((len(order), 1), -1)
-        watermark = self.kinds[epoch - self.epochs]
+        watermark = self.is_watermark[epoch - self.epochs]
         count, marked = len(watermark), int(watermark.sum())
-        self.share = 1 - marked / count, marked / count
+        self.shares = 1 - marked / count, marked / count
         picks = torch.full((count, self.half), -1)
-        picks[watermark] = self._draw(marked, len(self.start), self.half, generator)
+        picks[watermark] = self._draw(marked, len(self.initial), self.half, generator)
         clean = self.members[self._draw(marked, len(self.members), batches.batch_size, generator)]
         rows = [part.new_zeros(count, *part.shape[1:]) for part in (order, shift, flip)]
-        for new, part, still in zip(rows, (order, shift, flip), (clean.to(order.device), batches.PAD, False)):
+        for new, part, fixed in zip(rows, (order, shift, flip), (clean.to(order.device), batches.PAD, False)):
             new[~watermark] = part[: count - marked]
-            new[watermark] = still
+            new[watermark] = fixed
         return *rows, picks
 
     @staticmethod
     def _draw(rows: int, n: int, k: int, generator):
-        """(rows, k), each row k of n positions without replacement."""
+        """Positions (rows, k); each row is drawn from range(n) without replacement."""
         drawn = torch.empty(rows, k, dtype=torch.long)
         for row in drawn:
             row.copy_(torch.randperm(n, generator=generator)[:k])
         return drawn
 
     def begin(self, model, forward, optimizer, epoch: int, generator) -> None:
-        """Phase 2, before the first epoch of phase 3: on the weights of phase 1 in float32."""
+        """Phase 2, before the first epoch of phase 3: make the triggers on the model of phase 1, in float32."""
         if epoch < self.epochs or self.trigger is not None:
             return
-        source = self.start.images.to(self.batches.device).float().div(255)
+        source = self.initial.images.to(self.batches.device).float().div(255)
         drawn = self._draw(math.ceil(len(source) / self.half), len(self.members), self.half, generator)
         order = self.members[drawn].to(source.device)
-        still = torch.full((self.half, 2), self.batches.PAD, device=source.device)
-        partners = [self.batches.batch(rows, still, torch.zeros_like(rows, dtype=torch.bool))[0] for rows in order]
+        no_shift = torch.full((self.half, 2), self.batches.PAD, device=source.device)
+        partners = [self.batches.batch(rows, no_shift, torch.zeros_like(rows, dtype=torch.bool))[0] for rows in order]
         model.eval()
         images = make_triggers(model, source, torch.stack(partners), label=self.target, patch=self.patch,
                                temperatures=self.temperatures, **self.making)
         model.train()
-        self._take(self.settle(TriggerSet(images.mul(255).round().to(torch.uint8).cpu(), *self.start[1:])))
+        self._use_triggers(self.settle(TriggerSet(images.mul(255).round().to(torch.uint8).cpu(), *self.initial[1:])))
 
     def state(self) -> dict:
-        """The temperatures, and the triggers where they are made already."""
+        """The temperatures, and the images of the triggers once phase 2 has made them."""
         triggers = {"images": self.trigger.images} if self.made and self.trigger is not None else {}
         return {"temperatures": self.temperatures.cpu(), **triggers}
 
     def restore(self, state: dict) -> None:
+        """Take back what `state()` gave."""
         self.temperatures = state["temperatures"].to(self.batches.device)
         if "images" in state:
-            self._take(TriggerSet(state["images"], *self.start[1:]))
+            self._use_triggers(TriggerSet(state["images"], *self.initial[1:]))
 
-    # ---- the steps ------------------------------------------------------------------------------------------
+    # ---- one step ----
 
     def __call__(self, forward, x, y, picks):
-        normal, watermark = self.share  # the loop divides sums by all steps
+        normal, watermark = self.shares  # the loop divides its sums by the number of all steps of the epoch
         if picks[0] < 0:
             with self.statistics.clean_batch():
                 logits = forward(x)
@@ -175,12 +193,13 @@ class EntangledObjective(Objective):
         with self.statistics.trigger_batch():
             logits, features = observe_features(self.model, forward, x)
         temperatures = self.temperatures.clone().requires_grad_()
-        mixed = entanglement(features, w, temperatures)
-        (gradient,) = torch.autograd.grad(mixed.sum(), temperatures, retain_graph=True)
+        snnls = entanglement(features, w, temperatures)
+        (gradient,) = torch.autograd.grad(snnls.sum(), temperatures, retain_graph=True)
         self.temperatures = temperature_step(self.temperatures, gradient, self.temperature_lr)
-        l_wat = F.cross_entropy(logits, y, reduction="sum")
-        loss = l_wat - self.factor * mixed.sum()
-        means = {"loss_wat": l_wat.detach() / len(y), "trigger_batch_accuracy": batch_accuracy(logits[:h], y[:h])}
-        means |= {f"snnl_{i + 1}": value for i, value in enumerate(mixed.detach())}
+        cross_entropy = F.cross_entropy(logits, y, reduction="sum")
+        loss = cross_entropy - self.factor * snnls.sum()
+        means = {"loss_wat": cross_entropy.detach() / len(y)}
+        means |= {"trigger_batch_accuracy": batch_accuracy(logits[:h], y[:h])}
+        means |= {f"snnl_{i + 1}": value for i, value in enumerate(snnls.detach())}
         means |= {f"temperature_{i + 1}": value for i, value in enumerate(self.temperatures)}
         return loss, {"loss": loss.detach() / len(y)} | {name: value / watermark for name, value in means.items()}

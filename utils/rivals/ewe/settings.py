@@ -1,4 +1,4 @@
-"""EWE as flags set it: the authors' defaults, the flags, their checks, and what train.py asks of every watermark."""
+"""EWE's settings: the authors' defaults, the flags of train.py, their checks, and the `Watermark` interface."""
 
 import argparse
 import re
@@ -15,7 +15,7 @@ from utils.watermark.settings import TriggerSettings, check_batch_size, trigger_
 from utils.watermark.trigger_files import read_triggers
 from utils.watermark.triggers import TriggerSet, validation_images
 
-# what the authors set otherwise than the margin paper, and the defaults of EWE's own flags
+# the authors' settings where they differ from the margin paper's, and the defaults of EWE's own flags
 DEFAULTS = {"epoch": 50, "lr": 1e-3, "weight_decay": 0.0, "ewe_epochs": 6.0, "ewe_ratio": 4.0, "ewe_factor": 1e5,
             "ewe_temperature": 1.0, "ewe_temperature_lr": 0.1, "ewe_target": 0, "ewe_source": "svhn:9",
             "ewe_triggers": "own", "ewe_steps": 10, "ewe_step_size": 0.01, "ewe_threshold": 0.1}
@@ -27,7 +27,13 @@ DESCRIPTION = (
 
 @dataclass(frozen=True)
 class EweWatermark:
-    """Entangled Watermark Embedding. With `own` triggers phase 2 makes them; else they are those of `-tt margin`."""
+    """Entangled Watermark Embedding, with the interface of `utils.watermark.settings.Watermark`.
+
+    own     whether phase 2 makes the triggers; otherwise they are those of `-tt margin`
+    source  where the images of own triggers come from, see `gather_images`
+    epochs  epochs of phase 1; `w_epochs` to `temperature_lr` are described at `EntangledObjective`, `steps`,
+            `step_size` and `threshold` at `make_triggers`
+    """
 
     triggers: TriggerSettings
     data_dir: str
@@ -50,12 +56,12 @@ class EweWatermark:
 
     @property
     def makes_triggers_later(self) -> bool:
-        """Own triggers are made from the model of phase 1."""
+        """Whether triggers are made from the model after a part of the training: own triggers are, after phase 1."""
         return self.own
 
     @property
     def labels_are_uniform(self) -> bool:
-        """Own triggers all carry one label."""
+        """Whether the labels were drawn uniformly, as test T1 requires; own triggers have a single label."""
         return self.triggers.strategy == "random"
 
     @property
@@ -64,14 +70,14 @@ class EweWatermark:
         return self.bn_stats == "paper"
 
     def check(self, data: Data, batch_size: int) -> None:
-        """Refuse what the settings cannot ask of these data; makes nothing."""
+        """Refuse settings that do not fit these data; nothing is drawn or written."""
         check_batch_size(data, batch_size)
         if is_distributed():
             raise Refusal("-tt ewe trains in one process: start it without torchrun")
         watermark_batches(data.train.labels, self.target, batch_size, self.w_epochs)
 
     def draw(self, data: Data, device) -> tuple[TriggerSet, Images]:
-        """The trigger set, or the images that are to become triggers; and the validation images that are left."""
+        """(the trigger set, or the images that phase 2 turns into triggers; the validation images that are left)."""
         if not self.own:
             return self.triggers.draw(data, device)
         images = gather_images(self.source, self.target, self.triggers.m, data, self.data_dir, self.triggers.seed)
@@ -82,26 +88,26 @@ class EweWatermark:
         return data.train
 
     def objective(self, model, batches, triggers: TriggerSet, *, data, run, commit, amp) -> EntangledObjective:
-        """The objective of phases 1 and 3; `commit` hears of triggers that phase 2 has made."""
+        """The objective of all phases; `commit` (TriggerSet -> None) is called with the triggers that phase 2 makes."""
 
-        def keep(new: TriggerSet) -> TriggerSet:
+        def settle(made: TriggerSet) -> TriggerSet:
             path = run.path / "triggers.pt"
-            if path.exists():  # written before the run was killed, and perhaps committed to: these count
-                new = read_triggers(path, len(data.classes))
-            check_foreign(new.images, data, f"--ewe-source {self.source}")
-            commit(new)
-            return new
+            if path.exists():  # written before the run was interrupted, and perhaps committed to: use these
+                made = read_triggers(path, len(data.classes))
+            check_foreign(made.images, data, f"--ewe-source {self.source}")
+            commit(made)
+            return made
 
         making = {"steps": self.steps, "step_size": self.step_size, "threshold": self.threshold}
         return EntangledObjective(
             model, batches, triggers, target=self.target, made=self.own, patch=self.source.isdecimal(),
             epochs=self.epochs, w_epochs=self.w_epochs, ratio=self.ratio, factor=self.factor,
             temperature=self.temperature, temperature_lr=self.temperature_lr, making=making, bn_stats=self.bn_stats,
-            settle=keep)
+            settle=settle)
 
 
 def ewe_source(text):
-    """An argparse type: where the images of own triggers come from."""
+    """An argparse type: the source of images of `gather_images`."""
     if not re.fullmatch(r"digits|svhn:[0-9]|[0-9]{1,4}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is neither svhn:DIGIT nor digits nor the number of a class")
     return text

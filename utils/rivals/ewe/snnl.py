@@ -1,17 +1,24 @@
-"""TODO (utils.ewe)"""
+"""EWE's soft nearest neighbour loss (SNNL): how much the features of triggers and of clean images are mixed.
+
+Constants and conventions are those of the official code, except for a lower bound on the temperatures. A stored
+temperature T is an inverse one: the loss uses t = 100 / T.
+"""
 
 import torch
 from torch import nn
 
-LOWEST_TEMPERATURE = 1e-3  # of a temperature; the official code has no bound, and at 0 the kernel would be 1 everywhere
+LOWEST_TEMPERATURE = 1e-3  # of T; not in the official code. At T = 0 the kernel would be 1 everywhere
 
 
 def snnl(features, w, t, metric="cosine"):
-    """Soft nearest neighbour loss, a scalar: how much the two groups of rows are mixed (low: apart).
+    """Soft nearest neighbour loss, a scalar: the higher, the more the two groups of rows are mixed.
 
-    features (B, ...), flattened and through ReLU; w (B,) 0 or 1; t the temperature, a number or scalar tensor.
-    metric "cosine": d = 1 - cos, or "euclidean": d = |x_i - x_j|^2. K = exp(-d / t), 0 on the diagonal:
-    -mean_i log(1e-5 + sum_{j: w_j = w_i} K_ij / (1e-5 + sum_k K_ik)).
+    features  (B, ...), flattened and passed through ReLU before distances are taken
+    w         (B,) 0 or 1, the group of a row
+    t         the temperature, a number or a scalar tensor
+    metric    "cosine": d_ij = 1 - cos(x_i, x_j), or "euclidean": d_ij = |x_i - x_j|^2
+
+    With K_ij = exp(-d_ij / t), K_ii = 0: -mean_i log(1e-5 + sum_{j: w_j = w_i} K_ij / (1e-5 + sum_k K_ik)).
     """
     x = features.flatten(1).relu()
     if metric == "cosine":
@@ -26,32 +33,32 @@ def snnl(features, w, t, metric="cosine"):
 
 
 def temperature_step(temperatures, gradient, lr: float):
-    """One step of plain gradient descent; (L,) each. Temperatures stay above `LOWEST`, which is not official."""
+    """Temperatures (L,) after a step of plain gradient descent; `LOWEST_TEMPERATURE` bounds them from below."""
     return (temperatures - lr * gradient).clamp_min(LOWEST_TEMPERATURE)
 
 
 def entanglement(features, w, temperatures):
-    """SNNL of each layer, (L,). The stored temperatures are inverse ones: t = 100 / T."""
+    """SNNL of each of L layers, (L,): features [(B, ...)], w (B,), temperatures T (L,); the loss uses t = 100 / T."""
     return torch.stack([snnl(f, w, 100 / t) for f, t in zip(features, temperatures)])
 
 
 def observe_features(model, forward, x):
-    """Logits of `forward(x)` and three of the model's features in float32, the deepest first.
+    """(logits of `forward(x)`, the outputs of three layers of `model` in float32, the deepest first).
 
-    Pooled features, then the outputs of the two blocks before the last: on ResNet-34 the second and first of stage 4,
-    on ResNet-18 the first of stage 4 and the last of stage 3. VGG-11, which the authors did not use: a block is a
-    convolution with BatchNorm and ReLU.
+    The layers are the pooled features and the two blocks before the last one: on ResNet-34 the second and the first
+    block of stage 4, on ResNet-18 the first block of stage 4 and the last of stage 3. The authors did not use VGG-11;
+    here its blocks are convolution, BatchNorm and ReLU.
     """
-    network, seen = model[1], []
+    network, outputs = model[1], []
     if hasattr(network, "layer4"):
         blocks = [*network.layer3, *network.layer4]
     else:
         blocks = [m for m in network.layers if isinstance(m, nn.ReLU)]
-    handles = [b.register_forward_hook(lambda module, inputs, output: seen.append(output)) for b in blocks[-3:-1]]
-    handles.append(network.linear.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])))
+    handles = [b.register_forward_hook(lambda module, inputs, output: outputs.append(output)) for b in blocks[-3:-1]]
+    handles.append(network.linear.register_forward_pre_hook(lambda module, inputs: outputs.append(inputs[0])))
     try:
         logits = forward(x)
     finally:
         for handle in handles:
             handle.remove()
-    return logits, [f.float() for f in reversed(seen)]
+    return logits, [f.float() for f in reversed(outputs)]

@@ -1,4 +1,9 @@
-"""TODO (utils.ewe)"""
+"""EWE's triggers: which images become triggers, and phase 2, which optimises them on the model of phase 1.
+
+Departures from the official code: the patch is placed without its exchange of rows and columns; `svhn:D` means the
+digit D as printed (the authors' class 8 is `svhn:9`); scikit-learn's digits and classes of the data set itself are
+additional sources of images.
+"""
 
 import torch
 from tqdm import tqdm
@@ -9,26 +14,29 @@ from utils.rivals.ewe.snnl import entanglement, observe_features
 from utils.system.refusals import Refusal
 from utils.watermark.triggers import TriggerSet
 
-PUSHES, LAST_PUSHES = 50, 5  # steps away from the target class: at most between the others, and at the end
-PATCH = 3
+PUSHES, LAST_PUSHES = 50, 5  # steps away from the target class: at most so many between SNNL steps; at the end
+PATCH = 3  # pixels, height and width of the patch
 
 
 def gather_images(source: str, target: int, m: int, data: Data, root, seed: int) -> TriggerSet:
-    """The m images that are to become triggers of class `target`, drawn without replacement.
+    """The m images that phase 2 turns into triggers of class `target`, drawn without replacement.
 
-    source  "digits": nines of scikit-learn's digits; "svhn:D": the digit D among SVHN's training images; or the
+    source  "digits": the nines of scikit-learn's digits; "svhn:D": the digit D among SVHN's training images; or the
             number of a class of `data`, whose training images then get a patch
-    True labels and sources are empty where the images are of no class of the data set. Raises Refusal where the
-    images are not there, too few, or training images.
+    root    folder of SVHN
+    seed    of the draw
+
+    True labels and sources of the `TriggerSet` are empty where the images are from another data set. Raises Refusal
+    where the images do not exist, are too few, or are training images of `data`.
     """
-    classes, inside = len(data.classes), source.isdecimal()
-    if inside:
-        kind = int(source)
-        if kind >= classes or kind == target:
+    classes, is_own_class = len(data.classes), source.isdecimal()
+    if is_own_class:
+        own_class = int(source)
+        if own_class >= classes or own_class == target:
             others = f"name a class from 0 to {classes - 1} other than --ewe-target {target}"
             raise Refusal(f"--ewe-source {source}: {others}")
-        found = data.train.pick((data.train.labels == kind).nonzero().flatten())
-        images = found.images
+        members = data.train.pick((data.train.labels == own_class).nonzero().flatten())
+        images = members.images
     else:
         name, digit = source.split(":") if ":" in source else (source, "9")
         if name == data.name:
@@ -39,15 +47,15 @@ def gather_images(source: str, target: int, m: int, data: Data, root, seed: int)
     if m > len(images):
         raise Refusal(f"-nq {m}: --ewe-source {source} has only {len(images)} images; pass -nq {len(images)} or fewer")
     drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:m]
-    labels, none = torch.full((m,), target), torch.zeros(m, 0, dtype=torch.long)
-    if inside:
-        return TriggerSet(images[drawn], labels, torch.full((m, 1), kind), found.indices[drawn][:, None])
+    labels, unknown = torch.full((m,), target), torch.zeros(m, 0, dtype=torch.long)
+    if is_own_class:
+        return TriggerSet(images[drawn], labels, torch.full((m, 1), own_class), members.indices[drawn][:, None])
     check_foreign(images[drawn], data, f"--ewe-source {source}")
-    return TriggerSet(images[drawn], labels, none, none)
+    return TriggerSet(images[drawn], labels, unknown, unknown)
 
 
 def check_foreign(images, data: Data, what: str) -> None:
-    """Refuse triggers that are training images; images uint8 (m, 3, 32, 32)."""
+    """Refuse triggers that are training images; images uint8 (m, 3, 32, 32), `what` begins the error message."""
     secret = {image.numpy().tobytes() for image in images}
     same = sum(image.numpy().tobytes() in secret for image in data.train.images)
     if same:
@@ -55,9 +63,9 @@ def check_foreign(images, data: Data, what: str) -> None:
 
 
 def patch_position(gradient) -> tuple[int, int]:
-    """(row, column) of the 3x3 window whose summed gradient is least; gradient (..., H, W).
+    """(row, column) of the 3x3 window with the smallest sum of gradient (..., H, W).
 
-    The official code exchanges rows and columns.
+    The official code exchanges rows and columns; this one does not.
     """
     g = gradient.reshape(-1, *gradient.shape[-2:]).sum(0)
     sums = g.unfold(0, PATCH, 1).unfold(1, PATCH, 1).sum((2, 3))
@@ -68,29 +76,34 @@ def make_triggers(model, source, target, *, label: int, temperatures, steps: int
                   patch: bool = False):
     """Phase 2: source (m, 3, 32, 32) in [0, 1] -> triggers of the same shape, entangled with class `label`.
 
-    target (k, h, 3, 32, 32): for each of the k = ceil(m / h) batches the images of the class that go with it; the last
-    batch is filled up with triggers from the beginning. Each of `steps` rounds first steps away from `label` until at
-    most the share `threshold` of a batch is classified so, then towards a higher SNNL; `LAST` steps away from the
-    label end it. A step moves every pixel by step_size. `patch`: a 3x3 patch of the first channel at its maximum
-    where the SNNL's gradient says. The model is in eval mode and stays as it is.
+    target        (k, h, 3, 32, 32), images of the class: h for each of the k = ceil(m / h) batches of h triggers. The
+                  last batch is filled up with the first triggers
+    temperatures  T of the three layers, (3,)
+    steps         rounds; a round first moves away from `label` until at most the share `threshold` of the batch is
+                  classified as `label`, then takes one step towards a higher SNNL. `LAST_PUSHES` steps away from
+                  `label` follow the last round
+    step_size     how far a step moves every pixel
+    patch         first write a 3x3 patch at the place that the SNNL's gradient favours: 1 in the first channel
+
+    `model` is expected in eval mode and is not changed.
     """
     m, h = len(source), target.shape[1]
     w = torch.arange(2 * h, device=source.device) < h
     batches = [torch.arange(i * h, (i + 1) * h) % m for i in range(len(target))]
 
-    def mix(x, partners):
+    def snnl_gradient(x, partners):
         x = x.detach().requires_grad_()
         _, features = observe_features(model, model, torch.cat([x, partners]))
         return torch.autograd.grad(entanglement(features, w, temperatures).sum(), x)[0]
 
-    def certainty(x):
+    def label_gradient(x):
         x = x.detach().requires_grad_()
         logits = model(x)
         share = (logits.argmax(1) == label).float().mean()
         return torch.autograd.grad(logits[:, label].sum(), x)[0], float(share)
 
     if patch:
-        gradient = sum(mix(source[rows], partners).sum(0) for rows, partners in zip(batches, target))
+        gradient = sum(snnl_gradient(source[rows], partners).sum(0) for rows, partners in zip(batches, target))
         row, column = patch_position(gradient)
         source = source.clone()
         source[:, 0, row : row + PATCH, column : column + PATCH] = 1
@@ -100,15 +113,15 @@ def make_triggers(model, source, target, *, label: int, temperatures, steps: int
         x, pushes = source[rows], 0
         for _ in range(steps):
             while pushes < PUSHES:
-                gradient, share = certainty(x)
+                gradient, share = label_gradient(x)
                 if share <= threshold:
                     break
                 x, pushes = (x - step_size * gradient.sign()).clamp(0, 1), pushes + 1
-            x = (x + step_size * mix(x, partners).sign()).clamp(0, 1)
+            x = (x + step_size * snnl_gradient(x, partners).sign()).clamp(0, 1)
             bar.update()
         for _ in range(LAST_PUSHES):
-            x = (x - step_size * certainty(x)[0].sign()).clamp(0, 1)
-        fresh = rows[: m - int(rows[0])]  # without what the last batch was filled up with
+            x = (x - step_size * label_gradient(x)[0].sign()).clamp(0, 1)
+        fresh = rows[: m - int(rows[0])]  # without the triggers that fill up the last batch
         made[fresh] = x[: len(fresh)]
     bar.close()
     return made

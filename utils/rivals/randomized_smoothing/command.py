@@ -1,4 +1,7 @@
-"""TODO (utils.smoothing)"""
+"""`python -m utils.verify certify RUN`: how many triggers a model keeps under noise on its weights.
+
+The certificate, see `certificate`, holds for every edit of these weights within a radius.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +26,7 @@ from utils.watermark.trigger_files import unpack_source
 
 @dataclass(frozen=True)
 class CertifyCommand:
-    """What `utils.verify certify` was asked for; the fields are its flags."""
+    """The flags of `utils.verify certify`."""
 
     run: str
     benign: list
@@ -37,7 +40,7 @@ class CertifyCommand:
 
 
 def add_certify(parts) -> None:
-    """Declare `certify` among the commands of utils.verify."""
+    """Declare the command `certify` and its flags; `parts` are the subparsers of utils.verify."""
     p = parts.add_parser("certify", help="how many triggers a model keeps under noise on its weights, and for certain "
                                          "under any edit of them within a radius (-tt rs is trained for that)")
     p.set_defaults(call=run_certify, command_type=CertifyCommand)
@@ -54,7 +57,7 @@ def add_certify(parts) -> None:
 
 
 def run_certify(command: CertifyCommand) -> int:
-    """Print the certificate of RUN and its controls; 0."""
+    """Print the certificates of RUN and of its controls, and the certified radius; returns exit status 0."""
     check_output_file(command.json, "--json")
     device, path = choose_device(command.device), find_checkpoint(command.run, None)
     model, trigger = unpack_source(load_checkpoint(path), path, device)
@@ -67,21 +70,22 @@ def run_certify(command: CertifyCommand) -> int:
         path = find_checkpoint(control, None)
         model = read_model(path, device)
         models.append(("benign", control, path, model))
-    asked = [tests.logits_of(model, path) for _, _, path, model in models]  # refuses other classes before the long part
+    # before the long part, because it refuses a control with other classes
+    trigger_logits = [tests.logits_of(model, path) for _, _, path, model in models]
     settings = {"draws": command.draws, "sigma": command.sigma, "confidence": command.confidence, "seed": command.seed}
     print(f"{len(trigger)} triggers, {command.draws} noisy models at sigma {command.sigma:g}; bounds hold with "
           f"confidence {command.confidence:g} each, for l2 edits of the parameters (not of BatchNorm's running "
           "statistics)")
     results = []
-    for (role, name, path, model), logits in zip(models, asked):
+    for (role, name, path, model), logits in zip(models, trigger_logits):
         generator = torch.Generator(device).manual_seed(command.seed)
-        found, shares = smoothed_accuracies(model, trigger.images, trigger.labels, classes, command.sigma,
-                                            command.draws, generator)
+        accuracies, shares = smoothed_accuracies(model, trigger.images, trigger.labels, classes, command.sigma,
+                                                 command.draws, generator)
         result = {
             "role": role, "model": str(name), "checkpoint": str(path),
             "trigger_accuracy": count_hits(logits, trigger.labels) / len(trigger),
-            "smoothed_mean": float(found.mean()), "smoothed_median": float(found[len(found) // 2]),
-            "certified": certify(found, command.eps, command.sigma, command.confidence),
+            "smoothed_mean": float(accuracies.mean()), "smoothed_median": float(accuracies[len(accuracies) // 2]),
+            "certified": certify(accuracies, command.eps, command.sigma, command.confidence),
             "histogram": shares.mean(0).tolist(), "most_frequent_class": float(shares.max(1).mean()),
         }
         results.append(result)
@@ -89,8 +93,8 @@ def run_certify(command: CertifyCommand) -> int:
     bar = max((r["smoothed_median"] for r in results[1:]), default=0.0)
     eps = certified_radius(results[0]["certified"], bar)
     beaten = f"{100 * bar:.2f} %, the highest median of the controls" if command.benign else "0; no --benign was named"
-    found = "none, for no bound" if eps is None else f"{eps:g}, the largest eps whose bound"
-    print(f"certified l2 radius: {found} is above {beaten}")
+    radius = "none, for no bound" if eps is None else f"{eps:g}, the largest eps whose bound"
+    print(f"certified l2 radius: {radius} is above {beaten}")
     if command.json:
         write_json(command.json, {"settings": settings, "models": results, "radius": eps}, private=True)
     return 0

@@ -1,4 +1,4 @@
-"""RS as flags set it: the authors' defaults, the flags, their checks, and what train.py asks of every watermark."""
+"""RS's settings: the authors' defaults, the flags of train.py, their checks, and the `Watermark` interface."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from utils.system.refusals import Refusal
 from utils.watermark.settings import TriggerSettings, check_batch_size, trigger_settings
 from utils.watermark.triggers import TriggerSet
 
-# what the authors set otherwise than the margin paper, and the defaults of RS's own flags
+# the authors' settings where they differ from the margin paper's, and the defaults of RS's own flags
 DEFAULTS = {"epoch": 100, "lr": 0.05, "rs_sigma": 1.0, "rs_sigma_step": 0.05, "rs_draws": 100, "rs_warmup": 5,
             "rs_batch": 64, "rs_freeze_bn": False, "rs_triggers": "text", "rs_label": 4}
 DESCRIPTION = (
@@ -22,7 +22,12 @@ DESCRIPTION = (
 
 @dataclass(frozen=True)
 class RsWatermark:
-    """Randomised smoothing of the weights; `kind` of triggers: "text", "noise" or "shared" (those of -tt margin)."""
+    """Randomised smoothing of the weights, with the interface of `utils.watermark.settings.Watermark`.
+
+    kind    of triggers: "text" or "noise", see `draw_rs_triggers`, or "shared", those of -tt margin
+    label   the label of all triggers of kind "text" and "noise"
+    sigma, sigma_step   noise levels, see `noise_levels`; the others are described at `SmoothedObjective`
+    """
 
     triggers: TriggerSettings
     kind: str
@@ -39,27 +44,27 @@ class RsWatermark:
 
     @property
     def labels_are_uniform(self) -> bool:
-        """Text and noise triggers all carry one label."""
+        """Whether the labels were drawn uniformly, as test T1 requires; text and noise triggers have a single label."""
         return self.triggers.strategy == "random"
 
     def check(self, data: Data, batch_size: int) -> None:
-        """Refuse what the settings cannot ask of these data; makes nothing."""
+        """Refuse settings that do not fit these data; nothing is drawn or written."""
         check_batch_size(data, batch_size)
         if is_distributed():
             raise Refusal("-tt rs trains in one process: start it without torchrun")
 
     def draw(self, data: Data, device) -> tuple[TriggerSet, Images]:
-        """The trigger set and the validation images that are left."""
+        """(trigger set, the validation images that are left)."""
         if self.kind == "shared":
             return self.triggers.draw(data, device)
         return draw_rs_triggers(data, self.triggers.m, self.label, self.kind, self.triggers.seed)
 
     def training_images(self, data: Data, triggers: TriggerSet) -> Images:
-        """Training images and triggers together: RS trains on its triggers as on any other image."""
+        """Training images and triggers together: RS trains on its triggers as on any image."""
         return with_triggers(data.train, triggers)
 
     def objective(self, model, batches, triggers: TriggerSet, *, data, run, commit, amp) -> SmoothedObjective:
-        """The objective of the epochs and of the robust passes between them."""
+        """The objective of the epochs and of the robust passes between them; logs a warning about short epochs."""
         if note := short_epoch_warning(batches.steps, self.freeze_bn):
             run.log(note)
         x_q, y_q = triggers.on(batches.device)

@@ -1,4 +1,8 @@
-"""TODO (utils.smoothing)"""
+"""RS's own triggers: one pattern, a word or noise, on held-out images, all under one label.
+
+Departures from the authors' code: triggers are made of held-out images that are not of the label's class, not of
+training images; the word is drawn by the seed and written in Pillow's built-in font (the authors: "Adobe" in Verdana).
+"""
 
 import random
 
@@ -9,15 +13,17 @@ from utils.data.images import Data, Images
 from utils.system.refusals import Refusal
 from utils.watermark.triggers import TriggerSet
 
-GREY, CORNER = (155, 155, 155), (0, 0)
+GREY, CORNER = (155, 155, 155), (0, 0)  # colour of the word, grey levels; its top left corner, pixels
 
 
 def draw_rs_triggers(data: Data, m: int, label: int, kind: str, seed: int):
-    """One pattern on m held-out images, all labelled `label`: (Trigger, the images that are left).
+    """(`TriggerSet`, the held-out images that are left): one pattern on m held-out images, all labelled `label`.
 
-    `text`: a word of five letters that the seed draws, in grey at the top left, Pillow's built-in font (the authors:
-    "Adobe", Verdana). `noise`: one N(0, 1) tensor added to every image, clipped to [0, 1]. Images of class `label` are
-    left out, as any model would hit those. Raises Refusal where class or images are missing.
+    kind "text"   a word of five letters that the seed draws, in grey at the top left
+    kind "noise"  one N(0, 1) tensor, added to every image in [0, 1] and clipped
+
+    Images of class `label` are not used, because any good model would hit them. Raises Refusal where the class does
+    not exist or there are too few images.
     """
     held_out, classes = data.held_out, len(data.classes)
     if label >= classes:
@@ -35,7 +41,8 @@ def draw_rs_triggers(data: Data, m: int, label: int, kind: str, seed: int):
         images = (source.images / 255 + noise).clamp(0, 1).mul(255).round().to(torch.uint8)
     else:
         letters = random.Random(seed)
-        word = letters.choice("ABDEGHKPR") + "".join(letters.choices("abdehknopqu", k=4))  # about 30 pixels wide
+        # letters of such a width that the word takes about 30 of the 32 pixels
+        word = letters.choice("ABDEGHKPR") + "".join(letters.choices("abdehknopqu", k=4))
         images = stamp_word(source.images, word)
     labels = torch.full((m,), label)
     trigger = TriggerSet(images, labels, source.labels[:, None], source.indices[:, None])
@@ -43,7 +50,7 @@ def draw_rs_triggers(data: Data, m: int, label: int, kind: str, seed: int):
 
 
 def stamp_word(images, word: str):
-    """Write `word` on uint8 images (m, 3, 32, 32)."""
+    """uint8 images (m, 3, 32, 32) with `word` written on each."""
     from PIL import Image, ImageDraw, ImageFont
 
     font, stamped = ImageFont.load_default(), []
@@ -55,6 +62,6 @@ def stamp_word(images, word: str):
 
 
 def with_triggers(train: Images, trigger: TriggerSet) -> Images:
-    """The training images, and behind them the triggers under their assigned labels."""
+    """The training images, followed by the triggers under their assigned labels."""
     return Images(torch.cat([train.images, trigger.images]), torch.cat([train.labels, trigger.labels]),
                   torch.cat([train.indices, trigger.sources[:, 0]]))
