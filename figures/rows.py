@@ -58,7 +58,7 @@ def collect_rows(folder: Path, last: bool = False) -> list[dict]:
             groups.setdefault(key, []).append((figures, summary, run))
     rows = [_row(*key[:3], group) for key, group in groups.items()]
     order = {"no watermark": 0, "ERM": 1, "margin": 2, "EWE": 3, "RS": 4}
-    return sorted(rows, key=lambda row: (order[row["watermark"]], "surrogate" in row["role"]))
+    return sorted(rows, key=lambda row: (order.get(row["watermark"], len(order)), "surrogate" in row["role"]))
 
 
 def _row(watermark, role, statistics_name, group) -> dict:

@@ -40,7 +40,7 @@ class OwnershipCase:
         settings = self.commitment.settings
         if self.commitment.state != "match":
             return f"the commitment is {self.commitment.state}: nothing shows that the labels were fixed beforehand"
-        watermarked = settings.get("train_type") in ("base", "margin", "ewe", "rs")
+        watermarked = settings.get("train_type") not in (None, "none")
         if not watermarked or settings.get("label_strategy") != "random":
             kind = f"{settings.get('train_type')}, {settings.get('label_strategy')}"
             return f"the labels were not drawn uniformly from the wrong ones ({kind})"
