@@ -36,7 +36,7 @@ def main():
         run.log(f"{run.path} is finished; its figures:")
     else:
         run.log_all(data.notes)
-        commit = lambda triggers: commit_triggers(run, triggers, data, watermark.is_secret)
+        commit = lambda made: commit_triggers(run, made, data, watermark.is_secret)
         if is_chief() and not watermark.makes_triggers_later:
             commit(triggers)
         prepare_torch(training.seed, training.deterministic, training.tf32)
@@ -44,8 +44,9 @@ def main():
         model = synchronize_batchnorm(models.place(model, device))
         batches = Batches(watermark.training_images(data, triggers), training.batch_size, data.flip, device)
         objective = watermark.objective(model, batches, triggers, data=data, run=run, commit=commit, amp=training.amp)
-        known = (lambda: objective.trigger) if watermark.makes_triggers_later else (lambda: triggers)
-        evaluate, snapshot = Evaluation(validation, known, training.amp), SourceSnapshot(command.facts(data), known)
+        current = (lambda: objective.trigger) if watermark.makes_triggers_later else (lambda: triggers)
+        evaluate = Evaluation(validation, current, training.amp)
+        snapshot = SourceSnapshot(command.facts(data), current)
         fit(run, model, objective, batches, evaluate, snapshot, training.lengthened(objective.more))
     if is_chief():
         report_source(run, command.facts(data), tests, data.test, device)

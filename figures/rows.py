@@ -20,6 +20,8 @@ from utils.watermark.trigger_files import unpack_source
 # entries of a summary that all runs of a row share; settings that may differ between them
 SAME = ("dataset", "dataset_source", "model", "width", "epochs", "train_size", "bn_stats", "select", "trigger_size")
 SEEDS = ("seed", "message", "additional_message", "source_checkpoint")
+# -tt -> its name in the table; the rows are in this order
+WATERMARK_NAMES = {"none": "no watermark", "base": "ERM", "margin": "margin", "ewe": "EWE", "rs": "RS"}
 
 
 def source_settings(run: Path) -> dict:
@@ -29,10 +31,7 @@ def source_settings(run: Path) -> dict:
 
 
 def collect_rows(folder: Path, last: bool = False) -> list[dict]:
-    """One row for each kind of run below `folder`, its seeds in lists; `last`: of the last checkpoints.
-
-    Raises KeyError where a run's watermark is unknown.
-    """
+    """One row for each kind of run below `folder`, its seeds in lists; `last`: of the last checkpoints."""
     groups = {}  # {(watermark, role, statistics, settings): [(figures, summary, content of run.json)]}
     for path in sorted(folder.glob("**/summary.json")):
         summary = json.loads(path.read_text())
@@ -47,7 +46,7 @@ def collect_rows(folder: Path, last: bool = False) -> list[dict]:
             if not figures:
                 continue
             role = f"{summary['role']} {summary.get('attack') or ''}".strip()
-            watermark = {"none": "no watermark", "base": "ERM", "ewe": "EWE", "rs": "RS"}.get(train_type, train_type)
+            watermark = WATERMARK_NAMES.get(train_type, train_type)
             settings = {k: v for k, v in run["settings"].items() if k not in SEEDS and not k.endswith("sha256")}
             settings["data"] = run["settings"].get("data_sha256")
             if summary["role"] != "surrogate":
@@ -57,8 +56,9 @@ def collect_rows(folder: Path, last: bool = False) -> list[dict]:
             key = (watermark, role, summary.get("teacher_bn", statistics_name), json.dumps(settings, sort_keys=True))
             groups.setdefault(key, []).append((figures, summary, run))
     rows = [_row(*key[:3], group) for key, group in groups.items()]
-    order = {"no watermark": 0, "ERM": 1, "margin": 2, "EWE": 3, "RS": 4}
-    return sorted(rows, key=lambda row: (order.get(row["watermark"], len(order)), "surrogate" in row["role"]))
+    order = list(WATERMARK_NAMES.values())
+    place = lambda name: order.index(name) if name in order else len(order)
+    return sorted(rows, key=lambda row: (place(row["watermark"]), "surrogate" in row["role"]))
 
 
 def _row(watermark, role, statistics_name, group) -> dict:

@@ -57,11 +57,20 @@ class TrainCommand:
 
     def facts(self, data: Data) -> SourceFacts:
         """What checkpoints and summary say of this training."""
-        mark = self.watermark
         return SourceFacts(
-            self.model_type, self.width, data.name, data.classes, len(data.train.labels), mark.train_type,
-            mark.triggers.strategy, mark.bn_stats, self.training.seed, self.select, mark.keeps_clean_statistics,
-            mark.makes_triggers_later)
+            model_type=self.model_type,
+            width=self.width,
+            dataset=data.name,
+            classes=data.classes,
+            train_size=len(data.train.labels),
+            train_type=self.watermark.train_type,
+            label_strategy=self.watermark.triggers.strategy,
+            bn_stats=self.watermark.bn_stats,
+            seed=self.training.seed,
+            select=self.select,
+            keeps_clean=self.watermark.keeps_clean_statistics,
+            makes_triggers_later=self.watermark.makes_triggers_later,
+        )
 
 
 @dataclass(frozen=True)
@@ -221,7 +230,8 @@ class ShortHelp(argparse.ArgumentDefaultsHelpFormatter):
         if not action.option_strings or action.nargs == 0:
             return super()._format_action_invocation(action)
         value = action.metavar or ("" if action.choices else action.option_strings[-1].lstrip("-").upper()[:1])
-        return f"{', '.join(action.option_strings)} {value}".rstrip()
+        several = " ..." if action.nargs == "+" else ""
+        return f"{', '.join(action.option_strings)} {value}{several}".rstrip()
 
     def _get_help_string(self, action):
         text = action.help
@@ -235,4 +245,4 @@ class ShortHelp(argparse.ArgumentDefaultsHelpFormatter):
 def _add_train_type(parser) -> None:
     parser.add_argument("-tt", "--train-type", default="margin", choices=TRAIN_TYPES,
                         help="none: no watermark (benign); base: triggers by ERM; margin: the paper's method; rivals: "
-                        "ewe, rs (flags: -tt ewe --help)")
+                        "ewe, rs (their flags: train.py -tt ewe --help)")

@@ -10,9 +10,10 @@ from hostile_files import refusal_of, write_good_files
 from official_checkpoint import official, trigger_set
 
 import models
-from utils.runs.checkpoints import load_checkpoint, pack_checkpoint, save_checkpoint
+from utils.runs.checkpoints import load_checkpoint, pack_checkpoint, read_model, save_checkpoint
 from utils.system.refusals import Refusal
 from utils.watermark.trigger_files import pack_triggers, unpack_source
+from utils.watermark.triggers import TriggerSet
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -117,3 +118,12 @@ def test_checkpoints_with_inconsistent_parts_are_refused(spoil, files, tmp_path)
     spoil(checkpoint)
     save_checkpoint(tmp_path / "model.pt", checkpoint)
     assert refusal_of(tmp_path / "model.pt")
+
+
+def test_a_damaged_trigger_set_is_refused_where_triggers_are_read_and_there_alone(tmp_path):
+    model, trigger = models.build("res18", 10, width=4), trigger_set()
+    foreign = TriggerSet(trigger.images, torch.full_like(trigger.labels, 99), *trigger[2:])
+    save_checkpoint(tmp_path / "one.pt", pack_checkpoint(model, "res18", **pack_triggers(foreign)))
+    with pytest.raises(Refusal, match="one.pt does not hold a trigger set .*outside the 10 classes"):
+        unpack_source(load_checkpoint(tmp_path / "one.pt"), "one.pt")
+    assert not read_model(tmp_path / "one.pt").training  # only weights are read of a suspect

@@ -21,7 +21,8 @@ def add_attack_flags(parser: argparse.ArgumentParser) -> None:
                    help="the source's architecture")
     p.add_argument("--teacher-bn", default="paper", choices=("paper", "clean"),
                    help="which of the source's two checkpoints is stolen: with the paper's or clean statistics")
-    p.add_argument("-dmt", "--model-type", default="res18", choices=models.NAMES, help="the surrogate's architecture")
+    p.add_argument("-dmt", "--model-type", default="res18", choices=models.NAMES,
+                   help="the surrogate's architecture (res18; attacks that start from a model keep theirs)")
     p.add_argument("--width", type=COUNT, default=64, help="channels of the first stage; 64 is the published size")
     p.add_argument("--train-size", type=COUNT, help="use this many images (default: as many as the source)")
     p.add_argument("-admsg", "--additional-message", type=folder_tag, default="", help="tag of the attack's folder")
@@ -36,7 +37,7 @@ def add_distillation_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_extraction_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of extraction.py alone."""
-    parser.set_defaults(model_type=None)
+    parser.set_defaults(model_type=None)  # res18, or the model's own for an attack that edits
     p = parser.add_argument_group("attack (Eqs. 2, 5 and 7)")
     p.add_argument("-at", "--attack", default="soft", choices=(*EXTRACTIONS, *REMOVALS),
                    help="soft: its probabilities; hard: its labels; reg: probabilities and true labels; margin: "

@@ -1,4 +1,4 @@
-"""The scene of every attack: the source that is attacked, the thief's images, and the folder of the attack's run."""
+"""What every attack needs before it begins: the source, the thief's images, and the folder of the attack's run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +87,8 @@ def open_theft(settings: TheftSettings, attack, device) -> Theft:
 
 
 def _load_both(settings: TheftSettings, about: dict) -> tuple[Data, Data]:
-    """The thief's and the source's data; where they are one set, the thief gets as many images as the source had."""
+    """The thief's and the source's data; where they are one set, the thief gets as many
+    images as the source had, unless `own.train_size` says otherwise."""
     own, home = settings.own, settings.home
     same = (own.name, own.root) == (home.name, home.root)
     size = own.train_size or (about.get("train_size") if same else None)

@@ -83,8 +83,10 @@ class Contenders:
         teacher = self.model(placed=False).eval()
         picks = torch.randint(0, self.settings.num_query, (64, self.settings.trigger_batch)).to(self.device)
         picks = itertools.cycle(picks)
-        loaded = official_rendering.loader(*self.images[:2], self.settings.batch_size)
-        batches = self.endless(loaded) if loader else self.prepared_batches()
+        if loader:
+            batches = self.endless(official_rendering.loader(*self.images[:2], self.settings.batch_size))
+        else:
+            batches = self.prepared_batches()
         k = self.settings.steps if name == "margin" else 0
 
         def step():

@@ -90,7 +90,7 @@ def commit_to(run: RunFolder, trigger: TriggerSet, classes: list[str], held_out:
     except (KeyError, TypeError, ValueError) as error:
         raise Refusal(f"{run.path / KEY_FILE} is damaged: restore it from a copy") from error
     if public is None:
-        content = {"sha256": digest, "of": "salt || canonical bytes, see utils/ownership/commitment.py",
+        content = {"sha256": digest, "of": "salt || canonical bytes, see docs/verification.md",
                    "triggers": len(trigger), "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         run.write_json(COMMITMENT_FILE, content)
     elif public.get("sha256") != digest:

@@ -81,7 +81,7 @@ def model_width(model) -> int:
 
 
 def read_model(path, device="cpu"):
-    """The model alone of a checkpoint file, frozen and in eval mode."""
+    """The model of a checkpoint file, frozen and in eval mode; a trigger set in the file is not looked at."""
     return restore_model(load_checkpoint(path), path, device)
 
 

@@ -54,7 +54,7 @@ class RunFolder:
                 f"{self.path} holds a run with other settings ({key.replace('_', '-')} was {old.get(key)!r}, "
                 f"is {self.settings[key]!r}{', ...' if len(differ) > 1 else ''}): pass {self.hint} or --overwrite"
             )
-        self.settings = {k: v for k, v in self.settings.items() if k in old}  # those that the commitment was made with
+        self.settings = {k: v for k, v in self.settings.items() if k in old}  # those that the run was made with
 
     def open(self, device: torch.device, overwrite: bool) -> "RunFolder":
         """Make the folder, or continue the run in it; with `overwrite` an old run is removed first.

@@ -44,7 +44,10 @@ class Objective:
         return True
 
     def two_thread_step(self, model, batches, forward_of):
-        """An object that computes the gradients of a step in two threads on the CPU, or None (see `training.step`)."""
+        """None, or what computes a step's gradients in two threads on the CPU.
+
+        It is a context manager, and inside its own `with` it is called as (forward, x, y, picks) -> stats.
+        """
         return None
 
     def begin(self, model, forward, optimizer, epoch: int, generator) -> None:

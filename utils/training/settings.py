@@ -47,5 +47,6 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
 
 def training_settings(flags) -> TrainingSettings:
     """The settings that parsed flags give."""
-    return TrainingSettings(flags.epoch, flags.lr, flags.weight_decay, flags.batch_size, flags.seed, flags.amp,
-                            flags.compile, flags.graph, flags.tf32, flags.deterministic)
+    return TrainingSettings(
+        epochs=flags.epoch, lr=flags.lr, weight_decay=flags.weight_decay, batch_size=flags.batch_size, seed=flags.seed,
+        amp=flags.amp, compile=flags.compile, graph=flags.graph, tf32=flags.tf32, deterministic=flags.deterministic)

@@ -18,7 +18,7 @@ class Step:
     rate     the learning rate, a tensor on the device; set it with `rate.fill_`
     sums     what the objective reports, added up over steps; on the device, so no step waits for the device
 
-    With `graph` the step is recorded and replayed on CUDA, see `RecordedStep`; `log` hears where that fails.
+    With `graph` the step is recorded and replayed on CUDA, see `RecordedStep`; where that fails, `log` gets the reason.
     """
 
     def __init__(self, model, objective, batches, *, lr, weight_decay, amp=False, compile=False, graph=False,
@@ -73,7 +73,7 @@ class Step:
     def take_sums(self) -> dict:
         """The sums as numbers; they start from zero again. This waits for the device."""
         taken = {name: float(value) for name, value in self.sums.items()}
-        if self.recorder is None:
+        if self.recorder is None or self.recorder.failed:
             self.sums = {}
         for value in self.sums.values():
             value.zero_()  # in place: a recorded step adds to these very tensors

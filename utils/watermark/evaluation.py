@@ -19,6 +19,6 @@ class Evaluation(NamedTuple):
 
     def __call__(self, model) -> dict:
         figures = {"val_accuracy": accuracy(model, self.validation.images, self.validation.labels, self.amp)}
-        if (known := self.triggers()) is not None:
-            figures["trigger_accuracy"] = accuracy(model, known.images, known.labels, self.amp)
+        if (triggers := self.triggers()) is not None:
+            figures["trigger_accuracy"] = accuracy(model, triggers.images, triggers.labels, self.amp)
         return figures

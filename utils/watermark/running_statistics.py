@@ -18,7 +18,7 @@ BN_MODES = ("paper", "clean", "shared")
 
 
 class RunningStatistics:
-    """The running statistics of all BatchNorm layers of `model` under one of `MODES`."""
+    """The running statistics of all BatchNorm layers of `model` under one of `BN_MODES`."""
 
     def __init__(self, model: nn.Module, mode: str):
         layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}

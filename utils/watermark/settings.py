@@ -147,5 +147,7 @@ def trigger_settings(flags) -> TriggerSettings:
 
 def watermark_settings(flags) -> Watermark:
     """The watermark that parsed flags give."""
-    return Watermark(flags.train_type, trigger_settings(flags), flags.variable, flags.reduction, flags.steps,
-                     flags.step_size / 255, flags.eps / 255, flags.trigger_batch, flags.bn_stats)
+    return Watermark(
+        train_type=flags.train_type, triggers=trigger_settings(flags), weight=flags.variable, reduction=flags.reduction,
+        steps=flags.steps, step_size=flags.step_size / 255, eps=flags.eps / 255, trigger_batch=flags.trigger_batch,
+        bn_stats=flags.bn_stats)

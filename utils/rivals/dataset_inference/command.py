@@ -129,8 +129,8 @@ def di_table(rows: list[dict], kind: str) -> str:
         for j, (points, (figures, verdict)) in enumerate(parts.items()):
             line = f"{'' if j else name:<{wide}}  {points:<15}{show(figures['mean_difference']):>26}"
             lines.append(f"{line}{show(figures['log10_p']):>9}  {verdict}".rstrip())
-    lines += [f"A claim (p < {DI_ALPHA:g}) says that a model knows the source's training images. Copies do, and so "
-              "does",
+    claim = f"A claim (p < {DI_ALPHA:g}) says that a model knows the source's training images."
+    lines += [f"{claim} Copies do, and so does",
               "any model trained on them: it does not say that this model was stolen. Inconclusive is not innocent."]
     if not rows[0]["claim"]:
         lines.append("The source itself is inconclusive: its regressor has learnt nothing that a suspect could show.")

@@ -74,18 +74,21 @@ class EntangledObjective(Objective):
                    clean images are any training images under their true labels
     w_epochs       length of phase 3: its watermark batches, in epochs' worth of batches
     ratio          normal batches to a watermark batch
+    factor         weight of the SNNL of each layer
+    temperature    T of all three layers at the start; the SNNL's own temperature is 100 / T
+    temperature_lr  rate of the descent on T
     patch, making  arguments of `make_triggers`; `making` holds steps, step_size and threshold
-    settle         called with the triggers that phase 2 made, rounded to 8 bits; returns the `TriggerSet` to train on
+    keep_triggers  called with the triggers that phase 2 made, rounded to 8 bits; returns the `TriggerSet` to train on
     """
 
     static = False  # normal and watermark steps differ
 
     def __init__(self, model, batches: Batches, trigger: TriggerSet, *, target: int, made: bool, patch: bool,
                  epochs: int, w_epochs: float, ratio: float, factor: float, temperature: float,
-                 temperature_lr: float, making: dict, bn_stats: str, settle=lambda trigger: trigger):
+                 temperature_lr: float, making: dict, bn_stats: str, keep_triggers=lambda trigger: trigger):
         self.model, self.batches, self.target, self.epochs = model, batches, target, epochs
         self.factor, self.temperature_lr = factor, temperature_lr
-        self.made, self.patch, self.making, self.settle = made, patch, making, settle
+        self.made, self.patch, self.making, self.keep_triggers = made, patch, making, keep_triggers
         self.temperatures = torch.full((3,), float(temperature), device=batches.device)
         self.half = min(batches.batch_size // 2, len(trigger))
         self.members = (batches.labels.cpu() == target).nonzero().flatten()
@@ -165,7 +168,8 @@ class EntangledObjective(Objective):
         images = make_triggers(model, source, torch.stack(partners), label=self.target, patch=self.patch,
                                temperatures=self.temperatures, **self.making)
         model.train()
-        self._use_triggers(self.settle(TriggerSet(images.mul(255).round().to(torch.uint8).cpu(), *self.initial[1:])))
+        pixels = images.mul(255).round().to(torch.uint8).cpu()
+        self._use_triggers(self.keep_triggers(TriggerSet(pixels, *self.initial[1:])))
 
     def state(self) -> dict:
         """The temperatures, and the images of the triggers once phase 2 has made them."""

@@ -90,7 +90,7 @@ class EweWatermark:
     def objective(self, model, batches, triggers: TriggerSet, *, data, run, commit, amp) -> EntangledObjective:
         """The objective of all phases; `commit` (TriggerSet -> None) is called with the triggers that phase 2 makes."""
 
-        def settle(made: TriggerSet) -> TriggerSet:
+        def keep_triggers(made: TriggerSet) -> TriggerSet:
             path = run.path / "triggers.pt"
             if path.exists():  # written before the run was interrupted, and perhaps committed to: use these
                 made = read_triggers(path, len(data.classes))
@@ -103,7 +103,7 @@ class EweWatermark:
             model, batches, triggers, target=self.target, made=self.own, patch=self.source.isdecimal(),
             epochs=self.epochs, w_epochs=self.w_epochs, ratio=self.ratio, factor=self.factor,
             temperature=self.temperature, temperature_lr=self.temperature_lr, making=making, bn_stats=self.bn_stats,
-            settle=settle)
+            keep_triggers=keep_triggers)
 
 
 def ewe_source(text):
@@ -149,6 +149,8 @@ def check_flags(flags) -> None:
 def settings(flags) -> EweWatermark:
     """The watermark that parsed flags give."""
     return EweWatermark(
-        trigger_settings(flags), flags.data_dir, flags.ewe_triggers == "own", flags.ewe_source, flags.ewe_target,
-        flags.epoch, flags.ewe_epochs, flags.ewe_ratio, flags.ewe_factor, flags.ewe_temperature,
-        flags.ewe_temperature_lr, flags.ewe_steps, flags.ewe_step_size, flags.ewe_threshold, flags.bn_stats)
+        triggers=trigger_settings(flags), data_dir=flags.data_dir, own=flags.ewe_triggers == "own",
+        source=flags.ewe_source, target=flags.ewe_target, epochs=flags.epoch, w_epochs=flags.ewe_epochs,
+        ratio=flags.ewe_ratio, factor=flags.ewe_factor, temperature=flags.ewe_temperature,
+        temperature_lr=flags.ewe_temperature_lr, steps=flags.ewe_steps, step_size=flags.ewe_step_size,
+        threshold=flags.ewe_threshold, bn_stats=flags.bn_stats)

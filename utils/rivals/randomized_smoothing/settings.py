@@ -106,5 +106,7 @@ def check_flags(flags) -> None:
 
 def settings(flags) -> RsWatermark:
     """The watermark that parsed flags give."""
-    return RsWatermark(trigger_settings(flags), flags.rs_triggers, flags.rs_label, flags.rs_sigma, flags.rs_sigma_step,
-                       flags.rs_draws, flags.rs_warmup, flags.rs_batch, flags.rs_freeze_bn)
+    return RsWatermark(
+        triggers=trigger_settings(flags), kind=flags.rs_triggers, label=flags.rs_label, sigma=flags.rs_sigma,
+        sigma_step=flags.rs_sigma_step, draws=flags.rs_draws, warmup=flags.rs_warmup, batch=flags.rs_batch,
+        freeze_bn=flags.rs_freeze_bn)
