@@ -1,1 +1,4 @@
-"""Commands that make the project's pictures and tables: `python -m figures.<name>`."""
+"""Commands that make the project's pictures and tables: `python -m figures.<name>`.
+
+May import the scripts and everything in utils; nothing imports figures.
+"""

@@ -58,8 +58,8 @@ def write_table(name: str, runs: RunCommands, out: Path, made: dict, paper: dict
         command = f"`{row['command']}`" if row["values"] else "not run"
         lines.append(f"| {row['row']} | {row['column']} | {show_paper_cell(row['paper'])} | {ours} | {command} |")
     if name in ("table2", "table3"):
-        lines += ["", "EWE, RS, DI and EEF differ from their authors' settings in the six points that README.md "
-                  "numbers under *The four rivals*; a profile's own sizes stand in the commands."]
+        lines += ["", "EWE, RS, DI and EEF differ from their authors' settings in the six points that docs/rivals.md "
+                  "numbers; a profile's own sizes stand in the commands."]
     (out / f"{name}.md").write_text("\n".join(lines) + "\n")
     (out / f"{name}.json").write_text(json.dumps({"name": name, "cells": rows}, indent=1, ensure_ascii=False) + "\n")
     return rows
