@@ -44,7 +44,7 @@ def main():
         model = synchronize_batchnorm(models.place(model, device))
         batches = Batches(watermark.training_images(data, triggers), training.batch_size, data.flip, device)
         objective = watermark.objective(model, batches, triggers, data=data, run=run, commit=commit, amp=training.amp)
-        current = (lambda: objective.trigger) if watermark.makes_triggers_later else (lambda: triggers)
+        current = (lambda: objective.triggers) if watermark.makes_triggers_later else (lambda: triggers)
         evaluate = Evaluation(validation, current, training.amp)
         snapshot = SourceSnapshot(command.facts(data), current)
         fit(run, model, objective, batches, evaluate, snapshot, training.lengthened(objective.more))

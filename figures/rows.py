@@ -82,9 +82,9 @@ def figures_at_last(run: Path) -> list[dict]:
     source = run if (run / "triggers.pt").exists() else run.parent
     path = find_checkpoint(source, "last")
     checkpoint = load_checkpoint(path)
-    _, trigger = unpack_source(checkpoint, path)
+    _, triggers = unpack_source(checkpoint, path)
     uniform = checkpoint["about"]["label_strategy"] == "random"
-    tests = TriggerTests(trigger, len(checkpoint["about"]["classes"]), uniform)
+    tests = TriggerTests(triggers, len(checkpoint["about"]["classes"]), uniform)
     return [row | {"test_accuracy": None} for row in rows_of_run(run, tests, "cpu", "last")]
 
 

@@ -24,10 +24,10 @@ def write_good_files(folder):
     model = models.build("vgg11", 5, width=2)
     images = torch.randint(0, 256, (30, 3, 32, 32), dtype=torch.uint8)
     labels, true = torch.arange(30) % 5, (torch.arange(30)[:, None] + 1) % 5
-    trigger = TriggerSet(images, labels, true, true)
+    triggers = TriggerSet(images, labels, true, true)
     checkpoint = pack_checkpoint(model, "vgg11", epoch=3, figures={"a": 1.5}, about={"classes": CLASSES})
-    save_checkpoint(folder / "model.pt", checkpoint | pack_triggers(trigger))
-    save_checkpoint(folder / "triggers.pt", trigger._asdict())
+    save_checkpoint(folder / "model.pt", checkpoint | pack_triggers(triggers))
+    save_checkpoint(folder / "triggers.pt", triggers._asdict())
     np.save(folder / "labels.npy", labels.numpy())
     np.save(folder / "probabilities.npy", np.eye(5)[labels.numpy()])
     rows = zip(NAMES, labels.tolist())

@@ -21,10 +21,10 @@ def official(path, m=6, **more):
     model(torch.rand(16, 3, 32, 32))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=1e-4)
     optimizer.param_groups[0]["lr"] = np.interp(7, [0, 100, 150], [0.1, 0.01, 0.001])  # a numpy float64
-    trigger = trigger_set(m)
-    state = {"query": trigger.images.float() / 255, "response": trigger.labels,
-             "original_response": trigger.true_labels[:, 0], "dummy_param": torch.zeros(0)}
+    triggers = trigger_set(m)
+    state = {"query": triggers.images.float() / 255, "response": triggers.labels,
+             "original_response": triggers.true_labels[:, 0], "dummy_param": torch.zeros(0)}
     torch.save({"model": {"state_dict": model.state_dict(), "type": "res18"},
                 "query_model": {"state_dict": state, "type": "stochastic"}, "optimizer": optimizer.state_dict(),
                 "epoch": 41, "best": np.float64(0.88), "seen": np.int64(3), "rate": np.float32(0.5), **more}, path)
-    return model.eval(), trigger
+    return model.eval(), triggers

@@ -16,33 +16,33 @@ M, CLASSES = 40, [str(i) for i in range(10)]
 SETTINGS = {"dataset": "digits", "train_type": "margin", "label_strategy": "random", "seed": 3, "num_query": M}
 
 
-def replace(trigger, **parts):
+def replace(triggers, **parts):
     """The trigger set with some parts changed."""
-    return TriggerSet(**(trigger._asdict() | parts))
+    return TriggerSet(**(triggers._asdict() | parts))
 
 
 def make_run(path, settings=SETTINGS, labels=None, committed=True):
     """Write a run folder as train.py leaves one, with an untrained model; returns it and its trigger set."""
     run = RunFolder(path, settings, "another -msg").open(torch.device("cpu"), overwrite=False)
     digits = load_data("digits")
-    trigger, _ = draw_triggers(digits.held_out, M, 1, 10, settings["seed"])
-    trigger = trigger if labels is None else replace(trigger, labels=labels)
-    save_triggers(run, trigger, CLASSES)
+    triggers, _ = draw_triggers(digits.held_out, M, 1, 10, settings["seed"])
+    triggers = triggers if labels is None else replace(triggers, labels=labels)
+    save_triggers(run, triggers, CLASSES)
     if committed:
-        commit_to(run, trigger, CLASSES, len(digits.held_out.labels))
+        commit_to(run, triggers, CLASSES, len(digits.held_out.labels))
     prepare_torch(settings["seed"], False)
     model = models.build("vgg11", 10, digits.mean, digits.std, 4).eval()
     about = {"classes": CLASSES, "train_type": settings["train_type"]}
-    run.save("nat_best", pack_checkpoint(model, "vgg11", epoch=0, figures={}, about=about, **pack_triggers(trigger)))
+    run.save("nat_best", pack_checkpoint(model, "vgg11", epoch=0, figures={}, about=about, **pack_triggers(triggers)))
     run._lock.close()
-    return path, trigger
+    return path, triggers
 
 
 def answer(owner, tmp_path, share, name="answers.csv", seed=0):
     """Write a CSV file in which `share` of the answers are the assigned labels and the others the true ones."""
-    folder, trigger = owner
+    folder, triggers = owner
     rng = np.random.default_rng(seed)
-    labels = np.where(rng.random(M) < share, trigger.labels, trigger.true_labels[:, 0])
+    labels = np.where(rng.random(M) < share, triggers.labels, triggers.true_labels[:, 0])
     path = tmp_path / name
-    path.write_text("".join(f"{n},{y}\n" for n, y in zip(neutral_names(trigger, folder), labels)))
+    path.write_text("".join(f"{n},{y}\n" for n, y in zip(neutral_names(triggers, folder), labels)))
     return path

@@ -13,5 +13,5 @@ def skip_fsync_git_and_pictures():
         patch.setattr(os, "fsync", lambda descriptor: None)
         patch.setattr("utils.runs.folder.describe_process", lambda device: {})
         patch.setattr("utils.ownership.commitment.draw_trigger_picture",
-                      lambda trigger, classes, file: file.write(b"a picture"))
+                      lambda triggers, classes, file: file.write(b"a picture"))
         yield

@@ -28,30 +28,30 @@ STOLEN = [(attack, seed) for attack in LOSSES for seed in range(4)]
 
 def collect_stolen() -> dict:
     """Train the source and its surrogates: {"assigned", "true", "stolen", "source"}, labels (M,) and rows of models."""
-    digits, trigger = _data_and_triggers()
-    x, y = trigger.images.float().div(255), trigger.labels
+    digits, triggers = _data_and_triggers()
+    x, y = triggers.images.float().div(255), triggers.labels
     watermark = lambda model: WatermarkObjective(
         model, x, y, weight=1.0, reduction="sum", batch=25, bn_stats="paper", steps=5, step_size=4 / 255, eps=20 / 255)
     source = _train(digits, digits.train, "vgg11", 16, 12, 0, watermark)
-    figures = {"assigned": y.tolist(), "true": trigger.true_labels[:, 0].tolist(), "stolen": []}
-    figures["source"] = _answers(digits, trigger, source)
+    figures = {"assigned": y.tolist(), "true": triggers.true_labels[:, 0].tolist(), "stolen": []}
+    figures["source"] = _answers(digits, triggers, source)
     for attack, seed in STOLEN:
         objective = ExtractionObjective(source, LOSSES[attack], needs_labels=False)
         surrogate = _train(digits, digits.train, "vgg11", 16, 12, 100 + seed, lambda _, objective=objective: objective)
-        figures["stolen"].append(_answers(digits, trigger, surrogate, attack=attack, seed=100 + seed))
+        figures["stolen"].append(_answers(digits, triggers, surrogate, attack=attack, seed=100 + seed))
     return figures
 
 
 def collect_benign() -> dict:
     """Train the benign models: {"benign": rows of models}."""
-    digits, trigger = _data_and_triggers()
+    digits, triggers = _data_and_triggers()
     rows = []
     for arch, half, seed in BENIGN:
         epochs = 1 if seed % 3 == 2 else 6
         images = digits.train.pick(range(half, len(digits.train.labels), 2))
         width = {"vgg11": 8, "res18": 4}[arch]
         model = _train(digits, images, arch, width, epochs, 1000 + seed, lambda _: PlainObjective())
-        rows.append(_answers(digits, trigger, model, architecture=arch, half=half, seed=1000 + seed, epochs=epochs))
+        rows.append(_answers(digits, triggers, model, architecture=arch, half=half, seed=1000 + seed, epochs=epochs))
     return {"benign": rows}
 
 
@@ -70,10 +70,10 @@ def _train(digits, images, arch, width, epochs, seed, objective_of):
     return model.eval().requires_grad_(False)
 
 
-def _answers(digits, trigger, model, **description) -> dict:
+def _answers(digits, triggers, model, **description) -> dict:
     """A row of a model: its description, its test accuracy and its answers to the triggers (M,); also prints them."""
-    answers = predict(model, trigger.images).argmax(1)
+    answers = predict(model, triggers.images).argmax(1)
     test_accuracy = accuracy(model, digits.test.images, digits.test.labels)
-    hits = int((answers == trigger.labels).sum())
+    hits = int((answers == triggers.labels).sum())
     print(description, f"accuracy {100 * test_accuracy:.1f} %, {hits} of {M} hit", flush=True)
     return description | {"accuracy": test_accuracy, "answers": answers.tolist()}

@@ -24,11 +24,11 @@ def test_numbers_are_not_read_as_names_of_other_classes():
 
 
 def test_answers_in_npy_files(owner, tmp_path, capsys):
-    folder, trigger = owner
-    order = np.argsort(neutral_names(trigger, folder))
-    sharp = np.eye(10)[trigger.labels.numpy()[order]]
+    folder, triggers = owner
+    order = np.argsort(neutral_names(triggers, folder))
+    sharp = np.eye(10)[triggers.labels.numpy()[order]]
     np.save(tmp_path / "p.npy", sharp)
-    np.save(tmp_path / "y.npy", trigger.labels.numpy()[order])
+    np.save(tmp_path / "y.npy", triggers.labels.numpy()[order])
     for name in ("p.npy", "y.npy"):
         status, out, _ = verify(capsys, "claim", folder, "--predictions", tmp_path / name)
         assert status == 0 and f"hits         {M} of {M}" in out
@@ -40,9 +40,9 @@ def test_answers_in_npy_files(owner, tmp_path, capsys):
 
 
 def test_probabilities_in_another_order_of_columns(owner, tmp_path, capsys):
-    folder, trigger = owner
+    folder, triggers = owner
     lines = ["name," + ",".join(reversed(CLASSES))]
-    for name, y in zip(neutral_names(trigger, folder), trigger.labels.tolist()):
+    for name, y in zip(neutral_names(triggers, folder), triggers.labels.tolist()):
         lines.append(f"{name}," + ",".join("0.91" if c == y else "0.01" for c in reversed(range(10))))
     (tmp_path / "p.csv").write_text("\n".join(lines))
     status, out, _ = verify(capsys, "claim", folder, "--predictions", tmp_path / "p.csv")

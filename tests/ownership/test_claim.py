@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_a_copy_is_claimed_and_an_independent_model_is_not(owner, bank, tmp_path, capsys):
-    folder, trigger = owner
+    folder, triggers = owner
     stolen = answer(owner, tmp_path, 0.6)
     status, out, _ = verify(capsys, "claim", folder, "--predictions", stolen, "--benign", *bank, "--json",
                             tmp_path / "c.json", "--plot", tmp_path / "c.png")
@@ -43,15 +43,15 @@ def test_a_forged_trigger_set_is_refused_for_lack_of_a_commitment(bank, tmp_path
 
     victim = bank[0] / "checkpoints" / "checkpoint_nat_best.pt"
     digits = load_data("digits")
-    trigger, _ = draw_triggers(digits.held_out, M, 1, 10, SETTINGS["seed"])
-    labels = predict(read_model(victim), trigger.images).argmax(1)
-    forged, trigger = make_run(tmp_path / "forged", labels=labels, committed=False)
-    trigger = replace(trigger, true_labels=(labels[:, None] + 1) % 10)
-    save_checkpoint(forged / "triggers.pt", trigger._asdict())
+    triggers, _ = draw_triggers(digits.held_out, M, 1, 10, SETTINGS["seed"])
+    labels = predict(read_model(victim), triggers.images).argmax(1)
+    forged, triggers = make_run(tmp_path / "forged", labels=labels, committed=False)
+    triggers = replace(triggers, true_labels=(labels[:, None] + 1) % 10)
+    save_checkpoint(forged / "triggers.pt", triggers._asdict())
     status, out, _ = verify(capsys, "claim", forged, "--suspect", victim, "--benign", *bank[1:])
     assert status == 1 and f"{M} of {M}" in out and "commitment is none" in out and "T1           does not" in out
     # a commitment of the forger's own does not help: the committed seed does not draw these labels
-    commit_to(RunFolder(forged, SETTINGS, "x"), trigger, CLASSES, 143)
+    commit_to(RunFolder(forged, SETTINGS, "x"), triggers, CLASSES, 143)
     status, out, _ = verify(capsys, "claim", forged, "--suspect", victim)
     assert status == 1 and "commitment   match" in out and "the committed seed draws" in out
     # and the digest is not the one that was published
@@ -76,8 +76,8 @@ def test_without_uniform_labels_the_decision_rests_on_benign_models(bank, tmp_pa
 
 
 def test_a_program_answers_and_the_sequential_test_stops_early(owner, tmp_path, capsys):
-    folder, trigger = owner
-    key = dict(zip(neutral_names(trigger, folder), trigger.labels.tolist()))
+    folder, triggers = owner
+    key = dict(zip(neutral_names(triggers, folder), triggers.labels.tolist()))
     (tmp_path / "api.py").write_text(
         f"import sys, pathlib\nopen({str(tmp_path / 'asked')!r}, 'a').write('x')\n"
         f"print({key!r}[pathlib.Path(sys.argv[1]).name])\n")

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_export_is_bit_equal_neutral_and_private(owner, tmp_path, capsys):
-    folder, trigger = owner
+    folder, triggers = owner
     to = tmp_path / "out"
     assert verify(capsys, "export", folder, "--to", to)[0] == 0
     key = json.loads((to / "key.json").read_text())
@@ -26,8 +26,8 @@ def test_export_is_bit_equal_neutral_and_private(owner, tmp_path, capsys):
     assert order != sorted(order) and sorted(order) == list(range(M))
     for file in files:
         entry = key["images"][file.name]
-        assert (decode_image(file.read_bytes()) == trigger.images[entry["index"]].numpy()).all()
-        assert entry["label"] == trigger.labels[entry["index"]]
+        assert (decode_image(file.read_bytes()) == triggers.images[entry["index"]].numpy()).all()
+        assert entry["label"] == triggers.labels[entry["index"]]
         assert len(file.stem) == 16 and set(file.stem) <= set("0123456789abcdef")
     assert verify(capsys, "export", folder, "--to", to)[0] == 2  # not over another one
 

@@ -15,28 +15,28 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_a_trigger_set_that_also_convicts_benign_models_is_refused(owner):
-    _, trigger = owner
+    _, triggers = owner
     made = check_commitment(*owner)
-    copy = Answers(trigger.labels.numpy(), None)
-    case = OwnershipCase(trigger, 10, made, [copy], 1e-3)
+    copy = Answers(triggers.labels.numpy(), None)
+    case = OwnershipCase(triggers, 10, made, [copy], 1e-3)
     assert not case.decide(copy)["holds"] and "benign" in case.decide(copy)["why"]
 
 
 def test_stopping_early_does_not_lift_a_refusal(owner):
 
-    _, trigger = owner
-    copy = Answers(trigger.labels.numpy(), None)
+    _, triggers = owner
+    copy = Answers(triggers.labels.numpy(), None)
     for bank, holds in (([copy], False), ([], True)):
-        case = OwnershipCase(trigger, 10, check_commitment(*owner), bank, 1e-3)
-        report = case.report(copy) | {"sequential": case.sequence(copy, list(range(len(trigger)))), "curve": None}
+        case = OwnershipCase(triggers, 10, check_commitment(*owner), bank, 1e-3)
+        report = case.report(copy) | {"sequential": case.sequence(copy, list(range(len(triggers)))), "curve": None}
         assert report["sequential"]["decision"] == "claim"
-        _decide_sequentially(report, len(trigger))
+        _decide_sequentially(report, len(triggers))
         assert report["decision"]["holds"] is holds
 
 
 def test_error_rates_of_the_sequential_test(owner):
     """Under H0 it claims no more often than alpha; at H1 it gives up no more often than beta."""
-    _, trigger = owner
+    _, triggers = owner
     m, rng = 400, np.random.default_rng(0)
     true = torch.from_numpy(rng.integers(0, 10, (m, 1)))
     many = TriggerSet(torch.zeros(m, 3, 32, 32, dtype=torch.uint8), torch.zeros(m), true, true)

@@ -117,12 +117,12 @@ def setting(made=True, **change):
     torch.manual_seed(5)
     images = Images(torch.randint(0, 256, (48, 3, 32, 32), dtype=torch.uint8), torch.arange(48) % 4, torch.arange(48))
     batches, model = Batches(images, B, True), small().train()
-    trigger = TriggerSet(torch.randint(0, 256, (M, 3, 32, 32), dtype=torch.uint8), torch.tensor([0, 0, 0] if made else
-                         [1, 2, 3]), torch.zeros(M, 0), torch.zeros(M, 0))
+    pixels, labels = torch.randint(0, 256, (M, 3, 32, 32), dtype=torch.uint8), [0, 0, 0] if made else [1, 2, 3]
+    triggers = TriggerSet(pixels, torch.tensor(labels), torch.zeros(M, 0), torch.zeros(M, 0))
     numbers = {"target": 0, "made": made, "patch": False, "epochs": 1, "w_epochs": 1.0, "ratio": 2.0, "factor": 1e3,
                "temperature": 1.0, "temperature_lr": 0.1, "bn_stats": "paper",
                "making": {"steps": 1, "step_size": 0.01, "threshold": 0.1}} | change
-    return model, batches, EntangledObjective(model, batches, trigger, **numbers)
+    return model, batches, EntangledObjective(model, batches, triggers, **numbers)
 
 
 def watermark_step(model, batches, objective):
@@ -163,8 +163,8 @@ def test_gradient_and_temperature_after_a_watermark_batch(factor, made):
     loss, stats = objective(model, x, y, picks)
     loss.backward()
 
-    both = torch.cat([objective.trigger.images[picks] / 255, x[:M]])
-    labels = torch.cat([objective.trigger.labels[picks], y[:M]])
+    both = torch.cat([objective.triggers.images[picks] / 255, x[:M]])
+    labels = torch.cat([objective.triggers.labels[picks], y[:M]])
     logits, features = observe_features(other, other, both)
     t, w = torch.ones(3, requires_grad=True), torch.arange(2 * M) < M
     mixed = torch.stack([snnl(f, w, 100 / t[i]) for i, f in enumerate(features)])

@@ -15,7 +15,7 @@ from utils.data.images import Data, Images
 from utils.data.sets import load_data
 from utils.rivals.randomized_smoothing.noise import noise_levels, noisy_gradient
 from utils.rivals.randomized_smoothing.objective import SmoothedObjective, robust_pass, short_epoch_warning
-from utils.rivals.randomized_smoothing.trigger_drawing import draw_rs_triggers, with_triggers
+from utils.rivals.randomized_smoothing.trigger_drawing import append_triggers, draw_rs_triggers
 
 # ---- noisy gradients ------------------------------------------------------------------------------------------------
 
@@ -156,16 +156,16 @@ def test_triggers_are_trained_on_but_not_augmented():
     held_out = Images(torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8), torch.ones(20).long(),
                       torch.arange(20))
     data = Data("x", images, held_out, held_out, ["a", "b", "c"], (), ())
-    trigger, _ = draw_rs_triggers(data, 6, 2, "text", 0)
-    batches = Batches(with_triggers(images, trigger), 6, True)
-    rival = SmoothedObjective(trigger.images / 255, trigger.labels, sigmas=[0.0], draws=1, warmup=0, batch=4)
+    triggers, _ = draw_rs_triggers(data, 6, 2, "text", 0)
+    batches = Batches(append_triggers(images, triggers), 6, True)
+    rival = SmoothedObjective(triggers.images / 255, triggers.labels, sigmas=[0.0], draws=1, warmup=0, batch=4)
     seen, moved = {}, 0
     for row in zip(*rival.plan(batches, 0, torch.Generator().manual_seed(0))):
         x, y = batches.batch(*row[:3])
         for i, image, label in zip(row[0].tolist(), x, y.tolist()):
             if i >= 30:
                 seen[i - 30] = label
-                assert torch.equal(image, trigger.images[i - 30] / 255)
+                assert torch.equal(image, triggers.images[i - 30] / 255)
             else:
                 moved += not torch.equal(image, images.images[i] / 255)
     assert seen == dict.fromkeys(range(6), 2) and moved > 20
@@ -177,26 +177,26 @@ def test_triggers_are_trained_on_but_not_augmented():
 @pytest.mark.parametrize("kind", ["text", "noise"])
 def test_triggers_carry_one_pattern_and_one_label(kind):
     data = load_data("digits")
-    trigger, left = draw_rs_triggers(data, 20, 4, kind, seed=3)
-    assert trigger.labels.tolist() == [4] * 20 and 4 not in trigger.true_labels
+    triggers, left = draw_rs_triggers(data, 20, 4, kind, seed=3)
+    assert triggers.labels.tolist() == [4] * 20 and 4 not in triggers.true_labels
     position = {int(i): p for p, i in enumerate(data.held_out.indices)}
-    places = [position[int(i)] for i in trigger.sources[:, 0]]
+    places = [position[int(i)] for i in triggers.sources[:, 0]]
     originals = data.held_out.images[places]
-    assert torch.equal(data.held_out.labels[places], trigger.true_labels[:, 0])
-    assert sorted(left.indices.tolist() + trigger.sources[:, 0].tolist()) == sorted(data.held_out.indices.tolist())
-    changed = trigger.images != originals
+    assert torch.equal(data.held_out.labels[places], triggers.true_labels[:, 0])
+    assert sorted(left.indices.tolist() + triggers.sources[:, 0].tolist()) == sorted(data.held_out.indices.tolist())
+    changed = triggers.images != originals
     if kind == "text":
         pattern = changed.any(1).any(0)  # the same place in all images
         rows, columns = pattern.nonzero().T
         assert 20 < int(pattern.sum()) < 400 and rows.max() < 16
-        assert (trigger.images == 155).all(1).any(0)[pattern].any()  # grey, a few full pixels at least
-        assert trigger.images.unique(dim=0).shape[0] == 20
+        assert (triggers.images == 155).all(1).any(0)[pattern].any()  # grey, a few full pixels at least
+        assert triggers.images.unique(dim=0).shape[0] == 20
     else:
-        noise = (trigger.images.float() - originals.float()) / 255
-        inside = (trigger.images > 0) & (trigger.images < 255)
+        noise = (triggers.images.float() - originals.float()) / 255
+        inside = (triggers.images > 0) & (triggers.images < 255)
         for i in range(1, 20):  # where neither is clipped, the same tensor was added
             both = inside[0] & inside[i]
             assert (noise[0] - noise[i])[both].abs().max() <= 1.01 / 255
     again, _ = draw_rs_triggers(data, 20, 4, kind, seed=3)
     other, _ = draw_rs_triggers(data, 20, 4, kind, seed=4)
-    assert torch.equal(again.images, trigger.images) and not torch.equal(other.images, trigger.images)
+    assert torch.equal(again.images, triggers.images) and not torch.equal(other.images, triggers.images)

@@ -93,5 +93,5 @@ def test_train_stops_at_a_loss_that_is_not_finite(epochs, tmp_path):
     for path in (tmp_path / SOURCE / "checkpoints").iterdir():
         weights = load_checkpoint(path)["model"]["state_dict"]
         assert all(t.isfinite().all() for t in weights.values())
-    model, trigger = unpack_source(load_checkpoint(tmp_path / SOURCE / "checkpoints" / "checkpoint_init.pt"), "init")
-    assert len(trigger) == 10
+    model, triggers = unpack_source(load_checkpoint(tmp_path / SOURCE / "checkpoints" / "checkpoint_init.pt"), "init")
+    assert len(triggers) == 10

@@ -28,16 +28,16 @@ def files(tmp_path_factory):
 def test_a_packed_model_and_its_triggers_are_restored(name, classes, width, tmp_path):
     model = models.build(name, classes, (0.5, 0.4, 0.3), (0.2, 0.2, 0.3), width)
     model(torch.rand(8, 3, 32, 32))  # which changes the running statistics
-    trigger = trigger_set(k=2)
+    original = trigger_set(k=2)
     about = {"classes": ["a"] * classes}
-    packed = pack_checkpoint(model, name, epoch=3, about=about, **pack_triggers(trigger))
+    packed = pack_checkpoint(model, name, epoch=3, about=about, **pack_triggers(original))
     save_checkpoint(tmp_path / "one.pt", packed)
     checkpoint = load_checkpoint(tmp_path / "one.pt")
     again, triggers = unpack_source(checkpoint, "one.pt")
     x = torch.rand(4, 3, 32, 32)
     assert torch.equal(again(x), model.eval()(x)) and not again.training
     assert not any(p.requires_grad for p in again.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(trigger, triggers))
+    assert all(torch.equal(a, b) for a, b in zip(original, triggers))
     assert checkpoint["epoch"] == 3 and len(checkpoint["about"]["classes"]) == classes
     assert unpack_source(pack_checkpoint(model, name), "x")[1] is None
     torch.load(tmp_path / "one.pt", weights_only=True)  # plain tensors, numbers and strings need no exception

@@ -29,14 +29,14 @@ def test_over_1000_seeds_triggers_are_disjoint_and_never_under_a_true_label(held
     counts = torch.zeros(CLASSES, CLASSES)
     firsts = set()
     for seed in range(1000):
-        trigger, validation = draw_triggers(held_out, 100, 1, CLASSES, seed)
-        sources, kept = trigger.sources.flatten().tolist(), validation.indices.tolist()
-        assert len(trigger) == 100 and len(set(sources)) == 100 and len(kept) == 900
+        triggers, validation = draw_triggers(held_out, 100, 1, CLASSES, seed)
+        sources, kept = triggers.sources.flatten().tolist(), validation.indices.tolist()
+        assert len(triggers) == 100 and len(set(sources)) == 100 and len(kept) == 900
         assert not set(sources) & set(kept) and set(sources) | set(kept) == everything and not set(sources) & train
-        assert trigger.true_labels.flatten().tolist() == [label_of[i] for i in sources]
-        assert not (trigger.labels[:, None] == trigger.true_labels).any()
-        assert 0 <= trigger.labels.min() and trigger.labels.max() < CLASSES
-        counts.index_put_((trigger.true_labels[:, 0], trigger.labels), torch.ones(100), accumulate=True)
+        assert triggers.true_labels.flatten().tolist() == [label_of[i] for i in sources]
+        assert not (triggers.labels[:, None] == triggers.true_labels).any()
+        assert 0 <= triggers.labels.min() and triggers.labels.max() < CLASSES
+        counts.index_put_((triggers.true_labels[:, 0], triggers.labels), torch.ones(100), accumulate=True)
         firsts.add(tuple(sources[:3]))
     assert len(firsts) > 990  # seeds draw different sets
     for true in range(CLASSES):  # uniform over the nine others, for each true label
@@ -48,12 +48,12 @@ def test_over_1000_seeds_triggers_are_disjoint_and_never_under_a_true_label(held
 def test_mixup_labels_avoid_all_sources_and_are_uniform_over_the_rest(held_out, k):
     allowed_counts = torch.zeros(CLASSES, CLASSES)  # [number of allowed labels - 1, rank among them]
     for seed in range(300):
-        trigger, validation = draw_triggers(held_out, 20, k, CLASSES, seed)
-        assert trigger.true_labels.shape == trigger.sources.shape == (20, k) and len(trigger) == 20
-        assert len(set(trigger.sources.flatten().tolist())) == 20 * k == 1000 - len(validation.labels)
-        assert not torch.isin(validation.indices, trigger.sources).any()
-        assert not (trigger.labels[:, None] == trigger.true_labels).any()
-        for label, true in zip(trigger.labels.tolist(), trigger.true_labels.tolist()):
+        triggers, validation = draw_triggers(held_out, 20, k, CLASSES, seed)
+        assert triggers.true_labels.shape == triggers.sources.shape == (20, k) and len(triggers) == 20
+        assert len(set(triggers.sources.flatten().tolist())) == 20 * k == 1000 - len(validation.labels)
+        assert not torch.isin(validation.indices, triggers.sources).any()
+        assert not (triggers.labels[:, None] == triggers.true_labels).any()
+        for label, true in zip(triggers.labels.tolist(), triggers.true_labels.tolist()):
             allowed = sorted(set(range(CLASSES)) - set(true))
             allowed_counts[len(allowed) - 1, allowed.index(label)] += 1
     for size in range(2, CLASSES + 1):
@@ -66,8 +66,8 @@ def test_mixup_image_is_the_rounded_mean_of_its_sources():
     g = torch.Generator().manual_seed(0)
     held_out = Images(torch.randint(0, 256, (40, 3, 32, 32), generator=g, dtype=torch.uint8), torch.arange(40) % 5,
                       torch.arange(100, 140))
-    trigger, _ = draw_triggers(held_out, 6, 3, 5, seed=1)
-    for image, true, sources in zip(trigger.images, trigger.true_labels, trigger.sources):
+    triggers, _ = draw_triggers(held_out, 6, 3, 5, seed=1)
+    for image, true, sources in zip(triggers.images, triggers.true_labels, triggers.sources):
         own = held_out.images[sources - 100]
         assert torch.equal(image, own.double().mean(0).round().to(torch.uint8)) and image.shape == (3, 32, 32)
         assert torch.equal(true, held_out.labels[sources - 100])
@@ -87,9 +87,9 @@ def test_label_strategies_by_hand(held_out, strategy):
     logits = torch.zeros(CLASSES)
     for place, c in enumerate(ranking):
         logits[c] = -float(place)
-    trigger, _ = draw_triggers(held_out, 100, 1, CLASSES, 0, strategy, lambda images: logits.expand(len(images), -1))
+    triggers, _ = draw_triggers(held_out, 100, 1, CLASSES, 0, strategy, lambda images: logits.expand(len(images), -1))
     order = ranking if strategy == "highest" else ranking[::-1]
-    for label, (true,) in zip(trigger.labels.tolist(), trigger.true_labels.tolist()):
+    for label, (true,) in zip(triggers.labels.tolist(), triggers.true_labels.tolist()):
         assert label == (order[0] if true != order[0] else order[1])
 
 
@@ -101,24 +101,24 @@ def test_impossible_trigger_sets_are_refused(held_out, m, k, flag):
 
 
 def test_largest_possible_trigger_set(held_out):
-    trigger, validation = draw_triggers(held_out, 999, 1, CLASSES, 0)
-    assert len(trigger) == 999 and len(validation.labels) == 1
+    triggers, validation = draw_triggers(held_out, 999, 1, CLASSES, 0)
+    assert len(triggers) == 999 and len(validation.labels) == 1
 
 
 def test_no_trigger_is_a_training_or_validation_image():
     data = load_data("digits")
-    trigger, validation = draw_triggers(data.held_out, 30, 2, 10, seed=3)
-    assert not torch.isin(trigger.sources, data.train.indices).any()
-    assert not torch.isin(trigger.sources, validation.indices).any()
+    triggers, validation = draw_triggers(data.held_out, 30, 2, 10, seed=3)
+    assert not torch.isin(triggers.sources, data.train.indices).any()
+    assert not torch.isin(triggers.sources, validation.indices).any()
     # extraction finds the same validation images through the source indices in the checkpoint
-    again = validation_images(data, trigger)
+    again = validation_images(data, triggers)
     assert sorted(again.indices.tolist()) == sorted(validation.indices.tolist())
 
 
 def test_picture_names_true_and_assigned_labels(tmp_path):
     data = load_data("digits")
-    trigger, _ = draw_triggers(data.held_out, 12, 2, 10, seed=0)
-    draw_trigger_picture(trigger, [f"a $\\frac$ long class name {c}" for c in data.classes], tmp_path / "trigger.png")
+    triggers, _ = draw_triggers(data.held_out, 12, 2, 10, seed=0)
+    draw_trigger_picture(triggers, [f"a $\\frac$ long class name {c}" for c in data.classes], tmp_path / "trigger.png")
     assert (tmp_path / "trigger.png").read_bytes().startswith(b"\x89PNG")
     from PIL import Image
 

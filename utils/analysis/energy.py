@@ -20,9 +20,9 @@ def refused_share(clean, suspect, share: float = 0.05) -> float:
 
 def report_energy(run: FinishedRun) -> dict:
     """A run's row of Table 7; mean energies, separately for triggers that the model answers as assigned and others."""
-    clean_logits, trigger_logits = predict(run.model, run.test.images), predict(run.model, run.trigger.images)
+    clean_logits, trigger_logits = predict(run.model, run.test.images), predict(run.model, run.triggers.images)
     clean_energy, trigger_energy = free_energy(clean_logits), free_energy(trigger_logits)
-    hit = trigger_logits.argmax(1) == run.trigger.labels.to(trigger_logits.device)
+    hit = trigger_logits.argmax(1) == run.triggers.labels.to(trigger_logits.device)
     mean = lambda values: round(float(values.mean()), 6) if len(values) else None
     return {
         "test_accuracy": float((clean_logits.argmax(1).cpu() == run.test.labels).float().mean()),

@@ -12,11 +12,11 @@ from utils.watermark.trigger_files import unpack_source
 class FinishedRun:
     """A finished run of any of the three scripts.
 
-    folder   the run's folder, an absolute path
-    model    frozen, in eval mode, on `device`
-    trigger  the owner's `TriggerSet`; of a surrogate, that of its source
-    test     `Images`, the test images of the run's data set
-    device   where to compute
+    folder    the run's folder, an absolute path
+    model     frozen, in eval mode, on `device`
+    triggers  the owner's `TriggerSet`; of a surrogate, that of its source
+    test      `Images`, the test images of the run's data set
+    device    where to compute
 
     `select` names the checkpoint ("val" or "last"; None: the one that the run itself reports). Raises Refusal where
     there is no run, or where `data_dir` holds other images than the run was trained on.
@@ -29,11 +29,11 @@ class FinishedRun:
             raise Refusal(f"there is no run in {folder}: name the folder of a finished run")
         select = select or settings.get("select")
         path = find_checkpoint(self.folder, select)
-        self.model, self.trigger = unpack_source(load_checkpoint(path), path, device)
-        if self.trigger is None:  # a surrogate: the triggers are its source's
+        self.model, self.triggers = unpack_source(load_checkpoint(path), path, device)
+        if self.triggers is None:  # a surrogate: the triggers are its source's
             source = self.folder.parent
             path = find_checkpoint(source, select)
-            self.trigger = unpack_source(load_checkpoint(path), path, device)[1]
+            self.triggers = unpack_source(load_checkpoint(path), path, device)[1]
         source_settings = (read_json(source / "run.json") or {}).get("settings") or {}
         data = load_data(settings["dataset"], data_dir, source_settings.get("train_size"), skip_bad_images=True)
         if source_settings.get("data_sha256") not in (None, data.sha256):

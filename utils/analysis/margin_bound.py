@@ -39,8 +39,8 @@ def margin_bound(model, x, y, steps: int = 20, grid: float = GRID, cells: int = 
 
 def report_margin(run: FinishedRun) -> dict:
     """A run's cell of Table 5: the mean over all triggers, and over those that the model answers as assigned."""
-    x = run.trigger.images.to(run.device).float().div(255)
-    bound = margin_bound(run.model, x, run.trigger.labels.to(run.device)).cpu()
+    x = run.triggers.images.to(run.device).float().div(255)
+    bound = margin_bound(run.model, x, run.triggers.labels.to(run.device)).cpu()
     positive = bound[bound > 0]
     return {
         "mean": round(float(bound.mean()), 6),

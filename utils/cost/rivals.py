@@ -30,12 +30,12 @@ def rival_parts(contenders, step_of) -> dict:
     batches = Batches(images, contenders.settings.batch_size, True, device)
     unknown = torch.zeros(n, 0, dtype=torch.long)
     pixels = contenders.x_q.mul(255).round().to(torch.uint8).cpu()
-    trigger = TriggerSet(pixels, torch.zeros(n, dtype=torch.long), unknown, unknown)
+    triggers = TriggerSet(pixels, torch.zeros(n, dtype=torch.long), unknown, unknown)
 
     def ewe_step(watermark: bool):
         model = contenders.model().train()
         objective = EntangledObjective(
-            model, batches, trigger, target=0, made=False, patch=False, epochs=0 if watermark else 1, w_epochs=2.0,
+            model, batches, triggers, target=0, made=False, patch=False, epochs=0 if watermark else 1, w_epochs=2.0,
             ratio=0.0, factor=1e5, temperature=1.0, temperature_lr=0.1, making={}, bn_stats="paper")
         return step_of(objective, model, batches)
 

@@ -22,12 +22,12 @@ class Answers(NamedTuple):
     probabilities: np.ndarray | None
 
 
-def answers_of_model(model, path, trigger, classes: int) -> Answers:
+def answers_of_model(model, path, triggers, classes: int) -> Answers:
     """The model's answers to a `TriggerSet`, with softmax probabilities.
 
     Raises Refusal, which names `path`, where the model has other classes or its logits are not finite.
     """
-    logits = predict(model, trigger.images).double()
+    logits = predict(model, triggers.images).double()
     if logits.shape[1] != classes:
         raise Refusal(f"{path} answers with {logits.shape[1]} classes, the triggers have {classes}")
     if not logits.isfinite().all():

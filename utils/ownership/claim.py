@@ -83,19 +83,19 @@ def judge_claim(claim: ClaimCommand) -> int:
         raise Refusal("--sequential stops asking early: it needs --command")
     check_output_file(claim.json, "--json")
     check_output_file(claim.plot, "--plot")
-    folder, trigger, classes = read_owner(claim.run)
-    names = neutral_names(trigger, folder)
-    commitment = check_commitment(folder, trigger, claim.commitment)
+    folder, triggers, classes = read_owner(claim.run)
+    names = neutral_names(triggers, folder)
+    commitment = check_commitment(folder, triggers, claim.commitment)
     suspect = find_checkpoint(claim.suspect, None) if claim.suspect else None
-    bank = [_benign_answers(run, trigger, classes, suspect) for run in claim.benign]
-    case = OwnershipCase(trigger, len(classes), commitment, bank, claim.alpha)
+    bank = [_benign_answers(run, triggers, classes, suspect) for run in claim.benign]
+    case = OwnershipCase(triggers, len(classes), commitment, bank, claim.alpha)
 
     order = np.argsort(names).tolist()  # alphabetical by name, which is a random order of the triggers
     if claim.command:
-        answers, order = _ask_suspect(claim.command, claim.sequential, claim.allow_missing, case, trigger, names,
+        answers, order = _ask_suspect(claim.command, claim.sequential, claim.allow_missing, case, triggers, names,
                                       classes, order)
     elif suspect:
-        answers = answers_of_model(read_model(suspect), suspect, trigger, len(classes))
+        answers = answers_of_model(read_model(suspect), suspect, triggers, len(classes))
     else:
         answers = answers_from_file(claim.predictions, names, classes, claim.allow_missing)
 
@@ -114,21 +114,21 @@ def judge_claim(claim: ClaimCommand) -> int:
     return 0 if report["decision"]["holds"] else 1
 
 
-def _benign_answers(run, trigger, classes, suspect) -> Answers:
+def _benign_answers(run, triggers, classes, suspect) -> Answers:
     path = find_checkpoint(run, None)
     if suspect and sha256_of_file(path) == sha256_of_file(suspect):
         raise Refusal(f"--benign {run} is the suspect itself")
-    return answers_of_model(read_benign(run), path, trigger, len(classes))
+    return answers_of_model(read_benign(run), path, triggers, len(classes))
 
 
-def _ask_suspect(command, sequential: bool, allow_missing: bool, case, trigger, names, classes, order):
+def _ask_suspect(command, sequential: bool, allow_missing: bool, case, triggers, names, classes, order):
     """(answers, positions in the order asked): ask the program one image after the other, in `order`.
 
     With `sequential` it stops when the sequential test has decided.
     """
     labels, asked = np.full(len(names), -1, dtype=np.int64), []
     with tempfile.TemporaryDirectory() as folder:
-        write_pictures(trigger, names, Path(folder))
+        write_pictures(triggers, names, Path(folder))
         for i in order:
             labels[i] = ask_program(command, Path(folder) / names[i], classes, allow_missing)
             asked.append(i)

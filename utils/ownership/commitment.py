@@ -45,33 +45,33 @@ class Commitment(NamedTuple):
     torch: str | None
 
 
-def canonical_bytes(trigger: TriggerSet, classes: list[str], settings: dict) -> bytes:
+def canonical_bytes(triggers: TriggerSet, classes: list[str], settings: dict) -> bytes:
     """The bytes that are committed to.
 
     One line of JSON with sorted keys and no spaces, then images (uint8), assigned labels, true labels and sources
     (int64, little-endian), each in row-major order.
     """
-    shapes = {name: list(part.shape) for name, part in trigger._asdict().items()}
+    shapes = {name: list(part.shape) for name, part in triggers._asdict().items()}
     header = {"version": 1, "classes": classes, "settings": settings, **shapes}
     text = json.dumps(header, sort_keys=True, separators=(",", ":"))
-    numbers = [part.contiguous().numpy().astype("<i8").tobytes() for part in trigger[1:]]
-    return b"".join([text.encode(), b"\n", trigger.images.contiguous().numpy().tobytes(), *numbers])
+    numbers = [part.contiguous().numpy().astype("<i8").tobytes() for part in triggers[1:]]
+    return b"".join([text.encode(), b"\n", triggers.images.contiguous().numpy().tobytes(), *numbers])
 
 
-def commitment_digest(trigger: TriggerSet, classes, settings, salt: str) -> str:
+def commitment_digest(triggers: TriggerSet, classes, settings, salt: str) -> str:
     """The digest in hexadecimal; `salt` is hexadecimal too."""
-    return hashlib.sha256(bytes.fromhex(salt) + canonical_bytes(trigger, classes, settings)).hexdigest()
+    return hashlib.sha256(bytes.fromhex(salt) + canonical_bytes(triggers, classes, settings)).hexdigest()
 
 
-def save_triggers(run: RunFolder, trigger: TriggerSet, classes: list[str]) -> None:
+def save_triggers(run: RunFolder, triggers: TriggerSet, classes: list[str]) -> None:
     """Write the trigger set and a picture of it into the run folder, both private (`triggers.pt`, `trigger.png`)."""
-    save_checkpoint(run.path / "triggers.pt", trigger._asdict())
+    save_checkpoint(run.path / "triggers.pt", triggers._asdict())
     picture = io.BytesIO()
-    draw_trigger_picture(trigger, classes, picture)
+    draw_trigger_picture(triggers, classes, picture)
     write_atomically(run.path / "trigger.png", picture.getvalue(), private=True)
 
 
-def commit_to(run: RunFolder, trigger: TriggerSet, classes: list[str], held_out: int) -> str:
+def commit_to(run: RunFolder, triggers: TriggerSet, classes: list[str], held_out: int) -> str:
     """Commit to the trigger set, or check it against the commitment of a run that is continued; returns the digest.
 
     `held_out` is the number of images that the triggers were drawn from; the draw of the labels depends on it. Raises
@@ -86,12 +86,12 @@ def commit_to(run: RunFolder, trigger: TriggerSet, classes: list[str], held_out:
         key = {"salt": secrets.token_hex(32), "classes": classes, "settings": settings, "torch": torch.__version__}
         run.write_json(KEY_FILE, key, private=True)
     try:
-        digest = commitment_digest(trigger, classes, settings, key["salt"])
+        digest = commitment_digest(triggers, classes, settings, key["salt"])
     except (KeyError, TypeError, ValueError) as error:
         raise Refusal(f"{run.path / KEY_FILE} is damaged: restore it from a copy") from error
     if public is None:
         content = {"sha256": digest, "of": "salt || canonical bytes, see docs/verification.md",
-                   "triggers": len(trigger), "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+                   "triggers": len(triggers), "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         run.write_json(COMMITMENT_FILE, content)
     elif public.get("sha256") != digest:
         raise Refusal(f"{run.path / COMMITMENT_FILE} commits to other triggers or settings: restore it, or pass "
@@ -99,18 +99,18 @@ def commit_to(run: RunFolder, trigger: TriggerSet, classes: list[str], held_out:
     return digest
 
 
-def commit_triggers(run: RunFolder, trigger: TriggerSet, data: Data, is_secret: bool = True) -> None:
+def commit_triggers(run: RunFolder, triggers: TriggerSet, data: Data, is_secret: bool = True) -> None:
     """Save the final trigger set in the run folder and, if it is secret, commit to it.
 
     Called before the first step that trains on the triggers.
     """
-    save_triggers(run, trigger, data.classes)
+    save_triggers(run, triggers, data.classes)
     if is_secret:
-        sha256 = commit_to(run, trigger, data.classes, len(data.held_out.labels))
+        sha256 = commit_to(run, triggers, data.classes, len(data.held_out.labels))
         run.log(f"commitment: SHA-256 {sha256}; publish or time-stamp it ({run.path}/commitment.json)")
 
 
-def check_commitment(folder: Path, trigger: TriggerSet, published: str | None = None) -> Commitment:
+def check_commitment(folder: Path, triggers: TriggerSet, published: str | None = None) -> Commitment:
     """Recompute the digest from triggers and key; compare it with commitment.json and with `published`, if given.
 
     Raises Refusal where the key is damaged.
@@ -119,7 +119,7 @@ def check_commitment(folder: Path, trigger: TriggerSet, published: str | None = 
     if public is None or key is None:
         return Commitment("none", None, None, {}, None)
     try:
-        digest = commitment_digest(trigger, key["classes"], key["settings"], key["salt"])
+        digest = commitment_digest(triggers, key["classes"], key["settings"], key["salt"])
         settings = dict(key["settings"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Refusal(f"{folder / KEY_FILE} is damaged: restore it from a copy") from error
@@ -128,22 +128,22 @@ def check_commitment(folder: Path, trigger: TriggerSet, published: str | None = 
     return Commitment(state, digests[-1], str(public.get("created")), settings, str(key.get("torch")))
 
 
-def labels_match_seed(trigger: TriggerSet, classes: int, settings: dict) -> bool:
+def labels_match_seed(triggers: TriggerSet, classes: int, settings: dict) -> bool:
     """Whether the assigned labels are those that the committed seed draws; `settings` are those of the commitment."""
     try:
         seed, held_out = settings["seed"], settings["held_out"]
         if not (isinstance(seed, int) and isinstance(held_out, int) and 0 <= held_out < 10**8):
             return False
-        return bool((redraw_labels(trigger.true_labels, classes, seed, held_out) == trigger.labels).all())
+        return bool((redraw_labels(triggers.true_labels, classes, seed, held_out) == triggers.labels).all())
     except (KeyError, RuntimeError):
         return False
 
 
-def neutral_names(trigger: TriggerSet, folder: Path) -> list[str]:
+def neutral_names(triggers: TriggerSet, folder: Path) -> list[str]:
     """A PNG file name for each trigger that reveals neither its index nor its label; the same at every call.
 
     The names are keyed hashes: their alphabetical order is random to anyone without the triggers and the salt.
     """
     salt = str((read_json(folder / KEY_FILE) or {}).get("salt", ""))
-    secret = hashlib.sha256(salt.encode() + canonical_bytes(trigger, [], {})).digest()
-    return [hmac.digest(secret, str(i).encode(), "sha256").hex()[:16] + ".png" for i in range(len(trigger))]
+    secret = hashlib.sha256(salt.encode() + canonical_bytes(triggers, [], {})).digest()
+    return [hmac.digest(secret, str(i).encode(), "sha256").hex()[:16] + ".png" for i in range(len(triggers))]

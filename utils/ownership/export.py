@@ -27,7 +27,7 @@ def read_owner(run):
     """
     path = find_checkpoint(run)
     checkpoint = load_checkpoint(path)
-    model, trigger = unpack_source(checkpoint, path)
+    model, triggers = unpack_source(checkpoint, path)
     folder = Path(run) if Path(run).is_dir() else path.parent / "no commitment beside a bare checkpoint"
     about, count = checkpoint.get("about"), class_count(model)
     classes = about.get("classes") if isinstance(about, dict) else None
@@ -35,10 +35,10 @@ def read_owner(run):
     if not (isinstance(classes, list) and len(set(map(str, classes))) == count == len(classes)):
         raise Refusal(f"{path}: its class names do not fit its {count} classes")
     if (folder / "triggers.pt").exists():
-        trigger = read_triggers(folder / "triggers.pt", count)
-    if trigger is None:
+        triggers = read_triggers(folder / "triggers.pt", count)
+    if triggers is None:
         raise Refusal(f"{path} holds no trigger set: name a run of train.py")
-    return folder, trigger, [str(name) for name in classes]
+    return folder, triggers, [str(name) for name in classes]
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ def add_export(parts) -> None:
 
 def export_triggers(command: ExportCommand) -> int:
     """Write DIR/images/<neutral name>.png and DIR/key.json, or nothing; returns exit status 0."""
-    folder, trigger, classes = read_owner(command.run)
+    folder, triggers, classes = read_owner(command.run)
     to = Path(command.to)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise Refusal(f"--to {to} is there and not empty: name a new folder")
-    names, existed = neutral_names(trigger, folder), to.exists()
+    names, existed = neutral_names(triggers, folder), to.exists()
     to.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        _write_export(folder, trigger, classes, names, to)
+        _write_export(folder, triggers, classes, names, to)
     except BaseException:  # no part of the secret stays behind, and the same command can be repeated
         shutil.rmtree(to / "images", ignore_errors=True)
         if not existed:
@@ -77,19 +77,19 @@ def export_triggers(command: ExportCommand) -> int:
     return 0
 
 
-def _write_export(folder, trigger, classes, names, to: Path) -> None:
+def _write_export(folder, triggers, classes, names, to: Path) -> None:
     (to / "images").mkdir()
-    write_pictures(trigger, names, to / "images")
+    write_pictures(triggers, names, to / "images")
     images = {
-        names[i]: {"label": int(trigger.labels[i]), "label_name": classes[int(trigger.labels[i])],
-                   "true_labels": trigger.true_labels[i].tolist(), "index": i}
+        names[i]: {"label": int(triggers.labels[i]), "label_name": classes[int(triggers.labels[i])],
+                   "true_labels": triggers.true_labels[i].tolist(), "index": i}
         for i in np.argsort(names).tolist()
     }
     digest = (read_json(folder / COMMITMENT_FILE) or {}).get("sha256")
     write_json(to / "key.json", {"commitment": digest, "classes": classes, "images": images}, private=True)
 
 
-def write_pictures(trigger, names, folder: Path) -> None:
+def write_pictures(triggers, names, folder: Path) -> None:
     """Write the triggers as PNG files, in alphabetical order so that the files' times reveal nothing.
 
     Each is read back; Refusal where it is not bit-equal.
@@ -98,7 +98,7 @@ def write_pictures(trigger, names, folder: Path) -> None:
 
     for i in np.argsort(names).tolist():
         buffer = io.BytesIO()
-        Image.fromarray(trigger.images[i].permute(1, 2, 0).numpy()).save(buffer, format="png")
+        Image.fromarray(triggers.images[i].permute(1, 2, 0).numpy()).save(buffer, format="png")
         write_atomically(folder / names[i], buffer.getvalue())
-        if (decode_image(read_bounded(folder / names[i])) != trigger.images[i].numpy()).any():
+        if (decode_image(read_bounded(folder / names[i])) != triggers.images[i].numpy()).any():
             raise Refusal(f"{folder / names[i]} does not read back as it was written: check the disk")

@@ -14,14 +14,14 @@ from utils.watermark.triggers import TriggerSet
 class TriggerTests:
     """One trigger set and the benign models it is compared with; gives hits and p-values of any suspect.
 
-    trigger  a `TriggerSet`
-    classes  number of classes
-    uniform  whether its labels were drawn uniformly, as T1 requires
-    benign   run folders or checkpoints of benign models; Refusal where one is watermarked or has other classes
+    triggers  a `TriggerSet`
+    classes   number of classes
+    uniform   whether the labels were drawn uniformly, as T1 requires
+    benign    run folders or checkpoints of benign models; Refusal where one is watermarked or has other classes
     """
 
-    def __init__(self, trigger: TriggerSet, classes: int, uniform: bool, benign=(), device="cpu"):
-        self.trigger, self.classes, self.uniform = trigger, classes, uniform
+    def __init__(self, triggers: TriggerSet, classes: int, uniform: bool, benign=(), device="cpu"):
+        self.triggers, self.classes, self.uniform = triggers, classes, uniform
         self.benign, self.device = benign, device
         self.names, self.logits, self.accuracies = [], [], []
         for folder in benign:
@@ -31,33 +31,33 @@ class TriggerTests:
             self.logits.append(logits)
             self.accuracies.append(_known_accuracy(path))
 
-    def with_triggers(self, trigger: TriggerSet) -> "TriggerTests":
+    def with_triggers(self, triggers: TriggerSet) -> "TriggerTests":
         """The same tests with another trigger set, on which the benign models are evaluated again."""
-        return TriggerTests(trigger, self.classes, self.uniform, self.benign, self.device)
+        return TriggerTests(triggers, self.classes, self.uniform, self.benign, self.device)
 
     def logits_of(self, model, path="the model"):
         """A model's logits (m, C) on the triggers, on the CPU; Refusal, naming `path`, where it has other classes."""
-        logits = predict(model, self.trigger.images).cpu()
+        logits = predict(model, self.triggers.images).cpu()
         if logits.shape[1] != self.classes:
             raise Refusal(f"{path} answers with {logits.shape[1]} classes, the triggers have {self.classes}")
         return logits
 
     def figures(self, logits) -> dict:
         """Hits and log10 p-values of a suspect with logits (m, C) on the triggers; None where a test does not apply."""
-        trigger, m = self.trigger, len(self.trigger)
+        triggers, m = self.triggers, len(self.triggers)
         log10_p = dict.fromkeys(("T1", "T1_conservative", "T3", "p_subset"))
-        if self.uniform and trigger.true_labels.shape[1]:
-            answers = logits.argmax(1).numpy(), trigger.labels.numpy(), trigger.true_labels.numpy(), self.classes
+        if self.uniform and triggers.true_labels.shape[1]:
+            answers = logits.argmax(1).numpy(), triggers.labels.numpy(), triggers.true_labels.numpy(), self.classes
             log10_p["T1"] = pvalues.label_randomisation(*answers)
             log10_p["T1_conservative"] = pvalues.label_randomisation(*answers, conservative=True)
         if self.logits and m > 1:
             suspect, benign = self._probabilities(logits), [self._probabilities(b) for b in self.logits]
             log10_p["T3"] = pvalues.paired_t(suspect, benign)
             log10_p["p_subset"] = pvalues.subset(suspect, benign)
-        return {"trigger_hits": count_hits(logits, trigger.labels), "trigger_size": m, "log10_p": log10_p}
+        return {"trigger_hits": count_hits(logits, triggers.labels), "trigger_size": m, "log10_p": log10_p}
 
     def _probabilities(self, logits):
-        return logits.double().softmax(1).gather(1, self.trigger.labels[:, None])[:, 0].numpy()
+        return logits.double().softmax(1).gather(1, self.triggers.labels[:, None])[:, 0].numpy()
 
     def row(self, name: str, logits, test_accuracy) -> dict:
         """One row of the table, see `table.format_table`; test_accuracy in [0, 1] or None."""

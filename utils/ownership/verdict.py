@@ -27,14 +27,14 @@ class OwnershipCase:
     t2_fails   why T2 does not apply, None where it does
     """
 
-    def __init__(self, trigger: TriggerSet, classes: int, commitment: Commitment, bank: list[Answers], alpha: float):
-        self.trigger, self.classes, self.bank, self.alpha = trigger, classes, bank, alpha
-        self.assigned, self.true = trigger.labels.numpy(), trigger.true_labels.numpy()
+    def __init__(self, triggers: TriggerSet, classes: int, commitment: Commitment, bank: list[Answers], alpha: float):
+        self.triggers, self.classes, self.bank, self.alpha = triggers, classes, bank, alpha
+        self.assigned, self.true = triggers.labels.numpy(), triggers.true_labels.numpy()
         self.commitment = commitment
         self.t1_fails = self._t1_fails()
         self.t2_fails = self._t2_fails()
         hits = sum(int(self.hits(b).sum()) for b in bank)
-        self.benign_hits, self.benign_n = hits, len(trigger) * len(bank)
+        self.benign_hits, self.benign_n = hits, len(triggers) * len(bank)
 
     def _t1_fails(self) -> str | None:
         settings = self.commitment.settings
@@ -46,7 +46,7 @@ class OwnershipCase:
             return f"the labels were not drawn uniformly from the wrong ones ({kind})"
         if not self.true.shape[1] or self.chances().max() >= 1:
             return "no wrong label is left to chance"
-        if not labels_match_seed(self.trigger, self.classes, settings):
+        if not labels_match_seed(self.triggers, self.classes, settings):
             return (f"the labels are not those that the committed seed draws (under PyTorch {self.commitment.torch} "
                     "they should be)")
         return None

@@ -10,15 +10,15 @@ from utils.watermark.triggers import TriggerSet
 ERRORS = (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError)
 
 
-def pack_triggers(trigger: TriggerSet | None) -> dict:
+def pack_triggers(triggers: TriggerSet | None) -> dict:
     """The entry of a checkpoint that holds the owner's trigger set, under the official keys; empty without one."""
-    if trigger is None:
+    if triggers is None:
         return {}
     state = {
-        "query": trigger.images,
-        "response": trigger.labels,
-        "original_response": trigger.true_labels,
-        "sources": trigger.sources,
+        "query": triggers.images,
+        "response": triggers.labels,
+        "original_response": triggers.true_labels,
+        "sources": triggers.sources,
     }
     return {"query_model": {"type": "stochastic", "state_dict": state}}
 

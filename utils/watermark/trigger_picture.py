@@ -7,12 +7,12 @@ import torch
 from utils.watermark.triggers import TriggerSet
 
 
-def draw_trigger_picture(trigger: TriggerSet, classes: list[str], path) -> None:
+def draw_trigger_picture(triggers: TriggerSet, classes: list[str], path) -> None:
     """Draw the trigger set as a PNG to a path or open file, each image titled `true labels -> assigned label`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = min(len(trigger), 100)
+    shown = min(len(triggers), 100)
     columns = min(10, shown)
     rows = math.ceil(shown / columns)
     size, gap, top = 32, 6, 18  # pixels: an image, the space beside it, the space for two lines above it
@@ -20,14 +20,14 @@ def draw_trigger_picture(trigger: TriggerSet, classes: list[str], path) -> None:
     width, height = 1.25 * columns, 1.25 * rows * (size + top) / (size + gap)  # inches, as the canvas is shaped
     figure = Figure(figsize=(width, height + 0.25))
     ax = figure.add_axes((0, 0, 1, height / (height + 0.25)))  # one axes, because a hundred axes take seconds
-    figure.suptitle(f"trigger set: true label → assigned label ({shown} of {len(trigger)} shown)", fontsize=9, y=0.995)
+    figure.suptitle(f"trigger set: true label → assigned label ({shown} of {len(triggers)} shown)", fontsize=9, y=0.995)
     short = [name if len(name) <= 9 else f"{name[:8]}…" for name in classes]
     for i in range(shown):
         row, column = divmod(i, columns)
         y, x = row * (size + top) + top, column * (size + gap) + gap // 2
-        canvas[:, y : y + size, x : x + size] = trigger.images[i]
-        true = "+".join(short[t] for t in trigger.true_labels[i].tolist()) or "?"
-        title = f"{true}\n→ {short[int(trigger.labels[i])]}"
+        canvas[:, y : y + size, x : x + size] = triggers.images[i]
+        true = "+".join(short[t] for t in triggers.true_labels[i].tolist()) or "?"
+        title = f"{true}\n→ {short[int(triggers.labels[i])]}"
         ax.text(x + size / 2, y - 2, title, fontsize=7, ha="center", va="bottom", parse_math=False)
     ax.imshow(canvas.permute(1, 2, 0).numpy(), aspect="equal")
     ax.axis("off")

@@ -68,8 +68,8 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
         if scores.shape[1] != classes:
             raise Refusal(f"--label-model answers with {scores.shape[1]} classes, the data set has {classes}")
     labels = _best_wrong_label(scores, true_labels)
-    trigger = TriggerSet(images, labels, true_labels, held_out.indices[taken])
-    return trigger, held_out.pick(order[m * k :])
+    triggers = TriggerSet(images, labels, true_labels, held_out.indices[taken])
+    return triggers, held_out.pick(order[m * k :])
 
 
 def _best_wrong_label(scores, true_labels):
@@ -88,6 +88,6 @@ def redraw_labels(true_labels, classes: int, seed: int, held_out: int):
     return _best_wrong_label(scores, true_labels)
 
 
-def validation_images(data: Data, trigger: TriggerSet) -> Images:
+def validation_images(data: Data, triggers: TriggerSet) -> Images:
     """The held-out images that are no source of the trigger set."""
-    return data.held_out.pick(torch.isin(data.held_out.indices, trigger.sources, invert=True).nonzero().flatten())
+    return data.held_out.pick(torch.isin(data.held_out.indices, triggers.sources, invert=True).nonzero().flatten())

@@ -69,8 +69,8 @@ class EntangledObjective(Objective):
     the cross-entropies - factor * (sum of the SNNL of three layers). The temperatures of the SNNL take a step of
     gradient descent on the same forward pass. Adam at a constant rate.
 
-    made           whether phase 2 makes the triggers, from `trigger.images`, before phase 3; then all clean images are
-                   of class `target`. Otherwise `trigger` is final, its labels may differ from each other, and the
+    made           whether phase 2 makes the triggers, from `triggers.images`, before phase 3; then all clean images are
+                   of class `target`. Otherwise `triggers` is final, its labels may differ from each other, and the
                    clean images are any training images under their true labels
     w_epochs       length of phase 3: its watermark batches, in epochs' worth of batches
     ratio          normal batches to a watermark batch
@@ -83,29 +83,29 @@ class EntangledObjective(Objective):
 
     static = False  # normal and watermark steps differ
 
-    def __init__(self, model, batches: Batches, trigger: TriggerSet, *, target: int, made: bool, patch: bool,
+    def __init__(self, model, batches: Batches, triggers: TriggerSet, *, target: int, made: bool, patch: bool,
                  epochs: int, w_epochs: float, ratio: float, factor: float, temperature: float,
-                 temperature_lr: float, making: dict, bn_stats: str, keep_triggers=lambda trigger: trigger):
+                 temperature_lr: float, making: dict, bn_stats: str, keep_triggers=lambda triggers: triggers):
         self.model, self.batches, self.target, self.epochs = model, batches, target, epochs
         self.factor, self.temperature_lr = factor, temperature_lr
         self.made, self.patch, self.making, self.keep_triggers = made, patch, making, keep_triggers
         self.temperatures = torch.full((3,), float(temperature), device=batches.device)
-        self.half = min(batches.batch_size // 2, len(trigger))
+        self.half = min(batches.batch_size // 2, len(triggers))
         self.members = (batches.labels.cpu() == target).nonzero().flatten()
         n_w = watermark_batches(batches.labels, target, batches.batch_size, w_epochs)
         is_watermark = torch.tensor(phase3_schedule(batches.steps, n_w, ratio, w_epochs), dtype=torch.bool)
         self.more = math.ceil(len(is_watermark) / batches.steps)
         self.is_watermark = is_watermark.tensor_split(self.more) if self.more else ()
         self.statistics = RunningStatistics(model, bn_stats)
-        self.initial, self.trigger = trigger, None
+        self.initial, self.triggers = triggers, None
         if not made:
             self.members = torch.arange(len(batches.labels))
-            self._use_triggers(trigger)
+            self._use_triggers(triggers)
 
-    def _use_triggers(self, trigger: TriggerSet) -> None:
-        self.trigger = trigger
-        self.x_q = trigger.images.to(self.batches.device).float().div(255)
-        self.y_q = trigger.labels.to(self.batches.device)
+    def _use_triggers(self, triggers: TriggerSet) -> None:
+        self.triggers = triggers
+        self.x_q = triggers.images.to(self.batches.device).float().div(255)
+        self.y_q = triggers.labels.to(self.batches.device)
 
     # ---- phases, epochs and batches ----
 
@@ -157,7 +157,7 @@ class EntangledObjective(Objective):
 
     def begin(self, model, forward, optimizer, epoch: int, generator) -> None:
         """Phase 2, before the first epoch of phase 3: make the triggers on the model of phase 1, in float32."""
-        if epoch < self.epochs or self.trigger is not None:
+        if epoch < self.epochs or self.triggers is not None:
             return
         source = self.initial.images.to(self.batches.device).float().div(255)
         drawn = self._draw(math.ceil(len(source) / self.half), len(self.members), self.half, generator)
@@ -173,7 +173,7 @@ class EntangledObjective(Objective):
 
     def state(self) -> dict:
         """The temperatures, and the images of the triggers once phase 2 has made them."""
-        triggers = {"images": self.trigger.images} if self.made and self.trigger is not None else {}
+        triggers = {"images": self.triggers.images} if self.made and self.triggers is not None else {}
         return {"temperatures": self.temperatures.cpu(), **triggers}
 
     def restore(self, state: dict) -> None:

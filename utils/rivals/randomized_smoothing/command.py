@@ -60,11 +60,11 @@ def run_certify(command: CertifyCommand) -> int:
     """Print the certificates of RUN and of its controls, and the certified radius; returns exit status 0."""
     check_output_file(command.json, "--json")
     device, path = choose_device(command.device), find_checkpoint(command.run, None)
-    model, trigger = unpack_source(load_checkpoint(path), path, device)
-    if trigger is None:
+    model, triggers = unpack_source(load_checkpoint(path), path, device)
+    if triggers is None:
         raise Refusal(f"{path} holds no trigger set: name a run of train.py")
     classes = class_count(model)
-    tests = TriggerTests(trigger, classes, False)
+    tests = TriggerTests(triggers, classes, False)
     models = [("RUN", command.run, path, model)]
     for control in command.benign:
         path = find_checkpoint(control, None)
@@ -73,23 +73,23 @@ def run_certify(command: CertifyCommand) -> int:
     # before the long part, because it refuses a control with other classes
     trigger_logits = [tests.logits_of(model, path) for _, _, path, model in models]
     settings = {"draws": command.draws, "sigma": command.sigma, "confidence": command.confidence, "seed": command.seed}
-    print(f"{len(trigger)} triggers, {command.draws} noisy models at sigma {command.sigma:g}; bounds hold with "
+    print(f"{len(triggers)} triggers, {command.draws} noisy models at sigma {command.sigma:g}; bounds hold with "
           f"confidence {command.confidence:g} each, for l2 edits of the parameters (not of BatchNorm's running "
           "statistics)")
     results = []
     for (role, name, path, model), logits in zip(models, trigger_logits):
         generator = torch.Generator(device).manual_seed(command.seed)
-        accuracies, shares = smoothed_accuracies(model, trigger.images, trigger.labels, classes, command.sigma,
+        accuracies, shares = smoothed_accuracies(model, triggers.images, triggers.labels, classes, command.sigma,
                                                  command.draws, generator)
         result = {
             "role": role, "model": str(name), "checkpoint": str(path),
-            "trigger_accuracy": count_hits(logits, trigger.labels) / len(trigger),
+            "trigger_accuracy": count_hits(logits, triggers.labels) / len(triggers),
             "smoothed_mean": float(accuracies.mean()), "smoothed_median": float(accuracies[len(accuracies) // 2]),
             "certified": certify(accuracies, command.eps, command.sigma, command.confidence),
             "histogram": shares.mean(0).tolist(), "most_frequent_class": float(shares.max(1).mean()),
         }
         results.append(result)
-        print(describe_certificate(result, one_label=len(set(trigger.labels.tolist())) == 1))
+        print(describe_certificate(result, one_label=len(set(triggers.labels.tolist())) == 1))
     bar = max((r["smoothed_median"] for r in results[1:]), default=0.0)
     eps = certified_radius(results[0]["certified"], bar)
     beaten = f"{100 * bar:.2f} %, the highest median of the controls" if command.benign else "0; no --benign was named"

@@ -46,7 +46,7 @@ def robust_pass(model, optimizer, x, y, sigmas, draws: int, generator, amp: bool
 class SmoothedObjective(PlainObjective):
     """Cross-entropy on images and triggers; each epoch after epoch `warmup` (counted from 0) begins with a robust pass.
 
-    It trains on `Batches` of `with_triggers(...)`: the last m images are the triggers x_q (m, 3, 32, 32) in [0, 1],
+    It trains on `Batches` of `append_triggers(...)`: the last m images are the triggers x_q (m, 3, 32, 32) in [0, 1],
     y_q (m,), which are never augmented. A robust pass uses batches of `batch` triggers in random order (one batch of
     all triggers where there are fewer) without the last partial batch: with 100 triggers, one batch of 64 random ones.
 
@@ -66,8 +66,8 @@ class SmoothedObjective(PlainObjective):
     def plan(self, batches, epoch, generator):
         """The plan of plain training, but triggers are neither shifted nor mirrored."""
         order, shift, flip, picks = super().plan(batches, epoch, generator)
-        trigger = order >= len(batches.labels) - len(self.y_q)
-        return order, shift.masked_fill(trigger[..., None], Batches.PAD), flip & ~trigger, picks
+        is_trigger = order >= len(batches.labels) - len(self.y_q)
+        return order, shift.masked_fill(is_trigger[..., None], Batches.PAD), flip & ~is_trigger, picks
 
     def optimizer(self, parameters, lr, weight_decay, fused):
         """SGD with momentum 0.9."""

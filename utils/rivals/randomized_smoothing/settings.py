@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from utils.data.images import Data, Images
 from utils.rivals.randomized_smoothing.noise import noise_levels
 from utils.rivals.randomized_smoothing.objective import SmoothedObjective, short_epoch_warning
-from utils.rivals.randomized_smoothing.trigger_drawing import draw_rs_triggers, with_triggers
+from utils.rivals.randomized_smoothing.trigger_drawing import append_triggers, draw_rs_triggers
 from utils.system.flags import COUNT, number
 from utils.system.processes import is_distributed
 from utils.system.refusals import Refusal
@@ -61,7 +61,7 @@ class RsWatermark:
 
     def training_images(self, data: Data, triggers: TriggerSet) -> Images:
         """Training images and triggers together: RS trains on its triggers as on any image."""
-        return with_triggers(data.train, triggers)
+        return append_triggers(data.train, triggers)
 
     def objective(self, model, batches, triggers: TriggerSet, *, data, run, commit, amp) -> SmoothedObjective:
         """The objective of the epochs and of the robust passes between them; logs a warning about short epochs."""

@@ -45,8 +45,8 @@ def draw_rs_triggers(data: Data, m: int, label: int, kind: str, seed: int):
         word = letters.choice("ABDEGHKPR") + "".join(letters.choices("abdehknopqu", k=4))
         images = stamp_word(source.images, word)
     labels = torch.full((m,), label)
-    trigger = TriggerSet(images, labels, source.labels[:, None], source.indices[:, None])
-    return trigger, held_out.pick(order[torch.isin(order, taken, invert=True)])
+    triggers = TriggerSet(images, labels, source.labels[:, None], source.indices[:, None])
+    return triggers, held_out.pick(order[torch.isin(order, taken, invert=True)])
 
 
 def stamp_word(images, word: str):
@@ -61,7 +61,7 @@ def stamp_word(images, word: str):
     return torch.stack(stamped)
 
 
-def with_triggers(train: Images, trigger: TriggerSet) -> Images:
+def append_triggers(train: Images, triggers: TriggerSet) -> Images:
     """The training images, followed by the triggers under their assigned labels."""
-    return Images(torch.cat([train.images, trigger.images]), torch.cat([train.labels, trigger.labels]),
-                  torch.cat([train.indices, trigger.sources[:, 0]]))
+    return Images(torch.cat([train.images, triggers.images]), torch.cat([train.labels, triggers.labels]),
+                  torch.cat([train.indices, triggers.sources[:, 0]]))
