@@ -6,6 +6,7 @@ check. From here on frozen settings decide what is computed. The flags themselve
 """
 
 import argparse
+import shutil
 from dataclasses import dataclass
 
 import models
@@ -37,7 +38,7 @@ from utils.watermark.source_checkpoint import SourceFacts
 
 RIVALS = {"ewe": ewe_settings, "rs": rs_settings}  # -tt -> where its flags and settings are
 TRAIN_TYPES = ("none", "base", "margin", *RIVALS)
-WIDTH = 104  # columns of the help
+WIDTH = 110  # columns of the help at most
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,8 @@ def _attack_parser(description: str, script: str, add_own_flags) -> Parser:
 
 
 def _parser(description: str, script: str) -> Parser:
-    formatter = lambda prog: ShortHelp(prog, max_help_position=32, width=WIDTH)
+    width = min(WIDTH, shutil.get_terminal_size().columns - 2)
+    formatter = lambda prog: ShortHelp(prog, max_help_position=32, width=width)
     return Parser(prog=script, usage=f"python {script} [flags]", description=description, formatter_class=formatter,
                   allow_abbrev=False)
 
