@@ -1,20 +1,18 @@
 """What every attack needs before it begins: the source, the thief's images, and the folder of the attack's run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from utils.data.images import Data, Images
-from utils.data.sets import load_data
 from utils.data.settings import DataSettings
 from utils.ownership.suspects import TriggerTests
 from utils.runs.checkpoints import class_count, find_checkpoint, load_checkpoint
 from utils.runs.folder import RunFolder
 from utils.runs.settings import OutputSettings
 from utils.system.files import sha256_of_file
-from utils.system.processes import chief_first
 from utils.system.refusals import Refusal
 from utils.training.settings import TrainingSettings
 from utils.watermark.trigger_files import unpack_source
@@ -87,14 +85,15 @@ def open_theft(settings: TheftSettings, attack, device) -> Theft:
 
 
 def _load_both(settings: TheftSettings, about: dict) -> tuple[Data, Data]:
-    """The thief's and the source's data; where they are one set, the thief gets as many
-    images as the source had, unless `own.train_size` says otherwise."""
+    """The thief's and the source's data.
+
+    Where they are one set, the thief gets as many images as the source had, unless `own.train_size` says otherwise.
+    """
     own, home = settings.own, settings.home
     same = (own.name, own.root) == (home.name, home.root)
     size = own.train_size or (about.get("train_size") if same else None)
-    with chief_first():
-        mine = load_data(own.name, own.root, size, own.skip_bad_images)
-        return mine, mine if same else load_data(home.name, home.root, None, home.skip_bad_images)
+    mine = replace(own, train_size=size).load()
+    return mine, mine if same else home.load()
 
 
 def check_source(settings: TheftSettings, checkpoint: dict, triggers: TriggerSet | None, path) -> None:
