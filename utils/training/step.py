@@ -80,6 +80,16 @@ class Step:
         return taken
 
 
+def cast_weights_once(device: torch.device):
+    """Context of several passes under bf16 autocast that cast each weight once, in the first of them.
+
+    Autocast drops its copies of the weights when its outermost context ends, and this is one around those of the
+    passes, without effect of its own. Bit-equal where at most one of the passes is followed by gradients of weights;
+    two would be added up in bf16.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=False)
+
+
 def autocast_forward(model, amp: bool, compile: bool = False):
     """`forward`: pixels -> float logits, under bf16 autocast where `amp` is set; losses stay in full precision."""
     kind = next(model.parameters()).device.type

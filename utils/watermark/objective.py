@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.training.objective import Objective, batch_accuracy
+from utils.training.step import cast_weights_once
 from utils.watermark.ascent import ascend
 from utils.watermark.running_statistics import RunningStatistics
 from utils.watermark.two_thread_step import TwoThreadStep
@@ -34,16 +35,18 @@ class WatermarkObjective(Objective):
     def __call__(self, forward, x, y, picks):
         x_q, y_q = self.x_q[picks], self.y_q[picks]
         if self.statistics.mode == "shared":
-            with self.statistics.ascent():
-                x_q = self.perturb(forward, x_q, y_q)
-            logits, logits_q = forward(torch.cat([x, x_q])).split([len(x), len(x_q)])
+            with cast_weights_once(x.device):
+                with self.statistics.ascent():
+                    x_q = self.perturb(forward, x_q, y_q)
+                logits, logits_q = forward(torch.cat([x, x_q])).split([len(x), len(x_q)])
         else:
             with self.statistics.clean_batch():
                 logits = forward(x)
-            with self.statistics.ascent():
-                x_q = self.perturb(forward, x_q, y_q)
-            with self.statistics.trigger_batch():
-                logits_q = forward(x_q)
+            with cast_weights_once(x.device):
+                with self.statistics.ascent():
+                    x_q = self.perturb(forward, x_q, y_q)
+                with self.statistics.trigger_batch():
+                    logits_q = forward(x_q)
         l_obj, l_wat = F.cross_entropy(logits, y), F.cross_entropy(logits_q, y_q)
         loss = self.total(l_obj, l_wat, len(y), len(y_q))
         right, right_q = batch_accuracy(logits, y), batch_accuracy(logits_q, y_q)

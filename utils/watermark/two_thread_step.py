@@ -15,6 +15,7 @@ from torch import nn
 
 from utils.system.processes import is_distributed
 from utils.training.objective import batch_accuracy
+from utils.training.step import cast_weights_once
 
 NARROW = 32  # channels of the first stage; up to this width it was always faster (measured on two cores)
 SLACK = 1.1  # the longer half may take this many times as long as an even share of the work
@@ -80,8 +81,9 @@ class TwoThreadStep:
         self.twin.zero_grad(set_to_none=True)
         for average in self.averages:
             average.zero_()
-        x_q = self.objective.perturb(self.forward_of_twin, x_q, y_q)
-        logits_q = self.forward_of_twin(x_q)
+        with cast_weights_once(x_q.device):
+            x_q = self.objective.perturb(self.forward_of_twin, x_q, y_q)
+            logits_q = self.forward_of_twin(x_q)
         l_wat = F.cross_entropy(logits_q, y_q)
         self.objective.total(torch.zeros_like(l_wat), l_wat, n, len(y_q)).backward()
         return l_wat, batch_accuracy(logits_q, y_q)
