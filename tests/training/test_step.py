@@ -1,9 +1,12 @@
 """One training step, in each of the ways to compute it."""
 
+import contextlib
+
 import pytest
 import torch
 from comparing import apart
 from small_steps import B, K, rows_of, setting, watermark
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
 from utils.cost import official_rendering
@@ -25,6 +28,40 @@ def test_channels_last_computes_the_same_step():
         results.append(model)
     assert results[0][1].conv1.weight.is_contiguous(memory_format=torch.channels_last)
     assert apart(*results) <= 1e-9
+
+
+@pytest.mark.parametrize("mode", ["paper", "clean", "shared"])
+def test_weights_are_cast_once_for_ascent_and_trigger_pass_without_a_difference(mode, monkeypatch):
+    """One bit-equal bf16 step with and without `cast_weights_once`."""
+    results = []
+    for once in (True, False):
+        if not once:
+            for module in ("objective", "two_thread_step"):
+                monkeypatch.setattr(f"utils.watermark.{module}.cast_weights_once", lambda _: contextlib.nullcontext())
+        torch.manual_seed(5)
+        model, batches, x_q, y_q = setting(width=16, placed=True)
+        objective = watermark(model, x_q, y_q, K, mode)
+        step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4, amp=True)
+        step.two_threads = None
+        counted = CountCasts()
+        for row in rows_of(batches, objective):
+            with counted:
+                step(row)
+        results.append((model, step.take_sums(), counted.casts))
+    assert apart(results[0][0], results[1][0]) == 0 and results[0][1] == results[1][1]
+    weights = sum(p.dim() > 1 for p in model.parameters()) * 4  # of four steps
+    assert results[1][2] - results[0][2] >= K * weights
+
+
+class CountCasts(TorchDispatchMode):
+    """Counts the casts to bf16."""
+
+    casts = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        self.casts += function.name() == "aten::_to_copy" and kwargs.get("dtype") == torch.bfloat16
+        return function(*args, **kwargs)
 
 
 @pytest.mark.parametrize("mode", ["paper", "clean", "shared"])
@@ -78,7 +115,7 @@ def test_recorded_graph_equals_ordinary_steps(mode):
             step.rate.fill_(0.01 / (epoch + 1))
             for row in rows_of(batches, objective, seed=epoch):
                 step([part.cuda() for part in row])
-        assert not said and (step.recorder is not None and step.recorder.graph is not None) == graph
+        assert not said and (step.recorder is not None and step.recorder.recording is not None) == graph
         results.append((model.cpu(), step.take_sums()))
     assert apart(results[0][0], results[1][0]) <= 1e-3
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-2)

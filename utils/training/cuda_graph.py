@@ -1,4 +1,33 @@
-"""A training step as one CUDA graph: recorded once, then replayed, one launch instead of thousands."""
+"""A training step as one CUDA graph: recorded once, then replayed, one launch instead of thousands.
+
+What CUDA and torch 2.6 to 2.15 ask of such a recording, and what meets it. No GPU has run this yet: `make gpu` checks
+it on one, and tests/training/test_recorded_step.py replays a recording of every objective on the CPU.
+
+Streams       Warm-up runs on a side stream, the recording on another than the default one. A gradient accumulator
+              remembers the stream it was made on, and one that is left over from another stream breaks the recording:
+              warm-up and recording share the one stream of `RecordedStep`, and no autograd graph outlives its step.
+Warm-up       cuDNN's benchmarks, cuBLAS's workspaces and torch.compile must have seen every pass of a step before:
+              `WARM_UP` whole steps, in which torch.compile meets each batch size, mode and momentum. A compilation
+              during the recording fails, and the training goes on with ordinary steps.
+Gradients     They are None at the beginning, so that the recorded backward pass makes them in the graph's own memory
+              pool, where `zero_grad(set_to_none=True)`, which is no work of the GPU, leaves them to the next replay.
+Memory        Every replay uses the same addresses: rows are copied into `buffers`; the rate, the sums, the weights and
+              all running averages are changed in place. Garbage is collected before, since freeing it during a
+              recording is work of the GPU that the recording does not hold.
+Host          No `.item()`, no branch on data, no copy from or to the host, no tensor made on the host:
+              tests/training/test_no_host_work.py.
+Autocast      Its cache of bf16 weights must not outlive the recording: a step enters and leaves every autocast, so
+              the casts are recorded, and each replay casts the current weights.
+Random        numbers are drawn on the CPU before an epoch, so a step has no generator.
+Optimiser     The rate is a float32 tensor on the device, which fused SGD reads in its kernel. SGD keeps no step count,
+              so it needs no `capturable`, as Adam would.
+BatchNorm     `num_batches_tracked` and the averages are tensors on the device; the momentum is a number, set to the
+              same values in the same order at every step.
+One at a time Only one recording may run in a process, and nothing else on the GPU meanwhile: there is one thread.
+NCCL          Not recorded in several processes.
+"""
+
+import gc
 
 import torch
 
@@ -10,14 +39,20 @@ WARM_UP = 3  # steps before the recording; they are ordinary steps of the traini
 class RecordedStep:
     """`recorded(step, row)` runs `step` on buffers that hold a copy of `row`, and on CUDA replays a recording of it.
 
-    `step` is the same function at every call and reads and writes the same tensors. Gradients are dropped before the
-    recording, so that they live in the graph's own memory. Where recording fails, `log` gets the reason once, and
-    training continues with ordinary steps. Nothing is recorded on other devices or in several processes.
+    `step` is the same function at every call and reads and writes the same tensors. Where recording fails, `log` gets
+    the reason once, and training continues with ordinary steps. Nothing is recorded on other devices or in several
+    processes.
+
+    record     work -> an object with `replay()`; None where nothing is recorded
+    recording  that object, once there is one
+    failed     whether recording has failed
     """
 
     def __init__(self, device: torch.device, optimizer: torch.optim.Optimizer, log=print):
-        self.device, self.optimizer, self.log = device, optimizer, log
-        self.buffers, self.graph, self.failed, self.warm_ups = None, None, False, 0
+        self.optimizer, self.log = optimizer, log
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.record = self._record_cuda_graph if self.stream is not None and not is_distributed() else None
+        self.buffers, self.recording, self.failed, self.warm_ups = None, None, False, 0
 
     def __call__(self, step, row) -> None:
         if self.failed:
@@ -27,37 +62,38 @@ class RecordedStep:
             self.buffers = [part.clone() for part in row]
         for buffer, part in zip(self.buffers, row):
             buffer.copy_(part)
-        if self.graph is None and self.device.type == "cuda" and self.warm_ups >= WARM_UP and not is_distributed():
-            self._record(step)
-        if self.graph is not None:
-            self.graph.replay()
+        if self.recording is None and self.record is not None and self.warm_ups >= WARM_UP:
+            self._try_to_record(step)
+        if self.recording is not None:
+            self.recording.replay()
             return
         self._on_side_stream(step)
         self.warm_ups += 1
 
     def _on_side_stream(self, step) -> None:
-        """Run the step on a stream of its own, as CUDA requires of the steps before a recording."""
-        if self.device.type != "cuda":
+        if self.stream is None:
             step(self.buffers)
             return
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
+        current = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
             step(self.buffers)
-        torch.cuda.current_stream(self.device).wait_stream(stream)
+        current.wait_stream(self.stream)
 
-    def _record(self, step) -> None:
-        """Record the step; recording computes nothing."""
-        graph = torch.cuda.CUDAGraph()
+    def _try_to_record(self, step) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
         try:
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.cuda.synchronize(self.device)
-            with torch.cuda.graph(graph):
-                step(self.buffers)
+            self.recording = self.record(lambda: step(self.buffers))
         except Exception as error:  # whatever a kernel, a hook or the allocator cannot do while recording
             why = " ".join(str(error).split())[:120]
             self.log(f"no CUDA graph ({type(error).__name__}: {why}): going on with ordinary steps")
             self.failed = True
             self.optimizer.zero_grad(set_to_none=True)
-            return
-        self.graph = graph
+
+    def _record_cuda_graph(self, work):
+        """A CUDA graph of `work`, which is not computed."""
+        gc.collect()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.stream):
+            work()
+        return graph

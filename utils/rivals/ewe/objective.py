@@ -93,9 +93,9 @@ class EntangledObjective(Objective):
         self.half = min(batches.batch_size // 2, len(triggers))
         self.members = (batches.labels.cpu() == target).nonzero().flatten()
         n_w = watermark_batches(batches.labels, target, batches.batch_size, w_epochs)
-        is_watermark = torch.tensor(phase3_schedule(batches.steps, n_w, ratio, w_epochs), dtype=torch.bool)
-        self.more = math.ceil(len(is_watermark) / batches.steps)
-        self.is_watermark = is_watermark.tensor_split(self.more) if self.more else ()
+        schedule = torch.tensor(phase3_schedule(batches.steps, n_w, ratio, w_epochs), dtype=torch.bool)
+        self.more = math.ceil(len(schedule) / batches.steps)
+        self.is_watermark = [part.tolist() for part in schedule.tensor_split(self.more)] if self.more else []
         self.statistics = RunningStatistics(model, bn_stats)
         self.initial, self.triggers = triggers, None
         if not made:
@@ -126,26 +126,27 @@ class EntangledObjective(Objective):
         return epoch >= self.epochs
 
     def plan(self, batches, epoch: int, generator):
-        """(order, shift, flip, picks); picks (steps, h), on the CPU, are positions of triggers, -1 for a normal batch.
+        """(order, shift, flip, picks), each with an entry a step; those of picks are positions of triggers, (h,), or
+        empty, (0,), for a normal batch.
 
         Triggers are drawn without replacement. In the row of a watermark batch the first h images are the clean ones;
         they are neither shifted nor mirrored.
         """
         order, shift, flip = batches.plan(generator)
         self.shares = 1.0, 0.0  # of normal and of watermark batches among the steps of the epoch
+        no_picks = order.new_zeros(0)
         if epoch < self.epochs:
-            return order, shift, flip, torch.full((len(order), 1), -1)
-        watermark = self.is_watermark[epoch - self.epochs]
-        count, marked = len(watermark), int(watermark.sum())
+            return order, shift, flip, [no_picks] * len(order)
+        is_watermark = self.is_watermark[epoch - self.epochs]
+        count, marked = len(is_watermark), sum(is_watermark)
         self.shares = 1 - marked / count, marked / count
-        picks = torch.full((count, self.half), -1)
-        picks[watermark] = self._draw(marked, len(self.initial), self.half, generator)
-        clean = self.members[self._draw(marked, len(self.members), batches.batch_size, generator)]
-        rows = [part.new_zeros(count, *part.shape[1:]) for part in (order, shift, flip)]
-        for new, part, fixed in zip(rows, (order, shift, flip), (clean.to(order.device), batches.PAD, False)):
-            new[~watermark] = part[: count - marked]
-            new[watermark] = fixed
-        return *rows, picks
+        picks = iter(self._draw(marked, len(self.initial), self.half, generator).to(order.device))
+        drawn = self._draw(marked, len(self.members), batches.batch_size, generator)
+        clean = iter(self.members[drawn].to(order.device))
+        unmoved = torch.full_like(shift[0], batches.PAD), torch.zeros_like(flip[0])
+        normal = zip(order, shift, flip)
+        rows = [(next(clean), *unmoved, next(picks)) if w else (*next(normal), no_picks) for w in is_watermark]
+        return tuple(zip(*rows))
 
     @staticmethod
     def _draw(rows: int, n: int, k: int, generator):
@@ -186,7 +187,7 @@ class EntangledObjective(Objective):
 
     def __call__(self, forward, x, y, picks):
         normal, watermark = self.shares  # the loop divides its sums by the number of all steps of the epoch
-        if picks[0] < 0:
+        if not len(picks):
             with self.statistics.clean_batch():
                 logits = forward(x)
             loss = F.cross_entropy(logits, y, reduction="sum")
