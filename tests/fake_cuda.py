@@ -14,8 +14,10 @@ from unittest import mock
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 CUDA = torch.device("cuda", 0)
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +54,54 @@ def without_reading_the_rate(make_optimizer):
     return make
 
 
+class FakeCuda(TorchFunctionMode):
+    """Context in which tensors are fake ones, and CUDA a device to make them on.
+
+    Some methods of tensors ask for a real device, in some releases: they are replaced by the operations they call.
+    """
+
+    OPERATIONS = {torch.Tensor.contiguous: torch.ops.aten.contiguous, torch.Tensor.nonzero: torch.ops.aten.nonzero,
+                  torch.Tensor.__invert__: torch.ops.aten.bitwise_not}
+
+    def __init__(self):
+        super().__init__()
+        self.fake = FakeTensorMode()
+
+    def __enter__(self):
+        self.fake.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        return self.fake.__exit__(*error)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.__getitem__:
+            return _index(*args)
+        if function is torch.Tensor.__setitem__ and isinstance(args[1], torch.Tensor):
+            return torch.ops.aten.index_put_(args[0], [args[1]], torch.full((), args[2], device=args[0].device))
+        return self.OPERATIONS.get(function, function)(*args, **(kwargs or {}))
+
+
+def _index(x, index):
+    """x[index], where `index` holds numbers, slices, None, tensors and a leading `...`."""
+    index = index if isinstance(index, tuple) else (index,)
+    tensors, dim = [], 0
+    if index[0] is Ellipsis:
+        index = (slice(None),) * (x.dim() - sum(part is not None for part in index[1:])) + index[1:]
+    for part in index:
+        if isinstance(part, int):
+            x = torch.ops.aten.select(x, dim, part)
+            continue
+        if part is None:
+            x = torch.ops.aten.unsqueeze(x, dim)
+        elif isinstance(part, slice):
+            x = torch.ops.aten.slice(x, dim, part.start, part.stop, part.step or 1)
+        tensors.append(part if isinstance(part, torch.Tensor) else None)
+        dim += 1
+    return x if all(t is None for t in tensors) else torch.ops.aten.index(x, tensors)
+
+
 class NoHostWork(TorchDispatchMode):
     """Raises `HostWork`, with file and line, at an operation that a recorded step must not contain.
 
@@ -67,6 +117,7 @@ class NoHostWork(TorchDispatchMode):
 
     def __enter__(self):
         self.patches = contextlib.ExitStack()
+        self.patches.enter_context(torch.no_grad())
         self.patches.enter_context(mock.patch("torch.autograd.grad", _grad))
         self.patches.enter_context(mock.patch("torch.Tensor.backward", self._backward))
         self.patches.enter_context(mock.patch("torch.cuda.synchronize", _synchronize))
@@ -97,7 +148,10 @@ class NoHostWork(TorchDispatchMode):
         if name.startswith("aten::_fused_"):  # updates in place; without a kernel for fake tensors
             return None
         try:
-            result = function(*args, **kwargs)
+            if name == "aten::convolution" or name.endswith("batch_norm"):
+                result = _shapes_only(function, args, kwargs)
+            else:
+                result = function(*args, **kwargs)
         except Exception as error:
             _fail(f"{name} needs data ({type(error).__name__})", error)
         _check_device(name, tree_leaves(result))
@@ -107,6 +161,15 @@ class NoHostWork(TorchDispatchMode):
     def _backward(self, *_):
         for parameter in self.parameters:
             parameter.grad = torch.empty_like(parameter)
+
+
+def _shapes_only(function, args, kwargs):
+    """What the function gives for tensors without data; fake tensors ask for a real device here in some releases."""
+    meta = lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
+    with _disable_current_modes():
+        inputs = tree_map_only(torch.Tensor, meta, (args, kwargs))
+        result = function(*inputs[0], **inputs[1])
+    return tree_map_only(torch.Tensor, to_cuda, result)
 
 
 def _check_device(name, values) -> None:
