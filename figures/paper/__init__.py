@@ -1,5 +1,5 @@
 """The paper's tables and figures: its numbers, the runs that each needs, and the files that show both side by side.
 
-May import utils.ownership.pvalues and utils.system; runs are only commands here and are started by figures.make.
-Knows nothing of how a run trains, and nothing of figures.false_claims.
+Runs are commands here, which `start` starts; figures.make is the door. May import utils.ownership.pvalues and
+utils.system. `ten_steps` alone, a process of its own, knows how a run trains. Knows nothing of figures.false_claims.
 """

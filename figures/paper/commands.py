@@ -14,11 +14,16 @@ from utils.system.refusals import Refusal
 
 
 class RunStep(NamedTuple):
-    """A command, the JSON file that it writes at its end, and the steps that must be finished before it."""
+    """A command, the JSON file that it writes at its end, and the steps that it has to do with.
+
+    needs    the steps that must be finished before it
+    reports  benign runs that its report compares with, after --benign; the training does not need them
+    """
 
     command: str
     done: Path
     needs: tuple = ()
+    reports: tuple = ()
 
     @property
     def folder(self) -> Path:
@@ -39,6 +44,34 @@ class RunStep(NamedTuple):
         """Whether the command's last file exists; Refusal where it is damaged."""
         return self.result() is not None
 
+    @property
+    def begun(self) -> bool:
+        """Whether a run was interrupted here, which the command continues; other commands begin anew."""
+        return self.done.name == "summary.json" and (self.folder / "run.json").exists() and not self.finished
+
+    @property
+    def command_now(self) -> str:
+        """The command as it can be started now: without --benign where those runs are not finished yet."""
+        if all(step.finished for step in self.reports):
+            return self.command
+        return _tidy(self.command.replace(_benign_flag(*self.reports), ""))
+
+    @property
+    def report_due(self) -> bool:
+        """Whether the run is finished, and its benign runs too, but its report was made before they were.
+
+        The full command then only makes the report anew.
+        """
+        if not self.reports or not self.finished or not all(step.finished for step in self.reports):
+            return False
+        named = {row.get("model") for row in self.result().get("rows", [])}
+        return not all(f"benign {step.folder.name}" in named for step in self.reports)
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is nothing left to do: the run is finished and its report is up to date."""
+        return self.finished and not self.report_due
+
 
 class RunCommands:
     """Makes the steps of a profile, of `PROFILES` by name, whose runs are in `folder`; a step is for one seed."""
@@ -46,10 +79,11 @@ class RunCommands:
     def __init__(self, name: str, folder: Path):
         self.profile, self.dir = PROFILES[name], folder
 
-    def source(self, seed, kind="margin", tag="", extra="", m=None, dataset=None) -> RunStep:
-        """A run of train.py with -tt `kind`; a watermarked one needs the benign model of the same seed.
+    def source(self, seed, kind="margin", tag="", extra="", m=None, dataset=None, needs=()) -> RunStep:
+        """A run of train.py with -tt `kind`; the report of a watermarked one names the benign model of the same seed.
 
         `tag` distinguishes its folder, `extra` are further flags; `m` and `dataset` are the profile's by default.
+        `needs` are steps that must be finished before it.
         """
         p = self.profile
         m, dataset, message = m or p.m, dataset or p.dataset, f"{tag}s{seed}"
@@ -57,11 +91,12 @@ class RunCommands:
         where = f"-d {shlex.quote(str(self.dir))} -dt {dataset} -tt {kind} -nq {m} -msg {message}"
         watermark = p.rivals.get((kind, dataset), p.rivals.get(kind, p.watermark)) if kind != "none" else ""
         flags = f"{where} --seed {seed} {p.flags} {watermark}"
-        needs = ()
+        reports = ()
         if kind != "none":
-            needs = (self.source(seed, "none", dataset=dataset),)
-            extra = f"--benign {shlex.quote(str(needs[0].folder))} {extra}"
-        return RunStep(_tidy(f"python train.py {flags} -mt {p.model} {extra}"), folder / "summary.json", needs)
+            reports = (self.source(seed, "none", dataset=dataset),)
+            extra = f"{_benign_flag(*reports)} {extra}"
+        command = _tidy(f"python train.py {flags} -mt {p.model} {extra}")
+        return RunStep(command, folder / "summary.json", tuple(needs), reports)
 
     def attack(self, source: RunStep, tag: str, extra="", script="extraction", model=None, needs=(),
                edits=False) -> RunStep:
@@ -87,7 +122,7 @@ class RunCommands:
     def verdict(self, what: str, source: RunStep, suspects, benign=()) -> RunStep:
         """`utils.verify di` or `eef` (`what`) on the suspects; its exit status 1 says that a claim does not hold."""
         done = source.folder / f"{what}.json"
-        bank = f"--benign {_folders(*benign)}" if benign else ""
+        bank = _benign_flag(*benign) if benign else ""
         command = _tidy(f"python -m utils.verify {what} {_folders(source)} {bank} --suspect {_folders(*suspects)} "
                         f"--json {shlex.quote(str(done))} {self._data} {self.profile.judged[what]}")
         return RunStep(command, done, tuple(dict.fromkeys((source, *suspects, *benign))))
@@ -97,9 +132,17 @@ class RunCommands:
         folder = self.profile.data_dir
         return f"--data-dir {folder}" if folder else ""
 
+    def clean_soft(self, source: RunStep) -> RunStep:
+        """The soft extraction of a source's model with clean BatchNorm statistics."""
+        return self.attack(source, "soft-clean", "-at soft --teacher-bn clean")
+
     def named(self, source: RunStep) -> dict:
         """{name: step} of the source and its three extractions in Table 2, in the order of `MODELS`."""
         return {"source": source} | {a: self.attack(source, a, f"-at {a}") for a in MODELS[1:]}
+
+
+def _benign_flag(*steps: RunStep) -> str:
+    return _tidy(f"--benign {_folders(*steps)}")
 
 
 def _folders(*steps: RunStep) -> str:

@@ -41,9 +41,9 @@ def _figure3(runs):
         def source(seed):
             if strategy == "random":
                 return runs.source(seed)
-            clean = runs.source(seed, "none").folder
-            extra = f"--label-strategy {strategy} --label-model {shlex.quote(str(clean))}"
-            return runs.source(seed, tag=f"{strategy}-", extra=extra)
+            clean = runs.source(seed, "none")
+            extra = f"--label-strategy {strategy} --label-model {shlex.quote(str(clean.folder))}"
+            return runs.source(seed, tag=f"{strategy}-", extra=extra, needs=(clean,))
         return source
 
     variants = {strategy: labelled(strategy) for strategy in ("highest", "random", "lowest")}

@@ -21,6 +21,7 @@ class Profile(NamedTuple):
     styled     flags of EEF's victim
     K, sizes, weights  ascent steps, numbers of triggers and weights lambda of Figure 6
     alphas     weights alpha of distillation in Figure 4
+    controls   whether Table 2 gets rows that the paper has not: ERM and clean BatchNorm statistics
     """
 
     dataset: str
@@ -39,6 +40,7 @@ class Profile(NamedTuple):
     sizes: tuple = (25, 50, 100, 200)
     weights: tuple = (0.25, 0.5, 1, 2, 4)
     alphas: tuple = (0.1, 0.3, 0.5, 0.7, 0.9)
+    controls: bool = False
 
     @property
     def data_dir(self) -> str | None:
@@ -50,7 +52,7 @@ class Profile(NamedTuple):
 PROFILES = {
     "paper": Profile("cifar10", "", "", "res34", 100, (0, 1, 2), 100, {"SVHN": "svhn", "CIFAR-100": "cifar100"}, True,
                      {"ewe": "", "rs": "", ("ewe", "cifar100"): "-ep 100 --ewe-epochs 8 --ewe-ratio 15 "
-                      "--ewe-temperature-lr 0.01 --ewe-steps 100"}, {"di": "", "eef": ""}),
+                      "--ewe-temperature-lr 0.01 --ewe-steps 100"}, {"di": "", "eef": ""}, controls=True),
     "small": Profile("folder", "--data-dir data/cifar10-jpeg --width 16 --train-size 16000 -ep 14 --amp --device cpu",
                      "--reduction sum -v 0.1", "res18", 50, (0, 1, 2), 7, {}, False,
                      {"ewe": "-ep 8 --ewe-epochs 1 --ewe-source digits", "rs": "--rs-draws 5 --rs-warmup 4"},

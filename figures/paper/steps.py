@@ -10,11 +10,11 @@ from figures.paper.table_cells import TABLES, mixup_source, table_cells
 
 
 def steps_of_target(name: str, runs: RunCommands) -> list[RunStep]:
-    """All steps of a table or figure for all seeds of the profile, each after the steps it needs."""
+    """All steps of a table or figure for all seeds of the profile, each after the steps it needs or reports."""
     steps = []
 
     def visit(step):
-        for before in step.needs:
+        for before in (*step.needs, *step.reports):
             visit(before)
         if step not in steps:
             steps.append(step)

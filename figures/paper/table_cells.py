@@ -34,8 +34,14 @@ def t1_log10_p(result):
 
 
 def benign_trigger_percent(result):
-    """Share of a source's triggers that its benign model answers as assigned."""
-    return trigger_percent(next(row for row in result["rows"] if row["model"].startswith("benign")))
+    """Share of a source's triggers that its benign model answers as assigned; None in a report made before it."""
+    row = next((row for row in result["rows"] if row["model"].startswith("benign")), None)
+    return None if row is None else trigger_percent(row)
+
+
+def of_clean_statistics(value):
+    """A function of a source's JSON: `value` of its model with clean BatchNorm statistics, None where it has none."""
+    return lambda result: None if result["clean"] is None else value(result["clean"])
 
 
 def value_of(name, factor=1):
@@ -73,6 +79,8 @@ def _table2(runs):
     for label, dataset in datasets.items():
         for method in WATERMARKS:
             cells |= _watermark_cells(runs, method, label, dataset)
+        if runs.profile.controls and label == "CIFAR-10":
+            cells |= _control_cells(runs, label)
         for method in ("DI", "EEF") if label == "CIFAR-10" else ("DI",):
             cells |= _rival_cells(runs, method, label, dataset)
     return cells
@@ -84,6 +92,19 @@ def _watermark_cells(runs, method, label, dataset) -> dict:
     for model in MODELS:
         step = lambda seed, model=model: runs.named(runs.source(seed, kind, dataset=dataset))[model]
         cells |= {(f"{label} {method}, {model}", column): (step, value) for column, value in values.items()}
+    return cells
+
+
+def _control_cells(runs, label) -> dict:
+    """Rows that the paper's Table 2 has not: ERM and the margin source with clean statistics, a soft copy of each."""
+    erm = lambda seed: runs.source(seed, "base")
+    cells = {}
+    for column, value in {ACC: accuracy_percent, TRIG: trigger_percent, P: t1_log10_p}.items():
+        cells[f"{label} ERM, source", column] = (erm, value)
+        cells[f"{label} ERM, soft", column] = (lambda seed: runs.named(erm(seed))["soft"], value)
+        cells[f"{label} margin with clean statistics, source", column] = (runs.source, of_clean_statistics(value))
+        cells[f"{label} margin with clean statistics, soft", column] = (
+            lambda seed: runs.clean_soft(runs.source(seed)), value)
     return cells
 
 

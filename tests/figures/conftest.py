@@ -1,18 +1,33 @@
 """For the tests of `figures.make`: a profile of small runs, and an empty folder to run in."""
 
 import pytest
+from started_make import start, status_of
 
 from figures.paper.profiles import PROFILES
 from figures.paper.table_cells import WATERMARKS
 
-TINY = PROFILES["smoke"]._replace(flags="--width 4 --train-size 128 --batch-size 64 -ep 5 --device cpu", m=8)
+TINY = PROFILES["smoke"]._replace(flags="--width 4 --train-size 128 --batch-size 64 -ep 8 --device cpu", m=8)
+
+
+def set_tiny(monkeypatch):
+    monkeypatch.setitem(PROFILES, "tiny", TINY)
+    monkeypatch.setattr("figures.paper.table_cells.WATERMARKS", {"margin": WATERMARKS["margin"]})
 
 
 @pytest.fixture
 def tiny(monkeypatch):
     """The profile `tiny`, without the rivals, so that table3 needs two runs only."""
-    monkeypatch.setitem(PROFILES, "tiny", TINY)
-    monkeypatch.setattr("figures.paper.table_cells.WATERMARKS", {"margin": WATERMARKS["margin"]})
+    set_tiny(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """The folder of a `figures.make table3 --profile tiny` that was never interrupted; nobody writes to it."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        set_tiny(monkeypatch)
+        assert status_of(start(folder)) == 0, (folder / "err").read_text()
+    return folder
 
 
 @pytest.fixture
