@@ -145,7 +145,7 @@ class NoHostWork(TorchDispatchMode):
         self.seen.add(name)
         if name == "aten::convolution":
             self.convolved.add(args[0].dtype)
-        if name.startswith("aten::_fused_"):  # updates in place; without a kernel for fake tensors
+        if name.startswith(("aten::_fused_", "aten::_foreach_zero_")):  # in place; without a kernel for fake tensors
             return None
         try:
             if name == "aten::convolution" or name.endswith("batch_norm"):

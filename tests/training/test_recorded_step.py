@@ -32,7 +32,7 @@ def ten_steps(name, graph, between=lambda model, objective, step: None):
     model, batches.dtype = model.double(), torch.float64
     objective = build(name, model, source, batches, x_q.double(), y_q)
     step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4, graph=graph)
-    step.two_threads = None
+    step.halves = None
     if graph:
         step.recorder.record = Tape
     sums, rows = [], [row for seed in range(3) for row in rows_of(batches, objective, seed)][:10]
@@ -129,7 +129,7 @@ def test_a_failed_recording_is_told_once_and_training_goes_on():
     model, batches.dtype = model.double(), torch.float64
     objective = watermark(model, x_q.double(), y_q, K)
     step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4, graph=True, log=said.append)
-    step.two_threads = None
+    step.halves = None
 
     def record(work):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")

@@ -36,13 +36,13 @@ def test_weights_are_cast_once_for_ascent_and_trigger_pass_without_a_difference(
     results = []
     for once in (True, False):
         if not once:
-            for module in ("objective", "two_thread_step"):
+            for module in ("objective", "halved_step"):
                 monkeypatch.setattr(f"utils.watermark.{module}.cast_weights_once", lambda _: contextlib.nullcontext())
         torch.manual_seed(5)
         model, batches, x_q, y_q = setting(width=16, placed=True)
         objective = watermark(model, x_q, y_q, K, mode)
         step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4, amp=True)
-        step.two_threads = None
+        step.halves = None
         counted = CountCasts()
         for row in rows_of(batches, objective):
             with counted:

@@ -34,8 +34,8 @@ def trained(mode, steps, reduction, amp, how, restarts=()):
     for i, row in enumerate(rows):
         step = make() if i in restarts else step
         if how == "two threads" and not steps:  # with an ascent it is chosen by itself
-            step.two_threads = TwoThreadStep(model, objective, lambda twin: autocast_forward(twin, amp), (1, 1))
-        assert bool(step.two_threads) == (how == "two threads")
+            step.halves = TwoThreadStep(model, objective, lambda twin: autocast_forward(twin, amp), (1, 1))
+        assert bool(step.halves) == (how == "two threads")
         step(row)
         sums = {name: sums.get(name, 0) + value for name, value in step.take_sums().items()}
     return model, sums, objective.statistics.state()
@@ -69,7 +69,7 @@ class Other(WatermarkObjective):
 def test_two_threads_are_used_only_where_that_is_faster(two_threads, monkeypatch):
     model, batches, x_q, y_q = setting(width=16, placed=True)
     forward_of = lambda twin: autocast_forward(twin, False)
-    chosen = lambda objective, model=model: objective.two_thread_step(model, batches, forward_of)
+    chosen = lambda objective, model=model: objective.halved_step(model, batches, forward_of)
     balanced = watermark(model, x_q, y_q, 2)  # 3 * 8 passes of clean images, (3 + 2 * 2) * 4 of triggers
     assert chosen(balanced).threads == (1, 1)
     assert chosen(watermark(model, x_q, y_q, 0)) is None  # 24 against 12: one thread would wait for the other
@@ -77,7 +77,7 @@ def test_two_threads_are_used_only_where_that_is_faster(two_threads, monkeypatch
     assert chosen(PlainObjective()) is None
     assert chosen(Other(model, x_q, y_q, reduction="sum", batch=T, steps=2, eps=1, bn_stats="paper", **NUMBERS)) is None
     assert chosen(balanced, copy.deepcopy(model).to("meta")) is None  # any other device
-    assert Step(model, balanced, batches, lr=0.1, weight_decay=0, compile=True).two_threads is None
+    assert Step(model, balanced, batches, lr=0.1, weight_decay=0, compile=True).halves is None
     with monkeypatch.context() as patch:
         patch.setattr("utils.watermark.two_thread_step.is_distributed", lambda: True)
         assert chosen(balanced) is None
@@ -97,7 +97,7 @@ def test_two_threads_need_no_batch_norm(two_threads):
         objective = watermark(model, x_q, y_q, 2)
         step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4)
         step(rows_of(batches, objective)[0])
-        assert bool(step.two_threads) == (threads == 2)
+        assert bool(step.halves) == (threads == 2)
         results.append(model)
     assert apart(*results) == 0
 
@@ -130,4 +130,4 @@ def test_an_error_in_the_trigger_thread_is_raised(two_threads):
     step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4)
     with pytest.raises(IndexError):
         step(rows_of(batches, objective)[0])
-    assert step.two_threads and torch.get_num_threads() == 2
+    assert step.halves and torch.get_num_threads() == 2

@@ -43,8 +43,8 @@ class Objective:
         """Whether the best checkpoint may come from this epoch."""
         return True
 
-    def two_thread_step(self, model, batches, forward_of):
-        """None, or what computes a step's gradients in two threads on the CPU.
+    def halved_step(self, model, batches, forward_of, compiled: bool = False):
+        """None, or what computes a step's gradients in two halves side by side.
 
         It is a context manager, and inside its own `with` it is called as (forward, x, y, picks) -> stats.
         """

@@ -24,9 +24,7 @@ class Step:
     def __init__(self, model, objective, batches, *, lr, weight_decay, amp=False, compile=False, graph=False,
                  log=print):
         self.objective, self.forward, self.batches = objective, autocast_forward(model, amp, compile), batches
-        self.two_threads = None
-        if not compile:  # torch.compile compiles in one thread at a time
-            self.two_threads = objective.two_thread_step(model, batches, lambda twin: autocast_forward(twin, amp))
+        self.halves = objective.halved_step(model, batches, lambda twin: autocast_forward(twin, amp, compile), compile)
         device = next(model.parameters()).device
         fused = device.type in ("cpu", "cuda")
         # the rate lives on the device, where every replay of a recorded step reads it; CUDA's fused SGD wants float32
@@ -45,11 +43,11 @@ class Step:
 
     def _train(self, row) -> None:
         *place, picks = row
-        with self.two_threads or contextlib.nullcontext():
+        with self.halves or contextlib.nullcontext():
             x, y = self.batches.batch(*place)
             self.optimizer.zero_grad(set_to_none=True)
-            if self.two_threads is not None:
-                stats = self.two_threads(self.forward, x, y, picks)
+            if self.halves is not None:
+                stats = self.halves(self.forward, x, y, picks)
             else:
                 loss, stats = self.objective(self.forward, x, y, picks)
                 loss.backward()
@@ -94,7 +92,7 @@ def autocast_forward(model, amp: bool, compile: bool = False):
     """`forward`: pixels -> float logits, under bf16 autocast where `amp` is set; losses stay in full precision."""
     kind = next(model.parameters()).device.type
     if compile:
-        model = torch.compile(model)
+        model = torch.compile(model, dynamic=False)  # few batch sizes: kernels for each are faster
 
     def forward(x):
         with torch.autocast(kind, torch.bfloat16, enabled=amp):

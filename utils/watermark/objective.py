@@ -7,6 +7,7 @@ from utils.training.objective import Objective, batch_accuracy
 from utils.training.step import cast_weights_once
 from utils.watermark.ascent import ascend
 from utils.watermark.running_statistics import RunningStatistics
+from utils.watermark.two_stream_step import TwoStreamStep
 from utils.watermark.two_thread_step import TwoThreadStep
 
 REDUCTIONS = ("joint", "sum")
@@ -52,11 +53,14 @@ class WatermarkObjective(Objective):
         right, right_q = batch_accuracy(logits, y), batch_accuracy(logits_q, y_q)
         return loss, self.report(l_obj, l_wat, right, right_q, len(y), len(y_q))
 
-    def two_thread_step(self, model, batches, forward_of):
-        """Clean pass and trigger passes in two threads where that is faster; not for a subclass with another loss."""
+    def halved_step(self, model, batches, forward_of, compiled: bool = False):
+        """Clean pass and trigger passes side by side where that is faster; not for a subclass with another loss."""
         if type(self) is not WatermarkObjective:
             return None
-        return TwoThreadStep.where_faster(model, self, batches, forward_of)
+        step = TwoStreamStep.where_faster(model, self, forward_of, compiled)
+        if step is None and not compiled:  # torch.compile compiles in one thread at a time
+            step = TwoThreadStep.where_faster(model, self, batches, forward_of)
+        return step
 
     def total(self, l_obj, l_wat, n: int, m: int):
         """L_obj + lambda L_wat from the means over n clean images and m triggers."""

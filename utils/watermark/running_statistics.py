@@ -91,8 +91,7 @@ class RunningStatistics:
         with torch.no_grad():
             torch._foreach_mul_(self.live, (1 - self.layers[0].momentum) ** n)
             torch._foreach_add_(self.live, [t for m in layers for t in (m.running_mean, m.running_var)])
-            for layer in self.layers:
-                layer.num_batches_tracked += n
+            torch._foreach_add_([layer.num_batches_tracked for layer in self.layers], n)
 
     @contextmanager
     def cleaned(self):
