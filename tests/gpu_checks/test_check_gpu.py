@@ -1,0 +1,53 @@
+"""The door: refuses without CUDA, ends with 1 where a check failed, and writes what it found."""
+
+import json
+
+import pytest
+import torch
+
+from utils import check_gpu
+from utils.gpu_checks.result import Check, format_checks
+
+ROW = {"model": "res18", "objective": "margin", "rendering": "bf16", "missing": "out of time"}
+
+
+def test_it_refuses_without_cuda(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        check_gpu.main(["--json", str(tmp_path / "gpu.json")])
+    assert ended.value.code == 2 and "has no CUDA GPU" in capsys.readouterr().err
+    assert not (tmp_path / "gpu.json").exists()
+
+
+@pytest.mark.parametrize("holds, status", [(True, None), (None, None), (False, 1)])
+def test_its_status_and_its_file(holds, status, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
+    monkeypatch.setattr(check_gpu, "check_steps", lambda device: [Check("a step", True, "bit-equal")])
+    monkeypatch.setattr(check_gpu, "check_commands", lambda left: [Check("two processes", holds, "seen")])
+    monkeypatch.setattr(check_gpu, "measure_rates", lambda *a, **k: [ROW])
+    file = tmp_path / "gpu.json"
+    if status is None:
+        check_gpu.main(["--json", str(file)])
+    else:
+        with pytest.raises(SystemExit) as ended:
+            check_gpu.main(["--json", str(file)])
+        assert ended.value.code == status
+    found = json.loads(file.read_text())
+    assert found["device_name"] == "NVIDIA H100 80GB HBM3" and found["rows"] == [ROW]
+    assert [check["holds"] for check in found["checks"]] == [True, holds, True]
+    said = capsys.readouterr().out
+    assert "not measured: out of time" in said and "ok      a step: bit-equal" in said
+    assert check_gpu.default_path("NVIDIA H100 80GB HBM3").name == "nvidia-h100-80gb-hbm3.json"
+
+
+def test_a_timed_step_that_fell_back_fails():
+    assert check_gpu.check_rows([ROW]).holds
+    check = check_gpu.check_rows([ROW, ROW | {"fell_back": "no CUDA graph (x)"}])
+    assert check.holds is False and check.seen == "res18 margin bf16: no CUDA graph (x)"
+
+
+def test_checks_read_as_lines():
+    lines = format_checks([Check("a", True, "x"), Check("b", False, "y"), Check("c", None, "z")]).splitlines()
+    assert lines == ["ok      a: x", "FAILED  b: y", "not run c: z"]
