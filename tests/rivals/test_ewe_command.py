@@ -45,7 +45,7 @@ def test_the_run_keeps_its_triggers_and_surrogates_are_tested_on_them(unbroken):
     s = summary(run)
     assert s["objective"] == "ewe" and s["clean"] is not None and s["log10_p"]["T1"] is None
     assert s["epochs"] == s["chosen_epoch"] == len(rows)
-    triggers = TriggerSet(*(kept[name] for name in TriggerSet._fields))
+    triggers = TriggerSet(**kept)
     assert check_commitment(run, triggers).state == "match"
     flags = ("-e", unbroken, *DATA, "-tmt", "vgg11", "-dmt", "vgg11", "-tt", "ewe", "-ep", 1)
     assert "surrogate soft" in good("extraction", *flags, "-at", "soft")

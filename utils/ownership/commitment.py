@@ -49,12 +49,14 @@ def canonical_bytes(triggers: TriggerSet, classes: list[str], settings: dict) ->
     """The bytes that are committed to.
 
     One line of JSON with sorted keys and no spaces, then images (uint8), assigned labels, true labels and sources
-    (int64, little-endian), each in row-major order.
+    (int64, little-endian), each in row-major order. Where the labels were drawn from candidates these follow, and the
+    version is 2 instead of 1.
     """
-    shapes = {name: list(part.shape) for name, part in triggers._asdict().items()}
-    header = {"version": 1, "classes": classes, "settings": settings, **shapes}
+    parts = triggers.entries
+    shapes = {name: list(part.shape) for name, part in parts.items()}
+    header = {"version": 2 if "candidates" in parts else 1, "classes": classes, "settings": settings, **shapes}
     text = json.dumps(header, sort_keys=True, separators=(",", ":"))
-    numbers = [part.contiguous().numpy().astype("<i8").tobytes() for part in triggers[1:]]
+    numbers = [part.contiguous().numpy().astype("<i8").tobytes() for name, part in parts.items() if name != "images"]
     return b"".join([text.encode(), b"\n", triggers.images.contiguous().numpy().tobytes(), *numbers])
 
 
@@ -65,7 +67,7 @@ def commitment_digest(triggers: TriggerSet, classes, settings, salt: str) -> str
 
 def save_triggers(run: RunFolder, triggers: TriggerSet, classes: list[str]) -> None:
     """Write the trigger set and a picture of it into the run folder, both private (`triggers.pt`, `trigger.png`)."""
-    save_checkpoint(run.path / "triggers.pt", triggers._asdict())
+    save_checkpoint(run.path / "triggers.pt", triggers.entries)
     picture = io.BytesIO()
     draw_trigger_picture(triggers, classes, picture)
     write_atomically(run.path / "trigger.png", picture.getvalue(), private=True)
@@ -134,7 +136,8 @@ def labels_match_seed(triggers: TriggerSet, classes: int, settings: dict) -> boo
         seed, held_out = settings["seed"], settings["held_out"]
         if not (isinstance(seed, int) and isinstance(held_out, int) and 0 <= held_out < 10**8):
             return False
-        return bool((redraw_labels(triggers.true_labels, classes, seed, held_out) == triggers.labels).all())
+        drawn = redraw_labels(triggers.true_labels, classes, seed, held_out, triggers.candidates)
+        return bool((drawn == triggers.labels).all())
     except (KeyError, RuntimeError):
         return False
 

@@ -85,6 +85,9 @@ def _write_export(folder, triggers, classes, names, to: Path) -> None:
                    "true_labels": triggers.true_labels[i].tolist(), "index": i}
         for i in np.argsort(names).tolist()
     }
+    if triggers.candidates.shape[1]:
+        for image in images.values():
+            image["candidates"] = triggers.candidates[image["index"]].tolist()
     digest = (read_json(folder / COMMITMENT_FILE) or {}).get("sha256")
     write_json(to / "key.json", {"commitment": digest, "classes": classes, "images": images}, private=True)
 

@@ -20,6 +20,8 @@ def pack_triggers(triggers: TriggerSet | None) -> dict:
         "original_response": triggers.true_labels,
         "sources": triggers.sources,
     }
+    if triggers.candidates.shape[1]:
+        state["candidates"] = triggers.candidates
     return {"query_model": {"type": "stochastic", "state_dict": state}}
 
 
@@ -43,7 +45,8 @@ def read_triggers(path, classes: int) -> TriggerSet:
     state = load_checkpoint(path)
     try:
         named = {"query": state["images"], "response": state["labels"], "original_response": state["true_labels"]}
-        return _triggers_of_state(named | {"sources": state["sources"]}, classes)
+        named |= {"sources": state["sources"], "candidates": state.get("candidates")}
+        return _triggers_of_state(named, classes)
     except ERRORS as error:
         raise Refusal(f"{path} does not hold a trigger set ({type(error).__name__}: {str(error)[:80]!r})") from error
 
@@ -64,4 +67,20 @@ def _triggers_of_state(state: dict, classes: int) -> TriggerSet:
         raise ValueError(f"a label is outside the {classes} classes")
     none = torch.zeros(m, 0, dtype=torch.long)
     true, sources = (part.reshape(m, -1) if part.numel() else none for part in (true, sources))
-    return TriggerSet(images, labels, true, sources)
+    return TriggerSet(images, labels, true, sources, _checked_candidates(state.get("candidates"), labels, classes))
+
+
+def _checked_candidates(candidates, labels, classes: int):
+    """Candidates int64 (m, c) of an untrusted file, None where it has none; ValueError where they do not fit."""
+    if candidates is None or candidates.shape == (len(labels), 0):
+        return None
+    if candidates.dim() != 2 or len(candidates) != len(labels) or not 2 <= candidates.shape[1] <= classes:
+        raise ValueError(f"the candidates of a label are not 2 to {classes} for each trigger")
+    if candidates.dtype != torch.int64 or not ((0 <= candidates) & (candidates < classes)).all():
+        raise ValueError(f"a candidate is none of the {classes} classes")
+    ordered = candidates.sort(dim=1).values
+    if (ordered[:, 1:] == ordered[:, :-1]).any():
+        raise ValueError("a candidate is named twice")
+    if not (candidates == labels[:, None]).any(dim=1).all():
+        raise ValueError("a label is not among its candidates")
+    return candidates

@@ -20,7 +20,10 @@ def draw_trigger_picture(triggers: TriggerSet, classes: list[str], path) -> None
     width, height = 1.25 * columns, 1.25 * rows * (size + top) / (size + gap)  # inches, as the canvas is shaped
     figure = Figure(figsize=(width, height + 0.25))
     ax = figure.add_axes((0, 0, 1, height / (height + 0.25)))  # one axes, because a hundred axes take seconds
-    figure.suptitle(f"trigger set: true label → assigned label ({shown} of {len(triggers)} shown)", fontsize=9, y=0.995)
+    choices = triggers.candidates.shape[1]  # of which the true label may be one, so that it may be the assigned one
+    drawn = f", drawn from {choices} plausible ones" if choices else ""
+    title = f"trigger set: true label → assigned label{drawn} ({shown} of {len(triggers)} shown)"
+    figure.suptitle(title, fontsize=9, y=0.995)
     short = [name if len(name) <= 9 else f"{name[:8]}…" for name in classes]
     for i in range(shown):
         row, column = divmod(i, columns)

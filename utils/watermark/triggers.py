@@ -1,6 +1,7 @@
 """The secret trigger set (section 3.1, appendix B.3).
 
-Triggers are held-out images, or means of k of them, under labels that none of their sources has.
+Triggers are held-out images, or means of k of them, under labels that none of their sources has, or that a clean model
+finds plausible.
 """
 
 import math
@@ -11,42 +12,93 @@ import torch
 from utils.data.images import Data, Images
 from utils.system.refusals import Refusal
 
-LABEL_STRATEGIES = ("random", "highest", "lowest")
+LABEL_STRATEGIES = ("random", "highest", "lowest", "plausible")
+TRIGGER_STRATEGIES = ("random", "uncertain")
+CHOICES = 2  # candidates of `plausible` unless --label-choices says otherwise
 
 
-class TriggerSet(NamedTuple):
+class _Parts(NamedTuple):
+    images: torch.Tensor
+    labels: torch.Tensor
+    true_labels: torch.Tensor
+    sources: torch.Tensor
+    candidates: torch.Tensor
+
+
+class TriggerSet(_Parts):
     """m triggers of k source images each.
 
     images       uint8 (m, 3, 32, 32)
     labels       int64 (m,), the assigned labels
     true_labels  int64 (m, k), the labels of the source images
     sources      int64 (m, k), their indices in the original training set
+    candidates   int64 (m, c), the distinct labels from which the assigned one was drawn; empty, (m, 0), for every
+                 class that is no true label, which is the default
 
-    The last two are empty, (m, 0), where a foreign checkpoint does not hold them.
+    True labels and sources are empty, (m, 0), where a foreign checkpoint does not hold them.
     """
 
-    images: torch.Tensor
-    labels: torch.Tensor
-    true_labels: torch.Tensor
-    sources: torch.Tensor
+    __slots__ = ()
+
+    def __new__(cls, images, labels, true_labels, sources, candidates=None):
+        """A trigger set; without `candidates` every class that is no true label is one."""
+        if candidates is None:
+            candidates = torch.zeros(len(labels), 0, dtype=torch.long)
+        return super().__new__(cls, images, labels, true_labels, sources, candidates)
 
     def __len__(self):
         return len(self.labels)
+
+    @property
+    def entries(self) -> dict:
+        """{name: tensor} of the parts, without candidates where they are empty, as sets from before them are saved."""
+        return {name: part for name, part in self._asdict().items() if name != "candidates" or part.shape[1]}
 
     def on(self, device):
         """(x, y) on a device: x float (m, 3, 32, 32) in [0, 1], y int64 (m,) the assigned labels."""
         return self.images.to(device).float().div(255), self.labels.to(device)
 
 
-def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, strategy="random",
-                  predict=None) -> tuple[TriggerSet, Images]:
+def labels_are_uniform(strategy: str | None) -> bool:
+    """Whether a label strategy draws uniformly, as test T1 requires: from the wrong labels, or from the candidates."""
+    return strategy in ("random", "plausible")
+
+
+def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, strategy="random", predict=None,
+                  trigger_strategy="random", choices: int = CHOICES) -> tuple[TriggerSet, Images]:
     """Draw a trigger set; returns (TriggerSet, the validation images that are left).
 
-    m * k of the held-out images are taken without replacement. The assigned label is uniform over the classes
-    that are no true label of the k sources (`random`, section 3.1), or the most / least confident of those under
-    `predict` (`highest`, `lowest`, section 4.4), a function of uint8 images -> logits. An image is the mean of
-    its k sources (appendix B.3), rounded to 8 bits. Raises Refusal where m, k or the class count is impossible.
+    m * k of the held-out images are taken without replacement, at random or, with `trigger_strategy` "uncertain" and
+    k = 1, those of the highest predictive entropy under `predict`, a function of uint8 images -> logits. The assigned
+    label is uniform over the classes that are no true label of the k sources (`random`, section 3.1), or the most /
+    least confident of those under `predict` (`highest`, `lowest`, section 4.4), or uniform over the `choices` most
+    probable classes under `predict`, true ones too (`plausible`). An image is the mean of its k sources (appendix
+    B.3), rounded to 8 bits. Raises Refusal where m, k, `choices` or the class count is impossible, or where `predict`
+    gives other classes or numbers that are not finite.
     """
+    _check_counts(held_out, m, k, classes)
+    if strategy == "plausible" and not 2 <= choices <= classes:
+        raise Refusal(f"--label-choices {choices}: the data set has {classes} classes; pass 2 to {classes}")
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(held_out.labels), generator=generator)
+    if trigger_strategy == "uncertain":
+        order = _uncertain_first(_logits(predict, held_out.images, classes), m)
+    taken = order[: m * k].view(m, k)
+    true_labels = held_out.labels[taken]
+    images = held_out.images[taken].double().mean(dim=1).round().to(torch.uint8)
+
+    scores = torch.rand(m, classes, generator=generator, dtype=torch.float64)  # the position of the largest is uniform
+    candidates = torch.zeros(m, 0, dtype=torch.long)
+    if strategy == "plausible":
+        candidates = _logits(predict, images, classes).argsort(dim=1, descending=True, stable=True)[:, :choices]
+    elif strategy != "random":
+        scores = _logits(predict, images, classes) * (1 if strategy == "highest" else -1)
+    labels = _best_allowed_label(scores, true_labels, candidates)
+    triggers = TriggerSet(images, labels, true_labels, held_out.indices[taken], candidates)
+    return triggers, held_out.pick(order[m * k :])
+
+
+def _check_counts(held_out: Images, m: int, k: int, classes: int) -> None:
     if m < 1 or k < 1:
         raise Refusal(f"-nq {m} -nm {k}: both must be 1 or more")
     if k >= classes:
@@ -56,36 +108,49 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
             f"-nq {m} with -nm {k} takes {m * k} of the {len(held_out.labels)} held-out images and leaves none for "
             f"validation; pass -nq {max(1, (len(held_out.labels) - 1) // k)} or fewer"
         )
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(held_out.labels), generator=generator)
-    taken = order[: m * k].view(m, k)
-    true_labels = held_out.labels[taken]
-    images = held_out.images[taken].double().mean(dim=1).round().to(torch.uint8)
-
-    scores = torch.rand(m, classes, generator=generator, dtype=torch.float64)  # the position of the largest is uniform
-    if strategy != "random":
-        scores = predict(images).double().cpu() * (1 if strategy == "highest" else -1)
-        if scores.shape[1] != classes:
-            raise Refusal(f"--label-model answers with {scores.shape[1]} classes, the data set has {classes}")
-    labels = _best_wrong_label(scores, true_labels)
-    triggers = TriggerSet(images, labels, true_labels, held_out.indices[taken])
-    return triggers, held_out.pick(order[m * k :])
 
 
-def _best_wrong_label(scores, true_labels):
-    forbidden = torch.zeros(scores.shape, dtype=torch.bool).scatter_(1, true_labels, True)
+def _logits(predict, images, classes: int):
+    """Logits (N, classes) in float64 of the clean model; Refusal where it does not fit."""
+    logits = predict(images).double().cpu()
+    if logits.shape[1] != classes:
+        raise Refusal(f"--label-model answers with {logits.shape[1]} classes, the data set has {classes}")
+    if not logits.isfinite().all():
+        raise Refusal("--label-model answers with numbers that are not finite: name another clean model")
+    return logits
+
+
+def _uncertain_first(logits, m: int):
+    """Positions (N,): the m of highest predictive entropy, of equal ones the first, then the others; both in order.
+
+    In the order of the held-out set, so that the place of a trigger does not say how uncertain it is.
+    """
+    log_p = logits.log_softmax(1)
+    entropy = -(log_p.exp() * log_p).sum(1)
+    chosen = torch.zeros(len(logits), dtype=torch.bool)
+    chosen[entropy.argsort(descending=True, stable=True)[:m]] = True
+    return torch.cat([chosen.nonzero().flatten(), (~chosen).nonzero().flatten()])
+
+
+def _best_allowed_label(scores, true_labels, candidates):
+    """(m,) the class of the largest score among the candidates, or among the wrong classes where these are empty."""
+    forbidden = torch.zeros(scores.shape, dtype=torch.bool)
+    if candidates.shape[1]:
+        forbidden = ~forbidden.scatter(1, candidates, True)
+    else:
+        forbidden.scatter_(1, true_labels, True)
     return scores.masked_fill(forbidden, -math.inf).argmax(1)
 
 
-def redraw_labels(true_labels, classes: int, seed: int, held_out: int):
+def redraw_labels(true_labels, classes: int, seed: int, held_out: int, candidates=None):
     """The labels (m,) that `draw_triggers` draws with this seed for triggers of these true labels (m, k).
 
-    `held_out` is the number of images that the triggers were drawn from.
+    `held_out` is the number of images that the triggers were drawn from; `candidates` (m, c) are those of the set.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.randperm(held_out, generator=generator)
     scores = torch.rand(len(true_labels), classes, generator=generator, dtype=torch.float64)
-    return _best_wrong_label(scores, true_labels)
+    return _best_allowed_label(scores, true_labels, true_labels[:, :0] if candidates is None else candidates)
 
 
 def validation_images(data: Data, triggers: TriggerSet) -> Images:
