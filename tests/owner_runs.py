@@ -21,11 +21,14 @@ def replace(triggers, **parts):
     return TriggerSet(**(triggers._asdict() | parts))
 
 
-def make_run(path, settings=SETTINGS, labels=None, committed=True):
-    """Write a run folder as train.py leaves one, with an untrained model; returns it and its trigger set."""
+def make_run(path, settings=SETTINGS, labels=None, committed=True, **draw):
+    """Write a run folder as train.py leaves one, with an untrained model; returns it and its trigger set.
+
+    `draw` are further arguments of `draw_triggers`.
+    """
     run = RunFolder(path, settings, "another -msg").open(torch.device("cpu"), overwrite=False)
     digits = load_data("digits")
-    triggers, _ = draw_triggers(digits.held_out, M, 1, 10, settings["seed"])
+    triggers, _ = draw_triggers(digits.held_out, M, 1, 10, settings["seed"], **draw)
     triggers = triggers if labels is None else replace(triggers, labels=labels)
     save_triggers(run, triggers, CLASSES)
     if committed:

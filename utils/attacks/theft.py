@@ -16,7 +16,7 @@ from utils.system.files import sha256_of_file
 from utils.system.refusals import Refusal
 from utils.training.settings import TrainingSettings
 from utils.watermark.trigger_files import unpack_source
-from utils.watermark.triggers import TriggerSet, validation_images
+from utils.watermark.triggers import TriggerSet, labels_are_uniform, validation_images
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def open_theft(settings: TheftSettings, attack, device) -> Theft:
         record["on_sha256"] = sha256_of_file(find_checkpoint(settings.source / attack.on, settings.select))
     run = RunFolder(settings.output.folder, record, settings.output.tag_flag)
     run.check(settings.output.overwrite)
-    uniform = about.get("label_strategy", "random") == "random"
+    uniform = labels_are_uniform(about.get("label_strategy", "random"))
     tests = TriggerTests(triggers, len(home.classes), uniform, settings.benign, device)
     return Theft(settings, attack.name, run, device, source, record["source_sha256"], triggers, own, home,
                  validation_images(home, triggers), tests)

@@ -6,6 +6,8 @@ from utils.ownership.verdict import BETA
 def claim_sentence(report: dict) -> str:
     """The decision of a report (see `OwnershipCase.report`) in one sentence."""
     d, share = report["decision"], f"{report['hits']} of {report['triggers']} triggers"
+    plausible = report["commitment"]["settings"].get("label_strategy") == "plausible"
+    label = "assigned label" if plausible else "assigned wrong label"
     if d["rests_on"] == "SPRT":
         s = report["sequential"]
         if d["holds"]:
@@ -17,9 +19,9 @@ def claim_sentence(report: dict) -> str:
     p = f"10^{d['log10_p']:.1f}" if d["log10_p"] < -2 else f"{10 ** d['log10_p']:.2g}"
     chance = f"an independent model would do so with probability {p} at most ({d['rests_on']})"
     if d["holds"]:
-        return (f"The claim holds: the suspect gave the assigned wrong label for {share}, and {chance}, "
+        return (f"The claim holds: the suspect gave the {label} for {share}, and {chance}, "
                 f"below {report['alpha']:g}.")
-    return (f"The claim does not hold: the suspect gave the assigned wrong label for {share}, and {chance}, "
+    return (f"The claim does not hold: the suspect gave the {label} for {share}, and {chance}, "
             f"above {report['alpha']:g}.")
 
 

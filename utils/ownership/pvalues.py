@@ -26,27 +26,54 @@ def binomial(k: int, n: int, p: float) -> float:
     return min(0.0, float(tail) / LOG10)
 
 
-def label_randomisation(predicted, assigned, true, classes: int, conservative: bool = False) -> float:
+def label_randomisation(predicted, assigned, true, classes: int, conservative: bool = False, candidates=None) -> float:
     """T1, exact: log10 of the probability that a model which knows nothing of the assigned labels hits as many.
 
     predicted  (m,) the suspect's answers
     assigned   (m,) the assigned labels
     true       (m, k) the true labels of each trigger's source images
     classes    number of classes
+    candidates  (m, c) the distinct labels from which each assigned one was drawn; None or (m, 0) for every class that
+                is no true label
 
     H0: the suspect is independent of the draw of the assigned labels. These were drawn uniformly from the classes
     that are no true label of the trigger, so whenever the suspect answers outside the true labels it hits with
     probability 1 / (classes - k), whatever kind of model it is. With W such answers and h hits,
     p = P(Bin(W, 1 / (classes - k)) >= h); `conservative` takes W = m. No benign models are needed.
 
+    With candidates the draw was uniform over the c of each trigger, which the draw does not change. So W counts the
+    answers among the candidates, each of which hits with probability 1 / c, and p = P(Bin(W, 1 / c) >= h).
+
     The test fails where the labels were not drawn uniformly (highest, lowest, one fixed label), or where nothing
     shows that they were fixed before the suspect existed (labels read off a suspect always hit).
     """
-    predicted, assigned, true = np.asarray(predicted), np.asarray(assigned), np.asarray(true)
-    outside = (predicted[:, None] != true).all(axis=1)
-    hits = int((outside & (predicted == assigned)).sum())
-    excluded = max((len(set(row)) for row in true.tolist()), default=1)  # the largest chance bounds the others
-    return binomial(hits, len(predicted) if conservative else int(outside.sum()), 1 / (classes - excluded))
+    counted = trials(predicted, true, candidates)
+    hits = int((counted & (np.asarray(predicted) == assigned)).sum())
+    chance = float(chances(true, classes, candidates).max(initial=0))  # the largest bounds the others
+    return binomial(hits, len(counted) if conservative else int(counted.sum()), chance)
+
+
+def trials(predicted, true, candidates=None):
+    """(m,) which answers T1 counts; arguments as in `label_randomisation`.
+
+    Those outside the true labels or, where the labels were drawn from candidates, those among these. A missing answer
+    (-1) counts too: leaving it out would reward an owner who loses the misses.
+    """
+    predicted = np.asarray(predicted)[:, None]
+    if candidates is None or not np.asarray(candidates).shape[1]:
+        return (predicted != np.asarray(true)).all(axis=1)
+    return (predicted == np.asarray(candidates)).any(axis=1) | (predicted[:, 0] < 0)
+
+
+def chances(true, classes: int, candidates=None):
+    """(m,) probability that an answer which T1 counts hits under H0: 1 / (number of labels it was drawn from).
+
+    Arguments as in `label_randomisation`.
+    """
+    if candidates is not None and np.asarray(candidates).shape[1]:
+        return np.full(len(candidates), 1 / np.asarray(candidates).shape[1])
+    wrong = classes - np.array([len(set(row)) for row in np.asarray(true).tolist()], dtype=int)
+    return 1 / np.maximum(wrong, 1)
 
 
 def upper_bound(hits: int, n: int, confidence: float = 0.95) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from utils.ownership import pvalues
 from utils.ownership.answers import Answers
 from utils.ownership.commitment import Commitment, labels_match_seed
-from utils.watermark.triggers import TriggerSet
+from utils.watermark.triggers import TriggerSet, labels_are_uniform
 
 MIN_BANK = 5  # smallest number of benign models that shows T2 and T3 how such models vary
 RATE = 0.5  # H1 of the sequential test: the suspect hits at least this often
@@ -30,6 +30,7 @@ class OwnershipCase:
     def __init__(self, triggers: TriggerSet, classes: int, commitment: Commitment, bank: list[Answers], alpha: float):
         self.triggers, self.classes, self.bank, self.alpha = triggers, classes, bank, alpha
         self.assigned, self.true = triggers.labels.numpy(), triggers.true_labels.numpy()
+        self.candidates = triggers.candidates.numpy()
         self.commitment = commitment
         self.t1_fails = self._t1_fails()
         self.t2_fails = self._t2_fails()
@@ -41,10 +42,13 @@ class OwnershipCase:
         if self.commitment.state != "match":
             return f"the commitment is {self.commitment.state}: nothing shows that the labels were fixed beforehand"
         watermarked = settings.get("train_type") not in (None, "none")
-        if not watermarked or settings.get("label_strategy") != "random":
-            kind = f"{settings.get('train_type')}, {settings.get('label_strategy')}"
+        strategy, choices = settings.get("label_strategy"), self.candidates.shape[1]
+        if not watermarked or not labels_are_uniform(strategy):
+            kind = f"{settings.get('train_type')}, {strategy}"
             return f"the labels were not drawn uniformly from the wrong ones ({kind})"
-        if not self.true.shape[1] or self.chances().max() >= 1:
+        if choices != (settings.get("label_choices") if strategy == "plausible" else 0):
+            return f"{choices} candidates a trigger are not those of the committed settings ({strategy})"
+        if not (self.true.shape[1] or choices) or self.chances().max() >= 1:
             return "no wrong label is left to chance"
         if not labels_match_seed(self.triggers, self.classes, settings):
             return (f"the labels are not those that the committed seed draws (under PyTorch {self.commitment.torch} "
@@ -60,14 +64,13 @@ class OwnershipCase:
         """(m,) whether the suspect gave the assigned label."""
         return answers.labels == self.assigned
 
-    def outside(self, answers: Answers):
-        """(m,) whether the answer is none of the trigger's true labels; a missing answer counts as outside."""
-        return (answers.labels[:, None] != self.true).all(axis=1)
+    def trials(self, answers: Answers):
+        """(m,) which answers T1 counts, see `pvalues.trials`."""
+        return pvalues.trials(answers.labels, self.true, self.candidates)
 
     def chances(self):
-        """(m,) probability that a wrong answer of an independent model hits: 1 / (number of wrong labels)."""
-        wrong = self.classes - np.array([len(set(row)) for row in self.true.tolist()])
-        return 1 / np.maximum(wrong, 1)
+        """(m,) probability that such an answer of an independent model hits, see `pvalues.chances`."""
+        return pvalues.chances(self.true, self.classes, self.candidates)
 
     # ---- tests ----
 
@@ -86,7 +89,8 @@ class OwnershipCase:
 
     def t1(self, answers: Answers) -> float:
         """log10 p of T1, see `pvalues.label_randomisation`."""
-        return pvalues.label_randomisation(answers.labels, self.assigned, self.true, self.classes)
+        return pvalues.label_randomisation(answers.labels, self.assigned, self.true, self.classes,
+                                           candidates=self.candidates)
 
     def t3(self, answers: Answers) -> float:
         """log10 p of T3 on the probabilities of the assigned labels, or on hits where the suspect gives only labels."""
@@ -138,17 +142,19 @@ class OwnershipCase:
     def sequence(self, answers: Answers, order) -> dict:
         """Wald's sequential test on the answers in `order`: {"decision", "queries", "log10_likelihood_ratio", ...}.
 
-        Where T1 applies, the test uses answers outside the true labels: H0: a hit has probability 1 / (C - k), as
-        for every independent model; H1: it has probability `RATE`. Otherwise it uses all answers, and H0 is the 95 %
+        Where T1 applies, the test uses the answers that T1 counts: H0: a hit has the probability of `chances`, as for
+        every independent model; H1: it has probability `RATE`. Otherwise it uses all answers, and H0 is the 95 %
         upper bound of the benign models' hit rate. The test claims when the likelihood ratio reaches 1 / alpha and
         gives up at BETA: by Ville's inequality the errors are at most alpha under H0 and BETA under H1, whenever it
         stops.
         """
         if self.commitment.state != "match" or (self.t1_fails and self.t2_fails):
             return {"decision": "does not apply", "queries": 0, "why": self.t1_fails}
-        hits, counts = self.hits(answers), self.outside(answers)
+        hits, counts = self.hits(answers), self.trials(answers)
         if self.t1_fails is None:
             p0, meaning = self.chances(), "1 / (classes - true labels) among wrong answers"
+            if self.candidates.shape[1]:
+                meaning = "1 / candidates among answers that are candidates"
         else:
             bound = pvalues.upper_bound(self.benign_hits, self.benign_n)
             p0, meaning = np.full(len(hits), bound), "the benign models' 95 % upper bound"
@@ -176,7 +182,7 @@ class OwnershipCase:
         if self.t1_fails and self.t2_fails:
             return None
         hits, rng = self.hits(answers), np.random.default_rng(seed)
-        counts = np.ones(len(hits), dtype=bool) if self.t1_fails else self.outside(answers)
+        counts = np.ones(len(hits), dtype=bool) if self.t1_fails else self.trials(answers)
         p0 = pvalues.upper_bound(self.benign_hits, self.benign_n) if self.t1_fails else float(self.chances().max())
         log10_p_of = {}
         paths = np.empty((ORDERS, len(hits)))
