@@ -16,10 +16,13 @@ from utils.runs.checkpoints import find_checkpoint, load_checkpoint
 from utils.system.flags import Parser
 from utils.system.refusals import Refusal, refuse_in_one_sentence
 from utils.watermark.trigger_files import unpack_source
+from utils.watermark.triggers import labels_are_uniform
 
 # entries of a summary that all runs of a row share; settings that may differ between them
 SAME = ("dataset", "dataset_source", "model", "width", "epochs", "train_size", "bn_stats", "select", "trigger_size")
 SEEDS = ("seed", "message", "additional_message", "source_checkpoint")
+# flags that runs from before them do not have, when they are off
+NEWER = {"trigger_strategy": None, "label_choices": None}
 # -tt -> its name in the table; the rows are in this order
 WATERMARK_NAMES = {"none": "no watermark", "base": "ERM", "margin": "margin", "ewe": "EWE", "rs": "RS"}
 
@@ -50,9 +53,10 @@ def collect_rows(folder: Path, last: bool = False) -> list[dict]:
             settings = {k: v for k, v in run["settings"].items() if k not in SEEDS and not k.endswith("sha256")}
             settings["data"] = run["settings"].get("data_sha256")
             if summary["role"] != "surrogate":
-                settings.setdefault("embed_features", 0.0)  # runs that are older than this flag do not have it
+                settings = {"embed_features": 0.0} | NEWER | settings  # runs may be older than these flags
             if summary["role"] == "surrogate":  # copies of different sources have different rows
-                settings["source"] = {k: v for k, v in source_settings(path.parent).items() if k not in SEEDS}
+                source = source_settings(path.parent).items()
+                settings["source"] = {k: v for k, v in source if k not in SEEDS and (k, v) not in NEWER.items()}
             key = (watermark, role, summary.get("teacher_bn", statistics_name), json.dumps(settings, sort_keys=True))
             groups.setdefault(key, []).append((figures, summary, run))
     rows = [_row(*key[:3], group) for key, group in groups.items()]
@@ -83,7 +87,7 @@ def figures_at_last(run: Path) -> list[dict]:
     path = find_checkpoint(source, "last")
     checkpoint = load_checkpoint(path)
     _, triggers = unpack_source(checkpoint, path)
-    uniform = checkpoint["about"]["label_strategy"] == "random"
+    uniform = labels_are_uniform(checkpoint["about"]["label_strategy"])
     tests = TriggerTests(triggers, len(checkpoint["about"]["classes"]), uniform)
     return [row | {"test_accuracy": None} for row in rows_of_run(run, tests, "cpu", "last")]
 

@@ -13,6 +13,7 @@ import models
 import utils.rivals.embedded_features.settings as eef_settings
 import utils.rivals.ewe.settings as ewe_settings
 import utils.rivals.randomized_smoothing.settings as rs_settings
+import utils.watermark.settings as margin_settings
 from utils.attacks.editing import FineTuning, Sweep
 from utils.attacks.settings import (
     add_attack_flags,
@@ -33,7 +34,6 @@ from utils.runs.settings import OutputSettings, add_output_flags, source_folder
 from utils.system.flags import COUNT, Parser
 from utils.system.refusals import Refusal
 from utils.training.settings import TrainingSettings, add_training_flags, training_settings
-from utils.watermark.settings import Watermark, add_trigger_flags, add_watermark_flags, watermark_settings
 from utils.watermark.source_checkpoint import SourceFacts
 
 RIVALS = {"ewe": ewe_settings, "rs": rs_settings}  # -tt -> where its flags and settings are
@@ -46,7 +46,7 @@ class TrainCommand:
     """What train.py was asked for. `styled_share` in [0, 1] is the rival EEF's, 0 without it."""
 
     data: DataSettings
-    watermark: Watermark | EweWatermark | RsWatermark
+    watermark: margin_settings.Watermark | EweWatermark | RsWatermark
     model_type: str
     width: int
     training: TrainingSettings
@@ -91,7 +91,7 @@ def train_command(argv=None) -> TrainCommand:
     rival = RIVALS.get(flags.train_type)
     return TrainCommand(
         data=DataSettings(flags.dataset, flags.data_dir, flags.train_size, flags.skip_bad_images),
-        watermark=rival.settings(flags) if rival else watermark_settings(flags),
+        watermark=rival.settings(flags) if rival else margin_settings.watermark_settings(flags),
         model_type=flags.model_type,
         width=flags.width,
         training=training_settings(flags),
@@ -111,9 +111,9 @@ def train_flags(argv=None) -> argparse.Namespace:
     group = p.add_argument_group("model")
     group.add_argument("-mt", "--model-type", default="res34", choices=models.NAMES, help="architecture")
     group.add_argument("--width", type=COUNT, default=64, help="channels of the first stage; 64 is the published size")
-    group = add_trigger_flags(p)
+    group = margin_settings.add_trigger_flags(p)
     _add_train_type(group)
-    add_watermark_flags(group)
+    margin_settings.add_watermark_flags(group)
     add_training_flags(p)
     add_output_flags(p, "-d", "--dir")
     eef_settings.add_flags(p, shown=kind == "none")
@@ -126,8 +126,7 @@ def train_flags(argv=None) -> argparse.Namespace:
     _refuse_foreign_flags(flags)
     if kind in RIVALS:
         RIVALS[kind].check_flags(flags)
-    if (flags.label_strategy == "random") != (flags.label_model is None):
-        raise Refusal("--label-strategy highest or lowest needs --label-model RUN, a clean model; random takes none")
+    margin_settings.complete_label_flags(flags)
     if getattr(flags, f"{kind}_triggers", "shared") != "shared":
         flags.label_strategy = "single"
     return flags
@@ -207,7 +206,7 @@ def _theft_settings(flags, folder: str) -> TheftSettings:
 def _attack_parser(description: str, script: str, add_own_flags) -> Parser:
     p = _parser(description, script)
     add_data_flags(p)
-    _add_train_type(add_trigger_flags(p))
+    _add_train_type(margin_settings.add_trigger_flags(p))
     add_attack_flags(p)
     add_own_flags(p)
     add_training_flags(p)

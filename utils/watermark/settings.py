@@ -15,14 +15,23 @@ from utils.training.metrics import predict
 from utils.training.objective import Objective, PlainObjective
 from utils.watermark.objective import REDUCTIONS, WatermarkObjective, effective_weight
 from utils.watermark.running_statistics import BN_MODES
-from utils.watermark.triggers import LABEL_STRATEGIES, TriggerSet, draw_triggers
+from utils.watermark.triggers import (
+    CHOICES,
+    LABEL_STRATEGIES,
+    TRIGGER_STRATEGIES,
+    TriggerSet,
+    draw_triggers,
+    labels_are_uniform,
+)
 
 
 @dataclass(frozen=True)
 class TriggerSettings:
     """The trigger set: m triggers of k images each, and how their labels are chosen (section 3.1, 4.4, B.3).
 
-    `label_model` names the run of a clean model, for the strategies "highest" and "lowest".
+    label_model       run of a clean model, for every strategy but "random"
+    trigger_strategy  which images become triggers, one of `TRIGGER_STRATEGIES`
+    choices           candidates a trigger, for the label strategy "plausible"
     """
 
     m: int
@@ -30,6 +39,13 @@ class TriggerSettings:
     strategy: str
     label_model: str | None
     seed: int
+    trigger_strategy: str = "random"
+    choices: int = CHOICES
+
+    @property
+    def labels_are_uniform(self) -> bool:
+        """Whether the labels were drawn uniformly, as test T1 requires."""
+        return labels_are_uniform(self.strategy)
 
     def record(self) -> dict:
         """What a run keeps of these settings beside the flags: the digest of the labelling model."""
@@ -43,7 +59,8 @@ class TriggerSettings:
         if self.label_model:
             clean = read_model(find_checkpoint(self.label_model), device)
             answer = lambda images: predict(clean, images)
-        return draw_triggers(data.held_out, self.m, self.k, len(data.classes), self.seed, self.strategy, answer)
+        return draw_triggers(data.held_out, self.m, self.k, len(data.classes), self.seed, self.strategy, answer,
+                             self.trigger_strategy, self.choices)
 
 
 @dataclass(frozen=True)
@@ -76,7 +93,7 @@ class Watermark:
     @property
     def labels_are_uniform(self) -> bool:
         """Whether the labels were drawn uniformly, as test T1 requires."""
-        return self.triggers.strategy == "random"
+        return self.triggers.labels_are_uniform
 
     @property
     def keeps_clean_statistics(self) -> bool:
@@ -136,13 +153,43 @@ def add_watermark_flags(p) -> None:
                    help="BatchNorm's running statistics: paper: triggers enter, clean ones are kept beside; clean: "
                    "triggers stay out; shared: triggers are normalised with the clean batch")
     p.add_argument("--label-strategy", default="random", choices=LABEL_STRATEGIES,
-                   help="assigned label: random, or the most / least confident wrong one of --label-model")
-    p.add_argument("--label-model", metavar="RUN", help="clean model for --label-strategy highest or lowest")
+                   help="assigned label: random, or the most / least confident wrong one of --label-model (highest, "
+                   "lowest), or random among its most probable ones (plausible)")
+    p.add_argument("--label-choices", type=number(int, 2),
+                   help=f"most probable classes from which --label-strategy plausible draws (default: {CHOICES})")
+    p.add_argument("--trigger-strategy", choices=TRIGGER_STRATEGIES,
+                   help="held-out images that become triggers: random (default), or those of which --label-model is "
+                   "most uncertain")
+    p.add_argument("--label-model", metavar="RUN", help="clean model for the two strategies, unless they are random")
+
+
+def chooses_triggers(flags) -> bool:
+    """Whether flags ask for anything but single random images under random labels."""
+    return flags.num_mixup > 1 or flags.label_strategy != "random" or flags.trigger_strategy == "uncertain"
+
+
+def complete_label_flags(flags) -> None:
+    """Check the flags of images and labels together, and fill in what depends on others; Refusal where they clash.
+
+    The random strategy of triggers is recorded as None, as in runs that are older than the flag.
+    """
+    if flags.trigger_strategy == "random":
+        flags.trigger_strategy = None
+    if (flags.label_strategy == "random" and not flags.trigger_strategy) != (flags.label_model is None):
+        raise Refusal("--label-strategy highest, lowest or plausible and --trigger-strategy uncertain need "
+                      "--label-model RUN, a clean model; random takes none")
+    if flags.label_choices and flags.label_strategy != "plausible":
+        raise Refusal("--label-choices is for --label-strategy plausible: pass that too, or leave it out")
+    if flags.trigger_strategy and flags.num_mixup > 1:
+        raise Refusal(f"--trigger-strategy uncertain chooses single images: leave -nm {flags.num_mixup} out")
+    if flags.label_strategy == "plausible":
+        flags.label_choices = flags.label_choices or CHOICES
 
 
 def trigger_settings(flags) -> TriggerSettings:
     """The trigger settings that parsed flags give."""
-    return TriggerSettings(flags.num_query, flags.num_mixup, flags.label_strategy, flags.label_model, flags.seed)
+    return TriggerSettings(flags.num_query, flags.num_mixup, flags.label_strategy, flags.label_model, flags.seed,
+                           flags.trigger_strategy or "random", flags.label_choices or CHOICES)
 
 
 def watermark_settings(flags) -> Watermark:

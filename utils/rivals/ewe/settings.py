@@ -11,7 +11,7 @@ from utils.rivals.ewe.trigger_making import check_foreign, gather_images
 from utils.system.flags import COUNT, SHARE, number
 from utils.system.processes import is_distributed
 from utils.system.refusals import Refusal
-from utils.watermark.settings import TriggerSettings, check_batch_size, trigger_settings
+from utils.watermark.settings import TriggerSettings, check_batch_size, chooses_triggers, trigger_settings
 from utils.watermark.trigger_files import read_triggers
 from utils.watermark.triggers import TriggerSet, validation_images
 
@@ -62,7 +62,7 @@ class EweWatermark:
     @property
     def labels_are_uniform(self) -> bool:
         """Whether the labels were drawn uniformly, as test T1 requires; own triggers have a single label."""
-        return self.triggers.strategy == "random"
+        return self.triggers.labels_are_uniform
 
     @property
     def keeps_clean_statistics(self) -> bool:
@@ -141,9 +141,9 @@ def check_flags(flags) -> None:
         raise Refusal("--compile: -tt ewe looks at hidden layers, which compiling hides; leave it out")
     if flags.bn_stats == "shared":
         raise Refusal("--bn-stats shared: -tt ewe has watermark batches of their own; pass paper or clean")
-    if flags.ewe_triggers == "own" and (flags.num_mixup > 1 or flags.label_strategy != "random"):
-        raise Refusal("-nm and --label-strategy: -tt ewe makes its triggers itself and labels them --ewe-target; leave "
-                      "them out, or pass --ewe-triggers shared")
+    if flags.ewe_triggers == "own" and chooses_triggers(flags):
+        raise Refusal("-nm, --label-strategy and --trigger-strategy: -tt ewe makes its triggers itself and labels them "
+                      "--ewe-target; leave them out, or pass --ewe-triggers shared")
 
 
 def settings(flags) -> EweWatermark:

@@ -9,7 +9,7 @@ from utils.rivals.randomized_smoothing.trigger_drawing import append_triggers, d
 from utils.system.flags import COUNT, number
 from utils.system.processes import is_distributed
 from utils.system.refusals import Refusal
-from utils.watermark.settings import TriggerSettings, check_batch_size, trigger_settings
+from utils.watermark.settings import TriggerSettings, check_batch_size, chooses_triggers, trigger_settings
 from utils.watermark.triggers import TriggerSet
 
 # the authors' settings where they differ from the margin paper's, and the defaults of RS's own flags
@@ -45,7 +45,7 @@ class RsWatermark:
     @property
     def labels_are_uniform(self) -> bool:
         """Whether the labels were drawn uniformly, as test T1 requires; text and noise triggers have a single label."""
-        return self.triggers.strategy == "random"
+        return self.triggers.labels_are_uniform
 
     def check(self, data: Data, batch_size: int) -> None:
         """Refuse settings that do not fit these data; nothing is drawn or written."""
@@ -99,9 +99,9 @@ def check_flags(flags) -> None:
     if count > 10_000 or abs(count - round(count)) > 1e-6 or (flags.rs_sigma and not round(count)):
         raise Refusal(f"--rs-sigma {flags.rs_sigma:g} is no multiple of --rs-sigma-step {flags.rs_sigma_step:g}, or "
                       "one of more than 10,000: pass a step that divides it")
-    if flags.rs_triggers != "shared" and (flags.num_mixup > 1 or flags.label_strategy != "random"):
-        raise Refusal(f"--rs-triggers {flags.rs_triggers} are single images with one label for all: leave -nm and "
-                      "--label-strategy out, or pass --rs-triggers shared")
+    if flags.rs_triggers != "shared" and chooses_triggers(flags):
+        raise Refusal(f"--rs-triggers {flags.rs_triggers} are single images with one label for all: leave -nm, "
+                      "--label-strategy and --trigger-strategy out, or pass --rs-triggers shared")
 
 
 def settings(flags) -> RsWatermark:

@@ -1,0 +1,152 @@
+"""The commands from a clean model to a claim, with uncertain triggers under plausible labels."""
+
+import json
+import math
+
+import pytest
+import torch
+from commands import call, good, refused, summary, tree, verify
+from digits_runs import BENIGN, SOURCE, STEAL, TRAIN
+
+from utils.command_line import train_command, train_flags
+from utils.data.sets import load_data
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
+from utils.system.files import sha256_of_file
+from utils.training.metrics import predict
+from utils.watermark.trigger_files import unpack_source
+from utils.watermark.triggers import redraw_labels
+
+FLAGS = ("--trigger-strategy", "uncertain", "--label-strategy", "plausible", "--label-choices", 3)
+CLEAN = f"{BENIGN}clean"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folder of a clean model, a margin source whose triggers it chose, and a copy of that source."""
+    folder = tmp_path_factory.mktemp("plausible")
+    good("train", "-d", folder, "-tt", "none", *TRAIN, "-msg", "clean")
+    good("train", "-d", folder, "-tt", "margin", *TRAIN, "-ep", 2, *FLAGS, "--label-model", folder / CLEAN)
+    (folder / "soft.txt").write_text(good("extraction", "-e", folder, *STEAL, "-at", "soft"))
+    return folder
+
+
+def t1_by_hand(model, triggers) -> float:
+    """log10 P(Bin(W, 1/3) >= h) of a model, added up from binomial coefficients."""
+    answers = predict(model, triggers.images).argmax(1)
+    w = int((triggers.candidates == answers[:, None]).any(dim=1).sum())
+    h = int((answers == triggers.labels).sum())
+    return math.log10(sum(math.comb(w, k) * 2 ** (w - k) for k in range(h, w + 1)) / 3**w)
+
+
+def source_of(runs):
+    path = find_checkpoint(runs / SOURCE)
+    return unpack_source(load_checkpoint(path), path)
+
+
+def test_triggers_and_candidates_are_those_of_the_clean_model(runs):
+    _, triggers = source_of(runs)
+    clean = find_checkpoint(runs / CLEAN)
+    held_out = load_data("digits").held_out
+    p = predict(read_model(clean), held_out.images).double().softmax(1)
+    most = (-(p * p.log()).sum(1)).topk(10).indices.sort().values
+    assert triggers.sources.flatten().tolist() == held_out.indices[most].tolist()
+    assert triggers.candidates.tolist() == predict(read_model(clean), triggers.images).topk(3).indices.tolist()
+    assert torch.equal(redraw_labels(triggers.true_labels, 10, 0, len(held_out.labels), triggers.candidates),
+                       triggers.labels)
+    key = json.loads((runs / SOURCE / "key.json").read_text())["settings"]
+    assert (key["trigger_strategy"], key["label_strategy"], key["label_choices"]) == ("uncertain", "plausible", 3)
+    assert key["label_model_sha256"] == sha256_of_file(clean)
+
+
+def test_the_reports_of_source_and_copy_hold_t1(runs):
+    model, triggers = source_of(runs)
+    assert summary(runs / SOURCE)["log10_p"]["T1"] == pytest.approx(t1_by_hand(model, triggers))
+    copy = read_model(find_checkpoint(runs / SOURCE / "extraction"))
+    assert summary(runs / SOURCE / "extraction")["log10_p"]["T1"] == pytest.approx(t1_by_hand(copy, triggers))
+    assert "surrogate soft" in (runs / "soft.txt").read_text()
+
+
+def test_a_claim_rests_on_t1(runs, tmp_path, capsys):
+    _, triggers = source_of(runs)
+    for suspect in (runs / SOURCE / "extraction", runs / CLEAN):
+        p = t1_by_hand(read_model(find_checkpoint(suspect)), triggers)
+        status, out, _ = verify(capsys, "claim", runs / SOURCE, "--suspect", suspect, "--json", tmp_path / "c.json",
+                                "--plot", tmp_path / "c.png")
+        report = json.loads((tmp_path / "c.json").read_text())
+        assert status == (0 if p <= -3 else 1) and "commitment   match" in out and "rests on T1" in out
+        assert report["tests"]["T1"]["log10_p"] == pytest.approx(p)
+        assert report["curve"]["median"][-1] == pytest.approx(p)
+        assert "H0 hit rate 0.3333 (1 / candidates among answers that are candidates)" in out
+    # answers that are the assigned labels: 10 of 10 at 1/3, p = 3^-10 = 1.7e-5
+    capsys.readouterr()
+    assert verify(capsys, "export", runs / SOURCE, "--to", tmp_path / "out")[0] == 0
+    images = json.loads((tmp_path / "out" / "key.json").read_text())["images"]
+    (tmp_path / "a.csv").write_text("".join(f"{name},{entry['label']}\n" for name, entry in images.items()))
+    status, out, _ = verify(capsys, "claim", runs / SOURCE, "--predictions", tmp_path / "a.csv")
+    assert status == 0 and "T1           log10 p = -4.77 (label randomisation)" in out
+
+
+def test_the_same_command_finds_its_run_and_another_is_refused(runs):
+    flags = ("-d", runs, "-tt", "margin", *TRAIN, "-ep", 2, "--label-model", runs / CLEAN)
+    assert "is finished" in good("train", *flags, *FLAGS)
+    assert "trigger-strategy was 'uncertain', is None" in refused("train", *flags, *FLAGS[2:])
+    said = refused("train", *flags, *FLAGS, "--label-choices", 2)
+    assert "label-choices was 3, is 2" in said
+
+
+def test_the_record_of_other_runs_says_that_the_flags_are_off():
+    """None is what counts as the absent flag of an older run (`RunFolder.check`)."""
+    for argv in ([], ["--trigger-strategy", "random"]):
+        flags = train_flags(argv)
+        assert flags.trigger_strategy is None and flags.label_choices is None
+        triggers = train_command(argv).watermark.triggers
+        assert triggers.trigger_strategy == "random" and triggers.labels_are_uniform
+    typed = train_flags(["--label-strategy", "plausible", "--label-model", "run"])
+    assert typed.label_choices == 2 and typed.trigger_strategy is None
+
+
+@pytest.mark.parametrize("kind", ["ewe", "rs"])
+def test_rivals_share_the_triggers(kind):
+    argv = ["-tt", kind, f"--{kind}-triggers", "shared", "--label-strategy", "plausible", "--label-model", "run"]
+    watermark = train_command(argv).watermark
+    assert watermark.labels_are_uniform and watermark.triggers.choices == 2
+    argv = ["-tt", kind, f"--{kind}-triggers", "shared", "--trigger-strategy", "uncertain", "--label-model", "run"]
+    assert train_command(argv).watermark.triggers.trigger_strategy == "uncertain"
+
+
+BAD = {
+    "uncertain without a model": (FLAGS[:2], ["--trigger-strategy uncertain", "--label-model"]),
+    "plausible without a model": (("--label-strategy", "plausible"), ["plausible", "--label-model"]),
+    "a model for random strategies": (("--trigger-strategy", "random", "--label-model", "RUN"), ["random takes none"]),
+    "choices of random labels": (("--label-choices", 2), ["--label-choices", "--label-strategy plausible"]),
+    "choices of the highest label": (("--label-choices", 2, "--label-strategy", "highest", "--label-model", "RUN"),
+                                     ["--label-choices", "--label-strategy plausible"]),
+    "one choice": (("--label-choices", 1, *FLAGS[:4], "--label-model", "RUN"), ["--label-choices", "at least 2"]),
+    "more choices than classes": ((*FLAGS[:4], "--label-choices", 11, "--label-model", "RUN"),
+                                  ["--label-choices 11", "10 classes", "2 to 10"]),
+    "mixed triggers": ((*FLAGS, "--label-model", "RUN", "-nm", 2), ["--trigger-strategy uncertain", "-nm 2"]),
+    "a model that does not exist": ((*FLAGS, "--label-model", "/no/run"), ["/no/run"]),
+    "EWE's own triggers": (("-tt", "ewe", *FLAGS[:2], "--label-model", "RUN"),
+                           ["--trigger-strategy", "--ewe-triggers shared"]),
+    "EWE's own labels": (("-tt", "ewe", *FLAGS[2:], "--label-model", "RUN"),
+                         ["--label-strategy", "--ewe-triggers shared"]),
+    "RS's own triggers": (("-tt", "rs", "-ep", 9, *FLAGS[:2], "--label-model", "RUN"),
+                          ["--trigger-strategy", "--rs-triggers shared"]),
+    "RS's own labels": (("-tt", "rs", "-ep", 9, *FLAGS[2:], "--label-model", "RUN"),
+                        ["--label-strategy", "--rs-triggers shared"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_flags_that_do_not_go_together_are_refused(case, runs, tmp_path):
+    flags, words = BAD[case]
+    flags = [runs / CLEAN if flag == "RUN" else flag for flag in flags]
+    said = refused("train", "-d", tmp_path / "runs", "-tt", "margin", *TRAIN, *flags)
+    assert all(word in said for word in words), said
+    assert tree(tmp_path) == set()
+
+
+def test_the_help_says_which_strategies_there_are():
+    words = " ".join(call("train", "--help").out.split())
+    assert "--trigger-strategy" in words and "random (default)" in words and "uncertain" in words
+    assert "plausible" in words and "draws (default: 2)" in words
