@@ -33,11 +33,11 @@ class Rendering(NamedTuple):
 OFFICIAL = Rendering("official, TF32", official=True)
 RENDERINGS = (
     OFFICIAL,
-    Rendering("fp32", tf32=False),
-    Rendering("TF32"),
     Rendering("TF32, recorded (default)", graph=True),
-    Rendering("bf16", amp=True),
     Rendering("bf16, recorded (--amp)", amp=True, graph=True),
+    Rendering("bf16", amp=True),
+    Rendering("TF32"),
+    Rendering("fp32", tf32=False),
 )
 COMPILED = Rendering("bf16, recorded, compiled (--amp --compile)", amp=True, graph=True, compile=True, need=75.0)
 

@@ -117,7 +117,7 @@ def forbid_waiting():
         torch.cuda.set_sync_debug_mode("default")
 
 
-def check_waiting(contenders: Contenders, name: str, amp: bool, graph: bool, steps: int = 30, forbid=forbid_waiting,
+def check_waiting(contenders: Contenders, name: str, amp: bool, graph: bool, steps: int = 20, forbid=forbid_waiting,
                   record=None) -> Check:
     """Whether `steps` steps do not wait for the device; `forbid` is a context manager that forbids waiting."""
     what = f"no step waits for the GPU ({name}, {'bf16' if amp else 'fp32'}, {'recorded' if graph else 'ordinary'})"
