@@ -1,0 +1,147 @@
+"""Which settings of a watermark survive theft, and at what accuracy: `python -m figures.survive [RUN ...]`.
+
+Adds what the named runs of train.py and the attacks inside them found to figures/survive.json, and draws the source's
+accuracy against what its copies keep, every setting a point: figures/survive.png. A run that was added before is
+replaced.
+"""
+
+import shlex
+from pathlib import Path
+
+from utils.system.files import check_output_file, read_json, write_json
+from utils.system.flags import Parser
+from utils.system.pictures import new_figure
+from utils.system.refusals import Refusal, refuse_in_one_sentence
+
+HERE = Path(__file__).resolve().parent
+DECIDE = -3  # log10 p of T1 at which a theft counts as shown
+MARKS = {"soft": ("C0", "o"), "hard": ("C1", "s"), "reg": ("C2", "^"), "margin": ("C4", "D")}
+OTHER = ("C7", "v")
+KEYS = ("setting", "seed", "statistics", "attack", "copy", "sizes")  # what makes a row one of a kind
+
+
+@refuse_in_one_sentence
+def main(argv=None):
+    parser = Parser(prog="python -m figures.survive", description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of train.py's runs to add, attacks inside them")
+    parser.add_argument("--chosen", help="name of the setting that was fixed before the other seeds were run")
+    parser.add_argument("--json", default=str(HERE / "survive.json"), help="results; the picture lies beside it")
+    args = parser.parse_args(argv)
+    check_output_file(args.json, "--json")
+    path = Path(args.json)
+    found = read_json(path) or {"benign_accuracy": None, "chosen": None, "rows": []}
+    rows = {tuple(row.get(key) for key in KEYS): row for row in found["rows"]}
+    for folder in args.runs:
+        for row in rows_of_run(Path(folder)):
+            rows[tuple(row.get(key) for key in KEYS)] = row
+    found["rows"] = sorted(rows.values(), key=lambda row: [str(row.get(key)) for key in KEYS])
+    found["chosen"] = args.chosen or found["chosen"]
+    benign = [row["source_accuracy"] for row in found["rows"] if row["setting"] == "benign"]
+    found["benign_accuracy"] = sum(benign) / len(benign) if benign else None
+    if not found["rows"]:
+        raise Refusal(f"{path} holds no runs yet: name some folders of train.py's runs")
+    write_json(path, found)
+    draw(found, path.with_suffix(".png"))
+    print(format_settings(found))
+
+
+def rows_of_run(folder: Path) -> list[dict]:
+    """The rows of a run of train.py: its models, its benign models on its triggers, and the attacks inside it."""
+    run, summary = read_json(folder / "run.json"), read_json(folder / "summary.json")
+    if run is None or summary is None:
+        raise Refusal(f"{folder} is no finished run of train.py: it has no run.json or no summary.json")
+    settings, models = run["settings"], {settings_key(run): summary}
+    if summary.get("clean"):
+        models["clean"] = summary["clean"]
+    about = {"setting": setting_name(settings), "seed": settings["seed"], "device": run["device_name"],
+             "torch": run["torch"], "sizes": f"{settings['model_type']} width {settings['width']}, "
+             f"{settings['train_size'] or 'all'} images, {settings['epoch']} epochs"}
+    rows = [_row(about, statistics, model, None, None, model, run) for statistics, model in models.items()]
+    for row in summary["rows"]:
+        if row["model"].startswith("benign ") and settings["train_type"] != "none":
+            rows.append(_row(about, settings_key(run), summary, row["model"], row["test_accuracy"], row, run))
+    for attack in sorted(folder.glob("*/summary.json")):
+        stolen, how = read_json(attack), read_json(attack.parent / "run.json")
+        statistics = stolen.get("teacher_bn") if settings["bn_stats"] == "paper" else settings_key(run)
+        rows.append(_row(about, statistics, models.get(statistics, summary), stolen["attack"], stolen["test_accuracy"],
+                         stolen, how, stolen["model"]))
+    return rows
+
+
+def _row(about, statistics, source, attack, accuracy, answers, run, model=None) -> dict:
+    return {
+        **about, "statistics": statistics, "source_accuracy": source["test_accuracy"], "attack": attack, "copy": model,
+        "copy_accuracy": accuracy, "hits": answers["trigger_hits"], "m": answers["trigger_size"],
+        "log10_p": answers["log10_p"]["T1"], "command": "python " + shlex.join(run["command"]),
+    }
+
+
+def settings_key(run: dict) -> str:
+    """The BatchNorm statistics that a run's model is served with; a benign model's are clean."""
+    settings = run["settings"]
+    return "clean" if settings["train_type"] == "none" else settings["bn_stats"]
+
+
+def setting_name(settings: dict) -> str:
+    """What distinguishes a setting of the search, from the flags in run.json."""
+    if settings["train_type"] == "none":
+        return "benign"
+    parts = [settings["train_type"], settings["bn_stats"], f"lambda {settings['variable']:g}"]
+    if settings["train_type"] == "margin":
+        parts.append(f"K {settings['steps']}, eps {settings['eps']:g}")
+    if settings.get("trigger_strategy"):
+        parts.append(f"{settings['trigger_strategy']} images")
+    if settings["label_strategy"] == "plausible":
+        parts.append(f"{settings['label_choices']} plausible labels")
+    if settings["num_mixup"] > 1:
+        parts.append(f"means of {settings['num_mixup']}")
+    return ", ".join(parts)
+
+
+def format_settings(found: dict) -> str:
+    """One line for each setting, statistics and attack: mean accuracies, hits and claims over seeds."""
+    groups = {}
+    for row in found["rows"]:
+        what = "benign" if str(row["attack"]).startswith("benign") else row["attack"] or "source"
+        what += f" ({row['copy']})" if row["copy"] not in (None, "res18") else ""
+        groups.setdefault((row["sizes"], row["setting"], row["statistics"], what), []).append(row)
+    lines = []
+    for (sizes, setting, statistics, what), rows in groups.items():
+        mean = lambda key, rows=rows: sum(row[key] for row in rows) / len(rows)
+        claimed = sum(row["log10_p"] is not None and row["log10_p"] <= DECIDE for row in rows)
+        copy = "" if rows[0]["copy_accuracy"] is None else f", copy {100 * mean('copy_accuracy'):.2f} %"
+        source = f"source {100 * mean('source_accuracy'):.2f} %"
+        lines.append(f"{sizes}: {setting}, {statistics} statistics, {what}: {source}"
+                     f"{copy}, hits {', '.join(str(row['hits']) for row in rows)} of {rows[0]['m']}, "
+                     f"claimed {claimed} of {len(rows)} (seeds {', '.join(str(row['seed']) for row in rows)})")
+    return "\n".join(lines)
+
+
+def draw(found: dict, path: Path) -> None:
+    """Two panels against the source's accuracy: triggers that copies keep, and log10 p of T1, which is what decides."""
+    figure, axes = new_figure(11, 4.4, 1, 2)
+    copies = [row for row in found["rows"] if row["attack"] and not row["attack"].startswith("benign")]
+    for ax, value, label in zip(axes, (lambda row: 100 * row["hits"] / row["m"], lambda row: row["log10_p"]),
+                                ("triggers that a copy keeps (%)", "log10 p of T1 for a copy")):
+        for row in copies:
+            colour, mark = MARKS.get(row["attack"], OTHER)
+            chosen = row["setting"] == found["chosen"]
+            ax.plot(100 * row["source_accuracy"], value(row), mark, color=colour, markersize=8 if chosen else 5,
+                    alpha=1 if chosen else 0.45, markeredgecolor="k" if chosen else colour)
+        if found["benign_accuracy"]:
+            ax.axvline(100 * found["benign_accuracy"], color="0.3", linewidth=1, linestyle=":")
+        ax.set_xlabel("accuracy of the source (%); dotted: benign models")
+        ax.set_ylabel(label)
+        ax.grid(alpha=0.3)
+    axes[1].axhline(DECIDE, color="C3", linewidth=1, label="claimed below")
+    for attack in dict.fromkeys(row["attack"] for row in copies):
+        colour, mark = MARKS.get(attack, OTHER)
+        axes[1].plot([], [], mark, color=colour, label=f"{attack} copy")
+    axes[1].legend(fontsize=8)
+    title = "what survives theft, one point for each copy"
+    figure.suptitle(f"{title}; outlined: {found['chosen']}" if found["chosen"] else title, fontsize=10)
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
