@@ -7,6 +7,7 @@ a check failed or something fell back to a slower way; the findings go to figure
 
 import argparse
 import re
+import shlex
 import sys
 import tempfile
 import time
@@ -42,6 +43,7 @@ def main(argv=None):
     path = Path(args.json or default_path(torch.cuda.get_device_name(device)))
     path.parent.mkdir(parents=True, exist_ok=True)
     about = describe_process(device) | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    about["command"] = shlex.join(["python", "-m", "utils.check_gpu", *(sys.argv[1:] if argv is None else argv)])
     print(f"{about['device_name']}, torch {about['torch']}, CUDA {about['cuda']}, Python {about['python']}", flush=True)
     with ThreadPoolExecutor(1) as beside:  # the commands are processes of their own; this thread only waits for them
         commands = beside.submit(check_commands, left)

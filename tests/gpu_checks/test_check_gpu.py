@@ -35,6 +35,7 @@ def test_its_status_and_its_file(holds, status, monkeypatch, tmp_path, capsys):
             check_gpu.main(["--json", str(file)])
         assert ended.value.code == status
     found = json.loads(file.read_text())
+    assert found["command"] == f"python -m utils.check_gpu --json {file}"
     assert found["device_name"] == "NVIDIA H100 80GB HBM3" and found["rows"] == [ROW]
     assert [check["holds"] for check in found["checks"]] == [True, holds, True]
     said = capsys.readouterr().out

@@ -1,7 +1,7 @@
 """A training step as one CUDA graph: recorded once, then replayed, one launch instead of thousands.
 
-What CUDA and torch 2.6 to 2.15 ask of such a recording, and what meets it. No GPU has run this yet: `make gpu` checks
-it on one, and tests/training/test_recorded_step.py replays a recording of every objective on the CPU.
+What CUDA and torch 2.6 to 2.15 ask of such a recording, and what meets it. `make gpu` checks it on a GPU (done on an
+H100 with torch 2.11), and tests/training/test_recorded_step.py replays a recording of every objective on the CPU.
 
 Streams       Warm-up runs on a side stream, the recording on another than the default one. A gradient accumulator
               remembers the stream it was made on, and one that is left over from another stream breaks the recording:
@@ -24,6 +24,8 @@ Optimiser     The rate is a float32 tensor on the device, which fused SGD reads 
 BatchNorm     `num_batches_tracked` and the averages are tensors on the device; the momentum is a number, set to the
               same values in the same order at every step.
 One at a time Only one recording may run in a process, and nothing else on the GPU meanwhile: there is one thread.
+Two streams   The halves of a watermark step run on two streams, which wait for each other at its beginning and end:
+              the recording forks and joins there (`watermark.two_stream_step`).
 NCCL          Not recorded in several processes.
 """
 
