@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from utils import check_gpu
-from utils.gpu_checks.result import Check, format_checks
+from utils.gpu_checks.result import Check, attempt, format_checks
 
 ROW = {"model": "res18", "objective": "margin", "rendering": "bf16", "missing": "out of time"}
 
@@ -45,8 +45,18 @@ def test_its_status_and_its_file(holds, status, monkeypatch, tmp_path, capsys):
 
 def test_a_timed_step_that_fell_back_fails():
     assert check_gpu.check_rows([ROW]).holds
+    check = check_gpu.check_rows([ROW, {**ROW, "failed": "OutOfMemoryError: x"}])
+    assert check.holds is False and check.seen == "res18 margin bf16: OutOfMemoryError: x"
     check = check_gpu.check_rows([ROW, ROW | {"fell_back": "no CUDA graph (x)"}])
     assert check.holds is False and check.seen == "res18 margin bf16: no CUDA graph (x)"
+
+
+def test_a_check_that_raises_has_failed():
+    def broken():
+        raise RuntimeError("CUDA error:\nunspecified launch failure")
+
+    assert attempt("a step", broken) == Check("a step", False, "RuntimeError: CUDA error: unspecified launch failure")
+    assert attempt("a step", lambda: Check("it", True, "x")) == Check("it", True, "x")
 
 
 def test_checks_read_as_lines():

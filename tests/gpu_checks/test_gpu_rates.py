@@ -40,6 +40,20 @@ def test_rows_have_ratios_and_what_does_not_fit_says_so(monkeypatch):
     assert "not measured: out of time" in table[-1]
 
 
+def test_a_rendering_that_fails_leaves_the_others(monkeypatch):
+    measure = rates.measure_rendering
+
+    def fail_for_the_official(settings, objective, rendering, *rest):
+        if rendering.official:
+            raise RuntimeError("CUDA out of memory")
+        return measure(settings, objective, rendering, *rest)
+
+    monkeypatch.setattr("utils.gpu_checks.rates.measure_rendering", fail_for_the_official)
+    rows = measured(monkeypatch, lambda: COMPILED.need - 1)
+    assert rows[0]["failed"] == "RuntimeError: CUDA out of memory" and "ms_per_step" in rows[1]
+    assert "step_ratio" not in rows[1] and "not measured: RuntimeError" in format_rates(rows)
+
+
 def test_without_time_nothing_is_measured(monkeypatch):
     rows = measured(monkeypatch, lambda: 0.5)
     assert all(row["missing"] == "out of time" for row in rows) and len(rows) == 6

@@ -13,6 +13,7 @@ import torch
 from utils.cost.contenders import Contenders
 from utils.cost.settings import BenchmarkSettings, parse_benchmark
 from utils.cost.timing import PeakMemory, matrix_product, seconds_per_call
+from utils.gpu_checks.result import describe_error
 from utils.training.cuda_graph import WARM_UP
 
 ROUNDS, SECONDS = 3, 0.4  # timings of a rendering, and how long each repeats its step
@@ -52,7 +53,7 @@ def measure_rates(pairs, device, left, settings_of=settings_of, renderings=RENDE
     """Rows of all renderings for each of `pairs` (model, objective); the compiled ones come last.
 
     left  a function that gives the seconds that are left; a rendering that needs more is not measured, and its row
-          says so under "missing"
+          says so under "missing"; one that raises an error has that under "failed"
     show  called with each row
     """
     plan = [(*pair, rendering) for pair in pairs for rendering in renderings]
@@ -63,11 +64,15 @@ def measure_rates(pairs, device, left, settings_of=settings_of, renderings=RENDE
         if left() < rendering.need:
             row["missing"] = "out of time"
         else:
-            row |= measure_rendering(replace(settings_of(model), graph=rendering.graph, compile=rendering.compile),
-                                     objective, rendering, device, products)
-        if rendering is renderings[0] and "missing" not in row:
+            settings = replace(settings_of(model), graph=rendering.graph, compile=rendering.compile)
+            try:
+                row |= measure_rendering(settings, objective, rendering, device, products)
+            except Exception as error:  # too little memory, no compiler: the other rows are still worth having
+                row["failed"] = describe_error(error)
+        measured = "ms_per_step" in row
+        if rendering is renderings[0] and measured:
             official[model, objective] = row
-        if (model, objective) in official and "missing" not in row:
+        if (model, objective) in official and measured:
             first = official[model, objective]
             row["step_ratio"] = first["ms_per_step"] / row["ms_per_step"]
             row["epoch_ratio"] = first["s_per_epoch"] / row["s_per_epoch"]
@@ -131,8 +136,8 @@ def format_rates(rows) -> str:
     lines = [f"| {' | '.join(titles)} |", "|" + " --- |" * len(titles)]
     for row in rows:
         head = f"| {row['model']} | {row['objective']} | {row['rendering']} |"
-        if "missing" in row:
-            lines.append(f"{head} not measured: {row['missing']} | | | | | | |")
+        if "ms_per_step" not in row:
+            lines.append(f"{head} not measured: {row.get('missing') or row['failed']} | | | | | | |")
             continue
         memory = "-" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 1e9:.2f} GB"
         ratios = [f"{row[name]:.2f}" if name in row else "-" for name in ("step_ratio", "epoch_ratio")]

@@ -11,6 +11,19 @@ class Check(NamedTuple):
     seen: str
 
 
+def attempt(what: str, check) -> Check:
+    """The result of `check()`, or a failure that names the error that it raised: the other checks go on."""
+    try:
+        return check()
+    except Exception as error:  # whatever a GPU, its driver or its memory cannot do
+        return Check(what, False, describe_error(error))
+
+
+def describe_error(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def format_checks(checks) -> str:
     """One line for each check: ok, FAILED or not run."""
     words = {True: "ok", False: "FAILED", None: "not run"}
