@@ -1,0 +1,92 @@
+"""figures.survive: rows of runs, once each, and what it says and draws of them."""
+
+import json
+
+import pytest
+from commands import ROOT
+
+from figures.survive import DECIDE, main, rows_of_run, setting_name
+
+SETTINGS = {"train_type": "margin", "bn_stats": "shared", "variable": 0.1, "steps": 5, "eps": 5.0, "num_mixup": 1,
+            "trigger_strategy": "uncertain", "label_strategy": "plausible", "label_choices": 2, "seed": 3,
+            "model_type": "res18", "width": 16, "train_size": 16000, "epoch": 14}
+NAME = "margin, shared, lambda 0.1, K 5, eps 5, uncertain images, 2 plausible labels"
+
+
+def found(accuracy, hits, p, **more):
+    return {"test_accuracy": accuracy, "trigger_hits": hits, "trigger_size": 50, "log10_p": {"T1": p}, **more}
+
+
+def write(folder, settings, summary):
+    folder.mkdir(parents=True)
+    run = {"settings": settings, "command": ["train.py", "-msg", "a b"], "device_name": "a GPU", "torch": "2.11"}
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A source whose soft copy is claimed and whose VGG copy is not, with one benign model in its report."""
+    folder = tmp_path / "source"
+    own = found(0.71, 50, -15.0, model="source margin")
+    write(folder, SETTINGS, own | {"clean": None, "rows": [own, found(0.72, 22, -0.2, model="benign b")]})
+    for name, model, hits, p in (("extraction_soft", "res18", 40, -5.0), ("extraction_v", "vgg11", 30, -1.0)):
+        write(folder / name, SETTINGS, found(0.70, hits, p, attack="soft", model=model, teacher_bn="paper", rows=[]))
+    return folder
+
+
+@pytest.fixture
+def benign(tmp_path):
+    folder = tmp_path / "benign"
+    settings = SETTINGS | {"train_type": "none", "label_strategy": "random", "trigger_strategy": None}
+    write(folder, settings, found(0.715, 3, -0.1, clean=None, rows=[]))
+    return folder
+
+
+def test_a_run_gives_a_row_for_each_model(source):
+    rows = rows_of_run(source)
+    assert [(row["attack"], row["copy"], row["hits"], row["log10_p"], row["copy_accuracy"]) for row in rows] == [
+        (None, None, 50, -15.0, None), ("benign b", None, 22, -0.2, 0.72), ("soft", "res18", 40, -5.0, 0.70),
+        ("soft", "vgg11", 30, -1.0, 0.70)]
+    assert {(row["setting"], row["seed"], row["statistics"], row["source_accuracy"]) for row in rows} == {
+        (NAME, 3, "shared", 0.71)}
+    assert rows[0]["command"] == "python train.py -msg 'a b'"
+
+
+def test_both_statistics_of_a_source_are_rows(tmp_path):
+    settings = SETTINGS | {"bn_stats": "paper"}
+    write(tmp_path / "s", settings, found(0.57, 50, -40.0, clean=found(0.67, 44, -35.0), rows=[]))
+    write(tmp_path / "s" / "extraction", settings, found(0.66, 3, -0.4, attack="soft", model="res18",
+                                                         teacher_bn="clean", rows=[]))
+    rows = rows_of_run(tmp_path / "s")
+    assert [(row["statistics"], row["source_accuracy"], row["hits"]) for row in rows] == [
+        ("paper", 0.57, 50), ("clean", 0.67, 44), ("clean", 0.67, 3)]
+
+
+def test_a_run_that_is_added_again_replaces_its_rows(source, benign, tmp_path, capsys):
+    file = tmp_path / "survive.json"
+    main([str(source), str(benign), "--json", str(file), "--chosen", NAME])
+    first = json.loads(file.read_text())
+    main([str(source), "--json", str(file)])
+    assert json.loads(file.read_text()) == first and len(first["rows"]) == 5
+    assert first["benign_accuracy"] == 0.715 and first["chosen"] == NAME
+    assert (tmp_path / "survive.png").stat().st_size > 10_000
+    said = capsys.readouterr().out
+    assert f"{NAME}, shared statistics, soft: source 71.00 %, copy 70.00 %, hits 40 of 50, claimed 1 of 1" in said
+    assert "soft (vgg11): source 71.00 %, copy 70.00 %, hits 30 of 50, claimed 0 of 1 (seeds 3)" in said
+    assert "benign: source 71.00 %, copy 72.00 %, hits 22 of 50, claimed 0 of 1" in said and DECIDE == -3
+
+
+def test_settings_are_named_by_what_distinguishes_them():
+    assert setting_name(SETTINGS) == NAME
+    ours = SETTINGS | {"train_type": "base", "bn_stats": "paper", "label_strategy": "random", "trigger_strategy": None}
+    assert setting_name(ours | {"num_mixup": 2}) == "base, paper, lambda 0.1, means of 2"
+    assert setting_name(ours | {"train_type": "none"}) == "benign"
+
+
+def test_what_is_no_run_is_refused(tmp_path, capsys):
+    for argv, said in (([], "holds no runs yet"), ([str(tmp_path)], "is no finished run")):
+        with pytest.raises(SystemExit) as ended:
+            main([*argv, "--json", str(tmp_path / "x.json")])
+        assert ended.value.code == 2 and said in capsys.readouterr().err
+    assert not (tmp_path / "x.json").exists() and (ROOT / "figures" / "survive.py").exists()
