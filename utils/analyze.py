@@ -1,7 +1,8 @@
-"""Analyses of a finished run: `python -m utils.analyze energy|margin|tsne RUN` writes RUN/<what>.json.
+"""Analyses of a finished run: `python -m utils.analyze energy|margin|traces|tsne RUN` writes RUN/<what>.json.
 
 energy  free energy of test images and triggers (Table 7), and what a filter at 5 % refused clean images would refuse
 margin  upper bound of the margin of each trigger (Table 5): the smallest eps at which projected ascent flips it
+traces  of the triggers in a source's answers to natural images, and what a copy, RUN, has learnt of them
 tsne    features of test images and triggers in two dimensions (Figure 7), perplexity 5 and 10
 """
 
@@ -11,13 +12,14 @@ import json
 from utils.analysis.energy import report_energy
 from utils.analysis.finished_run import FinishedRun
 from utils.analysis.margin_bound import report_margin
+from utils.analysis.traces import report_traces
 from utils.analysis.tsne import report_tsne
 from utils.system.device import choose_device
 from utils.system.files import write_atomically
 from utils.system.flags import Parser
 from utils.system.refusals import refuse_in_one_sentence
 
-REPORTS = {"energy": report_energy, "margin": report_margin, "tsne": report_tsne}
+REPORTS = {"energy": report_energy, "margin": report_margin, "traces": report_traces, "tsne": report_tsne}
 
 
 @refuse_in_one_sentence

@@ -15,7 +15,8 @@ class FinishedRun:
     folder    the run's folder, an absolute path
     model     frozen, in eval mode, on `device`
     triggers  the owner's `TriggerSet`; of a surrogate, that of its source
-    test      `Images`, the test images of the run's data set
+    train, test  `Images` of the run's data set; `train` are those of the source
+    select    which checkpoint, see below
     device    where to compute
 
     `select` names the checkpoint ("val" or "last"; None: the one that the run itself reports). Raises Refusal where
@@ -38,5 +39,5 @@ class FinishedRun:
         data = load_data(settings["dataset"], data_dir, source_settings.get("train_size"), skip_bad_images=True)
         if source_settings.get("data_sha256") not in (None, data.sha256):
             raise Refusal(f"--data-dir {data_dir}: these are not the images of {folder}; name its source's data")
-        self.test = data.test
-        self.device = device
+        self.train, self.test = data.train, data.test
+        self.select, self.device = select, device
