@@ -51,7 +51,7 @@ def test_traces_of_a_copy_of_digits(tmp_path, capsys):
     summary = json.loads((source / "extraction" / "summary.json").read_text())
     assert found["copy_hits"] == summary["trigger_hits"] and found["statistics"] == "paper"
     assert found["copy_accuracy"] == pytest.approx(summary["test_accuracy"])
-    assert 0 <= found["assigned_near"] <= 1 and 0 < found["entropy"] <= math.log(10)
+    assert 0 <= found["assigned_near_for_copy"] <= 1 and 0 < found["entropy"] <= math.log(10)
     with pytest.raises(SystemExit) as ended:
         analyze_main(["traces", str(source), "--device", "cpu"])
     assert ended.value.code == 2 and "traces compares a copy with its source" in capsys.readouterr().err

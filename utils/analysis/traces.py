@@ -68,6 +68,9 @@ def _features(model, images):
 
 def report_traces(copy: FinishedRun) -> dict:
     """The traces of a surrogate's source, and what the surrogate made of them; Refusal for a run that is no surrogate.
+
+    `assigned_near_for_*` is the source's mean probability of the assigned label on the training images nearest to the
+    trigger in the features of the source or the copy; `assigned_everywhere` that on all images of other labels.
     """
     summary = read_json(copy.folder / "summary.json") or {}
     statistics = summary.get("teacher_bn")
@@ -79,11 +82,14 @@ def report_traces(copy: FinishedRun) -> dict:
     answers = {name: [predict(model, images).cpu() for images in (train.images, test.images, triggers.images)]
                for name, model in (("source", source), ("copy", copy.model))}
     probability = answers["source"][0].softmax(1)
-    around = nearest(_features(source, train.images), _features(source, triggers.images), NEIGHBOURS)
-    mine = probability[around].gather(2, triggers.labels[:, None, None].expand(-1, NEIGHBOURS, 1))
     foreign = train.labels[:, None] != triggers.labels
     everywhere = torch.stack([probability[foreign[:, i], label].mean() for i, label in enumerate(triggers.labels)])
     result = {"statistics": statistics, "attack": summary.get("attack"), "triggers": len(triggers)}
+    for name, model in (("source", source), ("copy", copy.model)):
+        # the source has learnt where a trigger lies; the copy shows where it lies for who never saw it
+        around = nearest(_features(model, train.images), _features(model, triggers.images), NEIGHBOURS)
+        near = probability[around].gather(2, triggers.labels[:, None, None].expand(-1, NEIGHBOURS, 1))
+        result[f"assigned_near_for_{name}"] = float(near.mean())
     for name, (_, on_test, on_triggers) in answers.items():
         hits = on_triggers.argmax(1) == triggers.labels
         result[f"{name}_accuracy"] = float((on_test.argmax(1) == test.labels).double().mean())
@@ -93,7 +99,6 @@ def report_traces(copy: FinishedRun) -> dict:
     errors = copied_errors(*(answers[name][1].argmax(1) for name in ("source", "copy")), test.labels)
     lift = class_lift(probability, train.labels, triggers.true_labels[:, 0], triggers.labels)
     return result | errors | {
-        "assigned_near": float(mine.mean()), "assigned_everywhere": float(everywhere.mean()),
-        "answered_near": float((probability[around].argmax(2) == triggers.labels[:, None]).double().mean()),
+        "assigned_everywhere": float(everywhere.mean()),
         "assigned_in_own_class": lift["assigned"], "other_in_own_class": lift["other"],
     }
