@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 DECIDE = -3  # log10 p of T1 at which a theft counts as shown
 MARKS = {"soft": ("C0", "o"), "hard": ("C1", "s"), "reg": ("C2", "^"), "margin": ("C4", "D")}
 OTHER = ("C7", "v")
-KEYS = ("setting", "seed", "statistics", "attack", "copy", "sizes")  # what makes a row one of a kind
+KEYS = ("setting", "seed", "statistics", "attack", "copy", "sizes", "device", "command")  # a row's identity
 
 
 @refuse_in_one_sentence
@@ -86,7 +86,8 @@ def setting_name(settings: dict) -> str:
     """What distinguishes a setting of the search, from the flags in run.json."""
     if settings["train_type"] == "none":
         return "benign"
-    parts = [settings["train_type"], settings["bn_stats"], f"lambda {settings['variable']:g}"]
+    parts = [settings["train_type"], settings["bn_stats"], f"m {settings['num_query']}",
+             f"lambda {settings['variable']:g}"]
     if settings["train_type"] == "margin":
         parts.append(f"K {settings['steps']}, eps {settings['eps']:g}")
     if settings.get("trigger_strategy"):

@@ -8,9 +8,9 @@ from commands import ROOT
 from figures.survive import DECIDE, main, rows_of_run, setting_name
 
 SETTINGS = {"train_type": "margin", "bn_stats": "shared", "variable": 0.1, "steps": 5, "eps": 5.0, "num_mixup": 1,
-            "trigger_strategy": "uncertain", "label_strategy": "plausible", "label_choices": 2, "seed": 3,
-            "model_type": "res18", "width": 16, "train_size": 16000, "epoch": 14}
-NAME = "margin, shared, lambda 0.1, K 5, eps 5, uncertain images, 2 plausible labels"
+            "num_query": 50, "trigger_strategy": "uncertain", "label_strategy": "plausible", "label_choices": 2,
+            "seed": 3, "model_type": "res18", "width": 16, "train_size": 16000, "epoch": 14}
+NAME = "margin, shared, m 50, lambda 0.1, K 5, eps 5, uncertain images, 2 plausible labels"
 
 
 def found(accuracy, hits, p, **more):
@@ -80,7 +80,7 @@ def test_a_run_that_is_added_again_replaces_its_rows(source, benign, tmp_path, c
 def test_settings_are_named_by_what_distinguishes_them():
     assert setting_name(SETTINGS) == NAME
     ours = SETTINGS | {"train_type": "base", "bn_stats": "paper", "label_strategy": "random", "trigger_strategy": None}
-    assert setting_name(ours | {"num_mixup": 2}) == "base, paper, lambda 0.1, means of 2"
+    assert setting_name(ours | {"num_mixup": 2}) == "base, paper, m 50, lambda 0.1, means of 2"
     assert setting_name(ours | {"train_type": "none"}) == "benign"
 
 
