@@ -1,9 +1,13 @@
 """The checks of whole commands, on the CPU with a tiny network: they pass what is right and find what is not."""
 
+import subprocess
+import sys
+import time
+
 import pytest
 
 from utils.gpu_checks import scripts
-from utils.gpu_checks.scripts import check_logs, check_scripts, check_two_processes
+from utils.gpu_checks.scripts import Started, check_logs, check_scripts, check_two_processes, finish
 
 TINY = "--width 4 --batch-size 128 -ep 4"
 
@@ -18,7 +22,7 @@ def checked(tmp_path_factory):
         patch.setattr(scripts, "SOURCES", {"tf32": "", "whole": scripts.EXACT})
         thefts = {"soft extraction": small(scripts.THEFTS["soft extraction"]), "no such attack": "extraction.py -at x"}
         patch.setattr(scripts, "THEFTS", thefts)
-        return folder, check_scripts(folder, 200, "cpu")
+        return folder, check_scripts(folder, time.monotonic() + 200, "cpu")
 
 
 def test_right_commands_pass_and_a_failing_one_is_named(checked):
@@ -52,6 +56,16 @@ def test_what_differs_or_was_never_stopped_is_found(checked, monkeypatch):
     assert check.holds is False and check.seen == "weights differ by 5.0e-01"
 
 
+def test_what_hangs_is_killed_with_what_it_has_started(tmp_path):
+    said = tmp_path / "said"
+    child = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']).wait()"
+    with open(said, "w") as file:
+        process = subprocess.Popen([sys.executable, "-c", child], stdout=file, start_new_session=True)
+    began = time.monotonic()
+    assert finish({"it": Started(process, said)}, began + 0.5) == {"it": "out of time"}
+    assert time.monotonic() - began < 30 and process.returncode == -9
+
+
 def test_two_processes_need_two_gpus(tmp_path):
-    check = check_two_processes(tmp_path, 1, count=1)
+    check = check_two_processes(tmp_path, 0.0, count=1)
     assert check.holds is None and check.seen == "1 GPU here"

@@ -84,19 +84,27 @@ def measure_rates(pairs, device, left, settings_of=settings_of, renderings=RENDE
 def measure_rendering(settings, objective: str, rendering: Rendering, device, products: dict) -> dict:
     """The figures of one rendering; `products` keeps the seconds of the matrix product of each precision."""
     _free(device)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = rendering.tf32
+    torch.backends.cudnn.allow_tf32 = rendering.tf32
     contenders, said = Contenders(settings, device), []
-    with PeakMemory(device) as memory:
+
+    def build():
         if rendering.official:
-            call, model = contenders.official_step(objective)
-        else:
-            call, model, step = contenders.our_step(objective, rendering.amp)
-            if step.recorder is not None:
-                step.recorder.log = said.append
+            return contenders.official_step(objective)
+        call, model, step = contenders.our_step(objective, rendering.amp)
+        if step.recorder is not None:
+            step.recorder.log = said.append
+        return call, model
+
+    if not rendering.compile:  # cuDNN tries algorithms, with memory for each, when it first sees a convolution
+        seconds_per_call(build()[0], 2, device)
+        _free(device)
+    with PeakMemory(device) as memory:
+        call, model = build()
         seconds_per_call(call, WARM_UP + 2, device)
     once = seconds_per_call(call, 3, device)
     repeats = min(300, max(3, round(SECONDS / once)))
-    seconds = statistics.median(seconds_per_call(call, repeats, device) for _ in range(ROUNDS))
+    rounds = [seconds_per_call(call, repeats, device) for _ in range(ROUNDS)]
+    seconds = statistics.median(rounds)
     if rendering.official:
         loaded, _ = contenders.official_step(objective, loader=True)
         seconds_per_call(loaded, 3, device)
@@ -108,15 +116,18 @@ def measure_rendering(settings, objective: str, rendering: Rendering, device, pr
     evaluation = evaluate()
     key = (rendering.amp, rendering.tf32)
     if key not in products:
+        torch.backends.cuda.matmul.allow_tf32 = rendering.tf32  # as the convolutions; training leaves it off
         product, flop = matrix_product(device, rendering.amp)
         seconds_per_call(product, 3, device)
         products[key] = flop / statistics.median(seconds_per_call(product, 10, device) for _ in range(ROUNDS))
+        torch.backends.cuda.matmul.allow_tf32 = False
     flop = contenders.flop(objective, "official" if rendering.official else "ours")
     epoch = contenders.steps * loaded_s + evaluation
     row = {
         "ms_per_step": 1e3 * seconds, "s_per_epoch": epoch, "hours_of_200_epochs": 200 * epoch / 3600,
         "evaluation_s": evaluation, "peak_memory_bytes": memory.peak, "flop_per_s": flop / seconds,
-        "matmul_flop_per_s": products[key], "fraction_of_matmul": flop / seconds / products[key],
+        "rounds_ms_per_step": [1e3 * t for t in rounds], "matmul_flop_per_s": products[key],
+        "fraction_of_matmul": flop / seconds / products[key],
     }
     if said:
         row["fell_back"] = said[0]

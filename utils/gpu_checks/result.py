@@ -19,6 +19,14 @@ def attempt(what: str, check) -> Check:
         return Check(what, False, describe_error(error))
 
 
+def attempt_all(what: str, checks) -> list[Check]:
+    """The list `checks()`, or one failure as in `attempt`."""
+    try:
+        return list(checks())
+    except Exception as error:
+        return [Check(what, False, describe_error(error))]
+
+
 def describe_error(error: Exception) -> str:
     """An error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -3,12 +3,16 @@
 The commands run side by side, since each spends most of its time starting.
 """
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -34,25 +38,43 @@ POINTS = 0.02  # by which the accuracies of the precisions may differ
 FALLBACK = "no CUDA graph"  # what a run's log says where it could not record its step, see training.cuda_graph
 
 
-def start(words: str, folder: Path, device: str, launcher=()) -> subprocess.Popen:
+class Started(NamedTuple):
+    """A process in a session of its own, and the file that gets what it says."""
+
+    process: subprocess.Popen
+    said: Path
+
+
+def start(words: str, folder: Path, device: str, launcher=()) -> Started:
     """Start a script with its flags, runs below `folder`."""
     script, *flags = words.split()
     command = [sys.executable, *launcher, str(ROOT / script), *flags, "-d", str(folder), "--device", device]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    number, said = tempfile.mkstemp(".said", dir=folder)
+    with open(number, "w") as file:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+    return Started(process, Path(said))
 
 
-def finish(processes: dict, seconds: float) -> dict:
-    """{name: why it failed, or None} of started processes; those that run longer than `seconds` are killed."""
-    end, failures = time.monotonic() + seconds, {}
-    for name, process in processes.items():
-        try:
-            said, _ = process.communicate(timeout=max(1.0, end - time.monotonic()))
-            last = (said.strip().splitlines() or ["it said nothing"])[-1][:200]
-            failures[name] = None if process.returncode == 0 else f"exit status {process.returncode}: {last}"
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            failures[name] = "out of time"
+def finish(started: dict, end: float) -> dict:
+    """{name: why it failed, or None} of started processes.
+
+    Those that run at `end`, a value of `time.monotonic`, are killed, with the processes that they have started.
+    """
+    failures = {}
+    try:
+        for name, (process, said) in started.items():
+            try:
+                status = process.wait(max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                failures[name] = "out of time"
+                continue
+            last = (said.read_text().strip().splitlines() or ["it said nothing"])[-1][:200]
+            failures[name] = None if status == 0 else f"exit status {status}: {last}"
+    finally:
+        for process, _ in started.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     return failures
 
 
@@ -61,25 +83,25 @@ def run_folder(folder: Path, message: str) -> Path:
     return folder / f"digits_vgg11_margin_50_{message}"
 
 
-def check_scripts(folder: Path, seconds: float, device: str = "cuda") -> list[Check]:
-    """Run the commands and check what they wrote below `folder`; each wave of them gets at most `seconds`."""
+def check_scripts(folder: Path, end: float, device: str = "cuda") -> list[Check]:
+    """Run the commands and check what they wrote below `folder`; at `end`, a value of `time.monotonic`, they fail."""
     cut = f"{SOURCE} {EXACT} -msg cut"
     running = {"cut": start(cut, folder, device)}
     running |= {name: start(f"{SOURCE} {flags} -msg {name}", folder, device) for name, flags in SOURCES.items()}
-    _interrupt(running["cut"], run_folder(folder, "cut"), seconds)
-    failures = finish(running, seconds)
+    _interrupt(running["cut"].process, run_folder(folder, "cut"), end)
+    failures = finish(running, end)
     saved = failures.pop("cut")
     running = {name: start(words, folder, device) for name, words in THEFTS.items()}
-    thefts = finish(running | {"cut": start(cut, folder, device)}, seconds)
+    thefts = finish(running | {"cut": start(cut, folder, device)}, end)
     failures["cut"] = thefts.pop("cut")
     checks = [_check_accuracies(folder, failures), _check_continued(folder, failures, saved)]
     checks += [Check(f"{name} of the source", why is None, why or "finished") for name, why in thefts.items()]
     return checks + [check_logs(folder)]
 
 
-def _interrupt(process, folder: Path, seconds: float) -> None:
-    """Send SIGTERM once two epochs are done, or after `seconds`."""
-    rows, end = folder / "metrics.jsonl", time.monotonic() + seconds
+def _interrupt(process, folder: Path, end: float) -> None:
+    """Send SIGTERM once two epochs are done, or at `end`."""
+    rows = folder / "metrics.jsonl"
     while process.poll() is None and time.monotonic() < end:
         if rows.exists() and len(rows.read_bytes().splitlines()) >= 2:
             break
@@ -102,7 +124,7 @@ def _check_continued(folder: Path, failures: dict, saved: str | None) -> Check:
     broken = [failures[name] for name in ("whole", "cut") if failures[name]]
     if broken:
         return Check(what, False, "; ".join(broken))
-    if saved is None or "143" not in saved:
+    if not (saved or "").startswith(f"exit status {128 + signal.SIGTERM}:"):
         return Check(what, False, f"it was not stopped: {saved or 'it ran to its end'}")
     states = []
     for name in ("whole", "cut"):
@@ -120,14 +142,14 @@ def check_logs(folder: Path) -> Check:
     return Check("no run fell back to ordinary steps", bool(logs) and not told, seen)
 
 
-def check_two_processes(folder: Path, seconds: float, count: int | None = None, device: str = "cuda") -> Check:
+def check_two_processes(folder: Path, end: float, count: int | None = None, device: str = "cuda") -> Check:
     """Whether two processes, a GPU each, train digits as one does; not run where there is one GPU."""
     what = "two processes under torchrun"
     count = torch.cuda.device_count() if count is None else count
     if count < 2:
         return Check(what, None, f"{count} GPU here")
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    failure = finish({"two": start(f"{SOURCE} --no-tf32 -msg two", folder, device, launcher)}, seconds)["two"]
+    failure = finish({"two": start(f"{SOURCE} --no-tf32 -msg two", folder, device, launcher)}, end)["two"]
     if failure:
         return Check(what, False, failure)
     one, two = (json.loads((run_folder(folder, name) / "summary.json").read_text())["test_accuracy"]
