@@ -13,6 +13,7 @@ from utils.system.refusals import Interrupted, Refusal
 
 ROOT = Path(__file__).resolve().parents[2]
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GRACE = 120  # seconds for a step and a checkpoint after the time is up; a script that takes longer hangs
 LOOK_EVERY = 0.1  # seconds between two looks at the time that is left
 
 
@@ -38,16 +39,21 @@ def run(step: RunStep, left=None) -> bool:
     step.folder.parent.mkdir(parents=True, exist_ok=True)
     received, expired = [], []  # signals to this process; whether the time was up, as a list that `stop` can see
 
+    process = None
+
     def stop(signum, frame):
-        if not expired or received:  # else the script was asked to end when its time was up, and is saving
+        # a script that was asked to end when its time was up is saving
+        if process is not None and (not expired or received):
             process.terminate()
         received.append(signum)
 
-    # In its own session the script does not also get a terminal's Ctrl-C; a second signal would end it unsaved.
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, env=script_environment(), start_new_session=True)
     stops = [s for s in STOPS if signal.getsignal(s) != signal.SIG_IGN]
     old = {s: signal.signal(s, stop) for s in stops}
     try:
+        # In its own session the script does not also get a terminal's Ctrl-C; a second signal would end it unsaved.
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, env=script_environment(), start_new_session=True)
+        if received:
+            process.terminate()
         status = _wait(process, left, received, expired)
     finally:
         for signum, handler in old.items():
@@ -68,12 +74,16 @@ def run(step: RunStep, left=None) -> bool:
 def _wait(process, left, received: list, expired: list) -> int:
     """The exit status of the process once it has ended.
 
-    When its time is up, True is added to `expired` and it is asked to end; it then has the time that saving takes.
+    When its time is up, True is added to `expired` and it is asked to end; it then has `GRACE` seconds for saving.
     """
     while left is not None and not received:
         if left() <= 0:
             expired.append(True)
             process.terminate()
+            try:
+                return process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
             break
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(timeout=LOOK_EVERY)
