@@ -11,6 +11,7 @@ Warm-up       cuDNN's benchmarks, cuBLAS's workspaces and torch.compile must hav
               during the recording fails, and the training goes on with ordinary steps.
 Gradients     They are None at the beginning, so that the recorded backward pass makes them in the graph's own memory
               pool, where `zero_grad(set_to_none=True)`, which is no work of the GPU, leaves them to the next replay.
+              Those of the twin in `watermark.halved_step` are set to None by the step itself, before its passes.
 Memory        Every replay uses the same addresses: rows are copied into `buffers`; the rate, the sums, the weights and
               all running averages are changed in place. Garbage is collected before, since freeing it during a
               recording is work of the GPU that the recording does not hold.
@@ -23,7 +24,7 @@ Optimiser     The rate is a float32 tensor on the device, which fused SGD reads 
               so it needs no `capturable`, as Adam would.
 BatchNorm     `num_batches_tracked` and the averages are tensors on the device; the momentum is a number, set to the
               same values in the same order at every step.
-One at a time Only one recording may run in a process, and nothing else on the GPU meanwhile: there is one thread.
+One at a time Only one recording may run in a process, and no other thread of it may use the GPU meanwhile: none does.
 Two streams   The halves of a watermark step run on two streams, which wait for each other at its beginning and end:
               the recording forks and joins there (`watermark.two_stream_step`).
 NCCL          Not recorded in several processes.
