@@ -22,6 +22,7 @@ KEYS = ("setting", "seed", "statistics", "attack", "copy", "sizes", "device", "c
 
 @refuse_in_one_sentence
 def main(argv=None):
+    """Add the named runs, write the JSON file, draw the picture and print the means of each setting."""
     parser = Parser(prog="python -m figures.survive", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of train.py's runs to add, attacks inside them")
     parser.add_argument("--chosen", help="name of the setting that was fixed before the other seeds were run")
@@ -40,8 +41,10 @@ def main(argv=None):
     found["benign_accuracy"] = sum(benign) / len(benign) if benign else None
     if not found["rows"]:
         raise Refusal(f"{path} holds no runs yet: name some folders of train.py's runs")
-    write_json(path, found)
+    if found["chosen"] not in {None, *(row["setting"] for row in found["rows"])}:
+        raise Refusal(f"--chosen {found['chosen']}: no run has that setting; see the names that are printed without it")
     draw(found, path.with_suffix(".png"))
+    write_json(path, found)
     print(format_settings(found))
 
 
@@ -87,35 +90,47 @@ def setting_name(settings: dict) -> str:
     if settings["train_type"] == "none":
         return "benign"
     parts = [settings["train_type"], settings["bn_stats"], f"m {settings['num_query']}",
-             f"lambda {settings['variable']:g}"]
+             f"lambda {settings['variable']:g}" + (" joint" if settings["reduction"] == "joint" else "")]
     if settings["train_type"] == "margin":
         parts.append(f"K {settings['steps']}, eps {settings['eps']:g}")
     if settings.get("trigger_strategy"):
         parts.append(f"{settings['trigger_strategy']} images")
     if settings["label_strategy"] == "plausible":
         parts.append(f"{settings['label_choices']} plausible labels")
+    elif settings["label_strategy"] != "random":
+        parts.append(f"{settings['label_strategy']} labels")
     if settings["num_mixup"] > 1:
         parts.append(f"means of {settings['num_mixup']}")
     return ", ".join(parts)
 
 
 def format_settings(found: dict) -> str:
-    """One line for each setting, statistics and attack: mean accuracies, hits and claims over seeds."""
+    """One line for each setting, statistics, device and attack: mean accuracies, hits and claims.
+
+    Runs of one seed are averaged first, so that each seed counts once in a mean.
+    """
     groups = {}
     for row in found["rows"]:
         what = "benign" if str(row["attack"]).startswith("benign") else row["attack"] or "source"
         what += f" ({row['copy']})" if row["copy"] not in (None, "res18") else ""
-        groups.setdefault((row["sizes"], row["setting"], row["statistics"], what), []).append(row)
+        groups.setdefault((row["sizes"], row["device"], row["setting"], row["statistics"], what), []).append(row)
     lines = []
-    for (sizes, setting, statistics, what), rows in groups.items():
-        mean = lambda key, rows=rows: sum(row[key] for row in rows) / len(rows)
+    for (sizes, device, setting, statistics, what), rows in groups.items():
+        mean = lambda key, rows=rows: _mean_of_seeds(rows, key)
         claimed = sum(row["log10_p"] is not None and row["log10_p"] <= DECIDE for row in rows)
         copy = "" if rows[0]["copy_accuracy"] is None else f", copy {100 * mean('copy_accuracy'):.2f} %"
         source = f"source {100 * mean('source_accuracy'):.2f} %"
-        lines.append(f"{sizes}: {setting}, {statistics} statistics, {what}: {source}"
+        lines.append(f"{sizes}, {device}: {setting}, {statistics} statistics, {what}: {source}"
                      f"{copy}, hits {', '.join(str(row['hits']) for row in rows)} of {rows[0]['m']}, "
                      f"claimed {claimed} of {len(rows)} (seeds {', '.join(str(row['seed']) for row in rows)})")
     return "\n".join(lines)
+
+
+def _mean_of_seeds(rows, key: str) -> float:
+    seeds = {}
+    for row in rows:
+        seeds.setdefault(row["seed"], []).append(row[key])
+    return sum(sum(values) / len(values) for values in seeds.values()) / len(seeds)
 
 
 def draw(found: dict, path: Path) -> None:
@@ -125,6 +140,8 @@ def draw(found: dict, path: Path) -> None:
     for ax, value, label in zip(axes, (lambda row: 100 * row["hits"] / row["m"], lambda row: row["log10_p"]),
                                 ("triggers that a copy keeps (%)", "log10 p of T1 for a copy")):
         for row in copies:
+            if value(row) is None:  # T1 does not apply
+                continue
             colour, mark = MARKS.get(row["attack"], OTHER)
             chosen = row["setting"] == found["chosen"]
             ax.plot(100 * row["source_accuracy"], value(row), mark, color=colour, markersize=8 if chosen else 5,

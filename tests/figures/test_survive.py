@@ -7,9 +7,9 @@ from commands import ROOT
 
 from figures.survive import DECIDE, main, rows_of_run, setting_name
 
-SETTINGS = {"train_type": "margin", "bn_stats": "shared", "variable": 0.1, "steps": 5, "eps": 5.0, "num_mixup": 1,
-            "num_query": 50, "trigger_strategy": "uncertain", "label_strategy": "plausible", "label_choices": 2,
-            "seed": 3, "model_type": "res18", "width": 16, "train_size": 16000, "epoch": 14}
+SETTINGS = {"train_type": "margin", "bn_stats": "shared", "variable": 0.1, "reduction": "sum", "steps": 5, "eps": 5.0,
+            "num_mixup": 1, "num_query": 50, "trigger_strategy": "uncertain", "label_strategy": "plausible",
+            "label_choices": 2, "seed": 3, "model_type": "res18", "width": 16, "train_size": 16000, "epoch": 14}
 NAME = "margin, shared, m 50, lambda 0.1, K 5, eps 5, uncertain images, 2 plausible labels"
 
 
@@ -81,7 +81,30 @@ def test_settings_are_named_by_what_distinguishes_them():
     assert setting_name(SETTINGS) == NAME
     ours = SETTINGS | {"train_type": "base", "bn_stats": "paper", "label_strategy": "random", "trigger_strategy": None}
     assert setting_name(ours | {"num_mixup": 2}) == "base, paper, m 50, lambda 0.1, means of 2"
+    joint = ours | {"reduction": "joint", "label_strategy": "highest"}
+    assert setting_name(joint) == "base, paper, m 50, lambda 0.1 joint, highest labels"
     assert setting_name(ours | {"train_type": "none"}) == "benign"
+
+
+def test_runs_without_t1_are_drawn_and_a_seed_counts_once(source, tmp_path, capsys):
+    for i, accuracy in enumerate((0.60, 0.70)):  # seed 3 twice more
+        own = found(accuracy, 50, None, model="source")
+        write(tmp_path / str(i), SETTINGS | {"message": i}, own | {"clean": None, "rows": []})
+        run = tmp_path / str(i) / "run.json"
+        run.write_text(run.read_text().replace("a b", f"again {i}"))
+        write(tmp_path / str(i) / "extraction", SETTINGS, found(0.5, 3, None, attack="soft", model="res18",
+                                                                 teacher_bn="paper", rows=[]))
+    other = SETTINGS | {"seed": 4}
+    write(tmp_path / "4", other, found(0.81, 50, -9.0, clean=None, rows=[]))
+    main([str(source), *(str(tmp_path / name) for name in "014"), "--json", str(tmp_path / "x.json")])
+    assert "shared statistics, source: source 74.00 %, hits 50, 50, 50, 50 of 50" in capsys.readouterr().out
+    assert (tmp_path / "x.png").exists()
+
+
+def test_a_chosen_setting_that_no_run_has_is_refused(source, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(source), "--json", str(tmp_path / "x.json"), "--chosen", "a typo"])
+    assert "no run has that setting" in capsys.readouterr().err and not (tmp_path / "x.json").exists()
 
 
 def test_what_is_no_run_is_refused(tmp_path, capsys):
