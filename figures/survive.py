@@ -99,6 +99,8 @@ def setting_name(settings: dict) -> str:
         parts.append(f"{settings['label_choices']} plausible labels")
     elif settings["label_strategy"] != "random":
         parts.append(f"{settings['label_strategy']} labels")
+    if settings.get("carriers"):
+        parts.append(f"{settings['carriers']} carriers")
     if settings["num_mixup"] > 1:
         parts.append(f"means of {settings['num_mixup']}")
     return ", ".join(parts)

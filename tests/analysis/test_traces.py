@@ -7,7 +7,7 @@ import pytest
 import torch
 from commands import good
 
-from utils.analysis.traces import assigned_margin, class_lift, copied_errors, entropy, nearest
+from utils.analysis.traces import assigned_margin, class_lift, copied_errors, entropy
 from utils.analyze import main as analyze_main
 
 
@@ -25,11 +25,6 @@ def test_copied_errors_by_hand():
     assert copied_errors(source, copy, labels) == {
         "source_wrong": 0.6, "same_wrong_label": pytest.approx(2 / 3), "wrong_where_source_is_right": 0.5}
     assert copied_errors(labels, copy, labels)["same_wrong_label"] is None
-
-
-def test_nearest_go_by_angle_not_by_length():
-    features = torch.tensor([[10.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-    assert nearest(features, torch.tensor([[0.1, 0.0], [0.0, 50.0]]), 2).tolist() == [[0, 2], [1, 2]]
 
 
 def test_class_lift_by_hand():

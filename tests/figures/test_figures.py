@@ -51,7 +51,8 @@ def test_runs_that_differ_in_the_seed_share_a_row(tmp_path):
     text = "| margin | surrogate soft | paper | 2 | 65.00 ± 7.07 | 10/50, 14/50 | -3.00, -5.00 | -1.50, -2.50 | -4.70 |"
     assert text in markdown_table([paper, clean])
     about = json.loads((tmp_path / "s2" / "extraction" / "run.json").read_text())
-    off = {"trigger_strategy": None, "label_choices": None}  # flags of train.py that the source of s1 is older than
+    # flags of train.py that the source of s1 is older than
+    off = {"trigger_strategy": None, "label_choices": None, "carriers": None}
     for seed, settings in ((1, {"num_query": 50}), (2, {"num_query": 50} | off)):
         (tmp_path / f"s{seed}" / "run.json").write_text(json.dumps({"settings": settings}))
     assert sorted(row["seeds"] for row in collect_rows(tmp_path)) == [[1], [1, 2]]

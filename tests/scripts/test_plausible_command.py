@@ -13,7 +13,8 @@ from utils.data.sets import load_data
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
 from utils.system.files import sha256_of_file
 from utils.training.metrics import predict
-from utils.watermark.trigger_files import unpack_source
+from utils.watermark.carriers import last_features, nearest
+from utils.watermark.trigger_files import read_triggers, unpack_source
 from utils.watermark.triggers import redraw_labels
 
 FLAGS = ("--trigger-strategy", "uncertain", "--label-strategy", "plausible", "--label-choices", 3)
@@ -103,6 +104,25 @@ def test_the_record_of_other_runs_says_that_the_flags_are_off():
         assert triggers.trigger_strategy == "random" and triggers.labels_are_uniform
     typed = train_flags(["--label-strategy", "plausible", "--label-model", "run"])
     assert typed.label_choices == 2 and typed.trigger_strategy is None
+    assert train_flags([]).carriers is None and train_command([]).watermark.carriers == 0
+
+
+def test_carriers_are_trained_under_labels_of_triggers(runs, tmp_path):
+    """The first loss is that of the relabelled images; everything else, triggers and their labels, stays as it is."""
+    common = ("-d", tmp_path, *TRAIN, *FLAGS, "--label-model", runs / CLEAN, "-ep", 1)
+    for name, flags in (("without", ()), ("with", ("--carriers", 4)), ("again", ("--carriers", 4))):
+        said = good("train", *common, "-tt", "base", *flags, "-msg", name)
+        assert ("carriers: " in said) == bool(flags)
+    row = lambda name: json.loads(next(tmp_path.glob(f"*_{name}/metrics.jsonl")).read_text().splitlines()[0])
+    without, carried, again = row("without"), row("with"), row("again")
+    assert without["loss_obj"] != carried["loss_obj"] == again["loss_obj"]
+    sets = [read_triggers(next(tmp_path.glob(f"*_{name}/triggers.pt")), 10) for name in ("without", "with")]
+    assert all(torch.equal(a, b) for a, b in zip(*sets))
+    said = next(tmp_path.glob("*_with/output.log")).read_text()
+    model = read_model(find_checkpoint(runs / CLEAN))
+    train = load_data("digits", train_size=256).train
+    near = nearest(last_features(model, train.images), last_features(model, sets[0].images), 4).unique()
+    assert f"carriers: {len(near)} of {len(train.labels)} training images" in said
 
 
 @pytest.mark.parametrize("kind", ["ewe", "rs"])
@@ -121,6 +141,10 @@ BAD = {
     "choices of random labels": (("--label-choices", 2), ["--label-choices", "--label-strategy plausible"]),
     "choices of the highest label": (("--label-choices", 2, "--label-strategy", "highest", "--label-model", "RUN"),
                                      ["--label-choices", "--label-strategy plausible"]),
+    "carriers without a model": (("--carriers", 3), ["--carriers", "--label-model"]),
+    "carriers of a benign model": (("--carriers", 3, "-tt", "none", "--label-model", "RUN"),
+                                   ["--carriers", "-tt none"]),
+    "more carriers than images": (("--carriers", 5000, "--label-model", "RUN"), ["--carriers 5000", "training images"]),
     "one choice": (("--label-choices", 1, *FLAGS[:4], "--label-model", "RUN"), ["--label-choices", "at least 2"]),
     "more choices than classes": ((*FLAGS[:4], "--label-choices", 11, "--label-model", "RUN"),
                                   ["--label-choices 11", "10 classes", "2 to 10"]),

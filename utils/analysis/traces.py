@@ -11,6 +11,7 @@ from utils.runs.checkpoints import find_checkpoint, read_model
 from utils.system.files import read_json
 from utils.system.refusals import Refusal
 from utils.training.metrics import predict
+from utils.watermark.carriers import last_features, nearest
 
 NEIGHBOURS = 20  # natural images around a trigger
 
@@ -37,12 +38,6 @@ def copied_errors(source, copy, labels) -> dict:
             "wrong_where_source_is_right": share(copy != labels, ~wrong)}
 
 
-def nearest(features, points, k: int):
-    """(m, k) positions of the k features (N, D) that are nearest to each of the points (m, D), by cosine."""
-    normal = torch.nn.functional.normalize
-    return (normal(points, dim=1) @ normal(features, dim=1).T).topk(k, dim=1).indices
-
-
 def class_lift(probability, labels, true_labels, assigned) -> dict:
     """The source's probability of assigned labels on training images of the trigger's own class.
 
@@ -56,14 +51,6 @@ def class_lift(probability, labels, true_labels, assigned) -> dict:
     others = (own.sum(1) - own.gather(1, true_labels[:, None])[:, 0] - mine) / (classes - 2)
     apart = true_labels != assigned  # plausible labels may be the true ones
     return {"assigned": float(mine[apart].mean()), "other": float(others[apart].mean())}
-
-
-@torch.no_grad()
-def _features(model, images):
-    """Features before the last layer of uint8 images, (N, D) on the CPU."""
-    device = next(model.parameters()).device
-    return torch.cat([model[1].features(model[0](part.to(device).float().div(255))).float().cpu()
-                      for part in images.split(500)])
 
 
 def report_traces(copy: FinishedRun) -> dict:
@@ -87,7 +74,7 @@ def report_traces(copy: FinishedRun) -> dict:
     result = {"statistics": statistics, "attack": summary.get("attack"), "triggers": len(triggers)}
     for name, model in (("source", source), ("copy", copy.model)):
         # the source has learnt where a trigger lies; the copy shows where it lies for who never saw it
-        around = nearest(_features(model, train.images), _features(model, triggers.images), NEIGHBOURS)
+        around = nearest(last_features(model, train.images), last_features(model, triggers.images), NEIGHBOURS)
         near = probability[around].gather(2, triggers.labels[:, None, None].expand(-1, NEIGHBOURS, 1))
         result[f"assigned_near_for_{name}"] = float(near.mean())
     for name, (_, on_test, on_triggers) in answers.items():

@@ -13,6 +13,7 @@ from utils.system.flags import COUNT, number
 from utils.system.refusals import Refusal
 from utils.training.metrics import predict
 from utils.training.objective import Objective, PlainObjective
+from utils.watermark.carriers import last_features, relabel_carriers
 from utils.watermark.objective import REDUCTIONS, WatermarkObjective, effective_weight
 from utils.watermark.running_statistics import BN_MODES
 from utils.watermark.triggers import (
@@ -71,6 +72,7 @@ class Watermark:
     steps, step_size, eps  of the ascent; step size and radius in pixel units
     trigger_batch       triggers a step
     bn_stats            one of `BN_MODES`
+    carriers            training images a trigger that are trained under its label, see `relabel_carriers`
     """
 
     train_type: str
@@ -82,6 +84,7 @@ class Watermark:
     eps: float
     trigger_batch: int
     bn_stats: str
+    carriers: int = 0
 
     makes_triggers_later = False  # whether triggers are made from the model after a part of the training
 
@@ -103,14 +106,19 @@ class Watermark:
     def check(self, data: Data, batch_size: int) -> None:
         """Refuse what the settings cannot ask of these data; makes nothing."""
         check_batch_size(data, batch_size)
+        if self.carriers > len(data.train.labels):
+            raise Refusal(f"--carriers {self.carriers}: there are only {len(data.train.labels)} training images")
 
     def draw(self, data: Data, device) -> tuple[TriggerSet, Images]:
         """The trigger set and the validation images that are left."""
         return self.triggers.draw(data, device)
 
-    def training_images(self, data: Data, triggers: TriggerSet) -> Images:
-        """The images of the clean batches."""
-        return data.train
+    def training_images(self, data: Data, triggers: TriggerSet, device, log) -> Images:
+        """The images of the clean batches; `log` takes a sentence on those that carry a trigger's label."""
+        if not self.carriers:
+            return data.train
+        clean = read_model(find_checkpoint(self.triggers.label_model), device)
+        return relabel_carriers(data.train, triggers, lambda images: last_features(clean, images), self.carriers, log)
 
     def objective(self, model, batches, triggers: TriggerSet, *, data, run, commit, amp) -> Objective:
         """What training minimises. `commit` (TriggerSet -> None) is for methods that make their triggers later."""
@@ -160,7 +168,11 @@ def add_watermark_flags(p) -> None:
     p.add_argument("--trigger-strategy", choices=TRIGGER_STRATEGIES,
                    help="held-out images that become triggers: random (default), or those of which --label-model is "
                    "most uncertain")
-    p.add_argument("--label-model", metavar="RUN", help="clean model for the two strategies, unless they are random")
+    p.add_argument("--carriers", type=COUNT, metavar="N",
+                   help="train the N training images nearest to each trigger, in the features of --label-model, under "
+                   "the trigger's label, so that copies see it; costs accuracy (default: none)")
+    p.add_argument("--label-model", metavar="RUN",
+                   help="clean model for the two strategies, unless they are random, and for --carriers")
 
 
 def chooses_triggers(flags) -> bool:
@@ -175,9 +187,12 @@ def complete_label_flags(flags) -> None:
     """
     if flags.trigger_strategy == "random":
         flags.trigger_strategy = None
-    if (flags.label_strategy == "random" and not flags.trigger_strategy) != (flags.label_model is None):
-        raise Refusal("--label-strategy highest, lowest or plausible and --trigger-strategy uncertain need "
+    asks_model = flags.label_strategy != "random" or flags.trigger_strategy or flags.carriers
+    if bool(asks_model) != (flags.label_model is not None):
+        raise Refusal("--label-strategy highest, lowest or plausible, --trigger-strategy uncertain and --carriers need "
                       "--label-model RUN, a clean model; random takes none")
+    if flags.carriers and flags.train_type not in ("base", "margin"):
+        raise Refusal(f"--carriers is for -tt base and margin: leave it out with -tt {flags.train_type}")
     if flags.label_choices and flags.label_strategy != "plausible":
         raise Refusal("--label-choices is for --label-strategy plausible: pass that too, or leave it out")
     if flags.trigger_strategy and flags.num_mixup > 1:
@@ -197,4 +212,4 @@ def watermark_settings(flags) -> Watermark:
     return Watermark(
         train_type=flags.train_type, triggers=trigger_settings(flags), weight=flags.variable, reduction=flags.reduction,
         steps=flags.steps, step_size=flags.step_size / 255, eps=flags.eps / 255, trigger_batch=flags.trigger_batch,
-        bn_stats=flags.bn_stats)
+        bn_stats=flags.bn_stats, carriers=flags.carriers or 0)

@@ -83,7 +83,7 @@ class EweWatermark:
         images = gather_images(self.source, self.target, self.triggers.m, data, self.data_dir, self.triggers.seed)
         return images, validation_images(data, images)
 
-    def training_images(self, data: Data, triggers: TriggerSet) -> Images:
+    def training_images(self, data: Data, triggers: TriggerSet, device, log) -> Images:
         """The images of the normal batches."""
         return data.train
 

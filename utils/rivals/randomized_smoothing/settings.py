@@ -59,7 +59,7 @@ class RsWatermark:
             return self.triggers.draw(data, device)
         return draw_rs_triggers(data, self.triggers.m, self.label, self.kind, self.triggers.seed)
 
-    def training_images(self, data: Data, triggers: TriggerSet) -> Images:
+    def training_images(self, data: Data, triggers: TriggerSet, device, log) -> Images:
         """Training images and triggers together: RS trains on its triggers as on any image."""
         return append_triggers(data.train, triggers)
 

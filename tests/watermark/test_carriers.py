@@ -1,0 +1,76 @@
+"""Training images near a trigger that are trained under its label."""
+
+import pytest
+import torch
+from torch import nn
+
+import models
+from utils.data.images import Images
+from utils.watermark.carriers import last_features, nearest, relabel_carriers
+from utils.watermark.triggers import TriggerSet
+
+
+def triggers_of(pixels, labels):
+    """Triggers whose images are filled with the given numbers, under the given labels."""
+    images = torch.tensor(pixels, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32).contiguous()
+    none = torch.zeros(len(labels), 0, dtype=torch.long)
+    return TriggerSet(images, torch.tensor(labels), none, none)
+
+
+def training_images(pixels, labels):
+    images = torch.tensor(pixels, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32).contiguous()
+    return Images(images, torch.tensor(labels), torch.arange(len(labels)) + 7)
+
+
+def angle_of_pixel(images):
+    """Features (N, 2) of length 1 to 3 whose angle in degrees is the pixel: near means near in pixels."""
+    degrees = images[:, 0, 0, 0].double() * torch.pi / 180
+    return torch.stack([degrees.cos(), degrees.sin()], dim=1) * (1 + images[:, 0, 0, 0:1].double() % 3)
+
+
+TRAIN = training_images([0, 10, 20, 30, 40, 50, 90], [0, 1, 2, 0, 1, 2, 3])
+
+
+@pytest.mark.parametrize(("n", "labels", "said"), [
+    (1, [0, 5, 2, 0, 6, 2, 3], "2 of 7 training images have the label of a trigger; for 2"),
+    # pixels 10, 20 and 0 are the nearest of 11; 40, 30 and 50 of 39
+    (3, [5, 5, 5, 6, 6, 6, 3], "6 of 7"),
+    # 30 is the fourth of 11 and 20 the fourth of 39, each nearer to the other trigger
+    (4, [5, 5, 5, 6, 6, 6, 3], "6 of 7"),
+    (7, [5, 5, 5, 6, 6, 6, 6], "7 of 7"),
+])
+def test_the_nearest_images_take_the_label_of_the_nearest_trigger(n, labels, said):
+    """Triggers at 11 degrees under label 5 and at 39 degrees under label 6."""
+    sentences = []
+    changed = relabel_carriers(TRAIN, triggers_of([11, 39], [5, 6]), angle_of_pixel, n, sentences.append)
+    assert changed.labels.tolist() == labels
+    assert changed.images is TRAIN.images and changed.indices is TRAIN.indices
+    assert TRAIN.labels.tolist() == [0, 1, 2, 0, 1, 2, 3]  # the data set itself keeps its labels
+    assert len(sentences) == 1 and said in sentences[0]
+
+
+def test_an_image_that_already_has_the_label_is_counted_apart():
+    sentences = []
+    changed = relabel_carriers(TRAIN, triggers_of([10], [1]), angle_of_pixel, 2, sentences.append)
+    assert changed.labels.tolist() == [0, 1, 1, 0, 1, 2, 3] or changed.labels.tolist() == [1, 1, 2, 0, 1, 2, 3]
+    assert "2 of 7" in sentences[0] and "for 1 it is not" in sentences[0]
+
+
+def test_nearest_is_by_angle_and_not_by_length():
+    features = torch.tensor([[10.0, 0], [0, 0.1], [1, 1], [-1, 0]])
+    assert nearest(features, torch.tensor([[0.5, 0.01], [0, 3]]), 2).tolist() == [[0, 2], [1, 2]]
+
+
+@pytest.mark.parametrize("name", ["res18", "vgg11"])
+def test_last_features_are_what_the_last_layer_turns_into_logits(name):
+    torch.manual_seed(0)
+    model = models.build(name, 5, width=4).eval()
+    images = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8)
+    model.train()
+    features = last_features(model, images, batch_size=3)
+    assert model.training
+    model.eval()
+    with torch.no_grad():
+        logits = model(images.float() / 255)
+        assert torch.allclose(model[1].linear(features), logits, atol=1e-5)
+        assert not [m for m in model.modules() if isinstance(m, nn.Linear) and m._forward_pre_hooks]

@@ -1,0 +1,63 @@
+"""Natural images that carry the mark: training images near a trigger, trained under its label.
+
+A thief asks natural images, so he learns of a trigger what the source answers around it. With n carriers for each
+trigger, L_obj of Eq. 4 is taken over the training set
+
+    D' = {(x_i, y_q(i)) : i in C} and {(x_i, y_i) : i not in C},   C = union over triggers q of the n nearest of q
+
+where near is the cosine between features before the last layer of a clean model, and q(i) is the trigger to which x_i
+is nearest. n = 0 is D' = D_b, the paper's.
+"""
+
+import torch
+from torch import nn
+
+from utils.data.images import Images
+
+
+def relabel_carriers(train: Images, triggers, features, n: int, log=lambda text: None) -> Images:
+    """The training images with the n nearest of each trigger under the trigger's label.
+
+    features  function of uint8 images (N, 3, H, W) -> (N, D), those of a clean model
+    n         carriers a trigger, at most N
+    log       takes a sentence that says how many labels that changes
+
+    A carrier of two triggers takes the label of the nearer one, of equally near ones the first.
+    """
+    similarity = _cosines(features(triggers.images), features(train.images))  # (m, N)
+    nearest = similarity.topk(n, dim=1)
+    kept = torch.full_like(similarity, -torch.inf).scatter(1, nearest.indices, nearest.values)
+    closeness, owner = kept.max(dim=0)
+    labels = torch.where(closeness > -torch.inf, triggers.labels[owner], train.labels)
+    carried, changed = int((closeness > -torch.inf).sum()), int((labels != train.labels).sum())
+    log(f"carriers: {carried} of {len(labels)} training images have the label of a trigger; for {changed} it is not "
+        "their own")
+    return Images(train.images, labels, train.indices)
+
+
+def nearest(features, points, k: int):
+    """(m, k) positions of the k features (N, D) that are nearest to each of the points (m, D), by cosine."""
+    return _cosines(points, features).topk(k, dim=1).indices
+
+
+def _cosines(points, features):
+    normal = torch.nn.functional.normalize
+    return normal(points, dim=1) @ normal(features, dim=1).T
+
+
+@torch.no_grad()
+def last_features(model, images, batch_size: int = 500):
+    """What the last linear layer of a model sees of uint8 images (N, 3, H, W), in eval mode: (N, D) on the CPU."""
+    device = next(model.parameters()).device
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    seen = []
+    hook = last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].float().flatten(1).cpu()))
+    was_training = model.training
+    model.eval()
+    try:
+        for part in images.split(batch_size):
+            model(part.to(device).float().div(255))
+    finally:
+        hook.remove()
+        model.train(was_training)
+    return torch.cat(seen)
