@@ -35,6 +35,7 @@ from utils.system.flags import COUNT, Parser
 from utils.system.refusals import Refusal
 from utils.training.settings import TrainingSettings, add_training_flags, training_settings
 from utils.watermark.source_checkpoint import SourceFacts
+from utils.watermark.trigger_settings import add_trigger_flags, complete_watermark_flags
 
 RIVALS = {"ewe": ewe_settings, "rs": rs_settings}  # -tt -> where its flags and settings are
 TRAIN_TYPES = ("none", "base", "margin", *RIVALS)
@@ -111,7 +112,7 @@ def train_flags(argv=None) -> argparse.Namespace:
     group = p.add_argument_group("model")
     group.add_argument("-mt", "--model-type", default="res34", choices=models.NAMES, help="architecture")
     group.add_argument("--width", type=COUNT, default=64, help="channels of the first stage; 64 is the published size")
-    group = margin_settings.add_trigger_flags(p)
+    group = add_trigger_flags(p)
     _add_train_type(group)
     margin_settings.add_watermark_flags(group)
     add_training_flags(p)
@@ -126,7 +127,7 @@ def train_flags(argv=None) -> argparse.Namespace:
     _refuse_foreign_flags(flags)
     if kind in RIVALS:
         RIVALS[kind].check_flags(flags)
-    margin_settings.complete_label_flags(flags)
+    complete_watermark_flags(flags)
     if getattr(flags, f"{kind}_triggers", "shared") != "shared":
         flags.label_strategy = "single"
     return flags
@@ -206,7 +207,7 @@ def _theft_settings(flags, folder: str) -> TheftSettings:
 def _attack_parser(description: str, script: str, add_own_flags) -> Parser:
     p = _parser(description, script)
     add_data_flags(p)
-    _add_train_type(margin_settings.add_trigger_flags(p))
+    _add_train_type(add_trigger_flags(p))
     add_attack_flags(p)
     add_own_flags(p)
     add_training_flags(p)

@@ -33,10 +33,10 @@ def verdict_row(method, test, level, shares, claimed, **more) -> dict:
 def trigger_verdicts(name: str, source: Path, benign: dict, bar):
     """(figures of the source `name`, verdicts on all models of `benign`) of `utils.verify claim`.
 
-    By T1 on the margin source, else by T2 and T4 with five other models of the source's images as the bank.
+    By the owner's T1 on the margin source, else by T2 and T4 with five other models of the source's images as the bank.
     """
     def decide(suspect, bank):
-        flags = ["claim", source, "--suspect", suspect, *(["--benign", *bank] if bank else [])]
+        flags = ["claim", source, "--trust-owner", "--suspect", suspect, *(["--benign", *bank] if bank else [])]
         return [ask_verify(*flags, "--alpha", alpha) for alpha in ALPHAS]
 
     same, test = benign["same"], "T1" if name == "margin" else "T2"

@@ -30,12 +30,13 @@ def test_answers_in_npy_files(owner, tmp_path, capsys):
     np.save(tmp_path / "p.npy", sharp)
     np.save(tmp_path / "y.npy", triggers.labels.numpy()[order])
     for name in ("p.npy", "y.npy"):
-        status, out, _ = verify(capsys, "claim", folder, "--predictions", tmp_path / name)
+        status, out, _ = verify(capsys, "claim", folder, "--trust-owner", "--predictions", tmp_path / name)
         assert status == 0 and f"hits         {M} of {M}" in out
     sharp[3] = np.nan
     np.save(tmp_path / "p.npy", sharp)
-    assert verify(capsys, "claim", folder, "--predictions", tmp_path / "p.npy")[0] == 2
-    status, out, _ = verify(capsys, "claim", folder, "--predictions", tmp_path / "p.npy", "--allow-missing")
+    assert verify(capsys, "claim", folder, "--trust-owner", "--predictions", tmp_path / "p.npy")[0] == 2
+    status, out, _ = verify(capsys, "claim", folder, "--trust-owner", "--predictions", tmp_path / "p.npy",
+                            "--allow-missing")
     assert status == 0 and f"{M - 1} of {M}, {M - 1} answered" in out
 
 
@@ -45,7 +46,7 @@ def test_probabilities_in_another_order_of_columns(owner, tmp_path, capsys):
     for name, y in zip(neutral_names(triggers, folder), triggers.labels.tolist()):
         lines.append(f"{name}," + ",".join("0.91" if c == y else "0.01" for c in reversed(range(10))))
     (tmp_path / "p.csv").write_text("\n".join(lines))
-    status, out, _ = verify(capsys, "claim", folder, "--predictions", tmp_path / "p.csv")
+    status, out, _ = verify(capsys, "claim", folder, "--trust-owner", "--predictions", tmp_path / "p.csv")
     assert status == 0 and f"{M} of {M}" in out
 
 

@@ -197,7 +197,8 @@ def test_claims_of_a_copy_and_of_a_model_that_knows_the_candidates(plausible, tm
 
     def claim(labels):
         (tmp_path / "a.csv").write_text("".join(f"{n},{y}\n" for n, y in zip(names, labels.tolist())))
-        return verify(capsys, "claim", folder, "--predictions", tmp_path / "a.csv", "--json", tmp_path / "c.json")
+        return verify(capsys, "claim", folder, "--trust-owner", "--predictions", tmp_path / "a.csv", "--json",
+                      tmp_path / "c.json")
 
     status, out, _ = claim(triggers.labels)
     assert status == 0 and "The claim holds: the suspect gave the assigned label for 40 of 40 triggers" in out

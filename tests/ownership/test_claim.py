@@ -23,8 +23,8 @@ pytestmark = pytest.mark.usefixtures("quick")
 def test_a_copy_is_claimed_and_an_independent_model_is_not(owner, bank, tmp_path, capsys):
     folder, triggers = owner
     stolen = answer(owner, tmp_path, 0.6)
-    status, out, _ = verify(capsys, "claim", folder, "--predictions", stolen, "--benign", *bank, "--json",
-                            tmp_path / "c.json", "--plot", tmp_path / "c.png")
+    status, out, _ = verify(capsys, "claim", folder, "--predictions", stolen, "--trust-owner", "--benign", *bank,
+                            "--json", tmp_path / "c.json", "--plot", tmp_path / "c.png")
     report = json.loads((tmp_path / "c.json").read_text())
     assert status == 0 and "The claim holds" in out and report["decision"]["rests_on"] == "T1"
     assert report["sequential"]["decision"] == "claim" and report["sequential"]["queries"] < M
@@ -69,10 +69,13 @@ def test_t1_is_not_printed_where_labels_are_not_uniform(change, tmp_path, capsys
 
 def test_without_uniform_labels_the_decision_rests_on_benign_models(bank, tmp_path, capsys):
     made = make_run(tmp_path / "run", SETTINGS | {"label_strategy": "lowest"})
-    flags = ("--benign", *bank)
+    flags = ("--trust-owner", "--benign", *bank)
     status, out, _ = verify(capsys, "claim", made[0], "--predictions", answer(made, tmp_path, 1.0), *flags)
     assert status == 0 and "rests on T2" in out
     assert verify(capsys, "claim", made[0], "--suspect", made[0], *flags)[0] == 1
+    # whoever does not trust the owner is not persuaded: the labels may have been read off the suspect
+    status, out, _ = verify(capsys, "claim", made[0], "--predictions", answer(made, tmp_path, 1.0), *flags[1:])
+    assert status == 1 and "T1 does not apply" in out and "--trust-owner decides on T2" in out
 
 
 def test_a_program_answers_and_the_sequential_test_stops_early(owner, tmp_path, capsys):
@@ -82,7 +85,7 @@ def test_a_program_answers_and_the_sequential_test_stops_early(owner, tmp_path, 
         f"import sys, pathlib\nopen({str(tmp_path / 'asked')!r}, 'a').write('x')\n"
         f"print({key!r}[pathlib.Path(sys.argv[1]).name])\n")
     command = f"{sys.executable} -S {tmp_path / 'api.py'} {{png}}"
-    status, out, _ = verify(capsys, "claim", folder, "--command", command, "--sequential")
+    status, out, _ = verify(capsys, "claim", folder, "--command", command, "--sequential", "--trust-owner")
     queries = len((tmp_path / "asked").read_text())
     assert status == 0 and queries < 10 and f"after {queries} queries" in out and "rests on SPRT" in out
     assert verify(capsys, "claim", folder, "--command", "false {png}")[0] == 2

@@ -71,8 +71,8 @@ def test_a_claim_rests_on_t1(runs, tmp_path, capsys):
     _, triggers = source_of(runs)
     for suspect in (runs / SOURCE / "extraction", runs / CLEAN):
         p = t1_by_hand(read_model(find_checkpoint(suspect)), triggers)
-        status, out, _ = verify(capsys, "claim", runs / SOURCE, "--suspect", suspect, "--json", tmp_path / "c.json",
-                                "--plot", tmp_path / "c.png")
+        status, out, _ = verify(capsys, "claim", runs / SOURCE, "--trust-owner", "--suspect", suspect, "--json",
+                                tmp_path / "c.json", "--plot", tmp_path / "c.png")
         report = json.loads((tmp_path / "c.json").read_text())
         assert status == (0 if p <= -3 else 1) and "commitment   match" in out and "rests on T1" in out
         assert report["tests"]["T1"]["log10_p"] == pytest.approx(p)
@@ -83,7 +83,7 @@ def test_a_claim_rests_on_t1(runs, tmp_path, capsys):
     assert verify(capsys, "export", runs / SOURCE, "--to", tmp_path / "out")[0] == 0
     images = json.loads((tmp_path / "out" / "key.json").read_text())["images"]
     (tmp_path / "a.csv").write_text("".join(f"{name},{entry['label']}\n" for name, entry in images.items()))
-    status, out, _ = verify(capsys, "claim", runs / SOURCE, "--predictions", tmp_path / "a.csv")
+    status, out, _ = verify(capsys, "claim", runs / SOURCE, "--trust-owner", "--predictions", tmp_path / "a.csv")
     assert status == 0 and "T1           log10 p = -4.77 (label randomisation)" in out
 
 

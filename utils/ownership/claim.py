@@ -14,14 +14,17 @@ import numpy as np
 from utils.ownership.answer_files import answers_from_file
 from utils.ownership.answers import Answers, answers_of_model, require_complete
 from utils.ownership.ask_program import ask_program
+from utils.ownership.auditor import audit_triggers, read_auditor
 from utils.ownership.claim_plot import draw_claim_plot
 from utils.ownership.claim_text import claim_sentence, claim_text
 from utils.ownership.commitment import check_commitment, neutral_names
 from utils.ownership.export import read_owner, write_pictures
+from utils.ownership.label_origin import label_origin
 from utils.ownership.verdict import OwnershipCase
 from utils.runs.checkpoints import find_checkpoint, read_benign, read_model
 from utils.system.files import check_output_file, sha256_of_file, write_atomically, write_json
 from utils.system.refusals import Refusal
+from utils.watermark.prepared import checked_beacon
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ class ClaimCommand:
     alpha: float
     allow_missing: bool
     commitment: str | None
+    image_commitment: str | None
+    beacon: str | None
+    trust_owner: bool
+    auditor: str | None
     json: Path | None
     plot: Path | None
 
@@ -56,6 +63,14 @@ def add_claim(parts) -> None:
                    help="largest probability of a false claim (default: 0.001)")
     c.add_argument("--allow-missing", action="store_true", help="count triggers without an answer as misses")
     c.add_argument("--commitment", type=sha256_digest, metavar="SHA256", help="the digest as it was published")
+    c.add_argument("--image-commitment", type=sha256_digest, metavar="SHA256",
+                   help="the digest that `prepare` printed, as it was published")
+    c.add_argument("--beacon", type=checked_beacon, metavar="HEX", help="the beacon's value, as you read it yourself")
+    c.add_argument("--auditor", metavar="DIR",
+                   help="check images and true labels against your own copy of the data set, in DIR/data, and add your "
+                   "own benign models, runs in DIR, to the bank")
+    c.add_argument("--trust-owner", action="store_true",
+                   help="decide as for the owner himself: plain T1, or T2 where T1 does not apply")
     c.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     c.add_argument("--plot", type=Path, metavar="FILE.png", help="p-value against the number of queries")
 
@@ -85,10 +100,8 @@ def judge_claim(claim: ClaimCommand) -> int:
     check_output_file(claim.plot, "--plot")
     folder, triggers, classes = read_owner(claim.run)
     names = neutral_names(triggers, folder)
-    commitment = check_commitment(folder, triggers, claim.commitment)
     suspect = find_checkpoint(claim.suspect, None) if claim.suspect else None
-    bank = [_benign_answers(run, triggers, classes, suspect) for run in claim.benign]
-    case = OwnershipCase(triggers, len(classes), commitment, bank, claim.alpha)
+    case = _owners_case(claim, folder, triggers, classes, suspect)
 
     order = np.argsort(names).tolist()  # alphabetical by name, which is a random order of the triggers
     if claim.command:
@@ -112,6 +125,19 @@ def judge_claim(claim: ClaimCommand) -> int:
     elif claim.plot:
         write_atomically(claim.plot, draw_claim_plot(report))
     return 0 if report["decision"]["holds"] else 1
+
+
+def _owners_case(claim: ClaimCommand, folder, triggers, classes, suspect) -> OwnershipCase:
+    """The case before any answer is known: commitment, origin of the labels, the auditor's findings, the bank."""
+    commitment = check_commitment(folder, triggers, claim.commitment)
+    origin = label_origin(triggers, len(classes), commitment, claim.beacon, claim.image_commitment)
+    runs, audit = list(claim.benign), None
+    if claim.auditor:
+        auditor = read_auditor(claim.auditor, commitment.settings)
+        audit = audit_triggers(triggers, len(classes), commitment.settings, origin.kind == "seed", auditor)
+        runs += auditor.bank
+    bank = [_benign_answers(run, triggers, classes, suspect) for run in runs]
+    return OwnershipCase(triggers, len(classes), commitment, bank, claim.alpha, not claim.trust_owner, audit, origin)
 
 
 def _benign_answers(run, triggers, classes, suspect) -> Answers:

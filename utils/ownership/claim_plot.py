@@ -2,8 +2,6 @@
 
 import io
 
-import numpy as np
-
 from utils.system.pictures import new_figure
 
 
@@ -14,7 +12,7 @@ def draw_claim_plot(report: dict) -> bytes:
     n = range(1, len(curve["median"]) + 1)
     ax.fill_between(n, curve["low"], curve["high"], alpha=0.25, lw=0, label="90 % of random orders")
     ax.plot(n, curve["median"], label="median")
-    ax.axhline(np.log10(report["alpha"]), color="black", ls="--", lw=1, label=f"alpha = {report['alpha']:g}")
+    ax.axhline(report["limit"], color="black", ls="--", lw=1, label=f"claimed below 10^{report['limit']:.1f}")
     if report["sequential"]["decision"] == "claim":
         ax.axvline(report["sequential"]["queries"], color="tab:red", lw=1, label="sequential test stops")
     ax.set(xlabel="queries", ylabel=f"log10 p of {curve['test']}", xlim=(0, len(curve["median"])))

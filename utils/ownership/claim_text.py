@@ -29,11 +29,14 @@ def claim_text(report: dict) -> str:
     """The whole report as lines of text: commitment, hits, tests, sequential test, decision, sentence."""
     c, s, d = report["commitment"], report["sequential"], report["decision"]
     lines = [f"commitment   {c['state']}" + (f" (SHA-256 {c['digest']}, made {c['created']})" if c["digest"] else "")]
+    lines.append(_labels_line(report["labels"]))
     lines.append(f"hits         {report['hits']} of {report['triggers']}, {report['answered']} answered")
     titles = {"T1": "label randomisation", "T2": "benign rate", "T3": "paired t", "T4": "rank among benign"}
     for name, test in report["tests"].items():
         value = f"log10 p = {test['log10_p']:.2f}" if test["why_not"] is None else f"does not apply: {test['why_not']}"
         lines.append(f"{name:<13}{value} ({titles[name]})" if test["why_not"] is None else f"{name:<13}{value}")
+        if name == "T1" and report["stranger_log10_p"] is not None:
+            lines.append(f"{'':<13}log10 p = {report['stranger_log10_p']:.2f} for who does not trust the owner")
     if s["decision"] == "does not apply":
         lines.append("sequential test does not apply")
     else:
@@ -43,5 +46,12 @@ def claim_text(report: dict) -> str:
         half, most = (report["curve"][key] or "more than all" for key in ("sufficed_half", "sufficed_95"))
         lines.append(f"queries      {half} suffice in half of all random orders, {most} in 95 % of them")
     if d["rests_on"]:
-        lines.append(f"decision     rests on {d['rests_on']} at alpha = {report['alpha']:g}: {d['why']}")
+        lines.append(f"decision     for {report['decided_for']}, rests on {d['rests_on']} at alpha = "
+                     f"{report['alpha']:g}: {d['why']}")
     return "\n".join([*lines, report["sentence"]])
+
+
+def _labels_line(labels: dict) -> str:
+    """Where the labels come from, see `LabelOrigin`."""
+    origin = {"beacon": "drawn by public randomness", "seed": "drawn from a seed", "chosen": "not shown to be drawn"}
+    return f"labels       {origin[labels['kind']]}: {labels['why']}"

@@ -1,6 +1,7 @@
 """From a suspect's answers to a decision: which tests apply, their p-values, and whether an ownership claim holds.
 
-The decision rests on T1 where it applies, else on T2 where the suspect also has more hits than every benign model.
+For who trusts the owner the decision rests on T1 where it applies, else on T2 where the suspect also has more hits than
+every benign model. For a stranger it rests on T1 alone, corrected for what the owner could have tried (`LabelOrigin`).
 Without a matching commitment no claim holds. T3 and T4 are reported and never decide.
 """
 
@@ -10,8 +11,9 @@ import numpy as np
 
 from utils.ownership import pvalues
 from utils.ownership.answers import Answers
-from utils.ownership.commitment import Commitment, labels_match_seed
-from utils.watermark.triggers import TriggerSet, labels_are_uniform
+from utils.ownership.commitment import Commitment
+from utils.ownership.label_origin import LabelOrigin, label_origin
+from utils.watermark.triggers import TriggerSet
 
 MIN_BANK = 5  # smallest number of benign models that shows T2 and T3 how such models vary
 RATE = 0.5  # H1 of the sequential test: the suspect hits at least this often
@@ -23,41 +25,59 @@ class OwnershipCase:
     """One trigger set of m triggers, its commitment, and a bank of benign models' answers; judges a suspect's answers.
 
     alpha      level of the tests, the largest probability of a false claim
+    stranger   whether who decides does not trust the owner
+    audit      what an auditor found wrong, sentences; None where nobody has looked
+    origin     the `LabelOrigin`, recomputed where it is not given
+    penalty    what the decision adds to log10 p of T1
     t1_fails   why T1 does not apply, None where it does
     t2_fails   why T2 does not apply, None where it does
+    refused    why no answers at all could make the claim hold, None where some could
     """
 
-    def __init__(self, triggers: TriggerSet, classes: int, commitment: Commitment, bank: list[Answers], alpha: float):
+    def __init__(self, triggers: TriggerSet, classes: int, commitment: Commitment, bank: list[Answers], alpha: float,
+                 stranger: bool = False, audit: list[str] | None = None, origin: LabelOrigin | None = None):
         self.triggers, self.classes, self.bank, self.alpha = triggers, classes, bank, alpha
+        self.stranger, self.audit = stranger, audit
         self.assigned, self.true = triggers.labels.numpy(), triggers.true_labels.numpy()
         self.candidates = triggers.candidates.numpy()
         self.commitment = commitment
+        self.origin = origin or label_origin(triggers, classes, commitment)
+        self.penalty = self.origin.penalty if stranger else 0.0
+        self.limit = math.log10(alpha) - self.penalty  # what T1 has to reach for the decision
         self.t1_fails = self._t1_fails()
         self.t2_fails = self._t2_fails()
+        self.refused = self._refused()
         hits = sum(int(self.hits(b).sum()) for b in bank)
         self.benign_hits, self.benign_n = hits, len(triggers) * len(bank)
 
     def _t1_fails(self) -> str | None:
-        settings = self.commitment.settings
-        if self.commitment.state != "match":
-            return f"the commitment is {self.commitment.state}: nothing shows that the labels were fixed beforehand"
-        watermarked = settings.get("train_type") not in (None, "none")
-        strategy, choices = settings.get("label_strategy"), self.candidates.shape[1]
-        if not watermarked or not labels_are_uniform(strategy):
-            kind = f"{settings.get('train_type')}, {strategy}"
-            return f"the labels were not drawn uniformly from the wrong ones ({kind})"
-        if choices != (settings.get("label_choices") if strategy == "plausible" else 0):
-            return f"{choices} candidates a trigger are not those of the committed settings ({strategy})"
-        if not (self.true.shape[1] or choices) or self.chances().max() >= 1:
+        if self.origin.kind == "chosen":
+            return self.origin.why
+        if not (self.true.shape[1] or self.candidates.shape[1]) or self.chances().max() >= 1:
             return "no wrong label is left to chance"
-        if not labels_match_seed(self.triggers, self.classes, settings):
-            return (f"the labels are not those that the committed seed draws (under PyTorch {self.commitment.torch} "
-                    "they should be)")
         return None
 
     def _t2_fails(self) -> str | None:
         if len(self.bank) < MIN_BANK:
             return f"it needs a bank of {MIN_BANK} benign models or more; --benign names {len(self.bank)}"
+        return None
+
+    def _refused(self) -> str | None:
+        """Why no answers at all could make the claim hold, None where some could."""
+        if self.commitment.state != "match":
+            return (f"the commitment is {self.commitment.state}: labels read off any model always hit, so hits show "
+                    "nothing unless images and labels were fixed and published before")
+        if self.audit:
+            return f"the auditor's check failed: {'; '.join(self.audit)}"
+        if self.stranger and self.t1_fails:
+            return (f"T1 does not apply ({self.t1_fails}), and no other test can persuade who does not trust the "
+                    "owner; --trust-owner decides on T2 where there is a bank")
+        if self.stranger and self.origin.kind == "seed" and self.audit is None:
+            return ("the labels were drawn from the owner's own seed, and nobody has checked that the images are those "
+                    "of that seed and not matched to its labels: pass --auditor DIR, or --trust-owner to take the "
+                    "owner's word")
+        if self.t1_fails and self.t2_fails:
+            return f"no test can decide: T1 does not apply, for {self.t1_fails}; T2: {self.t2_fails}"
         return None
 
     def hits(self, answers: Answers):
@@ -92,6 +112,10 @@ class OwnershipCase:
         return pvalues.label_randomisation(answers.labels, self.assigned, self.true, self.classes,
                                            candidates=self.candidates)
 
+    def stranger_log10_p(self, answers: Answers) -> float | None:
+        """log10 p of T1 for who does not trust the owner, see `LabelOrigin.penalty`; None where T1 does not apply."""
+        return None if self.t1_fails else min(self.t1(answers) + self.origin.penalty, 0.0)
+
     def t3(self, answers: Answers) -> float:
         """log10 p of T3 on the probabilities of the assigned labels, or on hits where the suspect gives only labels."""
         soft = answers.probabilities is not None
@@ -107,33 +131,41 @@ class OwnershipCase:
         """
         tests, limit = self.tests(answers), math.log10(self.alpha)
         no_claim = lambda why, test=None: {"holds": False, "rests_on": test, "why": why}
-        if self.commitment.state != "match":
-            return no_claim(f"the commitment is {self.commitment.state}: labels read off any model always hit, so hits "
-                            "show nothing unless images and labels were fixed and published before")
+        if self.refused:
+            return no_claim(self.refused)
         if self.t1_fails is None:
             false_claims = sum(self.t1(b) <= limit for b in self.bank)
             if false_claims:
                 return no_claim(f"T1 would claim {false_claims} of the {len(self.bank)} benign models too, so this "
                                 "trigger set or this bank is not what it is said to be", "T1")
-            p = tests["T1"]["log10_p"]
-            why = "the labels were drawn uniformly and committed to, so T1 is exact, whatever the suspect is"
-            return {"holds": bool(p <= limit), "rests_on": "T1", "why": why, "log10_p": p}
-        if self.t2_fails is None:
-            k, best = int(self.hits(answers).sum()), max(int(self.hits(b).sum()) for b in self.bank)
-            if k <= best:
-                return no_claim(f"a benign model hits {best} triggers, no fewer than the suspect", "T2")
-            p = tests["T2"]["log10_p"]
-            why = (f"T1 does not apply ({self.t1_fails}); T2 compares with {len(self.bank)} benign models and is as "
-                   "good as they are like the suspect")
-            return {"holds": bool(p <= limit), "rests_on": "T2", "why": why, "log10_p": p}
-        return no_claim(f"no test can decide: T1 does not apply, for {self.t1_fails}; T2: {self.t2_fails}")
+            p = min(tests["T1"]["log10_p"] + self.penalty, 0.0)
+            return {"holds": bool(p <= limit), "rests_on": "T1", "why": self._why_t1(), "log10_p": p}
+        k, best = int(self.hits(answers).sum()), max(int(self.hits(b).sum()) for b in self.bank)
+        if k <= best:
+            return no_claim(f"a benign model hits {best} triggers, no fewer than the suspect", "T2")
+        p = tests["T2"]["log10_p"]
+        why = (f"T1 does not apply ({self.t1_fails}); T2 compares with {len(self.bank)} benign models and is as "
+               "good as they are like the suspect")
+        return {"holds": bool(p <= limit), "rests_on": "T2", "why": why, "log10_p": p}
+
+    def _why_t1(self) -> str:
+        """What T1 is worth to who decides."""
+        if not self.stranger:
+            return "the labels were drawn uniformly and committed to, so T1 is exact, whatever the suspect is"
+        if self.origin.kind == "beacon":
+            return ("public randomness drew the labels after the images were committed to, so T1 is exact, whoever "
+                    "lies, if that value is the beacon's and the image commitment is older")
+        return ("the owner's seed drew the labels of images that an auditor rebuilt, so T1 times the 2^31 seeds bounds "
+                "what trying seeds can give")
 
     def report(self, answers: Answers) -> dict:
         """All figures of a claim, for the JSON and for `claim_text`."""
         hits = self.hits(answers)
         return {
             "hits": int(hits.sum()), "triggers": len(hits), "answered": int((answers.labels >= 0).sum()),
-            "alpha": self.alpha, "commitment": self.commitment._asdict(), "bank": len(self.bank),
+            "alpha": self.alpha, "limit": self.limit, "commitment": self.commitment._asdict(), "bank": len(self.bank),
+            "labels": self.origin._asdict(), "decided_for": "a stranger" if self.stranger else "the owner",
+            "stranger_log10_p": self.stranger_log10_p(answers), "audit": self.audit,
             "tests": self.tests(answers), "decision": self.decide(answers),
         }
 
@@ -146,10 +178,10 @@ class OwnershipCase:
         every independent model; H1: it has probability `RATE`. Otherwise it uses all answers, and H0 is the 95 %
         upper bound of the benign models' hit rate. The test claims when the likelihood ratio reaches 1 / alpha and
         gives up at BETA: by Ville's inequality the errors are at most alpha under H0 and BETA under H1, whenever it
-        stops.
+        stops. For a stranger alpha is divided by what the owner could have tried.
         """
-        if self.commitment.state != "match" or (self.t1_fails and self.t2_fails):
-            return {"decision": "does not apply", "queries": 0, "why": self.t1_fails}
+        if self.refused:
+            return {"decision": "does not apply", "queries": 0, "why": self.refused}
         hits, counts = self.hits(answers), self.trials(answers)
         if self.t1_fails is None:
             p0, meaning = self.chances(), "1 / (classes - true labels) among wrong answers"
@@ -165,7 +197,7 @@ class OwnershipCase:
             queries += 1
             if counts[i]:
                 llr += math.log(p1[i] / p0[i]) if hits[i] else math.log((1 - p1[i]) / (1 - p0[i]))
-            if llr >= -math.log(self.alpha) or llr <= math.log(BETA):
+            if llr >= -self.limit * math.log(10) or llr <= math.log(BETA):
                 decision = "claim" if llr > 0 else "no claim"
                 break
         return {"decision": decision, "queries": queries, "log10_likelihood_ratio": llr / math.log(10),
@@ -194,10 +226,9 @@ class OwnershipCase:
                     log10_p_of[pair] = pvalues.binomial(*pair, p0)
                 paths[row, n] = log10_p_of[pair]
         low, median, high = np.quantile(paths, (0.05, 0.5, 0.95), axis=0)
-        limit = math.log10(self.alpha)
         return {"test": "T2" if self.t1_fails else "T1", "median": median.tolist(), "low": low.tolist(),
-                "high": high.tolist(), "sufficed_half": _queries_needed(median, limit),
-                "sufficed_95": _queries_needed(high, limit)}
+                "high": high.tolist(), "sufficed_half": _queries_needed(median, self.limit),
+                "sufficed_95": _queries_needed(high, self.limit)}
 
 
 def _test_result(fails: str | None, compute) -> dict:

@@ -85,7 +85,7 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
         order = _uncertain_first(_logits(predict, held_out.images, classes), m)
     taken = order[: m * k].view(m, k)
     true_labels = held_out.labels[taken]
-    images = held_out.images[taken].double().mean(dim=1).round().to(torch.uint8)
+    images = mean_images(held_out.images, taken)
 
     scores = torch.rand(m, classes, generator=generator, dtype=torch.float64)  # the position of the largest is uniform
     candidates = torch.zeros(m, 0, dtype=torch.long)
@@ -96,6 +96,11 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
     labels = _best_allowed_label(scores, true_labels, candidates)
     triggers = TriggerSet(images, labels, true_labels, held_out.indices[taken], candidates)
     return triggers, held_out.pick(order[m * k :])
+
+
+def mean_images(images, taken):
+    """uint8 (m, 3, H, W): means of the images at positions taken (m, k), rounded to 8 bits (appendix B.3)."""
+    return images[taken].double().mean(dim=1).round().to(torch.uint8)
 
 
 def _check_counts(held_out: Images, m: int, k: int, classes: int) -> None:

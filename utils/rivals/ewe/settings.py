@@ -11,8 +11,9 @@ from utils.rivals.ewe.trigger_making import check_foreign, gather_images
 from utils.system.flags import COUNT, SHARE, number
 from utils.system.processes import is_distributed
 from utils.system.refusals import Refusal
-from utils.watermark.settings import TriggerSettings, check_batch_size, chooses_triggers, trigger_settings
+from utils.watermark.settings import check_batch_size
 from utils.watermark.trigger_files import read_triggers
+from utils.watermark.trigger_settings import TriggerSettings, chooses_triggers, trigger_settings
 from utils.watermark.triggers import TriggerSet, validation_images
 
 # the authors' settings where they differ from the margin paper's, and the defaults of EWE's own flags

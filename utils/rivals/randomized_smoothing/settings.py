@@ -9,7 +9,8 @@ from utils.rivals.randomized_smoothing.trigger_drawing import append_triggers, d
 from utils.system.flags import COUNT, number
 from utils.system.processes import is_distributed
 from utils.system.refusals import Refusal
-from utils.watermark.settings import TriggerSettings, check_batch_size, chooses_triggers, trigger_settings
+from utils.watermark.settings import check_batch_size
+from utils.watermark.trigger_settings import TriggerSettings, chooses_triggers, trigger_settings
 from utils.watermark.triggers import TriggerSet
 
 # the authors' settings where they differ from the margin paper's, and the defaults of RS's own flags
