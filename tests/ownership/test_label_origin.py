@@ -135,7 +135,7 @@ def grind(answers, true, held_out, seeds):
 
 
 def test_a_forger_who_tries_seeds_persuades_himself_alone(tmp_path, capsys):
-    """An innocent model that errs on every image: trying 10,000 seeds makes T1 small, and the claim hold for the forger.
+    """An innocent model that errs on every image: 10,000 tried seeds make T1 small, and the forger believes his claim.
 
     Neither the seed's bound nor a beacon lets him have it.
     """

@@ -4,11 +4,12 @@ import hashlib
 
 import pytest
 import torch
+from owner_runs import replace
 
 from utils.data.sets import load_data
 from utils.system.refusals import Refusal
 from utils.watermark.prepared import check_images, checked_beacon, image_commitment, labels_from_beacon
-from utils.watermark.triggers import TriggerSet, draw_triggers
+from utils.watermark.triggers import draw_triggers
 
 COMMITMENT, BEACON = "00" * 32, "ff" * 32
 NONE = torch.zeros(3, 0, dtype=torch.long)
@@ -45,11 +46,11 @@ def test_every_part_but_the_labels_is_committed_to():
     settings, classes = {"seed": 0}, [str(i) for i in range(10)]
     digest = lambda t, *more: image_commitment(t, *(more or (classes, settings, "round 7", "ab")))
     own = digest(triggers)
-    relabelled = TriggerSet(*triggers._replace(labels=(triggers.labels + 1) % 10))
+    relabelled = replace(triggers, labels=(triggers.labels + 1) % 10)
     assert digest(relabelled) == own
     for name in ("images", "true_labels", "sources"):
-        assert digest(TriggerSet(*triggers._replace(**{name: getattr(triggers, name) + 1}))) != own
-    assert digest(TriggerSet(*triggers._replace(candidates=triggers.labels[:, None]))) != own
+        assert digest(replace(triggers, **{name: getattr(triggers, name) + 1})) != own
+    assert digest(replace(triggers, candidates=triggers.labels[:, None])) != own
     for more in (([*classes[:9], "x"], settings, "round 7", "ab"), (classes, {"seed": 1}, "round 7", "ab"),
                  (classes, settings, "round 8", "ab"), (classes, settings, "round 7", "ac")):
         assert digest(triggers, *more) != own
@@ -73,4 +74,4 @@ def test_prepared_images_must_be_those_of_the_data():
         for name, change in (("images", triggers.images ^ 1), ("true_labels", (triggers.true_labels + 1) % 10),
                              ("sources", triggers.sources + 10**6)):
             with pytest.raises(Refusal, match="other images"):
-                check_images(TriggerSet(*triggers._replace(**{name: change})), digits)
+                check_images(replace(triggers, **{name: change}), digits)
