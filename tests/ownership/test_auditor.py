@@ -79,8 +79,8 @@ def test_candidates_of_a_seed_need_the_label_model(bank, tmp_path, auditor):
     path = find_checkpoint(bank[0])
     clean = read_model(path)
     settings = {"label_strategy": "plausible", "label_choices": 2, "label_model_sha256": sha256_of_file(path)}
-    made = make_run(tmp_path / "run", SETTINGS | settings, strategy="plausible", predict=lambda images: predict(clean, images),
-                    choices=2)
+    made = make_run(tmp_path / "run", SETTINGS | settings, strategy="plausible", choices=2,
+                    predict=lambda images: predict(clean, images))
     assert "was not given the one whose digest" in audit(made, auditor)[0]
     given = auditor._replace(label_model=bank[0])
     assert audit(made, given) == []
