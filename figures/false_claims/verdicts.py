@@ -36,7 +36,7 @@ def trigger_verdicts(name: str, source: Path, benign: dict, bar):
     By the owner's T1 on the margin source, else by T2 and T4 with five other models of the source's images as the bank.
     """
     def decide(suspect, bank):
-        flags = ["claim", source, "--trust-owner", "--suspect", suspect, *(["--benign", *bank] if bank else [])]
+        flags = ["claim", source, "--suspect", suspect, "--trust-owner", *(["--benign", *bank] if bank else [])]
         return [ask_verify(*flags, "--alpha", alpha) for alpha in ALPHAS]
 
     same, test = benign["same"], "T1" if name == "margin" else "T2"
