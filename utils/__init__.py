@@ -6,5 +6,5 @@
     ownership                                   commitment, tests, verdict, report
     watermark                                   trigger set, ascent, objective, BatchNorm statistics
     data | runs | training                      images; run folders and checkpoints; the training loop
-    system                                      files, processes, devices, refusals
+    system | published                          files, processes, devices, refusals; what the paper states
 """

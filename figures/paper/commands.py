@@ -8,8 +8,8 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
-from figures.paper.numbers import MODELS
 from figures.paper.profiles import PROFILES
+from utils.published.numbers import MODELS
 from utils.system.refusals import Refusal
 
 

@@ -8,8 +8,8 @@ Needs the standard library alone, because Snakemake reads it in an environment o
 import shlex
 
 from figures.paper.commands import RunCommands
-from figures.paper.numbers import ACC, MODELS, TRIG
 from figures.paper.table_cells import accuracy_percent, table_cells, trigger_percent
+from utils.published.numbers import ACC, MODELS, TRIG
 
 
 def figure_panels(name: str, runs: RunCommands) -> dict:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from figures.paper.commands import RunCommands
 from figures.paper.figure_cells import figure_panels
-from figures.paper.numbers import ACC, MODELS, NUMBERS, TRIG
 from figures.paper.table_cells import TABLES, mixup_source, table_cells
 from figures.paper.table_files import measure_cell, write_table
+from utils.published.numbers import ACC, MODELS, NUMBERS, TRIG
 from utils.system.pictures import new_figure
 
 SERIES_COLOURS = {"source, accuracy": "#009E73", "surrogate, accuracy": "#0072B2", "surrogate, triggers": "#CC79A7"}

@@ -5,8 +5,8 @@ Needs the standard library alone, because Snakemake reads it in an environment o
 
 from figures.paper.commands import RunCommands, RunStep
 from figures.paper.figure_cells import figure_panels
-from figures.paper.numbers import MODELS
 from figures.paper.table_cells import TABLES, mixup_source, table_cells
+from utils.published.numbers import MODELS
 
 
 def steps_of_target(name: str, runs: RunCommands) -> list[RunStep]:

@@ -7,7 +7,7 @@ Needs the standard library alone, because Snakemake reads it in an environment o
 """
 
 from figures.paper.commands import RunCommands, RunStep
-from figures.paper.numbers import ACC, MODELS, TRIG, P
+from utils.published.numbers import ACC, MODELS, TRIG, P
 
 
 def table_cells(name: str, runs: RunCommands) -> dict:

@@ -8,8 +8,8 @@ import statistics
 from pathlib import Path
 
 from figures.paper.commands import RunCommands
-from figures.paper.numbers import P
 from utils.ownership import pvalues
+from utils.published.numbers import P
 
 
 def measure_cell(cell, runs: RunCommands) -> dict:

@@ -12,10 +12,10 @@ from commands import ROOT, refused_make
 
 from figures import make
 from figures.paper.commands import RunCommands
-from figures.paper.numbers import ACC, MODELS, NUMBERS, TRIG, P
 from figures.paper.profiles import PROFILES
 from figures.paper.steps import steps_of_target
 from figures.paper.table_cells import FIGURES, TABLES, table_cells
+from utils.published.numbers import ACC, MODELS, NUMBERS, TRIG, P
 from utils.verify import parse
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
