@@ -26,7 +26,7 @@ class Line(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A chart. `y_range` None fits the lines; `band` is [(x, low, high), ...]; `limit` is (y, what it means)."""
+    """A chart. `y_range` None fits the lines and 0; `band` is [(x, low, high), ...]; `limit` is (y, what it means)."""
 
     title: str
     x_label: str
@@ -46,7 +46,7 @@ def draw_chart(chart: Chart) -> Markup:
     band = thin(chart.band or [])
     x_axis = _Axis.of([x for line in lines for x, _ in line.points], None, LEFT, WIDTH - RIGHT)
     heights = [y for line in lines for _, y in line.points] + [y for _, *ys in band for y in ys]
-    heights += [chart.limit[0]] if chart.limit else []
+    heights += [0.0, *(chart.limit[:1] if chart.limit else ())]
     y_axis = _Axis.of(heights, chart.y_range, HEIGHT - BOTTOM, TOP)
     drawing = element(
         "svg", _axes(x_axis, y_axis, chart), _band(band, x_axis, y_axis), _limit(chart.limit, y_axis),

@@ -12,7 +12,7 @@ class Cell(NamedTuple):
     kind: str = ""
 
 
-def table(caption, columns: list, rows: list[list], numbers=(), tall: bool = False) -> Markup:
+def table(caption: str, columns: list, rows: list[list], numbers=(), tall: bool = False) -> Markup:
     """A table; the first cell of a row is its heading.
 
     columns  headings
@@ -30,11 +30,11 @@ def table(caption, columns: list, rows: list[list], numbers=(), tall: bool = Fal
     head = [element("th", name, scope="col", class_="number" if i in numbers else None)
             for i, name in enumerate(columns)]
     body = [element("tr", [cell(value, i) for i, value in enumerate(row)]) for row in rows]
-    parts = [element("caption", caption), element("thead", element("tr", head)), element("tbody", body)]
-    label = "table" if isinstance(caption, Markup) else caption
-    # a box that scrolls must be reachable by keyboard
-    return element("div", element("table", parts), class_="scroll tall" if tall else "scroll", tabindex="0",
-                   role="region", aria_label=label)
+    grid = element("table", element("thead", element("tr", head)), element("tbody", body), aria_label=caption)
+    # a box that scrolls must be reachable by keyboard; the caption stands outside, so that it does not scroll away
+    box = element("div", grid, class_="scroll tall" if tall else "scroll", tabindex="0", role="region",
+                  aria_label=caption)
+    return element("figure", element("figcaption", caption), box)
 
 
 def listing(pairs) -> Markup:

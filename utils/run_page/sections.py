@@ -136,7 +136,7 @@ def settings_section(family: Family, names: Names) -> Section:
     def rows(part):
         parts = [part(record) for record in records]
         keys = sorted({key for one in parts for key in one})[:300]
-        return [[shorten(key), *(shorten(names.setting(key, one[key]), 300) if key in one else "" for one in parts)]
+        return [[shorten(key), *(_value(names.setting(key, one[key])) if key in one else "" for one in parts)]
                 for key in keys]
 
     content = [table("Settings (run.json)", columns, rows(lambda record: record.settings), tall=True),
@@ -146,3 +146,8 @@ def settings_section(family: Family, names: Names) -> Section:
                                  "anyone can draw the triggers again. ", element("code", "--show-triggers"),
                                  " shows them."))
     return Section("settings", "Settings and versions", content)
+
+
+def _value(text: str):
+    """A setting's value; a long one may break anywhere."""
+    return element("code", shorten(text, 2000)) if len(text) > 40 else text
