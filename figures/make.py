@@ -1,8 +1,8 @@
 """The paper's tables and figures: `python -m figures.make table2|figure4|...|all [--profile paper|small|smoke]`.
 
 Starts the runs that are missing, with the three scripts (a finished run is used as it is, an interrupted one is
-continued), then writes <name>.md, .json and, for figures, .png into OUT/<profile>. A cell without its run says
-"not run". Profiles:
+continued), then writes <name>.md, .json and, for figures, .png into OUT/<profile>, and report.html, one page of all
+that is there. A cell without its run says "not run". Profiles:
 
 paper  the paper's settings, three seeds
 small  res18 of width 16 on a folder of images, three seeds
@@ -25,6 +25,7 @@ from figures.paper.commands import RunCommands
 from figures.paper.figure_files import write_target
 from figures.paper.plan import ordered_steps
 from figures.paper.profiles import PROFILES
+from figures.paper.results_page import write_results_page
 from figures.paper.schedule import PlannedRuns
 from figures.paper.start import run
 from figures.paper.steps import steps_of_target
@@ -79,6 +80,7 @@ def main(argv=None, began: float | None = None):
 
     def finish():
         write(names)
+        write_results_page(out, args.profile)
         print(f"wrote {', '.join(names)} to {out}")
         if args.archive:
             print(write_archive(Path(args.archive), out, runs.dir, args.weights))

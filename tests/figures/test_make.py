@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 def test_two_makes_are_equal_and_an_interrupted_and_killed_make_resumes(tiny, whole, tmp_path):
     hurt = tmp_path / "hurt"
     assert (whole / "out").read_text().count("$ python") == 2
-    assert {"table3.md", "table3.json"} == set(written(whole))
+    assert {"table3.md", "table3.json", "report.html"} == set(written(whole))
     cell = next(c for c in json.loads(written(whole)["table3.json"])["cells"] if c["row"] == "margin")
     benign = json.loads((whole / MARGIN / "summary.json").read_text())["rows"][-1]
     assert benign["model"].startswith("benign") and cell["values"] == [round(100 * benign["trigger_hits"] / 8, 6)]

@@ -28,8 +28,8 @@ def results_section(family: Family, judgement: Judgement | None, names: Names) -
     caption = "As the runs' summary.json state it. T1, T1 cons., T3 and p_subset are log10 of p-values."
     content = [
         table(caption, columns, body, range(1, 11)),
-        paragraph("T1 is exact: had an independent model given these answers, it would hit as many of the labels that "
-                  "were drawn for the triggers with probability 10 to the power of T1 at most. T1 ≤ −3 decides. T3 and "
+        paragraph("T1 is exact where the labels were drawn at random and committed to beforehand: the probability that "
+                  "a model independent of them hits as many is at most 10 to the power of T1. T1 ≤ −3 decides. T3 and "
                   "p_subset compare with benign models and decide nothing."),
     ]
     if with_paper:
