@@ -1,0 +1,61 @@
+"""Read a page of ours as a strict reader would: every element closed, nothing fetched, nothing run."""
+
+from html.parser import HTMLParser
+
+VOID = {"meta", "img", "br"}
+ACTIVE = {"script", "iframe", "object", "embed", "link", "base", "form", "foreignobject", "audio", "video", "image"}
+
+
+class Reader(HTMLParser):
+    """`elements` [(name, attributes)], `text` of the page without its style sheet, `style` the style sheet."""
+
+    def __init__(self, page: str):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.text, self.style, self._open = [], "", "", []
+        self.feed(page)
+        self.close()
+        assert not self._open, f"never closed: {self._open}"
+
+    def handle_starttag(self, name, attributes):
+        assert len({key for key, _ in attributes}) == len(attributes), (name, attributes)
+        self.elements.append((name, dict(attributes)))
+        if name not in VOID:
+            self._open.append(name)
+
+    def handle_endtag(self, name):
+        assert self._open and self._open.pop() == name, f"</{name}> closes another element"
+
+    def handle_data(self, data):
+        if self._open and self._open[-1] == "style":
+            self.style += data
+        else:
+            self.text += data + " "
+
+    def all(self, name) -> list[dict]:
+        """The attributes of all elements of a name."""
+        return [attributes for found, attributes in self.elements if found == name]
+
+
+def read_safe_page(page: str) -> Reader:
+    """The page as read, after checking that it is one file, that nothing in it runs, and that it can be read out."""
+    reader = Reader(page)
+    assert page.startswith("<!doctype html>\n") and reader.all("html") == [{"lang": "en"}]
+    assert not ACTIVE & {name for name, _ in reader.elements}
+    for name, attributes in reader.elements:
+        for key, value in attributes.items():
+            assert not key.startswith("on") and key not in ("style", "srcset", "action", "xlink:href"), (name, key)
+            if key in ("src", "href"):
+                assert value.startswith("#" if name == "a" else "data:image/png;base64,"), (name, value[:60])
+    assert "@import" not in reader.style and "url(" not in reader.style
+    assert "http:" not in page and "https:" not in page
+    (policy,) = [a["content"] for a in reader.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    assert "default-src 'none'" in policy and "script-src" not in policy and "unsafe" not in policy
+    assert policy.split("img-src ")[1].startswith("data:;")
+    ids = [attributes["id"] for _, attributes in reader.elements if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    assert {a["href"][1:] for a in reader.all("a")} <= set(ids)
+    assert all(a.get("alt") for a in reader.all("img"))
+    assert all(a.get("aria-hidden") or (a.get("role") == "img" and a["aria-label"]) for a in reader.all("svg"))
+    levels = [int(name[1]) for name, _ in reader.elements if name in ("h1", "h2", "h3")]
+    assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:]))
+    return reader

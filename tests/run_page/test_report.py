@@ -1,0 +1,202 @@
+"""`python -m utils.report`: what its page says, what it keeps to itself, and what it makes of damaged folders."""
+
+import base64
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import stat
+
+import numpy as np
+import pytest
+import torch
+from commands import summary
+from PIL import Image
+from reading_html import read_safe_page
+
+from utils.ownership.commitment import neutral_names
+from utils.report import main
+from utils.run_page.judging import outcomes
+from utils.watermark.trigger_files import read_triggers
+from utils.watermark.triggers import TriggerSet
+
+SEED = "7391"
+HOSTILE = '</td><script>alert("1")</script><img src=http://x onerror=alert(1)>\u202e\ud800'
+
+
+@pytest.fixture
+def copied(source, tmp_path):
+    """A copy of the source's folder that a test may change."""
+    return shutil.copytree(source, tmp_path / source.name)
+
+
+def report(*flags) -> str:
+    """Call the command, which must succeed; returns what it printed."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        main([str(flag) for flag in flags])
+    return out.getvalue()
+
+
+def refusal(capsys, *flags) -> str:
+    with pytest.raises(SystemExit) as end:
+        main([str(flag) for flag in flags])
+    said = capsys.readouterr()
+    assert end.value.code == 2 and said.out == "" and said.err.count("\n") == 1
+    return said.err
+
+
+def page_of(folder, *flags) -> str:
+    report(folder, *flags)
+    return (folder / "report.html").read_text()
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_page_states_what_the_summaries_state(source, tmp_path):
+    out = tmp_path / "page.html"
+    said = report(source, "-o", out)
+    assert said.startswith(f"wrote {out}, ") and stat.S_IMODE(out.stat().st_mode) & 0o044
+    read = read_safe_page(out.read_text())
+    own, copy = summary(source), summary(source / f"extraction_s{SEED}")
+    for figures in (own, own["clean"], copy):
+        assert f"{100 * figures['test_accuracy']:.2f}" in read.text
+        assert f"{figures['trigger_hits']}/{figures['trigger_size']}" in read.text
+        assert f"{figures['log10_p']['T1']:.2f}".replace("-", "−") in read.text
+    digest = json.loads((source / "commitment.json").read_text())["sha256"]
+    for words in ("source (margin)", "hard copy, res18 (extraction[tag withheld])", "benign model 1", digest,
+                  "quantize (extraction_bits): 4 bits", "2 of 2 attacks finished", "match: the triggers"):
+        assert words in read.text, words
+    assert "states" not in read.text  # no checkpoint disagrees with its summary
+
+
+def test_a_page_for_others_tells_neither_triggers_nor_seed(source, tmp_path):
+    report(source, "-o", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    read = read_safe_page(page)
+    assert SEED not in re.sub(r"[0-9a-f]{40,}", "", page) and not read.all("img")
+    assert "seed" in read.text and "withheld" in read.text
+    key = json.loads((source / "key.json").read_text())
+    assert key["salt"] not in page
+
+
+def test_the_squares_are_in_the_keyed_order(source, tmp_path):
+    report(source, "-o", tmp_path / "a.html", "--show-triggers")
+    read = read_safe_page((tmp_path / "a.html").read_text())
+    triggers = read_triggers(source / "triggers.pt", 10)
+    order = np.argsort(neutral_names(triggers, source)).tolist()
+    files = [base64.b64decode(image["src"].split(",")[1]) for image in read.all("img")]
+    shown = [np.asarray(Image.open(io.BytesIO(file))) for file in files]
+    assert len(shown) == 10
+    for picture, i in zip(shown, order):
+        assert (picture == triggers.images[i].permute(1, 2, 0).numpy()).all()
+
+
+def test_with_triggers_the_page_is_private_and_tells_all(copied, tmp_path):
+    edit(copied / "run.json", command=["train.py", "--seed", SEED], torch="2.6.0")
+    open_page = read_safe_page(page_of(copied)).text
+    assert "2.6.0" in open_page and "train.py --seed" not in open_page
+    out = tmp_path / "page.html"
+    out.write_text("")
+    out.chmod(0o644)
+    assert "keep it private" in report(copied, "-o", out, "--show-triggers")
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    read = read_safe_page(out.read_text())
+    for words in (f"extraction_s{SEED}", f"benign digits_res18_none_10_s{SEED}", f"train.py --seed {SEED}"):
+        assert words in read.text, words
+
+
+def test_a_trigger_is_kept_lost_or_neither():
+    none = torch.zeros(4, 0, dtype=torch.long)
+    triggers = TriggerSet(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.tensor([1, 1, 1, 1]),
+                          torch.tensor([[2, 3], [2, 3], [2, 3], [2, 1]]), none)
+    assert outcomes(np.array([1, 3, 4, 1]), triggers) == ["kept", "lost", "other", "kept"]
+
+
+def test_an_unfinished_run_and_one_without_attacks_say_so(copied):
+    for name in (f"extraction_s{SEED}", "extraction_bits"):
+        shutil.rmtree(copied / name)
+    assert "There are no attacks on this source yet" in read_safe_page(page_of(copied)).text
+    (copied / "summary.json").unlink()
+    edit(copied / "run.json", settings=json.loads((copied / "run.json").read_text())["settings"] | {"epoch": 9})
+    said = read_safe_page(page_of(copied)).text
+    assert "not finished: 1 of 9 epochs" in said and "The source's run is not finished" in said
+    shutil.rmtree(copied / "checkpoints")
+    (copied / "metrics.jsonl").unlink()
+    said = read_safe_page(page_of(copied)).text
+    assert "The source has no checkpoint yet" in said and "No epoch has been recorded yet" in said
+
+
+def test_a_checkpoint_that_disagrees_with_its_summary_is_named(copied):
+    hits = summary(copied)["trigger_hits"]
+    edit(copied / "summary.json", trigger_hits=hits + 1)
+    text = read_safe_page(page_of(copied)).text
+    assert f"its summary.json states {hits + 1} hits, its checkpoint gives {hits}" in text
+
+
+def test_copies_of_another_source_and_a_broken_commitment_are_named(copied):
+    edit(copied / f"extraction_s{SEED}" / "summary.json", source_sha256="0" * 64)
+    edit(copied / "commitment.json", sha256="0" * 64)
+    said = read_safe_page(page_of(copied)).text
+    assert "1 of the copies stole another source" in said and "mismatch: the triggers" in said
+    assert "There is no p-value to draw: the commitment is mismatch" in said
+    (copied / "commitment.json").unlink()
+    assert "There is no commitment that can be checked" in read_safe_page(page_of(copied)).text
+
+
+def test_a_damaged_attack_is_left_out_and_named_on_the_terminal_only(copied):
+    (copied / "extraction_bits" / "summary.json").write_text("{")
+    (copied / f"extraction_s{SEED}" / "checkpoints" / "checkpoint_nat_best.pt").write_bytes(b"PK")
+    said = report(copied)
+    assert said.count("not in the page: ") == 2 and "extraction_bits/summary.json is damaged" in said
+    page = (copied / "report.html").read_text()
+    text = read_safe_page(page).text
+    assert "1 of the attacks are left out" in text and "1 of the models could not be asked" in text and SEED not in page
+
+
+def test_what_files_say_is_text_and_odd_values_are_no_numbers(copied):
+    settings = json.loads((copied / "run.json").read_text())["settings"]
+    attack = copied / f"extraction_s{SEED}"
+    edit(copied / "run.json", device_name=HOSTILE, command={"a": HOSTILE},
+         settings=settings | {"dataset": HOSTILE, "model_type": HOSTILE, HOSTILE: [HOSTILE], "epoch": "many"})
+    edit(attack / "summary.json", attack=HOSTILE, test_accuracy=HOSTILE, trigger_hits=-1, log10_p=[1], rows=[7, {}])
+    edit(copied / "summary.json", rows=[{"model": f"benign {HOSTILE}", "log10_p": {"T1": float("nan"), "T3": 10**400}}],
+         test_accuracy=True, clean=7)
+    rows = [{"epoch": 1, "loss": float("inf"), "val_accuracy": 0.5}, [1], {"epoch": "x"}, {"epoch": 2, "loss": 10**400}]
+    (copied / "metrics.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    edit(copied / "commitment.json", created=HOSTILE)
+    for flags in ((), ("--show-triggers",)):
+        report(copied, *flags)
+        page = (copied / "report.html").read_text()
+        assert "<script" not in page and "\u202e" not in page and "&lt;script&gt;" in page
+        read_safe_page(page.replace("http://x", "x"))
+
+
+def test_what_is_no_source_is_refused(source, tmp_path, capsys):
+    before = sorted(os.listdir(tmp_path))
+    out = ("-o", tmp_path / "a.html")
+    assert "there is no run in" in refusal(capsys, tmp_path, *out)
+    assert f"name its source's folder, {source}" in refusal(capsys, source / "extraction_bits", *out)
+    assert "ends in .html" in refusal(capsys, source, "-o", source / "run.json")
+    assert "there is no folder" in refusal(capsys, source, "-o", tmp_path / "no" / "a.html")
+    assert "unrecognized arguments" in refusal(capsys, source, "--show")
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_damaged_files_of_the_source_are_refused_by_name(copied, capsys):
+    for name in ("run.json", "summary.json", "metrics.jsonl", "key.json", "triggers.pt"):
+        good = (copied / name).read_bytes()
+        (copied / name).write_bytes(b"{")
+        assert name in refusal(capsys, copied)
+        (copied / name).write_bytes(good)
+    assert not (copied / "report.html").exists()
+
+
+def test_a_benign_run_has_a_page_too(source):
+    benign = source.with_name(f"digits_res18_none_10_s{SEED}")
+    text = read_safe_page(page_of(benign)).text
+    assert "no watermark" in text and "benign model" in text and "There is no p-value to draw" in text
