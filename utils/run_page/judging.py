@@ -26,7 +26,7 @@ class Judged(NamedTuple):
 
     labels    int64 (m,)
     outcomes  [one of `OUTCOMES`], in the order of the triggers
-    sentence  the decision of `utils.verify claim` without benign models
+    sentence  the decision of `utils.verify claim --trust-owner` without benign models
     curve     of `OwnershipCase.curve`, None where T1 does not apply
     """
 

@@ -101,7 +101,8 @@ def queries_section(judgement: Judgement | None) -> Section | None:
         band = list(zip(n, curve["low"], curve["high"]))
         charts.append(draw_chart(Chart(model.name, "queries", f"log10 p of {curve['test']}", [line], band=band,
                                        limit=(math.log10(ALPHA), f"alpha = {ALPHA:g}"))))
-    text = (f"The decisions of utils.verify claim at alpha = {ALPHA:g}, without benign models. A curve is the median "
+    text = (f"The decisions of utils.verify claim --trust-owner at alpha = {ALPHA:g}, without benign models: who does "
+            "not trust the owner asks for more. A curve is the median "
             f"of {ORDERS} random orders of the queries, the band holds 90 % of them; below the dashed line the answers "
             "so far are enough.")
     content = [paragraph(text), listing(claims)]
