@@ -1,5 +1,6 @@
 """From `utils.verify prepare` through `train.py --prepared` to a claim, as typed."""
 
+import html
 import json
 import shutil
 
@@ -11,6 +12,7 @@ from owner_runs import replace
 
 from utils.ownership.commitment import check_commitment
 from utils.ownership.label_origin import label_origin
+from utils.report import main as report_main
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint
 from utils.verify import main as verify_main
 from utils.watermark.prepared import image_commitment, labels_from_beacon, read_prepared
@@ -76,6 +78,15 @@ def test_plausible_labels_are_drawn_from_the_prepared_candidates(runs, capsys):
     # clean models stay needed where something else asks for them
     good("train", "-d", runs, *TRAIN, "--prepared", runs / "plausible", "--beacon", BEACON, "--carriers", 2,
          "--label-model", runs / BENIGN, "-msg", "carriers")
+
+
+def test_a_page_for_others_withholds_the_seed_and_salt_of_the_preparation(runs, tmp_path, capsys):
+    salt = json.loads((runs / "random" / "key.json").read_text())["salt"]
+    for flags, shown in (((), False), (("--show-triggers",), True)):
+        report_main([str(runs / SOURCE), "-o", str(tmp_path / "page.html"), *flags])
+        text = html.unescape((tmp_path / "page.html").read_text())
+        assert (salt in text) == shown and ("'seed': 5" in text) == shown
+    capsys.readouterr()
 
 
 BAD_TRAINING = {
