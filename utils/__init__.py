@@ -1,10 +1,11 @@
 """What the entry scripts share, in packages. A package imports only packages below it (`make lint` checks this):
 
-    command_line, verify, benchmark, analyze    the doors: flags become settings, commands start
+    command_line, verify, benchmark, check_gpu, analyze, report    the doors: flags become settings, commands start
+    gpu_checks                                  what check_gpu runs
     cost                                        the benchmark
-    attacks | rivals | analysis                 what a thief does; other watermarks; measurements of finished runs
+    attacks | rivals | analysis | run_page      what a thief does; other watermarks; finished runs measured and drawn
     ownership                                   commitment, tests, verdict, report
     watermark                                   trigger set, ascent, objective, BatchNorm statistics
-    data | runs | training                      images; run folders and checkpoints; the training loop
+    data | runs | training | pages              images; run folders and checkpoints; the training loop; HTML
     system | published                          files, processes, devices, refusals; what the paper states
 """
