@@ -134,7 +134,7 @@ def grind(answers, true, held_out, seeds):
     return max(seeds, key=lambda seed: int((redraw_labels(true, 10, seed, held_out) == answers).sum()))
 
 
-def test_a_forger_who_tries_seeds_persuades_himself_alone(tmp_path, capsys):
+def test_a_forger_who_tries_seeds_persuades_himself_alone():
     """An innocent model that errs on every image: 10,000 tried seeds make T1 small, and the forger believes his claim.
 
     Neither the seed's bound nor a beacon lets him have it.

@@ -11,17 +11,17 @@ import torch
 
 from utils.data.images import Images
 from utils.data.sets import DATASETS, load_data
-from utils.runs.checkpoints import find_checkpoint, read_benign, read_model
+from utils.runs.checkpoints import find_checkpoint, read_model
 from utils.system.files import sha256_of_file
 from utils.system.refusals import Refusal
 from utils.training.metrics import predict
-from utils.watermark.triggers import TriggerSet, draw_triggers, mean_images
+from utils.watermark.triggers import TriggerSet, draw_triggers, held_out_positions, mean_images
 
 
 class Auditor(NamedTuple):
     """What an auditor brings: held-out images of his own copy of the data set, and runs of models.
 
-    bank          runs of his own benign models
+    bank          runs of train.py, said to be his own benign models
     label_model   the run whose digest the owner committed to as the label model, None where he was not given it
     """
 
@@ -33,8 +33,8 @@ class Auditor(NamedTuple):
 def read_auditor(folder, settings: dict) -> Auditor:
     """What lies in the auditor's folder: `data`, which is what --data-dir names, and beside it runs of train.py.
 
-    `settings` are those of the commitment. Raises Refusal where the folder holds neither, or where a run is not that of
-    a benign model.
+    `settings` are those of the commitment. Raises Refusal where the data set is missing; whether the runs are those of
+    benign models is seen when they are read.
     """
     folder, name = Path(folder), settings.get("dataset")
     if name not in DATASETS:
@@ -49,7 +49,6 @@ def read_auditor(folder, settings: dict) -> Auditor:
         if wanted and sha256_of_file(find_checkpoint(run)) == wanted:
             label_model = run
         else:
-            read_benign(run)
             bank.append(run)
     return Auditor(held_out, bank, label_model)
 
@@ -64,8 +63,7 @@ def audit_triggers(triggers: TriggerSet, classes: int, settings: dict, drawn_fro
     held_out, faults = auditor.held_out, []
     if not triggers.sources.shape[1] or triggers.sources.shape != triggers.true_labels.shape:
         return ["the trigger set does not say which images of the data set it was made from"]
-    position = {index: i for i, index in enumerate(held_out.indices.tolist())}
-    taken = torch.tensor([[position.get(index, -1) for index in row] for row in triggers.sources.tolist()])
+    taken = held_out_positions(held_out, triggers.sources)
     foreign = (taken < 0).any(1)
     if foreign.any():
         return [_of(foreign, "made from images that are not among the held-out ones of the data set")]

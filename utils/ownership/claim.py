@@ -143,7 +143,8 @@ def _owners_case(claim: ClaimCommand, folder, triggers, classes, suspect) -> Own
 def _benign_answers(run, triggers, classes, suspect) -> Answers:
     path = find_checkpoint(run, None)
     if suspect and sha256_of_file(path) == sha256_of_file(suspect):
-        raise Refusal(f"--benign {run} is the suspect itself")
+        raise Refusal(f"{run} is the suspect itself, which cannot be in its bank: leave it out of --benign, or "
+                      "out of --auditor's folder")
     return answers_of_model(read_benign(run), path, triggers, len(classes))
 
 

@@ -9,7 +9,6 @@ the labels were drawn at random: `labels_match_seed` repeats the draw.
 import hashlib
 import hmac
 import io
-import json
 import secrets
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ from utils.runs.folder import RunFolder
 from utils.system.files import read_json, write_atomically
 from utils.system.refusals import Refusal
 from utils.watermark.trigger_picture import draw_trigger_picture
-from utils.watermark.triggers import TriggerSet, redraw_labels
+from utils.watermark.triggers import TriggerSet, bytes_of_parts, redraw_labels
 
 KEY_FILE, COMMITMENT_FILE = "key.json", "commitment.json"
 
@@ -48,16 +47,12 @@ class Commitment(NamedTuple):
 def canonical_bytes(triggers: TriggerSet, classes: list[str], settings: dict) -> bytes:
     """The bytes that are committed to.
 
-    One line of JSON with sorted keys and no spaces, then images (uint8), assigned labels, true labels and sources
-    (int64, little-endian), each in row-major order. Where the labels were drawn from candidates these follow, and the
-    version is 2 instead of 1.
+    Those of images, assigned labels, true labels and sources, as `bytes_of_parts` of utils.watermark.triggers puts
+    them. Where the labels were drawn from candidates these follow, and the version is 2 instead of 1.
     """
     parts = triggers.entries
-    shapes = {name: list(part.shape) for name, part in parts.items()}
-    header = {"version": 2 if "candidates" in parts else 1, "classes": classes, "settings": settings, **shapes}
-    text = json.dumps(header, sort_keys=True, separators=(",", ":"))
-    numbers = [part.contiguous().numpy().astype("<i8").tobytes() for name, part in parts.items() if name != "images"]
-    return b"".join([text.encode(), b"\n", triggers.images.contiguous().numpy().tobytes(), *numbers])
+    header = {"version": 2 if "candidates" in parts else 1, "classes": classes, "settings": settings}
+    return bytes_of_parts(header, parts)
 
 
 def commitment_digest(triggers: TriggerSet, classes, settings, salt: str) -> str:

@@ -17,7 +17,7 @@ from utils.system.processes import chief_first, is_chief, restart_count
 from utils.system.refusals import Refusal
 
 OWN_FILES = ("run.json", "metrics.jsonl", "output.log", "summary.json", "trigger.png", "triggers.pt", "commitment.json",
-             "key.json")
+             "key.json", "report.html")
 # settings that change where and how a run is computed, not what it computes
 NOT_COMPARED = ("dir", "data_dir", "data_dir_source", "device", "overwrite", "benign", "skip_bad_images", "graph",
                 "prepared")

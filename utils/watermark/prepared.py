@@ -7,7 +7,6 @@ known, and the beacon does not know them.
 """
 
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from utils.data.images import Data
 from utils.runs.checkpoints import load_checkpoint
 from utils.system.files import read_json
 from utils.system.refusals import Refusal
-from utils.watermark.triggers import TriggerSet, mean_images
+from utils.watermark.triggers import TriggerSet, bytes_of_parts, held_out_positions, mean_images
 
 PREPARED_FILE, KEY_FILE, COMMITMENT_FILE = "prepared.pt", "key.json", "commitment.json"
 PARTS = ("images", "true_labels", "sources", "candidates")
@@ -46,16 +45,11 @@ class Prepared(NamedTuple):
 def image_commitment(triggers: TriggerSet, classes: list[str], settings: dict, beacon_name: str, salt: str) -> str:
     """SHA-256 in hexadecimal of the salt (hexadecimal) and the bytes of everything but the labels.
 
-    The bytes: one line of JSON with sorted keys and no spaces, then images (uint8), true labels, sources and candidates
-    (int64, little-endian), each in row-major order.
+    The bytes are those of `bytes_of_parts`.
     """
-    parts = {name: getattr(triggers, name).contiguous() for name in PARTS}
-    shapes = {name: list(part.shape) for name, part in parts.items()}
-    header = {"version": "images 1", "classes": classes, "settings": settings, "beacon_name": beacon_name, **shapes}
-    text = json.dumps(header, sort_keys=True, separators=(",", ":"))
-    numbers = [parts[name].numpy().astype("<i8").tobytes() for name in PARTS[1:]]
-    content = b"".join([bytes.fromhex(salt), text.encode(), b"\n", parts["images"].numpy().tobytes(), *numbers])
-    return hashlib.sha256(content).hexdigest()
+    header = {"version": "images 1", "classes": classes, "settings": settings, "beacon_name": beacon_name}
+    content = bytes_of_parts(header, {name: getattr(triggers, name) for name in PARTS})
+    return hashlib.sha256(bytes.fromhex(salt) + content).hexdigest()
 
 
 def labels_from_beacon(commitment: str, beacon: str, true_labels, classes: int, candidates):
@@ -105,9 +99,7 @@ def read_prepared(folder) -> Prepared:
 
 def check_images(triggers: TriggerSet, data: Data) -> None:
     """Refuse prepared triggers whose images or true labels are not those of the held-out images at their sources."""
-    position = {index: i for i, index in enumerate(data.held_out.indices.tolist())}
-    taken = [[position.get(index, -1) for index in row] for row in triggers.sources.tolist()]
-    held = torch.tensor(taken)
+    held = held_out_positions(data.held_out, triggers.sources)
     if (held < 0).any() or not torch.equal(data.held_out.labels[held], triggers.true_labels) or not torch.equal(
         mean_images(data.held_out.images, held), triggers.images
     ):

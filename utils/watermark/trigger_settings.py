@@ -9,7 +9,7 @@ from utils.system.files import sha256_of_file
 from utils.system.flags import COUNT, number
 from utils.system.refusals import Refusal
 from utils.training.metrics import predict
-from utils.watermark.prepared import check_images, checked_beacon, read_prepared
+from utils.watermark.prepared import Prepared, check_images, checked_beacon, read_prepared
 from utils.watermark.triggers import (
     CHOICES,
     LABEL_STRATEGIES,
@@ -20,7 +20,8 @@ from utils.watermark.triggers import (
     validation_images,
 )
 
-PREPARED_FLAGS = {"num_query": 100, "num_mixup": 1, "label_strategy": "random", "label_choices": None,
+NUM_QUERY = 100  # default of -nq
+PREPARED_FLAGS = {"num_query": NUM_QUERY, "num_mixup": 1, "label_strategy": "random", "label_choices": None,
                   "trigger_strategy": None}  # flags that --prepared decides, and their defaults
 
 
@@ -31,7 +32,7 @@ class TriggerSettings:
     label_model       run of a clean model, for every strategy but "random"
     trigger_strategy  which images become triggers, one of `TRIGGER_STRATEGIES`
     choices           candidates a trigger, for the label strategy "plausible"
-    prepared, beacon  folder of prepared images and the beacon that labels them, or None: see `utils.watermark.prepared`
+    prepared, beacon  prepared images and the beacon that labels them, or None: see `utils.watermark.prepared`
     """
 
     m: int
@@ -41,7 +42,7 @@ class TriggerSettings:
     seed: int
     trigger_strategy: str = "random"
     choices: int = CHOICES
-    prepared: str | None = None
+    prepared: Prepared | None = None
     beacon: str | None = None
 
     @property
@@ -55,13 +56,13 @@ class TriggerSettings:
         if self.label_model:
             record["label_model_sha256"] = sha256_of_file(find_checkpoint(self.label_model))
         if self.prepared:
-            record["image_commitment"] = read_prepared(self.prepared).record
+            record["image_commitment"] = self.prepared.record
         return record
 
     def draw(self, data: Data, device) -> tuple[TriggerSet, Images]:
         """The trigger set and the validation images that are left."""
         if self.prepared:
-            triggers = read_prepared(self.prepared).labelled(self.beacon)
+            triggers = self.prepared.labelled(self.beacon)
             check_images(triggers, data)
             return triggers, validation_images(data, triggers)
         answer = None
@@ -75,7 +76,7 @@ class TriggerSettings:
 def add_trigger_flags(parser: argparse.ArgumentParser):
     """Declare the flags that name a source's watermark, for all three scripts; returns their group."""
     p = parser.add_argument_group("watermark")
-    p.add_argument("-nq", "--num-query", type=COUNT, default=100, help="number m of triggers")
+    p.add_argument("-nq", "--num-query", type=COUNT, default=NUM_QUERY, help="number m of triggers")
     p.add_argument("-nm", "--num-mixup", type=COUNT, default=1, help="images averaged into one trigger")
     return p
 
@@ -147,6 +148,7 @@ def complete_label_flags(flags, other_use=None) -> None:
 
 def trigger_settings(flags) -> TriggerSettings:
     """The trigger settings that parsed flags give."""
+    prepared = read_prepared(flags.prepared) if flags.prepared else None
     return TriggerSettings(flags.num_query, flags.num_mixup, flags.label_strategy, flags.label_model, flags.seed,
-                           flags.trigger_strategy or "random", flags.label_choices or CHOICES, flags.prepared,
+                           flags.trigger_strategy or "random", flags.label_choices or CHOICES, prepared,
                            flags.beacon)

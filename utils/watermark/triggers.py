@@ -4,6 +4,7 @@ Triggers are held-out images, or means of k of them, under labels that none of t
 finds plausible.
 """
 
+import json
 import math
 from typing import NamedTuple
 
@@ -59,6 +60,19 @@ class TriggerSet(_Parts):
         return self.images.to(device).float().div(255), self.labels.to(device)
 
 
+def bytes_of_parts(header: dict, parts: dict) -> bytes:
+    """The bytes of parts of a trigger set, {name: tensor}, that a commitment hashes.
+
+    One line of JSON with sorted keys and no spaces, the header and the shapes; then the parts in their order, images as
+    uint8 and all others as int64, little-endian, each in row-major order.
+    """
+    shapes = {name: list(part.shape) for name, part in parts.items()}
+    text = json.dumps(header | shapes, sort_keys=True, separators=(",", ":"))
+    kinds = {name: "u1" if name == "images" else "<i8" for name in parts}
+    numbers = [part.contiguous().numpy().astype(kinds[name]).tobytes() for name, part in parts.items()]
+    return b"".join([text.encode(), b"\n", *numbers])
+
+
 def labels_are_uniform(strategy: str | None) -> bool:
     """Whether a label strategy draws uniformly, as test T1 requires: from the wrong labels, or from the candidates."""
     return strategy in ("random", "plausible")
@@ -101,6 +115,12 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
 def mean_images(images, taken):
     """uint8 (m, 3, H, W): means of the images at positions taken (m, k), rounded to 8 bits (appendix B.3)."""
     return images[taken].double().mean(dim=1).round().to(torch.uint8)
+
+
+def held_out_positions(held_out: Images, sources):
+    """Positions among the held-out images of `sources`, indices in the training set of any shape; -1 for others."""
+    position = {index: i for i, index in enumerate(held_out.indices.tolist())}
+    return torch.tensor([position.get(index, -1) for index in sources.flatten().tolist()]).view(sources.shape)
 
 
 def _check_counts(held_out: Images, m: int, k: int, classes: int) -> None:
