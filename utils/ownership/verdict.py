@@ -154,7 +154,8 @@ class OwnershipCase:
             return "the labels were drawn uniformly and committed to, so T1 is exact, whatever the suspect is"
         if self.origin.kind == "beacon":
             return ("public randomness drew the labels after the images were committed to, so T1 is exact, whoever "
-                    "lies, if that value is the beacon's and the image commitment is older")
+                    "lies, if that value is the beacon's and the image commitment is older, and the owner made no "
+                    "other")
         return ("the owner's seed drew the labels of images that an auditor rebuilt, so T1 times the 2^31 seeds bounds "
                 "what trying seeds can give")
 
