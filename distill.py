@@ -1,7 +1,7 @@
 """Distil a surrogate from a watermarked source: `python distill.py -dt cifar10 -dmt res18 -tmt res34 -nq 100`."""
 
 from utils.attacks.theft import open_theft
-from utils.command_line import distill_command
+from utils.command_line.attacks import distill_command
 from utils.system.device import choose_device
 from utils.system.refusals import refuse_in_one_sentence
 

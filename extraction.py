@@ -1,7 +1,7 @@
 """Extract a surrogate from a watermarked source: `python extraction.py -at soft -dmt res34 -tmt res34 -nq 100`."""
 
 from utils.attacks.theft import open_theft
-from utils.command_line import extraction_command
+from utils.command_line.attacks import extraction_command
 from utils.system.device import choose_device
 from utils.system.refusals import refuse_in_one_sentence
 

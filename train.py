@@ -1,7 +1,7 @@
 """Train a source model with a secret watermark: `python train.py -dt cifar10 -tt margin -mt res34 -nq 100`."""
 
 import models
-from utils.command_line import train_command
+from utils.command_line.train import train_command
 from utils.data.batches import Batches
 from utils.ownership.commitment import commit_triggers
 from utils.ownership.source_report import report_source

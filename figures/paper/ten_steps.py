@@ -23,7 +23,8 @@ import models
 from utils.attacks.editing import FineTuning
 from utils.attacks.objectives import FINETUNES, ExtractionObjective, FineTuningObjective
 from utils.attacks.surrogate import Extraction
-from utils.command_line import AttackCommand, TrainCommand, distill_command, extraction_command, train_command
+from utils.command_line.attacks import AttackCommand, distill_command, extraction_command
+from utils.command_line.train import TrainCommand, train_command
 from utils.cost.contenders import CLASSES, Contenders
 from utils.cost.settings import parse_benchmark
 from utils.cost.timing import seconds_per_call

@@ -10,7 +10,7 @@ from commands import call, good, refused, summary, tree
 from comparing import same_runs
 from photos import photos
 
-from utils.command_line import train_flags
+from utils.command_line.train import train_flags
 from utils.data.images import Data, Images
 from utils.data.sets import load_data
 from utils.ownership.commitment import check_commitment, commit_to

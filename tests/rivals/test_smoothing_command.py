@@ -8,7 +8,8 @@ import torch
 from commands import call, good, summary, tree
 from comparing import same_runs
 
-from utils.command_line import extraction_flags, train_flags
+from utils.command_line.attacks import extraction_flags
+from utils.command_line.train import train_flags
 from utils.runs.checkpoints import load_checkpoint
 from utils.system.signals import agree_on_signal
 from utils.verify import main as verify_main

@@ -8,7 +8,7 @@ import torch
 from commands import call, good, refused, summary, tree, verify
 from digits_runs import BENIGN, SOURCE, STEAL, TRAIN
 
-from utils.command_line import train_command, train_flags
+from utils.command_line.train import train_command, train_flags
 from utils.data.sets import load_data
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
 from utils.system.files import sha256_of_file
