@@ -8,6 +8,7 @@ from utils.ownership.source_report import report_source
 from utils.ownership.suspects import TriggerTests
 from utils.rivals.embedded_features.style import embed_style
 from utils.runs.folder import RunFolder
+from utils.runs.initial_weights import read_initial_weights
 from utils.system.device import choose_device, prepare_torch
 from utils.system.processes import is_chief
 from utils.system.refusals import refuse_in_one_sentence
@@ -22,12 +23,14 @@ def main():
     command = train_command()
     watermark, training, output = command.watermark, command.training, command.output
     device = choose_device(command.device)
+    initial = read_initial_weights(command.init)
     data = command.data.load()
-    record = output.record | {"data_sha256": data.sha256} | watermark.triggers.record()
+    record = output.record | {"data_sha256": data.sha256} | watermark.triggers.record() | initial.record()
     data.train = embed_style(data.train, command.styled_share, training.seed)
     run = RunFolder(output.folder, record, output.tag_flag)
     run.check(output.overwrite)
     watermark.check(data, training.batch_size)
+    initial.check(command.model_type, len(data.classes), command.width)
     triggers, validation = watermark.draw(data, device)
     tests = TriggerTests(triggers, len(data.classes), watermark.labels_are_uniform, command.benign, device)
 
@@ -41,6 +44,7 @@ def main():
             commit(triggers)
         prepare_torch(training.seed, training.deterministic, training.tf32)
         model = models.build(command.model_type, len(data.classes), data.mean, data.std, command.width)
+        initial.load_into(model, run.log)
         model = synchronize_batchnorm(models.place(model, device))
         images = watermark.training_images(data, triggers, device, run.log)
         batches = Batches(images, training.batch_size, data.flip, device)

@@ -31,6 +31,7 @@ class TrainCommand:
     watermark: margin_settings.Watermark | EweWatermark | RsWatermark
     model_type: str
     width: int
+    init: str | None
     training: TrainingSettings
     output: OutputSettings
     device: str
@@ -65,6 +66,7 @@ def train_command(argv=None) -> TrainCommand:
         watermark=rival.settings(flags) if rival else margin_settings.watermark_settings(flags),
         model_type=flags.model_type,
         width=flags.width,
+        init=flags.init,
         training=training_settings(flags),
         output=OutputSettings(source_folder(flags, flags.model_type), vars(flags), flags.overwrite, "another -msg"),
         device=flags.device,
@@ -82,6 +84,9 @@ def train_flags(argv=None) -> argparse.Namespace:
     group = p.add_argument_group("model")
     group.add_argument("-mt", "--model-type", default="res34", choices=models.NAMES, help="architecture")
     group.add_argument("--width", type=COUNT, default=64, help="channels of the first stage; 64 is the published size")
+    group.add_argument("--init", metavar="FILE",
+                       help="start from the weights in FILE (a state dict, a checkpoint, .safetensors, or a run's "
+                       "folder), with a new last layer if theirs has other classes (default: from random ones)")
     group = add_trigger_flags(p)
     add_train_type(group)
     margin_settings.add_watermark_flags(group)

@@ -1,0 +1,96 @@
+"""`--init`: a training that starts from weights on disk."""
+
+import pytest
+import torch
+
+import models
+from utils.runs.checkpoints import pack_checkpoint, save_checkpoint
+from utils.runs.initial_weights import read_initial_weights
+from utils.system.refusals import Refusal
+
+
+def network(classes=4, seed=0, width=4):
+    torch.manual_seed(seed)
+    return models.build("res18", classes, width=width)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """write(kind) -> the file of `network(seed=1)` in one of the ways in which weights lie on disk."""
+    safetensors = pytest.importorskip("safetensors.torch")
+
+    def write(kind, model=None):
+        model = model or network(seed=1)
+        weights, path = {n: t.clone() for n, t in model.state_dict().items()}, tmp_path / f"{kind}.pt"
+        if kind == "checkpoint":
+            save_checkpoint(path, pack_checkpoint(model, "res18"))
+        elif kind == "safetensors":
+            path = path.with_suffix(".safetensors")
+            safetensors.save_file(weights, path)
+        else:
+            network_alone = {n.removeprefix("1."): t for n, t in weights.items() if n.startswith("1.")}
+            torch.save({
+                "state dict": weights, "wrapped": {"epoch": 3, "state_dict": weights},
+                "parallel": {f"module.{n}": t for n, t in weights.items()}, "network alone": network_alone,
+                "no counters": {n: t for n, t in weights.items() if not n.endswith("num_batches_tracked")},
+            }[kind], path)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("kind", ["state dict", "checkpoint", "safetensors", "wrapped", "parallel", "network alone",
+                                  "no counters"])
+def test_every_kind_of_file_gives_the_same_model(written, kind):
+    model, said = network(), []
+    initial = read_initial_weights(written(kind))
+    initial.check("res18", 4, 4)
+    initial.load_into(model, said.append)
+    for (name, tensor), wanted in zip(model.state_dict().items(), network(seed=1).state_dict().values()):
+        assert torch.equal(tensor, wanted), name
+    assert len(said) == 1 and initial.record()["init_sha256"][:16] in said[0] and "last layer" not in said[0]
+
+
+def test_a_head_of_other_classes_is_new_and_the_log_says_so(written):
+    model, fresh, said = network(classes=6), network(classes=6).state_dict(), []
+    read_initial_weights(written("state dict")).load_into(model, said.append)
+    old = network(seed=1).state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, (fresh if name.startswith("1.linear") else old)[name]), name
+    assert "tells 4 classes apart, so a new one is trained" in said[0]
+
+
+def test_no_file_changes_nothing():
+    model = network()
+    initial = read_initial_weights(None)
+    initial.check("res18", 4, 4)
+    initial.load_into(model, pytest.fail)
+    assert initial.record() == {}
+    assert all(map(torch.equal, model.state_dict().values(), network().state_dict().values()))
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda w: w | {"1.extra": torch.ones(1)}, "the model has no 1.extra"),
+    (lambda w: {n: t for n, t in w.items() if n != "1.conv1.weight"}, "lacks 1.conv1.weight; pass the -mt"),
+    (lambda w: w | {"1.conv1.weight": torch.ones(2, 3, 3, 3)}, "the shape (2, 3, 3, 3), the model's has (4, 3, 3, 3)"),
+    (lambda w: w | {"1.conv1.weight": torch.full((4, 3, 3, 3), torch.nan)}, "1.conv1.weight is not finite"),
+    (lambda w: {"epoch": 3}, "holds no state dict"),
+    (lambda w: {}, "holds no state dict"),
+])
+def test_weights_that_do_not_fit_are_refused_before_a_model_is_made(tmp_path, change, words):
+    path = tmp_path / "weights.pt"
+    torch.save(change(dict(network().state_dict())), path)
+    with pytest.raises(Refusal) as caught:
+        read_initial_weights(path).check("res18", 4, 4)
+    assert words in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_files_that_are_none_are_refused(tmp_path):
+    pytest.importorskip("safetensors")
+    for name, content, words in (("a.safetensors", b"\xff" * 40, "no .safetensors file"),
+                                 ("a.pt", b"no zip", "no checkpoint that can be read safely"),
+                                 ("b.pt", None, "does not exist")):
+        if content:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(Refusal, match=words):
+            read_initial_weights(tmp_path / name)

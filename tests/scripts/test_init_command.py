@@ -1,0 +1,36 @@
+"""`train.py --init`: the watermark embedded into a model that exists."""
+
+import json
+
+import torch
+from commands import good, refused, summary, tree
+from digits_runs import BENIGN, SOURCE, TRAIN
+
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint
+
+
+def test_a_trained_model_is_fine_tuned(tmp_path):
+    good("train", "-d", tmp_path, "-tt", "none", *TRAIN, "-ep", 3)
+    file = find_checkpoint(tmp_path / BENIGN)
+    command = ("train", "-d", tmp_path, "-tt", "margin", *TRAIN, "--init", file, "--lr", 1e-9, "--weight-decay", 0,
+               "--bn-stats", "clean")
+    printed = good(*command)
+    assert f"starting from the weights in {file}" in printed
+    before, after = (load_checkpoint(find_checkpoint(tmp_path / run))["model"]["state_dict"] for run in (BENIGN, SOURCE))
+    for name, weight in before.items():
+        if "running" not in name and not name.endswith("tracked"):
+            assert torch.allclose(after[name], weight, atol=1e-6), name
+    assert json.loads((tmp_path / SOURCE / "run.json").read_text())["settings"]["init_sha256"]
+    assert abs(summary(tmp_path / SOURCE)["test_accuracy"] - summary(tmp_path / BENIGN)["test_accuracy"]) < 0.2
+
+    # other weights under the same name are other settings
+    good("train", "-d", tmp_path, "-tt", "none", *TRAIN, "-ep", 3, "--seed", 5, "--overwrite")
+    assert "init-sha256" in refused(*command)
+
+
+def test_weights_of_another_width_are_refused_before_a_folder_is_made(tmp_path):
+    good("train", "-d", tmp_path, "-tt", "none", *TRAIN)
+    before = tree(tmp_path)
+    said = refused("train", "-d", tmp_path, "-tt", "margin", *TRAIN, "--width", 8, "--init", tmp_path / BENIGN)
+    assert "--init" in said and "pass the -mt and --width" in said
+    assert tree(tmp_path) == before

@@ -1,0 +1,116 @@
+"""`--init FILE`: a training that starts from weights on disk instead of random ones."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+import models
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint
+from utils.system.files import sha256_of_file
+from utils.system.refusals import Refusal
+from utils.system.untrusted import CHECKPOINT_LIMIT
+
+MAY_BE_ABSENT = ("0.mu", "0.std")  # our normalisation, which stays that of the training images
+COUNTER = "num_batches_tracked"  # which old files lack, and BatchNorm does not use
+
+
+class InitialWeights(NamedTuple):
+    """The weights that a training starts from; `tensors` is empty where it starts from random ones."""
+
+    path: str = ""
+    tensors: dict = {}
+    sha256: str = ""
+
+    def record(self) -> dict:
+        """What the record of a run says of them, besides the flag."""
+        return {"init_sha256": self.sha256} if self.tensors else {}
+
+    def check(self, model_type: str, classes: int, width: int) -> None:
+        """Refuse weights that do not fit a model of `models.build`; makes nothing, see `load_into`."""
+        if self.tensors:
+            with torch.device("meta"):
+                self._fitting(models.build(model_type, classes, width=width))
+
+    def load_into(self, model: nn.Module, log=lambda text: None) -> None:
+        """Put them into a model of `models.build`; a last layer for another number of classes stays as it is.
+
+        log  takes a sentence that says which file it was and whether the last layer is new
+
+        Raises Refusal where a weight is missing, unknown, of another shape or not finite.
+        """
+        if not self.tensors:
+            return
+        given, old_classes = self._fitting(model)
+        model.load_state_dict(given, strict=False)
+        head = f"; its last layer tells {old_classes} classes apart, so a new one is trained" if old_classes else ""
+        log(f"starting from the weights in {self.path} (SHA-256 {self.sha256[:16]}...){head}")
+
+    def _fitting(self, model) -> tuple[dict, int | None]:
+        """The weights under the model's names and, where their last layer is left out for it, its class count."""
+        own = model.state_dict()
+        given = _under_names_of(own, self.tensors)
+        head, old_classes = _head_of_other_classes(model, own, given)
+        given = {name: tensor for name, tensor in given.items() if name not in head}
+        way = "pass the -mt and --width that its model was built with"
+        for name, tensor in given.items():
+            if name not in own:
+                raise Refusal(f"--init {self.path}: the model has no {name}; {way}")
+            if tensor.shape != own[name].shape:
+                raise Refusal(f"--init {self.path}: {name} has the shape {tuple(tensor.shape)}, the model's has "
+                              f"{tuple(own[name].shape)}; {way}")
+            if not tensor.isfinite().all():
+                raise Refusal(f"--init {self.path}: {name} is not finite; name a file of a training that ended well")
+        needed = [name for name in own if name not in (*head, *MAY_BE_ABSENT) and not name.endswith(COUNTER)]
+        if absent := [name for name in needed if name not in given]:
+            raise Refusal(f"--init {self.path} lacks {absent[0]}{', ...' if len(absent) > 1 else ''}; {way}")
+        return given, old_classes
+
+
+def read_initial_weights(path) -> InitialWeights:
+    """Read --init: a state dict, a checkpoint, a .safetensors file or a run folder; none where `path` is None.
+
+    Read as data, see `untrusted.read_tensors`. Raises Refusal where it is missing, damaged, or holds no weights.
+    """
+    if path is None:
+        return InitialWeights()
+    if not Path(path).exists():
+        raise Refusal(f"--init {path} does not exist; name a file of weights or the folder of a run")
+    file = find_checkpoint(path)
+    found = _read_safetensors(file) if file.suffix == ".safetensors" else load_checkpoint(file)
+    for key in ("model", "state_dict"):  # a checkpoint of this project, of the official code, or of many others
+        found = found[key] if isinstance(found.get(key), dict) else found
+    if not found or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+        raise Refusal(f"--init {path} holds no state dict: name a file of weights by their names")
+    return InitialWeights(str(path), dict(found), sha256_of_file(file))
+
+
+def _read_safetensors(path: Path) -> dict:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise Refusal(f"--init {path} needs the package safetensors: pip install safetensors") from error
+    if path.stat().st_size > CHECKPOINT_LIMIT:
+        raise Refusal(f"--init {path} is larger than {CHECKPOINT_LIMIT} bytes, the most that is read of weights")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise Refusal(f"--init {path} is no .safetensors file that can be read ({error})") from error
+
+
+def _under_names_of(own: dict, tensors: dict) -> dict:
+    """The tensors under the model's names, which have "1." before the network's own; without DataParallel's prefix."""
+    plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    inner = {f"1.{name}": tensor for name, tensor in plain.items()}
+    return dict(max((plain, inner), key=lambda named: len(named.keys() & own.keys())))
+
+
+def _head_of_other_classes(model, own: dict, given: dict):
+    """Names of the last linear layer's weights and the file's class count, if that is not the model's; else ()."""
+    layer = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    weight = given.get(f"{layer}.weight")
+    if weight is None or weight.dim() != 2 or len(weight) == len(own[f"{layer}.weight"]):
+        return (), None
+    return (f"{layer}.weight", f"{layer}.bias"), len(weight)
