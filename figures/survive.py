@@ -103,6 +103,8 @@ def setting_name(settings: dict) -> str:
         parts.append(f"{settings['carriers']} carriers")
     if settings["num_mixup"] > 1:
         parts.append(f"means of {settings['num_mixup']}")
+    if settings.get("init"):
+        parts.append(f"from a trained model, lr {settings['lr']:g}")
     return ", ".join(parts)
 
 
