@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 DECIDE = -3  # log10 p of T1 at which a theft counts as shown
 MARKS = {"soft": ("C0", "o"), "hard": ("C1", "s"), "reg": ("C2", "^"), "margin": ("C4", "D")}
 OTHER = ("C7", "v")
-KEYS = ("setting", "seed", "statistics", "attack", "copy", "sizes", "device", "command")  # a row's identity
+KEYS = ("setting", "seed", "statistics", "attack", "copy", "sizes", "device", "command", "started")  # a row's identity
 
 
 @refuse_in_one_sentence
@@ -76,6 +76,7 @@ def _row(about, statistics, source, attack, accuracy, answers, run, model=None) 
         **about, "statistics": statistics, "source_accuracy": source["test_accuracy"], "attack": attack, "copy": model,
         "copy_accuracy": accuracy, "hits": answers["trigger_hits"], "m": answers["trigger_size"],
         "log10_p": answers["log10_p"]["T1"], "command": "python " + shlex.join(run["command"]),
+        "started": run.get("started"),
     }
 
 
@@ -161,7 +162,7 @@ def draw(found: dict, path: Path) -> None:
         axes[1].plot([], [], mark, color=colour, label=f"{attack} copy")
     axes[1].legend(fontsize=8)
     title = "what survives theft, one point for each copy"
-    figure.suptitle(f"{title}; outlined: {found['chosen']}" if found["chosen"] else title, fontsize=10)
+    figure.suptitle(f"{title}; outlined:\n{found['chosen']}" if found["chosen"] else title, fontsize=9)
     figure.savefig(path, dpi=130)
 
 
