@@ -16,7 +16,8 @@ def test_a_trained_model_is_fine_tuned(tmp_path):
                "--bn-stats", "clean")
     printed = good(*command)
     assert f"starting from the weights in {file}" in printed
-    before, after = (load_checkpoint(find_checkpoint(tmp_path / run))["model"]["state_dict"] for run in (BENIGN, SOURCE))
+    weights_of = lambda run: load_checkpoint(find_checkpoint(tmp_path / run))["model"]["state_dict"]
+    before, after = weights_of(BENIGN), weights_of(SOURCE)
     for name, weight in before.items():
         if "running" not in name and not name.endswith("tracked"):
             assert torch.allclose(after[name], weight, atol=1e-6), name
