@@ -1,14 +1,16 @@
 """Energy, margin bound and t-SNE against closed forms."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+import models
 from utils.analysis.energy import free_energy, refused_share
 from utils.analysis.margin_bound import CELLS, GRID, margin_bound
-from utils.analysis.tsne import tsne_points
+from utils.analysis.tsne import report_tsne, tsne_points
 from utils.system.refusals import Refusal
 
 
@@ -22,6 +24,17 @@ def test_filter_refuses_five_percent_of_clean_images_and_all_higher_energies():
     clean = torch.arange(1001.0)
     assert refused_share(clean, clean) == pytest.approx(0.05, abs=0.001)
     assert refused_share(clean, torch.tensor([0.0, 949.0, 951.0, 2000.0])) == 0.5
+
+
+def test_tsne_shows_every_class_of_a_test_set_that_is_sorted():
+    torch.manual_seed(0)
+    labels = torch.arange(5).repeat_interleave(20)
+    test = SimpleNamespace(images=torch.randint(0, 256, (100, 3, 32, 32), dtype=torch.uint8), labels=labels)
+    triggers = SimpleNamespace(images=test.images[:3], labels=torch.tensor([4, 3, 2]))
+    run = SimpleNamespace(model=models.build("res18", 5, width=4).eval(), test=test, triggers=triggers, device="cpu")
+    found = report_tsne(run, shown=10)
+    assert found["labels"] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] and found["trigger_labels"] == [4, 3, 2]
+    assert [len(points) for points in found["points"].values()] == [13, 13]
 
 
 def test_tsne_is_deterministic_and_keeps_clusters_apart():

@@ -19,11 +19,15 @@ def tsne_points(features, perplexity: float, seed: int = 0):
 
 @torch.no_grad()
 def report_tsne(run: FinishedRun, shown: int = 500) -> dict:
-    """A run's points of Figure 7: the first `shown` test images, then all triggers. {"points": {perplexity: [...]}}."""
-    images = torch.cat([run.test.images[:shown], run.triggers.images])
+    """A run's points of Figure 7: `shown` test images at even distances, then all triggers.
+
+    At even distances, because a folder's images are sorted by class. {"points": {perplexity: [...]}, ...}
+    """
+    total = len(run.test.labels)
+    chosen = torch.arange(min(shown, total)) * total // min(shown, total)
+    images = torch.cat([run.test.images[chosen], run.triggers.images])
     features = torch.cat([
         run.model[1].features(run.model[0](part.to(run.device).float().div(255))) for part in images.split(500)
     ])
     points = {p: [[round(float(v), 4) for v in xy] for xy in tsne_points(features, p)] for p in (5, 10)}
-    n = min(shown, len(run.test.labels))
-    return {"labels": run.test.labels[:n].tolist(), "trigger_labels": run.triggers.labels.tolist(), "points": points}
+    return {"labels": run.test.labels[chosen].tolist(), "trigger_labels": run.triggers.labels.tolist(), "points": points}
