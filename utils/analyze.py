@@ -1,7 +1,8 @@
-"""Analyses of a finished run: `python -m utils.analyze energy|margin|traces|tsne RUN` writes RUN/<what>.json.
+"""Analyses of a finished run: `python -m utils.analyze WHAT RUN` writes RUN/WHAT.json.
 
 energy  free energy of test images and triggers (Table 7), and what a filter at 5 % refused clean images would refuse
 margin  upper bound of the margin of each trigger (Table 5): the smallest eps at which projected ascent flips it
+recalibrated  accuracy and triggers with BatchNorm statistics estimated anew from training images
 traces  of the triggers in a source's answers to natural images, and what a copy, RUN, has learnt of them
 tsne    features of test images and triggers in two dimensions (Figure 7), perplexity 5 and 10
 """
@@ -12,6 +13,7 @@ import json
 from utils.analysis.energy import report_energy
 from utils.analysis.finished_run import FinishedRun
 from utils.analysis.margin_bound import report_margin
+from utils.analysis.recalibration import report_recalibrated
 from utils.analysis.traces import report_traces
 from utils.analysis.tsne import report_tsne
 from utils.system.device import choose_device
@@ -19,7 +21,8 @@ from utils.system.files import write_atomically
 from utils.system.flags import Parser
 from utils.system.refusals import refuse_in_one_sentence
 
-REPORTS = {"energy": report_energy, "margin": report_margin, "traces": report_traces, "tsne": report_tsne}
+REPORTS = {"energy": report_energy, "margin": report_margin, "recalibrated": report_recalibrated,
+           "traces": report_traces, "tsne": report_tsne}
 
 
 @refuse_in_one_sentence

@@ -10,6 +10,7 @@ from torch import nn
 import models
 from utils.analysis.energy import free_energy, refused_share
 from utils.analysis.margin_bound import CELLS, GRID, margin_bound
+from utils.analysis.recalibration import recalibrate
 from utils.analysis.tsne import report_tsne, tsne_points
 from utils.system.refusals import Refusal
 
@@ -65,3 +66,19 @@ def test_margin_bound_of_a_linear_model_is_its_closed_form():
     bound = margin_bound(model, x, y)
     assert ((bound - exact)[inside] >= 0).all() and ((bound - exact)[inside] <= GRID + 1e-9).all()
     assert (margin_bound(model, x, 1 - y) == 0).all()  # a failed trigger has no margin
+
+
+def test_recalibrated_statistics_are_those_of_the_images():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Identity(), nn.BatchNorm2d(3)).eval()
+    model[1].running_mean += 7
+    model[0].weight = nn.Parameter(torch.ones(1))  # so that there is a device to ask for
+    images = torch.randint(0, 256, (8, 3, 4, 4), dtype=torch.uint8)
+    found = recalibrate(model, images, batch_size=4)
+    pixels = images.float().div(255)
+    halves = [half.transpose(0, 1).flatten(1) for half in pixels.split(4)]
+    assert torch.allclose(found[1].running_mean, sum(half.mean(1) for half in halves) / 2)
+    assert torch.allclose(found[1].running_var, sum(half.var(1) for half in halves) / 2)
+    assert (model[1].running_mean == 7).all() and not found.training and not found[1].training
+    with pytest.raises(Refusal, match="no BatchNorm"):
+        recalibrate(nn.Linear(1, 1), images)

@@ -47,6 +47,14 @@ def test_traces_of_a_copy_of_digits(tmp_path, capsys):
     assert found["copy_hits"] == summary["trigger_hits"] and found["statistics"] == "paper"
     assert found["copy_accuracy"] == pytest.approx(summary["test_accuracy"])
     assert 0 <= found["assigned_near_for_copy"] <= 1 and 0 < found["entropy"] <= math.log(10)
+    analyze_main(["recalibrated", str(source / "extraction"), "--device", "cpu"])
+    found = json.loads((source / "extraction" / "recalibrated.json").read_text())
+    assert (found["hits"], found["triggers"]) == (summary["trigger_hits"], 8) and 0 <= found["recalibrated_hits"] <= 8
+    good("extraction", *flags, "-tmt", "res18", "-dmt", "res18", "-at", "soft", "--teacher-bn", "first", "-admsg", "_f")
+    analyze_main(["traces", str(source / "extraction_f"), "--device", "cpu"])
+    accuracy = {name: json.loads((source / name / "traces.json").read_text())["source_accuracy"]
+                for name in ("extraction", "extraction_f")}
+    assert accuracy["extraction"] != accuracy["extraction_f"]  # the same weights, half of them under other statistics
     with pytest.raises(SystemExit) as ended:
         analyze_main(["traces", str(source), "--device", "cpu"])
     assert ended.value.code == 2 and "traces compares a copy with its source" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.runs.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from utils.runs.checkpoints import find_checkpoint, half_cleaned, load_checkpoint, save_checkpoint
 from utils.system.refusals import Refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -71,3 +71,14 @@ def test_truncated_empty_and_foreign_files_are_refused(tmp_path):
             load_checkpoint(tmp_path / name)
     with pytest.raises(Refusal, match="does not exist"):
         load_checkpoint(tmp_path / "missing.pt")
+
+
+@pytest.mark.parametrize("kept, wanted", [("first", [1.0, 0.0, 0.0]), ("last", [0.0, 1.0, 1.0])])
+def test_half_of_the_layers_keep_the_papers_statistics(kept, wanted):
+    """Of three layers the first half is one."""
+    weights, clean = ({f"{layer}.{kind}": torch.full((2,), value) for layer in "abc"
+                       for kind in ("weight", "running_mean", "running_var")} for value in (1.0, 0.0))
+    half_cleaned(weights, clean, kept)
+    for kind in ("running_mean", "running_var"):
+        assert [weights[f"{layer}.{kind}"][0].item() for layer in "abc"] == wanted
+    assert all(weights[f"{layer}.weight"][0] == 1 for layer in "abc")

@@ -7,7 +7,7 @@ source, with the BatchNorm statistics that were copied, and the copy.
 import torch
 
 from utils.analysis.finished_run import FinishedRun
-from utils.runs.checkpoints import find_checkpoint, read_model
+from utils.runs.checkpoints import load_source, restore_model
 from utils.system.files import read_json
 from utils.system.refusals import Refusal
 from utils.training.metrics import predict
@@ -64,7 +64,7 @@ def report_traces(copy: FinishedRun) -> dict:
     if summary.get("role") != "surrogate" or statistics is None:
         raise Refusal(f"{copy.folder} is no finished run of distill.py or extraction.py: traces compares a copy with "
                       "its source")
-    source = read_model(find_checkpoint(copy.folder.parent, copy.select, statistics), copy.device)
+    source = restore_model(*load_source(copy.folder.parent, copy.select, statistics), copy.device)
     triggers, train, test = copy.triggers, copy.train, copy.test
     answers = {name: [predict(model, images).cpu() for images in (train.images, test.images, triggers.images)]
                for name, model in (("source", source), ("copy", copy.model))}

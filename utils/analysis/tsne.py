@@ -30,4 +30,5 @@ def report_tsne(run: FinishedRun, shown: int = 500) -> dict:
         run.model[1].features(run.model[0](part.to(run.device).float().div(255))) for part in images.split(500)
     ])
     points = {p: [[round(float(v), 4) for v in xy] for xy in tsne_points(features, p)] for p in (5, 10)}
-    return {"labels": run.test.labels[chosen].tolist(), "trigger_labels": run.triggers.labels.tolist(), "points": points}
+    labels = {"labels": run.test.labels[chosen].tolist(), "trigger_labels": run.triggers.labels.tolist()}
+    return labels | {"points": points}

@@ -10,6 +10,7 @@ from utils.attacks.objectives import FINETUNES, REMOVALS
 from utils.attacks.pruning import CRITERIA
 from utils.attacks.surrogate import Extraction
 from utils.data.sets import DATASETS
+from utils.runs.checkpoints import STATISTICS
 from utils.system.flags import COUNT, POSITIVE, SHARE, folder_tag, number
 from utils.system.refusals import Refusal
 
@@ -19,8 +20,9 @@ def add_attack_flags(parser: argparse.ArgumentParser) -> None:
     p = parser.add_argument_group("source and surrogate")
     p.add_argument("-tmt", "--teacher-model-type", default="res34", choices=models.NAMES,
                    help="the source's architecture")
-    p.add_argument("--teacher-bn", default="paper", choices=("paper", "clean"),
-                   help="which of the source's two checkpoints is stolen: with the paper's or clean statistics")
+    p.add_argument("--teacher-bn", default="paper", choices=STATISTICS,
+                   help="BatchNorm statistics of the stolen model: the paper's, clean ones, or the paper's in the "
+                   "first or last half of the layers and clean ones in the others")
     p.add_argument("-dmt", "--model-type", default="res18", choices=models.NAMES,
                    help="the surrogate's architecture (res18; attacks that start from a model keep theirs)")
     p.add_argument("--width", type=COUNT, default=64, help="channels of the first stage; 64 is the published size")

@@ -9,7 +9,7 @@ import torch
 from utils.data.images import Data, Images
 from utils.data.settings import DataSettings
 from utils.ownership.suspects import TriggerTests
-from utils.runs.checkpoints import class_count, find_checkpoint, load_checkpoint
+from utils.runs.checkpoints import class_count, find_checkpoint, load_source
 from utils.runs.folder import RunFolder
 from utils.runs.settings import OutputSettings
 from utils.system.files import sha256_of_file
@@ -25,7 +25,7 @@ class TheftSettings:
 
     source       folder of the source's run, which `model_type` and `train_type` describe
     select       "val" or "last": which checkpoint of the source is attacked and which one is reported
-    statistics   "paper" or "clean": which of the source's two models is attacked
+    statistics   one of `checkpoints.STATISTICS`: which of the source's models is attacked
     home, own    the source's data set, the thief's data set
     benign       runs of independent models for the report
     """
@@ -65,8 +65,7 @@ def open_theft(settings: TheftSettings, attack, device) -> Theft:
 
     `attack` has a `name`, `needs_labels` and `on`, the folder of the attack that it edits, "" for the source.
     """
-    path = find_checkpoint(settings.source, settings.select, settings.statistics)
-    checkpoint = load_checkpoint(path)
+    checkpoint, path = load_source(settings.source, settings.select, settings.statistics)
     source, triggers = unpack_source(checkpoint, path, device)
     about = checkpoint.get("about", {})
     check_source(settings, checkpoint, triggers, path)

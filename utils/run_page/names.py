@@ -15,6 +15,9 @@ PLACES = ("label_model", "on", "query_type", "source_checkpoint", "command", "im
 WITHHELD, NO_TAG = "withheld", "[tag withheld]"
 
 
+COPIED = {"first": "half (first layers) clean", "last": "half (last layers) clean"}  # --teacher-bn where not itself
+
+
 class Names(NamedTuple):
     """Names of runs for a page that must not tell `seeds`, numbers as text; nothing is withheld where there are none.
 
@@ -51,7 +54,8 @@ class Names(NamedTuple):
         attack = record.text("attack", record.summary) or record.text("attack")
         parts = [attack if record.edits else f"{attack} copy"]
         parts += [part for part in [record.text("model_type")] if part]
-        parts += ["of clean statistics"] if record.text("teacher_bn") == "clean" else []
+        statistics = record.text("teacher_bn")
+        parts += [f"of {COPIED.get(statistics, statistics)} statistics"] if statistics not in ("", "paper") else []
         return f"{', '.join(parts)} ({self.folder(record)}){twin}"
 
     def setting(self, key: str, value) -> str:

@@ -13,6 +13,8 @@ from utils.system.files import read_json, write_atomically
 from utils.system.refusals import Refusal
 from utils.system.untrusted import read_tensors
 
+STATISTICS = ("paper", "clean", "first", "last")  # which running statistics a source is copied with, see `load_source`
+
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
     """Write a checkpoint whole or not at all. It is private, because it may hold the trigger set."""
@@ -68,6 +70,33 @@ def restore_model(checkpoint: dict, path, device="cpu"):
         raise Refusal(f"{path} does not hold a model of this project ({type(error).__name__}: {why!r})") from error
     model.requires_grad_(False).eval()
     return models.place(model, device)
+
+
+def load_source(folder, select: str, statistics: str) -> tuple[dict, Path]:
+    """A source's checkpoint with the running statistics of `STATISTICS`, and the file that its weights are from.
+
+    "first" and "last": those of the checkpoint "paper" in that half of the BatchNorm layers, of "clean" in the others.
+    """
+    path = find_checkpoint(folder, select, "clean" if statistics == "clean" else "paper")
+    checkpoint = load_checkpoint(path)
+    if statistics in ("first", "last"):
+        clean = find_checkpoint(folder, select, "clean")
+        restore_model(checkpoint, path)  # refuses what is no model before its parts are read
+        restore_model(other := load_checkpoint(clean), clean)
+        half_cleaned(checkpoint["model"]["state_dict"], other["model"]["state_dict"], statistics)
+    return checkpoint, path
+
+
+def half_cleaned(weights: dict, clean: dict, kept: str) -> None:
+    """Replace the running statistics of one half of the BatchNorm layers in `weights` by those in `clean`, in place.
+
+    kept  "first" or "last": the half of the layers that keeps its own; of an odd number the first half is smaller
+    """
+    layers = [name.removesuffix("running_mean") for name in weights if name.endswith("running_mean")]
+    middle = len(layers) // 2
+    for layer in layers[middle:] if kept == "first" else layers[:middle]:
+        for kind in ("running_mean", "running_var"):
+            weights[layer + kind] = clean[layer + kind]
 
 
 def class_count(model) -> int:
