@@ -1,7 +1,7 @@
 """Judge a suspect by its answers alone: `python -m utils.verify export RUN --to DIR`, then `... claim RUN ...`.
 
 `... prepare DIR` commits to the images of the triggers before public randomness draws their labels, so that `claim`
-convinces people who do not trust the owner.
+convinces people who do not trust the owner; `... timestamp RUN --tsa URL` has the date of a commitment signed.
 
 For comparison, without triggers: `... di RUN --suspect RUN2` asks whether a suspect knows RUN's training images,
 `... eef RUN --benign RUN3 --suspect RUN2` whether its gradients show RUN's secret style. `... certify RUN` measures a
@@ -16,13 +16,14 @@ import sys
 from utils.ownership.claim import add_claim
 from utils.ownership.export import add_export
 from utils.ownership.prepare import add_prepare
+from utils.ownership.timestamp import add_timestamp
 from utils.rivals.dataset_inference.command import add_di
 from utils.rivals.embedded_features.command import add_eef
 from utils.rivals.randomized_smoothing.command import add_certify
 from utils.system.flags import Parser, settings_from
 from utils.system.refusals import refuse_in_one_sentence
 
-COMMANDS = (add_prepare, add_export, add_claim, add_di, add_eef, add_certify)
+COMMANDS = (add_prepare, add_timestamp, add_export, add_claim, add_di, add_eef, add_certify)
 
 
 def parse(argv=None):

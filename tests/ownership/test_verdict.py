@@ -6,8 +6,8 @@ import torch
 from owner_runs import SETTINGS, replace
 
 from utils.ownership.answers import Answers
-from utils.ownership.claim import _decide_sequentially
 from utils.ownership.commitment import Commitment, check_commitment
+from utils.ownership.judging import decide_sequentially
 from utils.ownership.verdict import OwnershipCase
 from utils.watermark.triggers import TriggerSet, redraw_labels
 
@@ -30,7 +30,7 @@ def test_stopping_early_does_not_lift_a_refusal(owner):
         case = OwnershipCase(triggers, 10, check_commitment(*owner), bank, 1e-3)
         report = case.report(copy) | {"sequential": case.sequence(copy, list(range(len(triggers)))), "curve": None}
         assert report["sequential"]["decision"] == "claim"
-        _decide_sequentially(report, len(triggers))
+        decide_sequentially(report, len(triggers))
         assert report["decision"]["holds"] is holds
 
 

@@ -5,36 +5,33 @@ Exit status: 0 the claim holds, 1 it does not hold, 2 an error.
 
 import argparse
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from utils.ownership.answer_files import answers_from_file
-from utils.ownership.answers import Answers, answers_of_model, require_complete
-from utils.ownership.ask_program import ask_program
 from utils.ownership.auditor import audit_triggers, read_auditor
+from utils.ownership.claim_log import log_claims
 from utils.ownership.claim_plot import draw_claim_plot
-from utils.ownership.claim_text import claim_sentence, claim_text
-from utils.ownership.commitment import check_commitment, neutral_names
-from utils.ownership.export import read_owner, write_pictures
+from utils.ownership.claim_text import claim_sentence, claim_text, head_lines
+from utils.ownership.commitment import check_commitment
+from utils.ownership.judging import Asking, Owner, Suspect, bank_answers, judge, open_owner
 from utils.ownership.label_origin import label_origin
+from utils.ownership.suspect_list import decide_together, read_suspects, suspects_table
+from utils.ownership.timestamp_token import TOKEN_FILE, check_token
 from utils.ownership.verdict import OwnershipCase
-from utils.runs.checkpoints import find_checkpoint, read_benign, read_model
-from utils.system.files import check_output_file, sha256_of_file, write_atomically, write_json
+from utils.system.files import check_output_file, write_atomically, write_json
 from utils.system.refusals import Refusal
 from utils.watermark.prepared import checked_beacon
 
 
 @dataclass(frozen=True)
 class ClaimCommand:
-    """The flags of `utils.verify claim`. Exactly one of `predictions`, `suspect` and `command` is set."""
+    """The flags of `utils.verify claim`. One of `predictions`, `suspect`, `command` and `suspects` is set."""
 
     run: str
     predictions: str | None
     suspect: str | None
     command: str | None
+    suspects: str | None
     sequential: bool
     benign: list
     alpha: float
@@ -42,6 +39,8 @@ class ClaimCommand:
     commitment: str | None
     image_commitment: str | None
     beacon: str | None
+    tsa_ca: str | None
+    image_timestamp: Path | None
     trust_owner: bool
     auditor: str | None
     json: Path | None
@@ -57,6 +56,8 @@ def add_claim(parts) -> None:
     kinds.add_argument("--predictions", metavar="FILE", help=".csv (name,label or name,probabilities) or .npy")
     kinds.add_argument("--suspect", metavar="RUN", help="a checkpoint file or a run folder")
     kinds.add_argument("--command", metavar="'CMD {png}'", help="a program that prints the label of one image")
+    kinds.add_argument("--suspects", metavar="LIST",
+                       help="a text file, a suspect a line, as 'suspect RUN'; decided together by Holm's correction")
     c.add_argument("--sequential", action="store_true", help="--command: stop asking when Wald's test has decided")
     c.add_argument("--benign", nargs="+", default=[], metavar="RUN", help="the bank: models that know no watermark")
     c.add_argument("--alpha", type=alpha_level, default=1e-3,
@@ -66,6 +67,9 @@ def add_claim(parts) -> None:
     c.add_argument("--image-commitment", type=sha256_digest, metavar="SHA256",
                    help="the digest that `prepare` printed, as it was published")
     c.add_argument("--beacon", type=checked_beacon, metavar="HEX", help="the beacon's value, as you read it yourself")
+    c.add_argument("--tsa-ca", metavar="FILE", help="certificates (PEM) of the authority that stamped the commitment")
+    c.add_argument("--image-timestamp", type=Path, metavar="FILE",
+                   help="the token that `timestamp` wrote into the folder of `prepare`")
     c.add_argument("--auditor", metavar="DIR",
                    help="check images and true labels against your own copy of the data set, in DIR/data, and add your "
                    "own benign models, runs in DIR, to the bank")
@@ -93,29 +97,24 @@ def sha256_digest(text):
 
 
 def judge_claim(claim: ClaimCommand) -> int:
-    """Print the tests, the decision and its sentence; write --json and --plot. 0 where the claim holds, else 1."""
+    """Print the tests, the decision and its sentence; write --json and --plot. 0 where a claim holds, else 1."""
     if claim.sequential and not claim.command:
         raise Refusal("--sequential stops asking early: it needs --command")
+    if claim.suspects and claim.plot:
+        raise Refusal("--plot draws one suspect: leave it out, or name that one instead of --suspects")
     check_output_file(claim.json, "--json")
     check_output_file(claim.plot, "--plot")
-    folder, triggers, classes = read_owner(claim.run)
-    names = neutral_names(triggers, folder)
-    suspect = find_checkpoint(claim.suspect, None) if claim.suspect else None
-    case = _owners_case(claim, folder, triggers, classes, suspect)
-
-    order = np.argsort(names).tolist()  # alphabetical by name, which is a random order of the triggers
-    if claim.command:
-        answers, order = _ask_suspect(claim.command, claim.sequential, claim.allow_missing, case, triggers, names,
-                                      classes, order)
-    elif suspect:
-        answers = answers_of_model(read_model(suspect), suspect, triggers, len(classes))
-    else:
-        answers = answers_from_file(claim.predictions, names, classes, claim.allow_missing)
-
-    report = case.report(answers)
-    report["sequential"], report["curve"] = case.sequence(answers, order), case.curve(answers)
-    if claim.sequential:
-        _decide_sequentially(report, len(order))
+    suspects = read_suspects(claim.suspects) if claim.suspects else [_named_suspect(claim)]
+    owner = open_owner(claim.run)
+    case, stamps = _owners_case(claim, owner, suspects)
+    asked = log_claims(owner.folder, case.commitment.digest, suspects) if claim.command else None
+    reports = [judge(case, owner, suspect, Asking(claim.allow_missing, claim.sequential)) for suspect in suspects]
+    asked = asked or log_claims(owner.folder, case.commitment.digest, suspects)
+    for report in reports:
+        report |= {"timestamps": stamps, "asked": asked}
+    if claim.suspects:
+        return _report_many(claim, suspects, reports)
+    report = reports[0]
     report["sentence"] = claim_sentence(report)
     print(claim_text(report))
     if claim.json:
@@ -127,56 +126,39 @@ def judge_claim(claim: ClaimCommand) -> int:
     return 0 if report["decision"]["holds"] else 1
 
 
-def _owners_case(claim: ClaimCommand, folder, triggers, classes, suspect) -> OwnershipCase:
-    """The case before any answer is known: commitment, origin of the labels, the auditor's findings, the bank."""
-    commitment = check_commitment(folder, triggers, claim.commitment)
-    origin = label_origin(triggers, len(classes), commitment, claim.beacon, claim.image_commitment)
+def _report_many(claim: ClaimCommand, suspects: list[Suspect], reports: list[dict]) -> int:
+    decide_together(reports, claim.alpha)
+    print(f"{head_lines(reports[0])}\n{suspects_table(suspects, reports, claim.alpha)}")
+    if claim.json:
+        named = [{"kind": suspect.kind, "suspect": suspect.value} | report
+                 for suspect, report in zip(suspects, reports)]
+        write_json(claim.json, {"suspects": named}, private=True)
+    return 0 if any(report["decision"]["holds"] for report in reports) else 1
+
+
+def _named_suspect(claim: ClaimCommand) -> Suspect:
+    kind = next(kind for kind in ("predictions", "suspect", "command") if getattr(claim, kind))
+    return Suspect(kind, getattr(claim, kind))
+
+
+def _owners_case(claim: ClaimCommand, owner: Owner, suspects: list[Suspect]) -> tuple[OwnershipCase, dict]:
+    """The case before any answer is known, with commitment, origin of the labels, the auditor's findings and the bank;
+    and the time-stamps {"commitment": Stamp, "images": Stamp or None}."""
+    classes = len(owner.classes)
+    commitment = check_commitment(owner.folder, owner.triggers, claim.commitment)
+    origin = label_origin(owner.triggers, classes, commitment, claim.beacon, claim.image_commitment)
+    if claim.image_timestamp and origin.kind != "beacon":
+        raise Refusal(f"--image-timestamp: no beacon drew the labels of {claim.run}, so no images were committed to")
+    stamps = {"commitment": check_token(owner.folder / TOKEN_FILE, commitment.digest or "", claim.tsa_ca)._asdict(),
+              "images": None}
+    if origin.kind == "beacon":
+        token = claim.image_timestamp or owner.folder / "no token of the images"
+        stamps["images"] = check_token(token, origin.image_commitment, claim.tsa_ca)._asdict()
     runs, audit = list(claim.benign), None
     if claim.auditor:
         auditor = read_auditor(claim.auditor, commitment.settings)
-        audit = audit_triggers(triggers, len(classes), commitment.settings, origin.kind == "seed", auditor)
+        audit = audit_triggers(owner.triggers, classes, commitment.settings, origin.kind == "seed", auditor)
         runs += auditor.bank
-    bank = [_benign_answers(run, triggers, classes, suspect) for run in runs]
-    return OwnershipCase(triggers, len(classes), commitment, bank, claim.alpha, not claim.trust_owner, audit, origin)
-
-
-def _benign_answers(run, triggers, classes, suspect) -> Answers:
-    path = find_checkpoint(run, None)
-    if suspect and sha256_of_file(path) == sha256_of_file(suspect):
-        raise Refusal(f"{run} is the suspect itself, which cannot be in its bank: leave it out of --benign, or "
-                      "out of --auditor's folder")
-    return answers_of_model(read_benign(run), path, triggers, len(classes))
-
-
-def _ask_suspect(command, sequential: bool, allow_missing: bool, case, triggers, names, classes, order):
-    """(answers, positions in the order asked): ask the program one image after the other, in `order`.
-
-    With `sequential` it stops when the sequential test has decided.
-    """
-    labels, asked = np.full(len(names), -1, dtype=np.int64), []
-    with tempfile.TemporaryDirectory() as folder:
-        write_pictures(triggers, names, Path(folder))
-        for i in order:
-            labels[i] = ask_program(command, Path(folder) / names[i], classes, allow_missing)
-            asked.append(i)
-            if sequential and case.sequence(Answers(labels, None), asked)["decision"] != "undecided":
-                break
-    if (labels < 0).all():
-        raise Refusal(f"--command {command} answered none of the {len(asked)} triggers that it was asked")
-    answers = Answers(labels, None)
-    return (answers if sequential else require_complete("--command", answers, names, allow_missing)), asked
-
-
-def _decide_sequentially(report: dict, queries: int) -> None:
-    """Change `report` in place for a number of queries that depended on the answers.
-
-    The tests assume a fixed number of queries, so they no longer apply, and the decision is the sequential test's.
-    """
-    why = "the answers decided when to stop asking; only the sequential test allows for that"
-    report["tests"] = {name: {"log10_p": None, "why_not": test["why_not"] or why}
-                       for name, test in report["tests"].items()}
-    report["curve"] = None
-    # without a p-value the claim was refused before any test, and stopping early does not change that
-    if "log10_p" in report["decision"] and report["sequential"]["decision"] != "does not apply":
-        report["decision"] = {"holds": report["sequential"]["decision"] == "claim", "rests_on": "SPRT",
-                              "why": f"Wald's test, which may stop at any time, ended after {queries} queries"}
+    bank = bank_answers(runs, owner, suspects)
+    case = OwnershipCase(owner.triggers, classes, commitment, bank, claim.alpha, not claim.trust_owner, audit, origin)
+    return case, stamps

@@ -1,5 +1,6 @@
 """The report of a claim in words."""
 
+from utils.ownership.timestamp_token import Stamp, describe_stamp
 from utils.ownership.verdict import BETA
 
 
@@ -27,9 +28,8 @@ def claim_sentence(report: dict) -> str:
 
 def claim_text(report: dict) -> str:
     """The whole report as lines of text: commitment, hits, tests, sequential test, decision, sentence."""
-    c, s, d = report["commitment"], report["sequential"], report["decision"]
-    lines = [f"commitment   {c['state']}" + (f" (SHA-256 {c['digest']}, made {c['created']})" if c["digest"] else "")]
-    lines.append(_labels_line(report["labels"]))
+    s, d = report["sequential"], report["decision"]
+    lines = [head_lines(report)]
     lines.append(f"hits         {report['hits']} of {report['triggers']}, {report['answered']} answered")
     titles = {"T1": "label randomisation", "T2": "benign rate", "T3": "paired t", "T4": "rank among benign"}
     for name, test in report["tests"].items():
@@ -49,6 +49,19 @@ def claim_text(report: dict) -> str:
         lines.append(f"decision     for {report['decided_for']}, rests on {d['rests_on']} at alpha = "
                      f"{report['alpha']:g}: {d['why']}")
     return "\n".join([*lines, report["sentence"]])
+
+
+def head_lines(report: dict) -> str:
+    """What does not depend on the suspect: commitment and its date, origin of the labels, who was asked before."""
+    c, stamps = report["commitment"], report["timestamps"]
+    made = f" (SHA-256 {c['digest']}, made {c['created']})" if c["digest"] else ""
+    lines = [f"commitment   {c['state']}{made}"]
+    if c["digest"]:
+        lines.append(f"date         {describe_stamp(Stamp(**stamps['commitment']))}")
+    lines.append(_labels_line(report["labels"]))
+    if stamps["images"]:
+        lines.append(f"images       {describe_stamp(Stamp(**stamps['images']))}")
+    return "\n".join([*lines, f"asked        {report['asked']}"])
 
 
 def _labels_line(labels: dict) -> str:
