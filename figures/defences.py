@@ -1,0 +1,91 @@
+"""What a thief's defences cost and gain: `python -m figures.defences RUN ... --data-dir DIR`.
+
+RUN are folders of finished extractions or distillations. Each copy answers test images and its source's triggers under
+every defence of `utils.attacks.defences`; the thresholds are those of the test images. Prints and writes
+figures/defences.md and .json: for each defence and kind of copy the accuracy, with a refused image counted as wrong,
+the triggers answered as assigned, log10 p of T1, and how many of the copies are claimed.
+"""
+
+import json
+import statistics
+from pathlib import Path
+
+import torch
+
+from utils.analysis.finished_run import FinishedRun
+from utils.attacks.defences import DEFENCES, queries_of
+from utils.ownership.pvalues import label_randomisation
+from utils.system.device import choose_device
+from utils.system.files import check_output_file, read_json, write_atomically
+from utils.system.flags import Parser
+from utils.system.refusals import Refusal, refuse_in_one_sentence
+from utils.training.metrics import predict
+from utils.watermark.carriers import last_features
+
+HERE = Path(__file__).resolve().parent
+DECIDE = -3  # log10 p of T1 at which a theft counts as shown
+
+
+@refuse_in_one_sentence
+def main(argv=None):
+    """Measure the named copies under every defence, print the table and write the files."""
+    parser = Parser(prog="python -m figures.defences", description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished attacks")
+    parser.add_argument("--data-dir", default="data", help="folder of the source's data set")
+    parser.add_argument("--json", default=str(HERE / "defences.json"), help="results; the table lies beside it")
+    args = parser.parse_args(argv)
+    check_output_file(args.json, "--json")
+    path, rows = Path(args.json), []
+    for folder in args.runs:
+        rows += rows_of_copy(folder, args.data_dir)
+    command = "python -m figures.defences " + " ".join([*args.runs, "--data-dir", args.data_dir])
+    write_atomically(path, (json.dumps({"command": command, "torch": torch.__version__, "rows": rows}, indent=1)
+                            + "\n").encode())
+    table = defences_table(rows)
+    write_atomically(path.with_suffix(".md"), f"# Defences of a thief\n\n`{command}`\n\n{table}\n".encode())
+    print(table)
+
+
+def rows_of_copy(folder, data_dir) -> list[dict]:
+    """A row for each defence of one copy; Refusal for a run that is no surrogate."""
+    summary = read_json(Path(folder) / "summary.json") or {}
+    if summary.get("role") != "surrogate":
+        raise Refusal(f"{folder} is no finished run of distill.py or extraction.py: name the copies of a source")
+    run = FinishedRun(folder, data_dir, None, choose_device("cpu"))
+    training = last_features(run.model, run.train.images)
+    usual, triggers = (queries_of(predict(run.model, of.images).softmax(1), last_features(run.model, of.images),
+                                  training) for of in (run.test, run.triggers))
+    classes, t = usual.probabilities.shape[1], run.triggers
+    rows = []
+    for defence in DEFENCES:
+        generator = torch.Generator().manual_seed(0)
+        on_test, on_triggers = (defence.answer(queries, usual, generator) for queries in (usual, triggers))
+        p = label_randomisation(on_triggers.numpy(), t.labels.numpy(), t.true_labels.numpy(), classes,
+                                candidates=t.candidates.numpy())
+        rows.append({
+            "defence": defence.name, "copy": str(folder), "attack": summary["attack"], "seed": summary["seed"],
+            "accuracy": float((on_test == run.test.labels).double().mean()),
+            "hits": int((on_triggers == t.labels).sum()), "refused": int((on_triggers < 0).sum()), "m": len(t),
+            "log10_p": p,
+        })
+    return rows
+
+
+def defences_table(rows: list[dict]) -> str:
+    """Markdown: a line for each defence and attack, over copies."""
+    lines = ["| defence | copies | accuracy % | triggers of m (refused) | T1 of each | claimed |",
+             "| --- | --- | --- | --- | --- | --- |"]
+    for name in dict.fromkeys(row["defence"] for row in rows):
+        for attack in dict.fromkeys(row["attack"] for row in rows):
+            own = [row for row in rows if (row["defence"], row["attack"]) == (name, attack)]
+            accuracy = 100 * statistics.mean(row["accuracy"] for row in own)
+            hits = ", ".join(f"{row['hits']}" + (f" ({row['refused']})" if row["refused"] else "") for row in own)
+            p = ", ".join(format(row["log10_p"], ".2f") for row in own)
+            claimed = sum(row["log10_p"] <= DECIDE for row in own)
+            lines.append(f"| {name} | {len(own)} {attack} | {accuracy:.2f} | {hits} of {own[0]['m']} | "
+                         f"{p} | {claimed} of {len(own)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Defences of a thief, by hand."""
+
+import math
+
+import pytest
+import torch
+
+from utils.attacks.defences import (
+    DEFENCES,
+    Queries,
+    far,
+    noisy,
+    one_of_two,
+    queries_of,
+    random_label,
+    refuse,
+    rounded,
+    uncertain,
+    unchanged,
+    where,
+)
+
+P = torch.tensor([[0.9, 0.1, 0.0], [0.44, 0.46, 0.1], [0.2, 0.3, 0.5], [0.4, 0.3, 0.3]], dtype=torch.float64)
+
+
+@pytest.fixture
+def queries():
+    return queries_of(P, torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [-1.0, 0.0]]), torch.tensor([[2.0, 0.0]]))
+
+
+def seeded():
+    return torch.Generator().manual_seed(0)
+
+
+def test_entropy_and_distance_by_hand(queries):
+    assert queries.entropy[0].item() == pytest.approx(-0.9 * math.log(0.9) - 0.1 * math.log(0.1))
+    assert queries.distance.tolist() == pytest.approx([0.0, 1.0, 1 - math.sqrt(0.5), 2.0])
+
+
+def test_rounding_makes_equal_what_was_near(queries):
+    assert unchanged(queries, queries, None).tolist() == [0, 1, 2, 0]
+    assert rounded(1)(queries, queries, None).tolist() == [0, 1, 2, 0]  # 0.4 and 0.5 after rounding
+    assert rounded(0)(queries._replace(probabilities=P * 0.9), queries, None).tolist() == [0, 0, 0, 0]
+    assert rounded(2)(queries, queries, None).tolist() == [0, 1, 2, 0]
+
+
+def test_only_the_unusual_share_is_changed(queries):
+    """Entropies rise in the order 0, 1, 2, 3; distances in the order 0, 2, 1, 3."""
+    assert where(uncertain(0.3), refuse)(queries, queries, None).tolist() == [0, 1, 2, -1]
+    assert where(uncertain(0.6), refuse)(queries, queries, None).tolist() == [0, 1, -1, -1]
+    assert where(far(0.6), refuse)(queries, queries, None).tolist() == [0, -1, 2, -1]
+
+
+def test_random_answers_are_of_the_classes_they_name():
+    many = Queries(P[1:2].expand(4000, 3), torch.zeros(4000), torch.zeros(4000))
+    coin = one_of_two(many, seeded())
+    assert set(coin.tolist()) == {0, 1} and abs(coin.double().mean() - 0.5) < 0.05
+    assert torch.bincount(random_label(many, seeded())).min() > 1200
+    changed = noisy(0.1)(many, many, seeded())
+    assert 0.3 < (changed == 0).double().mean() < 0.55  # 0.44 against 0.46
+    assert torch.equal(changed, noisy(0.1)(many, many, seeded()))
+    assert (noisy(0.0)(many, many, seeded()) == 1).all()
+
+
+def test_every_defence_answers_every_query(queries):
+    assert len({defence.name for defence in DEFENCES}) == len(DEFENCES)
+    for defence in DEFENCES:
+        answers = defence.answer(queries, queries, seeded())
+        assert answers.shape == (4,) and ((answers >= -1) & (answers < 3)).all(), defence.name
