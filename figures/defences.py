@@ -3,7 +3,8 @@
 RUN are folders of finished extractions or distillations. Each copy answers test images and its source's triggers under
 every defence of `utils.attacks.defences`; the thresholds are those of the test images. Prints and writes
 figures/defences.md and .json: for each defence and kind of copy the accuracy, with a refused image counted as wrong,
-the triggers answered as assigned, log10 p of T1, and how many of the copies are claimed.
+the triggers answered as assigned, log10 p of T1, and how many of the copies are claimed. T1 counts a refused trigger as
+a miss; beside it stands T1 of the answered ones alone, which is as exact where the judge has asked himself.
 """
 
 import json
@@ -60,30 +61,34 @@ def rows_of_copy(folder, data_dir) -> list[dict]:
     for defence in DEFENCES:
         generator = torch.Generator().manual_seed(0)
         on_test, on_triggers = (defence.answer(queries, usual, generator) for queries in (usual, triggers))
-        p = label_randomisation(on_triggers.numpy(), t.labels.numpy(), t.true_labels.numpy(), classes,
-                                candidates=t.candidates.numpy())
+        t1 = lambda count_missing, labels=on_triggers: label_randomisation(
+            labels.numpy(), t.labels.numpy(), t.true_labels.numpy(), classes, candidates=t.candidates.numpy(),
+            count_missing=count_missing)
         rows.append({
             "defence": defence.name, "copy": str(folder), "attack": summary["attack"], "seed": summary["seed"],
             "accuracy": float((on_test == run.test.labels).double().mean()),
             "hits": int((on_triggers == t.labels).sum()), "refused": int((on_triggers < 0).sum()), "m": len(t),
-            "log10_p": p,
+            "log10_p": t1(True), "log10_p_answered": t1(False),
         })
     return rows
 
 
 def defences_table(rows: list[dict]) -> str:
     """Markdown: a line for each defence and attack, over copies."""
-    lines = ["| defence | copies | accuracy % | triggers of m (refused) | T1 of each | claimed |",
-             "| --- | --- | --- | --- | --- | --- |"]
+    lines = ["| defence | copies | accuracy % | triggers of m (refused) | T1 of each | claimed | "
+             "T1 without refused ones |",
+             "| --- | --- | --- | --- | --- | --- | --- |"]
     for name in dict.fromkeys(row["defence"] for row in rows):
         for attack in dict.fromkeys(row["attack"] for row in rows):
             own = [row for row in rows if (row["defence"], row["attack"]) == (name, attack)]
             accuracy = 100 * statistics.mean(row["accuracy"] for row in own)
             hits = ", ".join(f"{row['hits']}" + (f" ({row['refused']})" if row["refused"] else "") for row in own)
-            p = ", ".join(format(row["log10_p"], ".2f") for row in own)
+            p, answered = (", ".join(format(row[key], ".2f") for row in own)
+                           for key in ("log10_p", "log10_p_answered"))
+            answered = answered if any(row["refused"] for row in own) else ""
             claimed = sum(row["log10_p"] <= DECIDE for row in own)
             lines.append(f"| {name} | {len(own)} {attack} | {accuracy:.2f} | {hits} of {own[0]['m']} | "
-                         f"{p} | {claimed} of {len(own)} |")
+                         f"{p} | {claimed} of {len(own)} | {answered} |")
     return "\n".join(lines)
 
 

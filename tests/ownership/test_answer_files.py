@@ -74,6 +74,9 @@ def test_missing_answers_are_misses_when_allowed(owner, tmp_path, capsys):
     (tmp_path / "few.csv").write_text("\n".join(rows[:10]))
     status, out, _ = verify(capsys, "claim", owner[0], "--predictions", tmp_path / "few.csv", "--allow-missing")
     assert f"hits         10 of {M}, 10 answered" in out and status == 1  # 30 misses weigh more than 10 hits
+    claim = ("claim", owner[0], "--predictions", tmp_path / "few.csv", "--leave-out-missing")
+    status, out, _ = verify(capsys, *claim, "--trust-owner")
+    assert status == 0 and "log10 p = -9.54" in out  # 10 of 10, a ninth each
 
 
 def npy(descr, shape, body=b"", fortran=False, version=b"\x01\x00") -> bytes:

@@ -213,3 +213,15 @@ def test_t4_rank():
 def test_docstrings_state_the_null_hypothesis(name):
     text = getattr(pvalues, name).__doc__
     assert "H0" in text and ("fails" in text or "cannot" in text)
+
+
+def test_refused_triggers_can_be_left_out():
+    """Six answers outside the true label, two of them hits; three refused triggers count as misses or not at all."""
+    true = np.zeros((9, 1), dtype=int)
+    assigned = np.full(9, 1)
+    answers = np.array([1, 1, 2, 2, 2, 2, -1, -1, -1])
+    assert pvalues.label_randomisation(answers, assigned, true, 10) == pytest.approx(pvalues.binomial(2, 9, 1 / 9))
+    left = pvalues.label_randomisation(answers, assigned, true, 10, count_missing=False)
+    assert left == pytest.approx(pvalues.binomial(2, 6, 1 / 9))
+    among = dict(candidates=np.tile([0, 1], (9, 1)), count_missing=False)
+    assert pvalues.label_randomisation(answers, assigned, true, 10, **among) == pytest.approx(math.log10(1 / 4))

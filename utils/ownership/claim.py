@@ -36,6 +36,7 @@ class ClaimCommand:
     benign: list
     alpha: float
     allow_missing: bool
+    leave_out_missing: bool
     commitment: str | None
     image_commitment: str | None
     beacon: str | None
@@ -63,6 +64,8 @@ def add_claim(parts) -> None:
     c.add_argument("--alpha", type=alpha_level, default=1e-3,
                    help="largest probability of a false claim (default: 0.001)")
     c.add_argument("--allow-missing", action="store_true", help="count triggers without an answer as misses")
+    c.add_argument("--leave-out-missing", action="store_true",
+                   help="leave them out of T1 instead: exact if it was the suspect who refused, as you saw yourself")
     c.add_argument("--commitment", type=sha256_digest, metavar="SHA256", help="the digest as it was published")
     c.add_argument("--image-commitment", type=sha256_digest, metavar="SHA256",
                    help="the digest that `prepare` printed, as it was published")
@@ -108,7 +111,8 @@ def judge_claim(claim: ClaimCommand) -> int:
     owner = open_owner(claim.run)
     case, stamps = _owners_case(claim, owner, suspects)
     asked = log_claims(owner.folder, case.commitment.digest, suspects) if claim.command else None
-    reports = [judge(case, owner, suspect, Asking(claim.allow_missing, claim.sequential)) for suspect in suspects]
+    asking = Asking(claim.allow_missing or claim.leave_out_missing, claim.sequential)
+    reports = [judge(case, owner, suspect, asking) for suspect in suspects]
     asked = asked or log_claims(owner.folder, case.commitment.digest, suspects)
     for report in reports:
         report |= {"timestamps": stamps, "asked": asked}
@@ -160,5 +164,6 @@ def _owners_case(claim: ClaimCommand, owner: Owner, suspects: list[Suspect]) -> 
         audit = audit_triggers(owner.triggers, classes, commitment.settings, origin.kind == "seed", auditor)
         runs += auditor.bank
     bank = bank_answers(runs, owner, suspects)
-    case = OwnershipCase(owner.triggers, classes, commitment, bank, claim.alpha, not claim.trust_owner, audit, origin)
+    case = OwnershipCase(owner.triggers, classes, commitment, bank, claim.alpha, not claim.trust_owner, audit, origin,
+                         not claim.leave_out_missing)
     return case, stamps

@@ -26,7 +26,8 @@ def binomial(k: int, n: int, p: float) -> float:
     return min(0.0, float(tail) / LOG10)
 
 
-def label_randomisation(predicted, assigned, true, classes: int, conservative: bool = False, candidates=None) -> float:
+def label_randomisation(predicted, assigned, true, classes: int, conservative: bool = False, candidates=None,
+                        count_missing: bool = True) -> float:
     """T1, exact: log10 of the probability that a model which knows nothing of the assigned labels hits as many.
 
     predicted  (m,) the suspect's answers
@@ -35,6 +36,7 @@ def label_randomisation(predicted, assigned, true, classes: int, conservative: b
     classes    number of classes
     candidates  (m, c) the distinct labels from which each assigned one was drawn; None or (m, 0) for every class that
                 is no true label
+    count_missing  see `trials`
 
     H0: the suspect is independent of the draw of the assigned labels. These were drawn uniformly from the classes
     that are no true label of the trigger, so whenever the suspect answers outside the true labels it hits with
@@ -47,22 +49,26 @@ def label_randomisation(predicted, assigned, true, classes: int, conservative: b
     The test fails where the labels were not drawn uniformly (highest, lowest, one fixed label), or where nothing
     shows that they were fixed before the suspect existed (labels read off a suspect always hit).
     """
-    counted = trials(predicted, true, candidates)
+    counted = trials(predicted, true, candidates, count_missing)
     hits = int((counted & (np.asarray(predicted) == assigned)).sum())
     chance = float(chances(true, classes, candidates).max(initial=0))  # the largest bounds the others
     return binomial(hits, len(counted) if conservative else int(counted.sum()), chance)
 
 
-def trials(predicted, true, candidates=None):
+def trials(predicted, true, candidates=None, count_missing: bool = True):
     """(m,) which answers T1 counts; arguments as in `label_randomisation`.
 
     Those outside the true labels or, where the labels were drawn from candidates, those among these. A missing answer
-    (-1) counts too: leaving it out would reward an owner who loses the misses.
+    (-1) counts too: leaving it out would reward an owner who loses the misses. Without `count_missing` it does not
+    count, which is as exact where the suspect himself refused: under H0 that cannot depend on the draw.
     """
     predicted = np.asarray(predicted)[:, None]
+    missing = predicted[:, 0] < 0
     if candidates is None or not np.asarray(candidates).shape[1]:
-        return (predicted != np.asarray(true)).all(axis=1)
-    return (predicted == np.asarray(candidates)).any(axis=1) | (predicted[:, 0] < 0)
+        counted = (predicted != np.asarray(true)).all(axis=1)
+    else:
+        counted = (predicted == np.asarray(candidates)).any(axis=1)
+    return counted | missing if count_missing else counted & ~missing
 
 
 def chances(true, classes: int, candidates=None):

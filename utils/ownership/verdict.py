@@ -28,6 +28,7 @@ class OwnershipCase:
     stranger   whether who decides does not trust the owner
     audit      what an auditor found wrong, sentences; None where nobody has looked
     origin     the `LabelOrigin`, recomputed where it is not given
+    count_missing  whether T1 counts a missing answer as a miss
     penalty    what the decision adds to log10 p of T1
     t1_fails   why T1 does not apply, None where it does
     t2_fails   why T2 does not apply, None where it does
@@ -35,9 +36,10 @@ class OwnershipCase:
     """
 
     def __init__(self, triggers: TriggerSet, classes: int, commitment: Commitment, bank: list[Answers], alpha: float,
-                 stranger: bool = False, audit: list[str] | None = None, origin: LabelOrigin | None = None):
+                 stranger: bool = False, audit: list[str] | None = None, origin: LabelOrigin | None = None,
+                 count_missing: bool = True):
         self.triggers, self.classes, self.bank, self.alpha = triggers, classes, bank, alpha
-        self.stranger, self.audit = stranger, audit
+        self.stranger, self.audit, self.count_missing = stranger, audit, count_missing
         self.assigned, self.true = triggers.labels.numpy(), triggers.true_labels.numpy()
         self.candidates = triggers.candidates.numpy()
         self.commitment = commitment
@@ -86,7 +88,7 @@ class OwnershipCase:
 
     def trials(self, answers: Answers):
         """(m,) which answers T1 counts, see `pvalues.trials`."""
-        return pvalues.trials(answers.labels, self.true, self.candidates)
+        return pvalues.trials(answers.labels, self.true, self.candidates, self.count_missing)
 
     def chances(self):
         """(m,) probability that such an answer of an independent model hits, see `pvalues.chances`."""
@@ -110,7 +112,7 @@ class OwnershipCase:
     def t1(self, answers: Answers) -> float:
         """log10 p of T1, see `pvalues.label_randomisation`."""
         return pvalues.label_randomisation(answers.labels, self.assigned, self.true, self.classes,
-                                           candidates=self.candidates)
+                                           candidates=self.candidates, count_missing=self.count_missing)
 
     def stranger_log10_p(self, answers: Answers) -> float | None:
         """log10 p of T1 for who does not trust the owner, see `LabelOrigin.penalty`; None where T1 does not apply."""
