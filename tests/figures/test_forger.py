@@ -1,0 +1,72 @@
+"""figures.forger on innocent models of a few lines."""
+
+import json
+import math
+
+import pytest
+import torch
+from scipy.stats import binom
+
+from figures.forger import HERE, forge_beacon, forge_seeds, forge_single_label, forger_table
+from utils.data.sets import load_data
+from utils.ownership.label_origin import SEEDS
+from utils.watermark.triggers import draw_triggers
+
+
+class OneLabel(torch.nn.Module):
+    """Answers the same class to every image."""
+
+    def __init__(self, label):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.nn.functional.one_hot(torch.tensor(label), 10).float())
+
+    def forward(self, x):
+        return self.logits.expand(len(x), 10)
+
+
+class Brightness(torch.nn.Module):
+    """Answers 4 to the brighter half of noise images, 2 to the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        bright = (x.mean((1, 2, 3)) > x.mean()).float()[:, None] * self.scale
+        return bright * torch.eye(10)[4] + (1 - bright) * torch.eye(10)[2]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits", "unused")
+
+
+def test_the_best_seed_is_the_luckiest_of_those_tried(digits):
+    """The suspect answers 3 to everything: T1 by hand from the binomial of the answers that are not the true label."""
+    found = forge_seeds(OneLabel(3), {}, digits, 60)
+    best = 0.0
+    for seed in range(60):
+        triggers, _ = draw_triggers(digits.held_out, 40, 1, 10, seed)
+        wrong = int((triggers.true_labels[:, 0] != 3).sum())
+        hits = int((triggers.labels == 3).sum())
+        if hits > 2:
+            best = min(best, math.log10(binom.sf(hits - 1, wrong, 1 / 9)))
+    assert found["log10_p"] == pytest.approx(best) and best < -1
+    assert found["stranger_log10_p"] == min(0.0, best + math.log10(SEEDS)) and not found["stranger"]
+
+
+def test_many_image_commitments_win_no_more_than_their_number(digits):
+    found = forge_beacon(OneLabel(3), {}, digits, 1)
+    assert -3.5 < found["log10_p"] == found["stranger_log10_p"] < 0
+
+
+def test_kept_noise_fools_the_suspect_alone(digits):
+    found = forge_single_label(Brightness(), {"bank": [OneLabel(2)] * 5}, digits, 200)
+    assert "(40 kept)" in found["tried"] and found["log10_p"] < -3 and not found["stranger"]
+    assert forge_single_label(OneLabel(2), {"bank": [OneLabel(2)] * 5}, digits, 200)["log10_p"] == 0
+
+
+def test_the_committed_table_is_that_of_the_committed_rows():
+    content = json.loads((HERE / "forger.json").read_text())
+    assert forger_table(content["rows"]) in (HERE / "forger.md").read_text()
+    assert {row["suspect"] for row in content["rows"]} == {"poor", "good"} and len(content["rows"]) == 10
