@@ -43,7 +43,8 @@ def write_results_page(out: Path, profile: str) -> None:
         paragraph("The tables and figures of “Margin-based Neural Network Watermarking” (Kim et al., ICML 2023), from "
                   "runs of ours, beside what the paper states."),
         paragraph("Profile ", element("code", profile), f". Ours: mean ± standard deviation (number of seeds); log10 p "
-                  f"as the harmonic mean of the p-values. The paper: {SETTINGS}. What has not been run says so."),
+                  "as the harmonic mean of the p-values, of trigger sets the owner's T1. "
+                  f"The paper: {SETTINGS}. What has not been run says so."),
     ]
     write_page(out / PAGE, page(f"The paper's tables and figures, profile {profile}", introduction, sections))
 

@@ -57,6 +57,9 @@ def write_table(name: str, runs: RunCommands, out: Path, made: dict, paper: dict
         ours = show_cell(row["values"], row["column"])
         command = f"`{row['command']}`" if row["values"] else "not run"
         lines.append(f"| {row['row']} | {row['column']} | {show_paper_cell(row['paper'])} | {ours} | {command} |")
+    if any(row["column"] == P for row in rows):
+        lines += ["", "log10 p of trigger sets is T1 as the owner reads it; what a stranger asks besides is in "
+                  "docs/verification.md."]
     if name in ("table2", "table3"):
         lines += ["", "EWE, RS, DI and EEF differ from their authors' settings in the six points that docs/rivals.md "
                   "numbers; a profile's own sizes stand in the commands."]
