@@ -22,7 +22,7 @@ from utils.watermark.triggers import labels_are_uniform
 SAME = ("dataset", "dataset_source", "model", "width", "epochs", "train_size", "bn_stats", "select", "trigger_size")
 SEEDS = ("seed", "message", "additional_message", "source_checkpoint")
 # flags that runs from before them do not have, when they are off
-NEWER = {"trigger_strategy": None, "label_choices": None, "carriers": None, "init": None}
+NEWER = {"trigger_strategy": None, "label_choices": None, "carriers": None, "init": None, "image_size": None}
 # -tt -> its name in the table; the rows are in this order
 WATERMARK_NAMES = {"none": "no watermark", "base": "ERM", "margin": "margin", "ewe": "EWE", "rs": "RS"}
 

@@ -8,7 +8,7 @@ import numpy as np
 from hostile_files import refusal_of
 from PIL import Image
 
-from utils.data.folder import decode_image
+from utils.data.decoding import decode_image
 
 
 def test_sixteen_bit_pictures_keep_their_content():

@@ -4,6 +4,7 @@ import torch
 
 from utils.analysis.finished_run import FinishedRun
 from utils.system.refusals import Refusal
+from utils.watermark.carriers import last_features
 
 
 def tsne_points(features, perplexity: float, seed: int = 0):
@@ -17,7 +18,6 @@ def tsne_points(features, perplexity: float, seed: int = 0):
     return model.fit_transform(features.double().cpu().numpy())
 
 
-@torch.no_grad()
 def report_tsne(run: FinishedRun, shown: int = 500) -> dict:
     """A run's points of Figure 7: `shown` test images at even distances, then all triggers.
 
@@ -26,9 +26,7 @@ def report_tsne(run: FinishedRun, shown: int = 500) -> dict:
     total = len(run.test.labels)
     chosen = torch.arange(min(shown, total)) * total // min(shown, total)
     images = torch.cat([run.test.images[chosen], run.triggers.images])
-    features = torch.cat([
-        run.model[1].features(run.model[0](part.to(run.device).float().div(255))) for part in images.split(500)
-    ])
+    features = last_features(run.model, images)
     points = {p: [[round(float(v), 4) for v in xy] for xy in tsne_points(features, p)] for p in (5, 10)}
     labels = {"labels": run.test.labels[chosen].tolist(), "trigger_labels": run.triggers.labels.tolist()}
     return labels | {"points": points}

@@ -1,51 +1,134 @@
-"""Batches of training images, cropped and flipped on the device."""
+"""Batches of training images, cropped and flipped: on the device, or of stored images ahead of the step."""
 
+import queue
+import threading
 from typing import NamedTuple
 
 import torch
 
-from utils.data.images import SIZE, Images
+from utils.data.images import Images
+from utils.data.stored import StoredImages
+
+AHEAD = 3  # batches of stored images that are read before they are asked for
 
 
 class EpochPlan(NamedTuple):
     """All random numbers of one epoch, drawn before it begins; they depend on the seed and the epoch alone."""
 
     order: torch.Tensor  # (steps, batch) positions in the training set
-    shift: torch.Tensor  # (steps, batch, 2) rows and columns of the crop's corner, 0..8
+    shift: torch.Tensor  # (steps, batch, 2) rows and columns of the crop's corner, 0..2 pad
     flip: torch.Tensor  # (steps, batch) bool
 
 
 class Batches:
     """The training images on the device, cropped and flipped by batch there.
 
-    Each image is flipped with probability 1/2 and then cropped to 32x32 out of a zero padding of 4 pixels.
-    The last partial batch of an epoch is dropped.
+    Each image is flipped with probability 1/2 and then cropped to its size out of a zero padding of an eighth of it (4
+    pixels of 32). The last partial batch of an epoch is dropped. Stored images are read and augmented on the CPU, in a
+    second thread, some batches ahead of the step.
     """
 
-    PAD = 4
-
     def __init__(self, images: Images, batch_size: int, flip: bool, device="cpu", dtype=torch.float32):
-        pixels = images.images.permute(0, 2, 3, 1)  # channels last, the memory format of the batches
-        self.padded = torch.nn.functional.pad(pixels, (0, 0, *[self.PAD] * 4)).contiguous().to(device)
+        self.size = images.images.shape[-1]
+        self.pad = self.size // 8
         self.labels = images.labels.to(device)
         self.batch_size, self.may_flip, self.device, self.dtype = batch_size, flip, device, dtype
         self.steps = len(images.labels) // batch_size
-        self.span = torch.arange(SIZE, device=device)
+        self.on_disk = isinstance(images.images, StoredImages)
+        self.span = torch.arange(self.size, device="cpu" if self.on_disk else device)
+        if self.on_disk:
+            self.stored, self.reader, self.coming = images.images, None, None
+        else:
+            pixels = images.images.permute(0, 2, 3, 1)  # channels last, the memory format of the batches
+            self.padded = torch.nn.functional.pad(pixels, (0, 0, *[self.pad] * 4)).contiguous().to(device)
 
     def plan(self, generator: torch.Generator) -> EpochPlan:
         """Draw an epoch's plan from a CPU generator, so that every device sees the same one."""
         n = self.steps * self.batch_size
         order = torch.randperm(len(self.labels), generator=generator)[:n]
-        shift = torch.randint(0, 2 * self.PAD + 1, (n, 2), generator=generator)
+        shift = torch.randint(0, 2 * self.pad + 1, (n, 2), generator=generator)
         flip = torch.rand(n, generator=generator) < (0.5 if self.may_flip else 0.0)
         shape = (self.steps, self.batch_size)
-        return EpochPlan(*(t.view(*shape, *t.shape[1:]).to(self.device) for t in (order, shift, flip)))
+        parts = [t.view(*shape, *t.shape[1:]) for t in (order, shift, flip)]
+        if self.on_disk:
+            self.coming = EpochPlan(*parts)
+        return EpochPlan(*(t.to(self.device) for t in parts))
 
     def batch(self, order, shift, flip):
-        """Rows of a plan -> x (B, 3, 32, 32) in [0, 1] in channels-last memory, y (B,)."""
-        rows = shift[:, :1] + self.span  # (B, 32)
-        columns = shift[:, 1:] + self.span
-        # column c of the padded mirror image is column 39 - c of the padded image
-        columns = torch.where(flip[:, None], SIZE + 2 * self.PAD - 1 - columns, columns)
-        pixels = self.padded[order[:, None, None], rows[:, :, None], columns[:, None, :]]  # (B, 32, 32, 3)
+        """Rows of a plan -> x (B, 3, S, S) in [0, 1] in channels-last memory, y (B,)."""
+        if self.on_disk:
+            pixels = self._stored_batch(order.cpu(), shift.cpu(), flip.cpu()).to(self.device)
+        else:
+            pixels = self._cut(self.padded, order, shift, flip)
         return pixels.permute(0, 3, 1, 2).to(self.dtype).div(255), self.labels[order]
+
+    def _cut(self, padded, order, shift, flip):
+        """Rows `order` of padded images (N, S + 2 pad, S + 2 pad, 3), cropped and flipped: (B, S, S, 3)."""
+        rows = shift[:, :1] + self.span  # (B, S)
+        columns = shift[:, 1:] + self.span
+        # column c of the padded mirror image is column S + 2 pad - 1 - c of the padded image
+        columns = torch.where(flip[:, None], self.size + 2 * self.pad - 1 - columns, columns)
+        return padded[order[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+    def _stored_batch(self, order, shift, flip):
+        """The pixels of a batch (B, S, S, 3): read ahead where the plan foresaw it, else now."""
+        if self.coming is not None:  # the first batch of an epoch, which an interrupted one begins in its middle
+            found = (self.coming.order[:, 0] == order[0]).nonzero().flatten().tolist()
+            start = next((i for i in found if torch.equal(self.coming.order[i], order)), None)
+            if start is not None:
+                if self.reader is not None:
+                    self.reader.stop()
+                self.reader = ReadAhead(self._load, [part[start:] for part in self.coming])
+                self.coming = None
+        read = self.reader and self.reader.take((order, shift, flip))
+        return self._load(order, shift, flip) if read is None else read
+
+    def _load(self, order, shift, flip):
+        pixels = self.stored[order].permute(0, 2, 3, 1)
+        padded = torch.nn.functional.pad(pixels, (0, 0, *[self.pad] * 4))
+        return self._cut(padded, torch.arange(len(order)), shift, flip)
+
+
+class ReadAhead:
+    """`take(row)` gives `load(*row)` for the rows of a plan in their order, computed ahead in a thread of its own.
+
+    A row that is not the next one gives None, and the next one waits.
+    """
+
+    def __init__(self, load, plan):
+        self.load, self.ready, self.ended = load, queue.Queue(AHEAD), threading.Event()
+        self.next = None
+        self.thread = threading.Thread(target=self._run, args=(list(zip(*plan)),), daemon=True)
+        self.thread.start()
+
+    def _run(self, rows):
+        try:
+            for row in rows:
+                self._put((row, self.load(*row), None))
+        except Exception as error:  # raised again where the batch is asked for
+            self._put((row, None, error))
+        self._put(None)
+
+    def _put(self, item):
+        while not self.ended.is_set():
+            try:
+                return self.ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def take(self, row):
+        """What was loaded for this row, or None; raises what the loading raised."""
+        if self.next is None and not self.ended.is_set():
+            self.next = self.ready.get()
+            if self.next is None:
+                self.ended.set()
+        if self.next is None or not all(torch.equal(a, b) for a, b in zip(self.next[0], row)):
+            return None
+        (_, read, error), self.next = self.next, None
+        if error is not None:
+            raise error
+        return read
+
+    def stop(self) -> None:
+        """End the thread; what it has read is dropped."""
+        self.ended.set()

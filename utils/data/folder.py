@@ -1,33 +1,27 @@
 """A user's own images: `-dt folder`.
 
-Files are read with a size limit and decoded with a fixed list of formats. The decoded images are kept beside the files,
-under a name that depends on every file's name and content.
+Which files are images of which class; how they are read is in `decoding`.
 """
 
-import hashlib
-import io
 import os
-import warnings
 from pathlib import Path
 
-import numpy as np
 import torch
-from tqdm import tqdm
 
+from utils.data.decoding import decode_files
 from utils.data.images import SIZE
+from utils.data.stored import pick_images
 from utils.system.refusals import Refusal
-from utils.system.untrusted import read_bounded
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
-FILE_LIMIT = 256 << 20  # bytes of one image file
-FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "PPM", "TIFF")
 
 
-def load_folder(root: Path, skip_bad_images: bool):
+def load_folder(root: Path, skip_bad_images: bool, size: int = SIZE):
     """((images, labels) of training, (images, labels) of test, class names, notes) of the images below `root`.
 
     `root` holds `train/<class>/*` and `test/<class>/*`, or `<class>/*` alone; then a fifth, drawn with seed 0, becomes
-    the test set. Images are uint8 (N, 3, 32, 32). Raises Refusal for missing classes and unreadable images.
+    the test set. Images are uint8 (N, 3, size, size), `StoredImages` where they are many. Raises Refusal for missing
+    classes and unreadable images.
     """
     if not root.is_dir():
         raise Refusal(f"--data-dir {root}: no such folder; it should hold train/<class>/ and test/<class>/ images")
@@ -51,7 +45,7 @@ def load_folder(root: Path, skip_bad_images: bool):
         sizes.append(len(files))
     if has_parts and sizes[0] == sizes[1]:
         raise Refusal(f"--data-dir {root}: {parts[1]} holds no images")
-    images, good, notes = _decode_files(root, files, skip_bad_images)
+    images, good, notes = decode_files(root, files, skip_bad_images, size)
     labels = torch.tensor(labels)[good]
     if has_parts:
         n_train = int(good[: sizes[0]].sum())
@@ -64,7 +58,8 @@ def load_folder(root: Path, skip_bad_images: bool):
     if len(labels) == n_train:
         raise Refusal(f"--data-dir {root}: no readable test images are left")
     train, test = order[:n_train], order[n_train:]
-    return (images[train], labels[train]), (images[test], labels[test]), classes, notes
+    (train, train_labels), (test, test_labels) = ((pick_images(images, part), labels[part]) for part in (train, test))
+    return (train, train_labels), (test, test_labels), classes, notes
 
 
 def _subfolders(folder: Path):
@@ -79,82 +74,3 @@ def _image_files(folder: Path):
         for entry in os.scandir(folder)
         if entry.name.lower().endswith(IMAGE_ENDINGS) and not entry.name.startswith(".")
     ]
-
-
-def _decode_files(root: Path, files: list[str], skip_bad_images: bool):
-    """uint8 images (N, 3, 32, 32) of the readable files and the mask (all files,) of which are readable.
-
-    The decoded tensor is kept in `root/.decoded-<hash of all names and bytes>.npy` and used only if nothing changed.
-    """
-    digest = hashlib.sha256(b"32x32 RGB bilinear 2")
-    for path in tqdm(files, desc="reading images", unit="image", disable=None, leave=False):
-        try:
-            content = read_bounded(path, FILE_LIMIT)
-        except (OSError, Refusal):
-            content = b""  # the decoding below names it as unreadable
-        digest.update(f"{os.path.relpath(path, root)}\0{len(content)}\0".encode(errors="surrogateescape"))
-        digest.update(content)
-    cache = root / f".decoded-{digest.hexdigest()[:32]}.npy"
-    decoded = _read_cache(cache, len(files))
-    if decoded is not None:
-        return torch.from_numpy(decoded), torch.ones(len(files), dtype=torch.bool), []
-
-    images, bad = np.zeros((len(files), 3, SIZE, SIZE), np.uint8), []
-    good = torch.ones(len(files), dtype=torch.bool)
-    for i, path in enumerate(tqdm(files, desc="decoding images", unit="image", disable=None, leave=False)):
-        try:
-            images[i] = decode_image(read_bounded(path, FILE_LIMIT))
-        except Exception as error:  # a damaged image may raise nearly anything
-            bad.append((path, type(error).__name__))
-            good[i] = False
-    if bad and not skip_bad_images:
-        some = ", ".join(f"{os.path.relpath(path, root)} ({why})" for path, why in bad[:5])
-        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-        raise Refusal(
-            f"--data-dir {root}: {len(bad)} of {len(files)} images cannot be read: {some}{more}; "
-            "mend or remove them, or pass --skip-bad-images"
-        )
-    if not bad:
-        _write_cache(cache, images)
-    notes = [f"skipped {len(bad)} unreadable images: {', '.join(p for p, _ in bad[:20])}"] if bad else []
-    return torch.from_numpy(images)[good], good, notes
-
-
-def decode_image(content: bytes) -> np.ndarray:
-    """One encoded image -> uint8 (3, 32, 32) RGB, resized bilinearly; raises whatever Pillow raises.
-
-    Only `FORMATS` are tried, because Pillow would hand an EPS file to Ghostscript, whatever the file's name.
-    """
-    from PIL import Image
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            if picture.width * picture.height > 50_000_000:
-                raise ValueError("larger than 50 megapixels")
-            if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow's conversion would clip to white
-                picture = picture.convert("I").point(lambda value: value / 256).convert("L")
-            picture = picture.convert("RGB")
-            if picture.size != (SIZE, SIZE):
-                picture = picture.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-            return np.asarray(picture).transpose(2, 0, 1)
-
-
-def _read_cache(path: Path, n: int):
-    try:
-        images = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return images if images.dtype == np.uint8 and images.shape == (n, 3, SIZE, SIZE) else None
-
-
-def _write_cache(path: Path, images) -> None:
-    try:
-        for old in path.parent.glob(".decoded-*"):
-            old.unlink()
-        partial = path.with_suffix(f".{os.getpid()}")
-        with open(partial, "wb") as file:
-            np.save(file, images)
-        os.replace(partial, path)
-    except OSError:
-        pass  # the next run decodes the images again

@@ -7,20 +7,25 @@ from typing import NamedTuple
 
 import torch
 
-SIZE = 32
+from utils.data.stored import StoredImages, chunk_length, pick_images
+
+SIZE = 32  # height and width unless --image-size says otherwise, pixels
 
 
 class Images(NamedTuple):
-    """`images` uint8 (N, 3, 32, 32), `labels` int64 (N,), `indices` int64 (N,) into the original training set."""
+    """`images` uint8 (N, 3, S, S), `labels` int64 (N,), `indices` int64 (N,) into the original training set.
 
-    images: torch.Tensor
+    `images` is a tensor, or `StoredImages` where a tensor would be large.
+    """
+
+    images: torch.Tensor | StoredImages
     labels: torch.Tensor
     indices: torch.Tensor
 
     def pick(self, positions) -> "Images":
         """The images at these positions, a list, range or tensor of integers."""
         positions = torch.as_tensor(positions, dtype=torch.long)
-        return Images(self.images[positions], self.labels[positions], self.indices[positions])
+        return Images(pick_images(self.images, positions), self.labels[positions], self.indices[positions])
 
 
 @dataclass
@@ -42,10 +47,16 @@ class Data:
     flip: bool = True
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def size(self) -> int:
+        """Height and width of the images, pixels."""
+        return self.train.images.shape[-1]
+
     @cached_property
     def sha256(self) -> str:
         """Digest of all training and held-out images and labels, by which a run recognises its data."""
         digest = hashlib.sha256()
         for part in (*self.train, *self.held_out):
-            digest.update(part.contiguous().numpy())
+            for chunk in part.split(chunk_length(part)):
+                digest.update(chunk.contiguous().numpy())
         return digest.hexdigest()

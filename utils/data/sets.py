@@ -8,6 +8,7 @@ from torch.utils.data import random_split
 
 from utils.data.folder import load_folder
 from utils.data.images import SIZE, Data, Images
+from utils.data.stored import StoredImages, chunk_length
 from utils.system.refusals import Refusal
 
 DATASETS = ("cifar10", "cifar100", "svhn", "digits", "folder")
@@ -20,19 +21,22 @@ STATISTICS = {
 }
 
 
-def load_data(name: str, root="data", train_size: int | None = None, skip_bad_images=False, flag="-dt") -> Data:
+def load_data(name: str, root="data", train_size: int | None = None, skip_bad_images=False, flag="-dt",
+              size: int = SIZE) -> Data:
     """Load data set `name` from folder `root` and split it.
 
     The held-out images are those of `random_split` with a generator seeded 0 (49,000/1,000 on CIFAR, 72,257/1,000 on
     SVHN); the run's own seed does not change the split. `train_size` keeps the first images of the shuffled training
-    part. Raises Refusal for missing, unreadable or impossible data; it names the flag `flag`.
+    part; images are resized to `size` pixels, bilinearly. Raises Refusal for missing, unreadable or impossible data; it
+    names the flag `flag`.
     """
     if name == "digits":
-        train, test, classes = _digits()
+        train, test, classes = _digits(size)
     elif name == "folder":
-        train, test, classes, notes = load_folder(Path(root), skip_bad_images)
+        train, test, classes, notes = load_folder(Path(root), skip_bad_images, size)
     else:
-        train, test, classes = _torchvision(name, Path(root), flag)
+        *parts, classes = _torchvision(name, Path(root), flag)
+        train, test = ((resize(images, size), labels) for images, labels in parts)
     kept, held_out = split_indices(len(train[1]))
     if train_size is not None:
         if not 1 <= train_size <= len(kept):
@@ -62,18 +66,39 @@ def split_indices(n: int) -> tuple[list[int], list[int]]:
 
 
 def _channel_statistics(images):
-    x = images.double().div(255)
-    mean, std = x.mean(dim=(0, 2, 3)), x.std(dim=(0, 2, 3)).clamp_min(1e-3)
+    if isinstance(images, StoredImages):
+        values = torch.zeros(3, 256, dtype=torch.float64)  # how often each value of a channel occurs
+        for part in images.split(chunk_length(images)):
+            for channel, counts in enumerate(values):
+                counts += torch.bincount(part[:, channel].flatten(), minlength=256)
+        levels, n = torch.arange(256, dtype=torch.float64) / 255, values.sum(1)
+        mean = values @ levels / n
+        square = (values * (levels - mean[:, None]).square()).sum(1)
+        std = (square / (n - 1)).sqrt().clamp_min(1e-3)
+    else:
+        x = images.double().div(255)
+        mean, std = x.mean(dim=(0, 2, 3)), x.std(dim=(0, 2, 3)).clamp_min(1e-3)
     return tuple(round(v, 4) for v in mean.tolist()), tuple(round(v, 4) for v in std.tolist())
 
 
-def _digits():
-    """scikit-learn's 1,797 handwritten digits, 8x8 enlarged to 32x32 grey RGB; every fifth image is a test image."""
+def resize(images, size: int):
+    """uint8 images (N, 3, H, W) -> (N, 3, size, size), bilinearly and with antialiasing; themselves if of that size."""
+    if images.shape[-2:] == (size, size):
+        return images
+    resized = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
+    for part, target in zip(images.split(1000), resized.split(1000)):
+        x = torch.nn.functional.interpolate(part.float(), size=(size, size), mode="bilinear", antialias=True)
+        target.copy_(x.round().clamp(0, 255))
+    return resized
+
+
+def _digits(size: int):
+    """scikit-learn's 1,797 handwritten digits, 8x8 enlarged to grey RGB; every fifth image is a test image."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = torch.from_numpy(digits.images).float().div(16)[:, None]
-    images = torch.nn.functional.interpolate(images, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+    images = torch.nn.functional.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
     images = images.mul(255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
     labels = torch.from_numpy(digits.target).long()
     test = torch.arange(len(labels)) % 5 == 4

@@ -30,11 +30,11 @@ class Auditor(NamedTuple):
     label_model: Path | None
 
 
-def read_auditor(folder, settings: dict) -> Auditor:
+def read_auditor(folder, settings: dict, size: int) -> Auditor:
     """What lies in the auditor's folder: `data`, which is what --data-dir names, and beside it runs of train.py.
 
-    `settings` are those of the commitment. Raises Refusal where the data set is missing; whether the runs are those of
-    benign models is seen when they are read.
+    `settings` are those of the commitment, `size` the height of the triggers in pixels. Raises Refusal where the
+    data set is missing; whether the runs are those of benign models is seen when they are read.
     """
     folder, name = Path(folder), settings.get("dataset")
     if name not in DATASETS:
@@ -43,7 +43,7 @@ def read_auditor(folder, settings: dict) -> Auditor:
     if not folder.is_dir() or not ((folder / "data").is_dir() or name == "digits"):
         raise Refusal(f"--auditor {folder}: put the data set's files into {folder / 'data'}, and runs of your own "
                       "benign models beside them")
-    held_out = load_data(name, folder / "data", flag="--auditor").held_out
+    held_out = load_data(name, folder / "data", flag="--auditor", size=size).held_out
     wanted, bank, label_model = settings.get("label_model_sha256"), [], None
     for run in runs:
         if wanted and sha256_of_file(find_checkpoint(run)) == wanted:

@@ -160,7 +160,7 @@ def _owners_case(claim: ClaimCommand, owner: Owner, suspects: list[Suspect]) -> 
         stamps["images"] = check_token(token, origin.image_commitment, claim.tsa_ca)._asdict()
     runs, audit = list(claim.benign), None
     if claim.auditor:
-        auditor = read_auditor(claim.auditor, commitment.settings)
+        auditor = read_auditor(claim.auditor, commitment.settings, owner.triggers.images.shape[-1])
         audit = audit_triggers(owner.triggers, classes, commitment.settings, origin.kind == "seed", auditor)
         runs += auditor.bank
     bank = bank_answers(runs, owner, suspects)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.data.folder import decode_image
+from utils.data.decoding import decode_image
 from utils.ownership.commitment import COMMITMENT_FILE, neutral_names
 from utils.runs.checkpoints import class_count, find_checkpoint, load_checkpoint
 from utils.system.files import read_json, write_atomically, write_json
@@ -103,5 +103,6 @@ def write_pictures(triggers, names, folder: Path) -> None:
         buffer = io.BytesIO()
         Image.fromarray(triggers.images[i].permute(1, 2, 0).numpy()).save(buffer, format="png")
         write_atomically(folder / names[i], buffer.getvalue())
-        if (decode_image(read_bounded(folder / names[i])) != triggers.images[i].numpy()).any():
+        again = decode_image(read_bounded(folder / names[i]), triggers.images.shape[-1])
+        if (again != triggers.images[i].numpy()).any():
             raise Refusal(f"{folder / names[i]} does not read back as it was written: check the disk")

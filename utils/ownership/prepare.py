@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.data.images import SIZE
 from utils.data.settings import DataSettings, add_data_flags
 from utils.runs.checkpoints import save_checkpoint
 from utils.system.device import choose_device
@@ -32,6 +33,7 @@ class PrepareCommand:
     dataset: str
     data_dir: str
     skip_bad_images: bool
+    image_size: int | None
     num_query: int
     num_mixup: int
     label_strategy: str
@@ -75,7 +77,8 @@ def prepare_images(command: PrepareCommand) -> int:
         raise Refusal(f"--label-strategy {settings.strategy} leaves nothing to draw: pass random or plausible")
     if not command.beacon_name.strip():
         raise Refusal("--beacon-name is empty: name public randomness that does not exist yet")
-    data = DataSettings(command.dataset, command.data_dir, None, command.skip_bad_images).load()
+    data = DataSettings(command.dataset, command.data_dir, None, command.skip_bad_images,
+                        command.image_size or SIZE).load()
     triggers, _ = settings.draw(data, choose_device(command.device))  # its labels are not used
     committed = {
         "dataset": data.name, "num_query": settings.m, "num_mixup": settings.k, "label_strategy": settings.strategy,

@@ -3,17 +3,24 @@
 import torch
 
 
-@torch.no_grad()
-def predict(model, images, batch_size: int = 1000, amp: bool = False):
-    """Logits (N, C) in float32 of uint8 images (N, 3, 32, 32), in eval mode; the model's mode is restored afterwards.
+def pass_length(images, of_32_pixels: int = 1000) -> int:
+    """Images of a pass that takes as much memory as one of `of_32_pixels` images of 32 x 32."""
+    return max(1, of_32_pixels * 32**2 // images.shape[-1] ** 2)
 
-    Images are moved to the model's device batch by batch. With `amp` the forward pass runs under bf16 autocast.
+
+@torch.no_grad()
+def predict(model, images, batch_size: int | None = None, amp: bool = False):
+    """Logits (N, C) in float32 of uint8 images (N, 3, S, S), in eval mode; the model's mode is restored afterwards.
+
+    images      a tensor or `StoredImages`, moved to the model's device batch by batch
+    batch_size  images of a batch, None for `pass_length`
+    amp         whether the forward pass runs under bf16 autocast
     """
     was_training = model.training
     model.eval()
     parameter = next(model.parameters())
     logits = []
-    for part in images.split(batch_size):
+    for part in images.split(batch_size or pass_length(images)):
         x = part.to(parameter.device).to(parameter.dtype).div(255)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
             logits.append(model(x).float())
@@ -27,5 +34,5 @@ def count_hits(logits, labels) -> int:
 
 
 def accuracy(model, images, labels, amp: bool = False) -> float:
-    """Share in [0, 1] of images (N, 3, 32, 32) uint8 that the model gives their labels (N,)."""
+    """Share in [0, 1] of images (N, 3, S, S) uint8 that the model gives their labels (N,)."""
     return count_hits(predict(model, images, amp=amp), labels) / len(labels)

@@ -10,9 +10,11 @@ is nearest. n = 0 is D' = D_b, the paper's.
 """
 
 import torch
-from torch import nn
 
+import models
 from utils.data.images import Images
+from utils.system.refusals import Refusal
+from utils.training.metrics import pass_length
 
 
 def relabel_carriers(train: Images, triggers, features, n: int, log=lambda text: None) -> Images:
@@ -46,16 +48,17 @@ def _cosines(points, features):
 
 
 @torch.no_grad()
-def last_features(model, images, batch_size: int = 500):
+def last_features(model, images, batch_size: int | None = None):
     """What the last linear layer of a model sees of uint8 images (N, 3, H, W), in eval mode: (N, D) on the CPU."""
     device = next(model.parameters()).device
-    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-    seen = []
-    hook = last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].float().flatten(1).cpu()))
+    last, seen = models.last_linear(model), []
+    if last is None:
+        raise Refusal(f"a {model.name} has no linear layer, before which features are taken; name another model")
+    hook = last[1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].float().flatten(1).cpu()))
     was_training = model.training
     model.eval()
     try:
-        for part in images.split(batch_size):
+        for part in images.split(batch_size or pass_length(images, 500)):
             model(part.to(device).float().div(255))
     finally:
         hook.remove()

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from utils.system.refusals import Refusal
+
 BN_MODES = ("paper", "clean", "shared")
 
 
@@ -21,8 +23,14 @@ class RunningStatistics:
     """The running statistics of all BatchNorm layers of `model` under one of `BN_MODES`."""
 
     def __init__(self, model: nn.Module, mode: str):
-        layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+        layers = {n: m for n, m in model.named_modules()
+                  if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None}
         self.layers, self.mode = list(layers.values()), mode
+        if mode == "paper" and len({layer.momentum for layer in self.layers} | {None}) > 2:
+            raise Refusal("--bn-stats paper: the model's BatchNorm layers have different momenta; pass shared or clean")
+        if mode == "paper" and any(layer.momentum is None for layer in self.layers):
+            raise Refusal("--bn-stats paper: a BatchNorm layer without momentum averages all batches; pass shared or "
+                          "clean")
         names = [f"{name}.{kind}" for name in layers for kind in ("running_mean", "running_var")]
         # `.data` hides writes from autograd's version counter, which would object to them between a forward and its
         # backward pass; they are safe, because a train-mode backward pass does not read these buffers

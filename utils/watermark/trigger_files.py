@@ -34,7 +34,7 @@ def unpack_source(checkpoint: dict, path, device="cpu"):
     if "query_model" not in checkpoint:
         return model, None
     try:
-        return model, _triggers_of_state(checkpoint["query_model"]["state_dict"], class_count(model))
+        return model, _triggers_of_state(checkpoint["query_model"]["state_dict"], class_count(model), model.size)
     except ERRORS as error:
         why = " ".join(str(error).split())[:120]
         raise Refusal(f"{path} does not hold a trigger set ({type(error).__name__}: {why!r})") from error
@@ -51,12 +51,15 @@ def read_triggers(path, classes: int) -> TriggerSet:
         raise Refusal(f"{path} does not hold a trigger set ({type(error).__name__}: {str(error)[:80]!r})") from error
 
 
-def _triggers_of_state(state: dict, classes: int) -> TriggerSet:
+def _triggers_of_state(state: dict, classes: int, size: int | None = None) -> TriggerSet:
     images, labels = state["query"], state["response"]
     m = len(labels)
     true = state.get("original_response", torch.zeros(m, 0))
     sources = state.get("sources", torch.zeros(m, 0))
-    if images.shape != (m, 3, 32, 32) or labels.shape != (m,) or m < 1 or len(true) != m or len(sources) != m:
+    size = size or images.shape[-1]
+    if images.shape != (m, 3, size, size) or not 16 <= size <= 256:
+        raise ValueError("trigger images are no squares of the size that the model takes")
+    if labels.shape != (m,) or m < 1 or len(true) != m or len(sources) != m:
         raise ValueError("trigger images, labels and true labels do not fit together")
     if images.is_floating_point():
         images = images.double().clamp(0, 1).mul(255).round()

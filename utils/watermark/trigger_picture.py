@@ -15,7 +15,8 @@ def draw_trigger_picture(triggers: TriggerSet, classes: list[str], path) -> None
     shown = min(len(triggers), 100)
     columns = min(10, shown)
     rows = math.ceil(shown / columns)
-    size, gap, top = 32, 6, 18  # pixels: an image, the space beside it, the space for two lines above it
+    size = triggers.images.shape[-1]
+    gap, top = 6 * size // 32, 18 * size // 32  # pixels: the space beside an image, and for two lines above it
     canvas = torch.full((3, rows * (size + top), columns * (size + gap)), 255, dtype=torch.uint8)
     width, height = 1.25 * columns, 1.25 * rows * (size + top) / (size + gap)  # inches, as the canvas is shaped
     figure = Figure(figsize=(width, height + 0.25))

@@ -6,6 +6,7 @@ become two branches of the graph, and the clean pass fills what the ascent leave
 
 import torch
 
+import models
 from utils.system.processes import is_distributed
 from utils.watermark.halved_step import HalvedStep, twin_of
 
@@ -38,9 +39,12 @@ class TwoStreamStep(HalvedStep):
 
     @classmethod
     def where_faster(cls, model, objective, forward_of, compiled: bool):
-        """A `TwoStreamStep`, or None on another device or where the passes depend on each other."""
+        """A `TwoStreamStep`, or None on another device, where the passes depend on each other, or where a pass may draw
+        random numbers."""
         device = next(model.parameters()).device
         if device.type != "cuda" or objective.statistics.mode == "shared" or is_distributed():
+            return None
+        if not models.is_own(model):
             return None
         return cls(model, objective, forward_of, SideStream(device), compiled)
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+import models
 from utils.system.processes import is_distributed
 from utils.watermark.halved_step import HalvedStep
 
@@ -23,8 +24,9 @@ class TwoThreadStep(HalvedStep):
 
     @classmethod
     def where_faster(cls, model, objective, batches, forward_of):
-        """A `TwoThreadStep`, or None where the ordinary step is as fast or the passes depend on each other."""
-        if objective.statistics.mode == "shared" or is_distributed():
+        """A `TwoThreadStep`, or None where the ordinary step is as fast, the passes depend on each other, or a pass may
+        draw random numbers, whose order two threads would change."""
+        if objective.statistics.mode == "shared" or is_distributed() or not models.is_own(model):
             return None
         convolutions = [p for p in model.parameters() if p.dim() == 4]
         if not convolutions or convolutions[0].device.type != "cpu" or convolutions[0].shape[0] > NARROW:

@@ -95,7 +95,7 @@ def _read_di_source(run, data_dir, skip_bad_images: bool, points: int, device):
     size = about.get("train_size")
     if about.get("dataset") not in DATASETS or not isinstance(size, int | None) or "attack" in about:
         raise Refusal(f"{path} does not say on which data it was trained: name a run of train.py as the source")
-    data = load_data(about["dataset"], data_dir, size, skip_bad_images)
+    data = load_data(about["dataset"], data_dir, size, skip_bad_images, size=model.size)
     settings = (read_json(path.parent.parent / "run.json") or {}).get("settings")
     data_sha256 = settings.get("data_sha256") if isinstance(settings, dict) else None
     if len(data.classes) != class_count(model) or data_sha256 not in (None, data.sha256):

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from utils.data.images import SIZE
 from utils.data.sets import DATASETS, load_data
 from utils.ownership import pvalues
 from utils.rivals.embedded_features.classifier import posterior, train_classifier
@@ -178,7 +179,7 @@ def _styled_share(run) -> float:
 
 
 def _styled_images(run, data_dir, points: int | None):
-    """The victim's styled images (N, 3, 32, 32) uint8 and their labels (N,), computed again from its settings."""
+    """The victim's styled images (N, 3, S, S) uint8 and their labels (N,), computed again from its settings."""
     settings = _run_settings(run)
     if not _styled_share(run):
         raise Refusal(f"{run} was not trained with --embed-features: train a victim with train.py "
@@ -186,11 +187,12 @@ def _styled_images(run, data_dir, points: int | None):
     try:
         name, size, data_sha256 = settings["dataset"], settings["train_size"], settings["data_sha256"]
         share, seed = float(settings["embed_features"]), int(settings["seed"])
+        pixels = int(settings.get("image_size") or SIZE)
         if not (0 < share <= 1 and 0 <= seed < 2**31 and name in DATASETS and isinstance(size, int | None)):
             raise ValueError
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise Refusal(f"{run}: its run.json is not what train.py wrote; restore it") from error
-    data = load_data(name, data_dir, size, skip_bad_images=True)
+    data = load_data(name, data_dir, size, skip_bad_images=True, size=pixels)
     if data.sha256 != data_sha256:
         raise Refusal(f"--data-dir {data_dir}: these are not the images that {run} was trained on")
     rows = styled_positions(len(data.train.labels), share, seed)[: points]

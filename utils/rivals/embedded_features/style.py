@@ -10,36 +10,37 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from utils.data.images import SIZE, Images
+from utils.data.stored import replace_images
 from utils.system.refusals import Refusal
 
 COLOURS, BLEND, DOT, CELL = 12, 0.6, 24, 4  # colours of the palette and their weight; dots: grey levels, spacing
 
 
 def style_images(images, seed: int):
-    """Painted versions of uint8 images (N, 3, 32, 32), as uint8; equal on every machine for the same image and seed.
+    """Painted versions of uint8 images (N, 3, S, S), as uint8; equal on every machine for the same image and seed.
 
     A Kuwahara filter of radius 2; then each pixel moves 0.6 of the way to the nearest of the seed's 12 colours; then
     the seed's dots are added. Up to the blend all numbers are whole and exact in float32.
     """
-    palette, dots = _palette_and_dots(seed)
+    palette, dots = _palette_and_dots(seed, images.shape[-1])
     parts = tqdm(images.split(1000), desc="style", unit="batch", disable=None, leave=False)
     parts = [_style_batch(part.float(), palette, dots) for part in parts]
     return torch.cat(parts) if parts else images.clone()
 
 
-def _palette_and_dots(seed):
-    """The secret: colours (12, 3) of evenly spaced lightness, and dots (32, 32), both in grey levels."""
+def _palette_and_dots(seed, size: int = SIZE):
+    """The secret: colours (12, 3) of evenly spaced lightness, and dots (size, size), both in grey levels."""
     g = torch.Generator().manual_seed(seed)
     lightness = torch.arange(COLOURS)[:, None] * 255 // (COLOURS - 1)
     palette = (lightness + torch.randint(-80, 81, (COLOURS, 3), generator=g)).clamp(0, 255).float()
-    cells = SIZE // CELL
+    cells = -(-size // CELL)
     corner = torch.randint(0, CELL - 1, (2, cells, cells), generator=g)  # of the dot of 2x2 pixels in each cell
     sign = torch.randint(0, 2, (cells, cells), generator=g) * 2 - 1
-    span = torch.arange(SIZE)
+    span = torch.arange(cells * CELL)
     row, column = (grid % CELL for grid in torch.meshgrid(span, span, indexing="ij"))
     corner, sign = (t.repeat_interleave(CELL, -1).repeat_interleave(CELL, -2) for t in (corner, sign))
     inside = ((row - corner[0]) // 2 == 0) & ((column - corner[1]) // 2 == 0)
-    return palette, (inside * sign * DOT).float()
+    return palette, (inside * sign * DOT).float()[:size, :size]
 
 
 def _style_batch(x, palette, dots):
@@ -80,6 +81,5 @@ def embed_style(train: Images, share: float, seed: int) -> Images:
     positions = styled_positions(len(train.labels), share, seed)
     if not len(positions):
         raise Refusal(f"--embed-features {share:g}: of {len(train.labels)} training images that is none; pass more")
-    images = train.images.clone()
-    images[positions] = style_images(images[positions], seed)
-    return train._replace(images=images)
+    styled = style_images(train.images[positions], seed)
+    return train._replace(images=replace_images(train.images, positions, styled))

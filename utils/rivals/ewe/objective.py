@@ -143,7 +143,7 @@ class EntangledObjective(Objective):
         picks = iter(self._draw(marked, len(self.initial), self.half, generator).to(order.device))
         drawn = self._draw(marked, len(self.members), batches.batch_size, generator)
         clean = iter(self.members[drawn].to(order.device))
-        unmoved = torch.full_like(shift[0], batches.PAD), torch.zeros_like(flip[0])
+        unmoved = torch.full_like(shift[0], batches.pad), torch.zeros_like(flip[0])
         normal = zip(order, shift, flip)
         rows = [(next(clean), *unmoved, next(picks)) if w else (*next(normal), no_picks) for w in is_watermark]
         return tuple(zip(*rows))
@@ -163,7 +163,7 @@ class EntangledObjective(Objective):
         source = self.initial.images.to(self.batches.device).float().div(255)
         drawn = self._draw(math.ceil(len(source) / self.half), len(self.members), self.half, generator)
         order = self.members[drawn].to(source.device)
-        no_shift = torch.full((self.half, 2), self.batches.PAD, device=source.device)
+        no_shift = torch.full((self.half, 2), self.batches.pad, device=source.device)
         partners = [self.batches.batch(rows, no_shift, torch.zeros_like(rows, dtype=torch.bool))[0] for rows in order]
         model.eval()
         images = make_triggers(model, source, torch.stack(partners), label=self.target, patch=self.patch,

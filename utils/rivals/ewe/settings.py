@@ -4,6 +4,7 @@ import argparse
 import re
 from dataclasses import dataclass
 
+import models
 from utils.data.images import Data, Images
 from utils.rivals.ewe.objective import EntangledObjective, watermark_batches
 from utils.rivals.ewe.snnl import LOWEST_TEMPERATURE
@@ -138,6 +139,9 @@ def check_flags(flags) -> None:
     if flags.dataset == "folder" and flags.ewe_triggers == "own" and flags.ewe_source.startswith("svhn"):
         raise Refusal(f"--ewe-source {flags.ewe_source}: --data-dir is the folder of your own images, not of SVHN; "
                       "pass --ewe-source digits, or the number of one of your classes")
+    if flags.model_type not in models.NAMES:
+        raise Refusal(f"-mt {flags.model_type}: -tt ewe entangles three layers that it knows of "
+                      f"{', '.join(models.NAMES)} only; pass one of these")
     if flags.compile:
         raise Refusal("--compile: -tt ewe looks at hidden layers, which compiling hides; leave it out")
     if flags.bn_stats == "shared":

@@ -10,7 +10,6 @@ import contextlib
 import torch
 from tqdm import tqdm
 
-from utils.data.batches import Batches
 from utils.rivals.randomized_smoothing.noise import generator_on, noisy_gradient
 from utils.training.objective import PlainObjective
 from utils.watermark.running_statistics import RunningStatistics
@@ -67,7 +66,7 @@ class SmoothedObjective(PlainObjective):
         """The plan of plain training, but triggers are neither shifted nor mirrored."""
         order, shift, flip, picks = super().plan(batches, epoch, generator)
         is_trigger = order >= len(batches.labels) - len(self.y_q)
-        return order, shift.masked_fill(is_trigger[..., None], Batches.PAD), flip & ~is_trigger, picks
+        return order, shift.masked_fill(is_trigger[..., None], batches.pad), flip & ~is_trigger, picks
 
     def optimizer(self, parameters, lr, weight_decay, fused):
         """SGD with momentum 0.9."""

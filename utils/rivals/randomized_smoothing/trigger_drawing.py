@@ -9,7 +9,8 @@ import random
 import numpy as np
 import torch
 
-from utils.data.images import Data, Images
+from utils.data.images import SIZE, Data, Images
+from utils.data.stored import join_images
 from utils.system.refusals import Refusal
 from utils.watermark.triggers import TriggerSet
 
@@ -37,11 +38,11 @@ def draw_rs_triggers(data: Data, m: int, label: int, kind: str, seed: int):
     taken = usable[:m]
     source = held_out.pick(taken)
     if kind == "noise":
-        noise = torch.randn(3, 32, 32, generator=generator)
+        noise = torch.randn(held_out.images.shape[1:], generator=generator)
         images = (source.images / 255 + noise).clamp(0, 1).mul(255).round().to(torch.uint8)
     else:
         letters = random.Random(seed)
-        # letters of such a width that the word takes about 30 of the 32 pixels
+        # letters of such a width that the word takes about 30 of 32 pixels
         word = letters.choice("ABDEGHKPR") + "".join(letters.choices("abdehknopqu", k=4))
         images = stamp_word(source.images, word)
     labels = torch.full((m,), label)
@@ -50,10 +51,11 @@ def draw_rs_triggers(data: Data, m: int, label: int, kind: str, seed: int):
 
 
 def stamp_word(images, word: str):
-    """uint8 images (m, 3, 32, 32) with `word` written on each."""
+    """uint8 images (m, 3, S, S) with `word` written on each, in letters 10 pixels high where S is 32."""
     from PIL import Image, ImageDraw, ImageFont
 
-    font, stamped = ImageFont.load_default(), []
+    size = images.shape[-1]
+    font, stamped = ImageFont.load_default(*([10 * size / SIZE] if size != SIZE else [])), []
     for image in images:
         picture = Image.fromarray(image.permute(1, 2, 0).numpy())
         ImageDraw.Draw(picture).text(CORNER, word, fill=GREY, font=font)
@@ -63,5 +65,5 @@ def stamp_word(images, word: str):
 
 def append_triggers(train: Images, triggers: TriggerSet) -> Images:
     """The training images, followed by the triggers under their assigned labels."""
-    return Images(torch.cat([train.images, triggers.images]), torch.cat([train.labels, triggers.labels]),
+    return Images(join_images(train.images, triggers.images), torch.cat([train.labels, triggers.labels]),
                   torch.cat([train.indices, triggers.sources[:, 0]]))
