@@ -7,6 +7,7 @@ from utils.ownership.commitment import commit_triggers
 from utils.ownership.source_report import report_source
 from utils.ownership.suspects import TriggerTests
 from utils.rivals.embedded_features.style import embed_style
+from utils.runs.architecture import check_architecture
 from utils.runs.folder import RunFolder
 from utils.runs.initial_weights import read_initial_weights
 from utils.system.device import choose_device, prepare_torch
@@ -30,7 +31,8 @@ def main():
     run = RunFolder(output.folder, record, output.tag_flag)
     run.check(output.overwrite)
     watermark.check(data, training.batch_size)
-    initial.check(command.model_type, len(data.classes), command.width)
+    check_architecture("-mt", command.model_type, len(data.classes), data.size, command.width)
+    initial.check(command.model_type, len(data.classes), command.width, data.size)
     triggers, validation = watermark.draw(data, device)
     tests = TriggerTests(triggers, len(data.classes), watermark.labels_are_uniform, command.benign, device)
 
@@ -43,7 +45,7 @@ def main():
         if is_chief() and not watermark.makes_triggers_later:
             commit(triggers)
         prepare_torch(training.seed, training.deterministic, training.tf32)
-        model = models.build(command.model_type, len(data.classes), data.mean, data.std, command.width)
+        model = models.build(command.model_type, len(data.classes), data.mean, data.std, command.width, data.size)
         initial.load_into(model, run.log)
         model = synchronize_batchnorm(models.place(model, device))
         images = watermark.training_images(data, triggers, device, run.log)

@@ -1,29 +1,77 @@
-"""Classifiers for 32x32 images. A model is `Sequential(Normalize, network)`: it takes pixels in [0, 1].
+"""Classifiers of images. A model is `Sequential(Normalize, network)`: it takes pixels in [0, 1].
 
 State-dict names (`0.mu`, `1.conv1.weight`, `1.layer1.0.shortcut.0.weight`, `1.linear.bias`, ...) are those
 of the official code, so its checkpoints load without renaming.
 """
 
+import argparse
+
 import torch
 from torch import nn
 
 from models.normalize import Normalize
+from models.outside import build_outside, check_outside_name, looks_like_function, named
+from models.outside import is_torchvision as is_torchvision
 from models.resnet import DEPTHS, ResNet
 from models.vgg import VGG11
 
 NAMES = (*DEPTHS, "vgg11")
+SIZE = 32  # height and width of the published images, pixels
 
 
-def build(name: str, num_classes: int, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), width: int = 64) -> nn.Module:
-    """Build a classifier: x (N, 3, 32, 32) in [0, 1] -> logits (N, num_classes).
+class Classifier(nn.Sequential):
+    """Normalize, then a network; remembers its architecture's name, its number of classes and the images' size."""
+
+    def __init__(self, name: str, num_classes: int, size: int, normalize: Normalize, network: nn.Module):
+        super().__init__(normalize, network)
+        self.name, self.num_classes, self.size = name, num_classes, size
+
+
+def build(name: str, num_classes: int, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), width: int = 64,
+          size: int = SIZE) -> Classifier:
+    """Build a classifier: x (N, 3, size, size) in [0, 1] -> logits (N, num_classes).
 
     `mean` and `std` (3 numbers each) are those of the training images; `width` is the number of channels of
-    the first stage (64 is the published size). Raises KeyError for a name that is not in `NAMES`.
+    the first stage (64 is the published size), for `NAMES` only. Raises KeyError for a name that is neither in `NAMES`
+    nor one of `models.outside`, and for a user's function that the command line did not name.
     """
-    if name not in NAMES:
+    if name in DEPTHS:
+        network = ResNet(name, num_classes, width)
+    elif name == "vgg11":
+        network = VGG11(num_classes, width)
+    elif is_named(name) or is_torchvision(name):
+        network = build_outside(name, num_classes, size)
+    else:
         raise KeyError(name)
-    network = VGG11(num_classes, width) if name == "vgg11" else ResNet(name, num_classes, width)
-    return nn.Sequential(Normalize(mean, std), network)
+    return Classifier(name, num_classes, size, Normalize(mean, std), network)
+
+
+def is_own(model) -> bool:
+    """Whether a model is one of `NAMES`, of which is known what its layers are and that no pass draws at random."""
+    return getattr(model, "name", NAMES[0]) in NAMES
+
+
+def is_named(name: str) -> bool:
+    """Whether this is a user's function that the command line named."""
+    return name in named
+
+
+def architecture(text: str) -> str:
+    """An argparse type: one of `NAMES`, `tv:NAME` of torchvision, or the user's `package.module:function`."""
+    if text in NAMES:
+        return text
+    if text.startswith("tv:") or looks_like_function(text):
+        return check_outside_name(text)
+    raise argparse.ArgumentTypeError(
+        f"there is no architecture {text[:60]!r}: pass one of {', '.join(NAMES)}, or tv:NAME of torchvision, or "
+        "package.module:function of your own")
+
+
+def last_linear(model) -> tuple[str, nn.Linear] | None:
+    """(name, module) of the last linear layer in the order of definition, or None: it makes the logits of a classifier
+    of `NAMES` and of most others."""
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return layers[-1] if layers else None
 
 
 def place(model: nn.Module, device) -> nn.Module:
@@ -33,7 +81,7 @@ def place(model: nn.Module, device) -> nn.Module:
     fewer than 16 channels and an odd batch, so narrow models keep the contiguous format there.
     """
     device = torch.device(device)
-    channels = min(p.shape[0] for p in model.parameters() if p.dim() == 4)
+    channels = min((p.shape[0] for p in model.parameters() if p.dim() == 4), default=1)
     fast = device.type == "cuda" or (device.type == "cpu" and channels % 16 == 0)
     model[0].memory_format = torch.channels_last if fast else torch.contiguous_format
     return model.to(device, memory_format=model[0].memory_format)

@@ -61,7 +61,7 @@ DEPTHS = {
 
 
 class ResNet(nn.Module):
-    """Normalised x (N, 3, 32, 32) -> logits (N, num_classes); `width` channels in the first of four stages."""
+    """Normalised x (N, 3, S, S) -> logits (N, num_classes); `width` channels in the first of four stages."""
 
     def __init__(self, name: str, num_classes: int, width: int = 64):
         super().__init__()

@@ -1,4 +1,4 @@
-"""VGG-11 with BatchNorm for 32x32 images (Simonyan & Zisserman, 2015): eight convolutions, one linear layer."""
+"""VGG-11 with BatchNorm for small images (Simonyan & Zisserman, 2015): eight convolutions, one linear layer."""
 
 from torch import nn
 
@@ -6,7 +6,7 @@ STAGES = (1, "pool", 2, "pool", 4, 4, "pool", 8, 8, "pool", 8, 8, "pool")  # cha
 
 
 class VGG11(nn.Module):
-    """Normalised x (N, 3, 32, 32) -> logits (N, num_classes)."""
+    """Normalised x (N, 3, S, S) -> logits (N, num_classes)."""
 
     def __init__(self, num_classes: int, width: int = 64):
         super().__init__()
@@ -22,8 +22,9 @@ class VGG11(nn.Module):
         self.linear = nn.Linear(planes, num_classes)
 
     def features(self, x):
-        """Features before the last layer, (N, D)."""
-        return self.layers(x).flatten(1)
+        """Features before the last layer, (N, D); of images larger than 32 pixels their mean over the places left."""
+        out = self.layers(x)
+        return out.flatten(1) if out.shape[-1] == 1 else out.mean(dim=(2, 3))
 
     def forward(self, x):
         return self.linear(self.features(x))

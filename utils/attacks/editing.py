@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass
 
+import models
 from utils.attacks.objectives import FINETUNES, FineTuningObjective
 from utils.attacks.pruning import channel_activations, keep_pruned, prune, pruning_masks
 from utils.attacks.quantization import quantize
@@ -45,11 +46,13 @@ class FineTuning:
         """Train the copy and report."""
         start, model_type = starting_model(theft, self.on, self.model_type, self.attack)
         only_last, reset_last = FINETUNES[self.variant]
+        if (only_last or reset_last) and models.last_linear(start) is None:
+            raise Refusal(f"--finetune {self.variant}: a {model_type} has no linear layer; pass --finetune ftal")
 
         def build():
             model = copy.deepcopy(start)
             if reset_last:
-                model[1].linear.reset_parameters()
+                models.last_linear(model)[1].reset_parameters()
             model = synchronize_batchnorm(model)
             objective = FineTuningObjective(model, only_last)
             if self.ratio is not None:

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+import models
 from utils.training.objective import Objective, PlainObjective, batch_accuracy
 from utils.watermark.ascent import ascend
 
@@ -47,8 +48,9 @@ class FineTuningObjective(PlainObjective):
 
     def __init__(self, model, last: bool):
         self.frozen = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if last else []
+        head = models.last_linear(model)[0] if last else ""
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not last or name.startswith("1.linear."))
+            parameter.requires_grad_(not last or name.startswith(f"{head}."))
 
     def __call__(self, forward, x, y, picks):
         for layer in self.frozen:

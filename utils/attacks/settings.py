@@ -10,6 +10,7 @@ from utils.attacks.objectives import FINETUNES, REMOVALS
 from utils.attacks.pruning import CRITERIA
 from utils.attacks.surrogate import Extraction
 from utils.data.sets import DATASETS
+from utils.runs.architecture import ARCHITECTURE_HELP
 from utils.runs.checkpoints import STATISTICS
 from utils.system.flags import COUNT, POSITIVE, SHARE, folder_tag, number
 from utils.system.refusals import Refusal
@@ -18,13 +19,13 @@ from utils.system.refusals import Refusal
 def add_attack_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of both attack scripts."""
     p = parser.add_argument_group("source and surrogate")
-    p.add_argument("-tmt", "--teacher-model-type", default="res34", choices=models.NAMES,
+    p.add_argument("-tmt", "--teacher-model-type", type=models.architecture, default="res34", metavar="NAME",
                    help="the source's architecture")
     p.add_argument("--teacher-bn", default="paper", choices=STATISTICS,
                    help="BatchNorm statistics of the stolen model: the paper's, clean ones, or the paper's in the "
                    "first or last half of the layers and clean ones in the others")
-    p.add_argument("-dmt", "--model-type", default="res18", choices=models.NAMES,
-                   help="the surrogate's architecture (res18; attacks that start from a model keep theirs)")
+    p.add_argument("-dmt", "--model-type", type=models.architecture, default="res18", metavar="NAME",
+                   help=f"the surrogate's {ARCHITECTURE_HELP} (res18; attacks that start from a model keep theirs)")
     p.add_argument("--width", type=COUNT, default=64, help="channels of the first stage; 64 is the published size")
     p.add_argument("--train-size", type=COUNT, help="use this many images (default: as many as the source)")
     p.add_argument("-admsg", "--additional-message", type=folder_tag, default="", help="tag of the attack's folder")

@@ -9,6 +9,7 @@ from utils.attacks.theft import Theft
 from utils.data.batches import Batches
 from utils.ownership.suspects import finished_surrogates, measure_checkpoint, rows_of_run
 from utils.ownership.table import finish_run
+from utils.runs.architecture import check_architecture
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, pack_checkpoint
 from utils.system.device import prepare_torch
 from utils.system.processes import is_chief
@@ -44,9 +45,11 @@ class Extraction:
         Validation and test images are those of the source's data set.
         """
         training = theft.settings.training
+        check_architecture("-dmt", self.model_type, len(theft.home.classes), theft.home.size, self.width)
 
         def build():
-            model = models.build(self.model_type, len(theft.home.classes), theft.own.mean, theft.own.std, self.width)
+            model = models.build(self.model_type, len(theft.home.classes), theft.own.mean, theft.own.std, self.width,
+                                 theft.home.size)
             model = synchronize_batchnorm(models.place(model, theft.device))
             source = autocast_forward(theft.source, training.amp, training.compile)
             ascent = self.steps, self.step_size, self.eps

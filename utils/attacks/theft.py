@@ -70,6 +70,8 @@ def open_theft(settings: TheftSettings, attack, device) -> Theft:
     about = checkpoint.get("about", {})
     check_source(settings, checkpoint, triggers, path)
     own, home = _load_both(settings, about)
+    if source.size != home.size:
+        raise Refusal(f"the source was trained on images of {source.size} pixels: pass --image-size {source.size}")
     check_data(settings, own, home, about, class_count(source), attack.needs_labels)
     record = settings.output.record | {"attack": attack.name, "source_sha256": sha256_of_file(path)}
     record |= {"data_sha256": home.sha256, "data_source_sha256": own.sha256}

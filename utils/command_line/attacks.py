@@ -16,6 +16,7 @@ from utils.attacks.settings import (
 from utils.attacks.surrogate import Extraction
 from utils.attacks.theft import TheftSettings
 from utils.command_line.parser import add_train_type, parser_of
+from utils.data.images import SIZE
 from utils.data.settings import DataSettings, add_data_flags
 from utils.runs.settings import OutputSettings, add_output_flags, source_folder
 from utils.system.flags import Parser
@@ -56,7 +57,7 @@ def extraction_flags(argv=None) -> argparse.Namespace:
 
 
 def _theft_settings(flags, folder: str) -> TheftSettings:
-    source = source_folder(flags, flags.teacher_model_type)
+    source, size = source_folder(flags, flags.teacher_model_type), flags.image_size or SIZE
     output = OutputSettings(source / f"{folder}{flags.additional_message}", vars(flags), flags.overwrite,
                             "another -admsg")
     return TheftSettings(
@@ -65,8 +66,8 @@ def _theft_settings(flags, folder: str) -> TheftSettings:
         train_type=flags.train_type,
         select=flags.select,
         statistics=flags.teacher_bn,
-        home=DataSettings(flags.dataset, flags.data_dir, None, flags.skip_bad_images),
-        own=DataSettings(flags.dataset_source, flags.data_dir_source, flags.train_size, flags.skip_bad_images),
+        home=DataSettings(flags.dataset, flags.data_dir, None, flags.skip_bad_images, size),
+        own=DataSettings(flags.dataset_source, flags.data_dir_source, flags.train_size, flags.skip_bad_images, size),
         output=output,
         training=training_settings(flags),
         device=flags.device,

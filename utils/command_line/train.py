@@ -9,10 +9,11 @@ import utils.rivals.ewe.settings as ewe_settings
 import utils.rivals.randomized_smoothing.settings as rs_settings
 import utils.watermark.settings as margin_settings
 from utils.command_line.parser import add_train_type, parser_of
-from utils.data.images import Data
+from utils.data.images import SIZE, Data
 from utils.data.settings import DataSettings, add_data_flags
 from utils.rivals.ewe.settings import EweWatermark
 from utils.rivals.randomized_smoothing.settings import RsWatermark
+from utils.runs.architecture import ARCHITECTURE_HELP
 from utils.runs.settings import OutputSettings, add_output_flags, source_folder
 from utils.system.flags import COUNT, Parser
 from utils.system.refusals import Refusal
@@ -62,7 +63,8 @@ def train_command(argv=None) -> TrainCommand:
     flags = train_flags(argv)
     rival = RIVALS.get(flags.train_type)
     return TrainCommand(
-        data=DataSettings(flags.dataset, flags.data_dir, flags.train_size, flags.skip_bad_images),
+        data=DataSettings(flags.dataset, flags.data_dir, flags.train_size, flags.skip_bad_images,
+                          flags.image_size or SIZE),
         watermark=rival.settings(flags) if rival else margin_settings.watermark_settings(flags),
         model_type=flags.model_type,
         width=flags.width,
@@ -82,7 +84,8 @@ def train_flags(argv=None) -> argparse.Namespace:
     p = parser_of("Train a source with a watermark (or a benign model with -tt none).", "train.py")
     add_data_flags(p).add_argument("--train-size", type=COUNT, help="use this many training images (default: all)")
     group = p.add_argument_group("model")
-    group.add_argument("-mt", "--model-type", default="res34", choices=models.NAMES, help="architecture")
+    group.add_argument("-mt", "--model-type", type=models.architecture, default="res34", metavar="NAME",
+                       help=ARCHITECTURE_HELP)
     group.add_argument("--width", type=COUNT, default=64, help="channels of the first stage; 64 is the published size")
     group.add_argument("--init", metavar="FILE",
                        help="start from the weights in FILE (a state dict, a checkpoint, .safetensors, or a run's "

@@ -45,31 +45,63 @@ def load_checkpoint(path: Path) -> dict:
 def pack_checkpoint(model, model_type: str, **more) -> dict:
     """A checkpoint of `model` under the official keys; `more` are further entries."""
     weights = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
-    return {"model": {"state_dict": weights, "type": model_type}, **more}
+    shape = {} if models.is_own(model) and model.size == models.SIZE else {"classes": model.num_classes,
+                                                                           "size": model.size}
+    return {"model": {"state_dict": weights, "type": model_type, **shape}, **more}
 
 
 def restore_model(checkpoint: dict, path, device="cpu"):
     """The model of a checkpoint, frozen and in eval mode; the shapes of the weights give class count and width.
 
-    Raises Refusal, which names `path`, where the weights are not those of an architecture of this project.
+    Raises Refusal, which names `path`, where the weights are not those of an architecture of `models.NAMES` or of
+    torchvision, or where a user's function is named that the command line did not name.
     """
     try:
         weights, model_type = checkpoint["model"]["state_dict"], checkpoint["model"]["type"]
-        first = weights["1.layers.0.weight" if model_type == "vgg11" else "1.conv1.weight"]
-        classes = len(weights["1.linear.bias"])
-        if not all(t.is_floating_point() or name.endswith("num_batches_tracked") for name, t in weights.items()):
-            raise ValueError("weights that are whole numbers")
+        size = int(checkpoint["model"].get("size", models.SIZE))
+        own = model_type in models.NAMES
+        check_weights(model_type, weights)
+        if own:
+            first = weights["1.layers.0.weight" if model_type == "vgg11" else "1.conv1.weight"]
+            classes, width = len(weights["1.linear.bias"]), first.shape[0]
+        else:
+            _check_outside(checkpoint["model"], path)
+            classes, width = int(checkpoint["model"]["classes"]), 64
         if classes < 2:
             raise ValueError("fewer than two classes")
-        with torch.device("meta"):  # no memory before the file has shown that it holds as much
-            model = models.build(model_type, classes, width=first.shape[0])
-        model.load_state_dict(weights, assign=True)
+        if not models.is_named(model_type):
+            with torch.device("meta"):  # no memory before the file has shown that it holds as much
+                model = models.build(model_type, classes, width=width, size=size)
+            model.load_state_dict(weights, assign=True)
+        if not own:  # it may keep tensors that are in no state dict, so its maker is called for real
+            model = models.build(model_type, classes, size=size)
+            model.load_state_dict(weights)
         model.float()
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
         why = " ".join(str(error).split())[:120]
         raise Refusal(f"{path} does not hold a model of this project ({type(error).__name__}: {why!r})") from error
     model.requires_grad_(False).eval()
     return models.place(model, device)
+
+
+def check_weights(model_type: str, weights: dict) -> None:
+    """ValueError for weights that are whole numbers, of which only counters and torchvision's tables of positions are.
+    """
+    whole = ("num_batches_tracked", "relative_position_index", "relative_coords_table")
+    if not all(t.is_floating_point() or name.endswith(whole) for name, t in weights.items()):
+        raise ValueError("weights that are whole numbers")
+
+
+def _check_outside(entry: dict, path) -> None:
+    """Refuse a file whose architecture is no classifier of torchvision and no function that the command line named."""
+    name, classes, size = entry["type"], entry["classes"], entry["size"]
+    if not (isinstance(name, str) and isinstance(classes, int) and isinstance(size, int)):
+        raise TypeError("an architecture without name, number of classes and size of images")
+    if not (2 <= classes <= 100_000 and 16 <= size <= 256):
+        raise ValueError(f"{classes} classes of {size} pixels")
+    if models.looks_like_function(name) and not models.is_named(name):
+        raise Refusal(f"{path} holds a model of {name[:80]}, which is code of somebody's own: add -mt {name[:80]} "
+                      "if you trust it")
 
 
 def load_source(folder, select: str, statistics: str) -> tuple[dict, Path]:
@@ -101,12 +133,12 @@ def half_cleaned(weights: dict, clean: dict, kept: str) -> None:
 
 def class_count(model) -> int:
     """Number of classes that a model of `models.build` tells apart."""
-    return len(model[1].linear.bias)
+    return model.num_classes
 
 
 def model_width(model) -> int:
     """Channels of a model's first stage."""
-    return next(p for p in model.parameters() if p.dim() == 4).shape[0]
+    return next((p.shape[0] for p in model.parameters() if p.dim() == 4), 0)
 
 
 def read_model(path, device="cpu"):

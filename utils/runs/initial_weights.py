@@ -27,11 +27,11 @@ class InitialWeights(NamedTuple):
         """What the record of a run says of them, besides the flag."""
         return {"init_sha256": self.sha256} if self.tensors else {}
 
-    def check(self, model_type: str, classes: int, width: int) -> None:
+    def check(self, model_type: str, classes: int, width: int, size: int = models.SIZE) -> None:
         """Refuse weights that do not fit a model of `models.build`; makes nothing, see `load_into`."""
         if self.tensors:
-            with torch.device("meta"):
-                self._fitting(models.build(model_type, classes, width=width))
+            with torch.device("cpu" if models.is_named(model_type) else "meta"):
+                self._fitting(models.build(model_type, classes, width=width, size=size))
 
     def load_into(self, model: nn.Module, log=lambda text: None) -> None:
         """Put them into a model of `models.build`; a last layer for another number of classes stays as it is.
@@ -109,7 +109,7 @@ def _under_names_of(own: dict, tensors: dict) -> dict:
 
 def _head_of_other_classes(model, own: dict, given: dict):
     """Names of the last linear layer's weights and the file's class count, if that is not the model's; else ()."""
-    layer = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    layer, _ = models.last_linear(model) or ("", None)
     weight = given.get(f"{layer}.weight")
     if weight is None or weight.dim() != 2 or len(weight) == len(own[f"{layer}.weight"]):
         return (), None

@@ -37,6 +37,7 @@ def add_output_flags(parser: argparse.ArgumentParser, *folder_flags):
 
 def source_folder(flags, model_type: str) -> Path:
     """The folder of the source's run that the flags name; `model_type` is the source's architecture."""
+    model_type = model_type.replace(":", "-")  # which many programs take for something else in a file's name
     mixup = [flags.query_type, flags.num_mixup] if flags.query_type else None
     name = run_name(flags.dataset, model_type, flags.train_type, flags.num_query, flags.message, mixup)
     return Path(flags.dir) / name

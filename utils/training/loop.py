@@ -7,6 +7,7 @@ import time
 import torch
 from tqdm import tqdm
 
+import models
 from utils.system.processes import is_chief
 from utils.system.refusals import Interrupted, Refusal
 from utils.system.signals import agree_on_signal, catch_signals
@@ -30,8 +31,12 @@ def fit(run, model, objective, batches, evaluate, snapshot, settings: TrainingSe
     Interrupted is raised. A loss that is not finite raises Refusal and leaves the last good checkpoint.
     """
     device, epochs = next(model.parameters()).device, settings.epochs
+    # dropout and its like: seeded before each step, as an interrupted epoch has to go on with the same numbers; and a
+    # recording would need them to be drawn on the device
+    may_draw = not models.is_own(model)
+    static = objective.static and not may_draw and not getattr(batches, "on_disk", False)
     step = Step(model, objective, batches, lr=settings.lr, weight_decay=settings.weight_decay, amp=settings.amp,
-                compile=settings.compile, graph=settings.graph and objective.static, log=run.log)
+                compile=settings.compile, graph=settings.graph and static, log=run.log)
     progress = Progress(run, model, objective, step, snapshot, epochs)
     rows = run.rows()[: progress.epoch]
     steps_of = [objective.steps(batches, epoch) for epoch in range(epochs)]
@@ -49,6 +54,8 @@ def fit(run, model, objective, batches, evaluate, snapshot, settings: TrainingSe
             if not first:
                 objective.begin(model, step.forward, step.optimizer, epoch, generator)
             for i in range(first, steps):
+                if may_draw:
+                    torch.manual_seed(((settings.seed << 32) + epoch + 1) * 1_000_003 + i & (1 << 63) - 1)
                 step([part[i] for part in plan])
                 bar.update()
                 signum = agree_on_signal(received, device, i)

@@ -1,0 +1,77 @@
+"""Architectures from outside this project: torchvision's by name, and functions of the user's own.
+
+    tv:NAME                    a classifier of torchvision, `torchvision.models.get_model(NAME)`, with random weights
+    package.module:function    a callable that takes the number of classes and returns a module with logits
+
+A user's function is imported when the command line names it, and never because a file does: `named` holds the names of
+this command line, and reading a checkpoint asks there.
+"""
+
+import argparse
+import difflib
+import importlib
+import re
+
+from torch import nn
+
+TORCHVISION = "tv:"
+named = {}  # name -> function, of the user's functions that the command line named
+
+
+def is_torchvision(name: str) -> bool:
+    """Whether this is `tv:` and the name of a classifier that torchvision registers."""
+    from torchvision import models
+
+    return name.startswith(TORCHVISION) and name.removeprefix(TORCHVISION) in models.list_models(module=models)
+
+
+def import_named(text: str) -> None:
+    """Import the function `package.module:function` that the command line names; argparse's error where that fails."""
+    module, function = text.split(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # the user's module may raise anything
+        why = " ".join(str(error).split())[:150]
+        raise argparse.ArgumentTypeError(f"{text} cannot be imported ({type(error).__name__}: {why})") from error
+    if not callable(found):
+        raise argparse.ArgumentTypeError(f"{text} is no function: name one that takes the number of classes")
+    named[text] = found
+
+
+def check_outside_name(text: str) -> str:
+    """An architecture's name of one of the two kinds; argparse's error for others. Imports a user's function."""
+    if text.startswith(TORCHVISION):
+        if not is_torchvision(text):
+            from torchvision import models
+
+            near = difflib.get_close_matches(text.removeprefix(TORCHVISION), models.list_models(module=models))
+            hint = f"; near it are {', '.join(TORCHVISION + name for name in near)}" if near else ""
+            raise argparse.ArgumentTypeError(f"torchvision has no classifier {text.removeprefix(TORCHVISION)!r}{hint}")
+    else:
+        import_named(text)
+    return text
+
+
+def looks_like_function(text: str) -> bool:
+    """Whether this is written as `package.module:function`."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text) is not None and not text.startswith(TORCHVISION)
+
+
+def build_outside(name: str, num_classes: int, size: int) -> nn.Module:
+    """The network of a name, normalised x (N, 3, size, size) -> logits (N, num_classes), with random weights.
+
+    Raises KeyError for a function that the command line did not name, and whatever its maker raises.
+    """
+    if not name.startswith(TORCHVISION):
+        network = named[name](num_classes)
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"it returned a {type(network).__name__}, no torch.nn.Module")
+        return network
+    from torchvision import models
+
+    name, more = name.removeprefix(TORCHVISION), {}
+    if name.startswith("vit_"):
+        more["image_size"] = size  # its positions are counted
+    if name in ("googlenet", "inception_v3"):
+        more |= {"aux_logits": False, "init_weights": True}
+    return models.get_model(name, weights=None, num_classes=num_classes, **more)

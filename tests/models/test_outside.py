@@ -1,0 +1,108 @@
+"""Architectures of torchvision and of the user."""
+
+import argparse
+
+import own_networks
+import pytest
+import torch
+from torch import nn
+
+import models
+from models import outside
+from utils.runs.architecture import check_architecture
+from utils.runs.checkpoints import load_checkpoint, pack_checkpoint, restore_model, save_checkpoint
+from utils.system.refusals import Refusal
+from utils.watermark.carriers import last_features
+
+SMALL = ("tv:mobilenet_v3_small", "tv:shufflenet_v2_x0_5", "tv:squeezenet1_1", "tv:googlenet", "tv:vit_b_16")
+
+
+@pytest.fixture
+def unnamed(monkeypatch):
+    monkeypatch.setattr(outside, "named", {})
+    monkeypatch.setattr(models, "named", outside.named)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_classifier_of_torchvision_is_built_saved_and_restored(name, tmp_path):
+    check_architecture("-mt", name, 5, 64, 64)
+    model = models.place(models.build(name, 5, (0.4,) * 3, (0.2,) * 3, size=64), "cpu").eval()
+    save_checkpoint(tmp_path / "one.pt", pack_checkpoint(model, name))
+    again = restore_model(load_checkpoint(tmp_path / "one.pt"), "one.pt")
+    x = torch.rand(2, 3, 64, 64)
+    assert torch.equal(again(x), model(x)) and model(x).shape == (2, 5)
+    assert (again.num_classes, again.size, again.name) == (5, 64, name)
+
+
+def test_the_users_function_is_imported_because_the_command_names_it_only(unnamed, tmp_path):
+    name = "own_networks:plain"
+    assert models.architecture(name) == name and outside.named == {name: own_networks.plain}
+    model = models.place(models.build(name, 4), "cpu")
+    save_checkpoint(tmp_path / "one.pt", pack_checkpoint(model, name))
+    assert torch.equal(restore_model(load_checkpoint(tmp_path / "one.pt"), "x")(torch.zeros(1, 3, 32, 32)),
+                       model.eval()(torch.zeros(1, 3, 32, 32)))
+    outside.named.clear()
+    with pytest.raises(Refusal, match="one.pt holds a model of own_networks:plain.*add -mt own_networks:plain"):
+        restore_model(load_checkpoint(tmp_path / "one.pt"), "one.pt")
+    assert not outside.named
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda e: e.update(type="os:system"), lambda e: e.update(type="tv:nothing"), lambda e: e.update(classes=1),
+    lambda e: e.update(classes=10**12), lambda e: e.update(size=10**6), lambda e: e.pop("classes"),
+    lambda e: e.update(classes="5"), lambda e: e.update(type=["tv:resnet18"]), lambda e: e.update(classes=6),
+    lambda e: e["state_dict"].popitem(), lambda e: e.update(type="tv:resnet18"),
+])
+def test_a_file_that_lies_about_its_architecture_is_refused_and_imports_nothing(spoil, unnamed):
+    checkpoint = pack_checkpoint(models.build("tv:shufflenet_v2_x0_5", 5), "tv:shufflenet_v2_x0_5")
+    spoil(checkpoint["model"])
+    with pytest.raises(Refusal, match="one.pt (does not hold|holds a model of)"):
+        restore_model(checkpoint, "one.pt")
+    assert not outside.named
+
+
+@pytest.mark.parametrize("text, why", [
+    ("tv:resnet19", "torchvision has no classifier 'resnet19'; near it are tv:resnet1"),
+    ("tv:fasterrcnn_resnet50_fpn", "torchvision has no classifier"),
+    ("res19", "there is no architecture 'res19': pass one of res18"), ("a b:c", "there is no architecture"),
+    ("own_networks:absent", "cannot be imported .AttributeError"), ("no_such_package:f", "ModuleNotFoundError"),
+    ("own_networks:not_callable", "is no function"),
+])
+def test_unknown_names_are_refused_with_a_way_out(text, why, unnamed):
+    with pytest.raises(argparse.ArgumentTypeError, match=why):
+        models.architecture(text)
+
+
+@pytest.mark.parametrize("function, why", [
+    ("two_outputs", "gives no logits: for 2 images and 4 classes it returned tuple, not .2, 4."),
+    ("too_few_logits", r"gives no logits.*returned \(2, 3\), not \(2, 4\)"),
+    ("no_module", "cannot be built.*returned a function, no torch.nn.Module"),
+    ("fails", "cannot be built for 4 classes of images of 32 x 32 pixels .RuntimeError: no such layer."),
+    ("weightless", "has no weights to train"),
+])
+def test_functions_that_give_no_logits_are_refused_in_one_sentence(function, why, unnamed):
+    name = models.architecture(f"own_networks:{function}")
+    with pytest.raises(Refusal, match=why):
+        check_architecture("-mt", name, 4, 32, 64)
+
+
+def test_a_size_or_width_that_does_not_fit_is_refused():
+    with pytest.raises(Refusal, match="-mt tv:vit_b_16 cannot be built.*33 x 33.*pass another --image-size"):
+        check_architecture("-mt", "tv:vit_b_16", 4, 33, 64)
+    with pytest.raises(Refusal, match="-dmt vgg11 halves its images five times: pass --image-size 32"):
+        check_architecture("-dmt", "vgg11", 4, 16, 64)
+    with pytest.raises(Refusal, match="--width 16: it is for res18"):
+        check_architecture("-mt", "tv:resnet18", 4, 32, 16)
+
+
+def test_a_model_without_a_linear_layer_has_no_features(unnamed):
+    name = models.architecture("own_networks:without_linear")
+    check_architecture("-mt", name, 4, 32, 64)
+    with pytest.raises(Refusal, match="has no linear layer"):
+        last_features(models.build(name, 4), torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_the_last_linear_layer_of_the_project_s_own_is_the_official_one(name):
+    found = models.last_linear(models.build(name, 3, width=2))
+    assert found[0] == "1.linear" and isinstance(found[1], nn.Linear)
