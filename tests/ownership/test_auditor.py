@@ -89,7 +89,7 @@ def test_candidates_of_a_seed_need_the_label_model(bank, tmp_path, auditor):
     assert audit(made, auditor, swapped, drawn_from_seed=False) == []
     for run in bank[:2]:
         shutil.copytree(run, tmp_path / "auditor" / run.name)
-    found = read_auditor(tmp_path / "auditor", settings | {"dataset": "digits"})
+    found = read_auditor(tmp_path / "auditor", settings | {"dataset": "digits"}, 32)
     assert found.label_model.name == bank[0].name and [run.name for run in found.bank] == [bank[1].name]
 
 
@@ -125,7 +125,7 @@ def test_a_forged_set_is_refused_in_sentences(owner, tmp_path, capsys):
                                              ("cifar10", "put the data set's files into")])
 def test_an_auditor_who_brings_nothing_is_told_what_to_bring(name, words, tmp_path):
     with pytest.raises(Refusal, match=words):
-        read_auditor(tmp_path, {"dataset": name})
+        read_auditor(tmp_path, {"dataset": name}, 32)
 
 
 def test_an_auditors_watermarked_model_is_refused(owner, tmp_path, capsys):
