@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 
 import models
+from utils.answers.files import answers_from_file
 from utils.data.decoding import decode_image
-from utils.ownership.answer_files import answers_from_file
 from utils.runs.checkpoints import load_checkpoint, pack_checkpoint, save_checkpoint
 from utils.system.files import read_json
 from utils.system.refusals import Refusal

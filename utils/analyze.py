@@ -16,6 +16,7 @@ from utils.analysis.margin_bound import report_margin
 from utils.analysis.recalibration import report_recalibrated
 from utils.analysis.traces import report_traces
 from utils.analysis.tsne import report_tsne
+from utils.runs.architecture import add_named_architectures
 from utils.system.device import choose_device
 from utils.system.files import write_atomically
 from utils.system.flags import Parser
@@ -31,6 +32,7 @@ def main(argv=None):
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=tuple(REPORTS))
     parser.add_argument("run", help="folder of a finished run of train.py, distill.py or extraction.py")
+    add_named_architectures(parser)
     parser.add_argument("--data-dir", default="data", help="folder of the source's data set")
     parser.add_argument("--select", choices=("val", "last"), help="which checkpoint (default: the run's own choice)")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"))

@@ -11,6 +11,7 @@ from pathlib import Path
 from utils.pages.page import check_page_file, write_page
 from utils.run_page.records import read_family
 from utils.run_page.whole import run_page
+from utils.runs.architecture import add_named_architectures
 from utils.system.flags import Parser
 from utils.system.refusals import refuse_in_one_sentence
 
@@ -21,6 +22,7 @@ def main(argv=None):
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", help="folder of a run of train.py")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE.html", help="the page (default: RUN/report.html)")
+    add_named_architectures(parser)
     parser.add_argument("--show-triggers", action="store_true",
                         help="put the secret triggers, seeds and commands into the page, which is then private")
     flags = parser.parse_args(argv)

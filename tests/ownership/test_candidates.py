@@ -11,9 +11,9 @@ import torch
 from commands import verify
 from owner_runs import CLASSES, SETTINGS, M, make_run, replace
 
+from utils.answers.answers import Answers
 from utils.data.sets import load_data
 from utils.ownership import pvalues
-from utils.ownership.answers import Answers
 from utils.ownership.commitment import (
     Commitment,
     canonical_bytes,

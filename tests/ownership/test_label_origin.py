@@ -8,8 +8,8 @@ import torch
 from commands import verify
 from owner_runs import CLASSES, SETTINGS, M, answer, make_run, replace
 
+from utils.answers.answers import Answers
 from utils.data.sets import load_data
-from utils.ownership.answers import Answers
 from utils.ownership.commitment import Commitment, check_commitment
 from utils.ownership.label_origin import label_origin
 from utils.ownership.verdict import OwnershipCase

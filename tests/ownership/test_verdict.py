@@ -5,7 +5,7 @@ import pytest
 import torch
 from owner_runs import SETTINGS, replace
 
-from utils.ownership.answers import Answers
+from utils.answers.answers import Answers
 from utils.ownership.commitment import Commitment, check_commitment
 from utils.ownership.judging import decide_sequentially
 from utils.ownership.verdict import OwnershipCase

@@ -13,26 +13,35 @@ from utils.ownership.claim_log import log_claims
 from utils.ownership.claim_plot import draw_claim_plot
 from utils.ownership.claim_text import claim_sentence, claim_text, head_lines
 from utils.ownership.commitment import check_commitment
-from utils.ownership.judging import Asking, Owner, Suspect, bank_answers, judge, open_owner
+from utils.ownership.judging import Asking, Suspect, bank_answers, judge
 from utils.ownership.label_origin import label_origin
+from utils.ownership.owner import Owner, read_owner
 from utils.ownership.suspect_list import decide_together, read_suspects, suspects_table
 from utils.ownership.timestamp_token import TOKEN_FILE, check_token
 from utils.ownership.verdict import OwnershipCase
+from utils.runs.architecture import add_named_architectures
 from utils.system.files import check_output_file, write_atomically, write_json
+from utils.system.flags import number
 from utils.system.refusals import Refusal
 from utils.watermark.prepared import checked_beacon
 
 
 @dataclass(frozen=True)
 class ClaimCommand:
-    """The flags of `utils.verify claim`. One of `predictions`, `suspect`, `command` and `suspects` is set."""
+    """The flags of `utils.verify claim`. One of `predictions`, `suspect`, `command`, `url` and `suspects` is set."""
 
     run: str
     predictions: str | None
     suspect: str | None
     command: str | None
+    url: str | None
     suspects: str | None
     sequential: bool
+    model_type: list
+    timeout: float
+    header: list
+    rate: float
+    retries: int
     benign: list
     alpha: float
     allow_missing: bool
@@ -55,11 +64,15 @@ def add_claim(parts) -> None:
     c.add_argument("run", metavar="RUN", help="as for export")
     kinds = c.add_mutually_exclusive_group(required=True)
     kinds.add_argument("--predictions", metavar="FILE", help=".csv (name,label or name,probabilities) or .npy")
-    kinds.add_argument("--suspect", metavar="RUN", help="a checkpoint file or a run folder")
-    kinds.add_argument("--command", metavar="'CMD {png}'", help="a program that prints the label of one image")
+    kinds.add_argument("--suspect", metavar="RUN", help="a run folder, a checkpoint, a model.onnx, or a "
+                       "plain state dict, whose architecture -mt names")
+    kinds.add_argument("--command", metavar="'CMD {png}'", help="a program that prints the label of one image, or with "
+                       "{pngs} a line for each of many")
+    kinds.add_argument("--url", help="a server that gets each image by POST, as PNG, and answers in text or JSON; the "
+                       "same command goes on where it was interrupted")
     kinds.add_argument("--suspects", metavar="LIST",
                        help="a text file, a suspect a line, as 'suspect RUN'; decided together by Holm's correction")
-    c.add_argument("--sequential", action="store_true", help="--command: stop asking when Wald's test has decided")
+    _add_asking_flags(c)
     c.add_argument("--benign", nargs="+", default=[], metavar="RUN", help="the bank: models that know no watermark")
     c.add_argument("--alpha", type=alpha_level, default=1e-3,
                    help="largest probability of a false claim (default: 0.001)")
@@ -82,6 +95,20 @@ def add_claim(parts) -> None:
     c.add_argument("--plot", type=Path, metavar="FILE.png", help="p-value against the number of queries")
 
 
+def _add_asking_flags(c: argparse.ArgumentParser) -> None:
+    """How suspects are asked."""
+    c.add_argument("--timeout", type=number(float, 0, 1e6, open_low=True), default=60.0, metavar="S",
+                   help="--command, --url: seconds to wait for an answer (default: 60)")
+    c.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'",
+                   help="--url: send it with each image, as for a key; may be repeated")
+    c.add_argument("--rate", type=number(float, 0, 1e4, open_low=True), default=10.0, metavar="R",
+                   help="--url: images a second at most (default: 10)")
+    c.add_argument("--retries", type=number(int, 0, 100), default=3, metavar="N",
+                   help="--url: ask again so often after a passing failure, later each time (default: 3)")
+    add_named_architectures(c, "a --suspect that is a plain state dict")
+    c.add_argument("--sequential", action="store_true", help="--command, --url: stop when Wald's test has decided")
+
+
 def alpha_level(text):
     """An argparse type: a number in (0, 1)."""
     try:
@@ -101,17 +128,24 @@ def sha256_digest(text):
 
 def judge_claim(claim: ClaimCommand) -> int:
     """Print the tests, the decision and its sentence; write --json and --plot. 0 where a claim holds, else 1."""
-    if claim.sequential and not claim.command:
-        raise Refusal("--sequential stops asking early: it needs --command")
+    if claim.sequential and not (claim.command or claim.url):
+        raise Refusal("--sequential stops asking early: it needs --command or --url")
+    if claim.header and not claim.url:
+        raise Refusal("--header is sent to a server: it needs --url")
     if claim.suspects and claim.plot:
         raise Refusal("--plot draws one suspect: leave it out, or name that one instead of --suspects")
     check_output_file(claim.json, "--json")
     check_output_file(claim.plot, "--plot")
     suspects = read_suspects(claim.suspects) if claim.suspects else [_named_suspect(claim)]
-    owner = open_owner(claim.run)
+    owner = read_owner(claim.run)
     case, stamps = _owners_case(claim, owner, suspects)
-    asked = log_claims(owner.folder, case.commitment.digest, suspects) if claim.command else None
-    asking = Asking(claim.allow_missing or claim.leave_out_missing, claim.sequential)
+    asking = Asking(claim.allow_missing or claim.leave_out_missing, claim.sequential, claim.model_type, claim.timeout,
+                    claim.header, claim.rate, claim.retries)
+    for suspect in suspects:
+        if suspect.kind in ("command", "url"):
+            asking.respondent(suspect)  # which refuses what cannot be asked, before anybody is
+    live = claim.command or claim.url  # who has seen the triggers even if he does not answer
+    asked = log_claims(owner.folder, case.commitment.digest, suspects) if live else None
     reports = [judge(case, owner, suspect, asking) for suspect in suspects]
     asked = asked or log_claims(owner.folder, case.commitment.digest, suspects)
     for report in reports:
@@ -141,7 +175,7 @@ def _report_many(claim: ClaimCommand, suspects: list[Suspect], reports: list[dic
 
 
 def _named_suspect(claim: ClaimCommand) -> Suspect:
-    kind = next(kind for kind in ("predictions", "suspect", "command") if getattr(claim, kind))
+    kind = next(kind for kind in ("predictions", "suspect", "command", "url") if getattr(claim, kind))
     return Suspect(kind, getattr(claim, kind))
 
 

@@ -31,6 +31,8 @@ def claim_text(report: dict) -> str:
     s, d = report["sequential"], report["decision"]
     lines = [head_lines(report)]
     lines.append(f"hits         {report['hits']} of {report['triggers']}, {report['answered']} answered")
+    if report["before"]:
+        lines.append(f"{'':<13}{report['before']}")
     titles = {"T1": "label randomisation", "T2": "benign rate", "T3": "paired t", "T4": "rank among benign"}
     for name, test in report["tests"].items():
         value = f"log10 p = {test['log10_p']:.2f}" if test["why_not"] is None else f"does not apply: {test['why_not']}"

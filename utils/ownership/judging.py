@@ -1,34 +1,30 @@
 """Ask one suspect about the triggers of a run and judge its answers; `claim` does that for one suspect or for many."""
 
+import hashlib
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
-from utils.ownership.answer_files import answers_from_file
-from utils.ownership.answers import Answers, answers_of_model, require_complete
-from utils.ownership.ask_program import ask_program
-from utils.ownership.commitment import neutral_names
-from utils.ownership.export import read_owner, write_pictures
+from utils.answers.answers import Answer, Answers, answers_of_model, gather_answers, require_complete
+from utils.answers.files import answers_from_file
+from utils.answers.half_asked import HalfAsked
+from utils.answers.onnx_file import answers_of_onnx
+from utils.answers.program import Program
+from utils.answers.server import Server
+from utils.answers.weights import read_suspect_model
+from utils.ownership.export import write_pictures
+from utils.ownership.owner import Owner
 from utils.ownership.verdict import OwnershipCase
-from utils.runs.checkpoints import find_checkpoint, read_benign, read_model
+from utils.runs.checkpoints import find_checkpoint, read_benign
 from utils.system.files import sha256_of_file
 from utils.system.refusals import Refusal
-from utils.watermark.triggers import TriggerSet
-
-
-class Owner(NamedTuple):
-    """The owner's side: the run's folder, its triggers, the class names, and the neutral names of the triggers."""
-
-    folder: Path
-    triggers: TriggerSet
-    classes: list
-    names: list
 
 
 class Suspect(NamedTuple):
-    """Who is asked: kind "predictions" (a file), "suspect" (weights) or "command" (a program), and which."""
+    """Who is asked: kind "predictions" (a file), "suspect" (weights), "command" (a program) or "url" (a server)."""
 
     kind: str
     value: str
@@ -38,16 +34,32 @@ class Suspect(NamedTuple):
 
 
 class Asking(NamedTuple):
-    """How suspects are asked: whether missing answers are misses, and whether asking stops when it is decided."""
+    """How suspects are asked.
+
+    allow_missing  whether missing answers are misses
+    sequential     whether asking stops when it is decided
+    architectures  by -mt, for suspects that are plain state dicts
+    seconds, headers, rate, retries  as for `Program` and `Server`
+    """
 
     allow_missing: bool = False
     sequential: bool = False
+    architectures: tuple = ()
+    seconds: float = 60.0
+    headers: tuple = ()
+    rate: float = 10.0
+    retries: int = 3
 
-
-def open_owner(run) -> Owner:
-    """The owner's side of a run, see `read_owner`."""
-    folder, triggers, classes = read_owner(run)
-    return Owner(folder, triggers, classes, neutral_names(triggers, folder))
+    def respondent(self, suspect: Suspect) -> Program | Server:
+        """Whom to ask; Refusal where it cannot be asked in this way."""
+        if suspect.kind == "url":
+            server = Server(suspect.value, tuple(self.headers), self.seconds, self.rate, self.retries)
+            server.check()
+            return server
+        program = Program(suspect.value, self.seconds)
+        if self.sequential and program.images_per_call > 1:
+            raise Refusal("--sequential stops after any image: it needs {png}, one image a call, instead of {pngs}")
+        return program
 
 
 def bank_answers(runs, owner: Owner, suspects: list[Suspect]) -> list[Answers]:
@@ -59,47 +71,70 @@ def bank_answers(runs, owner: Owner, suspects: list[Suspect]) -> list[Answers]:
         if files and sha256_of_file(path) in files:
             raise Refusal(f"{run} is the suspect itself, which cannot be in its bank: leave it out of --benign, or "
                           "out of --auditor's folder")
-        bank.append(answers_of_model(read_benign(run), path, owner.triggers, len(owner.classes)))
+        bank.append(answers_of_model(read_benign(run), path, owner.triggers.images, len(owner.classes)))
     return bank
 
 
 def judge(case: OwnershipCase, owner: Owner, suspect: Suspect, asking: Asking) -> dict:
     """The report on one suspect, see `OwnershipCase.report`, with "sequential", "sequence" and "curve"."""
     order = np.argsort(owner.names).tolist()  # alphabetical by name, which is a random order of the triggers
-    if suspect.kind == "command":
-        answers, order = _ask(case, owner, suspect.value, asking, order)
+    images, count, before = owner.triggers.images, len(owner.classes), None
+    if suspect.kind in ("command", "url"):
+        answers, order, before = _ask(case, owner, suspect, asking, order)
+    elif suspect.kind == "suspect" and suspect.value.endswith(".onnx") and Path(suspect.value).is_file():
+        answers = answers_of_onnx(Path(suspect.value), images, count)
     elif suspect.kind == "suspect":
-        path = find_checkpoint(suspect.value, None)
-        answers = answers_of_model(read_model(path), path, owner.triggers, len(owner.classes))
+        model = read_suspect_model(suspect.value, asking.architectures, count, images.shape[-1], owner.mean_std)
+        answers = answers_of_model(model, find_checkpoint(suspect.value, None), images, count)
     else:
         answers = answers_from_file(suspect.value, owner.names, owner.classes, asking.allow_missing)
     report = case.report(answers)
     report["sequential"], report["curve"] = case.sequence(answers, order), case.curve(answers)
+    report["before"] = before
     if asking.sequential:
         decide_sequentially(report, len(order))
     return report
 
 
-def _ask(case, owner: Owner, command: str, asking: Asking, order):
-    """(answers, positions in the order asked): ask the program one image after the other, in `order`.
+def _ask(case, owner: Owner, suspect: Suspect, asking: Asking, order):
+    """(answers, positions in the order asked, a sentence on answers from before an interruption or None).
 
-    With `asking.sequential` it stops when the sequential test has decided.
+    Programs and servers are asked image after image, in `order`, or many at once; with `asking.sequential` until the
+    sequential test has decided. A server's answers are kept until all are there.
     """
-    names = owner.names
-    labels, asked = np.full(len(names), -1, dtype=np.int64), []
-    with tempfile.TemporaryDirectory() as folder:
+    names, classes, respondent = owner.names, owner.classes, asking.respondent(suspect)
+    half = HalfAsked(_half_asked_file(owner, suspect, case.commitment.digest), names, len(classes))
+    given, asked, k = [Answer()] * len(names), [], respondent.images_per_call
+    bar = tqdm(total=len(names), disable=None, unit="image", leave=False)
+    with tempfile.TemporaryDirectory() as folder, bar:
         write_pictures(owner.triggers, names, Path(folder))
-        for i in order:
-            labels[i] = ask_program(command, Path(folder) / names[i], owner.classes, asking.allow_missing)
-            asked.append(i)
-            if asking.sequential and case.sequence(Answers(labels, None), asked)["decision"] != "undecided":
+        for start in range(0, len(order), k):
+            part = order[start : start + k]
+            pngs = [Path(folder) / names[i] for i in part]
+            known = [half.answers.get(png.name) for png in pngs]
+            for i, answer in zip(part, known if all(known) else respondent.ask(pngs, classes, asking.allow_missing)):
+                given[i] = answer
+                asked.append(i)
+                if names[i] not in half.answers:
+                    half.add(names[i], answer)
+            bar.update(len(part))
+            answers = gather_answers(given, len(classes))
+            if asking.sequential and case.sequence(answers, asked)["decision"] != "undecided":
                 break
-    if (labels < 0).all():
-        raise Refusal(f"--command {command} answered none of the {len(asked)} triggers that it was asked")
-    answers = Answers(labels, None)
-    if asking.sequential:
-        return answers, asked
-    return require_complete("--command", answers, names, asking.allow_missing), asked
+    if (answers.labels < 0).all():
+        raise Refusal(f"{suspect} answered none of the {len(asked)} triggers that it was asked")
+    if not asking.sequential:
+        require_complete(f"--{suspect.kind}", answers, names, asking.allow_missing)
+    half.remove()
+    return answers, asked, half.sentence
+
+
+def _half_asked_file(owner: Owner, suspect: Suspect, digest: str | None) -> Path | None:
+    """The file of a server's answers so far; None for programs, and without a run folder."""
+    if suspect.kind != "url" or not owner.folder.is_dir():
+        return None
+    about = hashlib.sha256(f"{suspect.value}\n{digest}\n{sorted(owner.names)}".encode()).hexdigest()
+    return owner.folder / f".half_asked_{about[:16]}.jsonl"
 
 
 def decide_sequentially(report: dict, queries: int) -> None:

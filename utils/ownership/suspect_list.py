@@ -6,7 +6,7 @@ from utils.ownership.judging import Suspect
 from utils.system.refusals import Refusal
 from utils.system.untrusted import read_bounded
 
-KINDS = ("predictions", "suspect", "command")
+KINDS = ("predictions", "suspect", "command", "url")
 LIMIT = 1000  # suspects of a list
 
 

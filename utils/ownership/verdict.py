@@ -9,8 +9,8 @@ import math
 
 import numpy as np
 
+from utils.answers.answers import Answers
 from utils.ownership import pvalues
-from utils.ownership.answers import Answers
 from utils.ownership.commitment import Commitment
 from utils.ownership.label_origin import LabelOrigin, label_origin
 from utils.watermark.triggers import TriggerSet

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from utils.ownership.answers import answers_of_model
+from utils.answers.answers import answers_of_model
 from utils.ownership.claim_text import claim_sentence
-from utils.ownership.commitment import COMMITMENT_FILE, Commitment, check_commitment, neutral_names
-from utils.ownership.export import read_owner
+from utils.ownership.commitment import COMMITMENT_FILE, Commitment, check_commitment
+from utils.ownership.owner import read_owner
 from utils.ownership.verdict import OwnershipCase
 from utils.run_page.names import Names
 from utils.run_page.records import Family, Record
@@ -73,7 +73,7 @@ def judge_family(family: Family, names: Names) -> Judgement | None:
     source = family.source
     if not (source.folder / "checkpoints" / "checkpoint_nat_best.pt").is_file():
         return None
-    folder, triggers, classes = read_owner(source.folder)
+    folder, triggers, classes, trigger_names, _ = read_owner(source.folder)
     commitment = check_commitment(folder, triggers)
     case = OwnershipCase(triggers, len(classes), commitment, [], ALPHA)
     judged, not_asked = [], []
@@ -86,14 +86,14 @@ def judge_family(family: Family, names: Names) -> Judgement | None:
             if record is source and not clean:
                 raise
             not_asked.append(f"{record.folder} is not asked for answers: {refusal}")
-    order = np.argsort(neutral_names(triggers, folder)).tolist()
+    order = np.argsort(trigger_names).tolist()
     public = read_json(folder / COMMITMENT_FILE) or {}
     return Judgement(triggers, classes, order, commitment, public, case.t1_fails, judged, not_asked)
 
 
 def _judge(case: OwnershipCase, record: Record, clean: bool, names: Names) -> Judged:
     path = find_checkpoint(record.folder, record.select, "clean" if clean else "paper")
-    answers = answers_of_model(read_model(path), path, case.triggers, case.classes)
+    answers = answers_of_model(read_model(path), path, case.triggers.images, case.classes)
     sentence = claim_sentence(case.report(answers))
     return Judged(names.model(record, clean), record, clean, answers.labels, outcomes(answers.labels, case.triggers),
                   sentence, case.curve(answers))

@@ -1,5 +1,7 @@
 """A check, before anything is made, that an architecture can classify the images."""
 
+import argparse
+
 import torch
 
 import models
@@ -7,6 +9,17 @@ from utils.system.refusals import Refusal
 
 ARCHITECTURE_HELP = (f"architecture: {', '.join(models.NAMES)}, or tv:NAME, a classifier of torchvision, or "
                      "package.module:function, your own, which takes the number of classes")
+
+
+def add_named_architectures(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """Declare -mt of a command that reads models: which functions of the user's own may be imported, as a list.
+
+    more  what else the flag names the architecture of
+    """
+    of = f"{more}, and of " if more else ""
+    parser.add_argument("-mt", "--model-type", action="append", type=models.architecture, default=[], metavar="NAME",
+                        help=f"architecture of {of}each checkpoint of a package.module:function of your own, which is "
+                        "imported only if it is named here; may be repeated")
 
 
 def check_architecture(flag: str, name: str, classes: int, size: int, width: int) -> None:

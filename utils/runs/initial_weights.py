@@ -1,4 +1,4 @@
-"""`--init FILE`: a training that starts from weights on disk instead of random ones."""
+"""Weights on disk under any common names: those that a training starts from (`--init FILE`), or a suspect's."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -17,11 +17,15 @@ COUNTER = "num_batches_tracked"  # which old files lack, and BatchNorm does not 
 
 
 class InitialWeights(NamedTuple):
-    """The weights that a training starts from; `tensors` is empty where it starts from random ones."""
+    """The weights that a training starts from; `tensors` is empty where it starts from random ones.
+
+    flag  the flag that named the file, for messages
+    """
 
     path: str = ""
     tensors: dict = {}
     sha256: str = ""
+    flag: str = "--init"
 
     def record(self) -> dict:
         """What the record of a run says of them, besides the flag."""
@@ -33,16 +37,19 @@ class InitialWeights(NamedTuple):
             with torch.device("cpu" if models.is_named(model_type) else "meta"):
                 self._fitting(models.build(model_type, classes, width=width, size=size))
 
-    def load_into(self, model: nn.Module, log=lambda text: None) -> None:
+    def load_into(self, model: nn.Module, log=lambda text: None, same_classes: bool = False) -> None:
         """Put them into a model of `models.build`; a last layer for another number of classes stays as it is.
 
         log  takes a sentence that says which file it was and whether the last layer is new
+        same_classes  whether such a last layer is refused instead
 
         Raises Refusal where a weight is missing, unknown, of another shape or not finite.
         """
         if not self.tensors:
             return
         given, old_classes = self._fitting(model)
+        if same_classes and old_classes:
+            raise Refusal(f"{self.flag} {self.path} answers with {old_classes} classes, not {model.num_classes}")
         model.load_state_dict(given, strict=False)
         head = f"; its last layer tells {old_classes} classes apart, so a new one is trained" if old_classes else ""
         log(f"starting from the weights in {self.path} (SHA-256 {self.sha256[:16]}...){head}")
@@ -56,48 +63,51 @@ class InitialWeights(NamedTuple):
         way = "pass the -mt and --width that its model was built with"
         for name, tensor in given.items():
             if name not in own:
-                raise Refusal(f"--init {self.path}: the model has no {name}; {way}")
+                raise Refusal(f"{self.flag} {self.path}: the model has no {name}; {way}")
             if tensor.shape != own[name].shape:
-                raise Refusal(f"--init {self.path}: {name} has the shape {tuple(tensor.shape)}, the model's has "
+                raise Refusal(f"{self.flag} {self.path}: {name} has the shape {tuple(tensor.shape)}, the model's has "
                               f"{tuple(own[name].shape)}; {way}")
             if not tensor.isfinite().all():
-                raise Refusal(f"--init {self.path}: {name} is not finite; name a file of a training that ended well")
+                raise Refusal(f"{self.flag} {self.path}: {name} is not finite; name a file of a training that ended "
+                              "well")
         needed = [name for name in own if name not in (*head, *MAY_BE_ABSENT) and not name.endswith(COUNTER)]
         if absent := [name for name in needed if name not in given]:
-            raise Refusal(f"--init {self.path} lacks {absent[0]}{', ...' if len(absent) > 1 else ''}; {way}")
+            raise Refusal(f"{self.flag} {self.path} lacks {absent[0]}{', ...' if len(absent) > 1 else ''}; {way}")
         return given, old_classes
 
 
-def read_initial_weights(path) -> InitialWeights:
-    """Read --init: a state dict, a checkpoint, a .safetensors file or a run folder; none where `path` is None.
+def read_initial_weights(path, flag: str = "--init") -> InitialWeights:
+    """Read a state dict, a checkpoint, a .safetensors file or a run folder; no weights where `path` is None.
+
+    flag  the flag that named it, for messages
 
     Read as data, see `untrusted.read_tensors`. Raises Refusal where it is missing, damaged, or holds no weights.
     """
     if path is None:
         return InitialWeights()
     if not Path(path).exists():
-        raise Refusal(f"--init {path} does not exist; name a file of weights or the folder of a run")
+        raise Refusal(f"{flag} {path} does not exist; name a file of weights or the folder of a run")
     file = find_checkpoint(path)
-    found = _read_safetensors(file) if file.suffix == ".safetensors" else load_checkpoint(file)
+    found = _read_safetensors(file, flag) if file.suffix == ".safetensors" else load_checkpoint(file)
     for key in ("model", "state_dict"):  # a checkpoint of this project, of the official code, or of many others
         found = found[key] if isinstance(found.get(key), dict) else found
     if not found or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
-        raise Refusal(f"--init {path} holds no state dict: name a file of weights by their names")
-    return InitialWeights(str(path), dict(found), sha256_of_file(file))
+        raise Refusal(f"{flag} {path} holds no state dict: name a file of weights by their names")
+    return InitialWeights(str(path), dict(found), sha256_of_file(file), flag)
 
 
-def _read_safetensors(path: Path) -> dict:
+def _read_safetensors(path: Path, flag: str) -> dict:
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
-        raise Refusal(f"--init {path} needs the package safetensors: pip install safetensors") from error
+        raise Refusal(f"{flag} {path} needs the package safetensors: pip install safetensors") from error
     if path.stat().st_size > CHECKPOINT_LIMIT:
-        raise Refusal(f"--init {path} is larger than {CHECKPOINT_LIMIT} bytes, the most that is read of weights")
+        raise Refusal(f"{flag} {path} is larger than {CHECKPOINT_LIMIT} bytes, the most that is read of weights")
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise Refusal(f"--init {path} is no .safetensors file that can be read ({error})") from error
+        raise Refusal(f"{flag} {path} is no .safetensors file that can be read ({error})") from error
 
 
 def _under_names_of(own: dict, tensors: dict) -> dict:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from utils.data.sets import DATASETS, load_data
 from utils.rivals.dataset_inference.distances import METRICS, RESTARTS, TARGETS
 from utils.rivals.dataset_inference.regressor import DI_ALPHA, LAYOUTS, DatasetInference
+from utils.runs.architecture import add_named_architectures
 from utils.runs.checkpoints import class_count, find_checkpoint, load_checkpoint, read_model, restore_model
 from utils.system.device import choose_device
 from utils.system.files import check_output_file, read_json, write_json
@@ -43,6 +44,7 @@ def add_di(parts) -> None:
     p.set_defaults(call=run_di, command_type=DiCommand)
     p.add_argument("run", metavar="RUN", help="the source: a run folder of train.py, or its checkpoint")
     p.add_argument("--suspect", nargs="+", required=True, metavar="RUN", help="run folders or checkpoints")
+    add_named_architectures(p)
     p.add_argument("--walk", default="mingd", choices=("blind", "mingd"),
                    help="mingd: gradients, targeted (default; the margin paper's wording); blind: answers alone")
     p.add_argument("--layout", default="image", choices=LAYOUTS,

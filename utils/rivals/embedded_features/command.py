@@ -25,6 +25,7 @@ from utils.ownership import pvalues
 from utils.rivals.embedded_features.classifier import posterior, train_classifier
 from utils.rivals.embedded_features.gradient_signs import grad_sign_vector
 from utils.rivals.embedded_features.style import style_images, styled_positions
+from utils.runs.architecture import add_named_architectures
 from utils.runs.checkpoints import check_benign, find_checkpoint, load_checkpoint, restore_model
 from utils.system.device import choose_device
 from utils.system.files import check_output_file, read_json, write_json
@@ -61,6 +62,7 @@ def add_eef(parts) -> None:
                    help="models of that architecture without the style: the classifier learns the first; further ones, "
                    "which the published method has not, calibrate: a claim must then lie above each of them")
     p.add_argument("--suspect", required=True, nargs="+", metavar="RUN", help="run folders or checkpoints to judge")
+    add_named_architectures(p)
     p.add_argument("--data-dir", default="data", help="folder of the victim's data set (default: data)")
     p.add_argument("--test", default="paired", choices=("paired", "official"),
                    help="paired (default): one-sided paired t-tests on a fifth of the styled images, which the "

@@ -15,6 +15,7 @@ from utils.rivals.randomized_smoothing.certificate import (
     describe_certificate,
     smoothed_accuracies,
 )
+from utils.runs.architecture import add_named_architectures
 from utils.runs.checkpoints import class_count, find_checkpoint, load_checkpoint, read_model
 from utils.system.device import choose_device
 from utils.system.files import check_output_file, write_json
@@ -46,6 +47,7 @@ def add_certify(parts) -> None:
     p.set_defaults(call=run_certify, command_type=CertifyCommand)
     p.add_argument("run", metavar="RUN", help="folder of train.py, or a checkpoint that holds triggers")
     p.add_argument("--benign", nargs="+", default=[], metavar="RUN", help="controls, asked the same triggers")
+    add_named_architectures(p)
     p.add_argument("--draws", type=COUNT, default=1000, help="noisy models N (default: 1000)")
     p.add_argument("--sigma", type=POSITIVE, default=1.0, help="standard deviation of the noise (default: 1)")
     p.add_argument("--confidence", type=CONFIDENCE, default=0.99, help="of each bound (default: 0.99)")

@@ -1,7 +1,4 @@
-"""A suspect's answers to the triggers, and the checks that every source of answers shares.
-
-Answers come from a file (`answer_files`), from a program (`ask_program`) or from weights (`answers_of_model`).
-"""
+"""A suspect's answers to images, and the checks that every source of answers shares."""
 
 from typing import NamedTuple
 
@@ -22,12 +19,27 @@ class Answers(NamedTuple):
     probabilities: np.ndarray | None
 
 
-def answers_of_model(model, path, triggers, classes: int) -> Answers:
-    """The model's answers to a `TriggerSet`, with softmax probabilities.
+class Answer(NamedTuple):
+    """The answer to one image: a class's number, -1 where there is none, and C probabilities or None."""
+
+    label: int = -1
+    probabilities: list | None = None
+
+
+def gather_answers(given: list[Answer], classes: int) -> Answers:
+    """Answers to single images as one; without probabilities where one that was given has none."""
+    labels = np.array([answer.label for answer in given], dtype=np.int64)
+    if not all(answer.probabilities for answer in given if answer.label >= 0) or (labels < 0).all():
+        return Answers(labels, None)
+    return Answers(labels, np.array([answer.probabilities or [0.0] * classes for answer in given]))
+
+
+def answers_of_model(model, path, images, classes: int) -> Answers:
+    """The model's answers to uint8 images (m, 3, S, S), with softmax probabilities.
 
     Raises Refusal, which names `path`, where the model has other classes or its logits are not finite.
     """
-    logits = predict(model, triggers.images).double()
+    logits = predict(model, images).double()
     if logits.shape[1] != classes:
         raise Refusal(f"{path} answers with {logits.shape[1]} classes, the triggers have {classes}")
     if not logits.isfinite().all():
@@ -47,6 +59,12 @@ def require_complete(path, answers: Answers, names: list[str], allow_missing: bo
             "--allow-missing to count them as misses"
         )
     return answers
+
+
+def check_probabilities(where, values) -> None:
+    """Refuse, naming `where`, C numbers that are no probabilities; sums from 0.98 to 1.02 pass, as of rounded ones."""
+    if not (np.isfinite(values).all() and (values >= 0).all() and abs(values.sum() - 1) <= 0.02):
+        raise Refusal(f"{where} are not numbers in [0, 1] that add up to 1")
 
 
 def class_number(text: str, classes: list[str], where) -> int:

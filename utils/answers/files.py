@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 
-from utils.ownership.answers import Answers, class_number, require_complete
+from utils.answers.answers import Answers, check_probabilities, class_number, require_complete
 from utils.system.refusals import Refusal
 from utils.system.untrusted import ANSWERS_LIMIT, read_array, read_bounded
 
@@ -50,7 +50,7 @@ def _read_npy(path, names, classes: int) -> Answers:
     values = values.astype(float)
     absent = np.isnan(values).all(axis=1)
     for i in np.flatnonzero(~absent):
-        _check_probabilities(path, names[i], values[i])
+        check_probabilities(f"{path}: the probabilities of {names[i]}", values[i])
     values[absent] = 0
     return Answers(np.where(absent, -1, values.argmax(1)), values)
 
@@ -92,7 +92,7 @@ def _read_csv(path, names, classes) -> Answers:
         except ValueError as error:
             raise Refusal(f"{path}, line {number}: a probability of {name} is no number") from error
         probabilities[i, columns] = values
-        _check_probabilities(path, name, probabilities[i])
+        check_probabilities(f"{path}: the probabilities of {name}", probabilities[i])
         labels[i] = probabilities[i].argmax()
     return Answers(labels, probabilities)
 
@@ -104,8 +104,3 @@ def _class_columns(path, header, classes) -> list[int]:
     if sorted(header) != sorted(classes):
         raise Refusal(f"{path}: its first line names {len(set(header))} of {len(classes)} classes")
     return [classes.index(cell) for cell in header]
-
-
-def _check_probabilities(path, name, values) -> None:
-    if not (np.isfinite(values).all() and (values >= 0).all() and abs(values.sum() - 1) <= 0.02):
-        raise Refusal(f"{path}: the probabilities of {name} are not numbers in [0, 1] that add up to 1")

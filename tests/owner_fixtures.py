@@ -1,4 +1,4 @@
-"""An owner's run and a bank of benign models, made once for all tests of this folder."""
+"""An owner's run and a bank of benign models, made once for all tests that ask for them."""
 
 import pytest
 from owner_runs import SETTINGS, make_run

@@ -8,7 +8,7 @@ from commands import verify
 from hostile_files import NAMES, refusal_of
 from owner_runs import CLASSES, M, answer
 
-from utils.ownership.answers import class_number
+from utils.answers.answers import class_number
 from utils.ownership.commitment import neutral_names
 from utils.system.refusals import Refusal
 

@@ -1,0 +1,144 @@
+"""Ask a server for the answers to images: each is POSTed as a PNG file, and the reply is read as data.
+
+The standard library's client: it adds no requirement. Redirects are not followed, since a POST would become a GET.
+"""
+
+import email.utils
+import math
+import queue
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.answers.answers import Answer
+from utils.answers.reply import read_reply
+from utils.system.refusals import Refusal
+from utils.system.untrusted import read_bounded
+
+REPLY_LIMIT = 1 << 20  # bytes
+PASSING = (408, 425, 429, 500, 502, 503, 504)  # statuses after which asking again may help
+LONGEST_PAUSE = 60.0  # seconds, whatever the server asks for
+
+
+class Server(NamedTuple):
+    """A server that classifies images.
+
+    url      http or https
+    headers  "Name: value", sent with each image
+    seconds  time limit of a reply, all of it
+    rate     images a second at most
+    retries  how often an image is asked again after a timeout, a lost connection or a status of `PASSING`
+    """
+
+    url: str
+    headers: tuple = ()
+    seconds: float = 60.0
+    rate: float = 10.0
+    retries: int = 3
+
+    images_per_call = 1
+
+    def check(self) -> None:
+        """Refuse an address or a header that cannot be used."""
+        if not self.url.lower().startswith(("http://", "https://")):
+            raise Refusal(f"--url {self.url[:80]}: pass an address that begins with http:// or https://")
+        for header in self.headers:
+            name, colon, value = header.partition(":")
+            if not (name.strip() and colon and value.strip() and header.isprintable() and header.isascii()):
+                raise Refusal(f"--header {header[:20]!r}...: pass 'Name: value' in ASCII")
+
+    def ask(self, pngs: list[Path], classes: list[str], allow_missing: bool) -> list[Answer]:
+        """The answer to the image file `pngs[0]`, asked again after a passing failure.
+
+        Raises Refusal where there is no answer, or none that can be read; with `allow_missing` a server that does not
+        answer gives an answer without a label.
+        """
+        (png,) = pngs
+        for attempt in range(self.retries + 1):
+            begun = time.monotonic()
+            try:
+                reply, kind = _within(self.seconds, self._post, read_bounded(png))
+            except _NoReply as failure:
+                if failure.passing and attempt < self.retries:
+                    time.sleep(max(failure.pause or 2.0**attempt, 1 / self.rate))
+                    continue
+                if allow_missing:
+                    return [Answer()]
+                again = f" ({attempt + 1} times)" if attempt else ""
+                raise Refusal(f"--url {self.url} {failure} for {png.name}{again}: what it answered so far is kept, and "
+                              "the same command goes on; or pass --allow-missing") from failure
+            time.sleep(max(0.0, begun + 1 / self.rate - time.monotonic()))
+            return [read_reply(reply, kind, classes, f"--url {self.url}, {png.name}")]
+
+    def _post(self, content: bytes) -> tuple[bytes, str]:
+        """(the reply, its content type); raises _NoReply."""
+        request = urllib.request.Request(self.url, content, {"Content-Type": "image/png"}, method="POST")
+        for header in self.headers:
+            key, _, value = header.partition(":")
+            request.add_header(key.strip(), value.strip())
+        try:
+            with urllib.request.build_opener(_Stay).open(request, timeout=self.seconds) as response:
+                reply = response.read(REPLY_LIMIT + 1)
+                kind = response.headers.get_content_type()
+        except urllib.error.HTTPError as error:
+            with error:
+                said = " ".join(error.read(120).decode(errors="replace").split())
+            raise _NoReply(f"answered with status {error.code} {said!r}", error.code in PASSING,
+                           _pause(error.headers.get("Retry-After"))) from error
+        except OSError as error:
+            why = getattr(error, "reason", None) or error
+            raise _NoReply(f"cannot be reached or broke off ({' '.join(str(why).split())[:120]})", True) from error
+        except Exception as error:  # a server may send what is no HTTP, or half of it
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+            raise _NoReply(f"sent no complete reply ({why})", True) from error
+        if len(reply) > REPLY_LIMIT:
+            raise _NoReply(f"sent a reply of more than {REPLY_LIMIT} bytes", False)
+        return reply, kind
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, request, fp, code, message, headers, address):
+        raise _NoReply(f"redirects to {address[:200]!r} (pass that one)", False)
+
+
+class _NoReply(Exception):
+    def __init__(self, text: str, passing: bool, pause: float | None = None):
+        super().__init__(text)
+        self.passing, self.pause = passing, pause
+
+
+def _pause(retry_after: str | None) -> float | None:
+    """Seconds that a Retry-After header asks for, at most `LONGEST_PAUSE`; None where there is none."""
+    if not retry_after:
+        return None
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except ValueError:
+            return None
+    return min(max(seconds, 0.0), LONGEST_PAUSE) if math.isfinite(seconds) else None
+
+
+def _within(seconds: float, call, *arguments):
+    """What `call` returns or raises, or _NoReply after `seconds`, also where the server sends a byte now and then."""
+    outcome = queue.SimpleQueue()
+
+    def run():
+        try:
+            outcome.put((call(*arguments), None))
+        except BaseException as error:
+            outcome.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        result, error = outcome.get(timeout=seconds)
+    except queue.Empty:
+        raise _NoReply(f"gave no complete answer in {seconds:g} s", True) from None
+    if error is not None:
+        raise error
+    return result

@@ -1,0 +1,44 @@
+"""The model of a suspect whose weights are at hand: a run, a checkpoint, or a state dict of a named architecture."""
+
+import models
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, restore_model
+from utils.runs.initial_weights import InitialWeights, read_initial_weights
+from utils.system.refusals import Refusal
+
+
+def read_suspect_model(path, architectures: list[str], classes: int, size: int, mean_std):
+    """The model of `--suspect`, frozen and in eval mode.
+
+    path           a run folder, a checkpoint, a state dict or a .safetensors file
+    architectures  names by -mt; a state dict is of the one of them that it fits
+    mean_std       normalisation of pixels for a state dict that has none
+    """
+    file = find_checkpoint(path, None)
+    if file.suffix != ".safetensors":
+        checkpoint = load_checkpoint(file)
+        if isinstance(checkpoint.get("model"), dict) and "type" in checkpoint["model"]:
+            return restore_model(checkpoint, file)
+    weights = read_initial_weights(file, "--suspect")
+    if not architectures:
+        raise Refusal(f"--suspect {path} is a state dict, which does not say what it is of: name its architecture "
+                      "by -mt")
+    refusals = []
+    for name in architectures:
+        try:
+            return _model_of(weights, name, classes, size, mean_std)
+        except Refusal as refusal:
+            refusals.append(refusal)
+    raise refusals[0]
+
+
+def _model_of(weights: InitialWeights, name: str, classes: int, size: int, mean_std):
+    width = _width(weights.tensors) if name in models.NAMES else 64
+    model = models.build(name, classes, *mean_std, width=width, size=size)
+    weights.load_into(model, same_classes=True)
+    model.requires_grad_(False).eval()
+    return models.place(model, "cpu")
+
+
+def _width(tensors: dict) -> int:
+    """Channels of the first convolution, 64 where there is none, which `load_into` then says."""
+    return next((len(tensor) for tensor in tensors.values() if tensor.dim() == 4 and len(tensor) <= 1024), 64)
