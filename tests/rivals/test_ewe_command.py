@@ -121,7 +121,6 @@ BAD = {
     "no half of a batch": (("--batch-size", 1), ["--batch-size 1"]),
     "phase 3 too short": (("--ewe-epochs", 0.01), ["--ewe-epochs 0.01", "pass"]),
     "no phase 3": (("--ewe-epochs", 0), ["--ewe-epochs"]),
-    "shared statistics": (("--bn-stats", "shared"), ["--bn-stats shared"]),
     "compiled": (("--compile",), ["--compile"]),
     "mixup": (("-nm", 2), ["-nm", "--ewe-triggers shared"]),
     "another training": (("-tt", "margin"), ["-tt ewe"]),

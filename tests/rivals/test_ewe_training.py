@@ -208,3 +208,27 @@ def test_watermark_batches_and_running_statistics(mode):
     assert not torch.equal(model[1].bn1.running_mean, live)
     assert mode == "clean" or not torch.equal(objective.statistics.state()["1.bn1.running_mean"],
                                               clean["1.bn1.running_mean"])
+
+
+def test_shared_statistics_pass_a_normal_batch_with_each_watermark_batch():
+    model, batches, objective = setting(bn_stats="shared")
+    x, y, picks = watermark_step(model, batches, objective)
+    assert len(x) == M + B and (y[:M] == 0).all() and len(y[M:].unique()) > 1  # clean ones of the target class first
+    other = copy.deepcopy(model)
+    loss, _ = objective(model, x, y, picks)
+    loss.backward()
+
+    labels = torch.cat([objective.triggers.labels[picks], y])
+    logits, features = observe_features(other, other, torch.cat([objective.triggers.images[picks] / 255, x]))
+    w = torch.arange(2 * M) < M
+    mixed = torch.stack([snnl(f[: 2 * M], w, 100.0) for f in features])
+    (F.cross_entropy(logits, labels, reduction="sum") - 1e3 * mixed.sum()).backward()
+    for one, two in zip(model.parameters(), other.parameters()):
+        assert torch.allclose(one.grad, two.grad, rtol=1e-4, atol=1e-5)
+    assert torch.equal(model[1].bn1.running_mean, other[1].bn1.running_mean)
+
+
+def test_shared_statistics_leave_phase_1_as_it_is():
+    plans = [setting(bn_stats=mode)[2] for mode in ("clean", "shared")]
+    one, two = (o.plan(o.batches, 0, torch.Generator().manual_seed(0)) for o in plans)
+    assert all(torch.equal(a, b) for a, b in zip(one[:3], two[:3]))

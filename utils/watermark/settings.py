@@ -104,7 +104,7 @@ def add_watermark_flags(p) -> None:
     p.add_argument("--trigger-batch", type=number(int, 2), default=25, help="triggers a step, with replacement")
     p.add_argument("--bn-stats", default="paper", choices=BN_MODES,
                    help="BatchNorm's running statistics: paper: triggers enter, clean ones are kept beside; clean: "
-                   "triggers stay out; shared: triggers are normalised with the clean batch")
+                   "triggers stay out; shared: triggers (of ewe: watermark batches) are normalised with a clean batch")
     add_label_flags(p)
     p.add_argument("--carriers", type=COUNT, metavar="N",
                    help="train the N training images nearest to each trigger, in the features of --label-model, under "

@@ -69,6 +69,10 @@ class EntangledObjective(Objective):
     the cross-entropies - factor * (sum of the SNNL of three layers). The temperatures of the SNNL take a step of
     gradient descent on the same forward pass. Adam at a constant rate.
 
+    With `bn_stats` "shared", which is not the authors', a normal batch passes through the network with each watermark
+    batch: its cross-entropies join the sum, and BatchNorm normalises all of them together, nearly as in an evaluation.
+    Alone, a watermark batch is answered right under its own statistics and wrong under the running averages.
+
     made           whether phase 2 makes the triggers, from `triggers.images`, before phase 3; then all clean images are
                    of class `target`. Otherwise `triggers` is final, its labels may differ from each other, and the
                    clean images are any training images under their true labels
@@ -130,8 +134,10 @@ class EntangledObjective(Objective):
         empty, (0,), for a normal batch.
 
         Triggers are drawn without replacement. In the row of a watermark batch the first h images are the clean ones;
-        they are neither shifted nor mirrored.
+        they are neither shifted nor mirrored. A normal batch follows them where `bn_stats` is "shared".
         """
+        shared = self.statistics.mode == "shared" and epoch >= self.epochs
+        beside = zip(*batches.plan(generator)) if shared else ()
         order, shift, flip = batches.plan(generator)
         self.shares = 1.0, 0.0  # of normal and of watermark batches among the steps of the epoch
         no_picks = order.new_zeros(0)
@@ -145,7 +151,11 @@ class EntangledObjective(Objective):
         clean = iter(self.members[drawn].to(order.device))
         unmoved = torch.full_like(shift[0], batches.pad), torch.zeros_like(flip[0])
         normal = zip(order, shift, flip)
-        rows = [(next(clean), *unmoved, next(picks)) if w else (*next(normal), no_picks) for w in is_watermark]
+        watermark = ((c, *unmoved) for c in clean)
+        if shared:
+            h = self.half
+            watermark = (tuple(torch.cat([c[:h], b]) for c, b in zip(*pair)) for pair in zip(watermark, beside))
+        rows = [(*next(watermark), next(picks)) if w else (*next(normal), no_picks) for w in is_watermark]
         return tuple(zip(*rows))
 
     @staticmethod
@@ -192,13 +202,13 @@ class EntangledObjective(Objective):
                 logits = forward(x)
             loss = F.cross_entropy(logits, y, reduction="sum")
             return loss, {"loss": loss.detach() / len(y), "train_accuracy": batch_accuracy(logits, y) / normal}
-        h = len(picks)
-        x, y = torch.cat([self.x_q[picks], x[:h]]), torch.cat([self.y_q[picks], y[:h]])
+        h, shared = len(picks), self.statistics.mode == "shared"
+        x, y = (torch.cat([q[picks], part if shared else part[:h]]) for q, part in ((self.x_q, x), (self.y_q, y)))
         w = torch.arange(2 * h, device=x.device) < h
-        with self.statistics.trigger_batch():
+        with self.statistics.clean_batch() if shared else self.statistics.trigger_batch():
             logits, features = observe_features(self.model, forward, x)
         temperatures = self.temperatures.clone().requires_grad_()
-        snnls = entanglement(features, w, temperatures)
+        snnls = entanglement([f[: 2 * h] for f in features], w, temperatures)
         (gradient,) = torch.autograd.grad(snnls.sum(), temperatures, retain_graph=True)
         self.temperatures = temperature_step(self.temperatures, gradient, self.temperature_lr)
         cross_entropy = F.cross_entropy(logits, y, reduction="sum")

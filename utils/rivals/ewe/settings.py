@@ -144,8 +144,6 @@ def check_flags(flags) -> None:
                       f"{', '.join(models.NAMES)} only; pass one of these")
     if flags.compile:
         raise Refusal("--compile: -tt ewe looks at hidden layers, which compiling hides; leave it out")
-    if flags.bn_stats == "shared":
-        raise Refusal("--bn-stats shared: -tt ewe has watermark batches of their own; pass paper or clean")
     if flags.ewe_triggers == "own" and chooses_triggers(flags):
         raise Refusal("-nm, --label-strategy and --trigger-strategy: -tt ewe makes its triggers itself and labels them "
                       "--ewe-target; leave them out, or pass --ewe-triggers shared")
