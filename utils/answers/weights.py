@@ -11,13 +11,18 @@ def read_suspect_model(path, architectures: list[str], classes: int, size: int, 
 
     path           a run folder, a checkpoint, a state dict or a .safetensors file
     architectures  names by -mt; a state dict is of the one of them that it fits
+    size           pixels that the images are high and wide; Refusal where a checkpoint's model takes another size
     mean_std       normalisation of pixels for a state dict that has none
     """
     file = find_checkpoint(path, None)
     if file.suffix != ".safetensors":
         checkpoint = load_checkpoint(file)
         if isinstance(checkpoint.get("model"), dict) and "type" in checkpoint["model"]:
-            return restore_model(checkpoint, file)
+            model = restore_model(checkpoint, file)
+            if model.size != size:
+                raise Refusal(f"--suspect {path} takes images of {model.size} x {model.size} pixels, the triggers are "
+                              f"{size} x {size}: export them, ask it yourself, and pass --predictions")
+            return model
     weights = read_initial_weights(file, "--suspect")
     if not architectures:
         raise Refusal(f"--suspect {path} is a state dict, which does not say what it is of: name its architecture "
