@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from commands import good, verify
+from PIL import Image
 
 import models
 from utils.data.sets import load_data
@@ -42,13 +43,17 @@ def memory(session, monkeypatch):
 @pytest.mark.parametrize("layout", ["image", "official"])
 def test_a_copy_is_claimed_and_a_benign_model_is_not(session, memory, layout, capsys, tmp_path):
     folder, source = session
-    flags = ("--points", 64, "--layout", layout, "--device", "cpu", "--json", tmp_path / "di.json")
+    flags = ("--points", 64, "--layout", layout, "--device", "cpu", "--json", tmp_path / "di.json", "--plot",
+             tmp_path / "di.png")
     status, out, _ = verify(capsys, "di", source, "--suspect", folder / "copy.pt", folder / "benign.pt", *flags)
     found = json.loads((tmp_path / "di.json").read_text())
     (copy, benign), claimed = found["suspects"], found["source"]
     assert claimed["claim"] and claimed["mean_difference"] > 1 and claimed["points"] == 32
     assert {k: v for k, v in copy.items() if k != "model"} == {k: v for k, v in claimed.items() if k != "model"}
     assert not benign["claim"] and benign["log10_p"] > -2 and abs(benign["mean_difference"]) < 0.6
+    assert dict(claimed["curve"]).keys() == {2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32}  # half of the 64 points
+    assert dict(claimed["curve"])[2] > dict(claimed["curve"])[11] > dict(claimed["curve"])[32]  # more points, surer
+    assert Image.open(tmp_path / "di.png").size == (704, 440)
     assert (claimed["correct"] is None) == (layout == "official") and 0 <= claimed["unseen_accuracy"] <= 1
     assert status == 1 and "does not say that this model was stolen" in out and "inconclusive:" not in out
     rows = [line for line in out.splitlines() if "correct" not in line]

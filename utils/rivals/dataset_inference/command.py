@@ -12,11 +12,12 @@ from tqdm import tqdm
 
 from utils.data.sets import DATASETS, load_data
 from utils.rivals.dataset_inference.distances import METRICS, RESTARTS, TARGETS
+from utils.rivals.dataset_inference.plot import draw_di_plot
 from utils.rivals.dataset_inference.regressor import DI_ALPHA, LAYOUTS, DatasetInference
 from utils.runs.architecture import add_named_architectures
 from utils.runs.checkpoints import class_count, find_checkpoint, load_checkpoint, read_model, restore_model
 from utils.system.device import choose_device
-from utils.system.files import check_output_file, read_json, write_json
+from utils.system.files import check_output_file, read_json, write_atomically, write_json
 from utils.system.flags import COUNT, SEED
 from utils.system.refusals import Refusal
 
@@ -36,6 +37,7 @@ class DiCommand:
     seed: int
     device: str
     json: Path | None
+    plot: Path | None
 
 
 def add_di(parts) -> None:
@@ -57,6 +59,7 @@ def add_di(parts) -> None:
     p.add_argument("--seed", type=SEED, default=0, help="of points, noise, regressor and draws (default: 0)")
     p.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
     p.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    p.add_argument("--plot", type=Path, metavar="FILE.png", help="log10 p against the points of one test")
 
 
 def run_di(command: DiCommand) -> int:
@@ -65,6 +68,7 @@ def run_di(command: DiCommand) -> int:
         raise Refusal(f"--points {command.points} --m {command.m}: pass an even number of points, and an m from 2 to "
                       "half of it")
     check_output_file(command.json, "--json")
+    check_output_file(command.plot, "--plot")
     device = choose_device(command.device)
     source, data = _read_di_source(command.run, command.data_dir, command.skip_bad_images, command.points, device)
     suspects = [_read_di_suspect(run, data, device) for run in command.suspect]
@@ -84,6 +88,8 @@ def run_di(command: DiCommand) -> int:
     if command.json:
         settings = {k: getattr(command, k) for k in ("walk", "layout", "points", "m", "seed")} | {"alpha": DI_ALPHA}
         write_json(command.json, {"settings": settings, "source": rows[0], "suspects": rows[1:]}, private=True)
+    if command.plot:
+        write_atomically(command.plot, draw_di_plot(rows))
     return 0 if all(row["claim"] for row in rows[1:]) else 1
 
 

@@ -18,6 +18,7 @@ from utils.training.metrics import predict
 
 LAYOUTS = ("image", "official")
 DI_ALPHA, REPEATS = 0.01, 100  # level of a claim; t-tests, whose p-values are aggregated
+CURVE = range(2, 45, 3)  # scores of one test, from the fewest to the most in the authors' curves
 
 
 def di_embed(features, mean, std, layout: str):
@@ -90,7 +91,8 @@ class DatasetInference:
         return [di_features(model, p.images, p.labels, self.kind, generator, self.svhn, self.bar) for p in self.points]
 
     def test(self, model, features=None) -> dict:
-        """A model's figures on all points, and in "correct" on those that it classifies correctly.
+        """A model's figures on all points, in "correct" on those that it classifies correctly, and its "curve":
+        [m, log10 p] for each m of `CURVE` that there are scores for.
 
         A model that is right more often on its training images has more unseen points at distance 0 or at the
         smallest distance; the figures on all points may show nothing but that. "correct" is None with the official
@@ -102,5 +104,8 @@ class DatasetInference:
         private, unseen = [s[r[self.half:]] for s, r in zip(scores, right)]
         correct = score_difference(unseen, private, self.m, self.seed) if self.layout == "image" else None
         figures = score_difference(scores[1], scores[0], self.m, self.seed)
+        curve = [[m, score_difference(scores[1], scores[0], m, self.seed)["log10_p"]]
+                 for m in CURVE if m <= figures["points"]]
         accuracies = {f"{k}_accuracy": float(r.double().mean()) for k, r in zip(("private", "unseen"), right)}
-        return figures | {"claim": bool(figures["log10_p"] < np.log10(DI_ALPHA)), "correct": correct} | accuracies
+        claim = bool(figures["log10_p"] < np.log10(DI_ALPHA))
+        return figures | {"claim": claim, "correct": correct, "curve": curve} | accuracies
