@@ -8,6 +8,7 @@ import importlib.util
 import io
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,10 @@ def answers_of_onnx(path: Path, images, classes: int) -> Answers:
     if path.stat().st_size > CHECKPOINT_LIMIT:
         raise Refusal(f"--suspect {path} is larger than {CHECKPOINT_LIMIT} bytes, the most that is read of a model")
     np.save(given := io.BytesIO(), images.numpy())
-    command = [sys.executable, str(WORKER), str(path), str(MEMORY), str(SECONDS)]
+    command = [sys.executable, str(WORKER), str(path.absolute()), str(MEMORY), str(SECONDS)]
     try:
-        done = subprocess.run(command, input=given.getvalue(), capture_output=True, timeout=SECONDS)
+        with tempfile.TemporaryDirectory() as nothing:  # where relative paths in the file lead
+            done = subprocess.run(command, input=given.getvalue(), capture_output=True, timeout=SECONDS, cwd=nothing)
     except subprocess.TimeoutExpired as error:
         raise Refusal(f"--suspect {path} did not answer {len(images)} images in {SECONDS} s") from error
     said = (done.stderr.decode(errors="replace").strip().splitlines() or [f"it ended with status {done.returncode}"])
