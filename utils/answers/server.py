@@ -82,7 +82,9 @@ class Server(NamedTuple):
         try:
             with urllib.request.build_opener(_Stay).open(request, timeout=self.seconds) as response:
                 reply = response.read(REPLY_LIMIT + 1)
-                kind = response.headers.get_content_type()
+                kind, lacking = response.headers.get_content_type(), response.length
+        except _NoReply:
+            raise
         except urllib.error.HTTPError as error:
             with error:
                 said = " ".join(error.read(120).decode(errors="replace").split())
@@ -96,6 +98,8 @@ class Server(NamedTuple):
             raise _NoReply(f"sent no complete reply ({why})", True) from error
         if len(reply) > REPLY_LIMIT:
             raise _NoReply(f"sent a reply of more than {REPLY_LIMIT} bytes", False)
+        if lacking:  # http.client does not say so where a number of bytes is asked for
+            raise _NoReply(f"sent no complete reply ({lacking} bytes are lacking)", True)
         return reply, kind
 
 
