@@ -4,7 +4,8 @@ energy  free energy of test images and triggers (Table 7), and what a filter at 
 margin  upper bound of the margin of each trigger (Table 5): the smallest eps at which projected ascent flips it
 recalibrated  accuracy and triggers with BatchNorm statistics estimated anew from training images
 traces  of the triggers in a source's answers to natural images, and what a copy, RUN, has learnt of them
-tsne    features of test images and triggers in two dimensions (Figure 7), perplexity 5 and 10
+tsne    features of test images and triggers in two dimensions (Figure 7), perplexity 5 and 10, with RUN/tsne.png; and
+        the share of triggers whose five nearest test images bear mostly the label that was assigned to the trigger
 """
 
 import argparse
@@ -15,7 +16,7 @@ from utils.analysis.finished_run import FinishedRun
 from utils.analysis.margin_bound import report_margin
 from utils.analysis.recalibration import report_recalibrated
 from utils.analysis.traces import report_traces
-from utils.analysis.tsne import report_tsne
+from utils.analysis.tsne import draw_tsne, report_tsne
 from utils.runs.architecture import add_named_architectures
 from utils.system.device import choose_device
 from utils.system.files import write_atomically
@@ -40,6 +41,8 @@ def main(argv=None):
     run = FinishedRun(flags.run, flags.data_dir, flags.select, choose_device(flags.device))
     result = {"what": flags.what, **REPORTS[flags.what](run)}
     write_atomically(run.folder / f"{flags.what}.json", (json.dumps(result, indent=1) + "\n").encode())
+    if flags.what == "tsne":
+        write_atomically(run.folder / "tsne.png", draw_tsne(result))
     print(json.dumps({k: v for k, v in result.items() if not isinstance(v, (list, dict))}))
 
 

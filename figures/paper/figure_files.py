@@ -9,6 +9,7 @@ from figures.paper.commands import RunCommands
 from figures.paper.figure_cells import figure_panels
 from figures.paper.table_cells import TABLES, mixup_source, table_cells
 from figures.paper.table_files import measure_cell, write_table
+from utils.analysis.tsne import PERPLEXITIES, draw_features
 from utils.published.numbers import ACC, MODELS, NUMBERS, TRIG
 from utils.system.pictures import new_figure
 
@@ -111,21 +112,14 @@ def draw_tsne(runs: RunCommands, path: Path) -> None:
     seed = runs.profile.seeds[0]
     figure, axes = new_figure(12, 6.4, 2, 4)
     steps = runs.named(runs.source(seed))
-    colours = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442",
-               "#0072B2", "#D55E00", "#CC79A7", "#999999", "#7F3C8D")
-    for i, perplexity in enumerate(("5", "10")):
+    for i, perplexity in enumerate(PERPLEXITIES):
         for j, model in enumerate(MODELS):
             ax, step = axes[4 * i + j], runs.analysis(steps[model], "tsne")
             ax.set(title=f"{model}, perplexity {perplexity}", xticks=[], yticks=[])
             if not step.finished:
                 ax.text(0.5, 0.5, "not run", ha="center", transform=ax.transAxes)
                 continue
-            data = step.result()
-            points, n = data["points"][perplexity], len(data["labels"])
-            for group, labels, size, edge in ((points[:n], data["labels"], 7, "none"),
-                                              (points[n:], data["trigger_labels"], 75, "black")):
-                ax.scatter(*zip(*group), c=[colours[c % 10] for c in labels], s=size, edgecolors=edge, linewidths=0.7,
-                           marker="*" if edge == "black" else "o")
+            draw_features(ax, step.result(), perplexity)
     title = "features: dots are test images, stars triggers; colour: label (of a trigger, the assigned one)"
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=120)

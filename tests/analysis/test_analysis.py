@@ -1,5 +1,6 @@
 """Energy, margin bound and t-SNE against closed forms."""
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import models
 from utils.analysis.energy import free_energy, refused_share
 from utils.analysis.margin_bound import CELLS, GRID, margin_bound
 from utils.analysis.recalibration import recalibrate
-from utils.analysis.tsne import report_tsne, tsne_points
+from utils.analysis.tsne import among_their_label, draw_tsne, report_tsne, tsne_points
 from utils.system.refusals import Refusal
 
 
@@ -36,6 +37,19 @@ def test_tsne_shows_every_class_of_a_test_set_that_is_sorted():
     found = report_tsne(run, shown=10)
     assert found["labels"] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] and found["trigger_labels"] == [4, 3, 2]
     assert [len(points) for points in found["points"].values()] == [13, 13]
+    assert draw_tsne(found) == draw_tsne(json.loads(json.dumps(found)))  # drawn from the file it is the same picture
+    assert draw_tsne(found).startswith(b"\x89PNG")
+
+
+def test_share_of_triggers_among_their_label_by_hand():
+    directions = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
+    labels = torch.arange(3).repeat_interleave(5)
+    features = directions[labels] + 0.01 * torch.randn(15, 3, generator=torch.Generator().manual_seed(0))
+    triggers = torch.tensor([[9.0, 1, 0], [0.1, 0.8, 0], [0, 0, 1], [1, 0, 0]])
+    assert among_their_label(features, labels, triggers, torch.tensor([0, 1, 2, 0])) == 1
+    assert among_their_label(features, labels, triggers, torch.tensor([0, 1, 1, 2])) == 0.5
+    few = features[[0, 1, 5, 6]], labels[[0, 1, 5, 6]]
+    assert among_their_label(*few, triggers[:1], torch.tensor([0])) == 0  # two of four are no majority
 
 
 def test_tsne_is_deterministic_and_keeps_clusters_apart():
