@@ -109,7 +109,20 @@ def test_certify_command(world, tmp_path, capsys):
     assert f"under noise mean {100 * own['trigger_accuracy']:.2f}" in capsys.readouterr().out
 
 
+def test_curve_of_trigger_accuracy_against_the_size_of_the_noise(world, tmp_path, capsys):
+    command = (world / RUN, "--draws", 20, "--device", "cpu", "--curve", 1e-9, 1, "--json", tmp_path / "c.json",
+               "--plot", tmp_path / "c.png")
+    assert ask_certify(*command) == 0
+    assert "under noise of 1e-09: mean" in capsys.readouterr().out
+    (model,) = json.loads((tmp_path / "c.json").read_text())["models"]
+    unmoved, as_certified = model["curve"]
+    assert unmoved == [1e-9, model["trigger_accuracy"], model["trigger_accuracy"]]
+    assert as_certified == [1, model["smoothed_mean"], model["smoothed_median"]]  # the same draws
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("flags, words", [
+    (("RUN", "--plot", "c.png"), "--curve"), (("RUN", "--curve", 0), "--curve"),
     (("RUN", "--sigma", 0), "--sigma"), (("RUN", "--confidence", 1), "--confidence"),
     (("RUN", "--draws", 0), "--draws"), (("RUN", "--json", "nowhere/c.json"), "there is no folder"),
     (("no run",), "there is no run in"), (("SURROGATE",), "holds no trigger set"),

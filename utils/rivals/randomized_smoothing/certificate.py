@@ -74,6 +74,8 @@ def describe_certificate(result: dict, one_label: bool) -> str:
         f"  a noisy model's most frequent class: {percent(result['most_frequent_class'])} % of the triggers on average",
         f"  trigger accuracy {percent(result['trigger_accuracy'])}, under noise mean {percent(result['smoothed_mean'])}"
         f", median {percent(result['smoothed_median'])}",
+        *(f"  under noise of {sigma:g}: mean {percent(mean)}, median {percent(median)}"
+          for sigma, mean, median in result.get("curve", ())),
         "  certified: " + ", ".join(f"eps {eps:g}: {percent(v)}" for eps, v in result["certified"].items()),
     ]
     if one_label and result["most_frequent_class"] > 0.9:

@@ -4,6 +4,7 @@ The certificate, see `certificate`, holds for every edit of these weights within
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,10 +16,11 @@ from utils.rivals.randomized_smoothing.certificate import (
     describe_certificate,
     smoothed_accuracies,
 )
+from utils.rivals.randomized_smoothing.plot import draw_noise_plot
 from utils.runs.architecture import add_named_architectures
 from utils.runs.checkpoints import class_count, find_checkpoint, load_checkpoint, read_model
 from utils.system.device import choose_device
-from utils.system.files import check_output_file, write_json
+from utils.system.files import check_output_file, write_atomically, write_json
 from utils.system.flags import CONFIDENCE, COUNT, POSITIVE, RADIUS, SEED
 from utils.system.refusals import Refusal
 from utils.training.metrics import count_hits
@@ -35,9 +37,11 @@ class CertifyCommand:
     sigma: float
     confidence: float
     eps: list
+    curve: list
     seed: int
     device: str
     json: Path | None
+    plot: Path | None
 
 
 def add_certify(parts) -> None:
@@ -53,14 +57,21 @@ def add_certify(parts) -> None:
     p.add_argument("--confidence", type=CONFIDENCE, default=0.99, help="of each bound (default: 0.99)")
     p.add_argument("--eps", type=RADIUS, nargs="+", default=[round(0.2 * i, 1) for i in range(1, 11)],
                    help="l2 radii over all parameters (default: 0.2 0.4 ... 2.0)")
+    p.add_argument("--curve", type=POSITIVE, nargs="+", default=[], metavar="SIGMA",
+                   help="ask the triggers under noise of these sizes too")
     p.add_argument("--seed", type=SEED, default=0, help="seed of the noise (default: 0)")
     p.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
     p.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    p.add_argument("--plot", type=Path, metavar="FILE.png",
+                   help="with --curve: trigger accuracy against the size of the noise")
 
 
 def run_certify(command: CertifyCommand) -> int:
     """Print the certificates of RUN and of its controls, and the certified radius; returns exit status 0."""
     check_output_file(command.json, "--json")
+    check_output_file(command.plot, "--plot")
+    if command.plot and not command.curve:
+        raise Refusal("--plot draws the sizes of noise that --curve names, for example --curve 0.1 0.3 1; name some")
     device, path = choose_device(command.device), find_checkpoint(command.run, None)
     model, triggers = unpack_source(load_checkpoint(path), path, device)
     if triggers is None:
@@ -80,13 +91,14 @@ def run_certify(command: CertifyCommand) -> int:
           "statistics)")
     results = []
     for (role, name, path, model), logits in zip(models, trigger_logits):
-        generator = torch.Generator(device).manual_seed(command.seed)
-        accuracies, shares = smoothed_accuracies(model, triggers.images, triggers.labels, classes, command.sigma,
-                                                 command.draws, generator)
+        under_noise = partial(_under_noise, model, triggers, classes, command)
+        accuracies, shares = under_noise(command.sigma)
+        curve = [(sigma, *_mean_and_median(under_noise(sigma)[0])) for sigma in command.curve]
+        mean, median = _mean_and_median(accuracies)
         result = {
             "role": role, "model": str(name), "checkpoint": str(path),
             "trigger_accuracy": count_hits(logits, triggers.labels) / len(triggers),
-            "smoothed_mean": float(accuracies.mean()), "smoothed_median": float(accuracies[len(accuracies) // 2]),
+            "smoothed_mean": mean, "smoothed_median": median, **({"curve": curve} if curve else {}),
             "certified": certify(accuracies, command.eps, command.sigma, command.confidence),
             "histogram": shares.mean(0).tolist(), "most_frequent_class": float(shares.max(1).mean()),
         }
@@ -99,4 +111,17 @@ def run_certify(command: CertifyCommand) -> int:
     print(f"certified l2 radius: {radius} is above {beaten}")
     if command.json:
         write_json(command.json, {"settings": settings, "models": results, "radius": eps}, private=True)
+    if command.plot:
+        write_atomically(command.plot, draw_noise_plot(results))
     return 0
+
+
+def _under_noise(model, triggers, classes: int, command: CertifyCommand, sigma: float):
+    """What `smoothed_accuracies` gives; the draws are the same for every model and every sigma, but for their size."""
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(command.seed)
+    return smoothed_accuracies(model, triggers.images, triggers.labels, classes, sigma, command.draws, generator)
+
+
+def _mean_and_median(sorted_accuracies) -> tuple[float, float]:
+    return float(sorted_accuracies.mean()), float(sorted_accuracies[len(sorted_accuracies) // 2])
