@@ -98,8 +98,8 @@ def chunk_length(images) -> int:
 
 
 def pick_images(images, positions):
-    """The images at int64 positions: of stored ones a tensor if it is of a quarter of `IN_MEMORY` at most."""
-    large = len(positions) * images.shape[1:].numel() > IN_MEMORY // 4
+    """The images at int64 positions: of stored ones a tensor if it is of a sixteenth of `IN_MEMORY` at most."""
+    large = len(positions) * images.shape[1:].numel() > IN_MEMORY // 16
     return images.pick(positions) if isinstance(images, StoredImages) and large else images[positions]
 
 
