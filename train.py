@@ -7,9 +7,10 @@ from utils.ownership.commitment import commit_triggers
 from utils.ownership.source_report import report_source
 from utils.ownership.suspects import TriggerTests
 from utils.rivals.embedded_features.style import embed_style
-from utils.runs.architecture import check_architecture
+from utils.runs.checkpoints import instead_of_mt
 from utils.runs.folder import RunFolder
 from utils.runs.initial_weights import read_initial_weights
+from utils.runs.trial import check_training
 from utils.system.device import choose_device, prepare_torch
 from utils.system.processes import is_chief
 from utils.system.refusals import refuse_in_one_sentence
@@ -30,11 +31,15 @@ def main():
     data.train = embed_style(data.train, command.styled_share, training.seed)
     run = RunFolder(output.folder, record, output.tag_flag)
     run.check(output.overwrite)
-    watermark.check(data, training.batch_size)
-    check_architecture("-mt", command.model_type, len(data.classes), data.size, command.width)
+    network = check_training("-mt", command.model_type, len(data.classes), data.size, command.width, device,
+                             training.amp, training.deterministic)
+    watermark.check(data, training.batch_size, network)
     initial.check(command.model_type, len(data.classes), command.width, data.size)
     triggers, validation = watermark.draw(data, device)
-    tests = TriggerTests(triggers, len(data.classes), watermark.labels_are_uniform, command.benign, device)
+    with instead_of_mt("--benign imports no code; leave it out, and pass it to `utils.verify claim` with -mt {}"):
+        tests = TriggerTests(triggers, len(data.classes), watermark.labels_are_uniform, command.benign, device)
+    facts = command.facts(data, network)
+    del network  # its memory
 
     run.open(device, output.overwrite)
     if run.finished:
@@ -53,10 +58,10 @@ def main():
         objective = watermark.objective(model, batches, triggers, data=data, run=run, commit=commit, amp=training.amp)
         current = (lambda: objective.triggers) if watermark.makes_triggers_later else (lambda: triggers)
         evaluate = Evaluation(validation, current, training.amp)
-        snapshot = SourceSnapshot(command.facts(data), current)
+        snapshot = SourceSnapshot(facts, current)
         fit(run, model, objective, batches, evaluate, snapshot, training.lengthened(objective.more))
     if is_chief():
-        report_source(run, command.facts(data), tests, data.test, device)
+        report_source(run, facts, tests, data.test, device)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from torch import nn
 
 from models.normalize import Normalize
 from models.outside import build_outside, check_outside_name, looks_like_function, named
+from models.outside import describe_error as describe_error
 from models.outside import is_torchvision as is_torchvision
 from models.resnet import DEPTHS, ResNet
 from models.vgg import VGG11
@@ -78,10 +79,12 @@ def place(model: nn.Module, device) -> nn.Module:
     """Move a model of `build` to a device, in the memory format that is fast and safe there.
 
     Channels-last is faster wherever it was measured; on a CPU, torch 2.15 corrupts memory in its backward pass with
-    fewer than 16 channels and an odd batch, so narrow models keep the contiguous format there.
+    fewer than 16 channels and an odd batch, so narrow models keep the contiguous format there. A user's function keeps
+    it everywhere: `x.view(len(x), -1)`, which many networks contain, raises on a channels-last activation.
     """
     device = torch.device(device)
     channels = min((p.shape[0] for p in model.parameters() if p.dim() == 4), default=1)
     fast = device.type == "cuda" or (device.type == "cpu" and channels % 16 == 0)
+    fast = fast and not looks_like_function(getattr(model, "name", ""))
     model[0].memory_format = torch.channels_last if fast else torch.contiguous_format
     return model.to(device, memory_format=model[0].memory_format)

@@ -12,7 +12,9 @@ import difflib
 import importlib
 import re
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 TORCHVISION = "tv:"
 named = {}  # name -> function, of the user's functions that the command line named
@@ -30,12 +32,19 @@ def import_named(text: str) -> None:
     module, function = text.split(":")
     try:
         found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # the user's module may raise anything
-        why = " ".join(str(error).split())[:150]
-        raise argparse.ArgumentTypeError(f"{text} cannot be imported ({type(error).__name__}: {why})") from error
+    except (Exception, SystemExit) as error:  # the user's module may raise anything, and may be a script
+        raise argparse.ArgumentTypeError(f"{text} cannot be imported ({describe_error(error)})") from error
     if not callable(found):
         raise argparse.ArgumentTypeError(f"{text} is no function: name one that takes the number of classes")
     named[text] = found
+
+
+def describe_error(error: BaseException) -> str:
+    """The kind of an error of somebody's code and its text, as one line of bounded length."""
+    why = " ".join(str(error).split())[:150]
+    if isinstance(error, SystemExit):  # without this the command would end as if it were done
+        why = f"it ends the program{f' with {why}' if why not in ('', '0', 'None') else ''}"
+    return f"{type(error).__name__}: {why}" if why else type(error).__name__
 
 
 def check_outside_name(text: str) -> str:
@@ -63,10 +72,7 @@ def build_outside(name: str, num_classes: int, size: int) -> nn.Module:
     Raises KeyError for a function that the command line did not name, and whatever its maker raises.
     """
     if not name.startswith(TORCHVISION):
-        network = named[name](num_classes)
-        if not isinstance(network, nn.Module):
-            raise TypeError(f"it returned a {type(network).__name__}, no torch.nn.Module")
-        return network
+        return _build_named(name, num_classes, size)
     from torchvision import models
 
     name, more = name.removeprefix(TORCHVISION), {}
@@ -75,3 +81,17 @@ def build_outside(name: str, num_classes: int, size: int) -> nn.Module:
     if name in ("googlenet", "inception_v3"):
         more |= {"aux_logits": False, "init_weights": True}
     return models.get_model(name, weights=None, num_classes=num_classes, **more)
+
+
+def _build_named(name: str, num_classes: int, size: int) -> nn.Module:
+    try:
+        network = named[name](num_classes)
+    except SystemExit as error:
+        raise RuntimeError(describe_error(error)) from error
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"it returned a {type(network).__name__}, no torch.nn.Module")
+    if any(map(is_lazy, (*network.parameters(), *network.buffers()))):
+        with torch.no_grad():  # its lazy layers, as LazyLinear, learn their sizes from images
+            network.eval()(torch.zeros(2, 3, size, size))
+        network.train()
+    return network

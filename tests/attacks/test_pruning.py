@@ -1,16 +1,27 @@
 """Pruning, quantisation, fine-tuning and margin extraction, on a small model."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 import models
+from utils.attacks.editing import FineTuning
 from utils.attacks.losses import soft_loss
 from utils.attacks.objectives import ExtractionObjective, FineTuningObjective
-from utils.attacks.pruning import CRITERIA, channel_activations, keep_pruned, layer_weights, prune, pruning_masks
+from utils.attacks.pruning import (
+    CRITERIA,
+    channel_activations,
+    check_weights_to_edit,
+    keep_pruned,
+    layer_weights,
+    prune,
+    pruning_masks,
+)
 from utils.attacks.quantization import quantize
+from utils.system.refusals import Refusal
 
 IMAGES = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 X = IMAGES.float().div(255)
@@ -49,6 +60,37 @@ def test_channel_activations_are_means_after_relu():
     model = small()
     out = model[1].bn1(model[1].conv1(model[0](X))).relu().mean(dim=(0, 2, 3))
     assert torch.allclose(channel_activations(model, IMAGES, batch_size=5)["1.bn1"].float(), out, atol=1e-5)
+
+
+def from_outside(*layers):
+    return models.Classifier("own:net", 10, 32, models.normalize.Normalize((0.0,) * 3, (1.0,) * 3),
+                             nn.Sequential(*layers, nn.Flatten()))
+
+
+@pytest.mark.parametrize("layers, criterion, words", [
+    ((nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)), "activation", "has none with weights: pass --criterion magnitude"),
+    ((nn.BatchNorm2d(3, affine=False),), "activation", "has none with weights: pass --criterion magnitude"),
+    ((nn.GroupNorm(1, 3),), "magnitude", "has none: pass -at finetune"),
+    ((nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 1)),), "magnitude", "computes or shares some of them"),
+])
+def test_what_would_prune_nothing_is_refused(layers, criterion, words):
+    with pytest.raises(Refusal, match=f"-at prune.*a own:net {words}"):
+        check_weights_to_edit("prune", from_outside(*layers), criterion)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_model_that_cannot_be_copied_is_not_edited():
+    settings, attack = SimpleNamespace(model_type="own:net"), FineTuning("finetune", "ftal", "magnitude", None, "", "")
+    attack.check(settings, from_outside(nn.Conv2d(3, 4, 1)), "cpu")
+    with pytest.raises(Refusal, match="-at finetune edits a copy of the model, and a own:net cannot be copied"):
+        attack.check(settings, from_outside(nn.utils.weight_norm(nn.Conv2d(3, 4, 1))), "cpu")
+
+
+def test_layers_without_weights_are_left_out_of_pruning_by_activation():
+    model = from_outside(nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False)).eval()
+    check_weights_to_edit("prune", model, "activation")
+    kept = pruning_masks(model, 1.0, "activation", channel_activations(model, IMAGES))
+    assert prune(model, kept)(X).abs().max() == 0
 
 
 def test_magnitude_pruning_removes_the_smallest_weights_of_all_layers():

@@ -102,6 +102,33 @@ def test_a_model_without_a_linear_layer_has_no_features(unnamed):
         last_features(models.build(name, 4), torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 
+def test_lazy_layers_learn_their_sizes_when_the_network_is_built(unnamed):
+    outside.named["own:lazy"] = lambda classes: nn.Sequential(nn.LazyConv2d(4, 8, 8), nn.LazyBatchNorm2d(),
+                                                              nn.Flatten(), nn.LazyLinear(classes))
+    for size, features in ((32, 64), (48, 144)):
+        model = models.build("own:lazy", 5, size=size)
+        assert model.training and all(layer.training for layer in model.modules())
+        assert models.last_linear(model)[1].weight.shape == (5, features)
+        assert models.place(model, "cpu")(torch.zeros(3, 3, size, size)).shape == (3, 5)
+
+
+def test_only_a_users_function_keeps_the_contiguous_format(unnamed):
+    outside.named["own:wide"] = lambda classes: nn.Conv2d(3, 16, 1)
+    x = torch.zeros(2, 3, 64, 64)
+    for name, contiguous in (("own:wide", True), ("tv:resnet18", False)):
+        model = models.place(models.build(name, 5, size=64), "cpu")
+        assert model[0](x).is_contiguous() == contiguous
+
+
+@pytest.mark.parametrize("error, said", [
+    (ValueError("one\n two"), "ValueError: one two"), (KeyError(), "KeyError"),
+    (SystemExit(), "SystemExit: it ends the program"), (SystemExit(0), "SystemExit: it ends the program"),
+    (SystemExit("usage:\nx"), "SystemExit: it ends the program with usage: x"),
+])
+def test_an_error_of_somebodys_code_is_described_in_one_line(error, said):
+    assert models.describe_error(error) == said
+
+
 @pytest.mark.parametrize("name", models.NAMES)
 def test_the_last_linear_layer_of_the_project_s_own_is_the_official_one(name):
     found = models.last_linear(models.build(name, 3, width=2))

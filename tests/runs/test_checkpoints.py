@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from utils.runs.checkpoints import find_checkpoint, half_cleaned, load_checkpoint, save_checkpoint
+import models
+from utils.runs.checkpoints import (
+    find_checkpoint,
+    half_cleaned,
+    instead_of_mt,
+    load_checkpoint,
+    pack_checkpoint,
+    restore_model,
+    save_checkpoint,
+)
 from utils.system.refusals import Refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -71,6 +80,32 @@ def test_truncated_empty_and_foreign_files_are_refused(tmp_path):
             load_checkpoint(tmp_path / name)
     with pytest.raises(Refusal, match="does not exist"):
         load_checkpoint(tmp_path / "missing.pt")
+
+
+@pytest.mark.parametrize("name, kind, fits", [
+    ("1.linear.bias", torch.int64, False), ("1.linear.bias", torch.bool, False), ("1.linear.bias", torch.float64, True),
+    ("1.bn1.num_batches_tracked", torch.float32, True), ("1.bn1.num_batches_tracked", torch.int32, True),
+])
+def test_weights_are_whole_numbers_only_where_the_models_are(name, kind, fits):
+    checkpoint = pack_checkpoint(models.build("res18", 3, width=2), "res18")
+    weights = checkpoint["model"]["state_dict"]
+    weights[name] = weights[name].to(kind)
+    if fits:
+        assert restore_model(checkpoint, "one.pt").num_classes == 3
+    else:
+        with pytest.raises(Refusal, match=f"one.pt does not hold a model.*{name} is {kind}"):
+            restore_model(checkpoint, "one.pt")
+
+
+def test_code_that_may_not_be_imported_is_refused_with_the_commands_own_way_out():
+    checkpoint = {"model": {"state_dict": {}, "type": "some.body:net", "classes": 2, "size": 32}}
+    about = "one.pt holds a model of some.body:net, which is code of somebody's own"
+    with pytest.raises(Refusal, match=f"^{about}: add -mt some.body:net if you trust it$"):
+        restore_model(checkpoint, "one.pt")
+    with pytest.raises(Refusal, match=f"^{about}: add -dmt some.body:net$"), instead_of_mt("add -dmt {}"):
+        restore_model(checkpoint, "one.pt")
+    with pytest.raises(Refusal, match="^another reason$"), instead_of_mt("add -dmt {}"):
+        raise Refusal("another reason")
 
 
 @pytest.mark.parametrize("kept, wanted", [("first", [1.0, 0.0, 0.0]), ("last", [0.0, 1.0, 1.0])])

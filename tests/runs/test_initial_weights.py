@@ -60,6 +60,18 @@ def test_a_head_of_other_classes_is_new_and_the_log_says_so(written):
     assert "tells 4 classes apart, so a new one is trained" in said[0]
 
 
+def test_a_head_that_is_a_convolution_is_new_too(written):
+    name, said = "tv:squeezenet1_1", []
+    model, old = models.build(name, 6), models.build(name, 4)
+    fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    initial = read_initial_weights(written("state dict", old))
+    initial.check(name, 6, 64)
+    initial.load_into(model, said.append)
+    assert "tells 4 classes apart, so a new one is trained" in said[0]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, (fresh if name.startswith("1.classifier.1.") else old.state_dict())[name]), name
+
+
 def test_no_file_changes_nothing():
     model = network()
     initial = read_initial_weights(None)

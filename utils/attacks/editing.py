@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import models
 from utils.attacks.objectives import FINETUNES, FineTuningObjective
-from utils.attacks.pruning import channel_activations, keep_pruned, prune, pruning_masks
+from utils.attacks.pruning import channel_activations, check_weights_to_edit, keep_pruned, prune, pruning_masks
 from utils.attacks.quantization import quantize
 from utils.attacks.surrogate import report_surrogate, train_surrogate
-from utils.attacks.theft import Theft
+from utils.attacks.theft import Theft, TheftSettings
 from utils.ownership.table import finish_run
-from utils.runs.checkpoints import find_checkpoint, load_checkpoint, model_width
+from utils.runs.checkpoints import find_checkpoint, instead_of_mt, load_checkpoint, model_width
 from utils.system.processes import is_chief
 from utils.system.refusals import Refusal
 from utils.training.global_batch import synchronize_batchnorm
@@ -42,12 +42,20 @@ class FineTuning:
         """The attack as tables name it."""
         return f"{self.attack} {self.variant}"
 
+    def check(self, settings: TheftSettings, source, device) -> None:
+        """Refuse a model with which it cannot be done; makes nothing."""
+        start, model_type = starting_model(settings, source, device, self.on, self.model_type, self.attack)
+        _check_copy(self.attack, start)
+        if any(FINETUNES[self.variant]) and models.last_linear(start) is None:
+            raise Refusal(f"--finetune {self.variant}: a {model_type} has no linear layer; pass --finetune ftal")
+        if self.ratio is not None:
+            check_weights_to_edit(self.attack, start, self.criterion)
+
     def run(self, theft: Theft) -> None:
         """Train the copy and report."""
-        start, model_type = starting_model(theft, self.on, self.model_type, self.attack)
+        start, model_type = starting_model(theft.settings, theft.source, theft.device, self.on, self.model_type,
+                                           self.attack)
         only_last, reset_last = FINETUNES[self.variant]
-        if (only_last or reset_last) and models.last_linear(start) is None:
-            raise Refusal(f"--finetune {self.variant}: a {model_type} has no linear layer; pass --finetune ftal")
 
         def build():
             model = copy.deepcopy(start)
@@ -89,9 +97,16 @@ class Sweep:
         """The attack as tables name it."""
         return self.attack
 
+    def check(self, settings: TheftSettings, source, device) -> None:
+        """Refuse a model with which it cannot be done; makes nothing."""
+        start, _ = starting_model(settings, source, device, self.on, self.model_type, self.attack)
+        check_weights_to_edit(self.attack, start, self.criterion if self.attack == "prune" else "magnitude")
+        _check_copy(self.attack, start)
+
     def run(self, theft: Theft) -> None:
         """Edit and report."""
-        start, model_type = starting_model(theft, self.on, self.model_type, self.attack)
+        start, model_type = starting_model(theft.settings, theft.source, theft.device, self.on, self.model_type,
+                                           self.attack)
         theft.run.open(theft.device, theft.settings.output.overwrite)
         test, of = theft.home.test, self.on or "source"
 
@@ -115,19 +130,31 @@ class Sweep:
         finish_run(theft.run, summary, [*rows, before, *theft.tests.benign_rows()])
 
 
-def starting_model(theft: Theft, on: str, asked: str, attack: str):
-    """The model that an editing attack starts from, frozen, and its architecture's name.
+def starting_model(settings: TheftSettings, source, device, on: str, asked: str, attack: str):
+    """The model that an editing attack on `source` starts from, frozen, and its architecture's name.
 
     `on` is the folder of a finished attack below the source's, "" for the source itself; `asked` is the value of -dmt.
     """
-    model, kind = theft.source, theft.settings.model_type
+    model, kind = source, settings.model_type
     if on:
-        path = find_checkpoint(theft.settings.source / on, theft.settings.select)
+        path = find_checkpoint(settings.source / on, settings.select)
         checkpoint = load_checkpoint(path)
-        (model, _), kind = unpack_source(checkpoint, path, theft.device), checkpoint["model"]["type"]
+        with instead_of_mt("add -dmt {} if you trust it"):
+            (model, _), kind = unpack_source(checkpoint, path, device), checkpoint["model"]["type"]
     if asked not in ("", kind):
         raise Refusal(f"-dmt {asked}: -at {attack} keeps the architecture, a {kind}; leave -dmt out")
     return model, kind
+
+
+def _check_copy(attack: str, model) -> None:
+    """Refuse a model from outside that cannot be copied, as one with torch's old weight_norm."""
+    if models.is_own(model):
+        return
+    try:
+        copy.deepcopy(model)
+    except Exception as error:  # a user's network may raise anything
+        raise Refusal(f"-at {attack} edits a copy of the model, and a {model.name} cannot be copied "
+                      f"({models.describe_error(error)}); mend it, or pass -at soft") from error
 
 
 def mask_function(criterion: str, model, theft: Theft):

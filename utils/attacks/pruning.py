@@ -4,13 +4,37 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.system.refusals import Refusal
+
 CRITERIA = ("activation", "magnitude")
 
 
+def check_weights_to_edit(attack: str, model, criterion: str = "magnitude") -> None:
+    """Refuse a model in which pruning by a criterion would prune nothing, or quantisation round nothing.
+
+    attack  the value of -at, for the message
+    """
+    if criterion == "activation" and not _layers_of_channels(model):
+        raise Refusal(f"-at {attack} --criterion activation prunes channels of BatchNorm2d layers, and a {model.name} "
+                      "has none with weights: pass --criterion magnitude")
+    if criterion == "magnitude":
+        found, parameters = dict(layer_weights(model)), dict(model.named_parameters())
+        if not found or not found.keys() <= parameters.keys():
+            why = "computes or shares some of them" if found else "has none"
+            raise Refusal(f"-at {attack} edits weights of convolutions and linear layers, and a {model.name} {why}: "
+                          "pass -at finetune")
+
+
+def _layers_of_channels(model) -> dict:
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) and m.affine}
+
+
 def channel_activations(model, images, batch_size: int = 500) -> dict:
-    """Mean of relu(output) of each channel of each BatchNorm layer over uint8 images: {layer name: (C,)}."""
+    """Mean of relu(output) of each channel of each BatchNorm layer over uint8 images: {layer name: (C,)}.
+
+    Layers without weights are left out: there is nothing that could be pruned.
+    """
     sums = {}
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
 
     def watch(name):
         def hook(module, inputs, output):
@@ -18,7 +42,7 @@ def channel_activations(model, images, batch_size: int = 500) -> dict:
 
         return hook
 
-    handles = [m.register_forward_hook(watch(n)) for n, m in layers.items()]
+    handles = [m.register_forward_hook(watch(n)) for n, m in _layers_of_channels(model).items()]
     try:
         with torch.no_grad():
             for part in images.split(batch_size):

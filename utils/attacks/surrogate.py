@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import models
 from utils.attacks.objectives import ExtractionObjective
-from utils.attacks.theft import Theft
+from utils.attacks.theft import Theft, TheftSettings
 from utils.data.batches import Batches
 from utils.ownership.suspects import finished_surrogates, measure_checkpoint, rows_of_run
 from utils.ownership.table import finish_run
-from utils.runs.architecture import check_architecture
-from utils.runs.checkpoints import find_checkpoint, load_checkpoint, pack_checkpoint
+from utils.runs.checkpoints import class_count, find_checkpoint, instead_of_mt, load_checkpoint, pack_checkpoint
+from utils.runs.trial import check_training, require_gradient_of_images
 from utils.system.device import prepare_torch
 from utils.system.processes import is_chief
 from utils.system.refusals import Refusal
@@ -39,13 +39,20 @@ class Extraction:
 
     on = ""  # it edits no model
 
+    def check(self, settings: TheftSettings, source, device) -> None:
+        """Refuse an architecture or a source with which it cannot be done; makes nothing."""
+        training = settings.training
+        check_training("-dmt", self.model_type, class_count(source), source.size, self.width, device, training.amp,
+                       training.deterministic)
+        if self.steps:
+            require_gradient_of_images(f"-at {self.name}", source)
+
     def run(self, theft: Theft) -> None:
         """Train the surrogate and report. It is normalised by its own data; the source is frozen.
 
         Validation and test images are those of the source's data set.
         """
         training = theft.settings.training
-        check_architecture("-dmt", self.model_type, len(theft.home.classes), theft.home.size, self.width)
 
         def build():
             model = models.build(self.model_type, len(theft.home.classes), theft.own.mean, theft.own.std, self.width,
@@ -91,7 +98,8 @@ def report_surrogate(theft: Theft, model_type: str, width: int) -> None:
     for path in (folder, *sorted({*finished_surrogates(folder), run.path})):
         own, select = path == run.path, settings.select if path == folder else None
         try:
-            rows += rows_of_run(path, theft.tests, theft.device, select, summary if own else None)
+            with instead_of_mt("its row is in a page of `python -m utils.report` with -mt {}"):
+                rows += rows_of_run(path, theft.tests, theft.device, select, summary if own else None)
         except Refusal as refusal:  # another run's damage is no reason to lose this one
             if own:
                 raise

@@ -9,7 +9,7 @@ import torch
 from utils.data.images import Data, Images
 from utils.data.settings import DataSettings
 from utils.ownership.suspects import TriggerTests
-from utils.runs.checkpoints import class_count, find_checkpoint, load_source
+from utils.runs.checkpoints import class_count, find_checkpoint, instead_of_mt, load_source
 from utils.runs.folder import RunFolder
 from utils.runs.settings import OutputSettings
 from utils.system.files import sha256_of_file
@@ -63,15 +63,22 @@ class Theft(NamedTuple):
 def open_theft(settings: TheftSettings, attack, device) -> Theft:
     """Find the source and load the data; Refusal where they do not fit. Makes nothing.
 
-    `attack` has a `name`, `needs_labels` and `on`, the folder of the attack that it edits, "" for the source.
+    `attack` has a `name`, `needs_labels`, `on`, the folder of the attack that it edits, "" for the source, and a method
+    `check(settings, source, device)`. What can be refused without the images is refused before they are decoded, since
+    a folder of them then gets a decoded copy.
     """
-    checkpoint, path = load_source(settings.source, settings.select, settings.statistics)
-    source, triggers = unpack_source(checkpoint, path, device)
+    with instead_of_mt("pass -tmt {} if you trust it"):
+        checkpoint, path = load_source(settings.source, settings.select, settings.statistics)
+        source, triggers = unpack_source(checkpoint, path, device)
     about = checkpoint.get("about", {})
     check_source(settings, checkpoint, triggers, path)
-    own, home = _load_both(settings, about)
-    if source.size != home.size:
+    if source.size != settings.home.size:
         raise Refusal(f"the source was trained on images of {source.size} pixels: pass --image-size {source.size}")
+    attack.check(settings, source, device)
+    uniform = labels_are_uniform(about.get("label_strategy", "random"))
+    with instead_of_mt("--benign imports no code; leave it out, and pass it to `utils.verify claim` with -mt {}"):
+        tests = TriggerTests(triggers, class_count(source), uniform, settings.benign, device)
+    own, home = _load_both(settings, about)
     check_data(settings, own, home, about, class_count(source), attack.needs_labels)
     record = settings.output.record | {"attack": attack.name, "source_sha256": sha256_of_file(path)}
     record |= {"data_sha256": home.sha256, "data_source_sha256": own.sha256}
@@ -79,8 +86,6 @@ def open_theft(settings: TheftSettings, attack, device) -> Theft:
         record["on_sha256"] = sha256_of_file(find_checkpoint(settings.source / attack.on, settings.select))
     run = RunFolder(settings.output.folder, record, settings.output.tag_flag)
     run.check(settings.output.overwrite)
-    uniform = labels_are_uniform(about.get("label_strategy", "random"))
-    tests = TriggerTests(triggers, len(home.classes), uniform, settings.benign, device)
     return Theft(settings, attack.name, run, device, source, record["source_sha256"], triggers, own, home,
                  validation_images(home, triggers), tests)
 

@@ -18,6 +18,7 @@ from utils.runs.settings import OutputSettings, add_output_flags, source_folder
 from utils.system.flags import COUNT, Parser
 from utils.system.refusals import Refusal
 from utils.training.settings import TrainingSettings, add_training_flags, training_settings
+from utils.watermark.running_statistics import RunningStatistics
 from utils.watermark.source_checkpoint import SourceFacts
 from utils.watermark.trigger_settings import add_trigger_flags, complete_watermark_flags
 
@@ -40,8 +41,11 @@ class TrainCommand:
     benign: tuple
     styled_share: float
 
-    def facts(self, data: Data) -> SourceFacts:
-        """What checkpoints and summary say of this training."""
+    def facts(self, data: Data, network=None) -> SourceFacts:
+        """What checkpoints and summary say of this training; `network` is a model from outside, whose layers count."""
+        keeps_clean = self.watermark.keeps_clean_statistics
+        if keeps_clean and network is not None:
+            keeps_clean = bool(RunningStatistics(network, self.watermark.bn_stats).clean)
         return SourceFacts(
             model_type=self.model_type,
             width=self.width,
@@ -53,7 +57,7 @@ class TrainCommand:
             bn_stats=self.watermark.bn_stats,
             seed=self.training.seed,
             select=self.select,
-            keeps_clean=self.watermark.keeps_clean_statistics,
+            keeps_clean=keeps_clean,
             makes_triggers_later=self.watermark.makes_triggers_later,
         )
 

@@ -3,6 +3,7 @@
 The official code's own checkpoints have the same keys and are read too.
 """
 
+import contextlib
 import io
 from pathlib import Path
 
@@ -14,6 +15,26 @@ from utils.system.refusals import Refusal
 from utils.system.untrusted import read_tensors
 
 STATISTICS = ("paper", "clean", "first", "last")  # which running statistics a source is copied with, see `load_source`
+
+
+class ForeignCode(Refusal):
+    """A checkpoint, `path`, whose architecture is `name`, a user's function that the command line did not name."""
+
+    def __init__(self, path, name: str):
+        self.about, self.name = f"{path} holds a model of {name}, which is code of somebody's own", name
+        super().__init__(f"{self.about}: add -mt {name} if you trust it")
+
+
+@contextlib.contextmanager
+def instead_of_mt(way: str):
+    """Context that reads models where -mt does not say which code may be imported: the refusal ends with `way`.
+
+    A {} in it becomes the architecture's name.
+    """
+    try:
+        yield
+    except ForeignCode as error:
+        raise Refusal(f"{error.about}: {way.format(error.name)}") from error
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
@@ -60,7 +81,6 @@ def restore_model(checkpoint: dict, path, device="cpu"):
         weights, model_type = checkpoint["model"]["state_dict"], checkpoint["model"]["type"]
         size = int(checkpoint["model"].get("size", models.SIZE))
         own = model_type in models.NAMES
-        check_weights(model_type, weights)
         if own:
             first = weights["1.layers.0.weight" if model_type == "vgg11" else "1.conv1.weight"]
             classes, width = len(weights["1.linear.bias"]), first.shape[0]
@@ -72,24 +92,32 @@ def restore_model(checkpoint: dict, path, device="cpu"):
         if not models.is_named(model_type):
             with torch.device("meta"):  # no memory before the file has shown that it holds as much
                 model = models.build(model_type, classes, width=width, size=size)
+            check_weights(weights, model)
             model.load_state_dict(weights, assign=True)
         if not own:  # it may keep tensors that are in no state dict, so its maker is called for real
             model = models.build(model_type, classes, size=size)
+            check_weights(weights, model)
             model.load_state_dict(weights)
         model.float()
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+    except Refusal:
+        raise
+    except (Exception, SystemExit) as error:  # a hostile file or a user's function may raise nearly anything
         why = " ".join(str(error).split())[:120]
         raise Refusal(f"{path} does not hold a model of this project ({type(error).__name__}: {why!r})") from error
     model.requires_grad_(False).eval()
     return models.place(model, device)
 
 
-def check_weights(model_type: str, weights: dict) -> None:
-    """ValueError for weights that are whole numbers, of which only counters and torchvision's tables of positions are.
+def check_weights(weights: dict, model) -> None:
+    """ValueError for weights of which one is a whole number and the model's of that name is not, or the reverse.
+
+    Counters are taken as they are: some programs write them as floats.
     """
-    whole = ("num_batches_tracked", "relative_position_index", "relative_coords_table")
-    if not all(t.is_floating_point() or name.endswith(whole) for name, t in weights.items()):
-        raise ValueError("weights that are whole numbers")
+    wanted = model.state_dict()
+    for name, tensor in weights.items():
+        if name in wanted and tensor.is_floating_point() != wanted[name].is_floating_point():
+            if not name.endswith("num_batches_tracked"):
+                raise ValueError(f"{name[:60]} is {tensor.dtype}, the model's is {wanted[name].dtype}")
 
 
 def _check_outside(entry: dict, path) -> None:
@@ -100,8 +128,7 @@ def _check_outside(entry: dict, path) -> None:
     if not (2 <= classes <= 100_000 and 16 <= size <= 256):
         raise ValueError(f"{classes} classes of {size} pixels")
     if models.looks_like_function(name) and not models.is_named(name):
-        raise Refusal(f"{path} holds a model of {name[:80]}, which is code of somebody's own: add -mt {name[:80]} "
-                      "if you trust it")
+        raise ForeignCode(path, name[:80])
 
 
 def load_source(folder, select: str, statistics: str) -> tuple[dict, Path]:
@@ -179,6 +206,7 @@ def find_checkpoint(folder, select: str | None = "val", statistics: str = "paper
     if not folder.is_dir():
         raise Refusal(f"there is no run in {folder}: train it first, or correct the flags that name the folder")
     if not path.is_file():
-        hint = "; only runs with --bn-stats paper keep clean statistics beside" if statistics == "clean" else ""
+        hint = ("; only runs with --bn-stats paper of a network with BatchNorm layers keep clean statistics beside"
+                if statistics == "clean" else "")
         raise Refusal(f"there is no checkpoint {path}: let the run finish its first epoch{hint}")
     return path

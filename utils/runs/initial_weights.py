@@ -10,7 +10,7 @@ import models
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint
 from utils.system.files import sha256_of_file
 from utils.system.refusals import Refusal
-from utils.system.untrusted import CHECKPOINT_LIMIT
+from utils.system.untrusted import ALLOWED_DTYPES, CHECKPOINT_LIMIT
 
 MAY_BE_ABSENT = ("0.mu", "0.std")  # our normalisation, which stays that of the training images
 COUNTER = "num_batches_tracked"  # which old files lack, and BatchNorm does not use
@@ -60,13 +60,16 @@ class InitialWeights(NamedTuple):
         given = _under_names_of(own, self.tensors)
         head, old_classes = _head_of_other_classes(model, own, given)
         given = {name: tensor for name, tensor in given.items() if name not in head}
-        way = "pass the -mt and --width that its model was built with"
+        own_flags = "-mt and --width" if self.flag == "--init" else "-mt"  # the width of a suspect is its file's
+        way = f"pass the {own_flags} that its model was built with"
         for name, tensor in given.items():
             if name not in own:
                 raise Refusal(f"{self.flag} {self.path}: the model has no {name}; {way}")
             if tensor.shape != own[name].shape:
                 raise Refusal(f"{self.flag} {self.path}: {name} has the shape {tuple(tensor.shape)}, the model's has "
                               f"{tuple(own[name].shape)}; {way}")
+            if tensor.dtype not in ALLOWED_DTYPES:
+                raise Refusal(f"{self.flag} {self.path}: {name} holds {tensor.dtype} numbers; save it as float32")
             if not tensor.isfinite().all():
                 raise Refusal(f"{self.flag} {self.path}: {name} is not finite; name a file of a training that ended "
                               "well")
@@ -91,7 +94,7 @@ def read_initial_weights(path, flag: str = "--init") -> InitialWeights:
     found = _read_safetensors(file, flag) if file.suffix == ".safetensors" else load_checkpoint(file)
     for key in ("model", "state_dict"):  # a checkpoint of this project, of the official code, or of many others
         found = found[key] if isinstance(found.get(key), dict) else found
-    if not found or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+    if not found or not all(isinstance(k, str) and isinstance(tensor, torch.Tensor) for k, tensor in found.items()):
         raise Refusal(f"{flag} {path} holds no state dict: name a file of weights by their names")
     return InitialWeights(str(path), dict(found), sha256_of_file(file), flag)
 
@@ -118,9 +121,17 @@ def _under_names_of(own: dict, tensors: dict) -> dict:
 
 
 def _head_of_other_classes(model, own: dict, given: dict):
-    """Names of the last linear layer's weights and the file's class count, if that is not the model's; else ()."""
-    layer, _ = models.last_linear(model) or ("", None)
-    weight = given.get(f"{layer}.weight")
-    if weight is None or weight.dim() != 2 or len(weight) == len(own[f"{layer}.weight"]):
-        return (), None
-    return (f"{layer}.weight", f"{layer}.bias"), len(weight)
+    """Names of the weights of the layer that makes the logits and the file's class count, if that is not the model's;
+    else ().
+
+    It is the last linear layer, or the last convolution where no linear layer follows it, as in a SqueezeNet.
+    """
+    layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    linear = models.last_linear(model)
+    for layer in ([linear[0]] if linear else []) + layers[-1:]:
+        wanted, weight = own.get(f"{layer}.weight"), given.get(f"{layer}.weight")
+        if wanted is None or weight is None or weight.dim() != wanted.dim():
+            continue
+        if len(wanted) == model.num_classes != len(weight):
+            return (f"{layer}.weight", f"{layer}.bias"), len(weight)
+    return (), None

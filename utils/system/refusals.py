@@ -21,8 +21,16 @@ class Interrupted(Exception):
         self.signum = signum
 
 
+def printable(text: str) -> str:
+    """The text with whatever could steer a terminal, as escape codes do, written out as in \\x1b; line ends stay."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def refuse_in_one_sentence(main):
-    """Wrap a script's main: refusals, full disks, missing memory and the like become one sentence on stderr."""
+    """Wrap a script's main: refusals, full disks, missing memory and the like become one sentence on stderr.
+
+    The sentence may quote what somebody else wrote, as a server or a model, so only printable characters are shown.
+    """
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
@@ -51,7 +59,8 @@ def refuse_in_one_sentence(main):
                 raise
         if not on_all_ranks or not int(os.environ.get("RANK", 0)):  # else rank 0 alone says it
             name = sys.argv[0].rsplit("/", 1)[-1]
-            print(f"{name}: {'error: ' if status == 2 else ''}{' '.join(text.split())}", file=sys.stderr)
+            print(f"{name}: {'error: ' if status == 2 else ''}{printable(' '.join(text.split()))}",
+                  file=sys.stderr)
         for call in exit_hooks:
             call(status)
         sys.exit(status)

@@ -47,14 +47,20 @@ def _cosines(points, features):
     return normal(points, dim=1) @ normal(features, dim=1).T
 
 
+def require_features(model):
+    """The layer before which features are taken; Refusal for a model without a linear one."""
+    last = models.last_linear(model)
+    if last is None:
+        raise Refusal(f"a {model.name} has no linear layer, before which features are taken; name another model")
+    return last[1]
+
+
 @torch.no_grad()
 def last_features(model, images, batch_size: int | None = None):
     """What the last linear layer of a model sees of uint8 images (N, 3, H, W), in eval mode: (N, D) on the CPU."""
     device = next(model.parameters()).device
-    last, seen = models.last_linear(model), []
-    if last is None:
-        raise Refusal(f"a {model.name} has no linear layer, before which features are taken; name another model")
-    hook = last[1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].float().flatten(1).cpu()))
+    last, seen = require_features(model), []
+    hook = last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].float().flatten(1).cpu()))
     was_training = model.training
     model.eval()
     try:

@@ -6,13 +6,13 @@
 from dataclasses import dataclass
 
 from utils.data.images import Data, Images
-from utils.runs.checkpoints import find_checkpoint, read_model
+from utils.runs.trial import require_gradient_of_images, require_two_passes
 from utils.system.flags import COUNT, number
 from utils.system.refusals import Refusal
 from utils.training.objective import Objective, PlainObjective
-from utils.watermark.carriers import last_features, relabel_carriers
+from utils.watermark.carriers import last_features, relabel_carriers, require_features
 from utils.watermark.objective import REDUCTIONS, WatermarkObjective, effective_weight
-from utils.watermark.running_statistics import BN_MODES
+from utils.watermark.running_statistics import BN_MODES, RunningStatistics
 from utils.watermark.trigger_settings import TriggerSettings, add_label_flags, trigger_settings
 from utils.watermark.triggers import TriggerSet
 
@@ -53,14 +53,23 @@ class Watermark:
 
     @property
     def keeps_clean_statistics(self) -> bool:
-        """Whether a second model with clean BatchNorm statistics is written beside each checkpoint."""
+        """Whether a second model with clean BatchNorm statistics is written beside each checkpoint, if the network has
+        any."""
         return self.is_secret and self.bn_stats == "paper"
 
-    def check(self, data: Data, batch_size: int) -> None:
-        """Refuse what the settings cannot ask of these data; makes nothing."""
+    def check(self, data: Data, batch_size: int, network=None) -> None:
+        """Refuse what the settings cannot ask of these data, or of `network`, a model from outside; makes nothing."""
         check_batch_size(data, batch_size)
         if self.carriers > len(data.train.labels):
             raise Refusal(f"--carriers {self.carriers}: there are only {len(data.train.labels)} training images")
+        if self.carriers:
+            require_features(self.triggers.read_label_model("cpu"))
+        if network is not None and self.is_secret:
+            RunningStatistics(network, self.bn_stats)  # which refuses layers that it cannot follow
+            if self.bn_stats != "shared":
+                require_two_passes(f"-tt {self.train_type}", network)
+        if network is not None and self.train_type == "margin":
+            require_gradient_of_images("-tt margin", network)
 
     def draw(self, data: Data, device) -> tuple[TriggerSet, Images]:
         """The trigger set and the validation images that are left."""
@@ -70,7 +79,7 @@ class Watermark:
         """The images of the clean batches; `log` takes a sentence on those that carry a trigger's label."""
         if not self.carriers:
             return data.train
-        clean = read_model(find_checkpoint(self.triggers.label_model), device)
+        clean = self.triggers.read_label_model(device)
         return relabel_carriers(data.train, triggers, lambda images: last_features(clean, images), self.carriers, log)
 
     def objective(self, model, batches, triggers: TriggerSet, *, data, run, commit, amp) -> Objective:

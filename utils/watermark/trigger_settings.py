@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass
 
 from utils.data.images import Data, Images
-from utils.runs.checkpoints import find_checkpoint, read_model
+from utils.runs.checkpoints import find_checkpoint, instead_of_mt, read_model
 from utils.system.files import sha256_of_file
 from utils.system.flags import COUNT, number
 from utils.system.refusals import Refusal
@@ -59,6 +59,11 @@ class TriggerSettings:
             record["image_commitment"] = self.prepared.record
         return record
 
+    def read_label_model(self, device):
+        """The clean model of `label_model`."""
+        with instead_of_mt("--label-model imports no code; name a clean model of another architecture"):
+            return read_model(find_checkpoint(self.label_model), device)
+
     def draw(self, data: Data, device) -> tuple[TriggerSet, Images]:
         """The trigger set and the validation images that are left."""
         if self.prepared:
@@ -67,7 +72,7 @@ class TriggerSettings:
             return triggers, validation_images(data, triggers)
         answer = None
         if self.label_model:
-            clean = read_model(find_checkpoint(self.label_model), device)
+            clean = self.read_label_model(device)
             answer = lambda images: predict(clean, images)
         return draw_triggers(data.held_out, self.m, self.k, len(data.classes), self.seed, self.strategy, answer,
                              self.trigger_strategy, self.choices)

@@ -71,8 +71,8 @@ class EweWatermark:
         """Whether a second model with clean BatchNorm statistics is written beside each checkpoint."""
         return self.bn_stats == "paper"
 
-    def check(self, data: Data, batch_size: int) -> None:
-        """Refuse settings that do not fit these data; nothing is drawn or written."""
+    def check(self, data: Data, batch_size: int, network=None) -> None:
+        """Refuse settings that do not fit these data; makes nothing. `network` is None, see `check_flags`."""
         check_batch_size(data, batch_size)
         if is_distributed():
             raise Refusal("-tt ewe trains in one process: start it without torchrun")

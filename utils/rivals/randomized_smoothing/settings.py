@@ -48,8 +48,8 @@ class RsWatermark:
         """Whether the labels were drawn uniformly, as test T1 requires; text and noise triggers have a single label."""
         return self.triggers.labels_are_uniform
 
-    def check(self, data: Data, batch_size: int) -> None:
-        """Refuse settings that do not fit these data; nothing is drawn or written."""
+    def check(self, data: Data, batch_size: int, network=None) -> None:
+        """Refuse settings that do not fit these data; makes nothing. Any `network` from outside will do."""
         check_batch_size(data, batch_size)
         if is_distributed():
             raise Refusal("-tt rs trains in one process: start it without torchrun")

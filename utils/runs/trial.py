@@ -1,0 +1,113 @@
+"""A trial of an architecture from outside, before anything is made: it is trained for a step, saved and read again."""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import models
+from utils.runs.architecture import check_architecture, require_logits
+from utils.runs.checkpoints import pack_checkpoint, restore_model, save_checkpoint
+from utils.system.refusals import Refusal
+from utils.system.untrusted import read_tensors
+
+
+def check_training(flag: str, name: str, classes: int, size: int, width: int, device="cpu", amp: bool = False,
+                   deterministic: bool = False):
+    """Refuse what `check_architecture` refuses, and a network that cannot be trained on `device`, saved and read again.
+
+    flag                the flag that named it, for the message
+    amp, deterministic  whether the training passes under bf16 autocast, and without kernels whose results vary
+
+    Returns the model of the trial, or None for one of `models.NAMES`, which are not tried.
+    """
+    check_architecture(flag, name, classes, size, width)
+    if name in models.NAMES:
+        return None
+    x = _images(size, device)
+    try:
+        model = models.place(models.build(name, classes, size=size), device).train()
+        with _deterministic(deterministic):
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
+                logits = model(x)
+            require_logits(f"{flag} {name} gives no logits in train mode", logits, classes)
+            if logits.requires_grad:
+                _loss(logits).backward()
+    except Refusal:
+        raise
+    except (Exception, SystemExit) as error:  # the network may raise anything
+        how = f"on {device}{' with --amp' if amp else ''}{' with --deterministic' if deterministic else ''}"
+        raise Refusal(f"{flag} {name} cannot be trained {how} ({models.describe_error(error)}); mend its train mode, "
+                      "or pass another architecture") from error
+    if all(p.grad is None for p in model.parameters()):
+        raise Refusal(f"{flag} {name} cannot be trained: its logits have no gradient with respect to its weights; "
+                      "leave out what cuts it, as no_grad or detach, or pass another architecture")
+    if not models.is_torchvision(name):
+        _check_checkpoint(f"{flag} {name}", model, x)
+    return model
+
+
+def require_two_passes(what: str, model) -> None:
+    """Refuse a model that cannot be passed twice before one backward pass, as `what` passes clean images and triggers.
+    """
+    x = _images(model.size, next(model.parameters()).device)
+    try:
+        model.train()
+        (_loss(model(x)) + _loss(model(x))).backward()
+    except (Exception, SystemExit) as error:  # the network may raise anything
+        raise Refusal(f"{what} passes clean images and triggers before one backward pass, which a {model.name} does "
+                      f"not allow ({models.describe_error(error)}); let it clone what it changes in place, or pass "
+                      "--bn-stats shared") from error
+
+
+def require_gradient_of_images(what: str, model) -> None:
+    """Refuse a model whose logits have no gradient with respect to the images, which `what` moves along it."""
+    x = _images(model.size, next(model.parameters()).device).requires_grad_()
+    logits = model(x)
+    if logits.requires_grad and torch.autograd.grad(logits.sum(), x, allow_unused=True)[0] is not None:
+        return
+    raise Refusal(f"{what} moves images along the gradient of the logits, and in a {model.name} these have none with "
+                  "respect to the images; leave out what cuts it, as no_grad or detach, or pass another architecture")
+
+
+def _check_checkpoint(what: str, model, x) -> None:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            save_checkpoint(Path(folder) / "trial.pt", pack_checkpoint(model, model.name))
+            checkpoint = read_tensors(Path(folder) / "trial.pt")
+        again = restore_model(checkpoint, "its checkpoint", x.device)
+        with torch.no_grad():
+            said, said_again, read = (of(x) for of in (model.eval(), model, again))
+    except OSError:
+        raise
+    except (Exception, SystemExit) as error:  # the network may raise anything
+        raise Refusal(f"{what} cannot be saved and read again ({models.describe_error(error)}); let its parameters and "
+                      "buffers be plain tensors") from error
+    if torch.equal(said, said_again) and not torch.allclose(said, read, 1e-3, 1e-3):
+        raise Refusal(f"{what} answers otherwise when it is read from its checkpoint: it keeps tensors that are in no "
+                      "state dict; make them parameters or buffers (register_buffer)")
+
+
+@contextlib.contextmanager
+def _deterministic(wanted: bool):
+    """Within: torch refuses kernels whose results vary, if `wanted`."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, at the first use of cuBLAS
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _loss(logits):
+    return F.cross_entropy(logits.float(), torch.zeros_like(logits[:, 0], dtype=torch.long))
+
+
+def _images(size: int, device):
+    """Two images (2, 3, size, size) in [0, 1]; torch's own random numbers stay as they are."""
+    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
