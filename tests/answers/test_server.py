@@ -123,6 +123,11 @@ def test_retry_after_is_obeyed_up_to_a_minute(wait, least, most, png, pauses):
     assert least <= pauses[0] <= most
 
 
+def test_no_pause_is_longer_than_a_minute(png, pauses):
+    refusal(png, lambda k, pixels: (503, "", {}), retries=8)
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
 def test_a_server_that_stays_busy_is_refused_or_its_answers_are_missing(png, pauses):
     said = refusal(png, lambda k, pixels: (503, "come  back\nlater", {}))
     assert "status 503 'come back later'" in said and "(3 times)" in said and "the same command goes on" in said
@@ -177,6 +182,16 @@ def test_a_slow_drip_ends_with_the_time_limit(png, pauses):
     drip = write_raw(b"HTTP/1.0 200 OK\r\nContent-Length: 100\r\n\r\n" + b" " * 100, slowly=0.02)
     said = refusal(png, lambda k, pixels: drip, seconds=0.3, retries=0)
     assert "gave no complete answer in 0.3 s" in said
+
+
+def test_a_server_that_says_nothing_is_told_of_in_the_same_words_whichever_limit_ends_it(png, pauses, monkeypatch):
+    monkeypatch.setattr(server_module, "_within", lambda seconds, call, *arguments: call(*arguments))
+    over = server_module.threading.Event()
+    try:
+        said = refusal(png, lambda k, pixels: lambda handler: over.wait(30), seconds=0.2, retries=0)
+    finally:
+        over.set()
+    assert "gave no complete answer in 0.2 s" in said
 
 
 def test_nobody_listens(png, pauses):

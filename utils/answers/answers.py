@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+import models
 from utils.system.refusals import Refusal
 from utils.training.metrics import predict
 
@@ -37,9 +38,19 @@ def gather_answers(given: list[Answer], classes: int) -> Answers:
 def answers_of_model(model, path, images, classes: int) -> Answers:
     """The model's answers to uint8 images (m, 3, S, S), with softmax probabilities.
 
-    Raises Refusal, which names `path`, where the model has other classes or its logits are not finite.
+    Raises Refusal, which names `path`, where the model has other classes or its logits are not finite, or where code
+    that is not this project's fails.
     """
-    logits = predict(model, images).double()
+    try:
+        logits = predict(model, images).double()
+    except (Exception, SystemExit) as error:
+        if models.is_own(model):
+            raise
+        why = " ".join(str(error).split())[:150]
+        raise Refusal(f"{path} cannot be asked about images of {images.shape[-1]} x {images.shape[-1]} pixels "
+                      f"({type(error).__name__}: {why}); mend the function that -mt names") from error
+    if logits.dim() != 2 or len(logits) != len(images):
+        raise Refusal(f"{path} answers {len(images)} images with {tuple(logits.shape)} numbers, not a row for each")
     if logits.shape[1] != classes:
         raise Refusal(f"{path} answers with {logits.shape[1]} classes, the triggers have {classes}")
     if not logits.isfinite().all():

@@ -36,7 +36,7 @@ class HalfAsked:
                 fits &= len(probabilities) == classes
             if not fits:
                 raise ValueError
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise Refusal(f"{self.path} is damaged: remove it, and the server is asked for all images again") from error
         self.answers[name] = Answer(label, probabilities)
 

@@ -42,7 +42,7 @@ def answers_of_onnx(path: Path, images, classes: int) -> Answers:
         raise Refusal(f"--suspect {path} did not answer {len(images)} images in {SECONDS} s") from error
     said = (done.stderr.decode(errors="replace").strip().splitlines() or [f"it ended with status {done.returncode}"])
     if done.returncode == 3:
-        raise Refusal(f"--suspect {path} {said[-1]}")
+        raise Refusal(f"--suspect {path} {said[-1][:300]}")
     if done.returncode:
         reason = " ".join(said[-1].split())[:200]
         raise Refusal(f"--suspect {path} is no ONNX model that onnxruntime can run ({reason})")

@@ -4,6 +4,7 @@
 """
 
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from utils.system.refusals import Refusal
 
 IMAGES_PER_CALL = 100  # of a command with {pngs}
 LINE = 200  # characters that are read of each answer
+LONGEST_CALL = 2e6  # seconds; subprocess counts the milliseconds of its time limit in 32 bits
 
 
 class Program(NamedTuple):
@@ -29,6 +31,12 @@ class Program(NamedTuple):
         """How many images a call may be about."""
         return IMAGES_PER_CALL if "{pngs}" in self.command else 1
 
+    def check(self) -> None:
+        """Refuse a command line that can never be run: without a place for the images, or of no program."""
+        parts = self._parts()
+        if shutil.which(parts[0]) is None:
+            raise Refusal(f"--command cannot be run: there is no program {parts[0][:80]!r} that may be started")
+
     def ask(self, pngs: list[Path], classes: list[str], allow_missing: bool) -> list[Answer]:
         """The answers to image files: the lines that one call prints, in order, or what it prints about one image.
 
@@ -36,9 +44,9 @@ class Program(NamedTuple):
         classes; with `allow_missing` a failure or a timeout gives answers without a label.
         """
         named = pngs[0].name if len(pngs) == 1 else f"{len(pngs)} images"
-        seconds, nothing = self.seconds * len(pngs), [Answer()] * len(pngs)
+        seconds, nothing = min(self.seconds * len(pngs), LONGEST_CALL), [Answer()] * len(pngs)
         try:
-            done = subprocess.run(self._parts(pngs), stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds)
+            done = subprocess.run(self._filled(pngs), stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds)
         except subprocess.TimeoutExpired as error:
             if allow_missing:
                 return nothing
@@ -58,15 +66,21 @@ class Program(NamedTuple):
                               "each, in their order")
         return [Answer(class_number(line, classes, f"--command, {png.name}")) for line, png in zip(lines, pngs)]
 
-    def _parts(self, pngs) -> list[str]:
+    def _parts(self) -> list[str]:
+        """The arguments, with exactly one kind of placeholder."""
         try:
             parts = shlex.split(self.command)
         except ValueError as error:
-            raise Refusal(f"--command: {error}") from error
+            raise Refusal(f"--command cannot be read as a shell would read it ({error})") from error
+        many, one = self.command.count("{pngs}"), any("{png}" in part for part in parts)
+        if not (parts.count("{pngs}") == many == 1 and not one) if many else not one:
+            raise Refusal("--command needs {png} where the image's path belongs, or {pngs}, an argument of its own, "
+                          "once, for the paths of many images; not both")
+        return parts
+
+    def _filled(self, pngs) -> list[str]:
+        parts = self._parts()
         if "{pngs}" in parts:
             i = parts.index("{pngs}")
             return parts[:i] + [str(png) for png in pngs] + parts[i + 1 :]
-        if "{pngs}" in self.command or not any("{png}" in part for part in parts):
-            raise Refusal("--command needs {png} where the image's path belongs, or {pngs}, an argument of its own, "
-                          "for the paths of many images")
         return [part.replace("{png}", str(pngs[0])) for part in parts]

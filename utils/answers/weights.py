@@ -1,9 +1,13 @@
 """The model of a suspect whose weights are at hand: a run, a checkpoint, or a state dict of a named architecture."""
 
 import models
+from utils.runs.architecture import check_architecture
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, restore_model
 from utils.runs.initial_weights import InitialWeights, read_initial_weights
 from utils.system.refusals import Refusal
+
+WAY = ("name by -mt what the file is of; if that takes images of another size, export the triggers, ask it yourself, "
+       "and pass --predictions")
 
 
 def read_suspect_model(path, architectures: list[str], classes: int, size: int, mean_std):
@@ -37,7 +41,11 @@ def read_suspect_model(path, architectures: list[str], classes: int, size: int, 
 
 
 def _model_of(weights: InitialWeights, name: str, classes: int, size: int, mean_std):
-    width = _width(weights.tensors) if name in models.NAMES else 64
+    check_architecture(f"--suspect {weights.path}: -mt", name, classes, size, 64, WAY)
+    width = 64
+    if name in models.NAMES:
+        width = _width(weights.tensors)
+        weights.check(name, classes, width, size)  # before the model takes memory: a few bytes could ask for much
     model = models.build(name, classes, *mean_std, width=width, size=size)
     weights.load_into(model, same_classes=True)
     model.requires_grad_(False).eval()
@@ -45,5 +53,5 @@ def _model_of(weights: InitialWeights, name: str, classes: int, size: int, mean_
 
 
 def _width(tensors: dict) -> int:
-    """Channels of the first convolution, 64 where there is none, which `load_into` then says."""
-    return next((len(tensor) for tensor in tensors.values() if tensor.dim() == 4 and len(tensor) <= 1024), 64)
+    """Channels of the first convolution, 64 where there is none, which `InitialWeights.check` then says."""
+    return next((len(tensor) for tensor in tensors.values() if tensor.dim() == 4 and 0 < len(tensor) <= 1024), 64)

@@ -4,6 +4,7 @@ Exit status: 0 the claim holds, 1 it does not hold, 2 an error.
 """
 
 import argparse
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,16 @@ from utils.ownership.commitment import check_commitment
 from utils.ownership.judging import Asking, Suspect, bank_answers, judge
 from utils.ownership.label_origin import label_origin
 from utils.ownership.owner import Owner, read_owner
-from utils.ownership.suspect_list import decide_together, read_suspects, suspects_table
+from utils.ownership.suspect_list import KINDS, decide_together, read_suspects, suspects_table
 from utils.ownership.timestamp_token import TOKEN_FILE, check_token
 from utils.ownership.verdict import OwnershipCase
 from utils.runs.architecture import add_named_architectures
 from utils.system.files import check_output_file, write_atomically, write_json
 from utils.system.flags import number
-from utils.system.refusals import Refusal
+from utils.system.refusals import Refusal, printable
 from utils.watermark.prepared import checked_beacon
+
+LIVE = ("command", "url")  # kinds of suspects that see the triggers when they are asked
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def _add_asking_flags(c: argparse.ArgumentParser) -> None:
                    help="--command, --url: seconds to wait for an answer (default: 60)")
     c.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'",
                    help="--url: send it with each image, as for a key; may be repeated")
-    c.add_argument("--rate", type=number(float, 0, 1e4, open_low=True), default=10.0, metavar="R",
+    c.add_argument("--rate", type=number(float, 1e-4, 1e4), default=10.0, metavar="R",
                    help="--url: images a second at most (default: 10)")
     c.add_argument("--retries", type=number(int, 0, 100), default=3, metavar="N",
                    help="--url: ask again so often after a passing failure, later each time (default: 3)")
@@ -128,33 +131,31 @@ def sha256_digest(text):
 
 def judge_claim(claim: ClaimCommand) -> int:
     """Print the tests, the decision and its sentence; write --json and --plot. 0 where a claim holds, else 1."""
-    if claim.sequential and not (claim.command or claim.url):
-        raise Refusal("--sequential stops asking early: it needs --command or --url")
-    if claim.header and not claim.url:
-        raise Refusal("--header is sent to a server: it needs --url")
-    if claim.suspects and claim.plot:
+    kind, value = _who_is_asked(claim)
+    if claim.sequential and kind not in LIVE:
+        raise Refusal("--sequential stops asking early: it needs --command or --url, one suspect a claim")
+    if claim.header and kind != "url":
+        raise Refusal("--header is sent to one server: it needs --url; no server of --suspects gets another one's key")
+    if kind == "suspects" and claim.plot:
         raise Refusal("--plot draws one suspect: leave it out, or name that one instead of --suspects")
     check_output_file(claim.json, "--json")
     check_output_file(claim.plot, "--plot")
-    suspects = read_suspects(claim.suspects) if claim.suspects else [_named_suspect(claim)]
+    suspects = read_suspects(value) if kind == "suspects" else [Suspect(kind, value)]
     owner = read_owner(claim.run)
     case, stamps = _owners_case(claim, owner, suspects)
     asking = Asking(claim.allow_missing or claim.leave_out_missing, claim.sequential, claim.model_type, claim.timeout,
                     claim.header, claim.rate, claim.retries)
     for suspect in suspects:
-        if suspect.kind in ("command", "url"):
+        if suspect.kind in LIVE:
             asking.respondent(suspect)  # which refuses what cannot be asked, before anybody is
-    live = claim.command or claim.url  # who has seen the triggers even if he does not answer
-    asked = log_claims(owner.folder, case.commitment.digest, suspects) if live else None
-    reports = [judge(case, owner, suspect, asking) for suspect in suspects]
-    asked = asked or log_claims(owner.folder, case.commitment.digest, suspects)
+    reports = _judge_and_log(suspects, case, owner, asking)
     for report in reports:
-        report |= {"timestamps": stamps, "asked": asked}
-    if claim.suspects:
+        report["timestamps"] = stamps
+    if kind == "suspects":
         return _report_many(claim, suspects, reports)
     report = reports[0]
     report["sentence"] = claim_sentence(report)
-    print(claim_text(report))
+    print(printable(claim_text(report)))
     if claim.json:
         write_json(claim.json, report, private=True)
     if claim.plot and report["curve"] is None:
@@ -164,9 +165,28 @@ def judge_claim(claim: ClaimCommand) -> int:
     return 0 if report["decision"]["holds"] else 1
 
 
+def _judge_and_log(suspects: list[Suspect], case: OwnershipCase, owner: Owner, asking: Asking) -> list[dict]:
+    """A report for each suspect, with "asked", which says how many were asked before this claim.
+
+    A program or a server is logged before it is asked, since it has seen triggers even if it fails; the others after
+    all are judged, so that a mistyped file name is no try.
+    """
+    log = functools.partial(log_claims, owner.folder, case.commitment.digest)
+    reports, said, rest = [], [], []
+    for suspect in suspects:
+        if suspect.kind in LIVE:
+            said.append(log([suspect]))
+        else:
+            rest.append(suspect)
+        reports.append(judge(case, owner, suspect, asking))
+    if rest:
+        said.append(log(rest))
+    return [report | {"asked": said[0]} for report in reports]
+
+
 def _report_many(claim: ClaimCommand, suspects: list[Suspect], reports: list[dict]) -> int:
     decide_together(reports, claim.alpha)
-    print(f"{head_lines(reports[0])}\n{suspects_table(suspects, reports, claim.alpha)}")
+    print(printable(f"{head_lines(reports[0])}\n{suspects_table(suspects, reports, claim.alpha)}"))
     if claim.json:
         named = [{"kind": suspect.kind, "suspect": suspect.value} | report
                  for suspect, report in zip(suspects, reports)]
@@ -174,9 +194,13 @@ def _report_many(claim: ClaimCommand, suspects: list[Suspect], reports: list[dic
     return 0 if any(report["decision"]["holds"] for report in reports) else 1
 
 
-def _named_suspect(claim: ClaimCommand) -> Suspect:
-    kind = next(kind for kind in ("predictions", "suspect", "command", "url") if getattr(claim, kind))
-    return Suspect(kind, getattr(claim, kind))
+def _who_is_asked(claim: ClaimCommand) -> tuple[str, str]:
+    """The flag that says who is asked, and what it was given; Refusal where that is nothing."""
+    kind = next(kind for kind in (*KINDS, "suspects") if getattr(claim, kind) is not None)
+    value = getattr(claim, kind)
+    if not value.strip():
+        raise Refusal(f"--{kind} is empty: say who is asked, as python -m utils.verify claim --help lists it")
+    return kind, value
 
 
 def _owners_case(claim: ClaimCommand, owner: Owner, suspects: list[Suspect]) -> tuple[OwnershipCase, dict]:

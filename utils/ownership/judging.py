@@ -57,6 +57,7 @@ class Asking(NamedTuple):
             server.check()
             return server
         program = Program(suspect.value, self.seconds)
+        program.check()
         if self.sequential and program.images_per_call > 1:
             raise Refusal("--sequential stops after any image: it needs {png}, one image a call, instead of {pngs}")
         return program

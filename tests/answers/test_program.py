@@ -1,0 +1,161 @@
+"""Suspects that are programs: one image a call or many, and how they may fail."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from commands import verify
+from owner_runs import M, answer
+
+from utils.answers import program as program_module
+from utils.answers.answers import Answer
+from utils.answers.program import Program
+from utils.ownership.claim_log import LOG_FILE
+from utils.ownership.commitment import neutral_names
+from utils.system.refusals import Refusal
+
+pytestmark = pytest.mark.usefixtures("quick")
+CLASSES = [str(i) for i in range(10)]
+PNGS = [Path(f"{i}.png") for i in (7, 3, 9)]  # answered by their own names below
+ONE, MANY = "basename {png} .png", "sh -c 'for png; do basename $png .png; done' sh {pngs}"
+HANGS = "sh -c 'exec sleep 60' "
+
+
+def ask(command, pngs=PNGS[:1], allow_missing=False, seconds=60.0, classes=CLASSES):
+    return Program(command, seconds).ask(pngs, classes, allow_missing)
+
+
+def refusal(command, pngs=PNGS[:1], **settings) -> str:
+    with pytest.raises(Refusal) as caught:
+        ask(command, pngs, **settings)
+    sentence = str(caught.value)
+    assert sentence.startswith("--command") and sentence.isprintable() and len(sentence) < 500
+    return sentence
+
+
+@pytest.fixture
+def key_program(owner, tmp_path):
+    """(command without placeholder, file of how many images each call was about): it answers all triggers as labelled.
+
+    With FAIL as first argument it fails where the first trigger by name is among the images.
+    """
+    folder, triggers = owner
+    key = dict(zip(neutral_names(triggers, folder), triggers.labels.tolist()))
+    calls = tmp_path / "calls"
+    (tmp_path / "program.py").write_text(
+        f"import os, sys\nkey = {key!r}\nfail = sys.argv[1] == 'FAIL'\n"
+        "names = [os.path.basename(path) for path in sys.argv[1 + fail:]]\n"
+        f"open({str(calls)!r}, 'a').write(f'{{len(names)}} ')\n"
+        "if fail and min(key) in names: sys.exit('out of order')\n"
+        "print(*(key[name] for name in names), sep='\\n')\n")
+    return f"{sys.executable} -S {tmp_path / 'program.py'}", calls
+
+
+# ---- claims ---------------------------------------------------------------------------------------------------------
+
+
+def test_many_images_a_call_give_the_verdict_of_one_image_a_call(key_program, owner, capsys, monkeypatch):
+    command, calls = key_program
+    monkeypatch.setattr(program_module, "IMAGES_PER_CALL", 15)
+    status, many, _ = verify(capsys, "claim", owner[0], "--trust-owner", "--command", f"{command} {{pngs}}")
+    assert status == 0 and f"hits         {M} of {M}" in many and calls.read_text().split() == ["15", "15", "10"]
+    calls.unlink()
+    status, one, _ = verify(capsys, "claim", owner[0], "--trust-owner", "--command", f"{command} {{png}}")
+    assert status == 0 and calls.read_text().split() == ["1"] * M
+    without_log = lambda out: [line for line in out.splitlines() if not line.startswith("asked")]
+    assert without_log(one) == without_log(many)
+
+
+def test_a_failed_call_is_refused_or_its_images_are_missing(key_program, owner, capsys, monkeypatch):
+    command, _ = key_program
+    claim = ("claim", owner[0], "--trust-owner", "--command")
+    status, _, err = verify(capsys, *claim, f"{command} FAIL {{png}}")
+    assert status == 2 and "ended with status 1" in err and "out of order" in err
+    status, out, _ = verify(capsys, *claim, f"{command} FAIL {{png}}", "--allow-missing")
+    assert status == 0 and f"hits         {M - 1} of {M}, {M - 1} answered" in out
+    monkeypatch.setattr(program_module, "IMAGES_PER_CALL", 15)
+    status, out, _ = verify(capsys, *claim, f"{command} FAIL {{pngs}}", "--allow-missing")
+    assert f"hits         {M - 15} of {M}, {M - 15} answered" in out
+    status, _, err = verify(capsys, *claim, "false {png}", "--allow-missing")
+    assert status == 2 and f"answered none of the {M} triggers" in err
+
+
+def test_the_time_limit_of_the_flag_is_kept(owner, capsys):
+    status, _, err = verify(capsys, "claim", owner[0], "--command", HANGS + "{png}", "--timeout", "0.05")
+    assert status == 2 and "in 0.05 s; --timeout allows more" in err
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("--command", "echo 3"), "needs {png}"), (("--command", "program x={pngs}"), "{pngs}, an argument of its own"),
+    (("--command", "program x={pngs} {png}"), "{pngs}, an argument of its own"),
+    (("--command", "echo {pngs} {png}"), "not both"), (("--command", "echo {pngs} {pngs}"), "once"),
+    (("--command", "echo '3 {png}"), "No closing quotation"), (("--command", ""), "--command is empty"),
+    (("--command", "/nonexistent/program {png}"), "there is no program '/nonexistent/program'"),
+    (("--command", "{png}"), "there is no program '{png}'"), (("--command", "# {png}"), "there is no program '#'"),
+    (("--command", "echo {pngs}", "--sequential"), "--sequential stops after any image: it needs {png}"),
+    (("--command", "echo {png}", "--timeout", "0"), "--timeout"),
+])
+def test_a_command_that_cannot_be_asked_is_refused_and_not_logged_as_asked(flags, words, owner, tmp_path, capsys):
+    answers = answer(owner, tmp_path, 0.5)
+    assert verify(capsys, "claim", owner[0], "--predictions", answers)[0] in (0, 1)  # so that there is a log
+    log = (owner[0] / LOG_FILE).read_text()
+    status, _, err = verify(capsys, "claim", owner[0], *flags)
+    assert status == 2 and words in err
+    assert (owner[0] / LOG_FILE).read_text() == log
+    more = flags[2:] or ("--allow-missing",)
+    assert verify(capsys, "claim", owner[0], *flags[:2], *more)[0] == 2  # a flag does not turn it into a miss
+
+
+def test_only_who_is_asked_one_image_at_a_time_can_be_asked_sequentially(owner, tmp_path, capsys):
+    answers = answer(owner, tmp_path, 0.5)
+    status, _, err = verify(capsys, "claim", owner[0], "--predictions", answers, "--sequential")
+    assert status == 2 and "needs --command or --url" in err
+
+
+# ---- single calls ---------------------------------------------------------------------------------------------------
+
+
+def test_answers_are_in_the_order_of_the_images():
+    assert ask(MANY, PNGS) == [Answer(7), Answer(3), Answer(9)] and ask(MANY) == ask(ONE) == [Answer(7)]
+    assert ask("sh -c 'printf \" dog\\r\\n1\\r\\n\"' {pngs}", PNGS[:2], classes=["cat", "dog"]) == [Answer(1)] * 2
+
+
+def test_the_path_may_be_a_part_of_an_argument_and_no_shell_reads_it(tmp_path):
+    assert ask("sh -c 'basename ${1#--image=} .png' sh --image={png}") == [Answer(7)]
+    odd = tmp_path / "a 'b; echo 5 #$(echo)" / "8.png"
+    assert ask(ONE, [odd]) == ask("sh -c 'basename \"$1\" .png' sh {pngs}", [odd]) == [Answer(8)]
+    assert "'3 ; echo 7.png' is no class" in refusal("echo 3 ; echo {png}")
+
+
+@pytest.mark.parametrize("command, lines", [("echo 3", 1), ("yes 3 | head -4", 4), ("true", 0),
+                                            ("echo 3; echo; echo 3; echo 3", 4)])
+def test_another_number_of_lines_than_of_images_is_refused_even_if_answers_may_be_missing(command, lines):
+    for allow_missing in (False, True):
+        said = refusal(f"sh -c '{command}' {{pngs}}", PNGS, allow_missing=allow_missing)
+        assert f"printed {lines} lines for 3 images" in said
+
+
+@pytest.mark.parametrize("command, words", [
+    ("sh -c 'echo one >&2; echo two >&2; exit 4' {png}", "status 4 for 7.png: 'two '"),
+    ("sh -c 'kill -9 $$' {png}", "status -9 for 7.png"),
+    ("/nonexistent/program {png}", "cannot be run: [Errno 2]"), (". {png}", "cannot be run"),
+    ("echo dog {png}", "7.png: 'dog 7.png' is no class"), ("true {png}", "7.png: '' is no class"),
+    ("printf '3\\n4\\n' {png}", "is no class"), ("printf '\\377\\033[31m' {png}", "is no class"),
+    ("printf %0500d {png}", "for 7.png"), ("sh -c 'printf %0500d 3' {png}", "is no class"),
+])
+def test_failures_and_nonsense_are_refused_in_one_printable_sentence(command, words):
+    assert words in refusal(command)
+
+
+def test_a_failed_call_leaves_all_its_images_without_an_answer_when_allowed():
+    assert ask("false {pngs}", PNGS, allow_missing=True) == [Answer()] * 3 and "status 1" in refusal("false {pngs}")
+
+
+def test_a_time_limit_may_be_longer_than_subprocess_can_count():
+    assert ask(MANY, PNGS, seconds=1e6) == [Answer(7), Answer(3), Answer(9)]
+
+
+def test_the_time_limit_is_for_each_image_of_a_call():
+    assert "no answer for 7.png in 0.05 s" in refusal(HANGS + "{png}", seconds=0.05)
+    assert "no answer for 3 images in 0.15 s" in refusal(HANGS + "{pngs}", PNGS, seconds=0.05)
+    assert ask(HANGS + "{pngs}", PNGS, allow_missing=True, seconds=0.02) == [Answer()] * 3

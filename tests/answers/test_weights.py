@@ -1,0 +1,207 @@
+"""Suspects whose weights are at hand: which model a file gives, and files that do not fit."""
+
+import json
+
+import own_networks
+import pytest
+import torch
+from commands import verify
+from torch import nn
+
+import models
+from models import outside
+from utils.answers.weights import read_suspect_model
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, pack_checkpoint, save_checkpoint
+from utils.system.refusals import Refusal
+
+pytestmark = pytest.mark.usefixtures("quick")
+MEAN_STD = ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
+OTHER = ([0.1, 0.1, 0.1], [0.5, 0.5, 0.5])
+NAMES = ("vgg11", "res18", "tv:shufflenet_v2_x0_5", "own_networks:plain")
+PIXELS = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(autouse=True)
+def named(monkeypatch):
+    """The user's functions that -mt named; those of a test are forgotten after it."""
+    monkeypatch.setattr(outside, "named", {"own_networks:plain": own_networks.plain})
+    monkeypatch.setattr(models, "named", outside.named)
+    return outside.named
+
+
+def network(name="res18", classes=10, mean_std=MEAN_STD, width=4, size=32):
+    """A model with random weights and statistics, in eval mode."""
+    model = models.build(name, classes, *mean_std, **({"width": width} if name in models.NAMES else {}), size=size)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return model.eval()
+
+
+def write(path, model, kind="state dict"):
+    """Its weights in a file: "state dict", "network alone" without normalisation, "checkpoint" or "safetensors"."""
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if kind == "network alone":
+        weights = {name.removeprefix("1."): tensor for name, tensor in weights.items() if name.startswith("1.")}
+    if kind == "checkpoint":
+        save_checkpoint(path, pack_checkpoint(model, model.name))
+    elif kind == "safetensors":
+        path = path.with_suffix(".safetensors")
+        pytest.importorskip("safetensors.torch").save_file(weights, path)
+    else:
+        torch.save(weights, path)
+    return path
+
+
+def read(path, *architectures, mean_std=OTHER, classes=10, size=32):
+    return read_suspect_model(path, list(architectures), classes, size, mean_std)
+
+
+def refusal(path, *architectures, **settings) -> str:
+    with pytest.raises(Refusal) as caught:
+        read(path, *architectures, **settings)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def same_weights(found, model) -> bool:
+    """Whether two models have equal weights, statistics and normalisation."""
+    weights, wanted = found.state_dict(), model.state_dict()
+    return weights.keys() == wanted.keys() and all(torch.equal(weights[name], wanted[name]) for name in wanted)
+
+
+# ---- the model that a file gives ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["state dict", "safetensors", "checkpoint"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_gives_the_model_that_was_saved_frozen_and_with_its_own_normalisation(name, kind, tmp_path):
+    model = network(name)
+    found = read(write(tmp_path / "w.pt", model, kind), *([name] if kind != "checkpoint" else []))
+    assert not found.training and not any(p.requires_grad for p in found.parameters())
+    assert found.name == name and same_weights(found, model)
+    assert torch.allclose(found(PIXELS), model(PIXELS), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_without_normalisation_get_the_sources(name, tmp_path):
+    model = network(name)
+    path = write(tmp_path / "w.pt", model, "network alone")
+    assert same_weights(read(path, name, mean_std=MEAN_STD), model)
+    assert read(path, name, mean_std=OTHER)[0].mu.flatten().tolist() == pytest.approx(OTHER[0])
+
+
+@pytest.mark.parametrize("order", [NAMES, NAMES[::-1]])
+def test_of_several_architectures_the_one_that_fits_is_taken(order, tmp_path):
+    for name in NAMES:
+        model = network(name)
+        found = read(write(tmp_path / "w.pt", model), *order)
+        assert found.name == name and same_weights(found, model)
+
+
+def test_the_width_is_that_of_the_file(tmp_path):
+    for width in (2, 16):
+        model = network("res18", width=width)
+        assert same_weights(read(write(tmp_path / "w.pt", model), "res18"), model)
+
+
+# ---- files that do not fit ------------------------------------------------------------------------------------------
+
+
+def test_a_state_dict_needs_its_architecture_by_name(tmp_path):
+    for kind in ("state dict", "network alone", "safetensors"):
+        assert "name its architecture by -mt" in refusal(write(tmp_path / "w.pt", network(), kind))
+    path = write(tmp_path / "w.pt", network())
+    assert "pass the -mt that" in refusal(path, "vgg11") and "pass the -mt" in refusal(path, "res34")
+    assert "the model has no 1.conv1.weight" in refusal(path, "vgg11", "res34")  # says why the first does not fit
+
+
+def test_another_number_of_classes_or_another_image_size_is_refused(tmp_path):
+    for name in NAMES:
+        assert "answers with 7 classes, not 10" in refusal(write(tmp_path / "w.pt", network(name, 7)), name)
+    path = write(tmp_path / "c.pt", network("vgg11", size=48), "checkpoint")
+    assert "images of 48 x 48 pixels, the triggers are 32 x 32" in refusal(path)
+    assert read(path, size=48).size == 48
+
+
+def claim_refused(capsys, folder, *flags) -> str:
+    """The sentence, printable, in which a claim on a suspect is refused."""
+    status, _, err = verify(capsys, "claim", folder, "--suspect", *flags)
+    assert status == 2 and len(err) < 700 and err.strip().isprintable()
+    assert "--width" not in err and "--image-size" not in err  # which are no flags of a claim
+    return err
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda w: {}, "holds no state dict"), (lambda w: [1, 2], "no checkpoint"), (lambda w: {"a": 3}, "no state dict"),
+    (lambda w: w | {"1.linear.bias": torch.full((10,), torch.nan)}, "1.linear.bias is not finite"),
+    (lambda w: w | {"1.extra": torch.ones(1)}, "the model has no 1.extra"),
+    (lambda w: {name: t for name, t in w.items() if name != "1.linear.bias"}, "lacks 1.linear.bias"),
+    (lambda w: w | {"0.std": torch.zeros(3, 1, 1)}, "not finite"),
+    (lambda w: w | {3: torch.ones(1)}, "w.pt"), (lambda w: {("a", 1): torch.ones(1)}, "w.pt"),
+    (lambda w: {"model": {"type": "res18", "state_dict": w, "size": float("inf")}}, "does not hold a model"),
+    (lambda w: w | {"1.conv1.weight": torch.ones(0, 3, 3, 3)}, "the shape (0, 3, 3, 3)"),
+])
+def test_damaged_or_hostile_weights_are_refused_in_one_sentence(spoil, words, owner, tmp_path, capsys):
+    torch.save(spoil(dict(network().state_dict())), tmp_path / "w.pt")
+    assert words in claim_refused(capsys, owner[0], tmp_path / "w.pt", "-mt", "res18")
+
+
+@pytest.mark.parametrize("name, content, words", [
+    ("w.pt", b"no zip", "no checkpoint that can be read safely"), ("w.safetensors", b"\xff" * 40, "no .safetensors"),
+    ("absent.pt", None, "absent.pt"), ("absent.safetensors", None, "absent.safetensors")])
+def test_files_that_hold_no_weights_are_refused(name, content, words, owner, tmp_path, capsys):
+    pytest.importorskip("safetensors")
+    if content:
+        (tmp_path / name).write_bytes(content)
+    assert words in claim_refused(capsys, owner[0], tmp_path / name, "-mt", "res18")
+
+
+def test_a_small_file_cannot_ask_for_much_memory(tmp_path, monkeypatch):
+    def build(*arguments, **more):
+        assert torch.get_default_device().type == "meta", "memory before the file has shown that it holds as much"
+        return whole(*arguments, **more)
+
+    whole = models.build
+    torch.save({"conv1.weight": torch.ones(1024, 1, 1, 1)}, tmp_path / "w.pt")
+    monkeypatch.setattr(models, "build", build)
+    assert "the shape (1024, 1, 1, 1)" in refusal(tmp_path / "w.pt", "res152")
+
+
+def test_kinds_of_numbers_that_are_not_read_are_refused(tmp_path):
+    weights = network().state_dict()
+    weights["1.linear.bias"] = weights["1.linear.bias"].to(torch.float8_e4m3fn)
+    pytest.importorskip("safetensors.torch").save_file(weights, tmp_path / "w.safetensors")
+    assert "1.linear.bias holds torch.float8_e4m3fn numbers" in refusal(tmp_path / "w.safetensors", "res18")
+
+
+# ---- claims ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_file_leads_to_the_same_verdict(owner, bank, tmp_path, capsys):
+    weights = load_checkpoint(find_checkpoint(owner[0], None))["model"]["state_dict"]
+    torch.save(weights, tmp_path / "dict.pt")
+    torch.save({name[2:]: tensor for name, tensor in weights.items() if name[0] == "1"}, tmp_path / "alone.pt")
+
+    def figures(*flags):
+        status, *_ = verify(capsys, "claim", owner[0], "--trust-owner", "--benign", *bank, "--suspect", *flags,
+                            "--json", tmp_path / "c.json")
+        report = json.loads((tmp_path / "c.json").read_text())
+        return status, report["hits"], report["decision"], report["tests"]
+
+    run = figures(owner[0])
+    assert run[3]["T3"]["log10_p"] is not None  # which the normalisation changes
+    for file in ("dict.pt", "alone.pt"):
+        assert figures(tmp_path / file, "-mt", "res18", "-mt", "vgg11") == run
+
+
+def test_a_claim_on_a_network_of_the_users_own_imports_what_mt_names(named, owner, tmp_path, capsys):
+    model = network("own_networks:plain")
+    named.clear()
+    checkpoint, alone = write(tmp_path / "c.pt", model, "checkpoint"), write(tmp_path / "w.pt", model)
+    assert "add -mt own_networks:plain if you trust it" in claim_refused(capsys, owner[0], checkpoint) and not named
+    for path in (checkpoint, alone):
+        named.clear()
+        assert verify(capsys, "claim", owner[0], "--suspect", path, "-mt", "own_networks:plain")[0] == 1
+        assert named == {"own_networks:plain": own_networks.plain}
