@@ -13,6 +13,8 @@ from owner_fixtures import bank, owner  # noqa: E402, F401
 from shortcuts import skip_fsync_git_and_pictures  # noqa: E402
 from tiny_fit import tiny_fit  # noqa: E402
 
+from models import outside  # noqa: E402
+
 # A shell without job control starts its background jobs with SIGINT ignored. Processes that a test starts would
 # inherit that and never see the SIGINT that the test sends them; from a process with a handler they get the default.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -22,6 +24,14 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def unnamed():
+    """No command before has named a user's function: in a process of its own none would have."""
+    outside.named.clear()
+    yield
+    outside.named.clear()
 
 
 @pytest.fixture(scope="module")

@@ -23,19 +23,11 @@ from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
 from utils.training.step import Step
 from utils.watermark.trigger_files import read_triggers
 
-pytestmark = pytest.mark.usefixtures("quick")
+pytestmark = pytest.mark.usefixtures("quick", "unnamed")
 PLAIN, NOISY, MOBILE = "own_networks:plain", "own_networks:noisy", "tv:mobilenet_v3_small"
 SMALL = ("--batch-size", 32, "-ep", 1, "--device", "cpu")
 DATA = ("-dt", "digits", "-nq", 20, "--train-size", 128, *SMALL)
 MARGIN = ("--trigger-batch", 4, "--steps", 2)
-
-
-@pytest.fixture(autouse=True)
-def unnamed():
-    """No command before has named a user's function: in a process of its own none would have."""
-    outside.named.clear()
-    yield
-    outside.named.clear()
 
 
 @pytest.fixture(scope="session")

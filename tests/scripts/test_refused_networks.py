@@ -8,7 +8,7 @@ from torch import nn
 
 from models import outside
 
-pytestmark = pytest.mark.usefixtures("quick")
+pytestmark = pytest.mark.usefixtures("quick", "unnamed")
 DATA = ("-dt", "digits", "-nq", 5, "--train-size", 64, "--batch-size", 32, "-ep", 1, "--device", "cpu")
 TRAIN = (*DATA, "--trigger-batch", 4, "--steps", 1)
 UNKNOWN = {  # what no name, module or function stands behind
@@ -33,14 +33,6 @@ MODULES = {  # what is wrong with a module -> its text, words of the sentence
     "ends with a text": ("import sys; sys.exit('usage: train it by ...')", "cannot be imported"),
     "ends well": ("import sys; sys.exit()", "cannot be imported"),
 }
-
-
-@pytest.fixture(autouse=True)
-def unnamed():
-    """No command before has named a user's function: in a process of its own none would have."""
-    outside.named.clear()
-    yield
-    outside.named.clear()
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,10 @@
 """Features of test images and triggers in two dimensions by t-SNE, with perplexities 5 and 10 (Figure 7)."""
 
-import io
-
 import torch
 import torch.nn.functional as F
 
 from utils.analysis.finished_run import FinishedRun
-from utils.system.pictures import new_figure
+from utils.system.pictures import figure_png, new_figure
 from utils.system.refusals import Refusal
 from utils.watermark.carriers import last_features
 
@@ -70,6 +68,4 @@ def draw_tsne(found: dict) -> bytes:
         draw_features(ax, found, perplexity)
         ax.set_title(f"perplexity {perplexity}")
     figure.suptitle("dots are test images, stars triggers; colour: label (of a trigger, the assigned one)", fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    return buffer.getvalue()
+    return figure_png(figure)

@@ -1,8 +1,6 @@
 """The plot of a claim: p-value against the number of queries."""
 
-import io
-
-from utils.system.pictures import new_figure
+from utils.system.pictures import figure_png, new_figure
 
 
 def draw_claim_plot(report: dict) -> bytes:
@@ -18,6 +16,4 @@ def draw_claim_plot(report: dict) -> bytes:
     ax.set(xlabel="queries", ylabel=f"log10 p of {curve['test']}", xlim=(0, len(curve["median"])))
     ax.set_title(f"{report['hits']} of {report['triggers']} triggers hit", fontsize=10)
     ax.legend(fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    return buffer.getvalue()
+    return figure_png(figure)

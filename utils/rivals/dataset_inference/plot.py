@@ -1,11 +1,10 @@
 """The plot of Dataset Inference: p-value against the number of points, as in the authors' paper."""
 
-import io
 import math
 from pathlib import Path
 
 from utils.rivals.dataset_inference.regressor import DI_ALPHA
-from utils.system.pictures import new_figure
+from utils.system.pictures import figure_png, new_figure
 
 
 def draw_di_plot(rows: list[dict]) -> bytes:
@@ -17,6 +16,4 @@ def draw_di_plot(rows: list[dict]) -> bytes:
     ax.axhline(math.log10(DI_ALPHA), color="black", ls="--", lw=1, label=f"claimed below p = {DI_ALPHA:g}")
     ax.set(xlabel="points of one test", ylabel="log10 p, harmonic mean")
     ax.legend(fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    return buffer.getvalue()
+    return figure_png(figure)

@@ -1,9 +1,8 @@
 """The plot of `utils.verify certify`: trigger accuracy against the size of the noise on the weights."""
 
-import io
 from pathlib import Path
 
-from utils.system.pictures import new_figure
+from utils.system.pictures import figure_png, new_figure
 
 
 def draw_noise_plot(results: list[dict]) -> bytes:
@@ -16,6 +15,4 @@ def draw_noise_plot(results: list[dict]) -> bytes:
         ax.plot(sigmas, [100 * v for v in medians], "--", lw=1, color=f"C{i % 10}", label=f"{name}, median")
     ax.set(xlabel="standard deviation of the noise on the weights", ylabel="triggers answered, %", ylim=(-3, 103))
     ax.legend(fontsize=7)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    return buffer.getvalue()
+    return figure_png(figure)
