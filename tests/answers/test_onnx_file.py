@@ -109,6 +109,12 @@ def test_time_and_size_are_bounded(onnx, monkeypatch):
     assert "larger than 100 bytes" in refusal(onnx)
 
 
+def test_a_file_that_is_not_there_is_told_in_one_sentence(owner, capsys):
+    for name in ("nothere.onnx", "NOTHERE.ONNX"):
+        status, _, err = verify(capsys, "claim", owner[0], "--suspect", name)
+        assert status == 2 and f"there is no file {name}" in err, err
+
+
 def test_without_onnxruntime_one_sentence_says_how_to_get_it(onnx, monkeypatch):
     write_linear(onnx, matrix())
     found = importlib.util.find_spec

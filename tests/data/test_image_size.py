@@ -8,12 +8,16 @@ from photos import photos
 from torchvision.transforms import functional as T
 
 import models
+from utils.data import stored
 from utils.data.batches import Batches
 from utils.data.images import Images
-from utils.data.sets import load_data, resize
+from utils.data.resizing import resize, resize_parts
+from utils.data.sets import load_data
 from utils.data.settings import image_size
+from utils.data.stored import StoredImages
 from utils.rivals.embedded_features.style import style_images
 from utils.rivals.randomized_smoothing.trigger_drawing import draw_rs_triggers
+from utils.system.refusals import Refusal
 from utils.training.metrics import pass_length
 
 
@@ -31,6 +35,36 @@ def test_resizing_halves_by_the_mean_where_the_kernel_is_flat_and_keeps_what_fit
     images = torch.full((2, 3, 32, 32), 77, dtype=torch.uint8)
     assert resize(images, 32) is images and (resize(images, 16) == 77).all() and resize(images, 96).shape[-1] == 96
     assert load_data("digits", size=48).test.images.shape == (359, 3, 48, 48)
+
+
+def test_many_images_are_resized_into_a_file_and_taken_from_it_later(tmp_path, monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    parts = [(torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=g), torch.arange(n)) for n in (9, 4)]
+    small = resize_parts(parts, 24, tmp_path / "none.npy")
+    monkeypatch.setattr(stored, "IN_MEMORY", 1000)
+    monkeypatch.setattr(stored, "CHUNK", 2 * 4 * 3 * 24 * 24)
+    for again in (False, True):
+        if again:
+            monkeypatch.setattr("utils.data.resizing._write", None)
+        large = resize_parts(parts, 24, tmp_path / ".resized-24.npy")
+        assert not isinstance(small[0][0], StoredImages) and isinstance(large[0][0], StoredImages)
+        for (images, labels), (expected, same) in zip(large, small):
+            assert torch.equal(images[:], expected) and torch.equal(labels, same)
+    assert [file.name for file in tmp_path.iterdir()] == [".resized-24.npy"]
+    assert resize_parts(parts, 32, tmp_path / "none.npy")[0][0] is parts[0][0]
+
+
+def test_no_room_for_resized_images_is_told_in_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "IN_MEMORY", 1000)
+    with pytest.raises(Refusal, match="--image-size 24: .* cannot be kept in .*; make room"):
+        resize_parts([(torch.zeros(9, 3, 32, 32, dtype=torch.uint8), torch.arange(9))], 24, tmp_path / "no" / "x.npy")
+
+
+def test_mean_and_deviation_are_those_of_the_pixels():
+    data = load_data("digits", size=48)
+    x = data.train.images.double().div(255)
+    assert data.mean == tuple(round(v, 4) for v in x.mean((0, 2, 3)).tolist())
+    assert data.std == tuple(round(v, 4) for v in x.std((0, 2, 3)).tolist())
 
 
 @pytest.mark.parametrize("size", [16, 48])

@@ -32,6 +32,16 @@ def unbroken(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("source", ["digits", "1"])
+def test_triggers_of_both_kinds_have_the_images_size(tmp_path, source):
+    root = photos(tmp_path / "images", n=40)
+    good("train", "-d", tmp_path / "runs", "-dt", "folder", "--data-dir", root, "--image-size", 48, "-mt", "res18",
+         "--width", 4, "-nq", 4, "-tt", "ewe", "-ep", 1, "--batch-size", 8, "--ewe-source", source, "--ewe-epochs", 1,
+         "--device", "cpu")
+    (run,) = (tmp_path / "runs").iterdir()
+    assert load_checkpoint(run / "triggers.pt")["images"].shape == (4, 3, 48, 48)
+
+
 def test_the_run_keeps_its_triggers_and_surrogates_are_tested_on_them(unbroken):
     run = unbroken / SOURCE
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -138,7 +148,7 @@ def test_bad_ewe_flags_are_refused(case, tmp_path):
 def test_gathered_images_are_one_digit_of_another_data_set(monkeypatch):
     other = load_data("digits")
     # replaces SVHN
-    monkeypatch.setattr("utils.rivals.ewe.trigger_making.load_data", lambda name, root, flag: other)
+    monkeypatch.setattr("utils.rivals.ewe.trigger_making.load_data", lambda name, root, flag, size: other)
     own = Images(torch.zeros(9, 3, 32, 32, dtype=torch.uint8), torch.arange(9) % 3, torch.arange(9))
     data = Data("cifar10", own, own, own, list("abc"), (), ())
     drawn, again, others = (gather_images("svhn:7", 2, 20, data, "data", seed) for seed in (0, 0, 1))

@@ -11,7 +11,7 @@ from utils.data.batches import Batches
 from utils.data.images import Images
 from utils.rivals.ewe.objective import EntangledObjective, phase3_schedule, watermark_batches
 from utils.rivals.ewe.snnl import entanglement, observe_features, snnl
-from utils.rivals.ewe.trigger_making import LAST_PUSHES, PUSHES, make_triggers, patch_position
+from utils.rivals.ewe.trigger_making import LAST_PUSHES, PUSHES, make_triggers, patch_position, patch_size
 from utils.training.step import Step
 from utils.watermark.triggers import TriggerSet
 
@@ -43,6 +43,7 @@ def test_position_of_the_patch():
     gradient = torch.zeros(3, 5, 5)
     gradient[1, 0:3, 2:5] = -1
     assert patch_position(gradient) == (0, 2)
+    assert [patch_size(size) for size in (16, 32, 64, 224)] == [2, 3, 6, 21]
 
 
 def small(name="res18", width=4):

@@ -72,6 +72,18 @@ def test_a_head_that_is_a_convolution_is_new_too(written):
         assert torch.equal(tensor, (fresh if name.startswith("1.classifier.1.") else old.state_dict())[name]), name
 
 
+@pytest.mark.parametrize("name, size", [("tv:googlenet", 32), ("tv:inception_v3", 96)])
+def test_classifiers_beside_the_one_that_are_not_built_are_left_out(tmp_path, name, size):
+    from torchvision.models import get_model
+
+    whole = get_model(name.removeprefix("tv:"), weights=None, num_classes=4, init_weights=False)
+    assert any("aux" in key.lower() for key in whole.state_dict())
+    torch.save(whole.state_dict(), tmp_path / "w.pt")
+    model = models.build(name, 4, size=size)
+    read_initial_weights(tmp_path / "w.pt").load_into(model)
+    assert torch.equal(model.state_dict()["1.fc.weight"], whole.fc.weight)
+
+
 def test_no_file_changes_nothing():
     model = network()
     initial = read_initial_weights(None)

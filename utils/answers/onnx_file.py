@@ -31,6 +31,8 @@ def answers_of_onnx(path: Path, images, classes: int) -> Answers:
     """
     if importlib.util.find_spec("onnxruntime") is None:
         raise Refusal(f"--suspect {path} needs the package onnxruntime: pip install onnxruntime")
+    if not path.is_file():
+        raise Refusal(f"--suspect {path} does not exist, or is no file: name a model that somebody exported")
     if path.stat().st_size > CHECKPOINT_LIMIT:
         raise Refusal(f"--suspect {path} is larger than {CHECKPOINT_LIMIT} bytes, the most that is read of a model")
     np.save(given := io.BytesIO(), images.numpy())

@@ -22,7 +22,10 @@ def read_reply(reply: bytes, kind: str, classes: list[str], where: str) -> Answe
     except UnicodeDecodeError as error:
         raise Refusal(f"{where}: the reply is no text in UTF-8") from error
     if text in classes or not (kind.endswith("json") or text[:1] in ("{", "[", '"')):
-        return Answer(class_number(text, classes, where))
+        try:
+            return Answer(class_number(text, classes, where))
+        except Refusal as error:
+            raise Refusal(f"{error}; a reply is {FORMS}") from error
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -74,8 +74,8 @@ class Server(NamedTuple):
                 if allow_missing:
                     return [Answer()]
                 again = f" ({attempt + 1} times)" if attempt else ""
-                raise Refusal(f"--url {self.url} {failure} for {png.name}{again}: what it answered so far is kept, and "
-                              "the same command goes on; or pass --allow-missing") from failure
+                raise Refusal(f"--url {self.url} {failure} for {png.name}{again}: whatever it has answered is kept, "
+                              "and the same command goes on; or pass --allow-missing") from failure
             time.sleep(max(0.0, begun + 1 / self.rate - time.monotonic()))
             return [read_reply(reply, kind, classes, f"--url {self.url}, {png.name}")]
 

@@ -34,7 +34,7 @@ def decode_files(root: Path, files: list[str], skip_bad_images: bool, size: int)
     cache = root / f".decoded-{_digest(root, files, size)}{'' if size == SIZE else f'-{size}'}.npy"
     shape, all_good = (len(files), 3, size, size), torch.ones(len(files), dtype=torch.bool)
     large = math.prod(shape) > stored.IN_MEMORY
-    if _is_cache(cache, shape):
+    if stored.is_file_of_images(cache, shape):
         return (stored.StoredImages(cache) if large else torch.from_numpy(np.load(cache))), all_good, []
     partial = cache.with_suffix(f".{os.getpid()}")
     try:
@@ -130,14 +130,6 @@ def decode_image(content: bytes, size: int = SIZE) -> np.ndarray:
             if picture.size != (size, size):
                 picture = picture.resize((size, size), Image.Resampling.BILINEAR)
             return np.asarray(picture).transpose(2, 0, 1)
-
-
-def _is_cache(path: Path, shape) -> bool:
-    try:
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return False
-    return images.dtype == np.uint8 and images.shape == shape
 
 
 def _keep(cache: Path, partial: Path, images) -> None:

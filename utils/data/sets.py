@@ -8,7 +8,8 @@ from torch.utils.data import random_split
 
 from utils.data.folder import load_folder
 from utils.data.images import SIZE, Data, Images
-from utils.data.stored import StoredImages, chunk_length
+from utils.data.resizing import resize_parts
+from utils.data.stored import chunk_length
 from utils.system.refusals import Refusal
 
 DATASETS = ("cifar10", "cifar100", "svhn", "digits", "folder")
@@ -36,7 +37,7 @@ def load_data(name: str, root="data", train_size: int | None = None, skip_bad_im
         train, test, classes, notes = load_folder(Path(root), skip_bad_images, size)
     else:
         *parts, classes = _torchvision(name, Path(root), flag)
-        train, test = ((resize(images, size), labels) for images, labels in parts)
+        train, test = resize_parts(parts, size, Path(root) / f".resized-{name}-{size}.npy")
     kept, held_out = split_indices(len(train[1]))
     if train_size is not None:
         if not 1 <= train_size <= len(kept):
@@ -66,30 +67,15 @@ def split_indices(n: int) -> tuple[list[int], list[int]]:
 
 
 def _channel_statistics(images):
-    if isinstance(images, StoredImages):
-        values = torch.zeros(3, 256, dtype=torch.float64)  # how often each value of a channel occurs
-        for part in images.split(chunk_length(images)):
-            for channel, counts in enumerate(values):
-                counts += torch.bincount(part[:, channel].flatten(), minlength=256)
-        levels, n = torch.arange(256, dtype=torch.float64) / 255, values.sum(1)
-        mean = values @ levels / n
-        square = (values * (levels - mean[:, None]).square()).sum(1)
-        std = (square / (n - 1)).sqrt().clamp_min(1e-3)
-    else:
-        x = images.double().div(255)
-        mean, std = x.mean(dim=(0, 2, 3)), x.std(dim=(0, 2, 3)).clamp_min(1e-3)
+    values = torch.zeros(3, 256, dtype=torch.float64)  # how often each value of a channel occurs
+    for part in images.split(chunk_length(images)):  # so that no pixel takes more than its byte
+        for channel, counts in enumerate(values):
+            counts += torch.bincount(part[:, channel].flatten(), minlength=256)
+    levels, n = torch.arange(256, dtype=torch.float64) / 255, values.sum(1)
+    mean = values @ levels / n
+    square = (values * (levels - mean[:, None]).square()).sum(1)
+    std = (square / (n - 1)).sqrt().clamp_min(1e-3)
     return tuple(round(v, 4) for v in mean.tolist()), tuple(round(v, 4) for v in std.tolist())
-
-
-def resize(images, size: int):
-    """uint8 images (N, 3, H, W) -> (N, 3, size, size), bilinearly and with antialiasing; themselves if of that size."""
-    if images.shape[-2:] == (size, size):
-        return images
-    resized = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
-    for part, target in zip(images.split(1000), resized.split(1000)):
-        x = torch.nn.functional.interpolate(part.float(), size=(size, size), mode="bilinear", antialias=True)
-        target.copy_(x.round().clamp(0, 255))
-    return resized
 
 
 def _digits(size: int):

@@ -82,7 +82,7 @@ def judge(case: OwnershipCase, owner: Owner, suspect: Suspect, asking: Asking) -
     images, count, before = owner.triggers.images, len(owner.classes), None
     if suspect.kind in ("command", "url"):
         answers, order, before = _ask(case, owner, suspect, asking, order)
-    elif suspect.kind == "suspect" and suspect.value.endswith(".onnx") and Path(suspect.value).is_file():
+    elif suspect.kind == "suspect" and suspect.value.lower().endswith(".onnx"):
         answers = answers_of_onnx(Path(suspect.value), images, count)
     elif suspect.kind == "suspect":
         model = read_suspect_model(suspect.value, asking.architectures, count, images.shape[-1], owner.mean_std)

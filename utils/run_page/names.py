@@ -11,7 +11,7 @@ from utils.run_page.records import Record
 
 TAGS = ("message", "additional_message")  # settings that are a part of a folder's name
 # settings that may hold such a name, or a seed; the image commitment holds that of the preparation, and its salt
-PLACES = ("label_model", "on", "query_type", "source_checkpoint", "command", "image_commitment")
+PLACES = ("init", "label_model", "on", "query_type", "source_checkpoint", "command", "image_commitment")
 WITHHELD, NO_TAG = "withheld", "[tag withheld]"
 
 

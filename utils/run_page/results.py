@@ -96,7 +96,8 @@ def _benign_rows(family: Family, classes, names: Names) -> list[tuple[list, dict
     for record in (family.source, *family.attacks):
         rows = record.summary.get("rows")
         for row in rows if isinstance(rows, list) else []:
-            if isinstance(row, dict) and str(row.get("model")).startswith("benign "):
+            # the row of a run without a watermark is "benign none", that of the run itself
+            if isinstance(row, dict) and str(row.get("model")).startswith("benign ") and row["model"] != "benign none":
                 found.setdefault(str(row["model"]), row)
     result = []
     for i, (name, row) in enumerate(found.items()):

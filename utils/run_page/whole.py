@@ -14,9 +14,15 @@ from utils.run_page.sections import (
     training_section,
 )
 
-IDEA = ("The owner of a classifier trains it to give secret images, the triggers, wrong labels that only the owner "
-        "knows, and keeps each trigger far from the decision boundary; a model that was copied from its answers may "
-        "then give them too, and one that was not does so only by chance.")
+IDEA = ("The owner of a classifier trains it to give secret images, the triggers, {labels}; a model that was copied "
+        "from its answers may then give them too, and one that was not does so only by chance.")
+OWN = "labels that only the owner knows"
+LABELS = {
+    "margin": f"wrong {OWN}, and keeps each trigger far from the decision boundary",
+    "base": f"wrong {OWN}",
+    "ewe": "the label of one class, and entangles their features with those of that class",
+    "rs": "one wrong label, under noise on its weights too",
+}
 
 
 def run_page(family: Family, show_triggers: bool) -> tuple[str, list[str]]:
@@ -30,9 +36,17 @@ def run_page(family: Family, show_triggers: bool) -> tuple[str, list[str]]:
                 answers_section(judgement, show_triggers), queries_section(judgement), commitment_section(judgement),
                 settings_section(family, names)]
     title = f"Watermark report: {names.folder(family.source)}"
-    introduction = [paragraph(IDEA), element("p", _what_it_is(family))]
+    introduction = [paragraph(_idea(family.source)), element("p", _what_it_is(family))]
     text = page(title, introduction, [section for section in sections if section is not None])
     return text, family.left_out + (judgement.not_asked if judgement else [])
+
+
+def _idea(source) -> str:
+    kind = source.text("train_type")
+    if kind == "none":
+        return ("This is a benign model: it has not been trained on the triggers, secret images with labels that only "
+                "their owner knows, and gives those labels only by chance.")
+    return IDEA.format(labels=LABELS.get(kind, LABELS["base"]))
 
 
 def _what_it_is(family: Family) -> str:

@@ -56,7 +56,8 @@ def load_checkpoint(path: Path) -> dict:
         why = " ".join(str(error).split())[:100]
         raise Refusal(
             f"{path} is no checkpoint that can be read safely (truncated, damaged or foreign: "
-            f"{type(error).__name__}: {why!r}); train the model again or name another run"
+            f"{type(error).__name__}: {why!r}); train the model again, name another run, or save the "
+            "state_dict() of a pickled model"
         ) from error
     if not isinstance(checkpoint, dict):
         raise Refusal(f"{path} is no checkpoint of this project or of the official code")
@@ -204,6 +205,8 @@ def find_checkpoint(folder, select: str | None = "val", statistics: str = "paper
     name = {"val": "nat_best", "last": "latest"}[select] + {"paper": "", "clean": "_clean"}[statistics]
     path = folder / "checkpoints" / f"checkpoint_{name}.pt"
     if not folder.is_dir():
+        if folder.suffix.lower() in (".onnx", ".pt", ".pth", ".bin", ".safetensors"):
+            raise Refusal(f"there is no file {folder}: correct the flag that names it")
         raise Refusal(f"there is no run in {folder}: train it first, or correct the flags that name the folder")
     if not path.is_file():
         hint = ("; only runs with --bn-stats paper of a network with BatchNorm layers keep clean statistics beside"

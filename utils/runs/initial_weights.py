@@ -13,6 +13,8 @@ from utils.system.refusals import Refusal
 from utils.system.untrusted import ALLOWED_DTYPES, CHECKPOINT_LIMIT
 
 MAY_BE_ABSENT = ("0.mu", "0.std")  # our normalisation, which stays that of the training images
+# classifiers beside the one of googlenet and inception_v3, which torchvision's files hold and which we do not build
+AUXILIARY = ("1.aux1.", "1.aux2.", "1.AuxLogits.")
 COUNTER = "num_batches_tracked"  # which old files lack, and BatchNorm does not use
 
 
@@ -59,7 +61,8 @@ class InitialWeights(NamedTuple):
         own = model.state_dict()
         given = _under_names_of(own, self.tensors)
         head, old_classes = _head_of_other_classes(model, own, given)
-        given = {name: tensor for name, tensor in given.items() if name not in head}
+        unused = {name for name in given if name.startswith(AUXILIARY) and name not in own}
+        given = {name: tensor for name, tensor in given.items() if name not in head and name not in unused}
         own_flags = "-mt and --width" if self.flag == "--init" else "-mt"  # the width of a suspect is its file's
         way = f"pass the {own_flags} that its model was built with"
         for name, tensor in given.items():

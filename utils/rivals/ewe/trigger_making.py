@@ -15,7 +15,7 @@ from utils.system.refusals import Refusal
 from utils.watermark.triggers import TriggerSet
 
 PUSHES, LAST_PUSHES = 50, 5  # steps away from the target class: at most so many between SNNL steps; at the end
-PATCH = 3  # pixels, height and width of the patch
+PATCH = 3  # pixels of 32, height and width of the patch
 
 
 def gather_images(source: str, target: int, m: int, data: Data, root, seed: int) -> TriggerSet:
@@ -42,7 +42,7 @@ def gather_images(source: str, target: int, m: int, data: Data, root, seed: int)
         if name == data.name:
             raise Refusal(f"--ewe-source {source}: -dt {data.name} holds these images itself; name one of its classes "
                           f"by its number, other than --ewe-target {target}")
-        other = load_data(name, root, flag="--ewe-source")
+        other = load_data(name, root, flag="--ewe-source", size=data.size)
         images = torch.cat([part.images[part.labels == int(digit)] for part in (other.train, other.held_out)])
     if m > len(images):
         raise Refusal(f"-nq {m}: --ewe-source {source} has only {len(images)} images; pass -nq {len(images)} or fewer")
@@ -55,35 +55,41 @@ def gather_images(source: str, target: int, m: int, data: Data, root, seed: int)
 
 
 def check_foreign(images, data: Data, what: str) -> None:
-    """Refuse triggers that are training images; images uint8 (m, 3, 32, 32), `what` begins the error message."""
+    """Refuse triggers that are training images; images uint8 (m, 3, S, S), `what` begins the error message."""
     secret = {image.numpy().tobytes() for image in images}
     same = sum(image.numpy().tobytes() in secret for image in data.train.images)
     if same:
         raise Refusal(f"{what}: {same} training images of -dt {data.name} are triggers too; name another --ewe-source")
 
 
+def patch_size(size: int) -> int:
+    """Height and width of the patch on images of `size` pixels: the authors' 3 of 32."""
+    return max(1, round(PATCH * size / 32))
+
+
 def patch_position(gradient) -> tuple[int, int]:
-    """(row, column) of the 3x3 window with the smallest sum of gradient (..., H, W).
+    """(row, column) of the window of a patch's size with the smallest sum of gradient (..., H, W).
 
     The official code exchanges rows and columns; this one does not.
     """
     g = gradient.reshape(-1, *gradient.shape[-2:]).sum(0)
-    sums = g.unfold(0, PATCH, 1).unfold(1, PATCH, 1).sum((2, 3))
+    side = patch_size(g.shape[-1])
+    sums = g.unfold(0, side, 1).unfold(1, side, 1).sum((2, 3))
     return divmod(int(sums.argmin()), sums.shape[1])
 
 
 def make_triggers(model, source, target, *, label: int, temperatures, steps: int, step_size: float, threshold: float,
                   patch: bool = False):
-    """Phase 2: source (m, 3, 32, 32) in [0, 1] -> triggers of the same shape, entangled with class `label`.
+    """Phase 2: source (m, 3, S, S) in [0, 1] -> triggers of the same shape, entangled with class `label`.
 
-    target        (k, h, 3, 32, 32), images of the class: h for each of the k = ceil(m / h) batches of h triggers. The
+    target        (k, h, 3, S, S), images of the class: h for each of the k = ceil(m / h) batches of h triggers. The
                   last batch is filled up with the first triggers
     temperatures  T of the three layers, (3,)
     steps         rounds; a round first moves away from `label` until at most the share `threshold` of the batch is
                   classified as `label`, then takes one step towards a higher SNNL. `LAST_PUSHES` steps away from
                   `label` follow the last round
     step_size     how far a step moves every pixel
-    patch         first write a 3x3 patch at the place that the SNNL's gradient favours: 1 in the first channel
+    patch         first write a patch at the place that the SNNL's gradient favours: 1 in the first channel
 
     `model` is expected in eval mode and is not changed.
     """
@@ -105,8 +111,8 @@ def make_triggers(model, source, target, *, label: int, temperatures, steps: int
     if patch:
         gradient = sum(snnl_gradient(source[rows], partners).sum(0) for rows, partners in zip(batches, target))
         row, column = patch_position(gradient)
-        source = source.clone()
-        source[:, 0, row : row + PATCH, column : column + PATCH] = 1
+        source, side = source.clone(), patch_size(source.shape[-1])
+        source[:, 0, row : row + side, column : column + side] = 1
     made = torch.empty_like(source)
     bar = tqdm(total=len(target) * steps, desc="making triggers", disable=None, leave=False)
     for rows, partners in zip(batches, target):
