@@ -1,5 +1,6 @@
 """The page of a run, put together."""
 
+import models
 from utils.pages.markup import element
 from utils.pages.page import page, paragraph
 from utils.run_page.judging import judge_family
@@ -53,8 +54,10 @@ def _what_it_is(family: Family) -> str:
     source = family.source
     kind = source.text("train_type")
     watermark = "no watermark" if kind == "none" else f"watermark {kind}"
-    text = (f"This run: data set {source.text('dataset') or '?'}, {source.text('model_type') or '?'} of width "
-            f"{source.text('width') or '?'}, {watermark}, {source.text('num_query') or '?'} triggers")
+    network = source.text("model_type") or "?"
+    network += f" of width {source.text('width') or '?'}" if network in models.NAMES else ""
+    text = (f"This run: data set {source.text('dataset') or '?'}, {network}, {watermark}, "
+            f"{source.text('num_query') or '?'} triggers")
     mixup = source.text("num_mixup")
     text += f", each the mean of {mixup} images" if mixup not in ("", "1") else ""
     done = sum(record.finished for record in family.attacks)
