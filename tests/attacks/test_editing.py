@@ -1,5 +1,7 @@
 """Attacks on a stolen checkpoint through `extraction.py` and `distill.py`."""
 
+import json
+
 import pytest
 import torch
 from commands import good, refused, summary, tree
@@ -51,6 +53,15 @@ def test_margin_at_eps_zero_and_distillation_at_alpha_one_are_soft_extraction(wo
     assert equal(weights(world, "distillation"), soft_weights)
     good("extraction", *steal, "-at", "margin", "--steps", 2, "-admsg", "_ball")
     assert not equal(weights(world, "extraction_ball"), soft_weights)
+
+
+def test_a_thief_may_train_with_adam_at_a_constant_rate(world):
+    good("extraction", "-d", world, *STEAL, "-dmt", "res18", "-at", "soft", "--adam", 0.002, "-admsg", "_adam")
+    run = world / TAKEN / "extraction_adam"
+    assert {json.loads(line)["lr"] for line in (run / "metrics.jsonl").read_text().splitlines()} == {0.002}
+    start, after = weights(world, "extraction_adam", "init"), weights(world, "extraction_adam")
+    assert not equal(start, after) and not equal(after, weights(world, "extraction"))
+    assert "--adam" in refused("extraction", "-d", world, *STEAL, "-at", "finetune", "--adam", 0.002, "-admsg", "_x")
 
 
 def test_prune_and_quantize_report_a_row_for_each_strength(world):

@@ -19,11 +19,24 @@ class ExtractionObjective(Objective):
     loss    one of `attacks.losses` with its numbers filled in
     steps   of ascent that first move each image, within `eps`, to where the source is least sure of its own answer;
             both models see the moved images (Eq. 7; step_size and eps in pixel units)
+    adam    constant rate of Adam; None: SGD with the falling rate of the paper
     """
 
-    def __init__(self, source, loss, needs_labels: bool, steps: int = 0, step_size: float = 0.0, eps: float = 0.0):
+    def __init__(self, source, loss, needs_labels: bool, steps: int = 0, step_size: float = 0.0, eps: float = 0.0,
+                 adam: float | None = None):
         self.source, self.loss, self.needs_labels = source, loss, needs_labels
-        self.ascents, self.step_size, self.eps = steps, step_size, eps
+        self.ascents, self.step_size, self.eps, self.adam = steps, step_size, eps, adam
+        self.static = adam is None  # Adam's count of steps has not been tried in a recording
+
+    def optimizer(self, parameters, lr, weight_decay, fused):
+        """SGD, or Adam with the betas and eps of EWE's authors."""
+        if self.adam is None:
+            return super().optimizer(parameters, lr, weight_decay, fused)
+        return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99), eps=1e-5, weight_decay=weight_decay, fused=fused)
+
+    def rate(self, lr, epoch, epochs):
+        """The falling rate of SGD, or Adam's constant one."""
+        return super().rate(lr, epoch, epochs) if self.adam is None else self.adam
 
     def __call__(self, forward, x, y, picks):
         with torch.no_grad():

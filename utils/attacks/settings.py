@@ -26,6 +26,8 @@ def add_attack_flags(parser: argparse.ArgumentParser) -> None:
                    "first or last half of the layers and clean ones in the others")
     p.add_argument("-dmt", "--model-type", type=models.architecture, default="res18", metavar="NAME",
                    help=f"the surrogate's {ARCHITECTURE_HELP} (res18; attacks that start from a model keep theirs)")
+    p.add_argument("--adam", type=POSITIVE, metavar="RATE",
+                   help="train the surrogate with Adam at this constant rate, as EWE's authors do (1e-3), not with SGD")
     p.add_argument("--width", type=COUNT, default=64, help="channels of the first stage; 64 is the published size")
     p.add_argument("--train-size", type=COUNT, help="use this many images (default: as many as the source)")
     p.add_argument("-admsg", "--additional-message", type=folder_tag, default="", help="tag of the attack's folder")
@@ -79,6 +81,8 @@ def complete_extraction_flags(flags) -> None:
     if flags.on and not edits:
         raise Refusal(f"--on {flags.on}: -at {flags.attack} starts from random weights; --on is for an attack that "
                       "edits")
+    if flags.adam and edits:
+        raise Refusal(f"--adam {flags.adam:g}: -at {flags.attack} trains no new surrogate; leave it out")
     flags.model_type = flags.model_type or ("" if edits else "res18")  # an edited model keeps its architecture
     flags.dataset_source = flags.dataset_source or flags.dataset
     flags.data_dir_source = flags.data_dir_source or flags.data_dir
@@ -89,7 +93,7 @@ def complete_extraction_flags(flags) -> None:
 def distillation(flags) -> Extraction:
     """The attack of distill.py (Eq. 6)."""
     loss = partial(distill_loss, alpha=flags.alpha, temperature=flags.temp)
-    return Extraction("distill", loss, True, flags.model_type, flags.width)
+    return Extraction("distill", loss, True, flags.model_type, flags.width, adam=flags.adam)
 
 
 def extraction(flags) -> Extraction | FineTuning | Sweep:
@@ -102,4 +106,4 @@ def extraction(flags) -> Extraction | FineTuning | Sweep:
     loss, needs_labels = extraction_loss(flags.attack, flags.alpha)
     steps = flags.steps if flags.attack == "margin" else 0
     return Extraction(flags.attack, loss, needs_labels, flags.model_type, flags.width, steps, flags.step_size / 255,
-                      flags.eps / 255)
+                      flags.eps / 255, flags.adam)

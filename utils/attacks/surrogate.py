@@ -26,6 +26,7 @@ class Extraction:
 
     loss                   one of `attacks.losses` with its numbers filled in
     steps, step_size, eps  the ascent of Eq. 7, in pixel units; none with steps = 0
+    adam                   constant rate of Adam; None: the paper's SGD
     """
 
     name: str
@@ -36,6 +37,7 @@ class Extraction:
     steps: int = 0
     step_size: float = 0.0
     eps: float = 0.0
+    adam: float | None = None
 
     on = ""  # it edits no model
 
@@ -60,7 +62,7 @@ class Extraction:
             model = synchronize_batchnorm(models.place(model, theft.device))
             source = autocast_forward(theft.source, training.amp, training.compile)
             ascent = self.steps, self.step_size, self.eps
-            return model, ExtractionObjective(source, self.loss, self.needs_labels, *ascent)
+            return model, ExtractionObjective(source, self.loss, self.needs_labels, *ascent, self.adam)
 
         train_surrogate(theft, build, self.model_type)
         if is_chief():
