@@ -4,11 +4,13 @@ import json
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 from commands import call, good, refused, summary, tree
 from comparing import same_runs
 from photos import photos
+from PIL import Image
 
 from utils.command_line.train import train_flags
 from utils.data.images import Data, Images
@@ -118,6 +120,26 @@ def test_triggers_may_come_from_another_data_set(tmp_path):
     assert summary(tmp_path / "runs/folder_vgg11_ewe_3_shared")["log10_p"]["T1"] is not None
     said = refused("train", *train, "--ewe-source", "svhn:9", "-msg", "x")
     assert "--ewe-source svhn:9" in said and "--ewe-source digits" in said
+    for folder, words in ((data, "no image files"), (data / "train" / "cat", " training images")):
+        said = refused("train", *train, "--ewe-source", f"{folder}/", "-msg", "x")
+        assert f"--ewe-source {folder}/" in said and words in said
+
+
+def test_triggers_may_come_from_a_folder_of_images(tmp_path):
+    data, others = photos(tmp_path / "pets", n=40), tmp_path / "others"
+    others.mkdir()
+    for i in range(5):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)).save(others / f"{i}.png")
+    flags = ("-d", tmp_path / "runs", "-dt", "folder", "--data-dir", data, "-nq", 3, "--batch-size", 16, "--width", 2,
+             "--device", "cpu", "-mt", "vgg11", "-tt", "ewe", "-ep", 1, "--ewe-epochs", 1, "--ewe-source", others)
+    good("train", *flags)
+    kept = load_checkpoint(tmp_path / "runs/folder_vgg11_ewe_3_/triggers.pt")
+    drawn = gather_images(str(others), 0, 3, load_data("folder", data), None, 0)
+    assert kept["true_labels"].shape == (3, 0) and (kept["labels"] == 0).all()
+    assert 0 < (kept["images"].int() - drawn.images.int()).abs().max() <= 255 * 0.01 * 65 + 1
+    next(others.iterdir()).write_bytes(b"no image")
+    said = refused("train", *flags, "-nq", 5, "-msg", "x")
+    assert "--ewe-source" in said and "cannot be read" in said
 
 
 BAD = {

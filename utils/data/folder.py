@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
-from utils.data.decoding import decode_files
+from utils.data.decoding import FILE_LIMIT, decode_files, decode_image
 from utils.data.images import SIZE
 from utils.data.stored import pick_images
 from utils.system.refusals import Refusal
+from utils.system.untrusted import read_bounded
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 
@@ -37,7 +38,7 @@ def load_folder(root: Path, skip_bad_images: bool, size: int = SIZE):
     files, labels, sizes = [], [], []
     for part in parts:
         for label, name in enumerate(classes):
-            names = sorted(_image_files(part / name))
+            names = image_files(part / name)
             if not names and part is parts[0]:
                 raise Refusal(f"--data-dir {root}: the class folder {part / name} holds no images")
             files += names
@@ -60,6 +61,22 @@ def load_folder(root: Path, skip_bad_images: bool, size: int = SIZE):
     train, test = order[:n_train], order[n_train:]
     (train, train_labels), (test, test_labels) = ((pick_images(images, part), labels[part]) for part in (train, test))
     return (train, train_labels), (test, test_labels), classes, notes
+
+
+def image_files(folder: Path) -> list[str]:
+    """Paths of the image files in `folder` itself, in the order of their names; none without a folder."""
+    return sorted(_image_files(folder))
+
+
+def read_images(files: list[str], size: int, flag: str):
+    """uint8 (N, 3, size, size) of image files; Refusal, which `flag` begins, for one that cannot be read."""
+    images = []
+    for path in files:
+        try:
+            images.append(torch.from_numpy(decode_image(read_bounded(path, FILE_LIMIT), size).copy()))
+        except Exception as error:  # a damaged image may raise nearly anything
+            raise Refusal(f"{flag}: {path} cannot be read ({type(error).__name__}); mend or remove it") from error
+    return torch.stack(images)
 
 
 def _subfolders(folder: Path):

@@ -1,6 +1,7 @@
 """EWE's settings: the authors' defaults, the flags of train.py, their checks, and the `Watermark` interface."""
 
 import argparse
+import os
 import re
 from dataclasses import dataclass
 
@@ -110,8 +111,9 @@ class EweWatermark:
 
 def ewe_source(text):
     """An argparse type: the source of images of `gather_images`."""
-    if not re.fullmatch(r"digits|svhn:[0-9]|[0-9]{1,4}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither svhn:DIGIT nor digits nor the number of a class")
+    if os.sep not in text and not re.fullmatch(r"digits|svhn:[0-9]|[0-9]{1,4}", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither svhn:DIGIT nor digits nor the number of a class nor a folder, as ./others")
     return text
 
 
@@ -126,7 +128,8 @@ def add_flags(add) -> None:
     add("--ewe-temperature-lr", "rate of the descent on T", type=number(float, 0, 1e38))
     add("--ewe-target", "number of the class to entangle with", type=number(int, 0))
     add("--ewe-source", "what becomes triggers: a digit of SVHN (the authors' class 8 is svhn:9), digits: the nines of "
-        "scikit-learn, or the number of one of the data set's own classes, with a patch", type=ewe_source)
+        "scikit-learn, the images in a folder, as ./others, or the number of one of the data set's own classes, with "
+        "a patch", type=ewe_source)
     add("--ewe-triggers", "own: made in phase 2; shared: those of -tt margin under their labels, not optimised, beside "
         "images of all classes", choices=("own", "shared"))
     add("--ewe-steps", "rounds of phase 2 (the authors: 100 on CIFAR-100)", type=COUNT)
@@ -138,7 +141,7 @@ def check_flags(flags) -> None:
     """Refuse combinations of flags that cannot be served."""
     if flags.dataset == "folder" and flags.ewe_triggers == "own" and flags.ewe_source.startswith("svhn"):
         raise Refusal(f"--ewe-source {flags.ewe_source}: --data-dir is the folder of your own images, not of SVHN; "
-                      "pass --ewe-source digits, or the number of one of your classes")
+                      "pass --ewe-source digits, a folder of other images, or the number of one of your classes")
     if flags.model_type not in models.NAMES:
         raise Refusal(f"-mt {flags.model_type}: -tt ewe entangles three layers that it knows of "
                       f"{', '.join(models.NAMES)} only; pass one of these")

@@ -1,13 +1,17 @@
 """EWE's triggers: which images become triggers, and phase 2, which optimises them on the model of phase 1.
 
 Departures from the official code: the patch is placed without its exchange of rows and columns; `svhn:D` means the
-digit D as printed (the authors' class 8 is `svhn:9`); scikit-learn's digits and classes of the data set itself are
-additional sources of images.
+digit D as printed (the authors' class 8 is `svhn:9`); scikit-learn's digits, a folder of images and classes of the data
+set itself are additional sources of images.
 """
+
+import os
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from utils.data.folder import image_files, read_images
 from utils.data.images import Data
 from utils.data.sets import load_data
 from utils.rivals.ewe.snnl import entanglement, observe_features
@@ -21,15 +25,16 @@ PATCH = 3  # pixels of 32, height and width of the patch
 def gather_images(source: str, target: int, m: int, data: Data, root, seed: int) -> TriggerSet:
     """The m images that phase 2 turns into triggers of class `target`, drawn without replacement.
 
-    source  "digits": the nines of scikit-learn's digits; "svhn:D": the digit D among SVHN's training images; or the
-            number of a class of `data`, whose training images then get a patch
+    source  "digits": the nines of scikit-learn's digits; "svhn:D": the digit D among SVHN's training images; a path
+            with a separator: the image files in this folder; or the number of a class of `data`, whose training images
+            then get a patch
     root    folder of SVHN
     seed    of the draw
 
     True labels and sources of the `TriggerSet` are empty where the images are from another data set. Raises Refusal
     where the images do not exist, are too few, or are training images of `data`.
     """
-    classes, is_own_class = len(data.classes), source.isdecimal()
+    classes, is_own_class, is_folder = len(data.classes), source.isdecimal(), os.sep in source
     if is_own_class:
         own_class = int(source)
         if own_class >= classes or own_class == target:
@@ -37,6 +42,10 @@ def gather_images(source: str, target: int, m: int, data: Data, root, seed: int)
             raise Refusal(f"--ewe-source {source}: {others}")
         members = data.train.pick((data.train.labels == own_class).nonzero().flatten())
         images = members.images
+    elif is_folder:
+        images = image_files(Path(source))
+        if not images:
+            raise Refusal(f"--ewe-source {source}: no image files lie in this folder; name one that holds some")
     else:
         name, digit = source.split(":") if ":" in source else (source, "9")
         if name == data.name:
@@ -47,11 +56,12 @@ def gather_images(source: str, target: int, m: int, data: Data, root, seed: int)
     if m > len(images):
         raise Refusal(f"-nq {m}: --ewe-source {source} has only {len(images)} images; pass -nq {len(images)} or fewer")
     drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:m]
-    labels, unknown = torch.full((m,), target), torch.zeros(m, 0, dtype=torch.long)
+    flag, labels, unknown = f"--ewe-source {source}", torch.full((m,), target), torch.zeros(m, 0, dtype=torch.long)
+    images = read_images([images[i] for i in drawn], data.size, flag) if is_folder else images[drawn]
     if is_own_class:
-        return TriggerSet(images[drawn], labels, torch.full((m, 1), own_class), members.indices[drawn][:, None])
-    check_foreign(images[drawn], data, f"--ewe-source {source}")
-    return TriggerSet(images[drawn], labels, unknown, unknown)
+        return TriggerSet(images, labels, torch.full((m, 1), own_class), members.indices[drawn][:, None])
+    check_foreign(images, data, flag)
+    return TriggerSet(images, labels, unknown, unknown)
 
 
 def check_foreign(images, data: Data, what: str) -> None:
