@@ -23,6 +23,7 @@ SAME = ("dataset", "dataset_source", "model", "width", "epochs", "train_size", "
 SEEDS = ("seed", "message", "additional_message", "source_checkpoint")
 # flags that runs from before them do not have, when they are off
 NEWER = {"trigger_strategy": None, "label_choices": None, "carriers": None, "init": None, "image_size": None}
+NEWER_OF_ATTACKS = {"image_size": None, "adam": None}
 # -tt -> its name in the table; the rows are in this order
 WATERMARK_NAMES = {"none": "no watermark", "base": "ERM", "margin": "margin", "ewe": "EWE", "rs": "RS"}
 
@@ -55,7 +56,7 @@ def collect_rows(folder: Path, last: bool = False) -> list[dict]:
             if summary["role"] != "surrogate":
                 settings = {"embed_features": 0.0} | NEWER | settings  # runs may be older than these flags
             if summary["role"] == "surrogate":  # copies of different sources have different rows
-                source = source_settings(path.parent).items()
+                source, settings = source_settings(path.parent).items(), NEWER_OF_ATTACKS | settings
                 settings["source"] = {k: v for k, v in source if k not in SEEDS and (k, v) not in NEWER.items()}
             key = (watermark, role, summary.get("teacher_bn", statistics_name), json.dumps(settings, sort_keys=True))
             groups.setdefault(key, []).append((figures, summary, run))

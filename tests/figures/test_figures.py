@@ -56,6 +56,9 @@ def test_runs_that_differ_in_the_seed_share_a_row(tmp_path):
     for seed, settings in ((1, {"num_query": 50}), (2, {"num_query": 50} | off)):
         (tmp_path / f"s{seed}" / "run.json").write_text(json.dumps({"settings": settings}))
     assert sorted(row["seeds"] for row in collect_rows(tmp_path)) == [[1], [1, 2]]
+    about["settings"] |= {"image_size": None, "adam": None}  # flags of extraction.py that the copy of s1 is older than
+    (tmp_path / "s2" / "extraction" / "run.json").write_text(json.dumps(about))
+    assert sorted(row["seeds"] for row in collect_rows(tmp_path)) == [[1], [1, 2]]
     about["settings"]["data_sha256"] = "of other images"
     (tmp_path / "s2" / "extraction" / "run.json").write_text(json.dumps(about))
     assert sorted(row["seeds"] for row in collect_rows(tmp_path)) == [[1], [1], [2]]

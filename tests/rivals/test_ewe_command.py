@@ -120,18 +120,30 @@ def test_triggers_may_come_from_another_data_set(tmp_path):
     assert summary(tmp_path / "runs/folder_vgg11_ewe_3_shared")["log10_p"]["T1"] is not None
     said = refused("train", *train, "--ewe-source", "svhn:9", "-msg", "x")
     assert "--ewe-source svhn:9" in said and "--ewe-source digits" in said
-    for folder, words in ((data, "no image files"), (data / "train" / "cat", " training images")):
+    for folder, words in ((data, "no image files"), (data / "train" / "cat", " training images"),
+                          (data / "test" / "cat", " test images")):
         said = refused("train", *train, "--ewe-source", f"{folder}/", "-msg", "x")
         assert f"--ewe-source {folder}/" in said and words in said
 
 
-def test_triggers_may_come_from_a_folder_of_images(tmp_path):
-    data, others = photos(tmp_path / "pets", n=40), tmp_path / "others"
+def test_triggers_may_come_from_a_folder_of_images(tmp_path, monkeypatch):
+    data, others = photos(tmp_path / "pets", n=40), tmp_path / "svhn_like"
+    whole = EntangledObjective.__call__
     others.mkdir()
     for i in range(5):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)).save(others / f"{i}.png")
     flags = ("-d", tmp_path / "runs", "-dt", "folder", "--data-dir", data, "-nq", 3, "--batch-size", 16, "--width", 2,
              "--device", "cpu", "-mt", "vgg11", "-tt", "ewe", "-ep", 1, "--ewe-epochs", 1, "--ewe-source", others)
+    with monkeypatch.context() as patched:
+        stop = lambda *args: os.kill(os.getpid(), signal.SIGTERM) or whole(*args)
+        patched.setattr(EntangledObjective, "__call__", stop)
+        assert call("train", *flags).status == 143
+    (others / "0.png").rename(tmp_path / "0.png")
+    (others / "1.png").rename(others / "0.png")
+    done = call("train", *flags)
+    assert done.status == 2 and "--ewe-source" in done.err and "began with" in done.err
+    (others / "0.png").rename(others / "1.png")
+    (tmp_path / "0.png").rename(others / "0.png")
     good("train", *flags)
     kept = load_checkpoint(tmp_path / "runs/folder_vgg11_ewe_3_/triggers.pt")
     drawn = gather_images(str(others), 0, 3, load_data("folder", data), None, 0)

@@ -27,7 +27,8 @@ def add_attack_flags(parser: argparse.ArgumentParser) -> None:
     p.add_argument("-dmt", "--model-type", type=models.architecture, default="res18", metavar="NAME",
                    help=f"the surrogate's {ARCHITECTURE_HELP} (res18; attacks that start from a model keep theirs)")
     p.add_argument("--adam", type=POSITIVE, metavar="RATE",
-                   help="train the surrogate with Adam at this constant rate, as EWE's authors do (1e-3), not with SGD")
+                   help="train the surrogate with Adam at this constant rate (EWE's authors: 1e-3), not with SGD at "
+                   "--lr")
     p.add_argument("--width", type=COUNT, default=64, help="channels of the first stage; 64 is the published size")
     p.add_argument("--train-size", type=COUNT, help="use this many images (default: as many as the source)")
     p.add_argument("-admsg", "--additional-message", type=folder_tag, default="", help="tag of the attack's folder")

@@ -92,7 +92,7 @@ def _check_finite(model, loss: float, epoch: int) -> None:
     """Refuse a loss or weights that are not finite; no loss of its epoch shows what the last step did."""
     if not math.isfinite(loss) or not all(bool(t.isfinite().all()) for t in model.state_dict().values()):
         raise Refusal(
-            f"the loss is not finite in epoch {epoch + 1}: pass a lower --lr or -v with another message; "
+            f"the loss is not finite in epoch {epoch + 1}: pass a lower --lr, --adam or -v with another message; "
             "the last good checkpoint is intact"
         )
 

@@ -8,6 +8,7 @@ standardisation of each image), and shuffled again in every epoch of phase 3; th
 cross-entropy without the 1e-12 inside its logarithm; a lower bound on the temperatures.
 """
 
+import hashlib
 import math
 
 import torch
@@ -183,15 +184,24 @@ class EntangledObjective(Objective):
         self._use_triggers(self.keep_triggers(TriggerSet(pixels, *self.initial[1:])))
 
     def state(self) -> dict:
-        """The temperatures, and the images of the triggers once phase 2 has made them."""
-        triggers = {"images": self.triggers.images} if self.made and self.triggers is not None else {}
-        return {"temperatures": self.temperatures.cpu(), **triggers}
+        """The temperatures, and the images of the triggers once phase 2 has made them; before, a digest of theirs."""
+        state = {"temperatures": self.temperatures.cpu()}
+        if self.made:
+            made = self.triggers is not None
+            state |= {"images": self.triggers.images} if made else {"source_sha256": self._source_sha256()}
+        return state
 
     def restore(self, state: dict) -> None:
-        """Take back what `state()` gave."""
+        """Take back what `state()` gave; Refusal where the images to become triggers are not those of the beginning."""
+        if state.get("source_sha256", self._source_sha256()) != self._source_sha256():
+            raise Refusal("--ewe-source: these are not the images that the run began with; bring them back, or begin "
+                          "anew with --overwrite")
         self.temperatures = state["temperatures"].to(self.batches.device)
         if "images" in state:
             self._use_triggers(TriggerSet(state["images"], *self.initial[1:]))
+
+    def _source_sha256(self) -> str:
+        return hashlib.sha256(self.initial.images.numpy()).hexdigest()
 
     # ---- one step ----
 

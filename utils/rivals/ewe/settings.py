@@ -139,7 +139,7 @@ def add_flags(add) -> None:
 
 def check_flags(flags) -> None:
     """Refuse combinations of flags that cannot be served."""
-    if flags.dataset == "folder" and flags.ewe_triggers == "own" and flags.ewe_source.startswith("svhn"):
+    if flags.dataset == "folder" and flags.ewe_triggers == "own" and flags.ewe_source.startswith("svhn:"):
         raise Refusal(f"--ewe-source {flags.ewe_source}: --data-dir is the folder of your own images, not of SVHN; "
                       "pass --ewe-source digits, a folder of other images, or the number of one of your classes")
     if flags.model_type not in models.NAMES:

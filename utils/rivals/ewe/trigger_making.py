@@ -65,11 +65,16 @@ def gather_images(source: str, target: int, m: int, data: Data, root, seed: int)
 
 
 def check_foreign(images, data: Data, what: str) -> None:
-    """Refuse triggers that are training images; images uint8 (m, 3, S, S), `what` begins the error message."""
+    """Refuse triggers that are images of `data`, for training, validation or test.
+
+    images uint8 (m, 3, S, S); `what` begins the error message.
+    """
     secret = {image.numpy().tobytes() for image in images}
-    same = sum(image.numpy().tobytes() in secret for image in data.train.images)
-    if same:
-        raise Refusal(f"{what}: {same} training images of -dt {data.name} are triggers too; name another --ewe-source")
+    for kind, part in (("training", data.train), ("validation", data.held_out), ("test", data.test)):
+        same = sum(image.numpy().tobytes() in secret for image in part.images)
+        if same:
+            raise Refusal(f"{what}: {same} {kind} images of -dt {data.name} are triggers too; "
+                          "name another --ewe-source")
 
 
 def patch_size(size: int) -> int:
