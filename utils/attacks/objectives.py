@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import models
-from utils.training.objective import Objective, PlainObjective, batch_accuracy
+from utils.training.objective import Objective, PlainObjective, batch_accuracy, ewe_adam
 from utils.watermark.ascent import ascend
 
 # published fine-tuning attacks -> (train the last layer alone, re-initialise it)
@@ -32,7 +32,7 @@ class ExtractionObjective(Objective):
         """SGD, or Adam with the betas and eps of EWE's authors."""
         if self.adam is None:
             return super().optimizer(parameters, lr, weight_decay, fused)
-        return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99), eps=1e-5, weight_decay=weight_decay, fused=fused)
+        return ewe_adam(parameters, lr, weight_decay, fused)
 
     def rate(self, lr, epoch, epochs):
         """The falling rate of SGD, or Adam's constant one."""

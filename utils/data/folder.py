@@ -65,7 +65,10 @@ def load_folder(root: Path, skip_bad_images: bool, size: int = SIZE):
 
 def image_files(folder: Path) -> list[str]:
     """Paths of the image files in `folder` itself, in the order of their names; none without a folder."""
-    return sorted(_image_files(folder))
+    if not folder.is_dir():
+        return []
+    return sorted(entry.path for entry in os.scandir(folder)
+                  if entry.name.lower().endswith(IMAGE_ENDINGS) and not entry.name.startswith("."))
 
 
 def read_images(files: list[str], size: int, flag: str):
@@ -81,13 +84,3 @@ def read_images(files: list[str], size: int, flag: str):
 
 def _subfolders(folder: Path):
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _image_files(folder: Path):
-    if not folder.is_dir():
-        return []
-    return [
-        entry.path
-        for entry in os.scandir(folder)
-        if entry.name.lower().endswith(IMAGE_ENDINGS) and not entry.name.startswith(".")
-    ]

@@ -70,6 +70,11 @@ class PlainObjective(Objective):
         return loss, {"loss": loss.detach(), "train_accuracy": batch_accuracy(logits, y)}
 
 
+def ewe_adam(parameters, lr, weight_decay: float, fused: bool):
+    """Adam with the betas and eps of EWE's authors, who train sources and copies so (Jia et al., 2021)."""
+    return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99), eps=1e-5, weight_decay=weight_decay, fused=fused)
+
+
 def batch_accuracy(logits, y):
     """Share of a batch that is classified as y, a scalar tensor; nothing waits for the device."""
     return (logits.detach().argmax(1) == y).float().mean()

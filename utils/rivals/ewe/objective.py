@@ -18,7 +18,7 @@ from utils.data.batches import Batches
 from utils.rivals.ewe.snnl import entanglement, observe_features, temperature_step
 from utils.rivals.ewe.trigger_making import make_triggers
 from utils.system.refusals import Refusal
-from utils.training.objective import Objective, batch_accuracy
+from utils.training.objective import Objective, batch_accuracy, ewe_adam
 from utils.watermark.running_statistics import RunningStatistics
 from utils.watermark.triggers import TriggerSet
 
@@ -120,7 +120,7 @@ class EntangledObjective(Objective):
 
     def optimizer(self, parameters, lr, weight_decay: float, fused: bool):
         """Adam with the authors' betas and eps."""
-        return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99), eps=1e-5, weight_decay=weight_decay, fused=fused)
+        return ewe_adam(parameters, lr, weight_decay, fused)
 
     def rate(self, lr: float, epoch: int, epochs: int) -> float:
         """Constant, as in the authors' code."""
