@@ -1,7 +1,7 @@
 """`python -m figures.rows DIR`: every finished run below a folder as rows of one table, seeds side by side.
 
 Runs share a row if they differ only in the seed, in tags and in which source they stole. A row has the mean ± standard
-deviation of the test accuracies, the hits and log10 p (T1) of each seed, and the harmonic mean of the p-values over
+deviation of the test accuracies, the hits and log10 p (T1, T1p) of each seed, and the harmonic mean of p over
 seeds, as the paper aggregates them (not valid for a decision). `--last` evaluates the triggers on the last checkpoints
 instead of those that the runs chose; `--out NAME` also writes NAME.md and NAME.json.
 """
@@ -74,7 +74,8 @@ def _row(watermark, role, statistics_name, group) -> dict:
         "watermark": watermark, "role": role, "statistics": statistics_name, "seeds": [s["seed"] for s in summaries],
         "test_accuracy": [f["test_accuracy"] for f in figures],
         "trigger_hits": [f["trigger_hits"] for f in figures], "trigger_size": figures[0]["trigger_size"],
-        "log10_T1": t1, "log10_T1_conservative": [f["log10_p"]["T1_conservative"] for f in figures],
+        "log10_T1": t1, "log10_T1p": [f["log10_p"].get("T1p") for f in figures],
+        "log10_T1_conservative": [f["log10_p"]["T1_conservative"] for f in figures],
         "log10_T1_harmonic_mean": None if None in t1 else pvalues.harmonic_mean(t1),
         "commands": [" ".join(run["command"]) for run in runs],
         **{name: summaries[0].get(name) for name in SAME if name != "trigger_size"},
@@ -95,15 +96,15 @@ def figures_at_last(run: Path) -> list[dict]:
 
 def markdown_table(rows: list[dict]) -> str:
     """The rows as a Markdown table; accuracies in per cent."""
-    lines = ["| watermark | role | statistics | seeds | test % | triggers | log10 p (T1) | T1 cons. | harmonic mean |",
-             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+    lines = ["| watermark | role | statistics | seeds | test % | triggers | T1 | T1p | T1 cons. | harmonic mean |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     for row in rows:
         accuracy = [100 * a for a in row["test_accuracy"] if a is not None]
         mean = f"{statistics.mean(accuracy):.2f}" if accuracy else "-"
         spread = f" ± {statistics.stdev(accuracy):.2f}" if len(accuracy) > 1 else ""
         hits = ", ".join(f"{k}/{row['trigger_size']}" for k in row["trigger_hits"])
         cells = [row["watermark"], row["role"], row["statistics"], len(row["seeds"]),
-                 f"{mean}{spread}", hits, join_numbers(row["log10_T1"]),
+                 f"{mean}{spread}", hits, join_numbers(row["log10_T1"]), join_numbers(row["log10_T1p"]),
                  join_numbers(row["log10_T1_conservative"]), join_numbers([row["log10_T1_harmonic_mean"]])]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)

@@ -75,8 +75,8 @@ def _row(about, statistics, source, attack, accuracy, answers, run, model=None) 
     return {
         **about, "statistics": statistics, "source_accuracy": source["test_accuracy"], "attack": attack, "copy": model,
         "copy_accuracy": accuracy, "hits": answers["trigger_hits"], "m": answers["trigger_size"],
-        "log10_p": answers["log10_p"]["T1"], "command": "python " + shlex.join(run["command"]),
-        "started": run.get("started"),
+        "log10_p": answers["log10_p"]["T1"], "log10_p_scores": answers["log10_p"].get("T1p"),
+        "command": "python " + shlex.join(run["command"]), "started": run.get("started"),
     }
 
 

@@ -58,11 +58,15 @@ class RunStep(NamedTuple):
 
     @property
     def report_due(self) -> bool:
-        """Whether the run is finished, and its benign runs too, but its report was made before they were.
+        """Whether the run is finished, but its report was made before T1p or before its benign runs were finished.
 
-        The full command then only makes the report anew.
+        The full command then only makes the report anew, from the checkpoints.
         """
-        if not self.reports or not self.finished or not all(step.finished for step in self.reports):
+        if not self.finished:
+            return False
+        if "T1p" not in self.result().get("log10_p", {"T1p": None}) and (self.folder / "checkpoints").is_dir():
+            return True
+        if not self.reports or not all(step.finished for step in self.reports):
             return False
         named = {row.get("model") for row in self.result().get("rows", [])}
         return not all(f"benign {step.folder.name}" in named for step in self.reports)

@@ -7,7 +7,7 @@ Needs the standard library alone, because Snakemake reads it in an environment o
 """
 
 from figures.paper.commands import RunCommands, RunStep
-from utils.published.numbers import ACC, MODELS, TRIG, P
+from utils.published.numbers import ACC, MODELS, P_SCORES, TRIG, P
 
 
 def table_cells(name: str, runs: RunCommands) -> dict:
@@ -31,6 +31,11 @@ def trigger_percent(result):
 def t1_log10_p(result):
     """log10 p of T1."""
     return result["log10_p"]["T1"]
+
+
+def t1p_log10_p(result):
+    """log10 p of T1p; None in a report from before that test."""
+    return result["log10_p"].get("T1p")
 
 
 def benign_trigger_percent(result):
@@ -63,7 +68,7 @@ def rival_log10_p(i):
 WATERMARKS = {
     "EWE": ("ewe", {ACC: accuracy_percent, TRIG: trigger_percent}),
     "RS": ("rs", {ACC: accuracy_percent, TRIG: trigger_percent}),
-    "margin": ("margin", {ACC: accuracy_percent, TRIG: trigger_percent, P: t1_log10_p}),
+    "margin": ("margin", {ACC: accuracy_percent, TRIG: trigger_percent, P: t1_log10_p, P_SCORES: t1p_log10_p}),
 }
 
 
@@ -99,7 +104,7 @@ def _control_cells(runs, label) -> dict:
     """Rows that the paper's Table 2 has not: ERM and the margin source with clean statistics, a soft copy of each."""
     erm = lambda seed: runs.source(seed, "base")
     cells = {}
-    for column, value in {ACC: accuracy_percent, TRIG: trigger_percent, P: t1_log10_p}.items():
+    for column, value in WATERMARKS["margin"][1].items():
         cells[f"{label} ERM, source", column] = (erm, value)
         cells[f"{label} ERM, soft", column] = (lambda seed: runs.named(erm(seed))["soft"], value)
         cells[f"{label} margin with clean statistics, source", column] = (runs.source, of_clean_statistics(value))

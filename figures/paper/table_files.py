@@ -9,7 +9,7 @@ from pathlib import Path
 
 from figures.paper.commands import RunCommands
 from utils.ownership import pvalues
-from utils.published.numbers import P
+from utils.published.numbers import P_SCORES, P
 
 
 def measure_cell(cell, runs: RunCommands) -> dict:
@@ -26,7 +26,7 @@ def show_cell(values, column=None) -> str:
     """A cell's values as text: mean ± sd (n); log10 p-values by the harmonic mean of p, as in the paper."""
     if not values:
         return "not run"
-    if column == P:
+    if column in (P, P_SCORES):
         return f"{pvalues.harmonic_mean(values):.2f} ({len(values)})"
     digits = 4 if "margin" in (column or "") or "energy" in (column or "") else 2
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
@@ -58,8 +58,8 @@ def write_table(name: str, runs: RunCommands, out: Path, made: dict, paper: dict
         command = f"`{row['command']}`" if row["values"] else "not run"
         lines.append(f"| {row['row']} | {row['column']} | {show_paper_cell(row['paper'])} | {ours} | {command} |")
     if any(row["column"] == P for row in rows):
-        lines += ["", "log10 p of trigger sets is T1 as the owner reads it; what a stranger asks besides is in "
-                  "docs/verification.md."]
+        lines += ["", "log10 p of trigger sets is T1, of the answers, and T1p, of the probabilities, as the owner "
+                  "reads them; what a stranger asks besides is in docs/verification.md."]
     if name in ("table2", "table3"):
         lines += ["", "EWE, RS, DI and EEF differ from their authors' settings in the six points that docs/rivals.md "
                   "numbers; a profile's own sizes stand in the commands."]

@@ -19,7 +19,7 @@ from utils.ownership.label_origin import label_origin
 from utils.ownership.owner import Owner, read_owner
 from utils.ownership.suspect_list import KINDS, decide_together, read_suspects, suspects_table
 from utils.ownership.timestamp_token import TOKEN_FILE, check_token
-from utils.ownership.verdict import OwnershipCase
+from utils.ownership.verdict import EXACT, OwnershipCase
 from utils.runs.architecture import add_named_architectures
 from utils.system.files import check_output_file, write_atomically, write_json
 from utils.system.flags import number
@@ -55,6 +55,7 @@ class ClaimCommand:
     tsa_ca: str | None
     image_timestamp: Path | None
     trust_owner: bool
+    test: str
     auditor: str | None
     json: Path | None
     plot: Path | None
@@ -79,6 +80,9 @@ def add_claim(parts) -> None:
     c.add_argument("--benign", nargs="+", default=[], metavar="RUN", help="the bank: models that know no watermark")
     c.add_argument("--alpha", type=alpha_level, default=1e-3,
                    help="largest probability of a false claim (default: 0.001)")
+    c.add_argument("--test", choices=EXACT, default="both",
+                   help="the exact test that decides, named before the suspect is asked: T1 counts answers, T1p weighs "
+                   "probabilities; both doubles the smaller p, and is T1 alone where a suspect gives labels (default)")
     c.add_argument("--allow-missing", action="store_true", help="count triggers without an answer as misses")
     c.add_argument("--leave-out-missing", action="store_true",
                    help="leave them out of T1 instead: exact if it was the suspect who refused, as you saw yourself")
@@ -223,5 +227,5 @@ def _owners_case(claim: ClaimCommand, owner: Owner, suspects: list[Suspect]) -> 
         runs += auditor.bank
     bank = bank_answers(runs, owner, suspects)
     case = OwnershipCase(owner.triggers, classes, commitment, bank, claim.alpha, not claim.trust_owner, audit, origin,
-                         not claim.leave_out_missing)
+                         not claim.leave_out_missing, claim.test)
     return case, stamps

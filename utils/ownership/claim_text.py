@@ -33,11 +33,12 @@ def claim_text(report: dict) -> str:
     lines.append(f"hits         {report['hits']} of {report['triggers']}, {report['answered']} answered")
     if report["before"]:
         lines.append(f"{'':<13}{report['before']}")
-    titles = {"T1": "label randomisation", "T2": "benign rate", "T3": "paired t", "T4": "rank among benign"}
+    titles = {"T1": "label randomisation", "T1p": "score randomisation", "T2": "benign rate", "T3": "paired t",
+              "T4": "rank among benign"}
     for name, test in report["tests"].items():
         value = f"log10 p = {test['log10_p']:.2f}" if test["why_not"] is None else f"does not apply: {test['why_not']}"
         lines.append(f"{name:<13}{value} ({titles[name]})" if test["why_not"] is None else f"{name:<13}{value}")
-        if name == "T1" and report["stranger_log10_p"] is not None:
+        if name == "T1p" and report["stranger_log10_p"] is not None:
             lines.append(f"{'':<13}log10 p = {report['stranger_log10_p']:.2f} for who does not trust the owner")
     if s["decision"] == "does not apply":
         lines.append("sequential test does not apply")

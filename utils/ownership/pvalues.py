@@ -1,7 +1,8 @@
 """Tests on a suspect's answers to the triggers: is it a copy? All results are log10 of a p-value.
 
-A claim should rest on the exact test T1, `label_randomisation`. The paper does not say how its p-values (Table 2)
-were computed, and its code contains no test; `subset` gives numbers that are comparable with them.
+A claim should rest on the exact tests: T1, `label_randomisation`, on the answers, and T1p, `score_randomisation`, on
+the probabilities. Who runs both doubles the smaller p, `either`. The paper does not say how its p-values (Table 2) were
+computed, and its code contains no test; `subset` gives numbers that are comparable with them.
 
 scipy.stats.binomtest and ttest_rel underflow to 0 below about 1e-308 and give no log10 p; the functions here add up
 logarithms.
@@ -10,10 +11,12 @@ logarithms.
 import math
 
 import numpy as np
-from scipy import special, stats
+from scipy import optimize, signal, special, stats
 
 LOG10 = math.log(10)
 RESOLVED = 1e-7  # resolution of probabilities and scores computed in float32
+FLOOR, GRID = 1e-6, 8  # smallest probability that T1p tells from 0; steps in a factor of e
+ROUNDING = 1e-13  # bound of the error that a convolution of two distributions adds to any of its terms
 
 
 def binomial(k: int, n: int, p: float) -> float:
@@ -80,6 +83,107 @@ def chances(true, classes: int, candidates=None):
         return np.full(len(candidates), 1 / np.asarray(candidates).shape[1])
     wrong = classes - np.array([len(set(row)) for row in np.asarray(true).tolist()], dtype=int)
     return 1 / np.maximum(wrong, 1)
+
+
+def score_randomisation(probabilities, assigned, true, candidates=None) -> float:
+    """T1p, exact: log10 of the probability that a model which knows nothing of the assigned labels rates them as high.
+
+    probabilities  (m, C) the suspect's answers; a row is used through `label_scores` alone
+    assigned, true, candidates  as in `label_randomisation`
+
+    H0 is that of T1. Let A_i be the labels that trigger i's was drawn from, and v_i(c) a number for each c in A_i that
+    depends on the suspect's answer alone. Given the answers, S = sum_i v_i(y_i) is under H0 a sum of independent draws,
+    the i-th uniform over the known numbers v_i(c), c in A_i, whatever the suspect is. So p = P(sum_i v_i(Y_i) >= S) is
+    as exact as T1's. T1 asks whether the assigned label won; this asks how high it stands among those that could have
+    been drawn, for triggers too that are answered with the true label. With two candidates it is a sign-flip test.
+
+    It fails where T1 fails. Rounded probabilities make ties, which cost power and no validity. Every row is needed:
+    ValueError for one that is not finite or has no positive number, as of an answer without probabilities.
+    """
+    probabilities = np.asarray(probabilities, float)
+    if not (np.isfinite(probabilities).all() and (probabilities > 0).any(axis=1).all()):
+        raise ValueError("T1p needs the probabilities of every answer")
+    allowed = drawn_from(probabilities.shape, true, candidates)
+    return draw_tail(label_scores(probabilities, allowed), allowed, assigned)
+
+
+def label_scores(probabilities, allowed):
+    """The v_i(c) of `score_randomisation`, int64 (m, C): log-probabilities in steps of 1 / `GRID`, not below `FLOOR`.
+
+    `allowed` bool (m, C): the labels that are compared with one another.
+    """
+    return np.rint(np.log(np.maximum(probabilities, FLOOR)) * GRID).astype(np.int64)
+
+
+def drawn_from(shape: tuple, true, candidates=None):
+    """bool (m, C): the labels that each assigned one was drawn from, its candidates or every class that is not true."""
+    drawn, given = np.zeros(shape, bool), candidates is not None and np.asarray(candidates).shape[1] > 0
+    np.put_along_axis(drawn, np.asarray(candidates if given else true, int), True, axis=1)
+    return drawn if given else ~drawn
+
+
+def draw_tail(scores, allowed, assigned) -> float:
+    """log10 P(sum_i scores[i, Y_i] >= sum_i scores[i, assigned_i]), Y_i independent and uniform over allowed[i].
+
+    scores    whole numbers (m, C); values that need not be whole are put on a grid first, which is then the score
+    allowed   bool (m, C); a trigger whose assigned label is not allowed is left out
+    assigned  (m,)
+
+    The distribution of the sum is convolved exactly, after exponential tilting to the sum that was found: with
+    K(t) = sum_i log E exp(t scores[i, Y_i]) and f_t the tilted distribution,
+    P(sum >= S) = exp(K(t) - t S) sum_{s >= S} f_t(s) exp(-t (s - S)). So the tail is added up where its terms are
+    large, however small p is. The bound of the convolutions' rounding is added: p is never below the true one.
+    """
+    scores, allowed, assigned = np.asarray(scores), np.asarray(allowed), np.asarray(assigned)
+    counted = allowed[np.arange(len(scores)), assigned]
+    scores, allowed, assigned = scores[counted], allowed[counted], assigned[counted]
+    if not len(scores):
+        return 0.0
+    lowest = np.where(allowed, scores, scores.max()).min(axis=1, keepdims=True)
+    q = np.where(allowed, scores - lowest, 0)  # (m, C), from 0
+    best, total = q.max(axis=1), int(q[np.arange(len(q)), assigned].sum())
+    levels = np.arange(best.max() + 1)
+    cells = (np.arange(len(q))[:, None] * len(levels) + q)[allowed]
+    drawn = np.bincount(cells, minlength=len(q) * len(levels)).reshape(len(q), -1)  # (m, levels): how many labels
+    drawn = drawn / drawn.sum(axis=1, keepdims=True)
+    if total == best.sum():  # nothing above: the product of the chances of a best label
+        return float(np.log10(drawn[np.arange(len(q)), best]).sum())
+    with np.errstate(divide="ignore"):
+        log_drawn = np.log(drawn)
+
+    def excess(t):
+        return float((special.softmax(log_drawn + t * levels, axis=1) @ levels).sum()) - total
+
+    t = 0.0
+    if excess(0.0) < 0:
+        t = 1 / len(levels)
+        while excess(t) < 0:
+            t *= 2
+        t = optimize.brentq(excess, 0.0, t, rtol=1e-3)  # any t is right; near the root the terms are largest
+    tilted = special.softmax(log_drawn + t * levels, axis=1)
+    parts = [row[: end + 1] for row, end in zip(tilted, best)]
+    while len(parts) > 1:  # neighbours first, so that few convolutions are long
+        rest = [parts.pop()] if len(parts) % 2 else []
+        parts = [_convolve(a, b) for a, b in zip(parts[::2], parts[1::2])] + rest
+    above = parts[0][total:]
+    weights = np.exp(-t * np.arange(len(above)))
+    rounding = len(q) * ROUNDING * float(weights.sum())
+    log_moment = float(special.logsumexp(log_drawn + t * levels, axis=1).sum())
+    log_p = log_moment - t * total + math.log(max(float((above * weights).sum()), 0.0) + rounding)
+    return min(0.0, log_p / LOG10)
+
+
+def _convolve(a, b):
+    return np.convolve(a, b) if min(len(a), len(b)) < 64 else signal.fftconvolve(a, b)
+
+
+def either(*log10_p: float | None) -> float | None:
+    """log10 of the smallest p of several tests of one hypothesis, times their number (Bonferroni), at most 1.
+
+    None counts as a test that was not run; None where none was.
+    """
+    known = [p for p in log10_p if p is not None]
+    return min(0.0, min(known) + math.log10(len(known))) if known else None
 
 
 def upper_bound(hits: int, n: int, confidence: float = 0.95) -> float:

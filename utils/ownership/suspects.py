@@ -45,12 +45,14 @@ class TriggerTests:
     def figures(self, logits) -> dict:
         """Hits and log10 p-values of a suspect with logits (m, C) on the triggers; None where a test does not apply."""
         triggers, m = self.triggers, len(self.triggers)
-        log10_p = dict.fromkeys(("T1", "T1_conservative", "T3", "p_subset"))
+        log10_p = dict.fromkeys(("T1", "T1p", "T1_conservative", "T3", "p_subset"))
         true, candidates = triggers.true_labels.numpy(), triggers.candidates.numpy()
         if self.uniform and (true.shape[1] or candidates.shape[1]):
             answers = logits.argmax(1).numpy(), triggers.labels.numpy(), true, self.classes
             for name, conservative in (("T1", False), ("T1_conservative", True)):
                 log10_p[name] = pvalues.label_randomisation(*answers, conservative, candidates)
+            probabilities = logits.double().softmax(1).numpy()
+            log10_p["T1p"] = pvalues.score_randomisation(probabilities, answers[1], true, candidates)
         if self.logits and m > 1:
             suspect, benign = self._probabilities(logits), [self._probabilities(b) for b in self.logits]
             log10_p["T3"] = pvalues.paired_t(suspect, benign)

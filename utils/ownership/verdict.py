@@ -1,8 +1,9 @@
 """From a suspect's answers to a decision: which tests apply, their p-values, and whether an ownership claim holds.
 
-For who trusts the owner the decision rests on T1 where it applies, else on T2 where the suspect also has more hits than
-every benign model. For a stranger it rests on T1 alone, corrected for what the owner could have tried (`LabelOrigin`).
-Without a matching commitment no claim holds. T3 and T4 are reported and never decide.
+For who trusts the owner the decision rests on T1 and T1p where they apply, else on T2 where the suspect also has more
+hits than every benign model. For a stranger it rests on T1 and T1p alone, corrected for what the owner could have tried
+(`LabelOrigin`). Which of the two decides is named before the suspect is asked; where both do, p is doubled. Without a
+matching commitment no claim holds. T3 and T4 are reported and never decide.
 """
 
 import math
@@ -13,11 +14,13 @@ from utils.answers.answers import Answers
 from utils.ownership import pvalues
 from utils.ownership.commitment import Commitment
 from utils.ownership.label_origin import LabelOrigin, label_origin
+from utils.system.refusals import Refusal
 from utils.watermark.triggers import TriggerSet
 
 MIN_BANK = 5  # smallest number of benign models that shows T2 and T3 how such models vary
 RATE = 0.5  # H1 of the sequential test: the suspect hits at least this often
 BETA = 0.05  # probability that the sequential test misses such a suspect
+EXACT = ("both", "T1", "T1p")  # what may be named beforehand as the exact test that decides
 ORDERS = 200  # random orders of the queries from which `curve` is computed
 
 
@@ -29,15 +32,17 @@ class OwnershipCase:
     audit      what an auditor found wrong, sentences; None where nobody has looked
     origin     the `LabelOrigin`, recomputed where it is not given
     count_missing  whether T1 counts a missing answer as a miss
-    penalty    what the decision adds to log10 p of T1
-    t1_fails   why T1 does not apply, None where it does
+    exact      one of `EXACT`; of a suspect without probabilities "both" is T1 alone
+    penalty    what the decision adds to log10 p of T1 and T1p
+    t1_fails   why neither T1 nor T1p applies, None where T1 does
     t2_fails   why T2 does not apply, None where it does
     refused    why no answers at all could make the claim hold, None where some could
     """
 
     def __init__(self, triggers: TriggerSet, classes: int, commitment: Commitment, bank: list[Answers], alpha: float,
                  stranger: bool = False, audit: list[str] | None = None, origin: LabelOrigin | None = None,
-                 count_missing: bool = True):
+                 count_missing: bool = True, exact: str = "both"):
+        self.exact = exact
         self.triggers, self.classes, self.bank, self.alpha = triggers, classes, bank, alpha
         self.stranger, self.audit, self.count_missing = stranger, audit, count_missing
         self.assigned, self.true = triggers.labels.numpy(), triggers.true_labels.numpy()
@@ -97,11 +102,12 @@ class OwnershipCase:
     # ---- tests ----
 
     def tests(self, answers: Answers) -> dict:
-        """{"T1": {"log10_p", "why_not"}, ...} for T1 to T4: the p-value, or the reason why the test does not apply."""
+        """{"T1": {"log10_p", "why_not"}, ...} for T1, T1p, T2, T3, T4: the p-value, or why the test does not apply."""
         hits = self.hits(answers)
         k, m = int(hits.sum()), len(hits)
         result = {}
         result["T1"] = _test_result(self.t1_fails, lambda: self.t1(answers))
+        result["T1p"] = _test_result(self.t1p_fails(answers), lambda: self.t1p(answers))
         result["T2"] = _test_result(self.t2_fails, lambda: pvalues.benign_rate(k, m, self.benign_hits, self.benign_n))
         t3_fails = self.t2_fails or (m < 2 and "it needs two triggers") or None
         result["T3"] = _test_result(t3_fails, lambda: self.t3(answers))
@@ -114,9 +120,36 @@ class OwnershipCase:
         return pvalues.label_randomisation(answers.labels, self.assigned, self.true, self.classes,
                                            candidates=self.candidates, count_missing=self.count_missing)
 
+    def t1p(self, answers: Answers) -> float:
+        """log10 p of T1p, see `pvalues.score_randomisation`."""
+        return pvalues.score_randomisation(answers.probabilities, self.assigned, self.true, self.candidates)
+
+    def t1p_fails(self, answers: Answers) -> str | None:
+        """Why T1p does not apply to these answers, None where it does."""
+        if self.t1_fails:
+            return self.t1_fails
+        if answers.probabilities is None:
+            return "the suspect gives labels alone, and it needs probabilities"
+        missing = int((np.asarray(answers.probabilities).sum(axis=1) <= 0).sum())
+        return f"{missing} answers are missing, and it needs all" if missing else None
+
+    def exact_test(self, answers: Answers) -> tuple[str, float]:
+        """(name, log10 p) of the exact test that was named beforehand; both: twice the smaller p of T1 and T1p.
+
+        Raises Refusal where T1p was named and does not apply.
+        """
+        fails = self.t1p_fails(answers)
+        if self.exact == "T1" or (self.exact == "both" and fails):
+            return "T1", self.t1(answers)
+        if fails:
+            raise Refusal(f"--test T1p does not apply: {fails}; pass --test T1")
+        if self.exact == "T1p":
+            return "T1p", self.t1p(answers)
+        return "T1 and T1p", pvalues.either(self.t1(answers), self.t1p(answers))
+
     def stranger_log10_p(self, answers: Answers) -> float | None:
-        """log10 p of T1 for who does not trust the owner, see `LabelOrigin.penalty`; None where T1 does not apply."""
-        return None if self.t1_fails else min(self.t1(answers) + self.origin.penalty, 0.0)
+        """log10 p of `exact_test` for who does not trust the owner, see `LabelOrigin.penalty`; None without one."""
+        return None if self.t1_fails else min(self.exact_test(answers)[1] + self.origin.penalty, 0.0)
 
     def t3(self, answers: Answers) -> float:
         """log10 p of T3 on the probabilities of the assigned labels, or on hits where the suspect gives only labels."""
@@ -136,12 +169,13 @@ class OwnershipCase:
         if self.refused:
             return no_claim(self.refused)
         if self.t1_fails is None:
-            false_claims = sum(self.t1(b) <= limit for b in self.bank)
+            name, p = self.exact_test(answers)
+            false_claims = sum(self.exact_test(b)[1] <= limit for b in self.bank)
             if false_claims:
-                return no_claim(f"T1 would claim {false_claims} of the {len(self.bank)} benign models too, so this "
-                                "trigger set or this bank is not what it is said to be", "T1")
-            p = min(tests["T1"]["log10_p"] + self.penalty, 0.0)
-            return {"holds": bool(p <= limit), "rests_on": "T1", "why": self._why_t1(), "log10_p": p}
+                return no_claim(f"{name} would claim {false_claims} of the {len(self.bank)} benign models too, so this "
+                                "trigger set or this bank is not what it is said to be", name)
+            p = min(p + self.penalty, 0.0)
+            return {"holds": bool(p <= limit), "rests_on": name, "why": self._why_exact(name), "log10_p": p}
         k, best = int(self.hits(answers).sum()), max(int(self.hits(b).sum()) for b in self.bank)
         if k <= best:
             return no_claim(f"a benign model hits {best} triggers, no fewer than the suspect", "T2")
@@ -150,16 +184,21 @@ class OwnershipCase:
                "good as they are like the suspect")
         return {"holds": bool(p <= limit), "rests_on": "T2", "why": why, "log10_p": p}
 
-    def _why_t1(self) -> str:
-        """What T1 is worth to who decides."""
+    def _why_exact(self, name: str) -> str:
+        """What the exact test `name` is worth to who decides."""
+        chosen = {"both": "p is the smaller of the two, doubled", "T1": "T1 was named beforehand",
+                  "T1p": "T1p was named beforehand"}[self.exact]
+        if self.exact == "both" and name == "T1":
+            chosen = "the suspect gives no probabilities, so T1p is not run"
         if not self.stranger:
-            return "the labels were drawn uniformly and committed to, so T1 is exact, whatever the suspect is"
+            return (f"the labels were drawn uniformly and committed to, so it is exact, whatever the suspect is; "
+                    f"{chosen}")
         if self.origin.kind == "beacon":
-            return ("public randomness drew the labels after the images were committed to, so T1 is exact, whoever "
+            return ("public randomness drew the labels after the images were committed to, so it is exact, whoever "
                     "lies, if that value is the beacon's and the image commitment is older, and the owner made no "
-                    "other")
-        return ("the owner's seed drew the labels of images that an auditor rebuilt, so T1 times the 2^31 seeds bounds "
-                "what trying seeds can give")
+                    f"other; {chosen}")
+        return ("the owner's seed drew the labels of images that an auditor rebuilt, so p times the 2^31 seeds bounds "
+                f"what trying seeds can give; {chosen}")
 
     def report(self, answers: Answers) -> dict:
         """All figures of a claim, for the JSON and for `claim_text`."""

@@ -4,7 +4,7 @@ Accuracies are in per cent; p-values are log10 of the stated order of magnitude.
 picture, there are none here.
 """
 
-ACC, TRIG, P = "accuracy %", "trigger %", "log10 p"
+ACC, TRIG, P, P_SCORES = "accuracy %", "trigger %", "log10 p", "log10 p (T1p)"
 MODELS = ("source", "soft", "hard", "reg")
 
 
