@@ -1,5 +1,7 @@
 """A list of images that a server has answered in part."""
 
+import shutil
+
 import pytest
 from answering_server import answering, label_of
 from commands import verify
@@ -94,3 +96,29 @@ def test_without_a_folder_nothing_is_kept(tmp_path):
     none.add(NAMES[0], Answer(1))
     none.remove()
     assert none.answers == {} and not list(tmp_path.iterdir())
+
+
+def test_answers_are_kept_through_no_link(file, tmp_path):
+    for content in (None, b"", b"mine\n"):
+        other = tmp_path / "other"
+        if content is not None:
+            other.write_bytes(content)
+        file.symlink_to(other)
+        with pytest.raises(Refusal, match="half.jsonl is"):
+            HalfAsked(file, NAMES, 3).add(NAMES[0], Answer(1))
+        assert (other.read_bytes() if other.exists() else None) == content
+        file.unlink()
+
+
+def test_no_server_is_asked_where_a_link_stands_in_place_of_its_answers(owner, tmp_path, capsys, monkeypatch):
+    folder = shutil.copytree(owner[0], tmp_path / "run")
+    monkeypatch.setattr(server_module.time, "sleep", lambda seconds: None)
+    with answering(lambda k, pixels: "1" if k < 3 else (404, "", {})) as served:
+        claim = ("claim", folder, "--trust-owner", "--url", served.url)
+        assert verify(capsys, *claim)[0] == 2
+        path, asked = half_asked_file(folder), len(served.images)
+        path.unlink()
+        path.symlink_to(tmp_path / "other")
+        status, _, err = verify(capsys, *claim)
+        assert status == 2 and err.count("\n") == 1 and f"{path.name} is a symbolic link" in err
+        assert len(served.images) == asked and not (tmp_path / "other").exists()

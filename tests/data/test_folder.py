@@ -1,5 +1,7 @@
 """A user's own images: split, decoded copy, unreadable files."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -85,3 +87,24 @@ def test_folders_that_are_no_data_set_are_refused(make, said, tmp_path):
     with pytest.raises(Refusal, match=said) as refused:
         load_data("folder", root)
     assert "--data-dir" in str(refused.value) and str(root) in str(refused.value)
+
+
+def test_images_are_decoded_into_no_file_behind_a_link(tmp_path, monkeypatch):
+    root, other = photos(tmp_path / "own"), tmp_path / "other"
+    other.write_bytes(b"mine")
+    before = load_data("folder", root)
+    (copy,) = root.glob(".decoded-*.npy")
+    for large in (False, True):
+        copy.unlink(missing_ok=True)
+        monkeypatch.setattr("utils.data.stored.IN_MEMORY", 1000 if large else 10**9)
+        links = [copy, copy.with_suffix(f".{os.getpid()}")]  # where it is kept, and where it once was written first
+        for link in links:
+            link.symlink_to(other)
+        assert torch.equal(load_data("folder", root).test.images[:], before.test.images)
+        assert other.read_bytes() == b"mine" and copy.is_file() and not copy.is_symlink()
+    copy.unlink()
+    monkeypatch.setattr("utils.data.decoding.secrets.token_hex", lambda n: "guessed")
+    copy.with_suffix(".guessed").symlink_to(other)
+    with pytest.raises(Refusal, match="cannot be kept there .File exists"):
+        load_data("folder", root)
+    assert other.read_bytes() == b"mine"

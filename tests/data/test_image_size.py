@@ -1,6 +1,7 @@
 """--image-size: what depends on the size of images follows it, and 32 pixels keep their bits."""
 
 import argparse
+import os
 
 import pytest
 import torch
@@ -105,3 +106,14 @@ def test_the_flag_takes_16_to_256_and_32_is_as_if_absent():
     for text in ("15", "257", "9.5", "x"):
         with pytest.raises(argparse.ArgumentTypeError):
             image_size(text)
+
+
+def test_images_are_resized_into_no_file_behind_a_link(tmp_path, monkeypatch):
+    other, cache = tmp_path / "other", tmp_path / ".resized-24.npy"
+    other.write_bytes(b"mine")
+    monkeypatch.setattr(stored, "IN_MEMORY", 1000)
+    for link in (cache, cache.with_suffix(f".{os.getpid()}")):
+        link.symlink_to(other)
+    parts = [(torch.zeros(9, 3, 32, 32, dtype=torch.uint8), torch.arange(9))]
+    assert (resize_parts(parts, 24, cache)[0][0][:] == 0).all()
+    assert other.read_bytes() == b"mine" and not cache.is_symlink()

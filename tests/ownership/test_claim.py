@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 
 import pytest
@@ -9,9 +10,11 @@ from commands import verify
 from owner_runs import CLASSES, SETTINGS, M, answer, make_run, replace
 
 from utils.data.sets import load_data
+from utils.ownership.claim_log import log_claims
 from utils.ownership.commitment import commit_to, neutral_names
 from utils.runs.checkpoints import read_model, save_checkpoint
 from utils.runs.folder import RunFolder
+from utils.system.refusals import Refusal
 from utils.system.untrusted import read_bounded
 from utils.training.metrics import predict
 from utils.watermark.trigger_files import read_triggers
@@ -96,8 +99,6 @@ def test_a_program_answers_and_the_sequential_test_stops_early(owner, tmp_path, 
 
 
 def test_damaged_files_of_the_owner_are_refused(owner, tmp_path, capsys):
-    import shutil
-
     folder = tmp_path / "run"
     shutil.copytree(owner[0], folder)
     (folder / "key.json").write_text('{"salt": 3}')
@@ -113,3 +114,50 @@ def test_damaged_files_of_the_owner_are_refused(owner, tmp_path, capsys):
     assert verify(capsys, "claim", owner[0], "--predictions", tmp_path / "pipe.csv")[0] == 2
     assert read_triggers(owner[0] / "triggers.pt", 10).labels.tolist() == owner[1].labels.tolist()
     assert read_bounded(owner[0] / "key.json")[:1] == b"{"
+
+
+@pytest.mark.parametrize("name", ["claims.jsonl", "commitment.json", "key.json", "triggers.pt", "commitment.tsr",
+                                  "checkpoints", "checkpoints/checkpoint_nat_best.pt"])
+def test_nothing_of_a_run_is_read_or_written_through_a_link(name, owner, tmp_path, capsys):
+    folder, answers, other = tmp_path / "run", answer(owner, tmp_path, 0.6), tmp_path / "other"
+    shutil.copytree(owner[0], folder)
+    (folder / "claims.jsonl").unlink(missing_ok=True)
+    if (folder / name).exists():
+        (folder / name).rename(other)
+    (folder / name).symlink_to(other)  # which holds what the run would, or nothing
+    existed = other.exists()
+    for command in (("claim", folder, "--predictions", answers), ("export", folder, "--to", tmp_path / "out"),
+                    ("timestamp", folder, "--tsa", "http://127.0.0.1:9")):
+        status, out, err = verify(capsys, *command)
+        assert status == 2 and out == "" and err.count("\n") == 1
+        assert f"{folder / name} is a symbolic link; in a run folder" in err and "remove it" in err
+    assert other.exists() == existed and not (tmp_path / "out").exists()
+    (folder / name).unlink()
+    if existed:
+        other.rename(folder / name)
+    (tmp_path / "link").symlink_to(folder)  # the way to the folder may be a link
+    assert verify(capsys, "claim", tmp_path / "link", "--trust-owner", "--predictions", answers)[0] == 0
+    assert (folder / "claims.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_log_of_claims_is_not_continued_through_a_link(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "claims.jsonl").symlink_to(tmp_path / "other")
+    with pytest.raises(Refusal, match="claims.jsonl is a symbolic link"):
+        log_claims(tmp_path / "run", "0" * 64, ["--suspect x"])
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("digest", ["$(touch x)", "0" * 63, "0" * 64 + "\n", "g" * 64, None, 7])
+def test_a_digest_that_is_none_is_neither_printed_nor_logged_nor_exported(digest, owner, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(owner[0], folder)
+    (folder / "claims.jsonl").unlink(missing_ok=True)
+    (folder / "commitment.json").write_text(json.dumps({"sha256": digest}))
+    for command in (("claim", folder, "--predictions", answer(owner, tmp_path, 0.6)),
+                    ("export", folder, "--to", tmp_path / "out"),
+                    ("timestamp", folder, "--tsa", "http://127.0.0.1:9")):
+        status, out, err = verify(capsys, *command)
+        assert status == 2 and out == "" and err.count("\n") == 1 and "touch" not in err
+        assert f"{folder / 'commitment.json'} is damaged: its sha256 is not 64 hexadecimal digits" in err
+    assert not (folder / "claims.jsonl").exists() and not (tmp_path / "out" / "key.json").exists()

@@ -216,3 +216,23 @@ def test_a_benign_run_has_a_page_too(source):
     benign = source.with_name(f"digits_res18_none_10_s{SEED}")
     text = read_safe_page(page_of(benign)).text
     assert "no watermark" in text and "benign model" in text and "There is no p-value to draw" in text
+
+
+@pytest.mark.parametrize("name", ["report.html", ".report.html.partial", "metrics.jsonl", "checkpoints",
+                                  "extraction_bits"])
+def test_a_page_is_read_and_written_through_no_link(name, copied, tmp_path, capsys):
+    other = tmp_path / "other"
+    if (copied / name).exists():
+        (copied / name).rename(other)
+    (copied / name).symlink_to(other)
+    existed = other.exists()
+    assert f"{copied / name} is a symbolic link" in refusal(capsys, copied)
+    assert other.exists() == existed and (name == "report.html" or not (copied / "report.html").exists())
+
+
+def test_an_attack_that_holds_a_link_is_left_out(copied, tmp_path):
+    attack = copied / f"extraction_s{SEED}"
+    (attack / "summary.json").rename(tmp_path / "other")
+    (attack / "summary.json").symlink_to(tmp_path / "other")
+    said = report(copied)
+    assert said.count("not in the page: ") == 1 and f"{attack / 'summary.json'} is a symbolic link" in said

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -117,3 +118,15 @@ def test_half_of_the_layers_keep_the_papers_statistics(kept, wanted):
     for kind in ("running_mean", "running_var"):
         assert [weights[f"{layer}.{kind}"][0].item() for layer in "abc"] == wanted
     assert all(weights[f"{layer}.weight"][0] == 1 for layer in "abc")
+
+
+def test_no_model_is_read_from_a_run_that_holds_a_link(unbroken_run, tmp_path):
+    """A stranger's link in place of an attack's folder would let extraction.py write wherever it leads."""
+    folder = shutil.copytree(unbroken_run, tmp_path / "run")
+    (folder / "extraction").symlink_to(tmp_path)
+    with pytest.raises(Refusal, match="run/extraction is a symbolic link; .*remove it"):
+        find_checkpoint(folder)
+    (folder / "extraction").unlink()
+    link = tmp_path / "link.pt"  # what a user names may be a link
+    link.symlink_to(find_checkpoint(folder))
+    assert find_checkpoint(link) == link

@@ -1,6 +1,10 @@
-"""Run folders: other settings, overwriting, damage, and two processes."""
+"""Run folders: other settings, overwriting, damage, links, and two processes."""
 
+import contextlib
 import json
+import os
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -92,3 +96,66 @@ def test_a_second_process_is_refused_and_the_lock_ends_with_its_holder(tmp_path)
     assert len(run.rows()) == EPOCHS
     del run
     tiny_fit(tmp_path / "run")
+
+
+NAMES = (".lock", "output.log", "metrics.jsonl", "run.json", "summary.json", ".run.json.partial", "checkpoints",
+         "checkpoints/checkpoint_latest.pt", "checkpoints/checkpoint_nat_best.pt",
+         "checkpoints/.checkpoint_latest.pt.partial")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_goes_on_through_no_link(name, overwrite, unbroken_run, tmp_path):
+    folder, other = shutil.copytree(unbroken_run, tmp_path / "run"), tmp_path / "other"
+    if name == "checkpoints":
+        (folder / name).rename(other)
+    else:
+        (folder / name).unlink(missing_ok=True)
+        other.write_bytes(b"mine")
+    (folder / name).symlink_to(other)
+    content = lambda: sorted((p.name, p.read_bytes()) for p in (other.iterdir() if other.is_dir() else [other]))
+    before = content()
+    run = RunFolder(folder, {"seed": 0, "lr": 0.1}, "another -msg")
+    for call in (lambda: run.check(overwrite), lambda: run.open(torch.device("cpu"), overwrite)):
+        with pytest.raises(Refusal, match=f"{re.escape(name)} is a symbolic link; .*remove it"):
+            call()
+    assert content() == before and (folder / name).is_symlink()
+
+
+def test_a_link_that_is_put_there_while_a_run_is_open_is_not_followed(tmp_path):
+    run, other = RunFolder(tmp_path / "run", {}, "").open(torch.device("cpu"), False), tmp_path / "other"
+    other.write_bytes(b"mine")
+    for name, write in (("output.log", lambda: run.log("text")), ("metrics.jsonl", lambda: run.write_rows([])),
+                        ("summary.json", lambda: run.write_json("summary.json", {}))):
+        (run.path / name).unlink(missing_ok=True)
+        (run.path / name).symlink_to(other)
+        with contextlib.suppress(Refusal):
+            write()  # or it takes the place of the link
+        assert other.read_bytes() == b"mine", name
+
+
+def test_a_folder_of_runs_or_a_run_may_be_a_link(unbroken_run, tmp_path):
+    (tmp_path / "disk" / "run").mkdir(parents=True)
+    (tmp_path / "experiments").symlink_to("disk")
+    (tmp_path / "link").symlink_to("disk/other")
+    (tmp_path / "disk" / "other").mkdir()
+    for path in (tmp_path / "experiments" / "run", tmp_path / "link"):
+        tiny_fit(path)
+        same_runs(path, unbroken_run)
+
+
+def test_what_a_killed_write_left_is_removed_under_any_name(tmp_path, monkeypatch):
+    def fail(*a):
+        raise Death
+
+    run = tiny_fit(tmp_path / "run")
+    with monkeypatch.context() as patch:  # a kill runs no cleaning up
+        patch.setattr(os, "fsync", fail)
+        patch.setattr(Path, "unlink", fail)
+        for write in (lambda: run.write_rows([]), lambda: run.save("nat_best", {})):
+            with pytest.raises(Death):
+                write()
+    assert len(list((tmp_path / "run").rglob("*.partial"))) == 2
+    run._lock.close()
+    tiny_fit(tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.partial"))

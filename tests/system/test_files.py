@@ -1,10 +1,12 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, and in a run folder never through a link."""
 
 import os
 
 import pytest
 
-from utils.system.files import write_atomically
+from utils.system import files
+from utils.system.files import open_no_link, open_private, refuse_links, write_atomically
+from utils.system.refusals import Refusal
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -18,3 +20,74 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         write_atomically(path, b"new" * 1000)
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_nothing_is_written_through_a_link_at_the_file_or_at_its_temporary_name(private, tmp_path, monkeypatch):
+    folder, other = tmp_path / "run", tmp_path / "other"
+    folder.mkdir()
+    other.write_bytes(b"mine")
+    for name in ("file", ".file.partial"):
+        (folder / name).symlink_to(other)
+    write_atomically(folder / "file", b"new", private)
+    assert other.read_bytes() == b"mine" and (folder / "file").read_bytes() == b"new"
+    assert not (folder / "file").is_symlink()
+    monkeypatch.setattr(files.secrets, "token_hex", lambda n: "guessed")
+    (folder / ".file.guessed.partial").symlink_to(other)
+    with pytest.raises(Refusal, match="guessed.partial is a symbolic link; .*remove it"):
+        write_atomically(folder / "file", b"newer", private)
+    assert other.read_bytes() == b"mine" and (folder / "file").read_bytes() == b"new"
+
+
+def test_temporary_names_cannot_be_told_beforehand(tmp_path, monkeypatch):
+    names, real = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: (names.append(os.path.basename(old)), real(old, new)))
+    for _ in range(3):
+        write_atomically(tmp_path / "file", b"content")
+    assert len(set(names)) == 3 and all(n.startswith(".file.") and n.endswith(".partial") for n in names)
+
+
+@pytest.mark.parametrize("opener", [open_no_link, open_private])
+def test_a_file_is_not_opened_through_a_link_and_a_pipe_is_not_waited_for(opener, tmp_path):
+    there, missing = tmp_path / "there", tmp_path / "missing"
+    there.write_bytes(b"mine")
+    for mode in ("w", "a", "wb", "ab", "r"):
+        for target in (there, missing):
+            (tmp_path / "link").symlink_to(target)
+            with pytest.raises(Refusal, match="link is a symbolic link; .*remove it"):
+                open(tmp_path / "link", mode, opener=opener)
+            (tmp_path / "link").unlink()
+    assert there.read_bytes() == b"mine" and not missing.exists()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError):
+        open(tmp_path / "pipe", "w", opener=opener)
+    with open(tmp_path / "new", "a", opener=opener) as file:
+        file.write("text")
+    assert (tmp_path / "new").stat().st_mode & 0o077 == 0 or opener is open_no_link
+
+
+@pytest.mark.parametrize("name", ["run.json", ".lock", "attack", "checkpoints", "checkpoints/checkpoint_latest.pt"])
+@pytest.mark.parametrize("kind", ["file", "folder", "nothing", "pipe"])
+def test_links_and_pipes_in_a_run_folder_are_named(kind, name, tmp_path):
+    path, other = tmp_path / "run" / name, tmp_path / "other"
+    path.parent.mkdir(parents=True)
+    refuse_links(tmp_path / "run")
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        {"file": other.touch, "folder": other.mkdir, "nothing": lambda: None}[kind]()
+        path.symlink_to(other)
+    with pytest.raises(Refusal) as refused:
+        refuse_links(tmp_path / "run")
+    why = "no ordinary file" if kind == "pipe" else "a symbolic link"
+    assert str(refused.value).startswith(f"{path} is {why}; ") and "remove it" in str(refused.value)
+
+
+def test_a_run_folder_may_be_a_link_itself_and_may_be_missing(tmp_path):
+    (tmp_path / "disk" / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "disk" / "run" / "run.json").touch()
+    (tmp_path / "experiments").symlink_to("disk")
+    (tmp_path / "link").symlink_to("disk/run")
+    for folder in (tmp_path / "experiments" / "run", tmp_path / "link", tmp_path / "none",
+                   tmp_path / "link" / "run.json"):
+        refuse_links(folder)

@@ -8,7 +8,7 @@ from owner_runs import replace
 
 from utils.data.sets import load_data
 from utils.system.refusals import Refusal
-from utils.watermark.prepared import check_images, checked_beacon, image_commitment, labels_from_beacon
+from utils.watermark.prepared import check_images, checked_beacon, image_commitment, labels_from_beacon, read_prepared
 from utils.watermark.triggers import draw_triggers
 
 COMMITMENT, BEACON = "00" * 32, "ff" * 32
@@ -75,3 +75,10 @@ def test_prepared_images_must_be_those_of_the_data():
                              ("sources", triggers.sources + 10**6)):
             with pytest.raises(Refusal, match="other images"):
                 check_images(replace(triggers, **{name: change}), digits)
+
+
+def test_prepared_images_are_read_through_no_link(tmp_path):
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared" / "key.json").symlink_to(tmp_path / "other")
+    with pytest.raises(Refusal, match="prepared/key.json is a symbolic link; .*remove it"):
+        read_prepared(tmp_path / "prepared")

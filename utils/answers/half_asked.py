@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from utils.answers.answers import Answer
+from utils.system.files import open_private
 from utils.system.refusals import Refusal
 from utils.system.untrusted import ANSWERS_LIMIT, read_bounded
 
@@ -45,9 +46,8 @@ class HalfAsked:
         if self.path is None or answer.label < 0:
             return
         whole = read_bounded(self.path, ANSWERS_LIMIT).rfind(b"\n") + 1 if self.path.exists() else 0
-        with open(os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+        with open(self.path, "ab", opener=open_private) as file:
             file.truncate(whole)  # a last line that was cut off
-            file.seek(whole)
             file.write(json.dumps([name, answer.label, answer.probabilities]).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())

@@ -9,6 +9,7 @@ import hashlib
 import io
 import math
 import os
+import secrets
 import warnings
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def decode_files(root: Path, files: list[str], skip_bad_images: bool, size: int)
     large = math.prod(shape) > stored.IN_MEMORY
     if stored.is_file_of_images(cache, shape):
         return (stored.StoredImages(cache) if large else torch.from_numpy(np.load(cache))), all_good, []
-    partial = cache.with_suffix(f".{os.getpid()}")
+    partial = cache.with_suffix(f".{secrets.token_hex(4)}")  # a name at which nobody can have put a link
     try:
         if large:
             images, good, bad = _decode_to_disk(files, shape, root, partial)
@@ -76,7 +77,7 @@ def _decode_to_disk(files: list[str], shape, root: Path, partial: Path):
     """The same with `StoredImages` of the file `partial`, which stay open whatever becomes of its name."""
     bad = []
     try:
-        with open(partial, "wb") as file:
+        with open(partial, "xb") as file:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for pixels in _decoded(files, shape[-1], bad):
                 file.write(pixels.tobytes())
@@ -143,6 +144,6 @@ def _keep(cache: Path, partial: Path, images) -> None:
             if old != partial:
                 old.unlink()
         if images is not None:
-            with open(partial, "wb") as file:
+            with open(partial, "xb") as file:
                 np.save(file, images)
         os.replace(partial, cache)

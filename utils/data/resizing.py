@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import secrets
 from pathlib import Path
 
 import numpy as np
@@ -50,11 +51,11 @@ def _resized(images, size: int):
 
 
 def _write(parts: list, shape: tuple, cache: Path) -> None:
-    partial = cache.with_suffix(f".{os.getpid()}")
+    partial = cache.with_suffix(f".{secrets.token_hex(4)}")  # a name at which nobody can have put a link
     bar = tqdm(total=shape[0], desc=f"resizing to {shape[-1]} pixels", unit="image", disable=None, leave=False)
     at_once = max(1, stored.CHUNK // (4 * math.prod(shape[1:])))  # of a float32 batch
     try:
-        with open(partial, "wb") as file, bar:
+        with open(partial, "xb") as file, bar:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for part in (part for images in parts for part in images.split(at_once)):
                 file.write(_resized(part, shape[-1]).numpy().tobytes())

@@ -1,10 +1,10 @@
 """A log of who was asked with a trigger set: each claim shows the triggers to one more suspect, and counts as a try."""
 
 import json
-import os
 import time
 from pathlib import Path
 
+from utils.system.files import open_private
 from utils.system.untrusted import read_bounded
 
 LOG_FILE = "claims.jsonl"
@@ -15,7 +15,8 @@ def log_claims(folder: Path, digest: str | None, suspects) -> str:
 
     digest  of the commitment; only claims under the same one are counted
 
-    A log that cannot be written or read is said so, and does not keep anybody from judging.
+    A log that cannot be written or read is said so, and does not keep anybody from judging. Raises Refusal for a
+    symbolic link, which would let a stranger's run add lines to another file.
     """
     path = folder / LOG_FILE
     if digest is None or not folder.is_dir():
@@ -24,7 +25,7 @@ def log_claims(folder: Path, digest: str | None, suspects) -> str:
         before = sum(1 for line in _lines(path) if line.get("commitment") == digest)
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         new = "".join(json.dumps({"time": now, "commitment": digest, "suspect": str(s)}) + "\n" for s in suspects)
-        with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "w") as file:
+        with open(path, "a", opener=open_private) as file:
             file.write(new)
     except (OSError, ValueError) as error:
         return f"earlier claims are not counted: {path} cannot be used ({' '.join(str(error).split())[:80]})"

@@ -9,6 +9,7 @@ the labels were drawn at random: `labels_match_seed` repeats the draw.
 import hashlib
 import hmac
 import io
+import re
 import secrets
 import time
 from pathlib import Path
@@ -68,6 +69,18 @@ def save_triggers(run: RunFolder, triggers: TriggerSet, classes: list[str]) -> N
     write_atomically(run.path / "trigger.png", picture.getvalue(), private=True)
 
 
+def read_commitment(folder: Path) -> dict | None:
+    """What commitment.json says, None where there is none; Refusal where its digest is none.
+
+    The digest is printed, logged and exported, so it must not be text of a stranger's choice.
+    """
+    public = read_json(folder / COMMITMENT_FILE)
+    if public is not None and not re.fullmatch("[0-9a-f]{64}", str(public.get("sha256"))):
+        raise Refusal(f"{folder / COMMITMENT_FILE} is damaged: its sha256 is not 64 hexadecimal digits; restore it "
+                      "from a copy")
+    return public
+
+
 def commit_to(run: RunFolder, triggers: TriggerSet, classes: list[str], held_out: int) -> str:
     """Commit to the trigger set, or check it against the commitment of a run that is continued; returns the digest.
 
@@ -75,7 +88,7 @@ def commit_to(run: RunFolder, triggers: TriggerSet, classes: list[str], held_out
     Refusal where the key is lost or damaged, or where the commitment is to other triggers or settings.
     """
     settings = run.settings | {"held_out": held_out}
-    key, public = read_json(run.path / KEY_FILE), read_json(run.path / COMMITMENT_FILE)
+    key, public = read_json(run.path / KEY_FILE), read_commitment(run.path)
     if key is None and public is not None:
         raise Refusal(f"{run.path / KEY_FILE} is gone, and {COMMITMENT_FILE} can never be opened without it: "
                       "restore it from a copy, or pass --overwrite to commit anew")
@@ -90,7 +103,7 @@ def commit_to(run: RunFolder, triggers: TriggerSet, classes: list[str], held_out
         content = {"sha256": digest, "of": "salt || canonical bytes, see docs/verification.md",
                    "triggers": len(triggers), "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         run.write_json(COMMITMENT_FILE, content)
-    elif public.get("sha256") != digest:
+    elif public["sha256"] != digest:
         raise Refusal(f"{run.path / COMMITMENT_FILE} commits to other triggers or settings: restore it, or pass "
                       "--overwrite")
     return digest
@@ -110,9 +123,9 @@ def commit_triggers(run: RunFolder, triggers: TriggerSet, data: Data, is_secret:
 def check_commitment(folder: Path, triggers: TriggerSet, published: str | None = None) -> Commitment:
     """Recompute the digest from triggers and key; compare it with commitment.json and with `published`, if given.
 
-    Raises Refusal where the key is damaged.
+    Raises Refusal where the key or the digest is damaged.
     """
-    public, key = read_json(folder / COMMITMENT_FILE), read_json(folder / KEY_FILE)
+    public, key = read_commitment(folder), read_json(folder / KEY_FILE)
     if public is None or key is None:
         return Commitment("none", None, None, {}, None)
     try:
@@ -120,7 +133,7 @@ def check_commitment(folder: Path, triggers: TriggerSet, published: str | None =
         settings = dict(key["settings"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Refusal(f"{folder / KEY_FILE} is damaged: restore it from a copy") from error
-    digests = [str(public.get("sha256"))] + ([published] if published else [])
+    digests = [public["sha256"]] + ([published] if published else [])
     state = "match" if all(hmac.compare_digest(digest.encode(), other.encode()) for other in digests) else "mismatch"
     return Commitment(state, digests[-1], str(public.get("created")), settings, str(key.get("torch")))
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from utils.data.decoding import decode_image
-from utils.ownership.commitment import COMMITMENT_FILE
+from utils.ownership.commitment import read_commitment
 from utils.ownership.owner import Owner, read_owner
 from utils.runs.architecture import add_named_architectures
-from utils.system.files import read_json, write_atomically, write_json
+from utils.system.files import write_atomically, write_json
 from utils.system.refusals import Refusal
 from utils.system.untrusted import read_bounded
 
@@ -65,7 +65,7 @@ def _write_export(owner: Owner, to: Path) -> None:
     if triggers.candidates.shape[1]:
         for image in images.values():
             image["candidates"] = triggers.candidates[image["index"]].tolist()
-    digest = (read_json(owner.folder / COMMITMENT_FILE) or {}).get("sha256")
+    digest = (read_commitment(owner.folder) or {}).get("sha256")
     write_json(to / "key.json", {"commitment": digest, "classes": classes, "images": images}, private=True)
 
 

@@ -1,12 +1,11 @@
 """`python -m utils.verify timestamp RUN --tsa URL`: let an authority sign that a commitment exists today."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.ownership.commitment import COMMITMENT_FILE
+from utils.ownership.commitment import read_commitment
 from utils.ownership.timestamp_token import TOKEN_FILE, check_token, describe_stamp, request_token
-from utils.system.files import read_json, write_atomically
+from utils.system.files import refuse_links, write_atomically
 from utils.system.refusals import Refusal
 
 
@@ -33,10 +32,11 @@ def stamp_commitment(command: TimestampCommand) -> int:
 
     An older token is never replaced, because it is worth more. Raises Refusal where there is no commitment.
     """
-    path, public = command.run / TOKEN_FILE, read_json(command.run / COMMITMENT_FILE)
-    digest = str((public or {}).get("sha256"))
-    if not re.fullmatch("[0-9a-f]{64}", digest):
+    refuse_links(command.run)
+    path, public = command.run / TOKEN_FILE, read_commitment(command.run)
+    if public is None:
         raise Refusal(f"{command.run} has no commitment: name a folder of train.py or of prepare")
+    digest = public["sha256"]
     if check_token(path, digest, command.tsa_ca).state in ("verified", "unverified"):
         raise Refusal(f"{path} is there: the older token is the better one, so it is kept")
     write_atomically(path, request_token(digest, command.tsa, command.tsa_ca))

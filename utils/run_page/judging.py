@@ -7,13 +7,12 @@ from tqdm import tqdm
 
 from utils.answers.answers import answers_of_model
 from utils.ownership.claim_text import claim_sentence
-from utils.ownership.commitment import COMMITMENT_FILE, Commitment, check_commitment
+from utils.ownership.commitment import Commitment, check_commitment, read_commitment
 from utils.ownership.owner import read_owner
 from utils.ownership.verdict import OwnershipCase
 from utils.run_page.names import Names
 from utils.run_page.records import Family, Record
 from utils.runs.checkpoints import find_checkpoint, read_model
-from utils.system.files import read_json
 from utils.system.refusals import Refusal
 from utils.watermark.triggers import TriggerSet
 
@@ -87,7 +86,7 @@ def judge_family(family: Family, names: Names) -> Judgement | None:
                 raise
             not_asked.append(f"{record.folder} is not asked for answers: {refusal}")
     order = np.argsort(trigger_names).tolist()
-    public = read_json(folder / COMMITMENT_FILE) or {}
+    public = read_commitment(folder) or {}
     return Judgement(triggers, classes, order, commitment, public, case.t1_fails, judged, not_asked)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.pages.markup import shorten
-from utils.system.files import read_json
+from utils.system.files import read_json, refuse_links
 from utils.system.refusals import Refusal
 from utils.system.untrusted import read_bounded
 
@@ -114,7 +114,8 @@ def read_family(run) -> Family:
 
 
 def read_record(folder: Path) -> Record | None:
-    """What a folder says; None where it holds no run. Raises Refusal for damaged files."""
+    """What a folder says; None where it holds no run. Raises Refusal for damaged files and symbolic links."""
+    refuse_links(folder)
     about = read_json(folder / "run.json")
     if about is None:
         return None

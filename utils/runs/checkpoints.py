@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import models
-from utils.system.files import read_json, write_atomically
+from utils.system.files import read_json, refuse_links, write_atomically
 from utils.system.refusals import Refusal
 from utils.system.untrusted import read_tensors
 
@@ -195,11 +195,13 @@ def check_benign(checkpoint: dict, run) -> None:
 def find_checkpoint(folder, select: str | None = "val", statistics: str = "paper") -> Path:
     """The checkpoint of a run folder that is used: best on validation or last, with which running statistics.
 
-    `select` None takes the one that the run itself reports. A path of a file is that file.
+    `select` None takes the one that the run itself reports. A path of a file is that file. Raises Refusal where there
+    is none, or where the folder holds symbolic links: whoever reads a model of a run asks here first.
     """
     folder = Path(folder)
     if folder.is_file():
         return folder
+    refuse_links(folder)
     if select is None:
         select = "last" if (read_json(folder / "summary.json") or {}).get("select") == "last" else "val"
     name = {"val": "nat_best", "last": "latest"}[select] + {"paper": "", "clean": "_clean"}[statistics]

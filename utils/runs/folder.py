@@ -12,7 +12,7 @@ import torch
 
 from utils.runs.checkpoints import load_checkpoint, save_checkpoint
 from utils.system.device import describe_process
-from utils.system.files import read_json, write_atomically, write_json
+from utils.system.files import open_no_link, read_json, refuse_links, write_atomically, write_json
 from utils.system.processes import chief_first, is_chief, restart_count
 from utils.system.refusals import Refusal
 
@@ -36,7 +36,8 @@ class RunFolder:
         self.hint = overwrite_hint
 
     def check(self, overwrite: bool) -> None:
-        """Refuse a folder that holds a run with other settings. Makes nothing."""
+        """Refuse a folder that holds a run with other settings, or symbolic links. Makes nothing."""
+        refuse_links(self.path)
         if overwrite:
             return
         there = read_json(self.path / "run.json")
@@ -72,10 +73,11 @@ class RunFolder:
         return self
 
     def _open(self, device, overwrite):
+        refuse_links(self.path)  # `check` may not have been called
         # private, because anybody can draw the triggers again from the data and the seed in the settings
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.checkpoints.mkdir(exist_ok=True)
-        self._lock = open(self.path / ".lock", "w")
+        self._lock = open(self.path / ".lock", "w", opener=open_no_link)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -104,7 +106,7 @@ class RunFolder:
         if not is_chief():
             return
         print(text, flush=True)
-        with open(self.path / "output.log", "a") as file:
+        with open(self.path / "output.log", "a", opener=open_no_link) as file:
             stamp = time.strftime("%Y/%m/%d %H:%M:%S")
             file.writelines(f"[{stamp}] {line}\n" for line in text.splitlines())
 

@@ -15,7 +15,7 @@ import torch
 
 from utils.data.images import Data
 from utils.runs.checkpoints import load_checkpoint
-from utils.system.files import read_json
+from utils.system.files import read_json, refuse_links
 from utils.system.refusals import Refusal
 from utils.watermark.triggers import TriggerSet, bytes_of_parts, held_out_positions, mean_images
 
@@ -80,6 +80,7 @@ def checked_beacon(text: str) -> str:
 def read_prepared(folder) -> Prepared:
     """The prepared images in a folder; Refusal where they are missing, damaged or not those that are committed to."""
     folder = Path(folder)
+    refuse_links(folder)
     key, public = read_json(folder / KEY_FILE), read_json(folder / COMMITMENT_FILE)
     if key is None or public is None or not (folder / PREPARED_FILE).exists():
         raise Refusal(f"--prepared {folder} is no folder of `python -m utils.verify prepare`: it lacks one of "
