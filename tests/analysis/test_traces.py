@@ -6,9 +6,14 @@ import math
 import pytest
 import torch
 from commands import good
+from torch import nn
 
 from utils.analysis.traces import assigned_margin, class_lift, copied_errors, entropy
 from utils.analyze import main as analyze_main
+from utils.data.sets import load_data
+from utils.runs.checkpoints import find_checkpoint, read_model
+from utils.training.metrics import accuracy, predict
+from utils.watermark.trigger_files import read_triggers
 
 
 def test_entropy_and_margin_by_hand():
@@ -35,6 +40,19 @@ def test_class_lift_by_hand():
     assert lift == {"assigned": pytest.approx(0.3), "other": pytest.approx(0.1)}  # the second has its true label
 
 
+def source_under(source, statistics):
+    """The source's model under its own statistics, or ("first") under clean ones in its last ten BatchNorm layers."""
+    model = read_model(find_checkpoint(source))
+    if statistics == "first":
+        clean = read_model(find_checkpoint(source, None, "clean"))
+        norms = [[m for m in net.modules() if isinstance(m, nn.BatchNorm2d)] for net in (model, clean)]
+        assert len(norms[0]) == 20
+        for own, other in list(zip(*norms))[10:]:
+            assert not torch.equal(own.running_mean, other.running_mean)
+            own.load_state_dict(other.state_dict())
+    return model
+
+
 def test_traces_of_a_copy_of_digits(tmp_path, capsys):
     flags = ("-d", tmp_path, "-dt", "digits", "-tt", "margin", "--width", 4, "-nq", 8, "--train-size", 256,
              "--batch-size", 64, "-ep", 1, "--device", "cpu")
@@ -52,9 +70,14 @@ def test_traces_of_a_copy_of_digits(tmp_path, capsys):
     assert (found["hits"], found["triggers"]) == (summary["trigger_hits"], 8) and 0 <= found["recalibrated_hits"] <= 8
     good("extraction", *flags, "-tmt", "res18", "-dmt", "res18", "-at", "soft", "--teacher-bn", "first", "-admsg", "_f")
     analyze_main(["traces", str(source / "extraction_f"), "--device", "cpu"])
-    accuracy = {name: json.loads((source / name / "traces.json").read_text())["source_accuracy"]
-                for name in ("extraction", "extraction_f")}
-    assert accuracy["extraction"] != accuracy["extraction_f"]  # the same weights, half of them under other statistics
+    test, triggers, margins = load_data("digits").test, read_triggers(source / "triggers.pt", 10), []
+    for name, statistics in (("extraction", "paper"), ("extraction_f", "first")):
+        found = json.loads((source / name / "traces.json").read_text())
+        model = source_under(source, statistics)
+        margins.append(float(assigned_margin(predict(model, triggers.images), triggers.labels).mean()))
+        assert found["statistics"] == statistics and found["source_margin"] == pytest.approx(margins[-1], rel=1e-5)
+        assert found["source_accuracy"] == pytest.approx(accuracy(model, test.images, test.labels))
+    assert margins[0] != pytest.approx(margins[1], rel=1e-4)  # other statistics change logits, if not always answers
     with pytest.raises(SystemExit) as ended:
         analyze_main(["traces", str(source), "--device", "cpu"])
     assert ended.value.code == 2 and "traces compares a copy with its source" in capsys.readouterr().err
