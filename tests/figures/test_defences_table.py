@@ -3,11 +3,15 @@
 import json
 
 import pytest
+import torch
 from commands import good
 from digits_runs import SOURCE, STEAL, TRAIN
 
 from figures.defences import main
 from utils.attacks.defences import DEFENCES
+from utils.data.sets import load_data
+from utils.runs.checkpoints import find_checkpoint, read_model
+from utils.training.metrics import predict
 
 
 def test_a_copy_is_measured_under_every_defence(tmp_path, capsys):
@@ -20,8 +24,15 @@ def test_a_copy_is_measured_under_every_defence(tmp_path, capsys):
     assert [row["defence"] for row in rows] == [defence.name for defence in DEFENCES]
     assert rows[0]["accuracy"] == pytest.approx(summary["test_accuracy"]) and rows[0]["refused"] == 0
     assert (rows[0]["hits"], rows[0]["log10_p"]) == (summary["trigger_hits"], summary["log10_p"]["T1"])
-    refusing = next(row for row in rows if row["defence"].startswith("refuses the 20%"))
-    assert refusing["accuracy"] < rows[0]["accuracy"]
+    # an image that is refused counts as wrong
+    test, refusing = load_data("digits").test, {row["defence"]: row["accuracy"] for row in rows}
+    p = predict(read_model(find_checkpoint(copy)), test.images).softmax(1).double()
+    right, uncertainty = p.argmax(1) == test.labels, torch.special.entr(p).sum(1)
+    for share in (0.05, 0.2):
+        answered = uncertainty <= uncertainty.quantile(1 - share)
+        assert int((~answered).sum()) == pytest.approx(share * len(answered), abs=1)
+        expected = float((right & answered).double().mean())
+        assert refusing[f"refuses the {share:.0%} least certain"] == pytest.approx(expected)
     assert "| none; labels only, cached, delayed | 1 soft |" in (tmp_path / "defences.md").read_text()
     with pytest.raises(SystemExit) as ended:
         main([str(tmp_path / SOURCE), "--json", str(file)])

@@ -1,6 +1,7 @@
 """Entangled watermarks: `train.py -tt ewe`, its triggers and its flags."""
 
 import json
+import math
 import os
 import signal
 
@@ -48,7 +49,11 @@ def test_the_run_keeps_its_triggers_and_surrogates_are_tested_on_them(unbroken):
     run = unbroken / SOURCE
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert ["trigger_accuracy" in row for row in rows] == [False, True, True]
-    assert all(0.5 < row["snnl_1"] < 0.8 and row["temperature_1"] > 1 for row in rows[1:])
+    # six triggers and six clean images; distances from 0 to 1 over a temperature of about 100 leave log(11 / 5) +- 0.01
+    for row in rows[1:]:
+        for i in (1, 2, 3):
+            assert row[f"snnl_{i}"] == pytest.approx(math.log(11 / 5), abs=0.0125)
+            assert 0 < abs(row[f"temperature_{i}"] - 1) < 0.1  # it moves, by about 0.1 * 0.01 a step at most
     best, first = (load_checkpoint(run / f"checkpoints/checkpoint_{name}.pt") for name in ("nat_best", "init"))
     assert best["epoch"] >= 1 and "query_model" not in first
     kept, held = load_checkpoint(run / "triggers.pt"), best["query_model"]["state_dict"]

@@ -3,7 +3,7 @@
 import json
 
 import torch
-from commands import good, refused, summary, tree
+from commands import good, refused, tree
 from digits_runs import BENIGN, SOURCE, TRAIN
 
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint
@@ -22,7 +22,9 @@ def test_a_trained_model_is_fine_tuned(tmp_path):
         if "running" not in name and not name.endswith("tracked"):
             assert torch.allclose(after[name], weight, atol=1e-6), name
     assert json.loads((tmp_path / SOURCE / "run.json").read_text())["settings"]["init_sha256"]
-    assert abs(summary(tmp_path / SOURCE)["test_accuracy"] - summary(tmp_path / BENIGN)["test_accuracy"]) < 0.2
+    # running statistics too are the old model's when training starts
+    start = load_checkpoint(tmp_path / SOURCE / "checkpoints" / "checkpoint_init.pt")["model"]["state_dict"]
+    assert start.keys() == before.keys() and all(torch.equal(start[name], before[name]) for name in before)
 
     # other weights under the same name are other settings
     good("train", "-d", tmp_path, "-tt", "none", *TRAIN, "-ep", 3, "--seed", 5, "--overwrite")
