@@ -9,23 +9,33 @@ from figures import demo, rows, toy
 from figures.rows import collect_rows, markdown_table
 
 
-def summaries(margin_soft: float, benign: float) -> dict:
-    figures = lambda p: {"log10_p": {"T1": p}, "trigger_hits": 1, "trigger_size": 2}
-    found = {(kind, attack): figures(-0.5) for kind in ("base", "margin") for attack in demo.ATTACKS}
-    found |= {(kind, "source"): figures(-40) for kind in ("base", "margin")}
-    return found | {("margin", "soft"): figures(margin_soft), ("none", "benign"): figures(benign)}
+def summaries(margin_soft: float, benign: float, accuracy=0.99) -> dict:
+    """What `demo.run` gives; T1 says nothing, T1p is as stated."""
+    figures = lambda p, right=0.7: {"log10_p": {"T1": -0.1, "T1p": p}, "trigger_hits": 1, "trigger_size": 2,
+                                    "test_accuracy": right}
+    found = {("margin", "hard"): figures(-0.5), ("base", "soft"): figures(-0.9), ("margin", "source"): figures(-40)}
+    return found | {("margin", "soft"): figures(margin_soft), ("none", "benign"): figures(benign, accuracy)}
 
 
 def test_the_demos_verdict_follows_from_its_table(tmp_path):
-    text = demo.verdict(summaries(-3.2, -0.1))
-    assert "ERM watermark: theft shown (T1, p <= 0.001) for no attack; not for soft, hard, reg" in text
-    assert "margin watermark: theft shown (T1, p <= 0.001) for soft; not for hard, reg" in text
-    assert "benign model: not claimed" in text
-    text = demo.verdict(summaries(-2.9, -3.0))
-    assert "margin watermark: theft shown (T1, p <= 0.001) for no attack" in text
-    assert "benign model: WRONGLY claimed" in text
-    demo.draw(summaries(-3.2, -0.1), tmp_path / "demo.png")
+    """Two tests double p: log10 p of -3.4 is -3.1 and claims, -3.2 is -2.9 and does not."""
+    text = demo.verdict(summaries(-3.4, -0.1))
+    assert text.startswith("Claimed as copies (p <= 0.001): the margin source's soft copy (p = 10^-3.1). Not claimed: ")
+    assert all(name in text.split("Not claimed")[1] for name in ("hard copy", "ERM source's soft copy", "benign model"))
+    assert text.endswith("costs 29 points of accuracy.")
+    text = demo.verdict(summaries(-3.2, -3.4))
+    assert "Claimed as copies (p <= 0.001): the benign model WRONGLY (p = 10^-3.1)." in text
+    demo.draw(summaries(-3.4, -0.1), tmp_path / "demo.png")
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_demos_table_counts_what_was_claimed():
+    model = lambda p: {"test_accuracy": 0.5, "hits": 3, "log10_p": p}
+    row = {"torch": "2.14.1", "threads": 1, "seed": 4, "margin: soft": model(-3.0), "margin: hard": model(-2.9),
+           "margin: source": model(-9), "ERM: soft": model(-1.0), "no watermark: benign": model(-0.2)}
+    text = demo.seeds_markdown({"command": "python -m figures.demo", "rows": [row]})
+    assert "| 2.14.1 | 1 | 4 | 50.0, 50.0 | 3, **-3.00** | 3, -2.90 | 3, -1.00 | 3, -0.20 |" in text
+    assert "Claimed, of 1 rows: margin: soft 1, margin: hard 0, ERM: soft 0, no watermark: benign 0." in text
 
 
 def a_run(folder, seed, hits, p, **more):
