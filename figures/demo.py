@@ -101,7 +101,8 @@ def verdict(found: dict) -> str:
     names = {("margin", "soft"): "the margin source's soft copy", ("margin", "hard"): "its hard copy",
              ("base", "soft"): "the ERM source's soft copy", ("none", "benign"): "the benign model"}
     wrongly = lambda key: " WRONGLY" if key == ("none", "benign") and log10_p(found[key]) <= DECIDE else ""
-    said = lambda keys: ", ".join(f"{names[key]}{wrongly(key)} (p = 10^{log10_p(found[key]):.1f})" for key in keys)
+    p = lambda key: f"10^{log10_p(found[key]):.1f}" if log10_p(found[key]) <= -0.05 else "1"
+    said = lambda keys: ", ".join(f"{names[key]}{wrongly(key)} (p = {p(key)})" for key in keys)
     claimed = [key for key in names if log10_p(found[key]) <= DECIDE]
     others = [key for key in names if key not in claimed]
     price = 100 * (found["none", "benign"]["test_accuracy"] - found["margin", "source"]["test_accuracy"])
@@ -164,7 +165,8 @@ def draw(found: dict, path: Path) -> None:
         bar = ax.bar(i, -log10_p(found[key]), 0.6, color=colour, hatch=hatch)
         ax.bar_label(bar, [f"{found[key]['trigger_hits']} of {found[key]['trigger_size']} triggers"], fontsize=8)
     ax.axhline(-DECIDE, color="0.2", linewidth=1, linestyle="--")
-    ax.text(len(bars) - 0.5, -DECIDE, "claimed above, p = 0.001", fontsize=8, ha="right", va="bottom")
+    ax.text(0.99, -DECIDE, "claimed above, p = 0.001", fontsize=8, ha="right", va="bottom",
+            transform=ax.get_yaxis_transform())
     ax.set_xticks(range(len(bars)), [title for title, *_ in bars.values()])
     ax.set_ylabel("evidence, -log10 p of T1 and T1p")
     ax.margins(y=0.15)

@@ -48,6 +48,15 @@ def test_two_makes_are_equal_and_an_interrupted_and_killed_make_resumes(tiny, wh
     assert status_of(start(hurt)) == 0 and "$ python" not in (hurt / "out").read_text()
     assert written(hurt) == written(whole)
 
+    # a report from before T1p is made anew from the checkpoints, without training
+    summary = hurt / MARGIN / "summary.json"
+    old = json.loads(summary.read_text())
+    del old["log10_p"]["T1p"]
+    summary.write_text(json.dumps(old))
+    assert status_of(start(hurt)) == 0 and (hurt / "out").read_text().count("$ python") == 1
+    assert json.loads(summary.read_text()) == json.loads((whole / MARGIN / "summary.json").read_text())
+    assert (hurt / MARGIN / "output.log").read_text().count("continuing in epoch") == 2
+
 
 def test_a_failed_script_says_why_and_make_names_it(tiny, capfd):
     foreign = Path(BENIGN, "checkpoints/checkpoint_nat_best.pt")

@@ -1,0 +1,210 @@
+"""`python -m figures.power`: how far T1 and T1p reach, on the digits of `figures.demo`, ten seeds.
+
+Trains what is missing beside the runs of `figures.demo --seeds`, asks every copy for its probabilities, and writes
+power.json, power.md and power.png: the share of copies claimed at p <= 0.001 against the number of triggers m and
+against the number of queries, for soft, hard and reg copies and for soft copies that are fine-tuned on true labels;
+which score T1p should use; and what a suspect reaches who rounds his probabilities, adds noise or sharpens them. The
+score was chosen on seeds 0 to 2 (`CHOSEN_ON`), the others confirm it.
+"""
+
+import contextlib
+import io
+import json
+import math
+import shlex
+import statistics
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import extraction
+import train
+from figures.demo import COMMON, MARGIN, WATERMARK, M, call, seed_folder
+from utils.ownership import pvalues
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
+from utils.system.files import write_atomically
+from utils.system.flags import COUNT, Parser
+from utils.system.pictures import figure_png, new_figure
+from utils.system.refusals import refuse_in_one_sentence
+from utils.training.metrics import predict
+from utils.watermark.trigger_files import unpack_source
+
+HERE = Path(__file__).resolve().parent
+SIZES, SEEDS, CHOSEN_ON = (12, M, 50), range(10), (0, 1, 2)
+LARGE = 50  # from as many triggers on only the seeds that chose are run, for their time
+COPIES = {"soft": "-at soft", "hard": "-at hard", "reg": "-at reg",
+          "fine-tuned": "-at finetune --on extraction_soft -ep 4"}
+LEVEL, ORDERS = math.log10(1e-3), 20  # log10 p that claims; random orders of the queries
+# scores that were tried: probabilities (m, C) and allowed labels (m, C) -> whole numbers
+SCORES = {
+    "log p, at least 1e-6 (T1p)": pvalues.label_scores,
+    "log p, at least 1e-12": lambda p, allowed: np.rint(8 * np.log(np.maximum(p, 1e-12))).astype(int),
+    "log p, at least 1e-3": lambda p, allowed: np.rint(8 * np.log(np.maximum(p, 1e-3))).astype(int),
+    "rank": lambda p, allowed: doubled_ranks(p, allowed),
+}
+# what a suspect may do to probabilities p (m, C) before he answers; `rng` draws his noise
+DISGUISES = {
+    "as they are": lambda p, rng: p,
+    "rounded to two digits": lambda p, rng: p.round(2),
+    "rounded to one digit": lambda p, rng: p.round(1),
+    "noise of sd 0.1": lambda p, rng: np.maximum(p + rng.normal(0, 0.1, p.shape), 1e-9),
+    "sharpened, p^4": lambda p, rng: p**4,
+    "the two largest alone": lambda p, rng: np.where(p >= np.sort(p, axis=1)[:, -2:-1], p, 0),
+}
+
+
+def doubled_ranks(p, allowed):
+    """Twice the mean rank of each allowed label, int (m, C): 2 for the least probable one; equal ones share a rank."""
+    below = ((p[:, None, :] < p[:, :, None]) & allowed[:, None, :]).sum(axis=2)
+    equal = ((p[:, None, :] == p[:, :, None]) & allowed[:, None, :]).sum(axis=2)
+    return 2 * below + equal + 1
+
+
+@refuse_in_one_sentence
+def main(argv=None):
+    """Train what is missing, compute all p-values and write the files."""
+    parser = Parser(prog="python -m figures.power", description=__doc__.splitlines()[0])
+    parser.add_argument("-d", "--dir", default="experiments/demo", help="folder of the runs of figures.demo --seeds")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="seeds of the runs")
+    parser.add_argument("--sizes", nargs="+", type=COUNT, default=list(SIZES), help="numbers of triggers m")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of power.json, power.md and power.png")
+    args = parser.parse_args(argv)
+    cases = [(seed, m) for m in args.sizes for seed in args.seeds if m < LARGE or seed in CHOSEN_ON]
+    rows = []
+    for seed, m in tqdm(cases, desc="sources with their copies", disable=None, leave=False):
+        rows += measure(*make_runs(args.dir, seed, m), seed)
+    found = {"command": "python -m figures.power", "torch": torch.__version__, "threads": torch.get_num_threads(),
+             "rows": rows}
+    text, picture = power_markdown(found), draw_power(found)
+    write_atomically(args.out / "power.json", (json.dumps(found) + "\n").encode())
+    write_atomically(args.out / "power.png", picture)
+    write_atomically(args.out / "power.md", text.encode())
+    print(text)
+
+
+def make_runs(folder, seed: int, m: int) -> tuple[Path, dict]:
+    """The folder of a margin source with m triggers, and {name: folder} of its copies; finished runs stay."""
+    folder = seed_folder(folder, seed)
+    common = f"-d {shlex.quote(str(folder))} {COMMON} -nq {m} --seed {seed} --device cpu"
+    with contextlib.redirect_stdout(io.StringIO()):
+        call(train, f"{common} -mt vgg11 -tt none -nq {M}")  # one for all m
+        call(train, f"{common} -mt vgg11 -tt margin {WATERMARK} {MARGIN}")
+        for name, attack in COPIES.items():
+            surrogate = "" if "finetune" in attack else "-dmt vgg11"
+            call(extraction, f"{common} -tt margin -tmt vgg11 {surrogate} -admsg _{name} {attack}")
+    source, benign = folder / f"digits_vgg11_margin_{m}_", folder / f"digits_vgg11_none_{M}_"
+    return source, {name: source / f"extraction_{name}" for name in COPIES} | {"benign": benign}
+
+
+def measure(source: Path, copies: dict, seed: int) -> list[dict]:
+    """A row for each copy: p-values of all triggers by score and disguise, and of n queries in `ORDERS` orders."""
+    path = find_checkpoint(source, None)
+    _, triggers = unpack_source(load_checkpoint(path), path)
+    assigned, true = triggers.labels.numpy(), triggers.true_labels.numpy()
+    rows = []
+    for name, folder in copies.items():
+        model = read_model(find_checkpoint(folder, None))
+        p = predict(model, triggers.images).double().softmax(1).numpy()
+        allowed, rng = pvalues.drawn_from(p.shape, true), np.random.default_rng(seed)
+        t1 = lambda p, part=slice(None): pvalues.label_randomisation(p.argmax(1), assigned[part], true[part],
+                                                                     p.shape[1])
+        t1p = lambda p, part=slice(None): pvalues.score_randomisation(p, assigned[part], true[part])
+        row = {"copy": name, "seed": seed, "m": len(p), "hits": int((p.argmax(1) == assigned).sum()), "T1": t1(p)}
+        row["scores"] = {score: pvalues.draw_tail(of(p, allowed), allowed, assigned) for score, of in SCORES.items()}
+        row["disguises"] = {}
+        for disguise, change in DISGUISES.items():
+            shown = change(p, rng)
+            shown = np.where(shown.sum(axis=1, keepdims=True) > 0, shown, 1e-9)  # rounded away: no preference is left
+            row["disguises"][disguise] = {"T1": t1(shown), "T1p": t1p(shown)}
+        row["queries"] = {}
+        for n in sorted({max(1, len(p) * k // 8) for k in range(1, 9)}):
+            parts = [rng.permutation(len(p))[:n] for _ in range(ORDERS if n < len(p) else 1)]
+            row["queries"][n] = {"T1": [t1(p[part], part) for part in parts],
+                                 "T1p": [t1p(p[part], part) for part in parts]}
+        rows.append(row)
+    return rows
+
+
+def claimed(log10_p) -> float:
+    """Share of p-values that claim at `LEVEL`, each test taken alone as if it had been named beforehand."""
+    return sum(p <= LEVEL for p in log10_p) / len(log10_p)
+
+
+def _usual(rows) -> int:
+    """The number of triggers that most rows have, the larger of equally frequent ones."""
+    counts = [r["m"] for r in rows]
+    return max(set(counts), key=lambda m: (counts.count(m), m))
+
+
+def power_markdown(found: dict) -> str:
+    """power.md: claims by test and m, the scores on the seeds that chose and on the others, and the disguises."""
+    rows = found["rows"]
+    names = [*COPIES, "benign"]
+    of = lambda name, **where: [r for r in rows if r["copy"] == name and all(r[k] == v for k, v in where.items())]
+    sizes = sorted({r["m"] for r in rows})
+    usual, seeds = _usual(rows), sorted({r["seed"] for r in rows})
+    lines = ["# Power of T1 and T1p", "",
+             f"`{found['command']}`; digits, VGG-11 of the demo, {len(seeds)} seeds, torch {found['torch']}, CPU, "
+             f"{found['threads']} thread(s); from m = {LARGE} on seeds 0 to 2 alone. Claimed: p <= 0.001, each test "
+             "alone. Medians of log10 p over seeds.", "",
+             "| model | " + " | ".join(f"m = {m}: T1, T1p claimed; medians" for m in sizes) + " |",
+             "| --- |" + " --- |" * len(sizes)]
+    for name in names:
+        cells = []
+        for m in sizes:
+            t1, t1p = ([r["T1"] for r in of(name, m=m)], [r["scores"][next(iter(SCORES))] for r in of(name, m=m)])
+            cells.append(f"{round(claimed(t1) * len(t1))}, {round(claimed(t1p) * len(t1p))} of {len(t1)}; "
+                         f"{statistics.median(t1):.2f}, {statistics.median(t1p):.2f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", f"Scores of T1p at m = {usual}: claimed, and median log10 p, on the seeds that chose and on the "
+              "others.", "", "| score | seeds | " + " | ".join(names) + " |", "| --- | --- |" + " --- |" * len(names)]
+    for score in SCORES:
+        for title, part in (("0 to 2", CHOSEN_ON), ("others", [s for s in seeds if s not in CHOSEN_ON])):
+            cells = []
+            for name in names:
+                p = [r["scores"][score] for r in of(name, m=usual) if r["seed"] in part]
+                cells.append(f"{round(claimed(p) * len(p))} of {len(p)}; {statistics.median(p):.2f}" if p else "-")
+            lines.append(f"| {score} | {title} | " + " | ".join(cells) + " |")
+    lines += ["", f"A suspect who changes his probabilities, m = {usual}: T1, T1p claimed; median of T1p.", "",
+              "| answers | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
+    for disguise in DISGUISES:
+        cells = []
+        for name in names:
+            t1, t1p = ([r["disguises"][disguise][test] for r in of(name, m=usual)] for test in ("T1", "T1p"))
+            cells.append(f"{round(claimed(t1) * len(t1))}, {round(claimed(t1p) * len(t1p))} of {len(t1)}; "
+                         f"{statistics.median(t1p):.2f}")
+        lines.append(f"| {disguise} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", "![Power against m and against queries](power.png)"]) + "\n"
+
+
+def draw_power(found: dict) -> bytes:
+    """A PNG: the share claimed against m (above) and against the number of queries (below)."""
+    rows, sizes, usual = found["rows"], sorted({r["m"] for r in found["rows"]}), _usual(found["rows"])
+    figure, axes = new_figure(10, 5.2, 2, len(COPIES))
+    for i, name in enumerate(COPIES):
+        above, below = axes[i], axes[len(COPIES) + i]
+        own = [r for r in rows if r["copy"] == name]
+        for test, style, value in (("T1p", "-", lambda r: r["scores"][next(iter(SCORES))]),
+                                   ("T1", "--", lambda r: r["T1"])):
+            look = {"linestyle": style, "marker": "o", "markersize": 3, "label": test,
+                    "color": "#0072B2" if test == "T1p" else "#D55E00"}
+            above.plot(sizes, [claimed([value(r) for r in own if r["m"] == m]) for m in sizes], **look)
+            wide = [r["queries"] for r in own if r["m"] == usual]
+            numbers = sorted({int(n) for q in wide for n in q})
+            share = lambda n, wide=wide, test=test: statistics.mean(
+                claimed({int(k): v for k, v in q.items()}[n][test]) for q in wide)
+            below.plot(numbers, [share(n) for n in numbers], **look)
+        above.set(title=f"{name} copies", ylim=(-0.05, 1.05), xlabel="triggers m", xlim=(0, sizes[-1] * 1.05))
+        below.set(ylim=(-0.05, 1.05), xlabel=f"queries, of m = {usual}", xlim=(0, usual * 1.05))
+    for ax in (axes[0], axes[len(COPIES)]):
+        ax.set_ylabel("share claimed, p <= 0.001")
+    axes[0].legend(fontsize=8, loc="center left")
+    seeds = len({r["seed"] for r in rows})
+    figure.suptitle(f"Power of T1 (answers) and T1p (probabilities), digits, {seeds} seeds", fontsize=10)
+    return figure_png(figure)
+
+
+if __name__ == "__main__":
+    main()
