@@ -75,8 +75,9 @@ def main(argv=None):
     rows = []
     for seed, m in tqdm(cases, desc="sources with their copies", disable=None, leave=False):
         rows += measure(*make_runs(args.dir, seed, m), seed)
-    found = {"command": "python -m figures.power", "torch": torch.__version__, "threads": torch.get_num_threads(),
-             "rows": rows}
+    found = {"command": "python -m figures.power", "torch": torch.__version__.split("+")[0],
+             "threads": torch.get_num_threads(), "rows": rows}
+    found = json.loads(json.dumps(found), parse_float=lambda text: round(float(text), 3))  # as it stands in the file
     text, picture = power_markdown(found), draw_power(found)
     write_atomically(args.out / "power.json", (json.dumps(found) + "\n").encode())
     write_atomically(args.out / "power.png", picture)
@@ -200,9 +201,10 @@ def draw_power(found: dict) -> bytes:
         below.set(ylim=(-0.05, 1.05), xlabel=f"queries, of m = {usual}", xlim=(0, usual * 1.05))
     for ax in (axes[0], axes[len(COPIES)]):
         ax.set_ylabel("share claimed, p <= 0.001")
-    axes[0].legend(fontsize=8, loc="center left")
+    axes[0].legend(fontsize=8, loc="lower right")
     seeds = len({r["seed"] for r in rows})
-    figure.suptitle(f"Power of T1 (answers) and T1p (probabilities), digits, {seeds} seeds", fontsize=10)
+    title = f"Power of T1 (answers) and T1p (probabilities), digits, {seeds} seeds; m = {LARGE}: 3"
+    figure.suptitle(title, fontsize=10)
     return figure_png(figure)
 
 
