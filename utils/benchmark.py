@@ -11,7 +11,6 @@ from pathlib import Path
 from utils.cost.contenders import Contenders
 from utils.cost.measure import measure_components, measure_rivals, measure_steps
 from utils.cost.settings import parse_benchmark
-from utils.cost.stacked import format_stacked, measure_stacked
 from utils.cost.table import describe_machine, format_cost_table
 from utils.system.device import choose_device, prepare_torch
 from utils.system.files import check_output_file
@@ -26,10 +25,7 @@ def main(argv=None):
     settings = settings.on(device)
     prepare_torch(0, deterministic=False, tf32=settings.tf32)
     contenders, result = Contenders(settings, device), describe_machine(settings, device)
-    if settings.stacked:
-        result["stacked"] = measure_stacked(contenders, settings.stacked, settings.rounds)
-        print(format_stacked(result["stacked"]))
-    elif settings.rivals:
+    if settings.rivals:
         result["rivals"] = measure_rivals(contenders, settings.rounds)
     else:
         rows, ratios = measure_steps(contenders, settings.objectives, settings.rounds)

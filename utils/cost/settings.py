@@ -4,8 +4,7 @@ import argparse
 from dataclasses import dataclass, replace
 
 import models
-from utils.system.flags import COUNT, Parser, number, settings_from
-from utils.system.refusals import Refusal
+from utils.system.flags import COUNT, Parser, settings_from
 
 TIMED_OBJECTIVES = ("margin", "base", "soft")
 
@@ -25,7 +24,6 @@ class BenchmarkSettings:
     objectives: tuple | list
     components: bool
     rivals: bool
-    stacked: int | None
     compile: bool
     graph: bool
     tf32: bool
@@ -51,14 +49,8 @@ def parse_benchmark(argv=None, description: str | None = None) -> BenchmarkSetti
     p.add_argument("--objectives", nargs="+", default=TIMED_OBJECTIVES, choices=TIMED_OBJECTIVES, help="what to time")
     p.add_argument("--components", action="store_true", help="also the parts of our margin step")
     p.add_argument("--rivals", action="store_true", help="instead: the steps of EWE, RS, DI and EEF beside a plain one")
-    p.add_argument("--stacked", type=number(int, 2), metavar="S",
-                   help="instead: a margin step of S seeds as one batched model, beside S ordinary steps")
     p.add_argument("--compile", action="store_true", help="our model through torch.compile")
     p.add_argument("--no-graph", dest="graph", action="store_false", help="CUDA: ordinary steps, no graph")
     p.add_argument("--no-tf32", dest="tf32", action="store_false", help="CUDA: full fp32 convolutions")
     p.add_argument("--json", metavar="FILE", help="write rows and ratios there")
-    flags = p.parse_args(argv)
-    for other in ("rivals", "components", "compile"):
-        if flags.stacked and getattr(flags, other):
-            raise Refusal(f"--stacked with --{other}: they are timed apart; leave one of them out")
-    return settings_from(BenchmarkSettings, flags)
+    return settings_from(BenchmarkSettings, p.parse_args(argv))
