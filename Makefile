@@ -1,5 +1,7 @@
 # A clone, Python >= 3.10 with venv, and make: `make demo` and `make test` need nothing else.
 PYTHON ?= python3
+WITHIN = timeout --foreground --signal=INT --kill-after=10
+STEPS = .venv/bin/python -m utils.benchmark --device cuda --rounds 3
 
 .PHONY: help demo test lint gpu
 
@@ -16,8 +18,11 @@ lint: .venv/installed ## style (ruff), and which package may import which (impor
 	.venv/bin/ruff check .
 	.venv/bin/lint-imports
 
-gpu: .venv/installed ## check the GPU path on this machine and time it, in five minutes; needs CUDA
-	.venv/bin/python -m utils.check_gpu
+gpu: .venv/installed ## check the GPU path on this machine and time it, in seven minutes at most; needs CUDA
+	$(WITHIN) 240 .venv/bin/python -m pytest -rs -m gpu
+	$(WITHIN) 90 $(STEPS) --model res34 --objectives margin soft --json figures/gpu/res34.json
+	$(WITHIN) 45 $(STEPS) --model res18 --objectives margin --json figures/gpu/res18.json
+	$(WITHIN) 45 $(STEPS) --model vgg11 --objectives margin --json figures/gpu/vgg11.json
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -1,19 +1,15 @@
 """What an epoch costs against K, m, batch and width: `python -m figures.cost` writes figures/cost.json and cost.png."""
 
+import argparse
 import json
-from dataclasses import asdict, replace
 from pathlib import Path
 
-from utils.cost.contenders import Contenders
-from utils.cost.measure import measure_steps
-from utils.cost.settings import parse_benchmark
-from utils.cost.table import describe_machine
-from utils.system.device import choose_device, prepare_torch
+from utils.benchmark import Contenders, describe_machine, measure_steps, set_up
 from utils.system.pictures import new_figure
 from utils.system.refusals import refuse_in_one_sentence
 
 HERE = Path(__file__).resolve().parent
-# axis -> (setting of the benchmark, its values); the other settings are those of the command line
+# axis -> (flag of the benchmark, its values); the other flags are those of the command line
 AXES = {
     "ascent steps K": ("steps", (0, 2, 5, 10)),
     "triggers m": ("num_query", (20, 100, 500)),
@@ -23,7 +19,7 @@ AXES = {
 STYLE = {("official", "fp32"): "C3s-", ("ours", "fp32"): "C0o-", ("ours", "amp"): "C2^-"}
 
 
-def sweep(settings, device, write) -> None:
+def sweep(flags, device, write) -> None:
     """Measure the benchmark's margin rows along each of `AXES`; settings that two axes share are measured once.
 
     `write` is called with all rows after each setting, so that an interrupted sweep leaves what it has measured.
@@ -31,10 +27,11 @@ def sweep(settings, device, write) -> None:
     rows, measured = [], {}
     for axis, (flag, values) in AXES.items():
         for value in values:
-            setting = replace(settings, **{flag: value})
-            key = json.dumps(asdict(setting), sort_keys=True)
+            setting = vars(flags) | {flag: value}
+            key = json.dumps(setting, sort_keys=True)
             if key not in measured:
-                measured[key] = measure_steps(Contenders(setting, device), ["margin"], settings.rounds)[0]
+                contenders = Contenders(argparse.Namespace(**setting), device)
+                measured[key] = measure_steps(contenders, ["margin"], flags.rounds)[0]
             rows += [{"axis": axis, "value": value, **row} for row in measured[key]]
             print(axis, value, ", ".join(f"{r['s_per_epoch']:.0f} s" for r in measured[key]), flush=True)
             write(rows)
@@ -64,17 +61,14 @@ def draw(result, path) -> None:
 @refuse_in_one_sentence
 def main():
     """Measure the sweep with the flags of `utils.benchmark`; JSON and picture are written again after each setting."""
-    settings = parse_benchmark(description=__doc__)
-    device = choose_device(settings.device)
-    settings = settings.on(device)
-    prepare_torch(0, deterministic=False, tf32=settings.tf32)
+    flags, device = set_up(description=__doc__)
 
     def write(rows):
-        result = {**describe_machine(settings, device), "rows": rows}
+        result = {**describe_machine(flags, device), "rows": rows}
         (HERE / "cost.json").write_text(json.dumps(result, indent=1) + "\n")
         draw(result, HERE / "cost.png")
 
-    sweep(settings, device, write)
+    sweep(flags, device, write)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """What the entry scripts share, in packages. A package imports only packages below it (`make lint` checks this):
 
-    command_line, verify, benchmark, check_gpu, analyze, report    the doors: flags become settings, commands start
-    gpu_checks                                  what check_gpu runs
-    cost                                        the benchmark
+    command_line, verify, benchmark, analyze, report    the doors: flags become settings, commands start
     attacks | rivals | analysis | run_page      what a thief does; other watermarks; finished runs measured and drawn
     ownership                                   commitment, tests, verdict, report
     watermark                                   trigger set, ascent, objective, BatchNorm statistics

@@ -5,35 +5,480 @@ contender once, a figure is the median of the rounds, a ratio the median of the 
 noise; no figure depends on them.
 """
 
+import argparse
+import contextlib
+import itertools
 import json
+import math
+import platform
+import re
+import statistics
+import time
+from functools import partial
 from pathlib import Path
 
-from utils.cost.contenders import Contenders
-from utils.cost.measure import measure_components, measure_rivals, measure_steps
-from utils.cost.settings import parse_benchmark
-from utils.cost.table import describe_machine, format_cost_table
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
+
+import models
+from utils.attacks.losses import soft_loss
+from utils.attacks.objectives import ExtractionObjective
+from utils.data.batches import Batches
+from utils.data.images import Images
+from utils.rivals.embedded_features.gradient_signs import grad_sign_vector
+from utils.rivals.ewe.objective import EntangledObjective
+from utils.rivals.randomized_smoothing.noise import noisy_gradient
 from utils.system.device import choose_device, prepare_torch
 from utils.system.files import check_output_file
+from utils.system.flags import COUNT, Parser
 from utils.system.refusals import refuse_in_one_sentence
+from utils.training.cuda_graph import WARM_UP
+from utils.training.metrics import accuracy
+from utils.training.objective import PlainObjective
+from utils.training.step import Step, autocast_forward
+from utils.watermark.objective import WatermarkObjective
+from utils.watermark.triggers import TriggerSet
+
+OBJECTIVES = ("margin", "base", "soft")
+PRECISIONS = {"fp32": torch.float32, "amp": torch.bfloat16}
+LR, WEIGHT_DECAY, WEIGHT, PIXEL = 0.1, 1e-4, 0.1, 1 / 255
+EPOCH, VALIDATION, TEST, CLASSES = 49_000, 1000, 10_000, 10  # images and classes of CIFAR-10
+SECONDS = 0.5  # each timing repeats its call for about this long
+SIDE = {"cuda": 8192, "mps": 1024, "cpu": 1024}  # of the square matrices whose product is timed
+
+# the rivals' authors' settings for CIFAR-10
+EWE_EPOCHS, EWE_W_EPOCHS, EWE_RATIO = 50, 6.0, 4.0  # of phase 1; of phase 3; normal batches to a watermark batch
+RS_LEVELS, RS_DRAWS, RS_BATCH = 21, 100, 64  # noise levels; draws a level; triggers of a robust pass
+DI_POINTS, DI_CHECKS = 2000, 10 * 3 * 50  # points; queries a point at most: restarts * metrics * checks
+EEF_IMAGES, EEF_AT_ONCE = 2 * 5000, 8  # gradients of victim and benign model; images of one timed call
+
+
+def set_up(argv=None, description: str | None = None) -> tuple[argparse.Namespace, torch.device]:
+    """The flags of a command line (default: this process's), and the device, with torch prepared for timing on it."""
+    p = Parser(prog="python -m utils.benchmark", description=description,
+               formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--model", default="res34", choices=models.NAMES, help="architecture")
+    p.add_argument("--width", type=COUNT, default=64, help="channels of the first stage")
+    p.add_argument("--batch-size", type=COUNT, default=128, help="images a step")
+    p.add_argument("--trigger-batch", type=COUNT, default=25, help="triggers a step")
+    p.add_argument("-nq", "--num-query", type=COUNT, default=100, help="triggers")
+    p.add_argument("--steps", type=COUNT, default=5, help="ascent steps K")
+    p.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
+    p.add_argument("--rounds", type=COUNT, default=5, help="timings of each contender")
+    p.add_argument("--objectives", nargs="+", default=OBJECTIVES, choices=OBJECTIVES, help="what to time")
+    p.add_argument("--components", action="store_true", help="also the parts of our margin step")
+    p.add_argument("--rivals", action="store_true", help="instead: the steps of EWE, RS, DI and EEF beside a plain one")
+    p.add_argument("--compile", action="store_true", help="our model through torch.compile")
+    p.add_argument("--no-graph", dest="graph", action="store_false", help="CUDA: ordinary steps, no graph")
+    p.add_argument("--no-tf32", dest="tf32", action="store_false", help="CUDA: full fp32 convolutions")
+    p.add_argument("--json", metavar="FILE", help="write rows and ratios there")
+    flags = p.parse_args(argv)
+    check_output_file(flags.json, "--json")
+    device = choose_device(flags.device)
+    flags.graph &= device.type == "cuda"  # nothing is recorded elsewhere
+    prepare_torch(0, deterministic=False, tf32=flags.tf32)
+    return flags, device
+
+
+# The official code, written again as literally as possible: contiguous fp32; an ascent that back-propagates to all
+# weights and discards those gradients; a teacher whose gradients stay enabled; SGD of one parameter at a time;
+# numbers fetched from the device at every step; images decoded and augmented one by one in two loader processes; and
+# the whole trigger set evaluated again with every batch of validation and test images. No training uses it.
+# x is (B, 3, 32, 32) in [0, 1], y (B,); triggers are x_q (b, 3, 32, 32) and y_q (b,).
+
+
+def official_watermark_step(model, optimizer, x, y, x_q, y_q, *, weight: float, steps: int, step_size: float):
+    """One step of the margin method (Eq. 4), or of ERM with triggers (Eq. 3) where `steps` is 0.
+
+    Returns (loss, accuracy, trigger loss, trigger accuracy) as numbers. step_size is in pixel units.
+    """
+    model.train()
+    logits = model(x)
+    delta = torch.zeros_like(x_q)
+    for _ in range(steps):
+        delta.requires_grad_()
+        F.cross_entropy(model(x_q + delta), y_q).backward()
+        with torch.no_grad():
+            delta = delta + step_size * delta.grad.sign()
+            delta = (x_q + delta).clamp(0, 1) - x_q
+        optimizer.zero_grad()
+    logits_q = model((x_q + delta).detach())
+    losses = F.cross_entropy(logits, y, reduction="none")
+    losses_q = F.cross_entropy(logits_q, y_q, reduction="none")
+    optimizer.zero_grad()
+    torch.cat([losses, weight * losses_q]).mean().backward()
+    optimizer.step()
+    right, right_q = (logits.argmax(1) == y).float().mean(), (logits_q.argmax(1) == y_q).float().mean()
+    return losses.mean().item(), right.item(), losses_q.mean().item(), right_q.item()
+
+
+def official_soft_step(model, teacher, optimizer, x, y):
+    """One step of soft extraction (Eq. 2): (loss, accuracy). The teacher is in eval mode with gradients enabled."""
+    model.train()
+    logits, answers = model(x), teacher(x)
+    loss = F.kl_div(F.log_softmax(logits, dim=1), F.softmax(answers, dim=1), reduction="batchmean")
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item(), (logits.argmax(1) == y).float().mean().item()
+
+
+def official_evaluate(model, images, labels, x_q, y_q):
+    """Numbers of images (N, 3, 32, 32) in [0, 1] and triggers that are right; every batch asks all triggers again."""
+    model.eval()
+    with torch.no_grad():
+        return [((model(x).argmax(1) == y).sum().item(), (model(x_q).argmax(1) == y_q).sum().item())
+                for x, y in zip(images.split(128), labels.split(128))]
+
+
+class Pictures(Dataset):
+    """uint8 images (N, 3, 32, 32) and labels (N,): items are decoded by PIL, flipped and cropped, one at a time."""
+
+    def __init__(self, images, labels):
+        self.pixels, self.labels = images.permute(0, 2, 3, 1).contiguous().numpy(), labels.tolist()
+        self.transform = transforms.Compose(
+            [transforms.RandomHorizontalFlip(), transforms.RandomCrop(32, padding=4), transforms.ToTensor()])
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        return self.transform(Image.fromarray(self.pixels[i])), self.labels[i]
+
+
+def rows_without_end(objective, batches):
+    """Rows of an epoch's plan, see `Objective.plan`, repeated without end."""
+    return itertools.cycle(list(zip(*objective.plan(batches, 0, torch.Generator().manual_seed(1)))))
+
+
+class Contenders:
+    """Our step and the official one on the same model, images and triggers, for the flags of `set_up`.
+
+    images    `Images` that both contenders train on, with random labels
+    x_q, y_q  the triggers, (num_query, 3, 32, 32) in [0, 1] and (num_query,), on the device
+    steps     steps of an epoch of CIFAR-10
+    """
+
+    def __init__(self, flags, device):
+        self.flags, self.device = flags, device
+        generator = torch.Generator().manual_seed(0)
+        count = max(2048, 8 * flags.batch_size)
+        pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        self.images = Images(pixels, torch.randint(0, CLASSES, (count,), generator=generator), torch.arange(count))
+        self.x_q = torch.rand(flags.num_query, 3, 32, 32, generator=generator).to(device)
+        self.y_q = torch.randint(0, CLASSES, (flags.num_query,), generator=generator).to(device)
+        self.batches = Batches(self.images, flags.batch_size, True, device)
+        self.steps = EPOCH // flags.batch_size
+
+    def model(self, placed=True):
+        """A new model, the same weights at every call; `placed`: in the memory format of our training, else plain."""
+        torch.manual_seed(0)
+        model = models.build(self.flags.model, CLASSES, (0.5,) * 3, (0.25,) * 3, self.flags.width)
+        return models.place(model, self.device) if placed else model.to(self.device)
+
+    def objective(self, name, model, amp):
+        """Our objective of that name, one of `OBJECTIVES`, with the paper's eps = K/255."""
+        if name == "soft":
+            source = self.model().requires_grad_(False).eval()
+            return ExtractionObjective(autocast_forward(source, amp), soft_loss, False)
+        k = self.flags.steps if name == "margin" else 0
+        return WatermarkObjective(
+            model, self.x_q, self.y_q, weight=WEIGHT, reduction="joint", batch=self.flags.trigger_batch, steps=k,
+            step_size=PIXEL, eps=k * PIXEL, bn_stats="paper")
+
+    def our_step(self, name, amp):
+        """(call, model, `Step`): a call is one training step of ours, batch and augmentation included."""
+        model = self.model().train()
+        objective = self.objective(name, model, amp)
+        step = Step(model, objective, self.batches, lr=LR, weight_decay=WEIGHT_DECAY, amp=amp,
+                    compile=self.flags.compile, graph=self.flags.graph)
+        rows = rows_without_end(objective, self.batches)
+        return lambda: step(next(rows)), model, step
+
+    def official_step(self, name, loader=False):
+        """(call, model): a call is one official step, on batches prepared beforehand or made by the official loader."""
+        model, teacher = self.model(placed=False).train(), self.model(placed=False).eval()
+        optimizer = torch.optim.SGD(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY, foreach=False, fused=False)
+        picks = torch.randint(0, self.flags.num_query, (64, self.flags.trigger_batch))
+        picks = itertools.cycle(picks.to(self.device))
+        if loader:
+            pictures = DataLoader(Pictures(*self.images[:2]), batch_size=self.flags.batch_size, shuffle=True,
+                                  drop_last=True, num_workers=2, pin_memory=False)
+            batches = itertools.chain.from_iterable(itertools.repeat(pictures))  # epoch after epoch
+        else:
+            plan = self.batches.plan(torch.Generator().manual_seed(1))
+            batches = itertools.cycle([tuple(t.contiguous() for t in self.batches.batch(*row)) for row in zip(*plan)])
+
+        def step():
+            x, y = (t.to(self.device) for t in next(batches))
+            if name == "soft":
+                return official_soft_step(model, teacher, optimizer, x, y)
+            pick = next(picks)
+            return official_watermark_step(model, optimizer, x, y, self.x_q[pick], self.y_q[pick], weight=WEIGHT,
+                                           steps=self.flags.steps if name == "margin" else 0, step_size=PIXEL)
+
+        return step, model
+
+    def our_evaluation_s(self, model, amp):
+        """Seconds of our evaluation after an epoch: validation images and triggers, under both BatchNorm statistics."""
+        pixels, labels, triggers = *(part[:VALIDATION] for part in self.images[:2]), self.x_q.mul(255).round().byte()
+
+        def evaluate():
+            for _ in range(2):
+                accuracy(model, pixels, labels, amp)
+                accuracy(model, triggers, self.y_q, amp)
+
+        return seconds_per_call(evaluate, 2, self.device)
+
+    def official_evaluation_s(self, model):
+        """Seconds of the official evaluation, which repeats all triggers with every batch; a tenth of it is timed."""
+        n = (VALIDATION + TEST) // 10
+        x, y = torch.rand(n, 3, 32, 32, device=self.device), torch.zeros(n, dtype=torch.long, device=self.device)
+        return 10 * seconds_per_call(lambda: official_evaluate(model, x, y, self.x_q, self.y_q), 2, self.device)
+
+    def flop(self, name, official):
+        """FLOP of a step of ours or of the official one, counted in forward passes of one image.
+
+        A forward pass counts 1, a backward pass to the input alone 1, a full backward pass 2. The official ascent and
+        the official teacher also compute gradients of weights, which they do not use.
+        """
+        model = self.model(placed=False).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.zeros(1, 3, 32, 32, device=self.device))
+        teacher, ascent = (3, 3) if official else (1, 2)
+        passes = {"soft": (3 + teacher) * self.flags.batch_size}
+        passes["base"] = 3 * self.flags.batch_size + 3 * self.flags.trigger_batch
+        passes["margin"] = passes["base"] + self.flags.steps * ascent * self.flags.trigger_batch
+        return counter.get_total_flops() * passes[name]
+
+
+def seconds_per_call(call, n, device) -> float:
+    """Seconds a call, the mean over n calls in a row, until the device has finished the work they started on it."""
+    wait = getattr(torch, device.type).synchronize  # torch.cuda, torch.mps or torch.cpu
+    wait()
+    began = time.perf_counter()
+    for _ in range(n):
+        call()
+    wait()
+    return (time.perf_counter() - began) / n
+
+
+def time_by_turns(calls: dict, rounds: int, device, seconds: float) -> dict:
+    """{name: [seconds of a call in each round]}: every call is warmed up, then repeated for about `seconds` a round."""
+    repeats, times = {}, {name: [] for name in calls}
+    for name, call in calls.items():
+        seconds_per_call(call, WARM_UP + 1 if device.type == "cuda" else 1, device)
+        repeats[name] = min(200, max(1, math.ceil(seconds / seconds_per_call(call, 1, device))))
+    for _ in range(rounds):
+        for name, call in calls.items():
+            times[name].append(seconds_per_call(call, repeats[name], device))
+            time.sleep(0.1)  # loader processes fill their queues now, not while the next contender is timed
+    return times
+
+
+def peak_memory(call, device) -> int | None:
+    """Peak memory in bytes of two calls: allocated on a CUDA device, else resident in this process; None if unknown."""
+    if device.type == "cuda":
+        seconds_per_call(call, 1, device)  # cuDNN tries algorithms, with memory for each, at its first convolution
+        torch.cuda.reset_peak_memory_stats(device)
+        seconds_per_call(call, 2, device)
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak that VmHWM reports
+    seconds_per_call(call, 2, device)
+    with contextlib.suppress(OSError):
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        return 1024 * int(found[1]) if found else None
+    return None
+
+
+def measure_steps(contenders, names, rounds) -> tuple[list[dict], dict]:
+    """(rows, ratios) for the objectives in `names`: a row for each contender, and official time / our time.
+
+    A row's `fraction_of_matmul` is its FLOP/s divided by that of a large matrix product in the same precision. An
+    epoch is estimated: its number of steps times the seconds of a step, plus the seconds of the evaluation; the
+    official step then takes its batches from the official loader.
+    """
+    device, per_epoch, rows, ratios = contenders.device, contenders.steps, [], {}
+    ratio = lambda slow, fast: statistics.median(a / b for a, b in zip(slow, fast))
+    # square matrix products, in the precision of the convolutions
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    n = SIDE[device.type]
+    squares = {p: torch.randn(n, n, device=device, dtype=dtype) for p, dtype in PRECISIONS.items()}
+    products = {f"product {p}": partial(torch.matmul, a, a) for p, a in squares.items()}
+    for name in names:
+        ours = {p: contenders.our_step(name, p == "amp") for p in PRECISIONS}
+        step, model = contenders.official_step(name)
+        calls = {"official": step, "loader": contenders.official_step(name, loader=True)[0]}
+        calls |= {p: ours[p][0] for p in PRECISIONS} | products
+        evaluation_s = {"official": contenders.official_evaluation_s(model)}
+        evaluation_s |= {p: contenders.our_evaluation_s(ours[p][1], p == "amp") for p in PRECISIONS}
+        peaks = {key: peak_memory(calls[key], device) for key in evaluation_s}
+        times = time_by_turns(calls, rounds, device, SECONDS)
+        epochs = {key: [per_epoch * t + seconds for t in times["loader" if key == "official" else key]]
+                  for key, seconds in evaluation_s.items()}
+        for key in evaluation_s:
+            seconds, rendering = statistics.median(times[key]), "official" if key == "official" else "ours"
+            precision = "amp" if key == "amp" else "fp32"
+            flop = contenders.flop(name, key == "official")
+            rate = 2 * n**3 / statistics.median(times[f"product {precision}"])
+            rows.append({
+                "objective": name, "rendering": rendering, "precision": precision,
+                "images_per_s": contenders.flags.batch_size / seconds, "ms_per_step": 1e3 * seconds,
+                "s_per_epoch": statistics.median(epochs[key]), "evaluation_s": evaluation_s[key],
+                "peak_memory_bytes": peaks[key], "flop_per_step": flop, "flop_per_s": flop / seconds,
+                "matmul_flop_per_s": rate, "fraction_of_matmul": flop / seconds / rate,
+                "rounds_ms_per_step": [1e3 * t for t in times[key]],
+            })
+        for p in PRECISIONS:
+            ratios[f"{name}_step_{p}"] = ratio(times["official"], times[p])
+            ratios[f"{name}_epoch_{p}"] = ratio(epochs["official"], epochs[p])
+    return rows, ratios
+
+
+def measure_components(contenders, precision, rounds) -> list[dict]:
+    """Milliseconds a step of the components of our margin step, and their shares."""
+    amp = precision == "amp"
+    _, model, step = contenders.our_step("margin", amp)
+    step.recorder = None  # the whole is an ordinary step, as its parts are
+    objective, modes, batches = step.objective, step.objective.statistics, contenders.batches
+    *place, picks = row = next(rows_without_end(objective, batches))
+    clean, triggers = batches.batch(*place), (contenders.x_q[picks], contenders.y_q[picks])
+
+    def one_pass(images, labels, batchnorm_mode):
+        with batchnorm_mode():
+            logits = step.forward(images)
+        model.zero_grad(set_to_none=True)
+        F.cross_entropy(logits, labels).backward()
+
+    def ascent():
+        with modes.ascent():
+            objective.perturb(step.forward, *triggers)
+
+    one_pass(*clean, modes.clean_batch)  # the optimiser alone is timed too, and needs gradients
+    calls = {
+        "data": lambda: batches.batch(*place),
+        "optimiser": step.optimizer.step,
+        "clean pass": lambda: one_pass(*clean, modes.clean_batch),
+        "ascent": ascent,
+        "trigger pass": lambda: one_pass(*triggers, modes.trigger_batch),
+        "whole step": lambda: step(row),
+    }
+    times = {k: 1e3 * statistics.median(v) for k, v in time_by_turns(calls, rounds, contenders.device, 0.2).items()}
+    times["evaluation"] = 1e3 * contenders.our_evaluation_s(model, amp) / contenders.steps  # once an epoch, per step
+    total = times["whole step"] + times["evaluation"]
+    return [{"precision": precision, "component": k, "ms_per_step": v, "share": v / total} for k, v in times.items()]
+
+
+def rival_calls(contenders) -> dict:
+    """{part: call} of the rivals' methods on the models and images of `contenders`, in fp32."""
+    device, n = contenders.device, len(contenders.y_q)
+    # all images are of EWE's target class, 0
+    images = contenders.images._replace(labels=torch.zeros_like(contenders.images.labels))
+    batches = Batches(images, contenders.flags.batch_size, True, device)
+    unknown = torch.zeros(n, 0, dtype=torch.long)
+    pixels = contenders.x_q.mul(255).round().to(torch.uint8).cpu()
+    triggers = TriggerSet(pixels, torch.zeros(n, dtype=torch.long), unknown, unknown)
+
+    def step_of(objective, model):
+        step = Step(model, objective, batches, lr=1e-3, weight_decay=WEIGHT_DECAY)
+        rows = rows_without_end(objective, batches)
+        return lambda: step(next(rows))
+
+    def ewe_step(watermark: bool):
+        model = contenders.model().train()
+        return step_of(EntangledObjective(
+            model, batches, triggers, target=0, made=False, patch=False, epochs=0 if watermark else 1, w_epochs=2.0,
+            ratio=0.0, factor=1e5, temperature=1.0, temperature_lr=0.1, making={}, bn_stats="paper"), model)
+
+    model, smoothed = contenders.model().eval(), contenders.model().train()
+    generator = torch.Generator(device).manual_seed(0)
+    x = torch.rand(contenders.flags.batch_size, 3, 32, 32, device=device)
+    y = torch.zeros(len(x), dtype=torch.long, device=device)
+    return {
+        "plain step": step_of(PlainObjective(), contenders.model().train()),
+        "EWE normal step": ewe_step(False),
+        "EWE watermark step": ewe_step(True),
+        "RS noisy gradient": lambda: noisy_gradient(
+            smoothed, contenders.x_q[:RS_BATCH], contenders.y_q[:RS_BATCH], 0.5, 1, generator),
+        "DI question to a batch": torch.no_grad()(lambda: model(x)),
+        "EEF signs of 8 images": lambda: grad_sign_vector(model, x[:EEF_AT_ONCE], y[:EEF_AT_ONCE]),
+    }
+
+
+def rival_sums(ms: dict, steps: int, batch: int) -> dict:
+    """{what: (measured, counted in image passes, or None)} from the milliseconds of the parts of `rival_calls`.
+
+    Trainings are relative to plain training of as many epochs; queries and gradients are in epochs of plain training.
+    `steps` is the number of steps of an epoch, `batch` its batch size.
+    """
+    plain = ms["plain step"]
+    watermark_epoch = ms["EWE watermark step"] + EWE_RATIO * ms["EWE normal step"]
+    phases = EWE_EPOCHS * ms["EWE normal step"] + EWE_W_EPOCHS * watermark_epoch
+    return {
+        "EWE, whole training": (phases / (EWE_EPOCHS * plain), 1.6),
+        "RS, an epoch with its robust pass":
+            (1 + RS_LEVELS * RS_DRAWS * ms["RS noisy gradient"] / (steps * plain), 3.7),
+        "DI, training": (1.0, 1.0),
+        "DI, Blind Walk of a model at most, plain epochs":
+            (DI_POINTS * DI_CHECKS / batch * ms["DI question to a batch"] / (steps * plain), None),
+        "EEF, training of victim and benign model": (2.0, 2.0),
+        "EEF, gradients of both, plain epochs":
+            (EEF_IMAGES / EEF_AT_ONCE * ms["EEF signs of 8 images"] / (steps * plain), None),
+    }
+
+
+def format_steps(rows, ratios, parts) -> str:
+    """The rows and ratios of `measure_steps` and the components (`parts`) of `measure_components` as text."""
+    lines = [f"{'':<22}{'images/s':>10}{'ms/step':>10}{'s/epoch':>10}{'peak MB':>9}{'GFLOP/step':>12}"
+             f"{'GFLOP/s':>10}{'of matmul':>10}"]
+    for r in rows:
+        peak = "-" if r["peak_memory_bytes"] is None else f"{r['peak_memory_bytes'] / 1e6:.0f}"
+        lines.append(
+            f"{r['objective']:<7}{r['rendering']:<10}{r['precision']:<5}{r['images_per_s']:>10.1f}"
+            f"{r['ms_per_step']:>10.2f}{r['s_per_epoch']:>10.1f}{peak:>9}{r['flop_per_step'] / 1e9:>12.2f}"
+            f"{r['flop_per_s'] / 1e9:>10.1f}{100 * r['fraction_of_matmul']:>9.1f}%"
+        )
+    if ratios:
+        lines.append("times as fast as the official rendering: "
+                     + ", ".join(f"{name} {value:.2f}" for name, value in ratios.items()))
+    for p in parts:
+        lines.append(f"{p['precision']:<5}{p['component']:<13}{p['ms_per_step']:>10.2f} ms {100 * p['share']:>6.1f}%")
+    return "\n".join(lines)
+
+
+def describe_machine(flags, device) -> dict:
+    """Device, number of threads, version of torch and flags, for the JSON."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {"device": str(device), "name": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
+            "tf32": torch.backends.cudnn.allow_tf32, "settings": vars(flags)}
 
 
 @refuse_in_one_sentence
 def main(argv=None):
-    settings = parse_benchmark(argv, __doc__)
-    check_output_file(settings.json, "--json")
-    device = choose_device(settings.device)
-    settings = settings.on(device)
-    prepare_torch(0, deterministic=False, tf32=settings.tf32)
-    contenders, result = Contenders(settings, device), describe_machine(settings, device)
-    if settings.rivals:
-        result["rivals"] = measure_rivals(contenders, settings.rounds)
+    flags, device = set_up(argv, __doc__)
+    contenders, result = Contenders(flags, device), describe_machine(flags, device)
+    if flags.rivals:
+        times = time_by_turns(rival_calls(contenders), flags.rounds, device, SECONDS)
+        ms = {part: 1e3 * statistics.median(values) for part, values in times.items()}
+        sums = rival_sums(ms, contenders.steps, flags.batch_size)
+        for part, value in ms.items():
+            print(f"{part:<50}{value:>10.2f} ms")
+        for what, (measured, counted) in sums.items():
+            print(f"{what:<50}{measured:>10.2f} x" + (f"   counted: {counted:g} x" if counted else ""))
+        result["rivals"] = {"ms": ms, "times_plain": {what: measured for what, (measured, _) in sums.items()}}
     else:
-        rows, ratios = measure_steps(contenders, settings.objectives, settings.rounds)
-        parts = measure_components(contenders, settings.rounds) if settings.components else []
-        print(format_cost_table(rows, ratios, parts))
+        rows, ratios = measure_steps(contenders, flags.objectives, flags.rounds)
+        parts = [part for precision in PRECISIONS if flags.components
+                 for part in measure_components(contenders, precision, flags.rounds)]
+        print(format_steps(rows, ratios, parts))
         result |= {"rows": rows, "ratios": ratios, "components": parts}
-    if settings.json:
-        Path(settings.json).write_text(json.dumps(result, indent=1) + "\n")
+    if flags.json:
+        Path(flags.json).write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Reads a JSON list of commands of the three scripts from stdin. Prints JSON objects, one a line: {"ready": true} once
 everything is imported; then {"runs": [...], "kinds": N}, for each command {"kind", "epochs", "steps"} with the steps
 of an epoch, or {"unknown": why}; then for each kind {"kind", "seconds"} with the seconds of a step, or {"kind",
-"error"}. Steps are the project's own, on noise images, see `utils.cost.contenders`.
+"error"}. Steps are the project's own, on noise images, see `utils.benchmark`.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import os
 import shlex
 import sys
 import types
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +22,9 @@ import models
 from utils.attacks.editing import FineTuning
 from utils.attacks.objectives import FINETUNES, ExtractionObjective, FineTuningObjective
 from utils.attacks.surrogate import Extraction
+from utils.benchmark import CLASSES, Contenders, seconds_per_call
 from utils.command_line.attacks import AttackCommand, distill_command, extraction_command
 from utils.command_line.train import TrainCommand, train_command
-from utils.cost.contenders import CLASSES, Contenders
-from utils.cost.settings import parse_benchmark
-from utils.cost.timing import seconds_per_call
 from utils.data.folder import IMAGE_ENDINGS
 from utils.data.sets import HELD_OUT
 from utils.data.settings import DataSettings
@@ -111,9 +108,9 @@ class KindOfRun(Contenders):
 
     def __init__(self, settings: TrainCommand | AttackCommand, kind: Kind):
         self.run, self.kind, device = settings, kind, choose_device(kind.device)
-        timed = replace(parse_benchmark([]), model=kind.model, width=kind.width, batch_size=kind.batch_size,
-                        compile=kind.compile, graph=kind.graph)
-        super().__init__(timed.on(device), device)
+        super().__init__(types.SimpleNamespace(
+            model=kind.model, width=kind.width, batch_size=kind.batch_size, num_query=100, trigger_batch=25, steps=5,
+            compile=kind.compile, graph=kind.graph and device.type == "cuda"), device)
 
     def objective(self, name, model, amp):
         """The run's own objective, as its script makes it."""

@@ -9,7 +9,6 @@ from small_steps import B, K, rows_of, setting, watermark
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
-from utils.cost import official_rendering
 from utils.data.batches import Batches
 from utils.data.images import Images
 from utils.training.step import Step
@@ -74,7 +73,7 @@ def test_fixed_buffers_and_fused_update_are_bit_equal(mode):
         objective = watermark(model, x_q, y_q, K, mode)
         rows = rows_of(batches, objective)
         if graph is None:
-            optimizer, total = official_rendering.plain_sgd(model, 0.1, 1e-4), 0.0
+            optimizer, total = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=1e-4, foreach=False), 0.0
             for rate, row in zip((0.1, 0.1, 0.01, 0.01), rows):
                 optimizer.param_groups[0]["lr"] = rate
                 loss, stats = objective(model, *batches.batch(*row[:3]), row[3])

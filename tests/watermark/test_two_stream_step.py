@@ -1,4 +1,4 @@
-"""The two-stream step computes what the ordinary step computes; on a GPU itself `utils.check_gpu` compares them."""
+"""The two-stream step computes what the ordinary step computes; on a GPU itself `make gpu` compares them."""
 
 from unittest import mock
 

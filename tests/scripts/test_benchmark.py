@@ -1,0 +1,134 @@
+"""The benchmark: our steps compute what the official ones do; counted operations, measured ratios, rivals' costs."""
+
+import contextlib
+import copy
+import json
+
+import pytest
+import torch
+from comparing import apart
+from small_steps import NUMBERS, B, K, M, T, rows_of, setting, small, watermark
+from torch.utils.flop_counter import FlopCounterMode
+
+from utils.attacks.losses import soft_loss
+from utils.attacks.objectives import ExtractionObjective
+from utils.benchmark import (
+    OBJECTIVES,
+    SIDE,
+    Contenders,
+    main,
+    official_soft_step,
+    official_watermark_step,
+    rival_sums,
+    set_up,
+)
+from utils.training.step import Step
+
+TINY = ("--model", "res18", "--width", "2", "--batch-size", "8", "--num-query", "4", "--device", "cpu", "--rounds", "1")
+
+
+def moved(model):
+    """Largest change of a weight since `small`; buffers are left out, for the counters of batches always change."""
+    return max(float((a - b).detach().abs().max()) for a, b in zip(small().parameters(), model.parameters()))
+
+
+@pytest.mark.parametrize("steps", [K, 0])
+def test_our_step_equals_the_official_one(steps):
+    model, batches, x_q, y_q = setting()  # fp64: rounding of fp32 can flip signs and ReLUs
+    model, batches.dtype, x_q = model.double(), torch.float64, x_q.double()
+    plain = copy.deepcopy(model)
+    objective = watermark(model, x_q, y_q, steps)
+    row = rows_of(batches, objective)[0]
+    Step(model, objective, batches, lr=0.1, weight_decay=1e-4)(row)
+    x, y = batches.batch(*row[:3])
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, weight_decay=1e-4)
+    official_watermark_step(plain, optimizer, x.contiguous(), y, x_q[row[3]], y_q[row[3]], steps=steps, **NUMBERS)
+    assert moved(model) > 1e-3
+    assert apart(model, plain) <= 1e-9
+
+
+def test_our_soft_step_equals_the_official_one():
+    model, batches, _, _ = setting()
+    model, batches.dtype = model.double(), torch.float64
+    plain, teacher = copy.deepcopy(model), small().double().eval()
+    frozen = copy.deepcopy(teacher).requires_grad_(False)
+    objective = ExtractionObjective(frozen, soft_loss, False)
+    row = rows_of(batches, objective)[0]
+    Step(model, objective, batches, lr=0.1, weight_decay=1e-4)(row)
+    x, y = batches.batch(*row[:3])
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, weight_decay=1e-4)
+    official_soft_step(plain, teacher, optimizer, x.contiguous(), y)
+    assert moved(model) > 1e-3
+    assert apart(model, plain) <= 1e-9
+
+
+class Nowhere(contextlib.nullcontext):
+    """Replaces torch's module tracker, whose hooks fail under `autograd.grad`."""
+
+    parents = ("Global",)
+
+
+def test_counted_passes_match_the_flop_counter():
+    """We count forward 1, input gradient 1, full backward 2; torch's counter counts the operations of real steps."""
+    bench = Contenders(*set_up(["--model", "res18", "--width", "8", "--batch-size", str(B), "--trigger-batch", str(T),
+                                "--steps", str(K), "--device", "cpu", "--num-query", str(M)]))
+    for name in OBJECTIVES:
+        for official in (False, True):
+            step = bench.official_step(name)[0] if official else bench.our_step(name, False)[0]
+            counter = FlopCounterMode(display=False)
+            counter.mod_tracker = Nowhere()
+            with counter:
+                step()
+            assert counter.get_total_flops() == pytest.approx(bench.flop(name, official), rel=0.01)
+
+
+def test_benchmark_writes_the_ratios(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("utils.benchmark.SECONDS", 0.01)
+    monkeypatch.setattr("utils.benchmark.VALIDATION", 50)
+    monkeypatch.setattr("utils.benchmark.TEST", 50)
+    monkeypatch.setitem(SIDE, "cpu", 64)  # a CPU without bf16 takes seconds for 1024
+    file = tmp_path / "cost.json"
+    main([*TINY, "--trigger-batch", "2", "--steps", "1", "--components", "--json", str(file)])
+    result = json.loads(file.read_text())
+    assert list(result) == ["device", "name", "threads", "torch", "tf32", "settings", "rows", "ratios", "components"]
+    assert list(result["ratios"]) == [f"{o}_{what}_{p}" for o in OBJECTIVES for p in ("fp32", "amp")
+                                      for what in ("step", "epoch")]
+    assert all(value > 0 for value in result["ratios"].values())
+    assert [(r["objective"], r["rendering"], r["precision"]) for r in result["rows"]] == [
+        (o, r, p) for o in OBJECTIVES for r, p in (("official", "fp32"), ("ours", "fp32"), ("ours", "amp"))]
+    for row in result["rows"]:  # 6125 steps of 8 images are an epoch; the official one waits for its loader
+        assert row["ms_per_step"] == pytest.approx(8e3 / row["images_per_s"])
+        steps = row["s_per_epoch"] - row["evaluation_s"]
+        assert steps == pytest.approx(6.125 * row["ms_per_step"]) or row["rendering"] == "official"
+    assert [p["component"] for p in result["components"]] == 2 * [
+        "data", "optimiser", "clean pass", "ascent", "trigger pass", "whole step", "evaluation"]
+    assert "margin_epoch_amp" in capsys.readouterr().out
+
+
+def test_benchmark_of_the_rivals(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("utils.benchmark.SECONDS", 0.01)
+    file = tmp_path / "rivals.json"
+    main(["--rivals", *TINY, "--json", str(file)])
+    result = json.loads(file.read_text())["rivals"]
+    assert all(value > 0 for value in result["ms"].values()) and "counted: 3.7 x" in capsys.readouterr().out
+    assert result["times_plain"]["DI, training"] == 1
+
+
+def test_measured_costs_of_equal_parts_equal_the_counted_ones():
+    """Where a watermark step costs as much as a plain one, and a noisy draw of 64 images half as much."""
+    ms = dict.fromkeys(("plain step", "EWE normal step", "EWE watermark step", "DI question to a batch",
+                        "EEF signs of 8 images"), 2.0) | {"RS noisy gradient": 1.0}
+    sums = rival_sums(ms, steps=382, batch=128)
+    assert sums["EWE, whole training"] == (pytest.approx(1.6), 1.6)
+    measured, counted = sums["RS, an epoch with its robust pass"]
+    assert measured == pytest.approx(1 + 2100 * 64 / (382 * 128)) and round(measured, 1) == counted
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--json", "no/such/folder/x.json"], "--json no/such/folder/x.json: there is no folder no/such/folder"),
+    (["--objectives", "mixup"], "invalid choice: 'mixup'"), (["--width", "0"], "must be at least 1")])
+def test_a_wrong_flag_is_named_in_one_sentence(flags, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*TINY, *flags])
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and said in err and len(err.splitlines()) == 1
