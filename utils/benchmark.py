@@ -70,7 +70,6 @@ def set_up(argv=None, description: str | None = None) -> tuple[argparse.Namespac
     p.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
     p.add_argument("--rounds", type=COUNT, default=5, help="timings of each contender")
     p.add_argument("--objectives", nargs="+", default=OBJECTIVES, choices=OBJECTIVES, help="what to time")
-    p.add_argument("--components", action="store_true", help="also the parts of our margin step")
     p.add_argument("--rivals", action="store_true", help="instead: the steps of EWE, RS, DI and EEF beside a plain one")
     p.add_argument("--compile", action="store_true", help="our model through torch.compile")
     p.add_argument("--no-graph", dest="graph", action="store_false", help="CUDA: ordinary steps, no graph")
@@ -340,40 +339,6 @@ def measure_steps(contenders, names, rounds) -> tuple[list[dict], dict]:
     return rows, ratios
 
 
-def measure_components(contenders, precision, rounds) -> list[dict]:
-    """Milliseconds a step of the components of our margin step, and their shares."""
-    amp = precision == "amp"
-    _, model, step = contenders.our_step("margin", amp)
-    step.recorder = None  # the whole is an ordinary step, as its parts are
-    objective, modes, batches = step.objective, step.objective.statistics, contenders.batches
-    *place, picks = row = next(rows_without_end(objective, batches))
-    clean, triggers = batches.batch(*place), (contenders.x_q[picks], contenders.y_q[picks])
-
-    def one_pass(images, labels, batchnorm_mode):
-        with batchnorm_mode():
-            logits = step.forward(images)
-        model.zero_grad(set_to_none=True)
-        F.cross_entropy(logits, labels).backward()
-
-    def ascent():
-        with modes.ascent():
-            objective.perturb(step.forward, *triggers)
-
-    one_pass(*clean, modes.clean_batch)  # the optimiser alone is timed too, and needs gradients
-    calls = {
-        "data": lambda: batches.batch(*place),
-        "optimiser": step.optimizer.step,
-        "clean pass": lambda: one_pass(*clean, modes.clean_batch),
-        "ascent": ascent,
-        "trigger pass": lambda: one_pass(*triggers, modes.trigger_batch),
-        "whole step": lambda: step(row),
-    }
-    times = {k: 1e3 * statistics.median(v) for k, v in time_by_turns(calls, rounds, contenders.device, 0.2).items()}
-    times["evaluation"] = 1e3 * contenders.our_evaluation_s(model, amp) / contenders.steps  # once an epoch, per step
-    total = times["whole step"] + times["evaluation"]
-    return [{"precision": precision, "component": k, "ms_per_step": v, "share": v / total} for k, v in times.items()]
-
-
 def rival_calls(contenders) -> dict:
     """{part: call} of the rivals' methods on the models and images of `contenders`, in fp32."""
     device, n = contenders.device, len(contenders.y_q)
@@ -432,8 +397,8 @@ def rival_sums(ms: dict, steps: int, batch: int) -> dict:
     }
 
 
-def format_steps(rows, ratios, parts) -> str:
-    """The rows and ratios of `measure_steps` and the components (`parts`) of `measure_components` as text."""
+def format_steps(rows, ratios) -> str:
+    """The rows and ratios of `measure_steps` as text."""
     lines = [f"{'':<22}{'images/s':>10}{'ms/step':>10}{'s/epoch':>10}{'peak MB':>9}{'GFLOP/step':>12}"
              f"{'GFLOP/s':>10}{'of matmul':>10}"]
     for r in rows:
@@ -446,8 +411,6 @@ def format_steps(rows, ratios, parts) -> str:
     if ratios:
         lines.append("times as fast as the official rendering: "
                      + ", ".join(f"{name} {value:.2f}" for name, value in ratios.items()))
-    for p in parts:
-        lines.append(f"{p['precision']:<5}{p['component']:<13}{p['ms_per_step']:>10.2f} ms {100 * p['share']:>6.1f}%")
     return "\n".join(lines)
 
 
@@ -473,10 +436,8 @@ def main(argv=None):
         result["rivals"] = {"ms": ms, "times_plain": {what: measured for what, (measured, _) in sums.items()}}
     else:
         rows, ratios = measure_steps(contenders, flags.objectives, flags.rounds)
-        parts = [part for precision in PRECISIONS if flags.components
-                 for part in measure_components(contenders, precision, flags.rounds)]
-        print(format_steps(rows, ratios, parts))
-        result |= {"rows": rows, "ratios": ratios, "components": parts}
+        print(format_steps(rows, ratios))
+        result |= {"rows": rows, "ratios": ratios}
     if flags.json:
         Path(flags.json).write_text(json.dumps(result, indent=1) + "\n")
 
