@@ -1,7 +1,7 @@
 """What the entry scripts share, in packages. A package imports only packages below it (`make lint` checks this):
 
     command_line, verify, benchmark, analyze, report    the doors: flags become settings, commands start
-    attacks | rivals | analysis | run_page      what a thief does; other watermarks; finished runs measured and drawn
+    attacks | rivals | analysis                 what a thief does; other watermarks; finished runs measured
     ownership                                   commitment, tests, verdict, report
     watermark                                   trigger set, ascent, objective, BatchNorm statistics
     data | runs | training | pages              images; run folders and checkpoints; the training loop; HTML

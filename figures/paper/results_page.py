@@ -8,16 +8,13 @@ from pathlib import Path
 
 from figures.paper.table_cells import FIGURES, TABLES
 from figures.paper.table_files import show_cell, show_paper_cell
-from utils.pages.markup import element, shorten
-from utils.pages.page import Section, note, page, paragraph, write_page
-from utils.pages.pictures import embedded_file
-from utils.pages.tables import Cell, foldout, listing, table
+from utils.pages import png_image, render, write_page
 from utils.published.for_run import SETTINGS
 from utils.system.files import read_json
 from utils.system.refusals import Refusal
+from utils.system.untrusted import read_bounded
 
-PAGE = "report.html"
-NOT_RUN = Cell("not run", "absent")
+PAGE, TEMPLATE = "report.html", Path(__file__).with_name("results_page.html.j2")
 SECRET = "figure5"
 SUBJECTS = {
     "table1": "ERM watermark and soft extraction", "table2": "watermarks and fingerprints under extraction",
@@ -37,62 +34,57 @@ def write_results_page(out: Path, profile: str) -> None:
     A damaged file becomes a note: it may be of another target than the one that was just made.
     """
     sections = [section for name in (*TABLES, *FIGURES) if (section := _section(name, out)) is not None]
-    if not sections:
-        return
-    introduction = [
-        paragraph("The tables and figures of “Margin-based Neural Network Watermarking” (Kim et al., ICML 2023), from "
-                  "runs of ours, beside what the paper states."),
-        paragraph("Profile ", element("code", profile), f". Ours: mean ± standard deviation (number of seeds); log10 p "
-                  "as the harmonic mean of the p-values, of trigger sets the owner's T1. "
-                  f"The paper: {SETTINGS}. What has not been run says so."),
-    ]
-    write_page(out / PAGE, page(f"The paper's tables and figures, profile {profile}", introduction, sections))
+    if sections:
+        write_page(out / PAGE, render(TEMPLATE, title=f"The paper's tables and figures, profile {profile}",
+                                      profile=profile, paper=SETTINGS, sections=sections))
 
 
-def _section(name: str, out: Path) -> Section | None:
+def _section(name: str, out: Path) -> dict | None:
+    """What the template shows of a target; None where it has no files."""
     title = f"{f'Table {name[5:]}' if name in TABLES else f'Figure {name[6:]}'}: {SUBJECTS[name]}"
+    empty = {"link": (name, title), "damaged": False, "note": "", "picture": None, "head": [], "rows": [], "text": "",
+             "commands": {}}
     try:
         content = read_json(out / f"{name}.json")
-        return None if content is None else Section(name, title, _parts(name, title, content, out))
+        return None if content is None else empty | _parts(name, title, content, out)
     except (Refusal, KeyError, TypeError, ValueError, AttributeError):
-        return Section(name, title, [note(f"The files of {name} are damaged; figures.make {name} writes them anew.")])
+        return empty | {"damaged": True}
 
 
-def _parts(name: str, title: str, content: dict, out: Path) -> list:
+def _parts(name: str, title: str, content: dict, out: Path) -> dict:
     """What the section shows; a damaged file raises nearly anything."""
-    parts, cells = [], content.get("cells")
+    parts, cells = {}, content.get("cells")
     if name == SECRET:
-        parts.append(note("This picture shows a source's triggers, which are secret; it is in figure5.png alone.")
-                     if content.get("made") else paragraph("not run"))
+        parts["note"] = ("This picture shows a source's triggers, which are secret; it is in figure5.png alone."
+                         if content.get("made") else "not run")
     elif (out / f"{name}.png").is_file() and name in FIGURES:
         beside = "; its numbers are in the table below" if isinstance(cells, list) else ""
-        parts.append(embedded_file(out / f"{name}.png", f"{title}, drawn from our runs{beside}"))
+        parts["picture"] = png_image(read_bounded(out / f"{name}.png"), f"{title}, drawn from our runs{beside}")
     if isinstance(cells, list):
-        return [*parts, _cells_table(f"{title.split(':')[0]} in numbers", cells), _commands(_of_cells(cells))]
+        head, rows = _cells_table(cells)
+        return parts | {"head": head, "rows": rows, "commands": _of_cells(cells)}
     if isinstance(content.get("claim"), str):
-        parts.append(paragraph(f"{content['claim']}: {content.get('claim_shows')}."))
+        parts["text"] = f"{content['claim']}: {content.get('claim_shows')}."
     commands = content.get("commands")
     commands = commands if isinstance(commands, dict) else {"all": content.get("command")}
-    parts.append(_commands({str(key): str(command) for key, command in commands.items() if command}))
-    return parts
+    return parts | {"commands": {str(key): str(command) for key, command in commands.items() if command}}
 
 
-def _cells_table(title: str, cells: list):
-    """The cells of a table's JSON: a row of it is a row here, and each column has the paper's value beside ours."""
+def _cells_table(cells: list) -> tuple[list, list]:
+    """(heads, rows) of a table's JSON: a row of it is a row here, and each column has the paper's value beside ours."""
     rows = list(dict.fromkeys(cell["row"] for cell in cells))
     columns = list(dict.fromkeys(cell["column"] for cell in cells))
     by_key = {(cell["row"], cell["column"]): cell for cell in cells}
     stated = [column for column in columns if any(by_key[key]["paper"] for key in by_key if key[1] == column)]
-    heads, body = [], [[row] for row in rows]
+    heads, body = [""], [[row] for row in rows]
     for column in columns:
         heads += [f"{column}, paper"] * (column in stated) + [f"{column}, ours" if stated else column]
         for line in body:
             cell = by_key.get((line[0], column))
             if column in stated:
                 line.append("" if cell is None else show_paper_cell(cell["paper"]))
-            values = cell["values"] if cell else []
-            line.append("" if cell is None else show_cell(values, column) if values else NOT_RUN)
-    return table(title, ["", *heads], body, range(1, len(heads) + 1))
+            line.append("" if cell is None else show_cell(cell["values"], column) if cell["values"] else "not run")
+    return heads, body
 
 
 def _of_cells(cells: list) -> dict:
@@ -102,11 +94,3 @@ def _of_cells(cells: list) -> dict:
         if cell["values"]:
             found.setdefault(cell["row"], []).append(str(cell["command"]))
     return {str(row): "\n".join(dict.fromkeys(commands)) for row, commands in found.items()}
-
-
-def _commands(commands: dict):
-    if not commands:
-        return None
-    pairs = [(row, [element("p", element("code", shorten(line, 3000))) for line in text.splitlines()])
-             for row, text in commands.items()]
-    return foldout("The commands", listing(pairs))

@@ -14,11 +14,10 @@ import pytest
 import torch
 from commands import summary
 from PIL import Image
-from reading_html import read_safe_page
+from reading_html import drawings, read_safe_page
 
 from utils.ownership.commitment import neutral_names
-from utils.report import main
-from utils.run_page.judging import outcomes
+from utils.report import decision, main, outcomes
 from utils.watermark.trigger_files import read_triggers
 from utils.watermark.triggers import TriggerSet
 
@@ -78,7 +77,8 @@ def test_a_page_for_others_tells_neither_triggers_nor_seed(source, tmp_path):
     report(source, "-o", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     read = read_safe_page(page)
-    assert SEED not in re.sub(r"[0-9a-f]{40,}", "", page) and not read.all("img")
+    assert SEED not in re.sub(r"[0-9a-f]{40,}", "", page) and "image/png" not in page
+    assert not any(SEED in drawing for drawing in drawings(read)) and len(drawings(read)) == 7
     assert "seed" in read.text and "withheld" in read.text
     key = json.loads((source / "key.json").read_text())
     assert key["salt"] not in page
@@ -100,12 +100,12 @@ def test_the_idea_is_that_of_the_runs_own_method(copied, tmp_path):
         assert words in (tmp_path / "page.html").read_text()
 
 
-def test_the_squares_are_in_the_keyed_order(source, tmp_path):
+def test_the_triggers_are_in_the_keyed_order(source, tmp_path):
     report(source, "-o", tmp_path / "a.html", "--show-triggers")
     read = read_safe_page((tmp_path / "a.html").read_text())
     triggers = read_triggers(source / "triggers.pt", 10)
     order = np.argsort(neutral_names(triggers, source)).tolist()
-    files = [base64.b64decode(image["src"].split(",")[1]) for image in read.all("img")]
+    files = [base64.b64decode(image["src"].split(",")[1]) for image in read.all("img") if "image/png" in image["src"]]
     shown = [np.asarray(Image.open(io.BytesIO(file))) for file in files]
     assert len(shown) == 10
     for picture, i in zip(shown, order):
@@ -131,6 +131,35 @@ def test_a_trigger_is_kept_lost_or_neither():
     triggers = TriggerSet(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.tensor([1, 1, 1, 1]),
                           torch.tensor([[2, 3], [2, 3], [2, 3], [2, 1]]), none)
     assert outcomes(np.array([1, 3, 4, 1]), triggers) == ["kept", "lost", "other", "kept"]
+
+
+@pytest.mark.parametrize("t1, t1p, said", [
+    (-3.0, None, "claimed"), (-2.99, None, "not claimed"), (None, None, "-"), (None, -9.0, "-"),
+    (-3.0, -1.0, "not claimed"), (-3.31, 0.0, "claimed"), (-3.30, 0.0, "not claimed"), (0.0, -3.31, "claimed")])
+def test_the_smaller_of_two_tests_decides_and_counts_twice(t1, t1p, said):
+    assert decision(t1, t1p) == said  # log10(2) is 0.301
+
+
+def test_the_verdict_stands_on_top_and_counts_what_is_claimed(copied):
+    for folder, p in ((copied, {"T1": -9.0, "T1p": -30.5}), (copied / f"extraction_s{SEED}", {"T1": -2.0, "T1p": -1})):
+        edit(folder / "summary.json", log10_p=p, clean=None)
+    strengths = [{"bits": 8, "log10_p": {"T1": -3.2}}, {"bits": 4, "log10_p": {"T1": -3.2, "T1p": -3.2}}]
+    edit(copied / "extraction_bits" / "summary.json", rows=strengths)
+    page = page_of(copied)
+    said = "for who trusts the owner: source 1 of 1, copies 1 of 3, benign models 0 of 1."
+    assert said in page and page.index(said) < page.index("<table>")
+    text = read_safe_page(page).text
+    assert "−30.50" in text and "A benign model is claimed too" not in text
+    edit(copied / "summary.json", rows=[{"model": "benign x", "log10_p": {"T1": -4}}])
+    assert "benign models 1 of 1. A benign model is claimed too" in read_safe_page(page_of(copied)).text
+    edit(copied / "commitment.json", sha256="0" * 64)
+    assert "Nothing can be claimed: the commitment is to other" in read_safe_page(page_of(copied)).text
+
+
+def test_equal_folders_give_equal_pages(source, tmp_path):
+    for name in ("a.html", "b.html"):
+        report(source, "-o", tmp_path / name)
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
 def test_an_unfinished_run_and_one_without_attacks_say_so(copied):

@@ -7,7 +7,6 @@ import subprocess
 
 import pytest
 
-from utils.pages.page import POLICY
 from utils.report import main
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -41,14 +40,14 @@ def measured(path, width: int) -> str:
     Its width, whether it has to be scrolled sideways, and whether all its pictures are there.
     """
     frame = path.with_name("frame.html")
-    inner = html.escape(path.read_text().replace(html.escape(POLICY), ""))
+    inner = html.escape(re.sub(r"<meta http-equiv[^>]*>", "", path.read_text()))
     frame.write_text(f'''<!doctype html><html><body>
         <iframe srcdoc="{inner}" width="{width}" height="800" frameborder="0"></iframe>
         <script>onload = () => {{
             const page = document.querySelector("iframe").contentDocument, root = page.documentElement;
             const images = [...page.images];
             document.documentElement.dataset.found = [page.defaultView.innerWidth, root.scrollWidth > root.clientWidth,
-                images.length, images.every(image => image.naturalWidth === 32)].join();
+                images.length, images.every(image => image.naturalWidth > 0)].join();
         }};</script></body></html>''')
     return re.search(r'data-found="([^"]*)"', browse(frame, "--dump-dom").stdout)[1]
 
@@ -63,12 +62,7 @@ def test_the_policy_stops_nothing_that_the_page_needs(page):
 
 @pytest.mark.parametrize("width", [380, 1280])
 def test_a_window_scrolls_up_and_down_only(page, width):
-    assert measured(page, width) == f"{width},false,10,true"
+    pictures = page.read_text().count("<img ")
+    assert pictures > 10 and measured(page, width) == f"{width},false,{pictures},true"
     page.write_text(page.read_text().replace("overflow-x: auto", "overflow-x: visible"))
-    assert measured(page, 380) == "380,true,10,true"
-
-
-@pytest.mark.parametrize("width", [380, 1280])
-def test_no_window_scrolls_sideways_and_every_picture_is_there(page, width):
-    found, scrolls, pictures, whole = measured(page, width).split(",")
-    assert int(found) == width and scrolls == "false" and int(pictures) > 0 and whole == "true"
+    assert measured(page, 380) == f"380,true,{pictures},true"
