@@ -2,7 +2,7 @@
 
 from utils.attacks.theft import open_theft
 from utils.command_line.attacks import distill_command
-from utils.system.device import choose_device
+from utils.system.machine import choose_device
 from utils.system.refusals import refuse_in_one_sentence
 
 

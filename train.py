@@ -3,6 +3,7 @@
 import models
 from utils.command_line.train import train_command
 from utils.data.batches import Batches
+from utils.data.sets import load_data
 from utils.ownership.commitment import commit_triggers
 from utils.ownership.source_report import report_source
 from utils.ownership.suspects import TriggerTests
@@ -11,8 +12,7 @@ from utils.runs.checkpoints import instead_of_mt
 from utils.runs.folder import RunFolder
 from utils.runs.initial_weights import read_initial_weights
 from utils.runs.trial import check_training
-from utils.system.device import choose_device, prepare_torch
-from utils.system.processes import is_chief
+from utils.system.machine import choose_device, is_chief, prepare_torch
 from utils.system.refusals import refuse_in_one_sentence
 from utils.training.global_batch import synchronize_batchnorm
 from utils.training.loop import fit
@@ -26,7 +26,7 @@ def main():
     watermark, training, output = command.watermark, command.training, command.output
     device = choose_device(command.device)
     initial = read_initial_weights(command.init)
-    data = command.data.load()
+    data = load_data(**command.data)
     record = output.record | {"data_sha256": data.sha256} | watermark.triggers.record() | initial.record()
     data.train = embed_style(data.train, command.styled_share, training.seed)
     run = RunFolder(output.folder, record, output.tag_flag)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from utils.benchmark import Contenders, describe_machine, measure_steps, set_up
-from utils.system.pictures import new_figure
+from utils.system.machine import new_figure
 from utils.system.refusals import refuse_in_one_sentence
 
 HERE = Path(__file__).resolve().parent

@@ -16,10 +16,9 @@ import torch
 from utils.analysis.finished_run import FinishedRun
 from utils.attacks.defences import DEFENCES, queries_of
 from utils.ownership.pvalues import label_randomisation
-from utils.system.device import choose_device
 from utils.system.files import check_output_file, read_json, write_atomically
-from utils.system.flags import Parser
-from utils.system.refusals import Refusal, refuse_in_one_sentence
+from utils.system.machine import choose_device
+from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 from utils.training.metrics import predict
 from utils.watermark.carriers import last_features
 

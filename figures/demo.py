@@ -25,9 +25,8 @@ import train
 from utils.ownership.pvalues import either
 from utils.ownership.table import format_table
 from utils.system.files import read_json, write_atomically, write_json
-from utils.system.flags import SEED, Parser
-from utils.system.pictures import new_figure
-from utils.system.refusals import refuse_in_one_sentence
+from utils.system.machine import new_figure
+from utils.system.refusals import SEED, Parser, refuse_in_one_sentence
 
 HERE = Path(__file__).resolve().parent
 M = 25  # triggers

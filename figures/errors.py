@@ -12,8 +12,7 @@ from pathlib import Path
 from figures.false_claims.t1_models import collect_benign, collect_stolen
 from figures.false_claims.t1_rates import false_claims, power
 from figures.false_claims.t1_report import draw_errors, errors_markdown
-from utils.system.flags import Parser
-from utils.system.refusals import refuse_in_one_sentence
+from utils.system.refusals import Parser, refuse_in_one_sentence
 
 HERE = Path(__file__).resolve().parent
 

@@ -27,8 +27,7 @@ from utils.rivals.embedded_features.gradient_signs import grad_sign_vector
 from utils.rivals.embedded_features.style import style_images
 from utils.runs.checkpoints import find_checkpoint, read_model
 from utils.system.files import write_atomically
-from utils.system.flags import COUNT, Parser
-from utils.system.refusals import refuse_in_one_sentence
+from utils.system.refusals import COUNT, Parser, refuse_in_one_sentence
 from utils.training.metrics import accuracy, predict
 from utils.watermark.prepared import labels_from_beacon
 from utils.watermark.triggers import draw_triggers

@@ -30,8 +30,7 @@ from figures.paper.schedule import PlannedRuns
 from figures.paper.start import run
 from figures.paper.steps import steps_of_target
 from figures.paper.table_cells import FIGURES, TABLES
-from utils.system.flags import Parser
-from utils.system.refusals import Refusal, refuse_in_one_sentence
+from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 
 
 def check_folder(flag: str, folder: Path) -> None:

@@ -25,9 +25,8 @@ from figures.demo import COMMON, MARGIN, WATERMARK, M, call, seed_folder
 from utils.ownership import pvalues
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
 from utils.system.files import write_atomically
-from utils.system.flags import COUNT, Parser
-from utils.system.pictures import figure_png, new_figure
-from utils.system.refusals import refuse_in_one_sentence
+from utils.system.machine import figure_png, new_figure
+from utils.system.refusals import COUNT, Parser, refuse_in_one_sentence
 from utils.training.metrics import predict
 from utils.watermark.trigger_files import unpack_source
 

@@ -21,8 +21,7 @@ from figures.false_claims.table import count_verdicts, rivals_markdown
 from figures.false_claims.verdicts import eef_verdicts, trigger_verdicts
 from figures.make import check_folder
 from utils.ownership.verdict import MIN_BANK
-from utils.system.flags import COUNT, Parser
-from utils.system.refusals import Refusal, refuse_in_one_sentence
+from utils.system.refusals import COUNT, Parser, Refusal, refuse_in_one_sentence
 
 HERE = Path(__file__).resolve().parent
 

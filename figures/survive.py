@@ -9,9 +9,8 @@ import shlex
 from pathlib import Path
 
 from utils.system.files import check_output_file, read_json, write_json
-from utils.system.flags import Parser
-from utils.system.pictures import new_figure
-from utils.system.refusals import Refusal, refuse_in_one_sentence
+from utils.system.machine import new_figure
+from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 
 HERE = Path(__file__).resolve().parent
 DECIDE = -3  # log10 p of T1 at which a theft counts as shown

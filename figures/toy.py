@@ -16,9 +16,8 @@ from torch import nn
 from figures.in_memory import InMemoryRun
 from utils.attacks.losses import soft_loss
 from utils.attacks.objectives import ExtractionObjective
-from utils.system.flags import Parser
-from utils.system.pictures import new_figure
-from utils.system.refusals import refuse_in_one_sentence
+from utils.system.machine import new_figure
+from utils.system.refusals import Parser, refuse_in_one_sentence
 from utils.training.loop import fit
 from utils.training.settings import TrainingSettings
 from utils.watermark.objective import WatermarkObjective

@@ -6,11 +6,10 @@ from PIL import Image
 
 import models
 from utils.answers.files import answers_from_file
-from utils.data.decoding import decode_image
+from utils.data.files import decode_image
 from utils.runs.checkpoints import load_checkpoint, pack_checkpoint, save_checkpoint
-from utils.system.files import read_json
+from utils.system.files import read_bounded, read_json
 from utils.system.refusals import Refusal
-from utils.system.untrusted import read_bounded
 from utils.watermark.trigger_files import pack_triggers, read_triggers, unpack_source
 from utils.watermark.triggers import TriggerSet
 

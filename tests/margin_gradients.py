@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # torchrun starts this file as a script
 
 import models  # noqa: E402
-from utils.system.processes import is_chief, join_torchrun, leave_processes, wait_for_all  # noqa: E402
+from utils.system.machine import is_chief, join_torchrun, leave_processes, wait_for_all  # noqa: E402
 from utils.training.global_batch import (  # noqa: E402
     own_part,
     split_over_ranks,

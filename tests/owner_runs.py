@@ -8,7 +8,7 @@ from utils.data.sets import load_data
 from utils.ownership.commitment import commit_to, neutral_names, save_triggers
 from utils.runs.checkpoints import pack_checkpoint
 from utils.runs.folder import RunFolder
-from utils.system.device import prepare_torch
+from utils.system.machine import prepare_torch
 from utils.watermark.trigger_files import pack_triggers
 from utils.watermark.triggers import TriggerSet, draw_triggers
 

@@ -4,7 +4,7 @@ import torch
 
 import models
 from utils.data.batches import Batches
-from utils.data.images import Images
+from utils.data.sets import Images
 from utils.watermark.objective import WatermarkObjective
 
 B, T, K, M = 8, 4, 3, 10  # images and triggers of a step, steps of the ascent, triggers

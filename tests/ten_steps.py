@@ -14,8 +14,8 @@ import models  # noqa: E402
 from utils.attacks.losses import soft_loss  # noqa: E402
 from utils.attacks.objectives import ExtractionObjective  # noqa: E402
 from utils.data.batches import Batches  # noqa: E402
-from utils.data.images import Images  # noqa: E402
-from utils.system.processes import is_chief, join_torchrun, leave_processes, wait_for_all  # noqa: E402
+from utils.data.sets import Images  # noqa: E402
+from utils.system.machine import is_chief, join_torchrun, leave_processes, wait_for_all  # noqa: E402
 from utils.training.global_batch import synchronize_batchnorm  # noqa: E402
 from utils.training.step import Step, autocast_forward  # noqa: E402
 from utils.watermark.objective import WatermarkObjective  # noqa: E402

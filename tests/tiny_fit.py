@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from utils.data.batches import Batches
-from utils.data.images import Images
+from utils.data.sets import Images
 from utils.runs.folder import RunFolder
 from utils.training.loop import fit
 from utils.training.objective import Objective

@@ -5,7 +5,7 @@ from algorithm_1 import BATCH, CLASSES, DECAY, EPS, ETA, LR, TRIGGERS, WEIGHT, K
 from torch import nn
 
 from utils.data.batches import Batches
-from utils.data.images import Images
+from utils.data.sets import Images
 from utils.training.loop import fit
 from utils.training.objective import Objective
 from utils.training.settings import TrainingSettings

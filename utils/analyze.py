@@ -18,10 +18,9 @@ from utils.analysis.recalibration import report_recalibrated
 from utils.analysis.traces import report_traces
 from utils.analysis.tsne import draw_tsne, report_tsne
 from utils.runs.architecture import add_named_architectures
-from utils.system.device import choose_device
 from utils.system.files import write_atomically
-from utils.system.flags import Parser
-from utils.system.refusals import refuse_in_one_sentence
+from utils.system.machine import choose_device
+from utils.system.refusals import Parser, refuse_in_one_sentence
 
 REPORTS = {"energy": report_energy, "margin": report_margin, "recalibrated": report_recalibrated,
            "traces": report_traces, "tsne": report_tsne}

@@ -28,14 +28,13 @@ import models
 from utils.attacks.losses import soft_loss
 from utils.attacks.objectives import ExtractionObjective
 from utils.data.batches import Batches
-from utils.data.images import Images
+from utils.data.sets import Images
 from utils.rivals.embedded_features.gradient_signs import grad_sign_vector
 from utils.rivals.ewe.objective import EntangledObjective
 from utils.rivals.randomized_smoothing.noise import noisy_gradient
-from utils.system.device import choose_device, prepare_torch
 from utils.system.files import check_output_file
-from utils.system.flags import COUNT, Parser
-from utils.system.refusals import refuse_in_one_sentence
+from utils.system.machine import choose_device, prepare_torch
+from utils.system.refusals import COUNT, Parser, refuse_in_one_sentence
 from utils.training.cuda_graph import WARM_UP
 from utils.training.metrics import accuracy
 from utils.training.objective import PlainObjective

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from utils.system.files import check_output_file, write_atomically
-from utils.system.pictures import new_figure
+from utils.system.machine import new_figure
 from utils.system.refusals import Refusal
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")

@@ -26,10 +26,8 @@ from utils.published.for_run import SETTINGS, paper_row
 from utils.published.numbers import ACC, TRIG, P
 from utils.runs.architecture import add_named_architectures
 from utils.runs.checkpoints import find_checkpoint, read_model
-from utils.system.files import read_json, refuse_links, sha256_of_file
-from utils.system.flags import Parser
-from utils.system.refusals import Refusal, refuse_in_one_sentence
-from utils.system.untrusted import read_bounded
+from utils.system.files import read_bounded, read_json, refuse_links, sha256_of_file
+from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 
 ATTACKS = 60  # of a source, at most; the rest is counted
 LARGEST = 1e30  # of a number that is drawn or written

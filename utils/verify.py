@@ -20,8 +20,7 @@ from utils.ownership.timestamp import add_timestamp
 from utils.rivals.dataset_inference.command import add_di
 from utils.rivals.embedded_features.command import add_eef
 from utils.rivals.randomized_smoothing.command import add_certify
-from utils.system.flags import Parser, settings_from
-from utils.system.refusals import refuse_in_one_sentence
+from utils.system.refusals import Parser, refuse_in_one_sentence, settings_from
 
 COMMANDS = (add_prepare, add_timestamp, add_export, add_claim, add_di, add_eef, add_certify)
 

@@ -13,8 +13,7 @@ from PIL import Image
 import train
 from figures.false_claims.settings import COMMON
 from utils.command_line.train import train_command
-from utils.data.images import Images
-from utils.data.sets import load_data
+from utils.data.sets import Images, load_data
 
 
 def write_image_halves(halves: dict) -> None:

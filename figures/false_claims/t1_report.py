@@ -8,7 +8,7 @@ import numpy as np
 
 from figures.false_claims.t1_models import M
 from figures.false_claims.t1_rates import ORDERS, RELABELLINGS
-from utils.system.pictures import new_figure
+from utils.system.machine import new_figure
 
 NAMES = {"drawn": "as drawn, one p-value a model", "redrawn": f"drawn anew {RELABELLINGS} times for each model",
          "redrawn_weak": "the same, models of one epoch alone"}

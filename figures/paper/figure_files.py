@@ -11,7 +11,7 @@ from figures.paper.table_cells import TABLES, mixup_source, table_cells
 from figures.paper.table_files import measure_cell, write_table
 from utils.analysis.tsne import PERPLEXITIES, draw_features
 from utils.published.numbers import ACC, MODELS, NUMBERS, TRIG
-from utils.system.pictures import new_figure
+from utils.system.machine import new_figure
 
 SERIES_COLOURS = {"source, accuracy": "#009E73", "surrogate, accuracy": "#0072B2", "surrogate, triggers": "#CC79A7"}
 

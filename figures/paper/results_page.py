@@ -10,9 +10,8 @@ from figures.paper.table_cells import FIGURES, TABLES
 from figures.paper.table_files import show_cell, show_paper_cell
 from utils.pages import png_image, render, write_page
 from utils.published.for_run import SETTINGS
-from utils.system.files import read_json
+from utils.system.files import read_bounded, read_json
 from utils.system.refusals import Refusal
-from utils.system.untrusted import read_bounded
 
 PAGE, TEMPLATE = "report.html", Path(__file__).with_name("results_page.html.j2")
 SECRET = "figure5"

@@ -25,10 +25,9 @@ from utils.attacks.surrogate import Extraction
 from utils.benchmark import CLASSES, Contenders, seconds_per_call
 from utils.command_line.attacks import AttackCommand, distill_command, extraction_command
 from utils.command_line.train import TrainCommand, train_command
-from utils.data.folder import IMAGE_ENDINGS
+from utils.data.files import ENDINGS
 from utils.data.sets import HELD_OUT
-from utils.data.settings import DataSettings
-from utils.system.device import choose_device, prepare_torch
+from utils.system.machine import choose_device, prepare_torch
 from utils.system.refusals import Refusal
 from utils.training.cuda_graph import WARM_UP
 from utils.training.step import autocast_forward
@@ -55,7 +54,7 @@ class Kind(NamedTuple):
     device: str
 
 
-def parse(command: str) -> tuple[TrainCommand | AttackCommand, Kind, DataSettings]:
+def parse(command: str) -> tuple[TrainCommand | AttackCommand, Kind, dict]:
     """(settings, kind, training data) of a command; Refusal where ten steps cannot stand for its run."""
     _, script, *flags = shlex.split(command)
     if script not in SCRIPTS:
@@ -85,18 +84,18 @@ def parse(command: str) -> tuple[TrainCommand | AttackCommand, Kind, DataSetting
     return settings, kind, data
 
 
-def training_images(data: DataSettings) -> int:
+def training_images(data: dict) -> int:
     """How many images are trained on; Refusal where that is not known."""
-    if data.train_size:
-        return data.train_size
-    if data.name in TRAINING_IMAGES:
-        return TRAINING_IMAGES[data.name]
-    root = Path(data.root)
+    if data["train_size"]:
+        return data["train_size"]
+    if data["dataset"] in TRAINING_IMAGES:
+        return TRAINING_IMAGES[data["dataset"]]
+    root = Path(data["data_dir"])
     has_parts = (root / "train").is_dir() and (root / "test").is_dir()
     try:
         shown = lambda folder: [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
         classes = [entry for entry in shown(root / "train" if has_parts else root) if entry.is_dir()]
-        count = sum(entry.name.lower().endswith(IMAGE_ENDINGS) for folder in classes for entry in shown(folder))
+        count = sum(entry.name.lower().endswith(ENDINGS) for folder in classes for entry in shown(folder))
     except OSError as error:
         raise Refusal(f"the images in {root} cannot be counted ({error.strerror})") from error
     count -= 0 if has_parts else count // 5  # of classes without parts a fifth is for testing

@@ -1,15 +1,22 @@
-"""Crops, flips and the order of batches, against torchvision's own."""
+"""Crops, flips and the order of batches, against torchvision's own, and batches of stored images."""
 
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
 import torch
 from torchvision.transforms import functional as T
 
 from utils.data.batches import Batches
-from utils.data.images import Images
+from utils.data.files import StoredImages
+from utils.data.sets import Images
 
 
-def pictures(n=64):
+def pictures(n=64, size=32):
     g = torch.Generator().manual_seed(1)
-    return Images(torch.randint(0, 256, (n, 3, 32, 32), generator=g, dtype=torch.uint8), torch.arange(n) % 7,
+    return Images(torch.randint(0, 256, (n, 3, size, size), generator=g, dtype=torch.uint8), torch.arange(n) % 7,
                   torch.arange(n))
 
 
@@ -57,3 +64,64 @@ def test_without_flip_nothing_is_mirrored_and_the_last_partial_batch_is_dropped(
     batches = Batches(pictures(100), 32, flip=False)
     plan = batches.plan(torch.Generator().manual_seed(0))
     assert batches.steps == 3 and plan.order.numel() == 96 and not plan.flip.any()
+
+
+@pytest.mark.parametrize("size", [16, 48])
+def test_crops_are_padded_by_an_eighth(size):
+    pixels = torch.randint(0, 256, (8, 3, size, size), dtype=torch.uint8)
+    batches = Batches(Images(pixels, torch.arange(8), torch.arange(8)), 8, True)
+    order, shift, flip = (part[0] for part in batches.plan(torch.Generator().manual_seed(0)))
+    x, _ = batches.batch(order, shift, flip)
+    assert 0 <= shift.min() and shift.max() <= size // 4 and shift.max() > size // 8
+    for i in range(8):
+        picture = T.hflip(pixels[order[i]]) if flip[i] else pixels[order[i]]
+        picture = T.crop(T.pad(picture, size // 8), int(shift[i, 0]), int(shift[i, 1]), size, size)
+        assert torch.equal(x[i], picture.float().div(255))
+
+
+@pytest.fixture
+def both(tmp_path):
+    images = pictures(40, 16).images
+    np.save(tmp_path / "images.npy", images.numpy())
+    return images, StoredImages(tmp_path / "images.npy")
+
+
+def test_batches_read_ahead_are_those_of_a_tensor(both):
+    images, there = both
+    of = lambda pixels: Batches(Images(pixels, torch.arange(40) % 3, torch.arange(40)), 8, True)
+    tensor, disk = of(images), of(there)
+    for epoch in range(2):
+        plans = [b.plan(torch.Generator().manual_seed(epoch)) for b in (tensor, disk)]
+        assert all(torch.equal(a, b) for a, b in zip(*plans))
+        for step in range(2 * epoch, tensor.steps):  # the second epoch is continued in its middle
+            (x, y), (x2, y2) = (b.batch(*(part[step] for part in plan)) for b, plan in zip((tensor, disk), plans))
+            assert torch.equal(x, x2) and torch.equal(y, y2) and x2.is_contiguous(memory_format=torch.channels_last)
+    other = [torch.arange(8), torch.zeros(8, 2, dtype=torch.long), torch.ones(8, dtype=torch.bool)]  # in no plan
+    assert torch.equal(tensor.batch(*other)[0], disk.batch(*other)[0])
+
+
+def test_what_fails_in_the_reading_thread_is_raised_in_the_step(both, tmp_path):
+    images, there = both
+    disk = Batches(Images(there, torch.arange(40) % 3, torch.arange(40)), 8, True)
+    plan = disk.plan(torch.Generator().manual_seed(0))
+    os.truncate(tmp_path / "images.npy", 200)
+    with pytest.raises(OSError, match="ends before image"):
+        for step in range(5):
+            disk.batch(*(part[step] for part in plan))
+
+
+def test_a_command_that_ends_while_images_are_read_ahead_keeps_its_exit_status(both, tmp_path):
+    """torch aborts (134) where a thread still runs when the interpreter ends, as one did after an interruption."""
+    code = f"""
+import sys, torch
+from utils.data.batches import Batches
+from utils.data.files import StoredImages
+from utils.data.sets import Images
+images = StoredImages({str(tmp_path / "images.npy")!r})
+batches = Batches(Images(images, torch.zeros(40).long(), torch.arange(40)), 2, True)
+plan = batches.plan(torch.Generator().manual_seed(0))
+batches.batch(*(part[0] for part in plan))
+sys.exit(143)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (143, "")

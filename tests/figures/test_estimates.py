@@ -10,7 +10,7 @@ from figures.paper import estimates
 from figures.paper.commands import RunCommands, RunStep
 from figures.paper.estimates import Estimates, measure_estimates
 from figures.paper.ten_steps import training_images
-from utils.data.settings import DataSettings
+from utils.data.sets import load_data
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -48,10 +48,10 @@ def test_a_failed_measurement_says_why_and_everything_is_unknown(monkeypatch):
 
 
 def test_training_images_are_counted_as_the_data_sets_load_them(tmp_path):
-    sets = [DataSettings("digits"), DataSettings("digits", train_size=99),
-            DataSettings("folder", str(photos(tmp_path / "parts"))),
-            DataSettings("folder", str(photos(tmp_path / "whole", parts=("",), n=33)))]
+    of = lambda name, folder="data", train_size=None: dict(dataset=name, data_dir=folder, train_size=train_size)
+    sets = [of("digits"), of("digits", train_size=99), of("folder", str(photos(tmp_path / "parts"))),
+            of("folder", str(photos(tmp_path / "whole", parts=("",), n=33)))]
     (tmp_path / "parts/train/cat/.hidden.png").write_text("")
     for settings in sets:
-        assert training_images(settings) == len(settings.load().train.labels)
-    assert training_images(DataSettings("cifar10")) == 49_000
+        assert training_images(settings) == len(load_data(**settings).train.labels)
+    assert training_images(of("cifar10")) == 49_000

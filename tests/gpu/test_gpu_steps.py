@@ -8,7 +8,7 @@ import torch
 from every_objective import build
 
 from utils.benchmark import LR, WEIGHT_DECAY, Contenders, rows_without_end, set_up
-from utils.system.device import prepare_torch
+from utils.system.machine import prepare_torch
 from utils.training.cuda_graph import WARM_UP
 from utils.training.step import Step, autocast_forward
 

@@ -14,8 +14,8 @@ from utils.ownership.claim_log import log_claims
 from utils.ownership.commitment import commit_to, neutral_names
 from utils.runs.checkpoints import read_model, save_checkpoint
 from utils.runs.folder import RunFolder
+from utils.system.files import read_bounded
 from utils.system.refusals import Refusal
-from utils.system.untrusted import read_bounded
 from utils.training.metrics import predict
 from utils.watermark.trigger_files import read_triggers
 from utils.watermark.triggers import draw_triggers

@@ -7,7 +7,7 @@ import pytest
 from commands import verify
 from owner_runs import M
 
-from utils.data.decoding import decode_image
+from utils.data.files import decode_image
 from utils.system.files import write_atomically
 from utils.verify import main as verify_main
 

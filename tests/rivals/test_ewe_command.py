@@ -14,8 +14,7 @@ from photos import photos
 from PIL import Image
 
 from utils.command_line.train import train_flags
-from utils.data.images import Data, Images
-from utils.data.sets import load_data
+from utils.data.sets import Data, Images, load_data
 from utils.ownership.commitment import check_commitment, commit_to
 from utils.rivals.ewe.objective import EntangledObjective
 from utils.rivals.ewe.trigger_making import gather_images
@@ -187,7 +186,7 @@ def test_bad_ewe_flags_are_refused(case, tmp_path):
 def test_gathered_images_are_one_digit_of_another_data_set(monkeypatch):
     other = load_data("digits")
     # replaces SVHN
-    monkeypatch.setattr("utils.rivals.ewe.trigger_making.load_data", lambda name, root, flag, size: other)
+    monkeypatch.setattr("utils.rivals.ewe.trigger_making.load_data", lambda name, root, flag, image_size: other)
     own = Images(torch.zeros(9, 3, 32, 32, dtype=torch.uint8), torch.arange(9) % 3, torch.arange(9))
     data = Data("cifar10", own, own, own, list("abc"), (), ())
     drawn, again, others = (gather_images("svhn:7", 2, 20, data, "data", seed) for seed in (0, 0, 1))

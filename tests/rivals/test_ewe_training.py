@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import models
 from utils.data.batches import Batches
-from utils.data.images import Images
+from utils.data.sets import Images
 from utils.rivals.ewe.objective import EntangledObjective, phase3_schedule, watermark_batches
 from utils.rivals.ewe.snnl import entanglement, observe_features, snnl
 from utils.rivals.ewe.trigger_making import LAST_PUSHES, PUSHES, make_triggers, patch_position, patch_size

@@ -11,7 +11,7 @@ from comparing import same_runs
 from utils.command_line.attacks import extraction_flags
 from utils.command_line.train import train_flags
 from utils.runs.checkpoints import load_checkpoint
-from utils.system.signals import agree_on_signal
+from utils.system.machine import agree_on_signal
 from utils.verify import main as verify_main
 
 DIGITS = ("-dt", "digits", "-nq", 8, "--train-size", 128, "--batch-size", 64, "--width", 4, "--device", "cpu")

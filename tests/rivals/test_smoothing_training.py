@@ -11,8 +11,7 @@ from small_steps import small
 from torch import nn
 
 from utils.data.batches import Batches
-from utils.data.images import Data, Images
-from utils.data.sets import load_data
+from utils.data.sets import Data, Images, load_data
 from utils.rivals.randomized_smoothing.noise import noise_levels, noisy_gradient
 from utils.rivals.randomized_smoothing.objective import SmoothedObjective, robust_pass, short_epoch_warning
 from utils.rivals.randomized_smoothing.trigger_drawing import append_triggers, draw_rs_triggers

@@ -139,3 +139,11 @@ def test_no_path_named_inside_a_file_is_opened(files, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "open", lambda path, *a, **k: opened.append(str(path)) or real(path, *a, **k))
     refusal_of(tmp_path / "model.pt")
     assert not (tmp_path.parent.parent / "outside").exists() and set(opened) <= {str(tmp_path / "model.pt")}
+
+
+@pytest.mark.parametrize("shape", ["(30,)" + " " * 12_000, "(" * 3000 + "30" + ",)" * 3000, "(30L,)", "(-6, -5)"])
+def test_headers_that_numpy_mends_or_reads_for_long_are_refused_without_a_word(shape, tmp_path, capfd):
+    header = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    path = tmp_path / "labels.npy"
+    path.write_bytes(b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header + b"\0" * 240)
+    assert "read safely" in refusal_of(path) and capfd.readouterr().err == ""

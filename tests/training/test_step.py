@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
 from utils.data.batches import Batches
-from utils.data.images import Images
+from utils.data.sets import Images
 from utils.training.step import Step
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import models
-from utils.data.images import Images
+from utils.data.sets import Images
 from utils.watermark.carriers import last_features, nearest, relabel_carriers
 from utils.watermark.triggers import TriggerSet
 

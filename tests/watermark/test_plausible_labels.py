@@ -5,7 +5,7 @@ import torch
 from hostile_files import refusal_of
 from scipy import stats
 
-from utils.data.images import Images
+from utils.data.sets import Images
 from utils.runs.checkpoints import save_checkpoint
 from utils.system.refusals import Refusal
 from utils.watermark.trigger_files import pack_triggers, read_triggers

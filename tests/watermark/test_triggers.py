@@ -4,8 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from utils.data.images import Images
-from utils.data.sets import load_data, split_indices
+from utils.data.sets import Images, load_data, split_indices
 from utils.system.refusals import Refusal
 from utils.watermark.trigger_picture import draw_trigger_picture
 from utils.watermark.triggers import draw_triggers, validation_images

@@ -36,8 +36,8 @@ class FinishedRun:
             path = find_checkpoint(source, select)
             self.triggers = unpack_source(load_checkpoint(path), path, device)[1]
         source_settings = (read_json(source / "run.json") or {}).get("settings") or {}
-        data = load_data(settings["dataset"], data_dir, source_settings.get("train_size"), skip_bad_images=True,
-                         size=self.model.size)
+        data = load_data(settings["dataset"], data_dir, train_size=source_settings.get("train_size"),
+                         skip_bad_images=True, image_size=self.model.size)
         if source_settings.get("data_sha256") not in (None, data.sha256):
             raise Refusal(f"--data-dir {data_dir}: these are not the images of {folder}; name its source's data")
         self.train, self.test = data.train, data.test

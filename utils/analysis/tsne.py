@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.analysis.finished_run import FinishedRun
-from utils.system.pictures import figure_png, new_figure
+from utils.system.machine import figure_png, new_figure
 from utils.system.refusals import Refusal
 from utils.watermark.carriers import last_features
 

@@ -6,8 +6,8 @@ import io
 import numpy as np
 
 from utils.answers.answers import Answers, check_probabilities, class_number, require_complete
+from utils.system.files import ANSWERS_LIMIT, read_array, read_bounded
 from utils.system.refusals import Refusal
-from utils.system.untrusted import ANSWERS_LIMIT, read_array, read_bounded
 
 HEADER = ("name", "image", "file", "filename")
 

@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 
 from utils.answers.answers import Answer
-from utils.system.files import open_private
+from utils.system.files import ANSWERS_LIMIT, open_private, read_bounded
 from utils.system.refusals import Refusal
-from utils.system.untrusted import ANSWERS_LIMIT, read_bounded
 
 
 class HalfAsked:

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from utils.answers.answers import Answers
+from utils.system.files import ANSWERS_LIMIT, CHECKPOINT_LIMIT
 from utils.system.refusals import Refusal
-from utils.system.untrusted import ANSWERS_LIMIT, CHECKPOINT_LIMIT
 
 MEMORY = 16 << 30  # bytes of address space
 SECONDS = 600

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from utils.answers.answers import Answer
 from utils.answers.reply import read_reply
+from utils.system.files import read_bounded
 from utils.system.refusals import Refusal
-from utils.system.untrusted import read_bounded
 
 REPLY_LIMIT = 1 << 20  # bytes
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # statuses after which asking again may help

@@ -11,7 +11,7 @@ from utils.attacks.surrogate import report_surrogate, train_surrogate
 from utils.attacks.theft import Theft, TheftSettings
 from utils.ownership.table import finish_run
 from utils.runs.checkpoints import find_checkpoint, instead_of_mt, load_checkpoint, model_width
-from utils.system.processes import is_chief
+from utils.system.machine import is_chief
 from utils.system.refusals import Refusal
 from utils.training.global_batch import synchronize_batchnorm
 from utils.training.metrics import accuracy

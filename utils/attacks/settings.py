@@ -12,8 +12,7 @@ from utils.attacks.surrogate import Extraction
 from utils.data.sets import DATASETS
 from utils.runs.architecture import ARCHITECTURE_HELP
 from utils.runs.checkpoints import STATISTICS
-from utils.system.flags import COUNT, POSITIVE, SHARE, folder_tag, number
-from utils.system.refusals import Refusal
+from utils.system.refusals import COUNT, POSITIVE, SHARE, Refusal, folder_tag, number
 
 
 def add_attack_flags(parser: argparse.ArgumentParser) -> None:

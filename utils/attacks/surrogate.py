@@ -11,8 +11,7 @@ from utils.ownership.suspects import finished_surrogates, measure_checkpoint, ro
 from utils.ownership.table import finish_run
 from utils.runs.checkpoints import class_count, find_checkpoint, instead_of_mt, load_checkpoint, pack_checkpoint
 from utils.runs.trial import check_training, require_gradient_of_images
-from utils.system.device import prepare_torch
-from utils.system.processes import is_chief
+from utils.system.machine import is_chief, prepare_torch
 from utils.system.refusals import Refusal
 from utils.training.global_batch import synchronize_batchnorm
 from utils.training.loop import fit

@@ -1,13 +1,13 @@
 """What every attack needs before it begins: the source, the thief's images, and the folder of the attack's run."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from utils.data.images import Data, Images
-from utils.data.settings import DataSettings
+from utils.data.files import SIZE
+from utils.data.sets import Data, Images, load_data
 from utils.ownership.suspects import TriggerTests
 from utils.runs.checkpoints import class_count, find_checkpoint, instead_of_mt, load_source
 from utils.runs.folder import RunFolder
@@ -26,7 +26,7 @@ class TheftSettings:
     source       folder of the source's run, which `model_type` and `train_type` describe
     select       "val" or "last": which checkpoint of the source is attacked and which one is reported
     statistics   one of `checkpoints.STATISTICS`: which of the source's models is attacked
-    home, own    the source's data set, the thief's data set
+    home, own    what `load_data` takes for the source's data set, and for the thief's
     benign       runs of independent models for the report
     """
 
@@ -35,8 +35,8 @@ class TheftSettings:
     train_type: str
     select: str
     statistics: str
-    home: DataSettings
-    own: DataSettings
+    home: dict
+    own: dict
     output: OutputSettings
     training: TrainingSettings
     device: str
@@ -72,7 +72,7 @@ def open_theft(settings: TheftSettings, attack, device) -> Theft:
         source, triggers = unpack_source(checkpoint, path, device)
     about = checkpoint.get("about", {})
     check_source(settings, checkpoint, triggers, path)
-    if source.size != settings.home.size:
+    if source.size != (settings.home["image_size"] or SIZE):
         raise Refusal(f"the source was trained on images of {source.size} pixels: pass --image-size {source.size}")
     attack.check(settings, source, device)
     uniform = labels_are_uniform(about.get("label_strategy", "random"))
@@ -93,13 +93,13 @@ def open_theft(settings: TheftSettings, attack, device) -> Theft:
 def _load_both(settings: TheftSettings, about: dict) -> tuple[Data, Data]:
     """The thief's and the source's data.
 
-    Where they are one set, the thief gets as many images as the source had, unless `own.train_size` says otherwise.
+    Where they are one set, the thief gets as many images as the source had, unless `own["train_size"]` says otherwise.
     """
     own, home = settings.own, settings.home
-    same = (own.name, own.root) == (home.name, home.root)
-    size = own.train_size or (about.get("train_size") if same else None)
-    mine = replace(own, train_size=size).load()
-    return mine, mine if same else home.load()
+    same = all(own[key] == home[key] for key in ("dataset", "data_dir"))
+    size = own["train_size"] or (about.get("train_size") if same else None)
+    mine = load_data(**own | {"train_size": size})
+    return mine, mine if same else load_data(**home)
 
 
 def check_source(settings: TheftSettings, checkpoint: dict, triggers: TriggerSet | None, path) -> None:
@@ -117,12 +117,12 @@ def check_data(settings: TheftSettings, own: Data, home: Data, about: dict, clas
     """Refuse data that cannot serve: other classes than the source's where labels or tests need them."""
     if len(home.classes) != classes or about.get("classes", home.classes) != home.classes:
         raise Refusal(
-            f"-dt {settings.home.name}: its {len(home.classes)} classes are not the source's {classes}; "
+            f"-dt {settings.home['dataset']}: its {len(home.classes)} classes are not the source's {classes}; "
             "pass the -dt and --data-dir the source was trained on"
         )
     if needs_labels and own.classes != home.classes:
         raise Refusal(
-            f"-dsrc {settings.own.name}: this attack needs true labels in the source's classes, and these are "
+            f"-dsrc {settings.own['dataset']}: this attack needs true labels in the source's classes, and these are "
             "others; use -at soft or hard, which need none"
         )
     if settings.training.batch_size > len(own.train.labels):

@@ -16,10 +16,9 @@ from utils.attacks.settings import (
 from utils.attacks.surrogate import Extraction
 from utils.attacks.theft import TheftSettings
 from utils.command_line.parser import add_train_type, parser_of
-from utils.data.images import SIZE
-from utils.data.settings import DataSettings, add_data_flags
+from utils.data.sets import add_data_flags
 from utils.runs.settings import OutputSettings, add_output_flags, source_folder
-from utils.system.flags import Parser
+from utils.system.refusals import Parser
 from utils.training.settings import add_training_flags, training_settings
 from utils.watermark.trigger_settings import add_trigger_flags
 
@@ -57,7 +56,8 @@ def extraction_flags(argv=None) -> argparse.Namespace:
 
 
 def _theft_settings(flags, folder: str) -> TheftSettings:
-    source, size = source_folder(flags, flags.teacher_model_type), flags.image_size or SIZE
+    source = source_folder(flags, flags.teacher_model_type)
+    files = dict(skip_bad_images=flags.skip_bad_images, image_size=flags.image_size)
     output = OutputSettings(source / f"{folder}{flags.additional_message}", vars(flags), flags.overwrite,
                             "another -admsg")
     return TheftSettings(
@@ -66,8 +66,8 @@ def _theft_settings(flags, folder: str) -> TheftSettings:
         train_type=flags.train_type,
         select=flags.select,
         statistics=flags.teacher_bn,
-        home=DataSettings(flags.dataset, flags.data_dir, None, flags.skip_bad_images, size),
-        own=DataSettings(flags.dataset_source, flags.data_dir_source, flags.train_size, flags.skip_bad_images, size),
+        home=dict(dataset=flags.dataset, data_dir=flags.data_dir, train_size=None, **files),
+        own=dict(dataset=flags.dataset_source, data_dir=flags.data_dir_source, train_size=flags.train_size, **files),
         output=output,
         training=training_settings(flags),
         device=flags.device,

@@ -3,7 +3,7 @@
 import argparse
 import shutil
 
-from utils.system.flags import Parser
+from utils.system.refusals import Parser
 
 TRAIN_TYPES = ("none", "base", "margin", "ewe", "rs")
 WIDTH = 110  # columns of the help at most

@@ -9,14 +9,12 @@ import utils.rivals.ewe.settings as ewe_settings
 import utils.rivals.randomized_smoothing.settings as rs_settings
 import utils.watermark.settings as margin_settings
 from utils.command_line.parser import add_train_type, parser_of
-from utils.data.images import SIZE, Data
-from utils.data.settings import DataSettings, add_data_flags
+from utils.data.sets import Data, add_data_flags
 from utils.rivals.ewe.settings import EweWatermark
 from utils.rivals.randomized_smoothing.settings import RsWatermark
 from utils.runs.architecture import ARCHITECTURE_HELP
 from utils.runs.settings import OutputSettings, add_output_flags, source_folder
-from utils.system.flags import COUNT, Parser
-from utils.system.refusals import Refusal
+from utils.system.refusals import COUNT, Parser, Refusal
 from utils.training.settings import TrainingSettings, add_training_flags, training_settings
 from utils.watermark.running_statistics import RunningStatistics
 from utils.watermark.source_checkpoint import SourceFacts
@@ -29,7 +27,7 @@ RIVALS = {"ewe": ewe_settings, "rs": rs_settings}  # -tt -> where its flags and 
 class TrainCommand:
     """What train.py was asked for. `styled_share` in [0, 1] is the rival EEF's, 0 without it."""
 
-    data: DataSettings
+    data: dict  # what `load_data` takes
     watermark: margin_settings.Watermark | EweWatermark | RsWatermark
     model_type: str
     width: int
@@ -67,8 +65,8 @@ def train_command(argv=None) -> TrainCommand:
     flags = train_flags(argv)
     rival = RIVALS.get(flags.train_type)
     return TrainCommand(
-        data=DataSettings(flags.dataset, flags.data_dir, flags.train_size, flags.skip_bad_images,
-                          flags.image_size or SIZE),
+        data=dict(dataset=flags.dataset, data_dir=flags.data_dir, train_size=flags.train_size,
+                  skip_bad_images=flags.skip_bad_images, image_size=flags.image_size),
         watermark=rival.settings(flags) if rival else margin_settings.watermark_settings(flags),
         model_type=flags.model_type,
         width=flags.width,

@@ -1,13 +1,13 @@
 """Batches of training images, cropped and flipped: on the device, or of stored images ahead of the step."""
 
-import queue
-import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
 
-from utils.data.images import Images
-from utils.data.stored import StoredImages
+from utils.data.files import StoredImages
+from utils.data.sets import Images
 
 AHEAD = 3  # batches of stored images that are read before they are asked for
 
@@ -37,7 +37,9 @@ class Batches:
         self.on_disk = isinstance(images.images, StoredImages)
         self.span = torch.arange(self.size, device="cpu" if self.on_disk else device)
         if self.on_disk:
-            self.stored, self.reader, self.coming = images.images, None, None
+            self.stored, self.planned = images.images, []
+            self.rows, self.ahead = iter(()), deque()  # rows still to be read; (row, future of its pixels), ...
+            self.reader = ThreadPoolExecutor(1)  # joined when the interpreter ends: torch aborts if a thread still runs
         else:
             pixels = images.images.permute(0, 2, 3, 1)  # channels last, the memory format of the batches
             self.padded = torch.nn.functional.pad(pixels, (0, 0, *[self.pad] * 4)).contiguous().to(device)
@@ -51,7 +53,7 @@ class Batches:
         shape = (self.steps, self.batch_size)
         parts = [t.view(*shape, *t.shape[1:]) for t in (order, shift, flip)]
         if self.on_disk:
-            self.coming = EpochPlan(*parts)
+            self.planned = list(zip(*parts))
         return EpochPlan(*(t.to(self.device) for t in parts))
 
     def batch(self, order, shift, flip):
@@ -70,65 +72,21 @@ class Batches:
         columns = torch.where(flip[:, None], self.size + 2 * self.pad - 1 - columns, columns)
         return padded[order[:, None, None], rows[:, :, None], columns[:, None, :]]
 
-    def _stored_batch(self, order, shift, flip):
+    def _stored_batch(self, *row):
         """The pixels of a batch (B, S, S, 3): read ahead where the plan foresaw it, else now."""
-        if self.coming is not None:  # the first batch of an epoch, which an interrupted one begins in its middle
-            found = (self.coming.order[:, 0] == order[0]).nonzero().flatten().tolist()
-            start = next((i for i in found if torch.equal(self.coming.order[i], order)), None)
-            if start is not None:
-                if self.reader is not None:
-                    self.reader.stop()
-                self.reader = ReadAhead(self._load, [part[start:] for part in self.coming])
-                self.coming = None
-        read = self.reader and self.reader.take((order, shift, flip))
-        return self._load(order, shift, flip) if read is None else read
+        is_row = lambda other: all(torch.equal(a, b) for a, b in zip(row, other))
+        if not self.ahead or not is_row(self.ahead[0][0]):  # an epoch begins, an interrupted one in its middle
+            start = next((i for i, other in enumerate(self.planned) if is_row(other)), None)
+            if start is None:
+                return self._load(*row)
+            while self.ahead:
+                self.ahead.pop()[1].cancel()
+            self.rows = iter(self.planned[start:])
+        while len(self.ahead) <= AHEAD and (coming := next(self.rows, None)):
+            self.ahead.append((coming, self.reader.submit(self._load, *coming)))
+        return self.ahead.popleft()[1].result()  # raises what the reading raised
 
     def _load(self, order, shift, flip):
         pixels = self.stored[order].permute(0, 2, 3, 1)
         padded = torch.nn.functional.pad(pixels, (0, 0, *[self.pad] * 4))
         return self._cut(padded, torch.arange(len(order)), shift, flip)
-
-
-class ReadAhead:
-    """`take(row)` gives `load(*row)` for the rows of a plan in their order, computed ahead in a thread of its own.
-
-    A row that is not the next one gives None, and the next one waits.
-    """
-
-    def __init__(self, load, plan):
-        self.load, self.ready, self.ended = load, queue.Queue(AHEAD), threading.Event()
-        self.next = None
-        self.thread = threading.Thread(target=self._run, args=(list(zip(*plan)),), daemon=True)
-        self.thread.start()
-
-    def _run(self, rows):
-        try:
-            for row in rows:
-                self._put((row, self.load(*row), None))
-        except Exception as error:  # raised again where the batch is asked for
-            self._put((row, None, error))
-        self._put(None)
-
-    def _put(self, item):
-        while not self.ended.is_set():
-            try:
-                return self.ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def take(self, row):
-        """What was loaded for this row, or None; raises what the loading raised."""
-        if self.next is None and not self.ended.is_set():
-            self.next = self.ready.get()
-            if self.next is None:
-                self.ended.set()
-        if self.next is None or not all(torch.equal(a, b) for a, b in zip(self.next[0], row)):
-            return None
-        (_, read, error), self.next = self.next, None
-        if error is not None:
-            raise error
-        return read
-
-    def stop(self) -> None:
-        """End the thread; what it has read is dropped."""
-        self.ended.set()

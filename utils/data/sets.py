@@ -1,16 +1,19 @@
-"""The data sets that `-dt` names, and the fixed split into training and held-out images."""
+"""The data sets that `-dt` names, their flags, and the fixed split into training and held-out images."""
 
+import argparse
 import contextlib
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import random_split
 
-from utils.data.folder import load_folder
-from utils.data.images import SIZE, Data, Images
-from utils.data.resizing import resize_parts
-from utils.data.stored import chunk_length
-from utils.system.refusals import Refusal
+from utils.data.files import SIZE, StoredImages, chunk_length, load_folder, pick_images, resize_parts
+from utils.system.machine import chief_first
+from utils.system.refusals import Refusal, number
 
 DATASETS = ("cifar10", "cifar100", "svhn", "digits", "folder")
 HELD_OUT = 1000  # images for validation and triggers; a tenth of the images of a smaller set
@@ -22,41 +25,103 @@ STATISTICS = {
 }
 
 
-def load_data(name: str, root="data", train_size: int | None = None, skip_bad_images=False, flag="-dt",
-              size: int = SIZE) -> Data:
-    """Load data set `name` from folder `root` and split it.
+class Images(NamedTuple):
+    """`images` uint8 (N, 3, S, S), `labels` int64 (N,), `indices` int64 (N,) into the original training set.
+
+    `images` is a tensor, or `StoredImages` where a tensor would be large.
+    """
+
+    images: torch.Tensor | StoredImages
+    labels: torch.Tensor
+    indices: torch.Tensor
+
+    def pick(self, positions) -> "Images":
+        """The images at these positions, a list, range or tensor of integers."""
+        positions = torch.as_tensor(positions, dtype=torch.long)
+        return Images(pick_images(self.images, positions), self.labels[positions], self.indices[positions])
+
+
+@dataclass
+class Data:
+    """A data set: `train` is D_b of the paper; validation images and the sources of triggers come from `held_out`.
+
+    mean, std  of each channel, for pixels in [0, 1]
+    flip       whether a mirrored image is still of its class
+    notes      what the log should say of the loading
+    """
+
+    name: str
+    train: Images
+    held_out: Images
+    test: Images
+    classes: list[str]
+    mean: tuple
+    std: tuple
+    flip: bool = True
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """Height and width of the images, pixels."""
+        return self.train.images.shape[-1]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of all training and held-out images and labels, by which a run recognises its data."""
+        digest = hashlib.sha256()
+        for part in (*self.train, *self.held_out):
+            for chunk in part.split(chunk_length(part)):
+                digest.update(chunk.contiguous().numpy())
+        return digest.hexdigest()
+
+
+def add_data_flags(parser: argparse.ArgumentParser):
+    """Declare -dt and its like; returns their group of the help."""
+    p = parser.add_argument_group("data")
+    p.add_argument("-dt", "--dataset", default="cifar10", choices=DATASETS, help="the source's data set")
+    p.add_argument("--data-dir", default="data", help="folder of downloads, or of the images of -dt folder")
+    p.add_argument("--image-size", type=image_size, metavar="N",
+                   help=f"height and width that images are resized to, 16 to 256 (default: {SIZE})")
+    p.add_argument("--skip-bad-images", action="store_true", help="-dt folder: go on without unreadable images")
+    return p
+
+
+def image_size(text):
+    """An argparse type: pixels, 16 to 256; None for `SIZE`, as if the flag were absent."""
+    size = number(int, 16, 256)(text)
+    return None if size == SIZE else size
+
+
+def load_data(dataset: str, data_dir="data", *, train_size: int | None = None, skip_bad_images: bool = False,
+              image_size: int | None = None, flag: str = "-dt") -> Data:
+    """Load a data set by its name, with the files in `data_dir`, and split it.
 
     The held-out images are those of `random_split` with a generator seeded 0 (49,000/1,000 on CIFAR, 72,257/1,000 on
     SVHN); the run's own seed does not change the split. `train_size` keeps the first images of the shuffled training
-    part; images are resized to `size` pixels, bilinearly. Raises Refusal for missing, unreadable or impossible data; it
-    names the flag `flag`.
+    part; images are resized to `image_size` pixels (None: `SIZE`), bilinearly. Under torchrun rank 0 loads first, so
+    that the files are downloaded and decoded once. Raises Refusal for missing, unreadable or impossible data, which
+    names `flag`.
     """
-    if name == "digits":
-        train, test, classes = _digits(size)
-    elif name == "folder":
-        train, test, classes, notes = load_folder(Path(root), skip_bad_images, size)
-    else:
-        *parts, classes = _torchvision(name, Path(root), flag)
-        train, test = resize_parts(parts, size, Path(root) / f".resized-{name}-{size}.npy")
+    root, size, notes = Path(data_dir), image_size or SIZE, []
+    with chief_first():
+        if dataset == "digits":
+            train, test, classes = _digits(size)
+        elif dataset == "folder":
+            train, test, classes, notes = load_folder(root, skip_bad_images, size)
+        else:
+            *parts, classes = _torchvision(dataset, root, flag)
+            train, test = resize_parts(parts, size, root / f".resized-{dataset}-{size}.npy")
     kept, held_out = split_indices(len(train[1]))
     if train_size is not None:
         if not 1 <= train_size <= len(kept):
-            raise Refusal(f"--train-size {train_size}: {name} has {len(kept)} training images; pass 1 to {len(kept)}")
+            raise Refusal(f"--train-size {train_size}: {dataset} has {len(kept)} training images; "
+                          f"pass 1 to {len(kept)}")
         kept = kept[:train_size]
-    everything = Images(train[0], train[1], torch.arange(len(train[1])))
-    data = Data(
-        name=name,
-        train=everything.pick(kept),
-        held_out=everything.pick(held_out),
-        test=Images(test[0], test[1], torch.arange(len(test[1]))),
-        classes=classes,
-        mean=(),
-        std=(),
-        flip=name != "digits",  # a mirrored digit is no digit
-        notes=notes if name == "folder" else [],
-    )
-    data.mean, data.std = STATISTICS.get(name) or _channel_statistics(data.train.images)
-    return data
+    train, test = (Images(images, labels, torch.arange(len(labels))) for images, labels in (train, test))
+    held_out, train = train.pick(held_out), train.pick(kept)
+    mean, std = STATISTICS.get(dataset) or _channel_statistics(train.images)
+    # a mirrored digit is no digit
+    return Data(dataset, train, held_out, test, classes, mean, std, flip=dataset != "digits", notes=notes)
 
 
 def split_indices(n: int) -> tuple[list[int], list[int]]:

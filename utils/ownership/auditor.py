@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from utils.data.images import Images
-from utils.data.sets import DATASETS, load_data
+from utils.data.sets import DATASETS, Images, load_data
 from utils.runs.checkpoints import find_checkpoint, read_model
 from utils.system.files import sha256_of_file
 from utils.system.refusals import Refusal
@@ -43,7 +42,7 @@ def read_auditor(folder, settings: dict, size: int) -> Auditor:
     if not folder.is_dir() or not ((folder / "data").is_dir() or name == "digits"):
         raise Refusal(f"--auditor {folder}: put the data set's files into {folder / 'data'}, and runs of your own "
                       "benign models beside them")
-    held_out = load_data(name, folder / "data", flag="--auditor", size=size).held_out
+    held_out = load_data(name, folder / "data", flag="--auditor", image_size=size).held_out
     wanted, bank, label_model = settings.get("label_model_sha256"), [], None
     for run in runs:
         if wanted and sha256_of_file(find_checkpoint(run)) == wanted:

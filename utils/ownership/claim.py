@@ -22,8 +22,7 @@ from utils.ownership.timestamp_token import TOKEN_FILE, check_token
 from utils.ownership.verdict import EXACT, OwnershipCase
 from utils.runs.architecture import add_named_architectures
 from utils.system.files import check_output_file, write_atomically, write_json
-from utils.system.flags import number
-from utils.system.refusals import Refusal, printable
+from utils.system.refusals import Refusal, number, printable
 from utils.watermark.prepared import checked_beacon
 
 LIVE = ("command", "url")  # kinds of suspects that see the triggers when they are asked

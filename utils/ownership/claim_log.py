@@ -4,8 +4,7 @@ import json
 import time
 from pathlib import Path
 
-from utils.system.files import open_private
-from utils.system.untrusted import read_bounded
+from utils.system.files import open_private, read_bounded
 
 LOG_FILE = "claims.jsonl"
 

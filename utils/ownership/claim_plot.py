@@ -1,6 +1,6 @@
 """The plot of a claim: p-value against the number of queries."""
 
-from utils.system.pictures import figure_png, new_figure
+from utils.system.machine import figure_png, new_figure
 
 
 def draw_claim_plot(report: dict) -> bytes:

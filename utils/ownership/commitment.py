@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from utils.data.images import Data
+from utils.data.sets import Data
 from utils.runs.checkpoints import save_checkpoint
 from utils.runs.folder import RunFolder
 from utils.system.files import read_json, write_atomically

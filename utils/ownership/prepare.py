@@ -7,13 +7,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.data.images import SIZE
-from utils.data.settings import DataSettings, add_data_flags
+from utils.data.sets import add_data_flags, load_data
 from utils.runs.checkpoints import save_checkpoint
-from utils.system.device import choose_device
 from utils.system.files import write_json
-from utils.system.flags import SEED
-from utils.system.refusals import Refusal
+from utils.system.machine import choose_device
+from utils.system.refusals import SEED, Refusal
 from utils.watermark.prepared import COMMITMENT_FILE, KEY_FILE, PARTS, PREPARED_FILE, image_commitment
 from utils.watermark.trigger_settings import (
     TriggerSettings,
@@ -77,8 +75,8 @@ def prepare_images(command: PrepareCommand) -> int:
         raise Refusal(f"--label-strategy {settings.strategy} leaves nothing to draw: pass random or plausible")
     if not command.beacon_name.strip():
         raise Refusal("--beacon-name is empty: name public randomness that does not exist yet")
-    data = DataSettings(command.dataset, command.data_dir, None, command.skip_bad_images,
-                        command.image_size or SIZE).load()
+    data = load_data(command.dataset, command.data_dir, skip_bad_images=command.skip_bad_images,
+                     image_size=command.image_size)
     triggers, _ = settings.draw(data, choose_device(command.device))  # its labels are not used
     committed = {
         "dataset": data.name, "num_query": settings.m, "num_mixup": settings.k, "label_strategy": settings.strategy,

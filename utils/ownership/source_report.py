@@ -1,6 +1,6 @@
 """The report at the end of train.py: the table and `summary.json` of a finished source."""
 
-from utils.data.images import Images
+from utils.data.sets import Images
 from utils.ownership.suspects import TriggerTests, measure_checkpoint, rows_of_run
 from utils.ownership.table import finish_run
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint

@@ -3,8 +3,8 @@
 import math
 
 from utils.ownership.judging import Suspect
+from utils.system.files import read_bounded
 from utils.system.refusals import Refusal
-from utils.system.untrusted import read_bounded
 
 KINDS = ("predictions", "suspect", "command", "url")
 LIMIT = 1000  # suspects of a list

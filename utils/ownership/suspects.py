@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from utils.data.images import Images
+from utils.data.sets import Images
 from utils.ownership import pvalues
 from utils.runs.checkpoints import find_checkpoint, read_benign, read_model
 from utils.system.files import read_json, sha256_of_file

@@ -11,8 +11,8 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.system.files import read_bounded
 from utils.system.refusals import Refusal
-from utils.system.untrusted import read_bounded
 
 TOKEN_FILE = "commitment.tsr"  # beside commitment.json
 TOKEN_LIMIT = 1 << 20  # bytes; a reply with certificates takes about 5 kB

@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 
 from utils.runs.checkpoints import load_checkpoint, save_checkpoint
-from utils.system.device import describe_process
 from utils.system.files import open_no_link, read_json, refuse_links, write_atomically, write_json
-from utils.system.processes import chief_first, is_chief, restart_count
+from utils.system.machine import chief_first, describe_process, is_chief, restart_count
 from utils.system.refusals import Refusal
 
 OWN_FILES = ("run.json", "metrics.jsonl", "output.log", "summary.json", "trigger.png", "triggers.pt", "commitment.json",

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.system.flags import folder_tag
+from utils.system.refusals import folder_tag
 
 
 @dataclass(frozen=True)

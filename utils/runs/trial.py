@@ -11,8 +11,8 @@ import torch.nn.functional as F
 import models
 from utils.runs.architecture import check_architecture, require_logits
 from utils.runs.checkpoints import pack_checkpoint, restore_model, save_checkpoint
+from utils.system.files import read_tensors
 from utils.system.refusals import Refusal
-from utils.system.untrusted import read_tensors
 
 
 def check_training(flag: str, name: str, classes: int, size: int, width: int, device="cpu", amp: bool = False,

@@ -1,62 +1,48 @@
-"""Files are written whole or not at all.
+"""Files: written whole or not at all, and read as data whoever wrote them.
 
-Our own few lines rather than a library: the file is flushed to disk before it gets its name, it can be private from
-the first byte, and of several processes only rank 0 writes.
+Writing is our own few lines rather than a library: the file is flushed to disk before it gets its name, it can be
+private from the first byte, and of several processes only rank 0 writes. So is reading: `torch.load(weights_only=True)`
+executes nothing, but it bounds neither the memory that a file asks for nor the number of its parts, and it trusts sizes
+that the file states. So the container is checked first, and the library reads the rest.
 """
 
 import contextlib
 import functools
 import hashlib
+import io
 import json
+import math
 import os
+import pickletools
 import secrets
+import stat
+import warnings
+import zipfile
 from pathlib import Path
 
-from utils.system.processes import is_chief
+import numpy as np
+import torch
+
+from utils.system.machine import is_chief
 from utils.system.refusals import Refusal
-from utils.system.untrusted import read_bounded
 
 NOT_OPENED = "in a run folder only ordinary files and folders are opened: remove it, or put a copy of the file there"
-
-
-def refuse_links(folder) -> None:
-    """Refuse a run folder if one of its entries or checkpoints is a symbolic link, a pipe or a device.
-
-    The run may be a stranger's, and a link leads wherever he chose. The folder itself may be a link.
-    """
-    for part in (folder, Path(folder, "checkpoints")):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(part) as entries:
-            for entry in entries:
-                if not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
-                    kind = "a symbolic link" if entry.is_symlink() else "no ordinary file"
-                    raise Refusal(f"{entry.path} is {kind}; {NOT_OPENED}")
-
-
-def open_no_link(path, flags: int, mode: int = 0o666) -> int:
-    """An `opener` for `open`: as `os.open`, but Refusal for a symbolic link, and no waiting for a pipe's reader.
-
-    For what is written in a run folder: a link may be put there after `refuse_links` has looked.
-    """
-    try:
-        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
-    except OSError as error:
-        if os.path.islink(path):
-            raise Refusal(f"{path} is a symbolic link; {NOT_OPENED}") from error
-        raise
-
-
-open_private = functools.partial(open_no_link, mode=0o600)
-
-
-def read_json(path: Path) -> dict | None:
-    """The JSON object in a file, None where there is no file; Refusal where it is damaged."""
-    try:
-        content = json.loads(read_bounded(path))
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError) as error:
-        raise Refusal(f"{path} is damaged: restore it, or pass --overwrite to begin anew") from error
-    return content if isinstance(content, dict) else {}
+CHECKPOINT_LIMIT = 4 << 30  # bytes; ResNet-152 of the published size takes 0.25 GiB
+ANSWERS_LIMIT = 64 << 20
+TEXT_LIMIT = 16 << 20
+ENTRIES_LIMIT = 100_000  # of a zip archive, or numbers, strings and tensors of a checkpoint
+# the only names that the pickle of a checkpoint, ours or the official code's, may ask for
+ALLOWED_GLOBALS = {
+    "collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter",
+    "torch.serialization _get_layout", "torch Size", "torch device", "_codecs encode", "numpy dtype",
+    "numpy.core.multiarray scalar", "numpy._core.multiarray scalar",
+}
+STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+ALLOWED_GLOBALS |= {f"torch {kind}Storage" for kind in STORAGES}
+ALLOWED_DTYPES = (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint8, torch.bool,
+)
 
 
 def write_atomically(path: Path, content: bytes, private: bool = False) -> None:
@@ -97,6 +83,153 @@ def check_output_file(path, flag: str) -> None:
         raise Refusal(f"{flag} {path}: {why}; name a file in a folder that is there")
 
 
+def refuse_links(folder) -> None:
+    """Refuse a run folder if one of its entries or checkpoints is a symbolic link, a pipe or a device.
+
+    The run may be a stranger's, and a link leads wherever he chose. The folder itself may be a link.
+    """
+    for part in (folder, Path(folder, "checkpoints")):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(part) as entries:
+            for entry in entries:
+                if not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
+                    kind = "a symbolic link" if entry.is_symlink() else "no ordinary file"
+                    raise Refusal(f"{entry.path} is {kind}; {NOT_OPENED}")
+
+
+def open_no_link(path, flags: int, mode: int = 0o666) -> int:
+    """An `opener` for `open`: as `os.open`, but Refusal for a symbolic link, and no waiting for a pipe's reader.
+
+    For what is written in a run folder: a link may be put there after `refuse_links` has looked.
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
+    except OSError as error:
+        if os.path.islink(path):
+            raise Refusal(f"{path} is a symbolic link; {NOT_OPENED}") from error
+        raise
+
+
+open_private = functools.partial(open_no_link, mode=0o600)
+
+
+def read_bounded(path, limit: int = TEXT_LIMIT) -> bytes:
+    """The bytes of an ordinary file of at most `limit` bytes; Refusal for pipes, devices and larger ones."""
+    path = os.fspath(path)
+    if "\0" in path:
+        raise Refusal(f"{path!r} is no file's name")
+    if os.path.isdir(path):
+        raise Refusal(f"{path} is a folder; name a file")
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise Refusal(f"{path} is no ordinary file")
+        found = file.read(limit + 1)
+    if len(found) > limit:
+        raise Refusal(f"{path} is larger than {limit} bytes, the most that is read of such a file")
+    return found
+
+
+def read_json(path: Path) -> dict | None:
+    """The JSON object in a file, None where there is no file; Refusal where it is damaged."""
+    try:
+        content = json.loads(read_bounded(path))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise Refusal(f"{path} is damaged: restore it, or pass --overwrite to begin anew") from error
+    return content if isinstance(content, dict) else {}
+
+
 def sha256_of_file(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_array(path) -> np.ndarray:
+    """The numbers in an .npy file; Refusal for objects, for a header that promises other than what follows."""
+    file = io.BytesIO(read_bounded(path, ANSWERS_LIMIT))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of headers that numpy mends or will not take for long
+            version = np.lib.format.read_magic(file)
+            if version not in ((1, 0), (2, 0)):
+                raise ValueError("no .npy file of version 1 or 2")
+            # numpy evaluates the header as a literal, and takes 10,000 characters at most
+            shape, _, dtype = getattr(np.lib.format, f"read_array_header_{version[0]}_0")(file)
+            if dtype.kind not in "iufb":
+                raise ValueError("it holds no plain numbers")
+            if math.prod(shape) * dtype.itemsize != len(file.getbuffer()) - file.tell():
+                raise ValueError(f"its header promises {math.prod(shape)} numbers and others follow")
+            file.seek(0)
+            return np.load(file, allow_pickle=False)
+    except Exception as error:  # a damaged or hostile file may raise nearly anything
+        why = " ".join(str(error).split())[:80]
+        raise Refusal(f"{path} is no array of plain numbers that can be read safely ({why})") from error
+
+
+def read_tensors(path) -> dict:
+    """A checkpoint as plain tensors that own their memory, numbers and strings.
+
+    Checked before PyTorch sees the file: its zip directory, sizes and checksums, that nothing is compressed, and that
+    its pickle names nothing but `ALLOWED_GLOBALS`. Checked afterwards: no tensor is larger than what the file holds
+    for it. A bad file may raise nearly any exception.
+    """
+    about = os.stat(path)
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError("no ordinary file")
+    if about.st_size > CHECKPOINT_LIMIT:
+        raise ValueError(f"larger than {CHECKPOINT_LIMIT} bytes")
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if len(entries) > ENTRIES_LIMIT or any(e.compress_type != zipfile.ZIP_STORED for e in entries):
+            raise ValueError("compressed, as no checkpoint is")
+        if sum(e.file_size for e in entries) > about.st_size or len({e.filename for e in entries}) < len(entries):
+            raise ValueError("its parts overlap")
+        if damaged := archive.testzip():
+            raise ValueError(f"the checksum of {damaged!r} is wrong")
+        pickles = [e for e in entries if e.filename.endswith("data.pkl")]
+        if len(pickles) != 1 or pickles[0].file_size > TEXT_LIMIT:
+            raise ValueError("no single pickle of a sensible size")
+        _check_pickle(archive.read(pickles[0]))
+        records = {e.file_size for e in entries}
+    core = np._core if hasattr(np, "_core") else np.core
+    scalar = core.multiarray.scalar
+    numbers = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype]
+    numbers += [type(np.dtype(kind)) for kind in ("float64", "float32", "int64")]
+    with torch.serialization.safe_globals(numbers):
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    return _owned(loaded, records, {"bytes": 2 * about.st_size, "entries": ENTRIES_LIMIT})
+
+
+def _check_pickle(content: bytes) -> None:
+    for op, argument, _ in pickletools.genops(content):
+        if op.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX"):
+            raise ValueError(f"its pickle uses {op.name}")
+        if op.name == "GLOBAL" and argument not in ALLOWED_GLOBALS:
+            raise ValueError(f"its pickle asks for {argument[:60]!r}")
+
+
+def _owned(value, records, left, depth=0):
+    left["entries"] -= 1
+    if left["entries"] < 0 or depth > 20:
+        raise ValueError("nested too deeply or with too many parts")
+    if isinstance(value, torch.Tensor):
+        storage = 0 if value.layout != torch.strided or value.is_meta else value.untyped_storage().nbytes()
+        size = value.numel() * value.element_size()
+        left["bytes"] -= size
+        foreign = value.dtype not in ALLOWED_DTYPES or (size and storage not in records)
+        if foreign or size > storage or left["bytes"] < 0:
+            raise ValueError("a tensor is larger than what the file holds for it, or of a foreign kind")
+        return value.detach().clone()
+    if isinstance(value, dict):
+        if not all(isinstance(key, (str, int)) for key in value):
+            raise ValueError("a key is neither a string nor a number")
+        return {key: _owned(part, records, left, depth + 1) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        parts = [_owned(part, records, left, depth + 1) for part in value]
+        return tuple(parts) if isinstance(value, tuple) else parts
+    if isinstance(value, np.generic) and value.dtype.kind in "fiub":
+        return value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(f"it holds a {type(value).__name__}")

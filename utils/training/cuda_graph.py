@@ -34,7 +34,7 @@ import gc
 
 import torch
 
-from utils.system.processes import is_distributed
+from utils.system.machine import is_distributed
 
 WARM_UP = 3  # steps before the recording; they are ordinary steps of the training
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from utils.system.processes import is_distributed
+from utils.system.machine import is_distributed
 from utils.system.refusals import Refusal
 from utils.training.cpu_batchnorm import CpuSyncBatchNorm2d
 

@@ -8,9 +8,8 @@ import torch
 from tqdm import tqdm
 
 import models
-from utils.system.processes import is_chief
+from utils.system.machine import agree_on_signal, catch_signals, is_chief
 from utils.system.refusals import Interrupted, Refusal
-from utils.system.signals import agree_on_signal, catch_signals
 from utils.training.progress import Progress
 from utils.training.settings import TrainingSettings
 from utils.training.step import Step

@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import dataclass, replace
 
-from utils.system.flags import COUNT, POSITIVE, SEED, number
+from utils.system.refusals import COUNT, POSITIVE, SEED, number
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ is nearest. n = 0 is D' = D_b, the paper's.
 import torch
 
 import models
-from utils.data.images import Images
+from utils.data.sets import Images
 from utils.system.refusals import Refusal
 from utils.training.metrics import pass_length
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from utils.data.images import Images
+from utils.data.sets import Images
 from utils.training.metrics import accuracy
 
 

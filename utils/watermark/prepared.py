@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from utils.data.images import Data
+from utils.data.sets import Data
 from utils.runs.checkpoints import load_checkpoint
 from utils.system.files import read_json, refuse_links
 from utils.system.refusals import Refusal

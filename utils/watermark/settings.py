@@ -5,10 +5,9 @@
 
 from dataclasses import dataclass
 
-from utils.data.images import Data, Images
+from utils.data.sets import Data, Images
 from utils.runs.trial import require_gradient_of_images, require_two_passes
-from utils.system.flags import COUNT, number
-from utils.system.refusals import Refusal
+from utils.system.refusals import COUNT, Refusal, number
 from utils.training.objective import Objective, PlainObjective
 from utils.watermark.carriers import last_features, relabel_carriers, require_features
 from utils.watermark.objective import REDUCTIONS, WatermarkObjective, effective_weight

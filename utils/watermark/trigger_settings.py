@@ -3,11 +3,10 @@
 import argparse
 from dataclasses import dataclass
 
-from utils.data.images import Data, Images
+from utils.data.sets import Data, Images
 from utils.runs.checkpoints import find_checkpoint, instead_of_mt, read_model
 from utils.system.files import sha256_of_file
-from utils.system.flags import COUNT, number
-from utils.system.refusals import Refusal
+from utils.system.refusals import COUNT, Refusal, number
 from utils.training.metrics import predict
 from utils.watermark.prepared import Prepared, check_images, checked_beacon, read_prepared
 from utils.watermark.triggers import (

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from utils.data.images import Data, Images
+from utils.data.sets import Data, Images
 from utils.system.refusals import Refusal
 
 LABEL_STRATEGIES = ("random", "highest", "lowest", "plausible")

@@ -7,7 +7,7 @@ become two branches of the graph, and the clean pass fills what the ascent leave
 import torch
 
 import models
-from utils.system.processes import is_distributed
+from utils.system.machine import is_distributed
 from utils.watermark.halved_step import HalvedStep, twin_of
 
 

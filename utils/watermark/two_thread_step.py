@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 import models
-from utils.system.processes import is_distributed
+from utils.system.machine import is_distributed
 from utils.watermark.halved_step import HalvedStep
 
 NARROW = 32  # channels of the first stage; up to this width it was always faster (measured on two cores)

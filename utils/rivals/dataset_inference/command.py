@@ -16,10 +16,9 @@ from utils.rivals.dataset_inference.plot import draw_di_plot
 from utils.rivals.dataset_inference.regressor import DI_ALPHA, LAYOUTS, DatasetInference
 from utils.runs.architecture import add_named_architectures
 from utils.runs.checkpoints import class_count, find_checkpoint, load_checkpoint, read_model, restore_model
-from utils.system.device import choose_device
 from utils.system.files import check_output_file, read_json, write_atomically, write_json
-from utils.system.flags import COUNT, SEED
-from utils.system.refusals import Refusal
+from utils.system.machine import choose_device
+from utils.system.refusals import COUNT, SEED, Refusal
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,8 @@ def _read_di_source(run, data_dir, skip_bad_images: bool, points: int, device):
     size = about.get("train_size")
     if about.get("dataset") not in DATASETS or not isinstance(size, int | None) or "attack" in about:
         raise Refusal(f"{path} does not say on which data it was trained: name a run of train.py as the source")
-    data = load_data(about["dataset"], data_dir, size, skip_bad_images, size=model.size)
+    data = load_data(about["dataset"], data_dir, train_size=size, skip_bad_images=skip_bad_images,
+                     image_size=model.size)
     settings = (read_json(path.parent.parent / "run.json") or {}).get("settings")
     data_sha256 = settings.get("data_sha256") if isinstance(settings, dict) else None
     if len(data.classes) != class_count(model) or data_sha256 not in (None, data.sha256):

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from utils.rivals.dataset_inference.regressor import DI_ALPHA
-from utils.system.pictures import figure_png, new_figure
+from utils.system.machine import figure_png, new_figure
 
 
 def draw_di_plot(rows: list[dict]) -> bytes:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from utils.data.images import SIZE
+from utils.data.files import SIZE
 from utils.data.sets import DATASETS, load_data
 from utils.ownership import pvalues
 from utils.rivals.embedded_features.classifier import posterior, train_classifier
@@ -27,10 +27,9 @@ from utils.rivals.embedded_features.gradient_signs import grad_sign_vector
 from utils.rivals.embedded_features.style import style_images, styled_positions
 from utils.runs.architecture import add_named_architectures
 from utils.runs.checkpoints import check_benign, find_checkpoint, load_checkpoint, restore_model
-from utils.system.device import choose_device
 from utils.system.files import check_output_file, read_json, write_json
-from utils.system.flags import COUNT, SEED
-from utils.system.refusals import Refusal
+from utils.system.machine import choose_device
+from utils.system.refusals import COUNT, SEED, Refusal
 from utils.training.metrics import accuracy
 
 DRAW, EEF_REPEATS, EEF_ALPHA = 10, 40, 0.01  # images of a t-test; t-tests; level of a claim
@@ -194,7 +193,7 @@ def _styled_images(run, data_dir, points: int | None):
             raise ValueError
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise Refusal(f"{run}: its run.json is not what train.py wrote; restore it") from error
-    data = load_data(name, data_dir, size, skip_bad_images=True, size=pixels)
+    data = load_data(name, data_dir, train_size=size, skip_bad_images=True, image_size=pixels)
     if data.sha256 != data_sha256:
         raise Refusal(f"--data-dir {data_dir}: these are not the images that {run} was trained on")
     rows = styled_positions(len(data.train.labels), share, seed)[: points]

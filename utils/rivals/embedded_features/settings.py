@@ -2,7 +2,7 @@
 
 import argparse
 
-from utils.system.flags import SHARE
+from utils.system.refusals import SHARE
 
 
 def add_flags(parser: argparse.ArgumentParser, shown: bool) -> None:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from utils.data.images import SIZE, Images
-from utils.data.stored import replace_images
+from utils.data.files import SIZE, replace_images
+from utils.data.sets import Images
 from utils.system.refusals import Refusal
 
 COLOURS, BLEND, DOT, CELL = 12, 0.6, 24, 4  # colours of the palette and their weight; dots: grey levels, spacing

@@ -6,13 +6,12 @@ import re
 from dataclasses import dataclass
 
 import models
-from utils.data.images import Data, Images
+from utils.data.sets import Data, Images
 from utils.rivals.ewe.objective import EntangledObjective, watermark_batches
 from utils.rivals.ewe.snnl import LOWEST_TEMPERATURE
 from utils.rivals.ewe.trigger_making import check_foreign, gather_images
-from utils.system.flags import COUNT, SHARE, number
-from utils.system.processes import is_distributed
-from utils.system.refusals import Refusal
+from utils.system.machine import is_distributed
+from utils.system.refusals import COUNT, SHARE, Refusal, number
 from utils.watermark.settings import check_batch_size
 from utils.watermark.trigger_files import read_triggers
 from utils.watermark.trigger_settings import TriggerSettings, chooses_triggers, trigger_settings

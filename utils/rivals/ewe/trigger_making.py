@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from utils.data.folder import image_files, read_images
-from utils.data.images import Data
-from utils.data.sets import load_data
+from utils.data.files import image_files, read_images
+from utils.data.sets import Data, load_data
 from utils.rivals.ewe.snnl import entanglement, observe_features
 from utils.system.refusals import Refusal
 from utils.watermark.triggers import TriggerSet
@@ -51,7 +50,7 @@ def gather_images(source: str, target: int, m: int, data: Data, root, seed: int)
         if name == data.name:
             raise Refusal(f"--ewe-source {source}: -dt {data.name} holds these images itself; name one of its classes "
                           f"by its number, other than --ewe-target {target}")
-        other = load_data(name, root, flag="--ewe-source", size=data.size)
+        other = load_data(name, root, flag="--ewe-source", image_size=data.size)
         images = torch.cat([part.images[part.labels == int(digit)] for part in (other.train, other.held_out)])
     if m > len(images):
         raise Refusal(f"-nq {m}: --ewe-source {source} has only {len(images)} images; pass -nq {len(images)} or fewer")

@@ -19,10 +19,9 @@ from utils.rivals.randomized_smoothing.certificate import (
 from utils.rivals.randomized_smoothing.plot import draw_noise_plot
 from utils.runs.architecture import add_named_architectures
 from utils.runs.checkpoints import class_count, find_checkpoint, load_checkpoint, read_model
-from utils.system.device import choose_device
 from utils.system.files import check_output_file, write_atomically, write_json
-from utils.system.flags import CONFIDENCE, COUNT, POSITIVE, RADIUS, SEED
-from utils.system.refusals import Refusal
+from utils.system.machine import choose_device
+from utils.system.refusals import CONFIDENCE, COUNT, POSITIVE, RADIUS, SEED, Refusal
 from utils.training.metrics import count_hits
 from utils.watermark.trigger_files import unpack_source
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from utils.system.pictures import figure_png, new_figure
+from utils.system.machine import figure_png, new_figure
 
 
 def draw_noise_plot(results: list[dict]) -> bytes:

@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
-from utils.data.images import Data, Images
+from utils.data.sets import Data, Images
 from utils.rivals.randomized_smoothing.noise import noise_levels
 from utils.rivals.randomized_smoothing.objective import SmoothedObjective, short_epoch_warning
 from utils.rivals.randomized_smoothing.trigger_drawing import append_triggers, draw_rs_triggers
-from utils.system.flags import COUNT, number
-from utils.system.processes import is_distributed
-from utils.system.refusals import Refusal
+from utils.system.machine import is_distributed
+from utils.system.refusals import COUNT, Refusal, number
 from utils.watermark.settings import check_batch_size
 from utils.watermark.trigger_settings import TriggerSettings, chooses_triggers, trigger_settings
 from utils.watermark.triggers import TriggerSet

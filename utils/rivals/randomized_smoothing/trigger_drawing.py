@@ -9,8 +9,8 @@ import random
 import numpy as np
 import torch
 
-from utils.data.images import SIZE, Data, Images
-from utils.data.stored import join_images
+from utils.data.files import SIZE, join_images
+from utils.data.sets import Data, Images
 from utils.system.refusals import Refusal
 from utils.watermark.triggers import TriggerSet
 

@@ -1,0 +1,269 @@
+"""A user's own images: decoding, the copies of it, hostile and unreadable files, and images that stay on the disk."""
+
+import io
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hostile_files import refusal_of
+from photos import damage, photos
+from PIL import Image
+
+from utils.data import files
+from utils.data.files import StoredImages, decode_image, join_images, replace_images, resize_parts
+from utils.data.sets import load_data
+from utils.system.refusals import Refusal
+
+
+def test_folder_with_train_and_test_parts(tmp_path):
+    root = photos(tmp_path / "own")
+    (root / "train" / "cat" / "notes.txt").write_text("no image")
+    (root / "train" / "cat" / ".hidden.png").write_text("no image")
+    (root / "train" / ".trash").mkdir()
+    data = load_data("folder", root)
+    assert data.classes == ["cat", "dog"] and data.flip and data.notes == []
+    assert (len(data.train.labels), len(data.held_out.labels), len(data.test.labels)) == (27, 3, 30)
+    for images in (data.train, data.held_out, data.test):
+        assert images.images.shape[1:] == (3, 32, 32) and images.images.dtype == torch.uint8
+    paths = [p for name in ("cat", "dog") for p in sorted((root / "train" / name).iterdir())
+             if p.suffix != ".txt" and not p.name.startswith(".")]
+    for image, label, index in zip(*data.train):
+        own = Image.open(paths[index]).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(own))
+        assert paths[index].parent.name == data.classes[label]
+    again = load_data("folder", root)  # read from the decoded copy
+    assert torch.equal(again.train.images, data.train.images) and torch.equal(again.test.images, data.test.images)
+
+
+def test_folder_without_parts_is_split_80_20_in_the_same_way_each_time(tmp_path):
+    root = photos(tmp_path / "own", parts=(".",), classes=("a", "b", "c"), n=20)
+    data = load_data("folder", root)
+    assert (len(data.train.labels) + len(data.held_out.labels), len(data.test.labels)) == (48, 12)
+    again = load_data("folder", root)
+    assert torch.equal(again.test.images, data.test.images) and torch.equal(again.test.labels, data.test.labels)
+
+
+def test_decoded_copy_is_used_only_if_nothing_changed(tmp_path):
+    root = photos(tmp_path / "own")
+    before = load_data("folder", root)
+    (copy,) = root.glob(".decoded-*.npy")
+    Image.new("RGB", (32, 32), (255, 0, 0)).save(root / "train" / "cat" / "000.png")
+    after = load_data("folder", root)
+    position = (after.train.indices == 0).nonzero()
+    if len(position):
+        assert after.train.images[position.item(), :, 0, 0].tolist() == [255, 0, 0]
+    assert not torch.equal(torch.cat([after.train.images, after.held_out.images]),
+                           torch.cat([before.train.images, before.held_out.images]))
+    (newer,) = root.glob(".decoded-*.npy")
+    assert newer != copy
+    newer.write_bytes(newer.read_bytes()[:1000])  # a damaged copy is not read
+    assert torch.equal(load_data("folder", root).train.images, after.train.images)
+
+
+def test_unreadable_images_are_named_counted_and_refused(tmp_path):
+    root = damage(photos(tmp_path / "own"))
+    with pytest.raises(Refusal) as refused:
+        load_data("folder", root)
+    text = str(refused.value)
+    assert "3 of 63" in text and "--skip-bad-images" in text
+    assert all(name in text for name in ("train/cat/cut.jpg", "train/dog/text.png", "test/dog/lost.png"))
+    data = load_data("folder", root, skip_bad_images=True)
+    assert len(data.train.labels) + len(data.held_out.labels) == 30 and len(data.test.labels) == 30
+    assert len(data.notes) == 1 and "3" in data.notes[0] and "cut.jpg" in data.notes[0]
+    with pytest.raises(Refusal):  # skipping once does not hide them from the next run
+        load_data("folder", root)
+
+
+@pytest.mark.parametrize("make, said", [
+    (lambda r: None, "no such folder"),
+    (lambda r: r.mkdir(), "no class folders"),
+    (lambda r: (r / "only").mkdir(parents=True), "only the class only"),
+    (lambda r: [(r / c).mkdir(parents=True) for c in "ab"], "holds no images"),
+    (lambda r: photos(r, classes=("cat",)), "only the class cat"),
+    (lambda r: photos(r, n=5), "too few"),
+    (lambda r: (photos(r), (r / "test" / "fish").mkdir()), "fish"),
+    (lambda r: (photos(r, parts=("train",)), (r / "test" / "cat").mkdir(parents=True)), "holds no images"),
+])
+def test_folders_that_are_no_data_set_are_refused(make, said, tmp_path):
+    root = tmp_path / "own"
+    make(root)
+    with pytest.raises(Refusal, match=said) as refused:
+        load_data("folder", root)
+    assert "--data-dir" in str(refused.value) and str(root) in str(refused.value)
+
+
+@pytest.mark.parametrize("size", [16, 30, 48, 96])
+def test_a_folder_is_decoded_at_any_size_and_both_copies_are_kept(tmp_path, size):
+    root = photos(tmp_path / "images")
+    before, data = load_data("folder", root), load_data("folder", root, image_size=size)
+    assert data.train.images.shape[1:] == (3, size, size) and data.size == size
+    assert torch.equal(data.train.labels, before.train.labels)
+    assert len(list(root.glob(".decoded-*.npy"))) == 2
+    assert torch.equal(load_data("folder", root).train.images, before.train.images)
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_a_folder_too_large_for_memory_holds_the_same_data(tmp_path, monkeypatch, spoilt):
+    root = photos(tmp_path / "images", n=20)
+    if spoilt:
+        damage(root)
+    small = load_data("folder", root, image_size=24, skip_bad_images=spoilt)
+    monkeypatch.setattr(files, "IN_MEMORY", 1000)
+    monkeypatch.setattr(files, "CHUNK", 7 * 24 * 24 * 3)
+    for old in root.glob(".decoded-*"):
+        old.unlink()
+    for _ in range(2):  # decoded, then read from the copy
+        large = load_data("folder", root, image_size=24, skip_bad_images=spoilt)
+        assert isinstance(large.train.images, StoredImages) and not isinstance(small.train.images, StoredImages)
+        assert large.sha256 == small.sha256 and (large.mean, large.std) == (small.mean, small.std)
+        assert torch.equal(large.test.images[:], small.test.images) and large.notes == small.notes
+    assert len(list(root.glob(".decoded-*"))) == (not spoilt)
+
+
+def test_many_images_in_a_folder_that_cannot_be_written_are_refused(tmp_path, monkeypatch):
+    root = photos(tmp_path / "images")
+    monkeypatch.setattr(files, "IN_MEMORY", 1000)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
+    with pytest.raises(Refusal, match="cannot be kept there .No space left on device.; make room"):
+        load_data("folder", root)
+    assert not list(root.glob(".decoded-*"))
+
+
+def test_images_are_decoded_into_no_file_behind_a_link(tmp_path, monkeypatch):
+    root, other = photos(tmp_path / "own"), tmp_path / "other"
+    other.write_bytes(b"mine")
+    before = load_data("folder", root)
+    (copy,) = root.glob(".decoded-*.npy")
+    for large in (False, True):
+        copy.unlink(missing_ok=True)
+        monkeypatch.setattr(files, "IN_MEMORY", 1000 if large else 10**9)
+        links = [copy, copy.with_suffix(f".{os.getpid()}")]  # where it is kept, and where it once was written first
+        for link in links:
+            link.symlink_to(other)
+        assert torch.equal(load_data("folder", root).test.images[:], before.test.images)
+        assert other.read_bytes() == b"mine" and copy.is_file() and not copy.is_symlink()
+    copy.unlink()
+    monkeypatch.setattr(files.secrets, "token_hex", lambda n: "guessed")
+    copy.with_suffix(".guessed").symlink_to(other)
+    with pytest.raises(Refusal, match="cannot be kept there .File exists"):
+        load_data("folder", root)
+    assert other.read_bytes() == b"mine"
+
+
+def test_sixteen_bit_pictures_keep_their_content():
+    ramp = (np.arange(32 * 32).reshape(32, 32) * 64).astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(ramp).save(buffer, format="png")
+    decoded = decode_image(buffer.getvalue())
+    assert np.abs(decoded[0].astype(int) - (ramp >> 8)).max() <= 1
+
+
+def png(width, height, body) -> bytes:
+    chunk = lambda kind, content: (
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content)))
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def test_picture_bombs_are_refused(tmp_path, capfd):
+    for size in ((100_000, 100_000), (2**31 - 1, 1), (20_000, 5_000)):
+        (tmp_path / "picture.png").write_bytes(png(*size, zlib.compress(b"\0" * 10_000)))
+        assert refusal_of(tmp_path / "picture.png")
+    packed = zlib.compress(b"\0" * 10**7)
+    (tmp_path / "picture.png").write_bytes(png(32, 32, packed))  # more pixels than its header says
+    refusal_of(tmp_path / "picture.png")
+    text = io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n(touch boom) run\nshowpage\n%%EOF\n")
+    (tmp_path / "picture.png").write_bytes(text.getvalue())  # Pillow would pass it to Ghostscript
+    assert refusal_of(tmp_path / "picture.png")
+    assert capfd.readouterr().err == ""
+
+
+def test_resizing_halves_by_the_mean_where_the_kernel_is_flat_and_keeps_what_fits():
+    images = torch.full((2, 3, 32, 32), 77, dtype=torch.uint8)
+    resized = lambda size: resize_parts([(images, torch.arange(2))], size, "unused")[0][0]
+    assert resized(32) is images and (resized(16) == 77).all() and resized(96).shape[-1] == 96
+    assert load_data("digits", image_size=48).test.images.shape == (359, 3, 48, 48)
+
+
+def test_many_images_are_resized_into_a_file_and_taken_from_it_later(tmp_path, monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    parts = [(torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=g), torch.arange(n)) for n in (9, 4)]
+    small = resize_parts(parts, 24, tmp_path / "none.npy")
+    monkeypatch.setattr(files, "IN_MEMORY", 1000)
+    monkeypatch.setattr(files, "CHUNK", 2 * 4 * 3 * 24 * 24)
+    for again in (False, True):
+        if again:
+            monkeypatch.setattr(files, "_resized", None)
+        large = resize_parts(parts, 24, tmp_path / ".resized-24.npy")
+        assert not isinstance(small[0][0], StoredImages) and isinstance(large[0][0], StoredImages)
+        for (images, labels), (expected, same) in zip(large, small):
+            assert torch.equal(images[:], expected) and torch.equal(labels, same)
+    assert [file.name for file in tmp_path.iterdir()] == [".resized-24.npy"]
+    assert resize_parts(parts, 32, tmp_path / "none.npy")[0][0] is parts[0][0]
+
+
+def test_no_room_for_resized_images_is_told_in_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "IN_MEMORY", 1000)
+    with pytest.raises(Refusal, match="MiB of images of 24 pixels cannot be kept there .*; make room, pass a smaller"):
+        resize_parts([(torch.zeros(9, 3, 32, 32, dtype=torch.uint8), torch.arange(9))], 24, tmp_path / "no" / "x.npy")
+
+
+def test_images_are_resized_into_no_file_behind_a_link(tmp_path, monkeypatch):
+    other, cache = tmp_path / "other", tmp_path / ".resized-24.npy"
+    other.write_bytes(b"mine")
+    monkeypatch.setattr(files, "IN_MEMORY", 1000)
+    for link in (cache, cache.with_suffix(f".{os.getpid()}")):
+        link.symlink_to(other)
+    parts = [(torch.zeros(9, 3, 32, 32, dtype=torch.uint8), torch.arange(9))]
+    assert (resize_parts(parts, 24, cache)[0][0][:] == 0).all()
+    assert other.read_bytes() == b"mine" and not cache.is_symlink()
+
+
+def pictures(n=40, size=16):
+    return torch.randint(0, 256, (n, 3, size, size), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+
+
+@pytest.fixture
+def both(tmp_path):
+    images = pictures()
+    np.save(tmp_path / "images.npy", images.numpy())
+    return images, StoredImages(tmp_path / "images.npy")
+
+
+@pytest.mark.parametrize("rows", [3, slice(2, 30, 5), [7, 7, 0], torch.tensor([[4, 2], [9, 9]]),
+                                  torch.arange(40) % 3 == 0, torch.tensor([], dtype=torch.long)])
+def test_every_way_of_asking_gives_the_tensor_s_answer(both, rows):
+    images, there = both
+    assert torch.equal(there[rows], images[rows]) and there.shape == images.shape and len(there) == 40
+
+
+def test_parts_selections_and_changes_equal_the_tensor_s(both):
+    images, there = both
+    order = torch.tensor([5, 30, 2, 2, 11])
+    assert torch.equal(torch.cat(list(there.split(7))), images) and torch.equal(torch.stack(list(there)), images)
+    assert torch.equal(there.pick(order)[:], images[order])
+    more = pictures(3) // 2
+    joined = join_images(there, more)
+    assert torch.equal(joined[:], join_images(images, more)) and torch.equal(joined.pick(order)[:], images[order])
+    changed = replace_images(joined, torch.tensor([0, 41]), more[:2])
+    assert torch.equal(changed[:], replace_images(join_images(images, more), torch.tensor([0, 41]), more[:2]))
+    assert torch.equal(joined[:], join_images(images, more))  # the copy alone changed
+
+
+def test_a_file_that_lost_its_name_is_still_read_and_a_short_one_is_named(both, tmp_path):
+    images, there = both
+    os.truncate(tmp_path / "images.npy", 128 + 20 * 768)
+    assert torch.equal(there[:20], images[:20])
+    with pytest.raises(OSError, match="ends before image 20"):
+        there[20]
+    np.save(tmp_path / "other.npy", images.numpy())
+    kept = StoredImages(tmp_path / "other.npy")
+    (tmp_path / "other.npy").unlink()
+    assert torch.equal(kept[:], images)

@@ -1,0 +1,339 @@
+"""Image files into pixels, and images that stay on the disk.
+
+From top to bottom: a user's folder (`-dt folder`), decoding, resizing, and `StoredImages`, which stand where a tensor
+of more than `IN_MEMORY` bytes would. Files are untrusted: a size limit, a fixed list of formats, and copies are
+written under names at which nobody can have put a link.
+"""
+
+import contextlib
+import hashlib
+import io
+import math
+import os
+import secrets
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from utils.system.files import read_bounded
+from utils.system.refusals import Refusal
+
+SIZE = 32  # height and width of images unless --image-size says otherwise, pixels
+FILE_LIMIT = 256 << 20  # bytes of one image file
+IN_MEMORY = 3 << 26  # bytes of a data set that is held as tensors, up to four copies; 60,000 images of 32 x 32 fit
+CHUNK = 1 << 26  # bytes that a pass over all images reads at once
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "PPM", "TIFF")  # which Pillow tries, whatever a file's name
+
+
+def load_folder(root: Path, skip_bad_images: bool, size: int):
+    """((images, labels) of training, (images, labels) of test, class names, notes) of the images below `root`.
+
+    `root` holds `train/<class>/*` and `test/<class>/*`, or `<class>/*` alone; then a fifth, drawn with seed 0, becomes
+    the test set. Images are uint8 (N, 3, size, size), `StoredImages` where they are many. Raises Refusal for missing
+    classes and unreadable images.
+    """
+    if not root.is_dir():
+        raise Refusal(f"--data-dir {root}: no such folder; it should hold train/<class>/ and test/<class>/ images")
+    has_parts = (root / "train").is_dir() and (root / "test").is_dir()
+    parts = [root / "train", root / "test"] if has_parts else [root]
+    classes = _subfolders(parts[0])
+    if len(classes) < 2:
+        found = f"only the class {classes[0]}" if classes else "no class folders"
+        raise Refusal(f"--data-dir {root}: {found} in {parts[0]}; a classifier needs two class folders or more")
+    if has_parts and (unknown := sorted(set(_subfolders(parts[1])) - set(classes))):
+        raise Refusal(f"--data-dir {root}: test has classes that train has not: {', '.join(unknown[:5])}")
+
+    files, labels, sizes = [], [], []
+    for part in parts:
+        for label, name in enumerate(classes):
+            names = image_files(part / name)
+            if not names and part is parts[0]:
+                raise Refusal(f"--data-dir {root}: the class folder {part / name} holds no images")
+            files += names
+            labels += [label] * len(names)
+        sizes.append(len(files))
+    if has_parts and sizes[0] == sizes[1]:
+        raise Refusal(f"--data-dir {root}: {parts[1]} holds no images")
+    images, good, notes = _decode_files(root, files, skip_bad_images, size)
+    labels = torch.tensor(labels)[good]
+    if has_parts:
+        n_train, order = int(good[: sizes[0]].sum()), torch.arange(len(labels))
+    else:
+        n_train = len(labels) - len(labels) // 5
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    if n_train < 20:
+        raise Refusal(f"--data-dir {root}: {n_train} training images are too few; 20 are the least")
+    if len(labels) == n_train:
+        raise Refusal(f"--data-dir {root}: no readable test images are left")
+    train, test = ((pick_images(images, part), labels[part]) for part in (order[:n_train], order[n_train:]))
+    return train, test, classes, notes
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def image_files(folder: Path) -> list[str]:
+    """Paths of the image files in `folder` itself, in the order of their names; none without a folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(entry.path for entry in os.scandir(folder)
+                  if entry.name.lower().endswith(ENDINGS) and not entry.name.startswith("."))
+
+
+def read_images(files: list[str], size: int, flag: str):
+    """uint8 (N, 3, size, size) of image files; Refusal, which `flag` begins, for one that cannot be read."""
+    bad = {}
+    images = [torch.from_numpy(pixels.copy()) for pixels in _decoded(files, size, bad)]
+    for path, why in bad.items():
+        raise Refusal(f"{flag}: {path} cannot be read ({why}); mend or remove it")
+    return torch.stack(images)
+
+
+def _decode_files(root: Path, files: list[str], skip_bad_images: bool, size: int):
+    """(uint8 images (N, 3, size, size) of the readable files, a mask (all files,) of which are readable, notes).
+
+    They are kept in `root/.decoded-<hash of all names and bytes>.npy`, which is used only if nothing changed; many are
+    decoded into that file and stay there. Raises Refusal for unreadable files without `skip_bad_images`, and where many
+    images cannot be kept.
+    """
+    shape, ending = (len(files), 3, size, size), "" if size == SIZE else f"-{size}"
+    cache = root / f".decoded-{_digest(root, files, size)}{ending}.npy"
+    is_large, bad = math.prod(shape) > IN_MEMORY, {}
+    if (stored := _stored_copy(cache, shape)) is not None:
+        return stored if is_large else stored[:], torch.ones(len(files), dtype=torch.bool), []
+    with _temporary(cache) as partial:
+        if is_large:
+            images = _store(partial, shape, _decoded(files, size, bad))
+        else:
+            images = np.empty(shape, np.uint8)
+            for i, pixels in enumerate(_decoded(files, size, bad)):
+                images[i] = pixels
+        if bad and not skip_bad_images:
+            some = ", ".join(f"{os.path.relpath(path, root)} ({why})" for path, why in list(bad.items())[:5])
+            more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+            raise Refusal(f"--data-dir {root}: {len(bad)} of {len(files)} images cannot be read: {some}{more}; "
+                          "mend or remove them, or pass --skip-bad-images")
+        with contextlib.suppress(OSError):  # then the next run decodes again, and so it does after unreadable files
+            if not bad:
+                for old in root.glob(f".decoded-{'[0-9a-f]' * 32}{ending}.*"):
+                    if old != partial:
+                        old.unlink()
+                if not is_large:
+                    _write_npy(partial, shape, [images])
+                os.replace(partial, cache)
+    good = torch.tensor([path not in bad for path in files])
+    notes = [f"skipped {len(bad)} unreadable images: {', '.join(list(bad)[:20])}"] if bad else []
+    return images.pick(good.nonzero().flatten()) if is_large else torch.from_numpy(images)[good], good, notes
+
+
+def _digest(root: Path, files: list[str], size: int) -> str:
+    digest = hashlib.sha256(f"{size}x{size} RGB bilinear 2".encode())
+    for path in tqdm(files, desc="reading images", unit="image", disable=None, leave=False):
+        try:
+            content = read_bounded(path, FILE_LIMIT)
+        except (OSError, Refusal):
+            content = b""  # the decoding names it as unreadable
+        digest.update(f"{os.path.relpath(path, root)}\0{len(content)}\0".encode(errors="surrogateescape"))
+        digest.update(content)
+    return digest.hexdigest()[:32]
+
+
+def _decoded(files: list[str], size: int, bad: dict):
+    """The pixels of each file; black for one that cannot be read, which enters `bad` with the kind of its error."""
+    for path in tqdm(files, desc="decoding images", unit="image", disable=None, leave=False):
+        try:
+            pixels = decode_image(read_bounded(path, FILE_LIMIT), size)
+        except Exception as error:  # a damaged image may raise nearly anything
+            bad[path] = type(error).__name__
+            pixels = np.zeros((3, size, size), np.uint8)
+        yield pixels
+
+
+def decode_image(content: bytes, size: int = SIZE) -> np.ndarray:
+    """One encoded image -> uint8 (3, size, size) RGB, resized bilinearly; raises whatever Pillow raises.
+
+    Only `FORMATS` are tried, because Pillow would hand an EPS file to Ghostscript, whatever the file's name.
+    """
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            if picture.width * picture.height > 50_000_000:
+                raise ValueError("larger than 50 megapixels")
+            if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow's conversion would clip to white
+                picture = picture.convert("I").point(lambda value: value / 256).convert("L")
+            picture = picture.convert("RGB")
+            if picture.size != (size, size):
+                picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+            return np.asarray(picture).transpose(2, 0, 1)
+
+
+def resize_parts(parts: list, size: int, cache: Path) -> list:
+    """[(images, labels), ...] with each part's uint8 images (N, 3, H, W) resized, bilinearly and with antialiasing.
+
+    Where all of them would take more than `IN_MEMORY` bytes they are written to `cache`, a .npy file, one part after
+    the other, and stay there; a later call takes them from it. Raises Refusal where there is no room.
+    """
+    if all(images.shape[-2:] == (size, size) for images, _ in parts):
+        return parts
+    lengths = [len(labels) for _, labels in parts]
+    shape = (sum(lengths), 3, size, size)
+    if math.prod(shape) <= IN_MEMORY:
+        everything = torch.from_numpy(np.concatenate(list(_resized(parts, size))))
+    elif (everything := _stored_copy(cache, shape)) is None:
+        with _temporary(cache) as partial:
+            everything = _store(partial, shape, _resized(parts, size))
+            os.replace(partial, cache)
+    rows = torch.arange(shape[0]).split(lengths)
+    return [(pick_images(everything, part), labels) for part, (_, labels) in zip(rows, parts)]
+
+
+def _resized(parts: list, size: int):
+    """uint8 arrays (n, 3, size, size), which together are the images of all parts."""
+    at_once = max(1, CHUNK // (4 * 3 * size**2))  # of a float32 batch; the result does not depend on it
+    total = sum(len(images) for images, _ in parts)
+    with tqdm(total=total, desc=f"resizing to {size} pixels", unit="image", disable=None, leave=False) as bar:
+        for chunk in (chunk for images, _ in parts for chunk in images.split(at_once)):
+            x = torch.nn.functional.interpolate(chunk.float(), size=(size, size), mode="bilinear", antialias=True)
+            yield x.round().clamp(0, 255).to(torch.uint8).numpy()
+            bar.update(len(chunk))
+
+
+@contextlib.contextmanager
+def _temporary(path: Path):
+    """Context of a name beside `path` that nobody can know before; a file that has it still in the end is removed."""
+    partial = path.with_suffix(f".{secrets.token_hex(4)}")
+    try:
+        yield partial
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _write_npy(path: Path, shape: tuple, chunks) -> None:
+    """uint8 arrays that together have this shape, into a new .npy file."""
+    with open(path, "xb") as file:  # "x" follows no link
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for chunk in chunks:
+            file.write(chunk.tobytes())
+
+
+def _store(path: Path, shape: tuple, chunks) -> "StoredImages":
+    """The arrays as images of a new file, which stays open whatever becomes of its name."""
+    try:
+        _write_npy(path, shape, chunks)
+        return StoredImages(path)
+    except OSError as error:
+        raise Refusal(f"--data-dir {path.parent}: {math.prod(shape) >> 20} MiB of images of {shape[-1]} pixels cannot "
+                      f"be kept there ({error.strerror}); make room, pass a smaller --image-size, or name another "
+                      "folder where you may write") from error
+
+
+def _stored_copy(path: Path, shape: tuple) -> "StoredImages | None":
+    """The images in a .npy file of this shape, None where there is no such file or it is damaged."""
+    try:
+        images = StoredImages(path)
+    except (OSError, ValueError, EOFError):
+        return None
+    is_whole = os.fstat(images.file.fileno()).st_size == images.begin + math.prod(shape)
+    return images if is_whole and images.shape == shape else None
+
+
+class StoredImages:
+    """uint8 images (N, 3, S, S): rows of a .npy file, and of a tensor `more` which is numbered after them.
+
+    Rows are read when they are asked for and are not mapped, so that what was read before does not count as memory of
+    the process; the system's own cache keeps what is read often. The file stays open, so it may lose its name.
+    Offers what this project asks of a tensor of images: `shape`, `len`, iteration, and `images[rows]` and
+    `images.split(n)` as tensors; and `pick`, which reads nothing.
+
+    order  int64 (N,) positions in the file, or from its number of images on in `more`
+    more   uint8 (M, 3, S, S) in memory: triggers or styled images
+
+    Raises ValueError for a file of something else.
+    """
+
+    dtype = torch.uint8
+
+    def __init__(self, file, order=None, more=None):
+        self.file = open(file, "rb") if isinstance(file, (str, os.PathLike)) else file
+        self.file.seek(0)
+        if np.lib.format.read_magic(self.file) != (1, 0):
+            raise ValueError("no .npy file of images")
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(self.file)
+        if is_fortran or dtype != np.uint8 or len(shape) != 4:
+            raise ValueError("no .npy file of images")
+        (self.in_file, *self._one), self.begin = shape, self.file.tell()
+        self.order = torch.arange(self.in_file) if order is None else order
+        self.more = torch.empty(0, *self._one, dtype=torch.uint8) if more is None else more
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, 3, S, S)."""
+        return torch.Size((len(self.order), *self._one))
+
+    def __len__(self):
+        return len(self.order)
+
+    def __getitem__(self, rows):
+        """The images of an integer, a slice, or a tensor or list of integers or booleans of any shape."""
+        where = self.order[rows]
+        images = torch.from_numpy(self._read(where.reshape(-1).numpy()))
+        return images.view(*where.shape, *self._one)
+
+    def _read(self, where):
+        read = np.empty((len(where), *self._one), np.uint8)
+        for i in np.argsort(where, kind="stable"):  # in the order of the file
+            if where[i] >= self.in_file:
+                read[i] = self.more[where[i] - self.in_file]
+            elif os.preadv(self.file.fileno(), [read[i]], self.begin + int(where[i]) * read[i].nbytes) < read[i].nbytes:
+                raise OSError(f"{self.file.name} ends before image {where[i]}: remove it, so that it is made anew")
+        return read
+
+    def __iter__(self):
+        for part in self.split(chunk_length(self)):
+            yield from part
+
+    def split(self, n: int):
+        """Tensors of n images, the last of fewer, in order."""
+        return (self[i : i + n] for i in range(0, len(self), n))
+
+    def pick(self, positions) -> "StoredImages":
+        """The images at int64 positions, in their order."""
+        return StoredImages(self.file, self.order[positions], self.more)
+
+
+def chunk_length(images) -> int:
+    """How many images a pass over all of them takes at once."""
+    return max(1, CHUNK // max(1, images.shape[1:].numel()))
+
+
+def pick_images(images, positions):
+    """The images at int64 positions: of stored ones a tensor if it is of a quarter of `IN_MEMORY` at most."""
+    is_large = len(positions) * images.shape[1:].numel() > IN_MEMORY // 4
+    return images.pick(positions) if isinstance(images, StoredImages) and is_large else images[positions]
+
+
+def join_images(images, more):
+    """`images`, tensor or stored, then the uint8 tensor `more`."""
+    if not isinstance(images, StoredImages):
+        return torch.cat([images, more])
+    new = torch.arange(len(more)) + images.in_file + len(images.more)
+    return StoredImages(images.file, torch.cat([images.order, new]), torch.cat([images.more, more]))
+
+
+def replace_images(images, positions, by):
+    """A copy of `images`, tensor or stored, with the uint8 tensor `by` at int64 positions."""
+    if isinstance(images, StoredImages):
+        joined, order = join_images(images, by), images.order.clone()
+        order[positions] = joined.order[len(images) :]
+        return StoredImages(images.file, order, joined.more)
+    images = images.clone()
+    images[positions] = by
+    return images
