@@ -7,7 +7,7 @@ from utils.data.sets import load_data
 from utils.ownership.commitment import commit_triggers
 from utils.ownership.source_report import report_source
 from utils.ownership.suspects import TriggerTests
-from utils.rivals.embedded_features.style import embed_style
+from utils.rivals.embedded_features import embed_style
 from utils.runs.checkpoints import instead_of_mt
 from utils.runs.folder import RunFolder
 from utils.runs.initial_weights import read_initial_weights

@@ -20,11 +20,14 @@ from utils.data.sets import load_data
 from utils.ownership import pvalues
 from utils.ownership.label_origin import SEEDS
 from utils.ownership.verdict import MIN_BANK
-from utils.rivals.dataset_inference.regressor import DatasetInference
-from utils.rivals.embedded_features.classifier import posterior, train_classifier
-from utils.rivals.embedded_features.command import compare_posteriors
-from utils.rivals.embedded_features.gradient_signs import grad_sign_vector
-from utils.rivals.embedded_features.style import style_images
+from utils.rivals.dataset_inference import di_figures
+from utils.rivals.embedded_features import (
+    compare_posteriors,
+    grad_sign_vector,
+    posterior,
+    style_images,
+    train_classifier,
+)
 from utils.runs.checkpoints import find_checkpoint, read_model
 from utils.system.files import write_atomically
 from utils.system.refusals import COUNT, Parser, refuse_in_one_sentence
@@ -137,11 +140,10 @@ def forge_points(suspect, models, data, tries: int) -> dict:
     sure = lambda part: predict(suspect, part.images).softmax(1).gather(1, part.labels[:, None])[:, 0].argsort()
     private = data.train.pick(sure(data.train)[-POINTS:][order])
     unseen = data.test.pick(sure(data.test)[:POINTS][order])
-    inference = DatasetInference(models["source"], private, unseen, kind="blind")
-    found = inference.test(suspect)
+    source, found = di_figures([models["source"], suspect], private, unseen, walk="blind")
     return {"method": "DI: published test", "tried": f"one sorting of {len(data.train.labels)} images",
             "log10_p": found["log10_p"], "stranger_log10_p": found["log10_p"],
-            "stranger": bool(found["claim"] and inference.source["claim"])}
+            "stranger": bool(found["claim"] and source["claim"])}
 
 
 def forge_images(suspect, models, data, tries: int) -> dict:
@@ -156,7 +158,7 @@ def forge_images(suspect, models, data, tries: int) -> dict:
     suits = (of_suspect - of_benign).argsort()[-(len(of_benign) // 2):]
     verdict = compare_posteriors(of_suspect[suits], of_benign[suits])
     return {"method": "EEF: published test", "tried": f"one sorting of {len(of_benign)} images",
-            "log10_p": verdict.log10_p, "stranger_log10_p": verdict.log10_p, "stranger": bool(verdict.claim)}
+            "log10_p": verdict["log10_p"], "stranger_log10_p": verdict["log10_p"], "stranger": verdict["claim"]}
 
 
 def forger_table(rows: list[dict]) -> str:

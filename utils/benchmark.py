@@ -29,7 +29,7 @@ from utils.attacks.losses import soft_loss
 from utils.attacks.objectives import ExtractionObjective
 from utils.data.batches import Batches
 from utils.data.sets import Images
-from utils.rivals.embedded_features.gradient_signs import grad_sign_vector
+from utils.rivals.embedded_features import grad_sign_vector
 from utils.rivals.ewe.objective import EntangledObjective
 from utils.rivals.randomized_smoothing.noise import noisy_gradient
 from utils.system.files import check_output_file

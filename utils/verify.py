@@ -17,8 +17,8 @@ from utils.ownership.claim import add_claim
 from utils.ownership.export import add_export
 from utils.ownership.prepare import add_prepare
 from utils.ownership.timestamp import add_timestamp
-from utils.rivals.dataset_inference.command import add_di
-from utils.rivals.embedded_features.command import add_eef
+from utils.rivals.dataset_inference import add_di
+from utils.rivals.embedded_features import add_eef
 from utils.rivals.randomized_smoothing.command import add_certify
 from utils.system.refusals import Parser, refuse_in_one_sentence, settings_from
 
@@ -26,14 +26,14 @@ COMMANDS = (add_prepare, add_timestamp, add_export, add_claim, add_di, add_eef, 
 
 
 def parse(argv=None):
-    """(function of a command, its settings) that a command line names."""
+    """(function of a command, its settings or else the flags themselves) that a command line names."""
     p = Parser(prog="python -m utils.verify", description=__doc__, allow_abbrev=False,
                formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = p.add_subparsers(dest="what", required=True)
     for add in COMMANDS:
         add(parts)
     flags = p.parse_args(argv)
-    return flags.call, settings_from(flags.command_type, flags)
+    return flags.call, settings_from(flags.command_type, flags) if flags.command_type else flags
 
 
 @refuse_in_one_sentence

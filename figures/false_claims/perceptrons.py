@@ -13,7 +13,7 @@ from figures.false_claims.verdicts import verdict_row
 from figures.in_memory import InMemoryRun
 from utils.data.batches import Batches
 from utils.data.sets import load_data
-from utils.rivals.dataset_inference.regressor import DI_ALPHA, DatasetInference
+from utils.rivals.dataset_inference import DI_ALPHA, di_figures
 from utils.training.loop import fit
 from utils.training.objective import PlainObjective
 from utils.training.settings import TrainingSettings
@@ -32,7 +32,7 @@ class StillBatches(Batches):
 def perceptron_figures(seed: int) -> dict:
     """Dataset Inference on a source, a model of the same images and one of others: {"source", "same", "other"}.
 
-    The seed draws images, labels, points and models. The figures are those of `DatasetInference.test`.
+    The seed draws images, labels, points and models. The figures are those of `di_figures`.
     """
     digits, draw = load_data("digits"), torch.Generator().manual_seed(seed)
 
@@ -54,8 +54,8 @@ def perceptron_figures(seed: int) -> dict:
             TrainingSettings(PERCEPTRON_EPOCHS, lr=0.05, seed=3 * seed + number))
         return model.eval().requires_grad_(False)
 
-    inference = DatasetInference(train(0, 0), *points, kind="blind", m=PERCEPTRON_M, seed=seed)
-    return {"source": inference.source, "same": inference.test(train(0, 1)), "other": inference.test(train(1, 2))}
+    models = [train(0, 0), train(0, 1), train(1, 2)]
+    return dict(zip(("source", "same", "other"), di_figures(models, *points, walk="blind", m=PERCEPTRON_M, seed=seed)))
 
 
 def di_verdicts(repeats: list[dict]) -> list[dict]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from figures.false_claims.settings import ALPHAS, EEF_FLAGS
 from utils.ownership.verdict import MIN_BANK
-from utils.rivals.embedded_features.command import EEF_ALPHA
+from utils.rivals.embedded_features import EEF_ALPHA
 from utils.verify import main as verify_main
 
 

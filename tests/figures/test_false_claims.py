@@ -101,8 +101,8 @@ def test_bad_flags_of_figures_rivals_are_refused_before_any_run(tmp_path, capsys
 
 
 def test_perceptron_figures_depend_on_the_seed_and_give_two_verdicts(monkeypatch):
-    monkeypatch.setattr("utils.rivals.dataset_inference.distances.RESTARTS", 1)
-    monkeypatch.setattr("utils.rivals.dataset_inference.distances.CHECKS", 3)
+    monkeypatch.setattr("utils.rivals.dataset_inference.RESTARTS", 1)
+    monkeypatch.setattr("utils.rivals.dataset_inference.CHECKS", 3)
     monkeypatch.setattr("figures.false_claims.perceptrons.PERCEPTRON_EPOCHS", 2)
     found = perceptron_figures(0)
     assert perceptron_figures(0) == found != perceptron_figures(1)

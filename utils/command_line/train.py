@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass
 
 import models
-import utils.rivals.embedded_features.settings as eef_settings
+import utils.rivals.embedded_features as eef_settings
 import utils.rivals.ewe.settings as ewe_settings
 import utils.rivals.randomized_smoothing.settings as rs_settings
 import utils.watermark.settings as margin_settings

@@ -1,0 +1,289 @@
+"""Dataset Inference: the distances of both walks worked out by hand, the test of scores, and `utils.verify di`."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from commands import good, verify
+from PIL import Image
+from scipy import stats
+from torch import nn
+
+import models
+from utils.data.sets import load_data
+from utils.rivals.dataset_inference import (
+    blind_walk,
+    di_embed,
+    di_features,
+    di_regressor,
+    distance_norm,
+    mingd,
+    score_difference,
+    walk_noise,
+)
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, pack_checkpoint, save_checkpoint
+
+
+def model_of(first):
+    """Two logits: first(x) and 0."""
+    return lambda x: torch.stack([first(x), 0 * x[:, 0]], 1)
+
+
+double = lambda *rows: torch.tensor(rows, dtype=torch.float64)
+NORMS = ("linf", "l2", "l1")
+
+
+def test_blind_walk_by_hand():
+    x, step = double([0.5, 0.5]), double([-0.005, -0.005])
+    delta = blind_walk(model_of(lambda x: x.sum(1) - 0.905), x, torch.tensor([0]), step)
+    found = [float(distance_norm(delta, metric)) for metric in NORMS]
+    assert found == pytest.approx([0.05, 0.05 * 2**0.5, 0.1])  # k = 10
+    wrong = blind_walk(model_of(lambda x: x.sum(1) - 0.905), x, torch.tensor([1]), step)
+    assert torch.allclose(wrong, step)  # misclassified from the start: k = 1
+
+
+def test_a_blind_walk_that_never_changes_the_label_ends_at_step_51_within_the_box():
+    asked = []
+
+    def constant(x):
+        asked.append(len(x))
+        return torch.ones(len(x), 2) * torch.tensor([1.0, 0.0])
+
+    x, step = double([0.5, 0.5], [0.1, 0.9]), double([0.005, -0.003], [-0.005, 0.004])
+    delta = blind_walk(constant, x, torch.tensor([0, 0]), step)
+    assert delta.tolist() == [pytest.approx([51 * 0.005, -51 * 0.003]), pytest.approx([-0.1, 0.1])]
+    assert asked == [2] * 50
+
+
+@pytest.mark.parametrize("metric, unit", [("linf", 0.005), ("l2", 0.005 * 3072**0.5), ("l1", 0.01 * 3072)])
+def test_walk_noise_has_the_published_size_and_depends_on_the_seed(metric, unit):
+    draw = lambda: walk_noise((8, 3, 32, 32), metric, torch.Generator().manual_seed(1))
+    assert distance_norm(draw(), metric).tolist() == pytest.approx([unit] * 8, rel=0.1)
+    assert abs(float(draw().mean())) < 2e-4 and torch.equal(draw(), draw())
+    if metric == "l1":  # a Laplacian's excess kurtosis is 3
+        assert stats.kurtosis(walk_noise((10**6,), metric, torch.Generator().manual_seed(0))) > 2.5
+
+
+@pytest.mark.parametrize("metric, distance", [("linf", 0.306), ("l2", 0.31), ("l1", 0.31)])
+def test_mingd_by_hand(metric, distance):
+    """z = (x_1 - .5, 0) at x_1 = .8054 has margin .3054: 306 steps of .001, 31 of .01; none where the target is met."""
+    x, steps = double([0.8054, 0.5], [0.8054, 0.5]), []
+
+    def counted(x):
+        steps.append(len(x))
+        return model_of(lambda x: x[:, 0] - 0.5)(x)
+
+    delta = mingd(counted, x, torch.tensor([1, 0]), metric)
+    assert delta[0].tolist() == pytest.approx([-distance, 0]) and delta[1].tolist() == [0, 0]
+    expected = 306 if metric == "linf" else 31
+    assert steps == [2] + [1] * expected  # one pass a step and one to check, only the first with the finished point
+
+
+def linear_model(classes=4, pixels=48):
+    """A linear classifier of (N, 3, 4, 4) images, whose l2 margins are known."""
+    layer = nn.Linear(pixels, classes, dtype=torch.float64)
+    return nn.Sequential(nn.Flatten(), layer.requires_grad_(False))
+
+
+@pytest.mark.parametrize("metric, slack", [("linf", 0.001), ("l2", 0.01)])
+def test_mingd_finds_a_linear_models_margins(metric, slack):
+    model = linear_model(2)
+    nn.init.normal_(model[1].weight)
+    x = 0.5 + 0.02 * torch.randn(30, 3, 4, 4, dtype=torch.float64)
+    logits = model(x)
+    w = model[1].weight[0] - model[1].weight[1]
+    dual = w.abs().sum() if metric == "linf" else w.norm()
+    exact = (logits[:, 0] - logits[:, 1]).abs() / dual
+    found = distance_norm(mingd(model, x, 1 - logits.argmax(1), metric), metric)
+    assert ((found >= exact) & (found <= exact + slack + 1e-9)).all()
+
+
+@pytest.mark.parametrize("metric", NORMS)
+def test_walks_stay_in_the_box_and_end_at_the_target(metric):
+    model = linear_model()
+    nn.init.normal_(model[1].weight)
+    x = torch.rand(40, 3, 4, 4, dtype=torch.float64).mul(1.4).sub(0.2).clamp(0, 1)
+    y, target = model(x).argmax(1), torch.arange(40) % 4
+    delta = mingd(model, x, target, metric)
+    assert 0 <= float((x + delta).min()) and float((x + delta).max()) <= 1
+    assert (model(x + delta).argmax(1) == target).float().mean() > 0.9
+    assert (distance_norm(delta, metric)[y == target] == 0).all()
+    if metric == "l1":
+        assert (delta[(x == 0) | (x == 1)] == 0).all()
+    blind = blind_walk(model, x, y, walk_noise(x.shape, metric, torch.Generator().manual_seed(0)).to(x))
+    assert 0 <= float((x + blind).min()) and float((x + blind).max()) <= 1
+
+
+class Scale(nn.Module):
+    """(N, 3, 32, 32) -> C logits, linear in the mean of each channel."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, classes), requires_grad=False)
+
+    def forward(self, x):
+        return 100 * x.mean((2, 3)) @ self.weight
+
+
+@pytest.mark.parametrize("classes, columns", [(4, 4), (10, 10), (12, 10)])
+def test_mingd_features_have_a_column_for_each_class_nearest_first(classes, columns, monkeypatch):
+    monkeypatch.setattr("utils.rivals.dataset_inference.STEPS", 20)
+    model, images = Scale(classes), torch.randint(100, 150, (6, 3, 32, 32), dtype=torch.uint8)
+    features = di_features(model, images, torch.zeros(6, dtype=torch.long), "mingd", None)
+    assert features.shape == (6, columns, 3)
+    assert ((features[:, 0] == 0).all()) == (classes <= 10)  # the predicted class; left out where there are many
+    assert (features.diff(dim=1) >= 0).all() == (classes <= 10)
+    if classes > 10:  # the second-ranked class first, unsorted
+        x = images.float().div(255)
+        second = model(x).argsort(1, descending=True)[:, 1]
+        direct = distance_norm(mingd(model, x, second, "l2"), "l2")
+        assert features[:, 0, 1].tolist() == pytest.approx(direct.tolist())
+
+
+class Zero(Scale):
+    """Answers 0 to everything."""
+
+    def forward(self, x):
+        return nn.functional.one_hot(torch.zeros(len(x), dtype=torch.long), 10).float()
+
+
+def test_blind_features_are_ten_restarts_and_longer_on_svhn():
+    images, y = torch.full((4, 3, 32, 32), 128, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)
+    draw = lambda svhn: di_features(Zero(10), images, y, "blind", torch.Generator().manual_seed(0), svhn)
+    features = draw(False)
+    assert features.shape == (4, 10, 3) and features.unique().numel() == 120
+    assert 0.25 < features[:, :, 0].min() and features[:, :, 0].max() <= 51 * 0.005
+    assert features[:, :, 1].mean() == pytest.approx(51 * 0.005 * 3072**0.5, rel=0.05)
+    assert draw(True)[:, :, 0].min() == pytest.approx(128 / 255)  # 101 steps of .01 would leave the box
+
+
+def test_layouts_of_di_features():
+    features = torch.arange(40 * 30.0).view(40, 10, 3)
+    mean, std = torch.zeros(3), torch.ones(3)
+    assert di_embed(features, mean, std, "image").tolist() == features.view(40, 30).tolist()
+    official = di_embed(features, mean, std, "official")
+    assert official.shape == (40, 30) and official[0].tolist() == [30.0 * i for i in range(30)]
+    scaled = di_embed(features, torch.tensor([0.0, 1, 2]), torch.tensor([1.0, 2, 4]), "image")
+    assert scaled[0, :6].tolist() == [0, 0, 0, 3, 1.5, 0.75]  # (0, 1, 2) and (3, 4, 5), each metric scaled by itself
+
+
+def test_di_regressor():
+    rows = torch.randn(100, 30, generator=torch.Generator().manual_seed(3))
+    score = di_regressor(rows + 1, rows - 1, 0)
+    assert score(rows + 1).mean() < -0.99 and score(rows - 1).mean() > 0.99
+    again = di_regressor(rows + 1, rows - 1, 0)
+    assert torch.equal(score(rows), again(rows)) and score(rows).abs().max() <= 1
+    same = di_regressor(rows, rows, 0)
+    others = torch.randn(2, 1000, 30, generator=torch.Generator().manual_seed(4))
+    assert float(same(others[0]).mean() - same(others[1]).mean()) == pytest.approx(0, abs=0.05)
+
+
+def test_the_harmonic_mean_of_p_is_mildly_anti_conservative():
+    rng = np.random.default_rng(0)
+    found = [score_difference(*torch.tensor(rng.normal(size=(2, 500))), 10, seed)["log10_p"] for seed in range(100)]
+    found = np.array(found)
+    assert (found < np.log10(0.05)).mean() < 0.15 and (found < -2).mean() <= 0.04 and min(found) < -1
+
+
+def test_score_difference_needs_m_points_and_detects_a_shift():
+    u, v = torch.rand(50) + 0.5, torch.rand(20)
+    assert score_difference(u, v[:9], 10, 0) == {"points": 9, "mean_difference": None, "log10_p": None}
+    found = score_difference(u, v, 10, 0)
+    assert found["points"] == 20 and found["mean_difference"] == pytest.approx(float(u.mean() - v.mean()))
+    assert found["log10_p"] < -2 < score_difference(v, u, 10, 0)["log10_p"]
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    """A source as train.py leaves one, a copy of its weights, and an untrained model."""
+    folder = tmp_path_factory.mktemp("session")
+    good("train", "-d", folder, "-dt", "digits", "-tt", "none", "-nq", 10, "-mt", "vgg11", "--width", 4, "--train-size",
+         64, "--batch-size", 32, "-ep", 1, "--device", "cpu")
+    source = folder / "digits_vgg11_none_10_"
+    save_checkpoint(folder / "copy.pt", {"model": load_checkpoint(find_checkpoint(source, None))["model"]})
+    save_checkpoint(folder / "benign.pt", pack_checkpoint(models.build("vgg11", 10, width=4), "vgg11"))
+    save_checkpoint(folder / "eleven.pt", pack_checkpoint(models.build("vgg11", 11, width=4), "vgg11"))
+    return folder, source
+
+
+@pytest.fixture
+def memory(session, monkeypatch):
+    """Invented distances: larger on the source's training images, for models that hold its weights."""
+    known = {image.numpy().tobytes() for image in load_data("digits", train_size=64).train.images}
+    weights = load_checkpoint(find_checkpoint(session[1], None))["model"]["state_dict"]["1.linear.weight"]
+
+    def distances(model, images, labels, walk, generator, svhn, count):
+        private = torch.tensor([image.numpy().tobytes() in known for image in images])
+        knows = torch.equal(model[1].linear.weight, weights)
+        noise = torch.randn(len(labels), 10, 3, generator=torch.Generator().manual_seed(int(images.sum())))
+        return 5 + noise + (2.0 * private * knows).view(-1, 1, 1)
+
+    monkeypatch.setattr("utils.rivals.dataset_inference.di_features", distances)
+
+
+@pytest.mark.parametrize("layout", ["image", "official"])
+def test_a_copy_is_claimed_and_a_benign_model_is_not(session, memory, layout, capsys, tmp_path):
+    folder, source = session
+    flags = ("--points", 64, "--layout", layout, "--device", "cpu", "--json", tmp_path / "di.json", "--plot",
+             tmp_path / "di.png")
+    status, out, _ = verify(capsys, "di", source, "--suspect", folder / "copy.pt", folder / "benign.pt", *flags)
+    found = json.loads((tmp_path / "di.json").read_text())
+    (copy, benign), claimed = found["suspects"], found["source"]
+    assert claimed["claim"] and claimed["mean_difference"] > 1 and claimed["points"] == 32
+    assert {k: v for k, v in copy.items() if k != "model"} == {k: v for k, v in claimed.items() if k != "model"}
+    assert not benign["claim"] and benign["log10_p"] > -2 and abs(benign["mean_difference"]) < 0.6
+    assert dict(claimed["curve"]).keys() == {2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32}  # half of the 64 points
+    assert dict(claimed["curve"])[2] > dict(claimed["curve"])[11] > dict(claimed["curve"])[32]  # more points, surer
+    assert Image.open(tmp_path / "di.png").size == (704, 440)
+    assert (claimed["correct"] is None) == (layout == "official") and 0 <= claimed["unseen_accuracy"] <= 1
+    assert status == 1 and "does not say that this model was stolen" in out and "inconclusive:" not in out
+    rows = [line for line in out.splitlines() if "correct" not in line]
+    assert "(source)" in rows[1] and [row.split()[-1] for row in rows[1:4]] == ["claim", "claim", "inconclusive"]
+    assert verify(capsys, "di", source, "--suspect", folder / "copy.pt", *flags)[0] == 0
+
+
+def test_blind_walk_command(session, capsys, monkeypatch):
+    """With real distances: the source is hardly trained, shows nothing, and the command says so."""
+    monkeypatch.setattr("utils.rivals.dataset_inference.RESTARTS", 1)
+    monkeypatch.setattr("utils.rivals.dataset_inference.CHECKS", 10)
+    folder, source = session
+    flags = ("--suspect", folder / "benign.pt", "--walk", "blind", "--points", 20, "--m", 4, "--device", "cpu")
+    status, out, _ = verify(capsys, "di", source, *flags)
+    assert status == 1 and "Blind Walk" in out and "source itself is inconclusive" in out
+    assert verify(capsys, "di", source, *flags)[1] == out  # the same seed, the same figures
+
+
+def test_mingd_command(session, capsys, monkeypatch):
+    monkeypatch.setattr("utils.rivals.dataset_inference.STEPS", 4)
+    _, source = session
+    status, out, _ = verify(capsys, "di", source, "--suspect", source, "--points", 8, "--m", 2, "--device", "cpu")
+    rows = [line for line in out.splitlines() if str(source) in line]
+    assert "MinGD" in out and "nan" not in out
+    assert rows[0].replace(" (source)", 9 * " ") == rows[1] and status == 1 - rows[1].endswith("claim")
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("--points", 41), "even"), (("--points", 40, "--m", 21), "m from 2"), (("--points", 66), "64 training"),
+    (("--points", 40, "--suspect", "{folder}/eleven.pt"), "11 classes and the source 10"),
+    (("--points", 40, "--suspect", "{folder}/nothing"), "no run in"),
+    (("--points", 40, "--json", "{folder}/nowhere/a.json"), "there is no folder"),
+])
+def test_di_refuses_bad_flags(session, capsys, flags, words):
+    folder, source = session
+    flags = [str(flag).format(folder=folder) for flag in flags]
+    status, _, err = verify(capsys, "di", source, "--suspect", source, "--device", "cpu", *flags)
+    assert status == 2 and words in err
+
+
+def test_a_source_without_its_data_is_refused(session, capsys, tmp_path):
+    folder, source = session
+    for run, words in ((folder / "benign.pt", "on which data"), (folder / "none", "no run in")):
+        status, _, err = verify(capsys, "di", run, "--suspect", source, "--points", 40)
+        assert status == 2 and words in err
+    checkpoint = load_checkpoint(find_checkpoint(source, None))
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"data_sha256": "0" * 64}}))
+    (tmp_path / "checkpoints").mkdir()
+    save_checkpoint(tmp_path / "checkpoints" / "checkpoint_nat_best.pt", checkpoint)
+    status, _, err = verify(capsys, "di", tmp_path, "--suspect", source, "--points", 40)
+    assert status == 2 and "not the images" in err

@@ -1,0 +1,355 @@
+"""Embedded external features: style, signs and classifier, `train.py --embed-features` and `utils.verify eef`."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from commands import call, good, verify
+from torch import nn
+
+import models
+from utils.data.sets import load_data
+from utils.rivals import embedded_features
+from utils.rivals.embedded_features import (
+    DOT,
+    compare_posteriors,
+    embed_style,
+    grad_sign_vector,
+    kuwahara,
+    palette_and_dots,
+    posterior,
+    sign_scaler,
+    style_images,
+    styled_positions,
+    train_classifier,
+)
+from utils.runs.checkpoints import load_checkpoint, pack_checkpoint, save_checkpoint
+from utils.system.refusals import Refusal
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits", train_size=200)
+
+
+def slow_kuwahara(image):
+    """The definition, pixel by pixel: image (3, H, W) int64, edges repeated."""
+    h, w = image.shape[1:]
+    result = torch.zeros(image.shape)
+    for i in range(h):
+        for j in range(w):
+            best = None
+            for di in (-2, 0):
+                for dj in (-2, 0):
+                    rows = [min(max(i + di + k, 0), h - 1) for k in range(3)]
+                    columns = [min(max(j + dj + k, 0), w - 1) for k in range(3)]
+                    window = image[:, rows][:, :, columns].double().flatten(1)
+                    spread = float(window.var(1, correction=0).sum())
+                    if best is None or spread < best[0] - 1e-9:
+                        best = spread, window.mean(1)
+            result[:, i, j] = best[1].round()
+    return result
+
+
+def test_kuwahara_is_its_definition_and_keeps_edges():
+    noise = torch.randint(0, 256, (2, 3, 9, 7))
+    slow = torch.stack([slow_kuwahara(image) for image in noise])
+    assert torch.equal(kuwahara(noise.float()), slow)
+    edge = torch.zeros(1, 3, 12, 12)
+    edge[..., 5:] = 200.0
+    assert torch.equal(kuwahara(edge), edge)  # a mean filter would blur it
+    speck = torch.zeros(1, 3, 12, 12)
+    speck[..., 5, 5] = 255.0
+    assert torch.equal(kuwahara(speck), (speck / 9).round())  # only windows that hold it spread it
+
+
+def test_style_is_deterministic_and_depends_on_the_seed(digits):
+    images, torch_state = digits.train.images, torch.get_rng_state()
+    styled = style_images(images, 7)
+    assert styled.dtype == torch.uint8 and styled.shape == images.shape
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert torch.equal(styled, style_images(images, 7)) and torch.equal(styled[3:5], style_images(images[3:5], 7))
+    other = style_images(images, 8)
+    assert (styled != other).float().mean() > 0.5 and (styled != images).float().mean() > 0.5
+
+
+def test_style_of_a_flat_image_by_hand():
+    palette, dots = palette_and_dots(3, 32)
+    flat = torch.full((1, 3, 32, 32), 90, dtype=torch.uint8)
+    nearest = palette[((palette - 90) ** 2).sum(1).argmin()]
+    painted = (0.4 * 90 + 0.6 * nearest).round()[:, None, None] + dots
+    assert torch.equal(style_images(flat, 3)[0].float(), painted.clamp(0, 255))
+    assert len(palette) == 12 and palette.min() >= 0 and palette.max() <= 255
+    assert dots.unique().tolist() == [-DOT, 0, DOT]
+    cells = dots.view(8, 4, 8, 4).transpose(1, 2).flatten(2)
+    assert bool(((cells != 0).sum(2) == 4).all())  # one dot of four pixels a cell
+
+
+@pytest.mark.parametrize("share, count", [(0.1, 20), (0.013, 3), (1.0, 200)])
+def test_embed_style_replaces_a_share_of_images_and_no_label(digits, share, count):
+    train = digits.train
+    made = embed_style(train, share, 5)
+    changed = (made.images != train.images).flatten(1).any(1)
+    assert int(changed.sum()) == count
+    assert torch.equal(made.labels, train.labels) and torch.equal(made.indices, train.indices)
+    assert changed.nonzero()[:, 0].tolist() == styled_positions(200, share, 5).tolist()
+    assert torch.equal(made.images[changed], style_images(train.images[changed], 5))
+    assert torch.equal(made.images, embed_style(train, share, 5).images)
+    if share < 1:
+        assert styled_positions(200, share, 6).tolist() != styled_positions(200, share, 5).tolist()
+
+
+def test_embed_style_with_share_zero_returns_the_same_object(digits):
+    assert embed_style(digits.train, 0.0, 5) is digits.train
+    with pytest.raises(Refusal, match="--embed-features 0.001"):
+        embed_style(digits.train, 0.001, 5)
+
+
+def test_a_vector_has_the_published_length_and_is_made_of_signs():
+    x, y = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8), torch.tensor([3])
+    signs = grad_sign_vector(models.build("res34", 10).eval(), x, y)
+    assert signs.shape == (1, 24_778) and signs.dtype == torch.int8 and signs.unique().tolist() == [-1, 0, 1]
+
+
+def test_linear_gradient_by_hand(monkeypatch):
+    """At W = 0 both classes have 1/2, so dW = (-x / 2, x / 2) under label 0."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
+    nn.init.zeros_(net[1].weight), nn.init.zeros_(net[1].bias)
+    x, y = torch.tensor([1.0, -2.0, 0.0]).view(1, 3, 1, 1), torch.tensor([0])
+    assert grad_sign_vector(net, x, y).tolist() == [[-1, 1, 0, 1, -1, 0]]
+    # above the threshold the largest of each output: max(-.5, 1, 0) and max(.5, -1, 0)
+    monkeypatch.setattr(embedded_features, "THRESHOLD", 5)
+    assert grad_sign_vector(net, x, y).tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("pixels, sign", [((1, 2, 3, 4), -1), ((1, 2, 0, 4), 0), ((1, -0.1, 3, 4), 1)])
+def test_convolution_gradients_take_the_largest_position_before_the_sign(pixels, sign, monkeypatch):
+    """A larger output lowers the loss, so the kernel's gradient is a negative multiple of the pixels."""
+    net = nn.Sequential(nn.Conv2d(1, 1, 2, bias=False), nn.Flatten(), nn.Linear(1, 2, bias=False))
+    with torch.no_grad():
+        net[0].weight.fill_(0.1)
+        net[2].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+    x, y = torch.tensor(pixels).view(1, 1, 2, 2), torch.tensor([0])
+    assert grad_sign_vector(net, x, y)[0, 0] == sign
+    monkeypatch.setattr(embedded_features, "THRESHOLD", 0)
+    assert grad_sign_vector(net, x, y).shape == (1, 2)  # the convolution is left out, the linear layer pooled
+
+
+@pytest.mark.parametrize("name, width", [("res18", 4), ("vgg11", 4), ("res18", 16)])
+def test_signs_equal_those_of_each_image_alone(name, width, monkeypatch):
+    model = models.place(models.build(name, 10, (0.4,) * 3, (0.3,) * 3, width), "cpu").double()
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_(0, 0.3), layer.running_var.uniform_(0.5, 2)
+    x, y = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8), torch.tensor([1, 4, 9])
+    model.train()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    monkeypatch.setattr(embedded_features, "THRESHOLD", 600)
+    monkeypatch.setattr(embedded_features, "AT_ONCE", 2)
+    signs = grad_sign_vector(model, x, y)
+    assert model.training and all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+    model.eval()
+    for i in range(3):
+        loss = F.cross_entropy(model(x[i : i + 1].double() / 255), y[i : i + 1])
+        row = []
+        for g in torch.autograd.grad(loss, list(model.parameters())):
+            large = g.dim() > 1 and g.shape[0] * g.shape[1] > 600
+            if g.dim() == 4 and not large:
+                row.append(g.flatten(2).max(2).values.flatten())
+            elif g.dim() == 2:
+                row.append(g.max(1).values if large else g.flatten())
+        assert torch.equal(torch.cat(row).sign().to(torch.int8), signs[i])
+
+
+def test_sign_scaler_by_hand():
+    """In a feature of mean sign .9, +1 becomes +.229 and -1 becomes -4.36; a constant feature becomes 0."""
+    signs = torch.ones(1200, 1, dtype=torch.int8)  # more than are scaled at once
+    signs[:60] = -1
+    assert sign_scaler(signs)(signs)[[60, 0], 0].tolist() == pytest.approx([0.2294, -4.3589], abs=1e-4)
+    constant = sign_scaler(torch.ones(4, 2, dtype=torch.int8))
+    assert torch.equal(constant(torch.ones(1, 2)), torch.zeros(1, 2))
+
+
+def signs_of(bias, n, seed):
+    """Independent signs whose mean in feature j is bias[j]."""
+    g = torch.Generator().manual_seed(seed)
+    return (torch.rand(n, len(bias), generator=g) < (1 + bias) / 2).to(torch.int8) * 2 - 1
+
+
+@pytest.mark.parametrize("test, double", [("paired", False), ("official", True)])
+def test_classifier_recognises_the_victims_signs_and_not_a_benign_models(test, double):
+    generator = torch.Generator().manual_seed(0)
+    benign, victim = (0.5 * (2 * torch.rand(48, generator=generator) - 1) for _ in range(2))
+    state = torch.get_rng_state()
+    classifier, scaler = train_classifier(signs_of(victim, 200, 1), signs_of(benign, 200, 2), epochs=20,
+                                          double_softmax=double, own_scaler=test == "official")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [tuple(p.shape) for p in classifier.parameters()] == [(6, 48), (6,), (3, 6), (3,), (2, 3), (2,)]
+    ask = lambda bias, seed: posterior(
+        classifier, None if test == "official" else scaler, signs_of(bias, 60, seed)).numpy()
+    known = ask(benign, 3)
+    assert compare_posteriors(ask(victim, 4), known, test)["claim"]
+    verdicts = [compare_posteriors(ask(benign, seed), known, test) for seed in range(5, 11)]
+    assert sum(v["claim"] for v in verdicts) <= 1 and max(v["log10_p"] for v in verdicts) > -1.3
+    again, _ = train_classifier(signs_of(victim, 200, 1), signs_of(benign, 200, 2), epochs=20,
+                                double_softmax=double, own_scaler=test == "official")
+    assert all(torch.equal(a, b) for a, b in zip(classifier.parameters(), again.parameters()))
+
+
+def test_a_model_compared_with_itself_is_no_evidence():
+    same = np.linspace(0, 1, 30)
+    for test in ("paired", "official"):
+        assert not compare_posteriors(same, same, test)["claim"]
+    assert compare_posteriors(same, same) == {"difference": 0.0, "log10_p": 0.0, "claim": False}
+
+
+def test_below_the_benign_model_there_is_no_claim():
+    rng = np.random.default_rng(0)
+    low, high = rng.uniform(0, 0.1, 50), rng.uniform(0.8, 1, 50)
+    assert compare_posteriors(high, low)["claim"] and compare_posteriors(high, low, "official")["claim"]
+    assert compare_posteriors(low, high)["log10_p"] > -0.01
+    below = compare_posteriors(low, high, "official")  # two-sided: as small a p as above
+    assert below["log10_p"] < -4 and not below["claim"]
+    still = compare_posteriors(np.ones(20), np.zeros(20))
+    assert still["claim"] and still["difference"] == 1 and -100 < still["log10_p"] < -40
+
+
+TRAIN = ("-dt", "digits", "-tt", "none", "-nq", 10, "--train-size", 256, "--batch-size", 64, "--width", 4,
+         "--device", "cpu", "-mt", "res18")
+
+
+@pytest.fixture(scope="module")
+def runs(quick, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eef")
+    for message, *more in (("victim", "--embed-features", 0.3, "-ep", 2), ("benign", "--seed", 1, "-ep", 2),
+                           ("near", "--seed", 1, "-ep", 1), ("plain", "-ep", 1),
+                           ("zero", "--embed-features", 0, "-ep", 1)):
+        good("train", "-d", folder, *TRAIN, "-msg", message, *more)
+    save_checkpoint(folder / "wide", pack_checkpoint(models.build("res18", 10, width=8), "res18"))
+    return {path.name.rsplit("_", 1)[-1]: path for path in folder.iterdir()}
+
+
+def weights(run):
+    return load_checkpoint(run / "checkpoints" / "checkpoint_latest.pt")["model"]["state_dict"]
+
+
+def run_eef(capsys, *flags):
+    """(status, lines that the command prints)."""
+    status, out, _ = verify(capsys, "eef", "--epochs", 3, "--device", "cpu", *flags)
+    return status, out.splitlines()
+
+
+def refused(capsys, *flags):
+    status, _, error = verify(capsys, "eef", "--device", "cpu", *flags)
+    assert status == 2 and "error: " in error
+    return error
+
+
+def test_embed_features_zero_is_plain_training_bit_for_bit(runs):
+    plain, zero = weights(runs["plain"]), weights(runs["zero"])
+    assert all(torch.equal(plain[n], zero[n]) for n in plain)
+    settings = [json.loads((runs[n] / "run.json").read_text())["settings"] for n in ("plain", "zero", "victim")]
+    assert [s["embed_features"] for s in settings] == [0, 0, 0.3]
+    assert len({s["data_sha256"] for s in settings}) == 1  # of the images before any is styled
+
+
+def test_a_styled_run_has_the_same_initial_weights_and_learns_others(runs, tmp_path):
+    good("train", "-d", tmp_path, *TRAIN, "-ep", 1, "--embed-features", 0.3)
+    folder = next(tmp_path.iterdir())
+    first = lambda run: load_checkpoint(run / "checkpoints" / "checkpoint_init.pt")["model"]["state_dict"]
+    a, b = first(folder), first(runs["plain"])
+    assert all(torch.equal(a[n], b[n]) for n in a)
+    a, b = weights(folder), weights(runs["plain"])
+    assert not torch.equal(a["1.conv1.weight"], b["1.conv1.weight"])
+    done = call("train", "-d", tmp_path, *TRAIN, "-ep", 1)
+    assert done.status == 2 and "embed-features was 0.3" in done.err
+
+
+@pytest.mark.parametrize("test", ["paired", "official"])
+def test_the_command_tests_every_suspect_on_the_right_images(runs, capsys, monkeypatch, tmp_path, test):
+    seen, honest = [], grad_sign_vector
+    monkeypatch.setattr("utils.rivals.embedded_features.grad_sign_vector",
+                        lambda model, x, y: seen.append(x) or honest(model, x, y))
+    suspects = [runs["victim"], runs["benign"]]
+    found = tmp_path / "eef.json"
+    flags = ("--suspect", *suspects, "--test", test, "--json", found)
+    status, lines = run_eef(capsys, runs["victim"], "--benign", runs["benign"], *flags)
+    assert status == 1  # the benign model is compared with itself, and so never claimed
+    assert lines[0].startswith("victim: ") and "of 77 styled images right" in lines[0]
+    assert lines[-2].startswith(f"{runs['victim']}: difference ")
+    assert lines[-1] == f"{runs['benign']}: difference +0.000, log10 p 0.0: inconclusive" or test == "official"
+    assert lines[-1].endswith("inconclusive")
+    written = json.loads(found.read_text())
+    assert written["settings"] == {"test": test, "double_softmax": False, "points": None, "epochs": 3, "seed": 100,
+                                   "benign": [str(runs["benign"])], "alpha": 0.01}
+    for row, line in zip(written["suspects"], lines[-2:], strict=True):
+        said = f"{row['model']}: difference {row['difference']:+.3f}, log10 p {row['log10_p']:.1f}: "
+        assert line == said + ("claim" if row["claim"] else "inconclusive") and row["above"] == 0
+
+    names = [{image.numpy().tobytes() for image in x} for x in seen]
+    learned, asked = names[0], names[2]
+    assert names[1] == learned and names[3] == names[4] == asked
+    if test == "paired":
+        assert len(seen[0]) == 62 and len(seen[2]) == 15 and not learned & asked
+    else:
+        assert len(seen[0]) == len(seen[2]) == 77
+
+
+def test_the_command_is_deterministic_and_can_claim(runs, capsys, tmp_path):
+    flags = (runs["victim"], "--benign", runs["benign"], "--points", 60, "--suspect", runs["victim"])
+    status, before = run_eef(capsys, *flags, "--epochs", 10)
+    assert status == 0 and "of 60 styled images" in before[0] and before[-1].endswith(": claim")
+    # further benign models change no number, but a claim must lie above each of them; the first one here starts from
+    # the weights of --benign, the second is the suspect itself, which is claimed without it
+    status, lines = run_eef(capsys, *flags, "--benign", runs["benign"], runs["near"], "--epochs", 10)
+    assert status == 0 and lines[:2] == before[:2] and before[2].startswith(lines[2] + "; the only one")
+    assert lines[3] == before[3].replace(": claim", ", above 1 of 1 further benign models: claim")
+    other = (*flags[:-1], runs["plain"], "--epochs", 10)
+    status, before = run_eef(capsys, *other)
+    assert status == 0
+    found = tmp_path / "eef.json"
+    status, lines = run_eef(capsys, *other, "--benign", runs["benign"], runs["plain"], "--json", found)
+    assert status == 1
+    assert lines[3] == before[3].replace(": claim", ", above 0 of 1 further benign models: inconclusive")
+    rows = json.loads(found.read_text())["suspects"]
+    assert [(row["above"], row["claim"]) for row in rows] == [(0, False)]
+
+
+def test_eef_refuses_bad_flags(runs, capsys, tmp_path):
+    victim, benign = runs["victim"], runs["benign"]
+    assert "was not trained with --embed-features" in refused(
+        capsys, benign, "--benign", runs["plain"], "--suspect", victim)
+    assert f"--benign {victim} was trained with" in refused(capsys, victim, "--benign", victim, "--suspect", benign)
+    told = refused(capsys, victim, "--benign", benign, "--suspect", benign, runs["wide"])
+    assert f"--suspect {runs['wide']}" in told and "train a victim and a benign model" in told
+    assert "--benign" in refused(capsys, victim, "--benign", runs["wide"], "--suspect", benign)
+    assert "raise --points" in refused(capsys, victim, "--benign", benign, "--suspect", benign, "--points", 40)
+    assert "there is no run in" in refused(capsys, victim, "--benign", benign, "--suspect", tmp_path / "none")
+    assert f"there is no folder {tmp_path / 'none'}" in refused(
+        capsys, victim, "--benign", benign, "--suspect", benign, "--json", tmp_path / "none/eef.json")
+    told = call("train", "-d", tmp_path / "new", *TRAIN, "--embed-features", 1.5)
+    assert told.status == 2 and "--embed-features" in told.err
+    told = call("train", "-d", tmp_path / "new", *TRAIN, "--embed-features", 0.001)
+    assert told.status == 2 and "that is none" in told.err and not (tmp_path / "new").exists()
+
+
+def test_a_surrogate_is_no_benign_model_and_other_data_are_refused(runs, capsys, tmp_path):
+    folder = runs["victim"].parent
+    good("extraction", "-e", folder, "-dt", "digits", "-tt", "none", "-nq", 10, "--batch-size", 64, "--width", 4,
+         "--device", "cpu", "-tmt", "res18", "-dmt", "res18", "-ep", 1, "-at", "soft", "-msg", "victim")
+    stolen = runs["victim"] / "extraction"
+    assert "no independent model" in refused(capsys, runs["victim"], "--benign", stolen, "--suspect", stolen)
+    settings = json.loads((runs["victim"] / "run.json").read_text())
+    other = tmp_path / "run"
+    (other / "checkpoints").mkdir(parents=True)
+    checkpoint = runs["victim"] / "checkpoints" / "checkpoint_nat_best.pt"
+    (other / "checkpoints" / checkpoint.name).write_bytes(checkpoint.read_bytes())
+    settings["settings"]["data_sha256"] = "0" * 64
+    (other / "run.json").write_text(json.dumps(settings))
+    assert "not the images" in refused(capsys, other, "--benign", runs["benign"], "--suspect", stolen)

@@ -1,0 +1,317 @@
+"""DI, Dataset Inference (Maini et al., ICLR 2021; rival of Table 2): `python -m utils.verify di RUN --suspect RUN2`.
+
+Training images lie farther from a model's decision boundaries than unseen ones, and copies inherit that. A regressor
+learns on the source to tell private from unseen images by their distances; a suspect on which it still tells them apart
+knows the private images. Pixels are in [0, 1]; step sizes, step counts and restarts are those of the authors' code.
+
+Departures from the authors' code: a row of the regressor's input is one image, so that regressor and test see disjoint
+images; their transposition (--layout official) made it 30 images under one metric and class rank. Scores that do not
+vary give p = 1 or a p near 0, according to the sign; theirs raised an exception that counted as 1. Unseen images are
+drawn from the whole test set, which may be sorted by class. A claim also requires that the source itself is claimed.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from utils.data.sets import DATASETS, load_data
+from utils.ownership import pvalues
+from utils.runs.architecture import add_named_architectures
+from utils.runs.checkpoints import class_count, find_checkpoint, load_checkpoint, read_model, restore_model
+from utils.system.files import check_output_file, read_json, write_atomically, write_json
+from utils.system.machine import choose_device, figure_png, new_figure
+from utils.system.refusals import COUNT, SEED, Refusal
+from utils.training.metrics import predict
+
+METRICS = {"linf": math.inf, "l2": 2, "l1": 1}  # order of each norm
+RESTARTS, CHECKS = 10, 50  # Blind Walk: random directions a point, steps a direction
+STEPS, TOP = 500, 100  # MinGD: steps at most; pixels that a step in l1 moves
+TARGETS = 10  # MinGD: target classes of a point; with more than 10 classes those ranked 2nd to 11th
+BATCH = 500  # points computed at once
+DI_ALPHA, REPEATS = 0.01, 100  # level of a claim; t-tests, whose p-values are aggregated
+CURVE = range(2, 45, 3)  # scores of one test, from the fewest to the most in the authors' curves
+
+
+def distance_norm(delta, metric: str):
+    """Norms (N,) of delta (N, ...); `metric` is one of `METRICS`."""
+    return torch.linalg.vector_norm(delta.flatten(1), METRICS[metric], dim=1)
+
+
+def walk_noise(shape, metric: str, generator):
+    """A step of the Blind Walk: U(-.005, .005) for linf, N(0, .005^2) for l2, Laplace of scale .01 for l1."""
+    if metric == "linf":
+        return 0.01 * torch.rand(shape, generator=generator) - 0.005
+    if metric == "l2":
+        return 0.005 * torch.randn(shape, generator=generator)
+    draw = lambda: torch.empty(shape).exponential_(generator=generator)
+    return 0.01 * (draw() - draw())
+
+
+@torch.no_grad()
+def blind_walk(model, x, y, step, checks: int = CHECKS):
+    """delta (N, ...) = clip(k step, -x, 1 - x) for the first k = 1, 2, ... at which the answer is not y. Black box.
+
+    x (N, ...) in [0, 1], true labels y (N,), step (N, ...). Where none of the first `checks` answers differs,
+    k = checks + 1. Only top-1 answers are used, at most `checks` queries a point; one that is misclassified from the
+    start stops at k = 1.
+    """
+    last = torch.full_like(y, checks + 1)
+    left = torch.arange(len(y), device=y.device)
+    for k in range(1, checks + 1):
+        flipped = model((x[left] + k * step[left]).clamp(0, 1)).argmax(1) != y[left]
+        last[left[flipped]] = k
+        left = left[~flipped]
+        if not len(left):
+            break
+    return torch.minimum(torch.maximum(last.view(-1, *[1] * (x.dim() - 1)) * step, -x), 1 - x)
+
+
+def mingd(model, x, target, metric: str):
+    """Steepest ascent of z_target - max_j z_j until the answer is `target` (N,): x (N, ...) -> delta (N, ...).
+
+    x and x + delta are in [0, 1], z are logits; white box. At most `STEPS` steps of size .001 (linf), .01 (l2), or
+    .01 in each of the `TOP` pixels with the largest gradients (l1). As in the authors' code, an l1 step does not move
+    pixels that are 0 or 1.
+    """
+    delta, left = torch.zeros_like(x), torch.arange(len(x), device=x.device)
+    for _ in range(STEPS):
+        moved = (x[left] + delta[left]).requires_grad_()
+        logits = model(moved)
+        unfinished = logits.argmax(1) != target[left]  # the forward pass of the gradient is also the check
+        if not unfinished.any():
+            break
+        gap = logits.gather(1, target[left, None])[:, 0] - logits.amax(1)
+        (gradient,) = torch.autograd.grad(gap.sum(), moved)
+        left, here, gradient = left[unfinished], moved.detach()[unfinished], gradient[unfinished]
+        delta[left] = (here + _mingd_step(gradient, here, metric)).clamp(0, 1) - x[left]
+    return delta
+
+
+def _mingd_step(gradient, x, metric):
+    if metric == "linf":
+        return 0.001 * gradient.sign()
+    if metric == "l2":
+        return 0.01 * gradient / distance_norm(gradient, metric).clamp_min(1e-12).view(-1, *[1] * (x.dim() - 1))
+    stuck = (x <= 0) | (x >= 1) | ((x <= 0.001) & (gradient < 0)) | ((x >= 0.999) & (gradient > 0))
+    free = gradient.masked_fill(stuck, 0).flatten(1)
+    top = free.abs().topk(min(TOP, free.shape[1]), dim=1).indices
+    return torch.zeros_like(free).scatter(1, top, 0.01 * free.gather(1, top).sign()).view_as(x)
+
+
+def di_features(model, images, labels, walk: str, generator, svhn: bool = False, count=lambda walks: None):
+    """Distances (N, C, 3) of images uint8 (N, 3, S, S) with labels (N,); the last axis is in the order of `METRICS`.
+
+    walk "blind"  C = `RESTARTS` walks in random directions; on SVHN with twice the noise and checks, as published
+    walk "mingd"  to every class, the smallest distance first; with more than `TARGETS` classes to those that the model
+                  ranks 2nd to 11th, in that order (the authors' "topgd")
+    generator     on the CPU, draws the noise of all points at once: it depends on neither the device nor `BATCH`
+    count         is told how many walks have ended
+    """
+    device = next(model.parameters()).device
+    x, y, columns = images.to(device).float().div(255), labels.to(device), []
+    if walk == "blind":
+        for metric in METRICS:
+            for _ in range(RESTARTS):
+                step = (1.0 + svhn) * walk_noise(x.shape, metric, generator).to(x)
+                parts = torch.arange(len(y), device=device).split(BATCH)
+                delta = [blind_walk(model, x[part], y[part], step[part], CHECKS * (1 + svhn)) for part in parts]
+                columns.append(distance_norm(torch.cat(delta), metric))
+                count(len(y))
+        return torch.stack(columns, 1).view(len(y), 3, RESTARTS).transpose(1, 2).cpu()
+    order = predict(model, images).argsort(1, descending=True)
+    targets = order if order.shape[1] <= TARGETS else order[:, 1:TARGETS + 1]
+    for metric in METRICS:
+        walks = []
+        for part in torch.arange(targets.numel(), device=device).split(BATCH):  # (point, target) in targets.flatten()
+            start = x[part // targets.shape[1]]
+            walks.append(distance_norm(mingd(model, start, targets.flatten()[part], metric), metric))
+            count(len(part))
+        columns.append(torch.cat(walks).view(targets.shape))
+    features = torch.stack(columns, 2).cpu()
+    return features.sort(1).values if order.shape[1] <= TARGETS else features
+
+
+def di_embed(features, mean, std, layout: str):
+    """Features (N, C, 3), scaled by mean (3,) and std (3,), as rows (N, 3 C).
+
+    Layout "image": a row is one image. Layout "official": as in the authors' code, the features are transposed to
+    (3, C, N) before they are cut into N rows, so that a row mixes images.
+    """
+    scaled = (features - mean) / std
+    return (scaled if layout == "image" else scaled.permute(2, 1, 0)).reshape(len(features), -1)
+
+
+def di_regressor(private, unseen, seed: int):
+    """Train a network, rows (K, F) -> scores (K,): near -1 for rows like `private` (N, F), near 1 like `unseen` (M, F).
+
+    As published: F-100-ReLU-1-tanh, 1,000 full-batch steps of SGD at rate 0.1, loss mean(sign * score) in [-1, 1].
+    """
+    rows = torch.cat([private, unseen])
+    sign = torch.cat([torch.ones(len(private)), -torch.ones(len(unseen))])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(rows.shape[1], 100), nn.ReLU(), nn.Linear(100, 1), nn.Tanh(), nn.Flatten(0))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(1000):
+        optimizer.zero_grad()
+        (sign * net(rows)).mean().backward()
+        optimizer.step()
+    return net.requires_grad_(False)
+
+
+def score_difference(unseen, private, m: int, seed: int) -> dict:
+    """{"points", "mean_difference", "log10_p"} of scores `unseen` (N,) and `private` (M,).
+
+    p is the harmonic mean of the p-values of Welch's t-tests on `REPEATS` draws of m scores from each. The draws
+    overlap: under H0 it falls below 0.05 in about 7 % of cases, below 0.01 in 1.2 %. Difference and p are None where
+    either has fewer than m scores.
+    """
+    n = min(len(unseen), len(private))
+    if n < m:
+        return {"points": n, "mean_difference": None, "log10_p": None}
+    u, v = unseen.double().numpy(), private.double().numpy()
+    p = pvalues.subset_pvalues(u[:n], v[:n], m, REPEATS, np.random.default_rng(seed))
+    return {"points": n, "mean_difference": float(u.mean() - v.mean()), "log10_p": pvalues.harmonic_mean(p)}
+
+
+def di_figures(models, private, unseen, *, walk="mingd", layout="image", m=10, seed=0, svhn=False) -> list[dict]:
+    """The figures of each of `models`, of which the first is the source; "claim" is at level `DI_ALPHA`.
+
+    private, unseen  `Images` of the same, even length: training images of the source, and images it has not seen. The
+                     first halves train the regressor on the source's distances, the second halves test the models
+    walk, svhn       see `di_features`; layout: see `di_embed`; m: scores of one t-test
+
+    A model that is right more often on its training images has more unseen points at the smallest distance; the figures
+    on all points may show nothing but that. "correct" has those on the points that it classifies correctly, None with
+    the official layout, whose rows hold many images. "curve": [m, log10 p] for each m of `CURVE` with enough scores.
+    """
+    points, half, rows = (private, unseen), len(private.labels) // 2, []
+    columns = RESTARTS if walk == "blind" else min(TARGETS, predict(models[0], private.images[:1]).shape[1])
+    total = len(models) * 2 * len(private.labels) * columns * len(METRICS)
+    with tqdm(total=total, desc="walks to the boundary", unit="walk", disable=None, leave=False) as bar:
+        for i, model in enumerate(models):
+            generator = torch.Generator().manual_seed(seed)  # the same noise for all models
+            features = [di_features(model, p.images, p.labels, walk, generator, svhn, bar.update) for p in points]
+            if i == 0:
+                mean, std = features[0].mean((0, 1)), features[0].std((0, 1)).clamp_min(1e-12)
+                score = di_regressor(*(di_embed(f, mean, std, layout)[:half] for f in features), seed)
+            scores = [score(di_embed(f, mean, std, layout))[half:] for f in features]
+            right = [predict(model, p.images).argmax(1).cpu() == p.labels for p in points]
+            difference = lambda scores, m=m: score_difference(scores[1], scores[0], m, seed)
+            row = difference(scores)
+            row["claim"] = bool(row["log10_p"] < math.log10(DI_ALPHA))
+            row["correct"] = difference([s[r[half:]] for s, r in zip(scores, right)]) if layout == "image" else None
+            row["curve"] = [[n, difference(scores, n)["log10_p"]] for n in CURVE if n <= row["points"]]
+            rows.append(row | {f"{k}_accuracy": float(r.double().mean()) for k, r in zip(("private", "unseen"), right)})
+    return rows
+
+
+def add_di(parts) -> None:
+    """Declare the command `di` and its flags; `parts` are the subparsers of utils.verify."""
+    p = parts.add_parser("di", help="Dataset Inference: does a suspect know the source's training images?")
+    p.set_defaults(call=run_di, command_type=None)
+    p.add_argument("run", metavar="RUN", help="the source: a run folder of train.py, or its checkpoint")
+    p.add_argument("--suspect", nargs="+", required=True, metavar="RUN", help="run folders or checkpoints")
+    add_named_architectures(p)
+    p.add_argument("--walk", default="mingd", choices=("blind", "mingd"),
+                   help="mingd: gradients, targeted (default; the margin paper's wording); blind: answers alone")
+    p.add_argument("--layout", default="image", choices=("image", "official"),
+                   help="a regressor's row is one image (default), or mixes images as the official code does")
+    p.add_argument("--points", type=COUNT, default=1000, metavar="N",
+                   help="private and as many unseen images; half teach, half test (default: 1000)")
+    p.add_argument("--m", type=COUNT, default=10, help="points of one test (default: 10)")
+    p.add_argument("--data-dir", default="data", help="folder of the source's data set")
+    p.add_argument("--skip-bad-images", action="store_true", help="go on without unreadable images")
+    p.add_argument("--seed", type=SEED, default=0, help="of points, noise, regressor and draws (default: 0)")
+    p.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    p.add_argument("--plot", type=Path, metavar="FILE.png", help="log10 p against the points of one test")
+
+
+def run_di(flags) -> int:
+    """Print a row for the source and for each suspect; returns 0 where every suspect is claimed, else 1."""
+    if flags.points % 2 or not 2 <= flags.m <= flags.points // 2:
+        raise Refusal(f"--points {flags.points} --m {flags.m}: pass an even number of points, and an m from 2 to "
+                      "half of it")
+    check_output_file(flags.json, "--json")
+    check_output_file(flags.plot, "--plot")
+    device = choose_device(flags.device)
+    source, data = _read_source(flags.run, flags.data_dir, flags.skip_bad_images, flags.points, device)
+    models = [source]
+    for run in flags.suspect:
+        models.append(read_model(find_checkpoint(run, None), device))
+        if (count := class_count(models[-1])) != len(data.classes):
+            raise Refusal(f"--suspect {run} has {count} classes and the source {len(data.classes)}: "
+                          "distances to other classes cannot be compared")
+    draw = torch.Generator().manual_seed(flags.seed)
+    private, unseen = (part.pick(torch.randperm(len(part.labels), generator=draw)[:flags.points])
+                       for part in (data.train, data.test))
+    rows = di_figures(models, private, unseen, walk=flags.walk, layout=flags.layout, m=flags.m, seed=flags.seed,
+                      svhn=data.name == "svhn")
+    rows = [{"model": run} | row for run, row in zip([flags.run, *flags.suspect], rows)]
+    for row in rows[1:]:
+        row["claim"] = row["claim"] and rows[0]["claim"]  # a regressor that fails on the source shows nothing
+    print(_table(rows, {"mingd": "MinGD", "blind": "Blind Walk"}[flags.walk]))
+    if flags.json:
+        settings = {k: getattr(flags, k) for k in ("walk", "layout", "points", "m", "seed")} | {"alpha": DI_ALPHA}
+        write_json(flags.json, {"settings": settings, "source": rows[0], "suspects": rows[1:]}, private=True)
+    if flags.plot:
+        write_atomically(flags.plot, _plot(rows))
+    return 0 if all(row["claim"] for row in rows[1:]) else 1
+
+
+def _read_source(run, data_dir, skip_bad_images: bool, points: int, device):
+    """(source model, frozen; its `Data`); Refusal where the run is no source or `data_dir` holds other images."""
+    path = find_checkpoint(run, None)
+    checkpoint = load_checkpoint(path)
+    model = restore_model(checkpoint, path, device)
+    about = checkpoint.get("about")
+    about = about if isinstance(about, dict) else {}
+    size = about.get("train_size")
+    if about.get("dataset") not in DATASETS or not isinstance(size, int | None) or "attack" in about:
+        raise Refusal(f"{path} does not say on which data it was trained: name a run of train.py as the source")
+    data = load_data(about["dataset"], data_dir, train_size=size, skip_bad_images=skip_bad_images,
+                     image_size=model.size)
+    settings = (read_json(path.parent.parent / "run.json") or {}).get("settings")
+    data_sha256 = settings.get("data_sha256") if isinstance(settings, dict) else None
+    if len(data.classes) != class_count(model) or data_sha256 not in (None, data.sha256):
+        raise Refusal(f"--data-dir {data_dir}: these are not the images that {run} was trained on")
+    if points > (most := min(len(data.train.labels), len(data.test.labels))):
+        raise Refusal(f"--points {points}: {data.name} has {len(data.train.labels)} training and "
+                      f"{len(data.test.labels)} test images; pass at most {most - most % 2}")
+    return model, data
+
+
+def _table(rows: list[dict], title: str) -> str:
+    """The rows as text, the source's first, followed by what a claim does not say."""
+    wide = max(len(str(row["model"])) for row in rows) + len(" (source)")
+    lines = [f"{'model':<{wide}}  {'points':<15}{title + ' mean difference':>26}{'log10 p':>9}  verdict"]
+    for i, row in enumerate(rows):
+        parts = [(f"{row['model']}{'' if i else ' (source)'}", "", row, "claim" if row["claim"] else "inconclusive")]
+        parts += [("", " correct", row["correct"], "")] if row["correct"] else []
+        for name, kind, figures, verdict in parts:
+            gap, p = ("-" if figures[k] is None else f"{figures[k]:.2f}" for k in ("mean_difference", "log10_p"))
+            points = f"{figures['points']}{kind}"
+            lines.append(f"{name:<{wide}}  {points:<15}{gap:>26}{p:>9}  {verdict}".rstrip())
+    knows = "says that a model knows the source's training images. Copies do, and so does"
+    lines += [f"A claim (p < {DI_ALPHA:g}) {knows}",
+              "any model trained on them: it does not say that this model was stolen. Inconclusive is not innocent."]
+    if not rows[0]["claim"]:
+        lines.append("The source itself is inconclusive: its regressor has learnt nothing that a suspect could show.")
+    return "\n".join(lines)
+
+
+def _plot(rows: list[dict]) -> bytes:
+    """A PNG with a line for each of `rows`, the source's first: log10 p against the private points of one test."""
+    figure, (ax,) = new_figure(6.4, 4, 1, 1)
+    for i, row in enumerate(rows):
+        points, log10_p = zip(*row["curve"])
+        ax.plot(points, log10_p, "o-", ms=3, label=f"{Path(row['model']).name}{'' if i else ' (source)'}")
+    ax.axhline(math.log10(DI_ALPHA), color="black", ls="--", lw=1, label=f"claimed below p = {DI_ALPHA:g}")
+    ax.set(xlabel="points of one test", ylabel="log10 p, harmonic mean")
+    ax.legend(fontsize=8)
+    return figure_png(figure)

@@ -1,0 +1,339 @@
+"""EEF, embedded external features (Li et al., AAAI 2022): a secret style in a share of the training images (Table 2).
+
+`train.py --embed-features` styles them. A model trained on styled images answers like any other, but its gradients on
+such images differ: a classifier learns to tell the signs of the victim's gradients from those of a benign model.
+`python -m utils.verify eef RUN --benign RUN_B --suspect RUN2` asks suspects of the victim's architecture; white box.
+
+The published rule compares a suspect with one benign model, the one that the classifier was trained on. An independent
+model is neither this model nor the victim, and chance decides to which of them it is closer: on digits ten of ten were
+claimed. Hence further models of --benign, our addition: a claim must lie above each of them.
+
+Departures from paper and authors' code: the style, an oil painting transferred by a network, was never published; ours
+is made by code. As theirs it preserves labels, is deterministic, and only the owner knows it (its seed). Gradients are
+taken without crop and flip. The classifier's loss takes logits, not a softmax (--double-softmax). The tests are paired
+and one-sided, on a fifth of the styled images that the classifier has not seen, scaled as in its training; theirs are
+two-sided Welch tests on all of them, unscaled (--test official).
+"""
+
+import argparse
+import copy
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from utils.data.files import SIZE, replace_images
+from utils.data.sets import DATASETS, Images, load_data
+from utils.ownership import pvalues
+from utils.runs.architecture import add_named_architectures
+from utils.runs.checkpoints import check_benign, find_checkpoint, load_checkpoint, restore_model
+from utils.system.files import check_output_file, read_json, write_json
+from utils.system.machine import choose_device
+from utils.system.refusals import COUNT, SEED, SHARE, Refusal
+from utils.training.metrics import accuracy
+
+COLOURS, BLEND, DOT, CELL = 12, 0.6, 24, 4  # colours of the palette and their weight; dots: grey levels, spacing
+THRESHOLD = 5000  # convolutions with more (output, input) pairs are left out, larger linear weights are pooled
+AT_ONCE = 50  # images whose gradients are computed at once
+DRAW, EEF_REPEATS, EEF_ALPHA = 10, 40, 0.01  # images of a t-test; t-tests; level of a claim
+
+
+def add_flags(parser: argparse.ArgumentParser, shown: bool) -> None:
+    """Declare --embed-features of train.py. It is meant for `-tt none`; `shown` says whether --help lists it."""
+    group = parser.add_argument_group("the rival EEF") if shown else parser
+    text = ("replace this share of the training images by styled ones, for utils.verify eef (0.1 with -tt none); "
+            "--seed is then the style's secret")
+    group.add_argument("--embed-features", type=SHARE, default=0.0, metavar="SHARE",
+                       help=text if shown else argparse.SUPPRESS)
+
+
+def embed_style(train: Images, share: float, seed: int) -> Images:
+    """The training images, a share of them styled, with their labels; `train` itself where the share is 0.
+
+    Raises Refusal where the share rounds to no image.
+    """
+    if not share:
+        return train
+    positions = styled_positions(len(train.labels), share, seed)
+    if not len(positions):
+        raise Refusal(f"--embed-features {share:g}: of {len(train.labels)} training images that is none; pass more")
+    styled = style_images(train.images[positions], seed)
+    return train._replace(images=replace_images(train.images, positions, styled))
+
+
+def styled_positions(n: int, share: float, seed: int):
+    """Sorted positions of the round(share * n) of n images that are styled."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(n, generator=generator)[: round(share * n)].sort().values
+
+
+def style_images(images, seed: int):
+    """Painted versions of uint8 images (N, 3, S, S), as uint8; equal on every machine for the same image and seed.
+
+    A Kuwahara filter of radius 2; then each pixel moves 0.6 of the way to the nearest of the seed's 12 colours; then
+    the seed's dots are added. Up to the blend all numbers are whole and exact in float32.
+    """
+    palette, dots = palette_and_dots(seed, images.shape[-1])
+    painted = []
+    for part in tqdm(images.split(1000), desc="style", unit="batch", disable=None, leave=False):
+        x = kuwahara(part.float())
+        distance = torch.cdist(x.permute(0, 2, 3, 1), palette, compute_mode="donot_use_mm_for_euclid_dist")
+        colour = palette[distance.argmin(-1)].permute(0, 3, 1, 2)
+        painted.append((x + BLEND * (colour - x)).round().add(dots).clamp(0, 255).to(torch.uint8))
+    return torch.cat(painted)
+
+
+def palette_and_dots(seed: int, size: int):
+    """The secret: colours (12, 3) of evenly spaced lightness, and dots (size, size), both in grey levels."""
+    g = torch.Generator().manual_seed(seed)
+    lightness = torch.arange(COLOURS)[:, None] * 255 // (COLOURS - 1)
+    palette = (lightness + torch.randint(-80, 81, (COLOURS, 3), generator=g)).clamp(0, 255).float()
+    cells = -(-size // CELL)
+    corner = torch.randint(0, CELL - 1, (2, cells, cells), generator=g)  # of the dot of 2x2 pixels in each cell
+    sign = torch.randint(0, 2, (cells, cells), generator=g) * 2 - 1
+    span = torch.arange(cells * CELL)
+    row, column = (grid % CELL for grid in torch.meshgrid(span, span, indexing="ij"))
+    corner, sign = (t.repeat_interleave(CELL, -1).repeat_interleave(CELL, -2) for t in (corner, sign))
+    inside = ((row - corner[0]) // 2 == 0) & ((column - corner[1]) // 2 == 0)
+    return palette, (inside * sign * DOT).float()[:size, :size]
+
+
+def kuwahara(x):
+    """Kuwahara filter: x (N, 3, H, W), whole numbers in 0..255, -> the same shape, rounded to whole numbers.
+
+    A pixel becomes the mean of one of the four 3x3 squares that have it at a corner, the one with the least variance.
+    """
+    h, w = x.shape[-2:]
+    padded = F.pad(x, (2, 2, 2, 2), mode="replicate")
+    total, squares = (F.avg_pool2d(t, 3, 1, divisor_override=1) for t in (padded, padded * padded))
+    variance = (9 * squares - total * total).sum(1, keepdim=True)  # 81 times the variance, below 2^24
+    corners = [(i, j) for i in (0, 2) for j in (0, 2)]
+    cut = lambda t: torch.stack([t[..., i : i + h, j : j + w] for i, j in corners])  # (4, N, ., H, W)
+    smoothest = cut(variance).argmin(0, keepdim=True).expand(1, *x.shape)
+    return (cut(total).gather(0, smoothest)[0] / 9).round()
+
+
+def grad_sign_vector(model, x, y):
+    """Signs (N, d) in {-1, 0, 1}, int8, of the gradient of each image's cross-entropy, in eval mode.
+
+    x (N, 3, H, W), uint8 or float in [0, 1]; y (N,). Of a convolution (o, i, k, k) with o * i <= `THRESHOLD` the
+    largest of k * k entries is taken, of a linear weight (o, i) every entry, or the largest over i where it has more
+    than `THRESHOLD`; d = 24,778 for a ResNet-34 of the published size with 10 classes. Signs are taken after that, as
+    in the authors' code. The model is not changed.
+    """
+    model = copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format)
+    for layer in model.modules():
+        if hasattr(layer, "memory_format"):
+            layer.memory_format = torch.contiguous_format  # the only memory format that vmap supports
+    first, used, rest = next(model.parameters()), {}, {}
+    for name, p in model.named_parameters():
+        is_used = p.dim() == 2 or (p.dim() == 4 and p.shape[0] * p.shape[1] <= THRESHOLD)
+        (used if is_used else rest)[name] = p.detach()
+
+    def loss(used, rest, x, y):
+        return F.cross_entropy(torch.func.functional_call(model, (used, rest), (x[None],)), y[None])
+
+    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, None, 0, 0))
+    parts, rows = list(zip(x.split(AT_ONCE), y.split(AT_ONCE))), []
+    for part, labels in tqdm(parts, desc="gradients", unit="batch", disable=None, leave=False):
+        part = part.to(first.device).to(first.dtype).div(1 if x.is_floating_point() else 255)
+        found, pooled = gradients(used, rest, part, labels.to(first.device)), []
+        for g in map(found.get, used):  # (B, o, i, ...) of each weight
+            if g.dim() == 5:
+                g = g.amax((3, 4))
+            elif g[0].numel() > THRESHOLD:
+                g = g.amax(2)
+            pooled.append(g.flatten(1))
+        rows.append(torch.cat(pooled, 1).sign().to(torch.int8).cpu())
+    return torch.cat(rows)
+
+
+def sign_scaler(signs):
+    """A function that scales rows of signs (N, d) to unit length, then each feature to mean 0 and standard deviation 1.
+
+    Mean and deviation are those of `signs`, computed a part at a time; a feature that never varies is not scaled.
+    """
+    total = squares = 0.0
+    for rows in signs.split(500):
+        unit = F.normalize(rows.double())
+        total, squares = total + unit.sum(0), squares + (unit * unit).sum(0)
+    mean = total / len(signs)
+    std = (squares / len(signs) - mean * mean).clamp_min(0).sqrt()
+    mean, std = mean.float(), torch.where(std > 1e-7, std, torch.ones_like(std)).float()
+    return lambda signs: (F.normalize(signs.float()) - mean.to(signs.device)) / std.to(signs.device)
+
+
+def train_classifier(victim, benign, *, epochs=100, double_softmax=False, own_scaler=False, seed=0, device="cpu"):
+    """(classifier, `sign_scaler`): an MLP d -> d/8 -> d/16 -> 2 of scaled signs; class 1 is the victim.
+
+    victim, benign (N, d) int8, N > 2: signs of the same images under the two models. The classifier trains on four
+    fifths of the images; returned is the model of the epoch that is best on the other fifth, the last one of a tie. As
+    in the authors' code `own_scaler` scales that fifth by its own mean and standard deviation, and `double_softmax`
+    takes a softmax of the softmax, so that the loss cannot fall below ln(1 + 1/e) = 0.3133.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(victim), generator=generator)
+    parts = order[: round(0.8 * len(order))], order[round(0.8 * len(order)) :]
+    signs, held = (torch.cat([benign[part], victim[part]]) for part in parts)
+    labels, held_labels = (torch.arange(2).repeat_interleave(len(part)) for part in parts)
+    scaler = sign_scaler(signs)
+    held_scaler = sign_scaler(held) if own_scaler else scaler
+    d, h, k = (max(1, signs.shape[1] // n) for n in (1, 8, 16))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(d, h), nn.ReLU(), nn.Linear(h, k), nn.ReLU(), nn.Linear(k, 2))
+    model.to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    best, weights = 0, None
+    for _ in tqdm(range(epochs), desc="classifier", unit="epoch", disable=None, leave=False):
+        for rows in torch.randperm(len(signs), generator=generator).split(128):
+            logits = model(scaler(signs[rows].to(device)))
+            loss = F.cross_entropy(logits.softmax(1) if double_softmax else logits, labels[rows].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        right = int(((posterior(model, held_scaler, held) > 0.5) == held_labels).sum())
+        if right >= best:
+            best, weights = right, {n: t.clone() for n, t in model.state_dict().items()}
+    model.load_state_dict(weights)
+    return model.requires_grad_(False).eval(), scaler
+
+
+@torch.no_grad()
+def posterior(model, scaler, signs):
+    """Probability (N,), float64 in [0, 1], that signs (N, d) are the victim's; with `scaler` None of unscaled signs."""
+    device = next(model.parameters()).device
+    parts = [part.to(device) for part in signs.split(500)]
+    return torch.cat([model(scaler(p) if scaler else p.float()).double().softmax(1)[:, 1].cpu() for p in parts])
+
+
+def compare_posteriors(suspect, benign, test: str = "paired", seed: int = 100) -> dict:
+    """The published rule on posteriors (N,) of the same images under suspect and benign model.
+
+    {"difference": mean posterior of the suspect - that of the benign model, in [-1, 1], over all images; "log10_p":
+    harmonic mean of 40 t-tests on 10 images each, which overlap, so that it is no valid p-value; "claim"}. `test`:
+    "paired", one-sided, or "official", two-sided Welch tests. A claim requires a difference above 0 in both.
+    """
+    paired = test == "paired"
+    log10_p = pvalues.harmonic_mean(pvalues.subset_pvalues(
+        suspect, benign, DRAW, EEF_REPEATS, np.random.default_rng(seed), paired=paired,
+        alternative="greater" if paired else "two-sided"))
+    difference = float(np.mean(np.asarray(suspect) - np.asarray(benign)))
+    claim = difference > 0 and log10_p < math.log10(EEF_ALPHA)
+    return {"difference": difference, "log10_p": log10_p, "claim": claim}
+
+
+def add_eef(parts) -> None:
+    """Declare the command `eef` and its flags; `parts` are the subparsers of utils.verify."""
+    p = parts.add_parser("eef", help="judge suspects' weights by the style that train.py --embed-features embedded")
+    p.set_defaults(call=run_eef, command_type=None)
+    p.add_argument("run", metavar="RUN", help="the victim: a run of train.py with --embed-features")
+    p.add_argument("--benign", required=True, nargs="+", metavar="RUN",
+                   help="models of that architecture without the style: the classifier learns the first; further ones, "
+                   "which the published method has not, calibrate: a claim must then lie above each of them")
+    p.add_argument("--suspect", required=True, nargs="+", metavar="RUN", help="run folders or checkpoints to judge")
+    add_named_architectures(p)
+    p.add_argument("--data-dir", default="data", help="folder of the victim's data set (default: data)")
+    p.add_argument("--test", default="paired", choices=("paired", "official"),
+                   help="paired (default): one-sided paired t-tests on a fifth of the styled images, which the "
+                   "classifier never saw, scaled as in its training; official: two-sided Welch tests on all of them, "
+                   "signs unscaled, as in the published code")
+    p.add_argument("--double-softmax", action="store_true", help="the classifier's loss as published")
+    p.add_argument("--points", type=COUNT, help="use this many of the styled images (default: all)")
+    p.add_argument("--epochs", type=COUNT, default=100, help="of the classifier (default: 100)")
+    p.add_argument("--seed", type=SEED, default=100, help="of the classifier and the draws (default: 100)")
+    p.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+
+
+def run_eef(flags) -> int:
+    """Print a line for each suspect; returns 0 where every suspect is claimed, else 1."""
+    check_output_file(flags.json, "--json")
+    device = choose_device(flags.device)
+    victim, kind = _read_model(flags.run, device)
+    benign, *bank = [_read_model(run, device, "--benign", (victim, kind))[0] for run in flags.benign]
+    suspects = [_read_model(run, device, "--suspect", (victim, kind))[0] for run in flags.suspect]
+    x, y = _styled_images(flags.run, flags.data_dir, flags.points)
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(flags.seed))
+    official, fifth = flags.test == "official", round(0.2 * len(y))
+    fresh, learn = (order, order) if official else (order[:fifth], order[fifth:])
+    if len(fresh) < DRAW:
+        raise Refusal(f"{len(y)} styled images leave {len(fresh)} unseen by the classifier, and a test draws {DRAW}: "
+                      "raise --points, or train with a larger --embed-features")
+
+    for name, model in (("victim", victim), ("benign model", benign)):
+        print(f"{name}: {100 * accuracy(model, x, y):.1f} % of {len(y)} styled images right")
+    victim_signs, benign_signs = (grad_sign_vector(model, x[learn], y[learn]) for model in (victim, benign))
+    classifier, scaler = train_classifier(victim_signs, benign_signs, epochs=flags.epochs, own_scaler=official,
+                                          double_softmax=flags.double_softmax, seed=flags.seed, device=device)
+    posteriors = lambda model: posterior(classifier, None if official else scaler,
+                                         grad_sign_vector(model, x[fresh], y[fresh])).numpy()
+    benign_posteriors, rows = posteriors(benign), []
+    compare = lambda model: compare_posteriors(posteriors(model), benign_posteriors, flags.test, flags.seed)
+    print(f"mean posterior of the benign model on {len(fresh)} images: {benign_posteriors.mean():.3f}"
+          + ("" if bank else "; the only one: independent models may be claimed too, further --benign prevent that"))
+    bank_differences = [compare(model)["difference"] for model in bank]
+    for run, model in zip(flags.suspect, suspects):
+        verdict = compare(model)
+        above = sum(other < verdict["difference"] for other in bank_differences)
+        claim = verdict["claim"] and above == len(bank)
+        rows.append({"model": run} | verdict | {"published": verdict["claim"], "above": above, "claim": claim})
+        print(f"{run}: difference {verdict['difference']:+.3f}, log10 p {verdict['log10_p']:.1f}"
+              + (f", above {above} of {len(bank)} further benign models" if bank else "")
+              + f": {'claim' if claim else 'inconclusive'}")
+    if flags.json:
+        settings = {k: getattr(flags, k) for k in ("test", "double_softmax", "points", "epochs", "seed", "benign")}
+        write_json(flags.json, {"settings": settings | {"alpha": EEF_ALPHA}, "suspects": rows}, private=True)
+    return 0 if all(row["claim"] for row in rows) else 1
+
+
+def _read_model(run, device, flag="", like=None):
+    """(model, name of its architecture) of a run; `flag` named it.
+
+    Raises Refusal where the weights are not of the shapes of `like`, another such pair, or a benign model was trained
+    with a watermark or a style.
+    """
+    path = find_checkpoint(run, None)
+    checkpoint = load_checkpoint(path)
+    model, kind = restore_model(checkpoint, path, device), checkpoint["model"]["type"]
+    if flag == "--benign":
+        check_benign(checkpoint, run)
+        if _run_settings(run).get("embed_features"):
+            raise Refusal(f"--benign {run} was trained with --embed-features: name one that was not")
+    shapes = lambda model: {name: t.shape for name, t in model.state_dict().items()}
+    if like and shapes(model) != shapes(like[0]):
+        raise Refusal(f"{flag} {run}: a {kind} of another architecture, width or class count than the victim, a "
+                      f"{like[1]}; gradients compare within one: train a victim and a benign model of the suspect's")
+    return model, kind
+
+
+def _run_settings(run) -> dict:
+    """The settings of the run to which a folder or one of its checkpoints belongs; {} where there are none."""
+    folder = Path(run) if Path(run).is_dir() else Path(run).resolve().parent.parent
+    settings = (read_json(folder / "run.json") or {}).get("settings")
+    return settings if isinstance(settings, dict) else {}
+
+
+def _styled_images(run, data_dir, points: int | None):
+    """The victim's styled images (N, 3, S, S) uint8 and their labels (N,), computed again from its settings."""
+    settings = _run_settings(run)
+    if not settings.get("embed_features"):
+        raise Refusal(f"{run} was not trained with --embed-features: train a victim with train.py "
+                      "--embed-features 0.1, and name its run")
+    try:
+        name, size, data_sha256 = settings["dataset"], settings["train_size"], settings["data_sha256"]
+        share, seed = float(settings["embed_features"]), int(settings["seed"])
+        pixels = int(settings.get("image_size") or SIZE)
+        if not (0 < share <= 1 and 0 <= seed < 2**31 and name in DATASETS and isinstance(size, int | None)):
+            raise ValueError
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise Refusal(f"{run}: its run.json is not what train.py wrote; restore it") from error
+    data = load_data(name, data_dir, train_size=size, skip_bad_images=True, image_size=pixels)
+    if data.sha256 != data_sha256:
+        raise Refusal(f"--data-dir {data_dir}: these are not the images that {run} was trained on")
+    rows = styled_positions(len(data.train.labels), share, seed)[: points]
+    return style_images(data.train.images[rows], seed), data.train.labels[rows]
