@@ -1,4 +1,4 @@
-"""Randomised smoothing: `train.py -tt rs` and `utils.verify certify` end to end."""
+"""Randomised smoothing: `train.py -tt rs` end to end."""
 
 import json
 import signal
@@ -82,61 +82,6 @@ def test_shared_triggers_are_those_of_the_margin_method(tmp_path, capsys):
     assert summary(tmp_path / RUN)["log10_p"]["T1"] is not None
     verify_main(["claim", str(tmp_path / RUN), "--suspect", str(tmp_path / RUN)])
     assert any(line.startswith("T1") and "log10 p" in line for line in capsys.readouterr().out.splitlines())
-
-
-def ask_certify(*flags) -> int:
-    return verify_main(["certify", *map(str, flags)])
-
-
-def test_certify_command(world, tmp_path, capsys):
-    command = (world / RUN, "--benign", world / "digits_vgg11_none_8_", "--draws", 40, "--device", "cpu", "--json",
-               tmp_path / "c.json")
-    assert ask_certify(*command) == 0
-    out = capsys.readouterr().out
-    assert "answers under noise" in out and "eps 2: none" in out and f"benign {world}" in out
-    content = json.loads((tmp_path / "c.json").read_text())
-    assert content["settings"] == {"draws": 40, "sigma": 1.0, "confidence": 0.99, "seed": 0}
-    own, control = content["models"]
-    assert own["trigger_accuracy"] == summary(world / RUN)["trigger_hits"] / 8
-    assert control["role"] == "benign" and own != control
-    for model in content["models"]:
-        assert sum(model["histogram"]) == pytest.approx(1) and model["certified"]["2.0"] is None
-        bounds = [b for b in model["certified"].values() if b is not None]
-        assert bounds == sorted(bounds, reverse=True) and bounds[0] <= model["smoothed_median"]
-    ask_certify(*command)
-    assert json.loads((tmp_path / "c.json").read_text()) == content
-    ask_certify(world / RUN, "--draws", 5, "--sigma", 1e-9, "--eps", 1e-12)
-    assert f"under noise mean {100 * own['trigger_accuracy']:.2f}" in capsys.readouterr().out
-
-
-def test_curve_of_trigger_accuracy_against_the_size_of_the_noise(world, tmp_path, capsys):
-    command = (world / RUN, "--draws", 20, "--device", "cpu", "--curve", 1e-9, 1, "--json", tmp_path / "c.json",
-               "--plot", tmp_path / "c.png")
-    assert ask_certify(*command) == 0
-    assert "under noise of 1e-09: mean" in capsys.readouterr().out
-    (model,) = json.loads((tmp_path / "c.json").read_text())["models"]
-    unmoved, as_certified = model["curve"]
-    assert unmoved == [1e-9, model["trigger_accuracy"], model["trigger_accuracy"]]
-    assert as_certified == [1, model["smoothed_mean"], model["smoothed_median"]]  # the same draws
-    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize("flags, words", [
-    (("RUN", "--plot", "c.png"), "--curve"), (("RUN", "--curve", 0), "--curve"),
-    (("RUN", "--sigma", 0), "--sigma"), (("RUN", "--confidence", 1), "--confidence"),
-    (("RUN", "--draws", 0), "--draws"), (("RUN", "--json", "nowhere/c.json"), "there is no folder"),
-    (("no run",), "there is no run in"), (("SURROGATE",), "holds no trigger set"),
-])
-def test_certify_refuses_bad_flags(world, tmp_path, capsys, flags, words):
-    if "SURROGATE" in flags:
-        checkpoint = load_checkpoint(world / RUN / "checkpoints" / "checkpoint_latest.pt")
-        del checkpoint["query_model"]
-        torch.save(checkpoint, tmp_path / "bare.pt")
-    places = {"RUN": world / RUN, "SURROGATE": tmp_path / "bare.pt"}
-    with pytest.raises(SystemExit) as end:
-        ask_certify(*(places.get(f, f) for f in flags))
-    err = capsys.readouterr().err
-    assert end.value.code == 2 and words in err and "Traceback" not in err
 
 
 def test_smoothing_defaults_are_the_authors_and_a_typed_flag_wins():
