@@ -13,9 +13,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from figures.false_claims.runs import train_run, write_image_halves
-from figures.false_claims.settings import BENIGN, SOURCES
 from figures.make import check_folder
+from figures.rivals import BENIGN, SOURCES, train_run, write_image_halves
 from utils.data.sets import load_data
 from utils.ownership import pvalues
 from utils.ownership.label_origin import SEEDS

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from figures.in_memory import InMemoryRun
 from utils.attacks.losses import soft_loss
 from utils.attacks.objectives import ExtractionObjective
 from utils.system.machine import new_figure
@@ -46,6 +45,20 @@ class Net(nn.Module):
     def forward(self, x):
         """Logits (N, 2)."""
         return self.linear(self.features(x))
+
+
+class InMemoryRun:
+    """In place of a `RunFolder` for `training.loop.fit`: it stores, reads and prints nothing."""
+
+    load = save = write_rows = log = lambda *_: None
+    rows = list
+
+
+def train_in_memory(model, objective, batches, **training):
+    """The model, trained without a folder in seconds and frozen; `training` are fields of `TrainingSettings`."""
+    fit(InMemoryRun(), model, objective, batches, lambda _: {"val_accuracy": 0.0}, lambda *_: {},
+        TrainingSettings(**training))
+    return model.eval().requires_grad_(False)
 
 
 class PointBatches:
@@ -83,10 +96,8 @@ def experiment(seed: int) -> dict:
     def train(objective_of, seed):
         torch.manual_seed(seed)
         model = Net()
-        evaluate = lambda model: {"val_accuracy": 0.0}
-        fit(InMemoryRun(), model, objective_of(model), PointBatches(x, y), evaluate, lambda *_: {},
-            TrainingSettings(EPOCHS, RATE, DECAY, seed=seed))
-        return model.requires_grad_(False).eval()
+        return train_in_memory(model, objective_of(model), PointBatches(x, y), epochs=EPOCHS, lr=RATE,
+                               weight_decay=DECAY, seed=seed)
 
     models = {}
     for name, steps in (("erm", 0), ("margin", STEPS)):

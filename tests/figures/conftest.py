@@ -1,17 +1,7 @@
 """For the tests of `figures.make`: a profile of small runs, and an empty folder to run in."""
 
 import pytest
-from started_make import start, status_of
-
-from figures.paper.profiles import PROFILES
-from figures.paper.table_cells import WATERMARKS
-
-TINY = PROFILES["smoke"]._replace(flags="--width 4 --train-size 128 --batch-size 64 -ep 8 --device cpu", m=8)
-
-
-def set_tiny(monkeypatch):
-    monkeypatch.setitem(PROFILES, "tiny", TINY)
-    monkeypatch.setattr("figures.paper.table_cells.WATERMARKS", {"margin": WATERMARKS["margin"]})
+from started_make import set_tiny, start, status_of
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""`figures.make table3 --profile tiny` in a process of its own, which a test can stop."""
+"""`figures.make table3 --profile tiny` in a process of its own, which a test can stop.
+
+As a program, `python started_make.py FLAG ...` is `python -m figures.make` with that profile too.
+"""
 
 import os
 import subprocess
@@ -6,15 +9,27 @@ import sys
 import time
 from pathlib import Path
 
-from figures import make
+import pytest
 
+from figures import make
+from figures.cells import WATERMARKS
+from figures.runs import PROFILES, ROOT
+
+TINY = PROFILES["smoke"]._replace(flags="--width 4 --train-size 128 --batch-size 64 -ep 8 --device cpu", m=8)
 BENIGN, MARGIN = (f"experiments/tiny/digits_res18_{kind}_8_s0" for kind in ("none", "margin"))
 
 
-def start(folder, *flags) -> int:
+def set_tiny(monkeypatch) -> None:
+    """Add the profile `tiny`, and take the rivals out of the tables."""
+    monkeypatch.setitem(PROFILES, "tiny", TINY)
+    monkeypatch.setattr("figures.cells.WATERMARKS", {"margin": WATERMARKS["margin"]})
+
+
+def start(folder, *words) -> int:
     """Fork a `figures.make table3 --profile tiny` in `folder`; returns its process id.
 
-    It writes what it prints to `out` and `err`, and the process id of its script to `script`.
+    It writes what it prints to `out` and `err`, and the process id of its script to `script`. With `words`, as
+    "timeout 25m", it is started by them as a program, and writes no `script`.
     """
     folder.mkdir(exist_ok=True, parents=True)
     child = os.fork()
@@ -26,6 +41,10 @@ def start(folder, *flags) -> int:
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)
+        flags = ["table3", "--profile", "tiny", "--out", "out.d"]
+        if words:
+            os.environ["PYTHONPATH"] = str(ROOT)
+            os.execvp(words[0], [*words, sys.executable, __file__, *flags])
         real = subprocess.Popen
 
         def noted(*args, **kwargs):
@@ -35,7 +54,7 @@ def start(folder, *flags) -> int:
 
         subprocess.Popen = noted
         sys.argv = ["make.py"]
-        make.main(["table3", "--profile", "tiny", "--out", "out.d", *flags])
+        make.main(flags)
         status = 0
     except SystemExit as end:
         status = end.code or 0
@@ -58,3 +77,8 @@ def in_the_middle(child, run, rows: int) -> None:
 
 def written(folder) -> dict:
     return {p.name: p.read_bytes() for p in (folder / "out.d/tiny").iterdir()}
+
+
+if __name__ == "__main__":
+    set_tiny(pytest.MonkeyPatch())
+    make.main(sys.argv[1:])

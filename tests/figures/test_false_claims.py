@@ -4,13 +4,21 @@ import json
 import math
 
 import pytest
+import torch
 
 from figures import rivals
-from figures.false_claims.perceptrons import di_verdicts, perceptron_figures
-from figures.false_claims.runs import write_image_halves
-from figures.false_claims.settings import HALVES
-from figures.false_claims.t1_rates import interval
-from figures.false_claims.verdicts import eef_verdicts, trigger_verdicts, verdict_row
+from figures.errors import interval
+from figures.rivals import (
+    HALVES,
+    StillBatches,
+    di_verdicts,
+    eef_verdicts,
+    perceptron_figures,
+    trigger_verdicts,
+    verdict_row,
+    write_image_halves,
+)
+from utils.data.sets import load_data
 
 
 class Bar:
@@ -54,7 +62,7 @@ def test_a_bank_holds_five_other_models_and_t1_needs_none(monkeypatch):
                  "T4": {"log10_p": math.log10(1 / 6 if words[3] == "same3" else 2 / 6)}}
         return words[-1] > 0.01, {"hits": 1, "triggers": 50, "tests": tests}
 
-    monkeypatch.setattr("figures.false_claims.verdicts.ask_verify", ask)
+    monkeypatch.setattr("figures.rivals.ask_verify", ask)
     benign = {"same": [f"same{i}" for i in range(7)], "other": ["other0", "other1"]}
     source, verdicts = trigger_verdicts("RS", "source", benign, Bar())
     assert not source["claimed"] and len(verdicts) == 9 * 3
@@ -76,7 +84,7 @@ def test_the_models_that_calibrate_eef_are_not_its_suspects(monkeypatch):
         row = {"log10_p": -3.0, "difference": 0.4, "above": 2, "published": True, "claim": False}
         return False, {"suspects": [row | {"model": run} for run in suspects]}
 
-    monkeypatch.setattr("figures.false_claims.verdicts.ask_verify", ask)
+    monkeypatch.setattr("figures.rivals.ask_verify", ask)
     benign = {"same": [f"same{i}" for i in range(8)], "other": ["other0"]}
     _, verdicts = eef_verdicts("victim", benign, "images", Bar())
     assert [v["shares"] for v in verdicts] == ["same"] * 4 + ["other"] * 2
@@ -100,10 +108,19 @@ def test_bad_flags_of_figures_rivals_are_refused_before_any_run(tmp_path, capsys
     assert end.value.code == 2 and words in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_perceptrons_learn_the_images_as_they_are():
+    images = load_data("digits").train.pick(torch.arange(64))
+    batches = StillBatches(images, 16, flip=False)
+    plan = batches.plan(torch.Generator().manual_seed(0))
+    for row in zip(*plan):
+        x, y = batches.batch(*row)
+        assert torch.equal(x, images.images[row[0]].float().div(255)) and torch.equal(y, images.labels[row[0]])
+
+
 def test_perceptron_figures_depend_on_the_seed_and_give_two_verdicts(monkeypatch):
     monkeypatch.setattr("utils.rivals.dataset_inference.RESTARTS", 1)
     monkeypatch.setattr("utils.rivals.dataset_inference.CHECKS", 3)
-    monkeypatch.setattr("figures.false_claims.perceptrons.PERCEPTRON_EPOCHS", 2)
+    monkeypatch.setattr("figures.rivals.PERCEPTRON_EPOCHS", 2)
     found = perceptron_figures(0)
     assert perceptron_figures(0) == found != perceptron_figures(1)
     verdicts = di_verdicts([found | {"other": {"claim": True, "log10_p": -9.0}}])

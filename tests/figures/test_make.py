@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,8 @@ from commands import refused_make
 from started_make import BENIGN, MARGIN, in_the_middle, start, status_of, written
 
 from figures import make
-from figures.paper.commands import RunCommands, RunStep
-from figures.paper.steps import steps_of_target
+from figures.cells import steps_of_target
+from figures.runs import RunCommands, RunStep
 from utils.system.refusals import Refusal
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -56,6 +58,50 @@ def test_two_makes_are_equal_and_an_interrupted_and_killed_make_resumes(tiny, wh
     assert status_of(start(hurt)) == 0 and (hurt / "out").read_text().count("$ python") == 1
     assert json.loads(summary.read_text()) == json.loads((whole / MARGIN / "summary.json").read_text())
     assert (hurt / MARGIN / "output.log").read_text().count("continuing in epoch") == 2
+
+
+@pytest.mark.skipif(not shutil.which("timeout"), reason="there is no timeout of coreutils")
+def test_a_limit_of_time_saves_and_the_same_command_goes_on_to_the_tables_of_an_unbroken_make(tiny, whole, tmp_path):
+    hurt, limit = tmp_path / "hurt", ("timeout", "--signal=TERM", "1h")
+    shutil.copytree(whole / BENIGN, hurt / BENIGN)
+    child = start(hurt, *limit)
+    in_the_middle(child, hurt / MARGIN, 1)
+    os.kill(child, signal.SIGALRM)  # to timeout, whose time is up by its clock's alarm
+    assert status_of(child) == 124
+    said = (hurt / "err").read_text()
+    assert said.count("\n") == 1 and "SIGTERM: saved in epoch" in said and "the same command" in said
+    assert not (hurt / MARGIN / "summary.json").exists() and not (hurt / "out.d").exists()
+    assert status_of(start(hurt, *limit)) == 0
+    assert (hurt / MARGIN / "output.log").read_text().count("continuing in epoch") == 1
+    assert written(hurt) == written(whole)
+
+
+def test_a_script_is_asked_to_end_once_although_timeout_sends_its_signal_twice(tmp_path):
+    (tmp_path / "slow.py").write_text("""import signal, sys, time
+from pathlib import Path
+def save(signum, frame):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(0.3)
+    Path("run/saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+Path("run/begun").touch()
+time.sleep(600)""")
+    Path("run").mkdir()
+
+    def send_twice():
+        while not Path("run/begun").exists():
+            time.sleep(0.01)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)  # a second handler is called, and the first signal has arrived
+
+    thread = threading.Thread(target=send_twice, daemon=True)
+    thread.start()
+    with pytest.raises(SystemExit) as end:
+        make.run(RunStep(f"python {tmp_path / 'slow.py'}", Path("run/slow.json")))
+    thread.join(10)
+    assert end.value.code == 143 and Path("run/saved").exists()
 
 
 def test_a_failed_script_says_why_and_make_names_it(tiny, capfd):

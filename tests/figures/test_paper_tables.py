@@ -11,10 +11,8 @@ import pytest
 from commands import ROOT, refused_make
 
 from figures import make
-from figures.paper.commands import RunCommands
-from figures.paper.profiles import PROFILES
-from figures.paper.steps import steps_of_target
-from figures.paper.table_cells import FIGURES, TABLES, table_cells
+from figures.cells import FIGURES, TABLE_CELLS, TABLES, steps_of_target
+from figures.runs import PROFILES, RunCommands
 from utils.published.numbers import ACC, MODELS, NUMBERS, P_SCORES, TRIG, P
 from utils.verify import parse
 
@@ -36,7 +34,7 @@ def test_only_a_run_with_a_summary_is_finished(tiny, capfd):
     first, second = steps_of_target("table3", RunCommands("tiny", Path("runs")))
     by_hand(first)
     second.folder.mkdir(parents=True)  # killed before it was finished
-    assert first.finished and not second.finished
+    assert first.result() == SUMMARY and second.result() is None
     make.main(["table3", "--profile", "tiny", "-d", "runs", "--list"])
     assert capfd.readouterr().out == second.command + "\n"
     second.done.write_text("{")
@@ -63,15 +61,47 @@ def test_tables_show_our_numbers_beside_the_papers():
 
 def test_rivals_fill_both_tables():
     runs = RunCommands("paper", Path("runs"))
-    step, _ = table_cells("table2", runs)["CIFAR-100 EWE, hard", TRIG]
+    step, _ = TABLE_CELLS["table2"](runs)["CIFAR-100 EWE, hard", TRIG]
     assert "-dt cifar100 -tt ewe -nq 100" in step(0).command and "-tt ewe" in step(0).needs[0].command
-    assert set(table_cells("table3", runs)) == {(name, TRIG) for name in ("EWE", "RS", "margin")}
+    assert set(TABLE_CELLS["table3"](runs)) == {(name, TRIG) for name in ("EWE", "RS", "margin")}
+
+
+def test_a_report_from_before_t1p_is_due_while_its_checkpoints_are_there(capfd):
+    step, *_ = steps_of_target("table1", RunCommands("smoke", Path("runs")))
+    by_hand(step)
+    assert not step.due
+    (step.folder / "checkpoints").mkdir()
+    make.main(["table1", "-d", "runs", "--list"])
+    assert step.due and capfd.readouterr().out.splitlines()[0] == step.command
+    step.done.write_text(json.dumps(SUMMARY | {"log10_p": {"T1": -4.0, "T1p": -5.0}}))
+    assert not step.due
+
+
+def test_runs_come_in_the_order_of_the_names(capfd):
+    make.main(["figure1", "table1", "table2", "--profile", "paper", "-d", "runs", "--list"])
+    words = [line.split() for line in capfd.readouterr().out.splitlines()]
+    kinds = [(w[w.index("-tt") + 1], w[w.index("-at") + 1] if "-at" in w else "") for w in words[:7]]
+    margin = [("none", ""), ("margin", ""), ("margin", "soft"), ("margin", "hard"), ("margin", "reg")]
+    assert kinds == margin + [("none", ""), ("margin", "")]  # then the next seed
+    assert [w[w.index("--seed") + 1] for w in words[:7]] == ["0"] * 5 + ["1"] * 2
+
+
+def test_rows_that_the_paper_has_not_come_from_the_control_runs():
+    table = TABLE_CELLS["table2"](RunCommands("paper", Path("runs")))
+    step, value = table["CIFAR-10 margin with clean statistics, source", TRIG]
+    assert step(1).folder.name == "cifar10_res34_margin_100_s1"
+    clean = {"trigger_hits": 9, "trigger_size": 10}
+    assert value({"trigger_hits": 1, "trigger_size": 10, "clean": clean}) == 90 and value({"clean": None}) is None
+    step, value = table["CIFAR-10 margin with clean statistics, soft", ACC]
+    assert "--teacher-bn clean" in step(1).command and value({"test_accuracy": 0.5}) == 50
+    assert "-tt base" in table["CIFAR-10 ERM, soft", P][0](0).command
+    assert not [row for row, _ in TABLE_CELLS["table2"](RunCommands("smoke", Path("runs"))) if "ERM" in row]
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_di_and_eef_test_models_without_watermark_and_their_copies(profile):
     runs = RunCommands(profile, Path("a b"))
-    table, told = table_cells("table2", runs), {"di": [], "eef": []}
+    table, told = TABLE_CELLS["table2"](runs), {"di": [], "eef": []}
     for what, steps in told.items():
         of = {m: [table[f"CIFAR-10 {what.upper()}, {m}", c][0](0) for c in (ACC, P)] for m in MODELS}
         source, verdict = of["source"]
@@ -98,10 +128,10 @@ def test_every_target_lists_its_runs_sources_first(profile, tmp_path):
     for name in (*TABLES, *FIGURES):
         seen = set()
         for step in steps_of_target(name, runs):
-            assert all(before.done in seen for before in (*step.needs, *step.reports))
+            assert all(before.done in seen for before in step.needs)
             assert step.done not in seen
             seen.add(step.done)
-    made = {key for name in TABLES for key in table_cells(name, RunCommands("paper", tmp_path))}
+    made = {key for name in TABLES for key in TABLE_CELLS[name](RunCommands("paper", tmp_path))}
     assert {(row, column) for row, column in made if column != P_SCORES} - {
         key for name in TABLES for key in NUMBERS[name]
     } - {
@@ -121,7 +151,7 @@ def test_cells_without_their_runs_say_so(tmp_path):
 
 
 def test_the_plan_needs_only_the_standard_library():
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import figures.paper.steps"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import figures.cells"
     subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
 
 

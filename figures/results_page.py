@@ -1,13 +1,13 @@
 """All tables and figures that a folder holds, as one page: report.html, without script, that opens from disk.
 
-It is made of the files of `table_files` and `figure_files`, and so shows what earlier calls have written too. The
+It is made of the files of `figures.write`, and so shows what earlier calls have written too. The
 picture of Figure 5 is left out, because it shows a source's triggers.
 """
 
 from pathlib import Path
 
-from figures.paper.table_cells import FIGURES, TABLES
-from figures.paper.table_files import show_cell, show_paper_cell
+from figures.cells import FIGURES, TABLES
+from figures.write import show_cell, show_paper_cell
 from utils.pages import png_image, render, write_page
 from utils.published.for_run import SETTINGS
 from utils.system.files import read_bounded, read_json

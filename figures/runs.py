@@ -1,0 +1,248 @@
+"""The runs behind tables and figures: in which sizes they are made, the command of each, and how one is started.
+
+Needs the standard library alone, because Snakemake reads it in an environment of its own.
+"""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.published.numbers import MODELS
+from utils.system.refusals import Interrupted, Refusal
+
+ROOT = Path(__file__).resolve().parents[1]
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+# ---- sizes ----
+
+
+class Profile(NamedTuple):
+    """Settings of all runs of a profile; flags are those of the three scripts.
+
+    flags      of every run
+    watermark  further flags of watermarked sources
+    m          number of triggers
+    finetune   epochs of fine-tuning (Table 9)
+    other      the thief's other data sets, {name in the paper: -dsrc}
+    wide       whether the rows for CIFAR-100 are made
+    rivals     {-tt of a rival, or (-tt, data set): flags in place of `watermark`}
+    judged     {command of utils.verify that tests a rival: its flags}
+    styled     flags of EEF's victim
+    K, sizes, weights  ascent steps, numbers of triggers and weights lambda of Figure 6
+    alphas     weights alpha of distillation in Figure 4
+    controls   whether Table 2 gets rows that the paper has not: ERM and clean BatchNorm statistics
+    """
+
+    dataset: str
+    flags: str
+    watermark: str
+    model: str
+    m: int
+    seeds: tuple
+    finetune: int
+    other: dict
+    wide: bool
+    rivals: dict
+    judged: dict
+    styled: str = "--embed-features 0.1"
+    K: tuple = (1, 3, 5, 8)
+    sizes: tuple = (25, 50, 100, 200)
+    weights: tuple = (0.25, 0.5, 1, 2, 4)
+    alphas: tuple = (0.1, 0.3, 0.5, 0.7, 0.9)
+    controls: bool = False
+
+    @property
+    def data_dir(self) -> str | None:
+        """The folder of images that `flags` name, if any."""
+        words = shlex.split(self.flags)
+        return words[words.index("--data-dir") + 1] if "--data-dir" in words else None
+
+
+PROFILES = {
+    "paper": Profile("cifar10", "", "", "res34", 100, (0, 1, 2), 100, {"SVHN": "svhn", "CIFAR-100": "cifar100"}, True,
+                     {"ewe": "", "rs": "", ("ewe", "cifar100"): "-ep 100 --ewe-epochs 8 --ewe-ratio 15 "
+                      "--ewe-temperature-lr 0.01 --ewe-steps 100"}, {"di": "", "eef": ""}, controls=True),
+    "small": Profile("folder", "--data-dir data/cifar10-jpeg --width 16 --train-size 16000 -ep 14 --amp --device cpu",
+                     "--reduction sum -v 0.1", "res18", 50, (0, 1, 2), 7, {}, False,
+                     {"ewe": "-ep 8 --ewe-epochs 5 --ewe-source digits --bn-stats shared",
+                      "rs": "-ep 100 --rs-draws 10 --rs-freeze-bn"},
+                     {"di": "--points 200 --walk blind --device cpu", "eef": "--points 400 --device cpu"},
+                     sizes=(25, 50, 100)),
+    "smoke": Profile("digits", "--width 4 --train-size 512 --batch-size 64 -ep 2 --device cpu", "", "res18", 20, (0,),
+                     1, {}, False,
+                     {"ewe": "-ep 1 --ewe-epochs 0.2 --ewe-source 9 --batch-size 32",
+                      "rs": "--rs-draws 1 --rs-warmup 0"},
+                     {"di": "--points 20 --m 5 --walk blind --device cpu", "eef": "--epochs 2 --device cpu"},
+                     "--embed-features 0.2", K=(1, 3), sizes=(10, 20), weights=(0.5, 2), alphas=(0.3, 0.7)),
+}
+
+
+# ---- commands ----
+
+
+class RunStep(NamedTuple):
+    """A command, the JSON file that it writes at its end, and the steps that must be finished before it."""
+
+    command: str
+    done: Path
+    needs: tuple = ()
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.done.parent
+
+    def result(self) -> dict | None:
+        """What the command wrote, None where it is not finished; Refusal where the file is damaged."""
+        try:
+            return json.loads(self.done.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError as error:
+            raise Refusal(f"{self.done} is damaged: remove it, and the same command makes it anew") from error
+
+    @property
+    def due(self) -> bool:
+        """Whether the command is to be run: it is not finished, or its report is from before T1p.
+
+        Such a report is made anew from the run's checkpoints, where they still are.
+        """
+        result = self.result()
+        if result is None:
+            return True
+        return "T1p" not in result.get("log10_p", {"T1p": None}) and (self.folder / "checkpoints").is_dir()
+
+
+class RunCommands:
+    """Makes the steps of a profile, of `PROFILES` by name, whose runs are in `folder`; a step is for one seed."""
+
+    def __init__(self, name: str, folder: Path):
+        self.profile, self.dir = PROFILES[name], folder
+
+    def source(self, seed, kind="margin", tag="", extra="", m=None, dataset=None, needs=()) -> RunStep:
+        """A run of train.py with -tt `kind`; the report of a watermarked one names the benign model of the same seed.
+
+        `tag` distinguishes its folder, `extra` are further flags; `m` and `dataset` are the profile's by default.
+        """
+        p = self.profile
+        m, dataset, message = m or p.m, dataset or p.dataset, f"{tag}s{seed}"
+        folder = self.dir / f"{dataset}_{p.model}_{kind}_{m}_{message}"
+        watermark, benign = "", ()
+        if kind != "none":
+            watermark = p.rivals.get((kind, dataset), p.rivals.get(kind, p.watermark))
+            benign = (self.source(seed, "none", dataset=dataset),)
+        command = _tidy(f"python train.py -d {shlex.quote(str(self.dir))} -dt {dataset} -tt {kind} -nq {m} "
+                        f"-msg {message} --seed {seed} {p.flags} {watermark} -mt {p.model} {_benign(benign)} {extra}")
+        return RunStep(command, folder / "summary.json", tuple(dict.fromkeys((*needs, *benign))))
+
+    def attack(self, source: RunStep, tag: str, extra="", script="extraction", model=None, needs=(),
+               edits=False) -> RunStep:
+        """A run of extraction.py or distill.py on a source, in the folder with `tag`; `extra` are further flags.
+
+        `model` is the surrogate's architecture (default: the profile's), which attacks that edit the source's weights
+        (`edits`) do not have. `needs` are steps that must be finished besides the source.
+        """
+        p = self.profile
+        words = shlex.split(source.command)
+        value = lambda flag: words[words.index(flag) + 1]
+        copied = " ".join(f"{f} {shlex.quote(value(f))}" for f in ("-d", "-dt", "-tt", "-nq", "-msg", "--seed"))
+        surrogate = "" if edits else f"-dmt {model or p.model}"
+        name = "distillation" if script == "distill" else "extraction"
+        command = _tidy(f"python {script}.py {copied} {p.flags} -tmt {p.model} {surrogate} -admsg _{tag} {extra}")
+        return RunStep(command, source.folder / f"{name}_{tag}" / "summary.json", (source, *needs))
+
+    def clean_soft(self, source: RunStep) -> RunStep:
+        """The soft extraction of a source's model with clean BatchNorm statistics."""
+        return self.attack(source, "soft-clean", "-at soft --teacher-bn clean")
+
+    def named(self, source: RunStep) -> dict:
+        """{name: step} of the source and its three extractions in Table 2, in the order of `MODELS`."""
+        return {"source": source} | {a: self.attack(source, a, f"-at {a}") for a in MODELS[1:]}
+
+    def analysis(self, step: RunStep, what: str) -> RunStep:
+        """`utils.analyze` of a finished run; `what` is energy, margin or tsne."""
+        command = _tidy(f"python -m utils.analyze {what} {_folders(step)} {self._data}")
+        return RunStep(command, step.folder / f"{what}.json", (step,))
+
+    def verdict(self, what: str, source: RunStep, suspects, benign=()) -> RunStep:
+        """`utils.verify di` or `eef` (`what`) on the suspects; its exit status 1 says that a claim does not hold."""
+        done = source.folder / f"{what}.json"
+        command = _tidy(f"python -m utils.verify {what} {_folders(source)} {_benign(benign)} "
+                        f"--suspect {_folders(*suspects)} --json {shlex.quote(str(done))} {self._data} "
+                        f"{self.profile.judged[what]}")
+        return RunStep(command, done, tuple(dict.fromkeys((source, *suspects, *benign))))
+
+    @property
+    def _data(self) -> str:
+        folder = self.profile.data_dir
+        return f"--data-dir {folder}" if folder else ""
+
+
+def _benign(steps) -> str:
+    return f"--benign {_folders(*steps)}" if steps else ""
+
+
+def _folders(*steps: RunStep) -> str:
+    return " ".join(shlex.quote(str(step.folder)) for step in steps)
+
+
+def _tidy(command: str) -> str:
+    return " ".join(command.split())
+
+
+# ---- starting one ----
+
+
+def run(step: RunStep) -> None:
+    """Run a step that is due, in a process of its own; one that was interrupted continues where it was.
+
+    Whether it succeeded is decided by the file at its end, not by its exit status, because utils.verify exits with 1
+    where a claim does not hold. Raises Refusal where that file is missing. A signal that stops this process is passed
+    on as SIGTERM; the script then saves, says so and exits. Where it was stopped before it could say so, Interrupted
+    is raised.
+    """
+    if not step.due:
+        return
+    print(f"$ {step.command}", flush=True)
+    words = [sys.executable, *shlex.split(step.command)[1:]]
+    if words[1].endswith(".py"):
+        words[1] = str(ROOT / words[1])
+    step.folder.parent.mkdir(parents=True, exist_ok=True)
+    process, received = None, []  # received: (signal to this process, when)
+
+    def stop(signum, frame):
+        # `timeout` sends its signal twice, and a script that gets a second one while it saves ends at once
+        if received and time.monotonic() < received[0][1] + 1:
+            return
+        received.append((signum, time.monotonic()))
+        if process is not None:
+            process.terminate()
+
+    stops = [s for s in STOPS if signal.getsignal(s) != signal.SIG_IGN]
+    old = {s: signal.signal(s, stop) for s in stops}
+    try:
+        # in its own session the script does not also get a terminal's Ctrl-C, or what `timeout` sends to its group
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, start_new_session=True,
+                                   env={**os.environ, "PYTHONPATH": str(ROOT)})
+        if received:
+            process.terminate()
+        status = process.wait()
+    finally:
+        for signum, handler in old.items():
+            signal.signal(signum, handler)
+    if received and status > 0:
+        sys.exit(128 + received[0][0])
+    if received:
+        raise Interrupted(received[0][0], "interrupted; what was saved is intact, and the same command goes on")
+    if step.due:
+        missing = step.done if step.result() is None else "a new report"
+        how = f"by signal {-status}" if status < 0 else f"with status {status}, without {missing}"
+        raise Refusal(f"this command ended {how}, see above; mend that, and the same figures.make goes on: "
+                      f"{step.command}")
