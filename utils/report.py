@@ -20,6 +20,7 @@ from utils.answers.answers import answers_of_model
 from utils.ownership.claim_text import claim_sentence
 from utils.ownership.commitment import check_commitment
 from utils.ownership.owner import Owner, read_owner
+from utils.ownership.pvalues import either
 from utils.ownership.verdict import ORDERS, OwnershipCase
 from utils.pages import TEMPLATE, chart, check_page_file, clean, legend, png_image, png_of, render, shorten, write_page
 from utils.published.for_run import SETTINGS, paper_row
@@ -257,7 +258,7 @@ def decision(t1: float | None, t1p: float | None) -> str:
     """What the tests decide, from log10 p: T1 and T1p are two, so the smaller p counts twice (Bonferroni)."""
     if t1 is None:
         return EMPTY
-    return "claimed" if (t1 if t1p is None else min(t1, t1p) + math.log10(2)) <= DECIDES else "not claimed"
+    return "claimed" if either(t1, t1p) <= DECIDES else "not claimed"
 
 
 def result_rows(source: Record, attacks: list[Record], classes: tuple, seeds: frozenset) -> list[tuple]:
