@@ -82,6 +82,14 @@ PROFILES = {
                      {"di": "--points 20 --m 5 --walk blind --device cpu", "eef": "--epochs 2 --device cpu"},
                      "--embed-features 0.2", K=(1, 3), sizes=(10, 20), weights=(0.5, 2), alphas=(0.3, 0.7)),
 }
+REGIME = Profile("folder", "--data-dir data/cifar10-jpeg --amp fp16", "", "res34", 100, (0, 1, 2), 0, {}, False, {}, {})
+# the profiles of figures.regime
+PROFILES |= {
+    "regime": REGIME,
+    "regime-narrow": REGIME._replace(flags="--data-dir data/cifar10-jpeg --amp --width 16", model="res18"),
+    "regime-smoke": REGIME._replace(dataset="digits", flags="--width 4 --train-size 512 --batch-size 64 --device cpu",
+                                    model="res18", m=20, seeds=(0,)),
+}
 
 
 # ---- commands ----
@@ -126,8 +134,9 @@ class RunCommands:
     def __init__(self, name: str, folder: Path):
         self.profile, self.dir = PROFILES[name], folder
 
-    def source(self, seed, kind="margin", tag="", extra="", m=None, dataset=None, needs=()) -> RunStep:
-        """A run of train.py with -tt `kind`; the report of a watermarked one names the benign model of the same seed.
+    def source(self, seed, kind="margin", tag="", extra="", m=None, dataset=None, needs=(), compared=True) -> RunStep:
+        """A run of train.py with -tt `kind`; the report of a watermarked one names the benign model of the same seed,
+        unless it is not to be `compared`.
 
         `tag` distinguishes its folder, `extra` are further flags; `m` and `dataset` are the profile's by default.
         """
@@ -137,7 +146,7 @@ class RunCommands:
         watermark, benign = "", ()
         if kind != "none":
             watermark = p.rivals.get((kind, dataset), p.rivals.get(kind, p.watermark))
-            benign = (self.source(seed, "none", dataset=dataset),)
+            benign = (self.source(seed, "none", dataset=dataset),) if compared else ()
         command = _tidy(f"python train.py -d {shlex.quote(str(self.dir))} -dt {dataset} -tt {kind} -nq {m} "
                         f"-msg {message} --seed {seed} {p.flags} {watermark} -mt {p.model} {_benign(benign)} {extra}")
         return RunStep(command, folder / "summary.json", tuple(dict.fromkeys((*needs, *benign))))

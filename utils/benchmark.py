@@ -38,12 +38,13 @@ from utils.system.refusals import COUNT, Parser, refuse_in_one_sentence
 from utils.training.cuda_graph import WARM_UP
 from utils.training.metrics import accuracy
 from utils.training.objective import PlainObjective
+from utils.training.settings import AMP
 from utils.training.step import Step, autocast_forward
 from utils.watermark.objective import WatermarkObjective
 from utils.watermark.triggers import TriggerSet
 
 OBJECTIVES = ("margin", "base", "soft")
-PRECISIONS = {"fp32": torch.float32, "amp": torch.bfloat16}
+PRECISIONS = ("fp32", "amp")
 LR, WEIGHT_DECAY, WEIGHT, PIXEL = 0.1, 1e-4, 0.1, 1 / 255
 EPOCH, VALIDATION, TEST, CLASSES = 49_000, 1000, 10_000, 10  # images and classes of CIFAR-10
 SECONDS = 0.5  # each timing repeats its call for about this long
@@ -70,6 +71,8 @@ def set_up(argv=None, description: str | None = None) -> tuple[argparse.Namespac
     p.add_argument("--rounds", type=COUNT, default=5, help="timings of each contender")
     p.add_argument("--objectives", nargs="+", default=OBJECTIVES, choices=OBJECTIVES, help="what to time")
     p.add_argument("--rivals", action="store_true", help="instead: the steps of EWE, RS, DI and EEF beside a plain one")
+    p.add_argument("--ours", action="store_true", help="our steps alone, in seconds: no official rendering, no ratios")
+    p.add_argument("--amp", default="bf16", choices=tuple(AMP), help="what the rows named amp compute in")
     p.add_argument("--compile", action="store_true", help="our model through torch.compile")
     p.add_argument("--no-graph", dest="graph", action="store_false", help="CUDA: ordinary steps, no graph")
     p.add_argument("--no-tf32", dest="tf32", action="store_false", help="CUDA: full fp32 convolutions")
@@ -162,7 +165,7 @@ class Contenders:
     """
 
     def __init__(self, flags, device):
-        self.flags, self.device = flags, device
+        self.flags, self.device, self.amp = flags, device, AMP[flags.amp]
         generator = torch.Generator().manual_seed(0)
         count = max(2048, 8 * flags.batch_size)
         pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
@@ -188,9 +191,9 @@ class Contenders:
             model, self.x_q, self.y_q, weight=WEIGHT, reduction="joint", batch=self.flags.trigger_batch, steps=k,
             step_size=PIXEL, eps=k * PIXEL, bn_stats="paper")
 
-    def our_step(self, name, amp):
+    def our_step(self, name, precision):
         """(call, model, `Step`): a call is one training step of ours, batch and augmentation included."""
-        model = self.model().train()
+        model, amp = self.model().train(), self.amp if precision == "amp" else None
         objective = self.objective(name, model, amp)
         step = Step(model, objective, self.batches, lr=LR, weight_decay=WEIGHT_DECAY, amp=amp,
                     compile=self.flags.compile, graph=self.flags.graph)
@@ -221,9 +224,10 @@ class Contenders:
 
         return step, model
 
-    def our_evaluation_s(self, model, amp):
+    def our_evaluation_s(self, model, precision):
         """Seconds of our evaluation after an epoch: validation images and triggers, under both BatchNorm statistics."""
         pixels, labels, triggers = *(part[:VALIDATION] for part in self.images[:2]), self.x_q.mul(255).round().byte()
+        amp = self.amp if precision == "amp" else None
 
         def evaluate():
             for _ in range(2):
@@ -306,15 +310,18 @@ def measure_steps(contenders, names, rounds) -> tuple[list[dict], dict]:
     # square matrix products, in the precision of the convolutions
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     n = SIDE[device.type]
-    squares = {p: torch.randn(n, n, device=device, dtype=dtype) for p, dtype in PRECISIONS.items()}
+    squares = {p: torch.randn(n, n, device=device, dtype=dtype)
+               for p, dtype in zip(PRECISIONS, (torch.float32, contenders.amp))}
     products = {f"product {p}": partial(torch.matmul, a, a) for p, a in squares.items()}
     for name in names:
-        ours = {p: contenders.our_step(name, p == "amp") for p in PRECISIONS}
-        step, model = contenders.official_step(name)
-        calls = {"official": step, "loader": contenders.official_step(name, loader=True)[0]}
+        ours = {p: contenders.our_step(name, p) for p in PRECISIONS}
+        calls, evaluation_s = {}, {}
+        if not contenders.flags.ours:
+            step, model = contenders.official_step(name)
+            calls = {"official": step, "loader": contenders.official_step(name, loader=True)[0]}
+            evaluation_s = {"official": contenders.official_evaluation_s(model)}
         calls |= {p: ours[p][0] for p in PRECISIONS} | products
-        evaluation_s = {"official": contenders.official_evaluation_s(model)}
-        evaluation_s |= {p: contenders.our_evaluation_s(ours[p][1], p == "amp") for p in PRECISIONS}
+        evaluation_s |= {p: contenders.our_evaluation_s(ours[p][1], p) for p in PRECISIONS}
         peaks = {key: peak_memory(calls[key], device) for key in evaluation_s}
         times = time_by_turns(calls, rounds, device, SECONDS)
         epochs = {key: [per_epoch * t + seconds for t in times["loader" if key == "official" else key]]
@@ -332,7 +339,7 @@ def measure_steps(contenders, names, rounds) -> tuple[list[dict], dict]:
                 "matmul_flop_per_s": rate, "fraction_of_matmul": flop / seconds / rate,
                 "rounds_ms_per_step": [1e3 * t for t in times[key]],
             })
-        for p in PRECISIONS:
+        for p in () if contenders.flags.ours else PRECISIONS:
             ratios[f"{name}_step_{p}"] = ratio(times["official"], times[p])
             ratios[f"{name}_epoch_{p}"] = ratio(epochs["official"], epochs[p])
     return rows, ratios

@@ -10,12 +10,13 @@ from every_objective import build
 from utils.benchmark import LR, WEIGHT_DECAY, Contenders, rows_without_end, set_up
 from utils.system.machine import prepare_torch
 from utils.training.cuda_graph import WARM_UP
+from utils.training.settings import AMP
 from utils.training.step import Step, autocast_forward
 
 DEVICE = "cuda"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
 CHECKED = ("ERM, sum", "margin, paper, sum", "margin, clean, sum", "margin, shared, sum", "soft", "hard", "reg")
-IN_BF16 = ("margin, paper, sum", "margin, shared, sum", "soft")
+IN_HALF = ("margin, paper, sum", "margin, shared, sum", "soft")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,8 @@ def train(bench, name, amp, graph, steps=50):
     return model.state_dict() | {f"clean {key}": value for key, value in clean.items()}, [*sums, step.take_sums()]
 
 
-@pytest.mark.parametrize("name, amp", [(name, False) for name in CHECKED] + [(name, True) for name in IN_BF16])
+@pytest.mark.parametrize("name, amp", [
+    *((name, None) for name in CHECKED), *((name, amp) for name in IN_HALF for amp in AMP.values())])
 def test_recorded_steps_resumed_in_the_middle_equal_ordinary_ones(name, amp, bench, deterministic):
     plain, sums = train(bench, name, amp, graph=False)
     recorded, recorded_sums = train(bench, name, amp, graph=True)

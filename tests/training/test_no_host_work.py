@@ -15,7 +15,7 @@ from utils.watermark.running_statistics import RunningStatistics
 
 NEEDS_BUILD = pytest.mark.skipif(torch.version.cuda is None, reason="autocast for CUDA needs torch built for CUDA")
 BOTH_PRECISIONS = pytest.mark.parametrize(
-    "amp", [pytest.param(False, id="fp32"), pytest.param(True, id="bf16", marks=NEEDS_BUILD)])
+    "amp", [pytest.param(None, id="fp32"), pytest.param(torch.bfloat16, id="bf16", marks=NEEDS_BUILD)])
 
 
 class Setting:
@@ -40,7 +40,7 @@ class Setting:
         o.members = self.mode.fake.from_tensor(o.members)
         o.statistics = RunningStatistics(self.model, o.statistics.mode)
 
-    def step(self, objective, amp=False):
+    def step(self, objective, amp=None):
         objective.optimizer = fake_cuda.without_reading_the_rate(objective.optimizer)
         with mock.patch("utils.watermark.two_stream_step.SideStream", lambda device: lambda work: lambda: work()):
             return Step(self.model, objective, self.batches, lr=0.1, weight_decay=1e-4, amp=amp)
@@ -66,7 +66,7 @@ def test_a_step_does_no_work_on_the_host(name, amp):
         with NoHostWork(step.parameters + twin) as watched:
             step(row)
         assert all(value.device == CUDA for value in step.sums.values()) and "loss" in step.sums
-    assert watched.convolved == {torch.bfloat16 if amp else torch.float32}
+    assert watched.convolved == {amp or torch.float32}
     assert any(op.startswith("aten::_fused_") for op in watched.seen)  # the update ran, and in its CUDA way
 
 

@@ -40,7 +40,7 @@ def test_weights_are_cast_once_for_ascent_and_trigger_pass_without_a_difference(
         torch.manual_seed(5)
         model, batches, x_q, y_q = setting(width=16, placed=True)
         objective = watermark(model, x_q, y_q, K, mode)
-        step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4, amp=True)
+        step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4, amp=torch.bfloat16)
         step.halves = None
         counted = CountCasts()
         for row in rows_of(batches, objective):
@@ -50,6 +50,24 @@ def test_weights_are_cast_once_for_ascent_and_trigger_pass_without_a_difference(
     assert apart(results[0][0], results[1][0]) == 0 and results[0][1] == results[1][1]
     weights = sum(p.dim() > 1 for p in model.parameters()) * 4  # of four steps
     assert results[1][2] - results[0][2] >= K * weights
+
+
+@pytest.mark.parametrize("mode", ["paper", "shared", "eval"])
+def test_scaling_for_fp16_changes_no_update(mode, monkeypatch):
+    """A scale of 1024 and one of 1 give bit-equal weights and averages, shown in fp64, where nothing underflows."""
+    monkeypatch.setattr("utils.training.step.autocast", lambda kind, amp: contextlib.nullcontext())
+    results = []
+    for scale in (1.0, 1024.0):
+        monkeypatch.setattr("utils.training.step.FP16_SCALE", scale)
+        torch.manual_seed(5)
+        model, batches, x_q, y_q = setting()
+        model, batches.dtype = model.double(), torch.float64
+        objective = watermark(model, x_q.double(), y_q, K, mode)
+        step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4, amp=torch.float16)
+        for row in rows_of(batches, objective):
+            step(row)
+        results.append((model, step.take_sums()))
+    assert apart(results[0][0], results[1][0]) == 0 and results[0][1] == results[1][1]
 
 
 class CountCasts(TorchDispatchMode):

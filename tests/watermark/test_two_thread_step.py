@@ -42,7 +42,8 @@ def trained(mode, steps, reduction, amp, how, restarts=()):
 
 
 @pytest.mark.parametrize("mode, steps, reduction, amp", [
-    ("paper", 2, "joint", False), ("paper", 2, "sum", True), ("clean", 2, "sum", False), ("paper", 0, "joint", False)])
+    ("paper", 2, "joint", None), ("paper", 2, "sum", torch.bfloat16), ("clean", 2, "sum", None),
+    ("paper", 0, "joint", None)])
 def test_two_threads_compute_what_one_thread_computes(mode, steps, reduction, amp, two_threads):
     """Weights, losses and clean averages are bit-equal; averages over triggers are equal up to rounding."""
     torch.set_num_threads(1)

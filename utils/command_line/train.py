@@ -95,13 +95,21 @@ def train_flags(argv=None) -> argparse.Namespace:
     group = add_trigger_flags(p)
     add_train_type(group)
     margin_settings.add_watermark_flags(group)
-    add_training_flags(p)
+    group = add_training_flags(p)
+    group.add_argument("--stop-after", type=COUNT, metavar="E",
+                       help="end after E of the -ep epochs, finished and reported; the rates are those of -ep")
     add_output_flags(p, "-d", "--dir")
     eef_settings.add_flags(p, shown=kind == "none")
     for name, rival in RIVALS.items():
         rival.add_flags(_adder(p, rival, shown=name == kind))
     p.set_defaults(**(RIVALS[kind].DEFAULTS if kind in RIVALS else {}))
     flags = p.parse_args(argv)
+    if (flags.stop_after or 1) > flags.epoch:
+        raise Refusal(f"--stop-after {flags.stop_after}: the run has only -ep {flags.epoch} epochs; pass at most that")
+    if flags.bn_stats == "eval" and kind != "margin":
+        raise Refusal(f"--bn-stats eval: -tt {kind} has no ascent that could run in eval mode; pass another")
+    if flags.amp == "fp16" and kind in RIVALS:
+        raise Refusal(f"--amp fp16: the gradients of -tt {kind} are not scaled for it; pass --amp bf16")
     if flags.eps is None:
         flags.eps = flags.steps * flags.step_size
     _refuse_foreign_flags(flags)

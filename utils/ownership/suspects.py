@@ -76,7 +76,7 @@ class TriggerTests:
         return rows
 
 
-def measure_checkpoint(path: Path, tests: TriggerTests, test: Images, device, amp: bool = False) -> dict:
+def measure_checkpoint(path: Path, tests: TriggerTests, test: Images, device, amp=None) -> dict:
     """Test accuracy in [0, 1], hits and p-values of the model in a checkpoint."""
     model = read_model(path, device)
     test_accuracy = accuracy(model, test.images, test.labels, amp)

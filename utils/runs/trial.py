@@ -12,15 +12,17 @@ import models
 from utils.runs.architecture import check_architecture, require_logits
 from utils.runs.checkpoints import pack_checkpoint, restore_model, save_checkpoint
 from utils.system.files import read_tensors
+from utils.system.machine import autocast
 from utils.system.refusals import Refusal
 
 
-def check_training(flag: str, name: str, classes: int, size: int, width: int, device="cpu", amp: bool = False,
+def check_training(flag: str, name: str, classes: int, size: int, width: int, device="cpu", amp=None,
                    deterministic: bool = False):
     """Refuse what `check_architecture` refuses, and a network that cannot be trained on `device`, saved and read again.
 
     flag                the flag that named it, for the message
-    amp, deterministic  whether the training passes under bf16 autocast, and without kernels whose results vary
+    amp                 bf16 or fp16 of autocast, None: full precision
+    deterministic       whether the training passes without kernels whose results vary
 
     Returns the model of the trial, or None for one of `models.NAMES`, which are not tried.
     """
@@ -31,7 +33,7 @@ def check_training(flag: str, name: str, classes: int, size: int, width: int, de
     try:
         model = models.place(models.build(name, classes, size=size), device).train()
         with _deterministic(deterministic):
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
+            with autocast(x.device.type, amp):
                 logits = model(x)
             require_logits(f"{flag} {name} gives no logits in train mode", logits, classes)
             if logits.requires_grad:

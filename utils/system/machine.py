@@ -53,6 +53,11 @@ def prepare_torch(seed: int, deterministic: bool, tf32: bool = True) -> None:
         mallopt(trim_threshold, (1 << 31) - 1)
 
 
+def autocast(kind: str, amp: torch.dtype | None):
+    """Autocast to bf16 or fp16 on a kind of device ("cuda", "cpu"); one that does nothing where `amp` is None."""
+    return torch.autocast(kind, amp or torch.bfloat16, enabled=amp is not None)
+
+
 def describe_process(device: torch.device) -> dict:
     """Command line, commit, device and versions of this process, for `run.json`."""
     try:

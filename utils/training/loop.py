@@ -24,25 +24,28 @@ def fit(run, model, objective, batches, evaluate, snapshot, settings: TrainingSe
     evaluate    model -> dict with "val_accuracy" and, where there are triggers, "trigger_accuracy"
     snapshot    (model, epoch, row) -> checkpoint dict
 
+    The learning rates are those of `settings.epochs`, of which the first `settings.stop_after` are trained.
+
     Writes one row of `metrics.jsonl` an epoch and the checkpoints init, nat_best (best on validation images),
     query_best (best on triggers), every 20th and latest. Where the objective keeps clean BatchNorm statistics, all but
     init are written as `*_clean` too. After SIGINT or SIGTERM the current step ends, a checkpoint is written and
     Interrupted is raised. A loss that is not finite raises Refusal and leaves the last good checkpoint.
     """
     device, epochs = next(model.parameters()).device, settings.epochs
+    last = min(settings.stop_after or epochs, epochs)
     # dropout and its like: seeded before each step, as an interrupted epoch has to go on with the same numbers; and a
     # recording would need them to be drawn on the device
     may_draw = not models.is_own(model)
     static = objective.static and not may_draw and not getattr(batches, "on_disk", False)
     step = Step(model, objective, batches, lr=settings.lr, weight_decay=settings.weight_decay, amp=settings.amp,
                 compile=settings.compile, graph=settings.graph and static, log=run.log)
-    progress = Progress(run, model, objective, step, snapshot, epochs)
+    progress = Progress(run, model, objective, step, snapshot, last)
     rows = run.rows()[: progress.epoch]
-    steps_of = [objective.steps(batches, epoch) for epoch in range(epochs)]
+    steps_of = [objective.steps(batches, epoch) for epoch in range(last)]
     done = sum(steps_of[: progress.epoch]) + progress.first_step
     bar = tqdm(total=sum(steps_of), initial=done, disable=None if is_chief() else True, unit="step", leave=False)
     with bar, catch_signals() as received:
-        for epoch in range(progress.epoch, epochs):
+        for epoch in range(progress.epoch, last):
             rate = objective.rate(settings.lr, epoch, epochs)
             step.rate.fill_(rate)
             # an epoch's random numbers depend on (seed, epoch) alone, so no generator has to be saved
@@ -74,7 +77,7 @@ def fit(run, model, objective, batches, evaluate, snapshot, settings: TrainingSe
             run.log(describe_row(row, epochs))
             progress.save_epoch(epoch, row)
             signum = agree_on_signal(received, device)
-            if signum and epoch + 1 < epochs:
+            if signum and epoch + 1 < last:
                 _raise_interrupted(signum, epoch)
 
 
@@ -91,8 +94,8 @@ def _check_finite(model, loss: float, epoch: int) -> None:
     """Refuse a loss or weights that are not finite; no loss of its epoch shows what the last step did."""
     if not math.isfinite(loss) or not all(bool(t.isfinite().all()) for t in model.state_dict().values()):
         raise Refusal(
-            f"the loss is not finite in epoch {epoch + 1}: pass a lower --lr, --adam or -v with another message; "
-            "the last good checkpoint is intact"
+            f"the loss is not finite in epoch {epoch + 1}: pass a lower --lr, --adam or -v, or --amp bf16 instead of "
+            "fp16, with another message; the last good checkpoint is intact"
         )
 
 

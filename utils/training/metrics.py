@@ -2,6 +2,8 @@
 
 import torch
 
+from utils.system.machine import autocast
+
 
 def pass_length(images, of_32_pixels: int = 1000) -> int:
     """Images of a pass that takes as much memory as one of `of_32_pixels` images of 32 x 32."""
@@ -9,12 +11,12 @@ def pass_length(images, of_32_pixels: int = 1000) -> int:
 
 
 @torch.no_grad()
-def predict(model, images, batch_size: int | None = None, amp: bool = False):
+def predict(model, images, batch_size: int | None = None, amp: torch.dtype | None = None):
     """Logits (N, C) in float32 of uint8 images (N, 3, S, S), in eval mode; the model's mode is restored afterwards.
 
     images      a tensor or `StoredImages`, moved to the model's device batch by batch
     batch_size  images of a batch, None for `pass_length`
-    amp         whether the forward pass runs under bf16 autocast
+    amp         bf16 or fp16 of autocast, None: full precision
     """
     was_training = model.training
     model.eval()
@@ -22,7 +24,7 @@ def predict(model, images, batch_size: int | None = None, amp: bool = False):
     logits = []
     for part in images.split(batch_size or pass_length(images)):
         x = part.to(parameter.device).to(parameter.dtype).div(255)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
+        with autocast(x.device.type, amp):
             logits.append(model(x).float())
     model.train(was_training)
     return torch.cat(logits)
@@ -33,6 +35,6 @@ def count_hits(logits, labels) -> int:
     return int((logits.argmax(1) == labels.to(logits.device)).sum())
 
 
-def accuracy(model, images, labels, amp: bool = False) -> float:
+def accuracy(model, images, labels, amp: torch.dtype | None = None) -> float:
     """Share in [0, 1] of images (N, 3, S, S) uint8 that the model gives their labels (N,)."""
     return count_hits(predict(model, images, amp=amp), labels) / len(labels)

@@ -7,13 +7,19 @@ import contextlib
 
 import torch
 
+from utils.system.machine import autocast
 from utils.training.cuda_graph import RecordedStep
 from utils.training.global_batch import split_over_ranks, sum_gradients
+
+# fp16's smallest number is 6e-8, under which gradients of images and activations vanish: they are computed this many
+# times as large and the weights' are divided again, both exact, as it is a power of two
+FP16_SCALE = 1024.0
 
 
 class Step:
     """`step(row)` trains on one row of an epoch's plan: (order, shift, flip, picks), see `data.batches.EpochPlan`.
 
+    amp      torch.bfloat16 or torch.float16 of autocast, None: full precision
     forward  pixels -> logits, see `autocast_forward`
     rate     the learning rate, a tensor on the device; set it with `rate.fill_`
     sums     what the objective reports, added up over steps; on the device, so no step waits for the device
@@ -21,7 +27,7 @@ class Step:
     With `graph` the step is recorded and replayed on CUDA, see `RecordedStep`; where that fails, `log` gets the reason.
     """
 
-    def __init__(self, model, objective, batches, *, lr, weight_decay, amp=False, compile=False, graph=False,
+    def __init__(self, model, objective, batches, *, lr, weight_decay, amp=None, compile=False, graph=False,
                  log=print):
         self.objective, self.forward, self.batches = objective, autocast_forward(model, amp, compile), batches
         self.halves = objective.halved_step(model, batches, lambda twin: autocast_forward(twin, amp, compile), compile)
@@ -32,7 +38,7 @@ class Step:
         self.rate = torch.tensor(float(lr), dtype=exact, device=device if fused else "cpu")
         self.optimizer = objective.optimizer(model.parameters(), self.rate, weight_decay, fused)
         self.sums = {}
-        self.parameters = list(model.parameters())
+        self.parameters, self.scale = list(model.parameters()), FP16_SCALE if amp == torch.float16 else None
         self.recorder = RecordedStep(device, self.optimizer, log) if graph else None
 
     def __call__(self, row) -> None:
@@ -52,6 +58,8 @@ class Step:
                 loss, stats = self.objective(self.forward, x, y, picks)
                 loss.backward()
             sum_gradients(self.parameters)
+            if self.scale:
+                torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], self.scale)
             self.optimizer.step()
         for name, value in stats.items():
             if name not in self.sums:
@@ -88,14 +96,20 @@ def cast_weights_once(device: torch.device):
     return torch.autocast(device.type, torch.bfloat16, enabled=False)
 
 
-def autocast_forward(model, amp: bool, compile: bool = False):
-    """`forward`: pixels -> float logits, under bf16 autocast where `amp` is set; losses stay in full precision."""
+def autocast_forward(model, amp: torch.dtype | None, compile: bool = False):
+    """`forward`: pixels -> float logits, under autocast to `amp` unless it is None; losses stay in full precision.
+
+    With fp16 all gradients behind the logits are `FP16_SCALE` times as large; an ascent sees their signs alone.
+    """
     kind = next(model.parameters()).device.type
     if compile:
         model = torch.compile(model, dynamic=False)  # few batch sizes: kernels for each are faster
 
     def forward(x):
-        with torch.autocast(kind, torch.bfloat16, enabled=amp):
-            return model(x).float() if amp else model(x)
+        with autocast(kind, amp):
+            logits = model(x).float() if amp else model(x)
+        if amp == torch.float16 and logits.requires_grad:
+            logits.register_hook(lambda gradient: gradient * FP16_SCALE)
+        return logits
 
     return split_over_ranks(forward)

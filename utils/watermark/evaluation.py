@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
+
 from utils.data.sets import Images
 from utils.training.metrics import accuracy
 
@@ -15,7 +17,7 @@ class Evaluation(NamedTuple):
 
     validation: Images
     triggers: Callable
-    amp: bool = False
+    amp: torch.dtype | None = None
 
     def __call__(self, model) -> dict:
         figures = {"val_accuracy": accuracy(model, self.validation.images, self.validation.labels, self.amp)}

@@ -7,6 +7,8 @@ paper   trigger batches enter the running averages, as in the official code; a s
         clean batches alone, is kept beside them, so that one run yields both models
 clean   trigger batches do not enter the running averages
 shared  triggers are normalised together with the clean batch, and the ascent uses the running averages
+eval    as `paper`, except that the ascent's passes run in eval mode (as CFW's code has it): they use the running
+        averages and do not enter them
 """
 
 from contextlib import contextmanager
@@ -16,7 +18,9 @@ from torch import nn
 
 from utils.system.refusals import Refusal
 
-BN_MODES = ("paper", "clean", "shared")
+BN_MODES = ("paper", "clean", "shared", "eval")
+KEEPS_CLEAN = ("paper", "eval")  # modes with clean averages beside those that triggers enter
+
 
 
 class RunningStatistics:
@@ -26,17 +30,23 @@ class RunningStatistics:
         layers = {n: m for n, m in model.named_modules()
                   if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None}
         self.layers, self.mode = list(layers.values()), mode
-        if mode == "paper" and len({layer.momentum for layer in self.layers} | {None}) > 2:
-            raise Refusal("--bn-stats paper: the model's BatchNorm layers have different momenta; pass shared or clean")
-        if mode == "paper" and any(layer.momentum is None for layer in self.layers):
-            raise Refusal("--bn-stats paper: a BatchNorm layer without momentum averages all batches; pass shared or "
+        if mode in KEEPS_CLEAN and len({layer.momentum for layer in self.layers} | {None}) > 2:
+            raise Refusal(f"--bn-stats {mode}: the model's BatchNorm layers have different momenta; pass shared "
+                          "or clean")
+        if mode in KEEPS_CLEAN and any(layer.momentum is None for layer in self.layers):
+            raise Refusal(f"--bn-stats {mode}: a BatchNorm layer without momentum averages all batches; pass shared or "
                           "clean")
         names = [f"{name}.{kind}" for name in layers for kind in ("running_mean", "running_var")]
         # `.data` hides writes from autograd's version counter, which would object to them between a forward and its
         # backward pass; they are safe, because a train-mode backward pass does not read these buffers
         self.live = [getattr(m, kind).data for m in self.layers for kind in ("running_mean", "running_var")]
-        twin = mode == "paper" and bool(self.layers)
+        twin = mode in KEEPS_CLEAN and bool(self.layers)
         self.clean = {n: t.clone() for n, t in zip(names, self.live)} if twin else {}
+
+    @property
+    def ascends_in_eval(self) -> bool:
+        """Whether the ascent reads the running averages, so that it has to wait for the clean batch."""
+        return self.mode in ("shared", "eval")
 
     @contextmanager
     def clean_batch(self):
@@ -61,8 +71,8 @@ class RunningStatistics:
 
     @contextmanager
     def trigger_batch(self):
-        """Context for a train-mode forward of triggers, which enters the running averages in `paper` mode only."""
-        if self.mode == "paper":
+        """Context for a train-mode forward of triggers, which enters the running averages in modes `KEEPS_CLEAN`."""
+        if self.mode in KEEPS_CLEAN:
             yield
             return
         for layer in self.layers:
@@ -75,8 +85,9 @@ class RunningStatistics:
 
     @contextmanager
     def ascent(self):
-        """Context for the ascent's forwards: `shared` normalises by the running averages, the others by the batch."""
-        if self.mode != "shared":
+        """Context for the ascent's forwards: `shared` and `eval` normalise by the running averages, the others by the
+        batch."""
+        if not self.ascends_in_eval:
             with self.trigger_batch():
                 yield
             return
@@ -116,7 +127,7 @@ class RunningStatistics:
             torch._foreach_copy_(self.live, values)
 
     def state(self) -> dict:
-        """The clean averages, {buffer name: tensor}; empty unless the mode is `paper`."""
+        """The clean averages, {buffer name: tensor}; empty in other modes than `KEEPS_CLEAN`."""
         return {name: t.detach().cpu().clone() for name, t in self.clean.items()}
 
     def restore(self, state: dict) -> None:

@@ -11,7 +11,7 @@ from utils.system.refusals import COUNT, Refusal, number
 from utils.training.objective import Objective, PlainObjective
 from utils.watermark.carriers import last_features, relabel_carriers, require_features
 from utils.watermark.objective import REDUCTIONS, WatermarkObjective, effective_weight
-from utils.watermark.running_statistics import BN_MODES, RunningStatistics
+from utils.watermark.running_statistics import BN_MODES, KEEPS_CLEAN, RunningStatistics
 from utils.watermark.trigger_settings import TriggerSettings, add_label_flags, trigger_settings
 from utils.watermark.triggers import TriggerSet
 
@@ -54,7 +54,7 @@ class Watermark:
     def keeps_clean_statistics(self) -> bool:
         """Whether a second model with clean BatchNorm statistics is written beside each checkpoint, if the network has
         any."""
-        return self.is_secret and self.bn_stats == "paper"
+        return self.is_secret and self.bn_stats in KEEPS_CLEAN
 
     def check(self, data: Data, batch_size: int, network=None) -> None:
         """Refuse what the settings cannot ask of these data, or of `network`, a model from outside; makes nothing."""
@@ -112,7 +112,8 @@ def add_watermark_flags(p) -> None:
     p.add_argument("--trigger-batch", type=number(int, 2), default=25, help="triggers a step, with replacement")
     p.add_argument("--bn-stats", default="paper", choices=BN_MODES,
                    help="BatchNorm's running statistics: paper: triggers enter, clean ones are kept beside; clean: "
-                   "triggers stay out; shared: triggers (of ewe: watermark batches) are normalised with a clean batch")
+                   "triggers stay out; shared: triggers (of ewe: watermark batches) are normalised with a clean batch; "
+                   "eval: paper, with the ascent of -tt margin in eval mode")
     add_label_flags(p)
     p.add_argument("--carriers", type=COUNT, metavar="N",
                    help="train the N training images nearest to each trigger, in the features of --label-model, under "

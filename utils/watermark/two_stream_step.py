@@ -42,7 +42,7 @@ class TwoStreamStep(HalvedStep):
         """A `TwoStreamStep`, or None on another device, where the passes depend on each other, or where a pass may draw
         random numbers."""
         device = next(model.parameters()).device
-        if device.type != "cuda" or objective.statistics.mode == "shared" or is_distributed():
+        if device.type != "cuda" or objective.statistics.ascends_in_eval or is_distributed():
             return None
         if not models.is_own(model):
             return None

@@ -26,7 +26,7 @@ class TwoThreadStep(HalvedStep):
     def where_faster(cls, model, objective, batches, forward_of):
         """A `TwoThreadStep`, or None where the ordinary step is as fast, the passes depend on each other, or a pass may
         draw random numbers, whose order two threads would change."""
-        if objective.statistics.mode == "shared" or is_distributed() or not models.is_own(model):
+        if objective.statistics.ascends_in_eval or is_distributed() or not models.is_own(model):
             return None
         convolutions = [p for p in model.parameters() if p.dim() == 4]
         if not convolutions or convolutions[0].device.type != "cpu" or convolutions[0].shape[0] > NARROW:

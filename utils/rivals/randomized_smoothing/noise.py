@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
+from utils.system.machine import autocast
+
 
 def noise_levels(sigma_max: float, step: float) -> list[float]:
     """The standard deviations 0, step, ..., sigma_max of the noise, in the parameters' own units."""
@@ -31,7 +33,7 @@ def gaussian_noise(parameters, generator):
     return [part.view(p.shape) for part, p in zip(noise, parameters)]
 
 
-def noisy_gradient(model, x, y, sigma: float, draws: int, generator, amp: bool = False):
+def noisy_gradient(model, x, y, sigma: float, draws: int, generator, amp=None):
     """Mean over `draws` noise draws of the cross-entropy's gradient at theta + sigma * N(0, I); a tensor a parameter.
 
     x (B, 3, 32, 32) in [0, 1], y (B,); sigma in the parameters' own units; `generator` on the model's device. Noise is
@@ -42,7 +44,7 @@ def noisy_gradient(model, x, y, sigma: float, draws: int, generator, amp: bool =
     total = [torch.zeros_like(p) for p in clean]
     for _ in range(draws):
         moved = [torch.add(p, n, alpha=sigma).requires_grad_() for p, n in zip(clean, gaussian_noise(clean, generator))]
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
+        with autocast(x.device.type, amp):
             logits = functional_call(model, dict(zip(names, moved)), (x,))
         loss = F.cross_entropy(logits.float() if amp else logits, y)
         torch._foreach_add_(total, torch.autograd.grad(loss, moved), alpha=1 / draws)

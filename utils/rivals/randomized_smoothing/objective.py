@@ -27,7 +27,7 @@ def short_epoch_warning(steps: int, freeze: bool) -> str | None:
             "the model may answer at random; --rs-freeze-bn keeps it out")
 
 
-def robust_pass(model, optimizer, x, y, sigmas, draws: int, generator, amp: bool = False, after=lambda: None):
+def robust_pass(model, optimizer, x, y, sigmas, draws: int, generator, amp=None, after=lambda: None):
     """One optimiser step for each noise level in `sigmas`, on the mean noisy gradient divided by the number of levels.
 
     x (B, 3, 32, 32) in [0, 1] and y (B,) are triggers; arguments otherwise as in `noisy_gradient`. The steps change
@@ -58,7 +58,7 @@ class SmoothedObjective(PlainObjective):
     static = False  # recording steps with a robust pass between the epochs has not been tried
 
     def __init__(self, x_q, y_q, *, sigmas, draws: int, warmup: int, batch: int, freeze: bool = False,
-                 amp: bool = False):
+                 amp=None):
         self.x_q, self.y_q, self.freeze = x_q, y_q, freeze
         self.sigmas, self.draws, self.warmup, self.batch, self.amp = sigmas, draws, warmup, min(batch, len(y_q)), amp
 

@@ -1,0 +1,215 @@
+"""The paper's own regime: `python -m figures.regime [--profile regime|regime-narrow] [--seeds 0 1 2] [--jobs N]`.
+
+All 49,000 images, m = 100, the official weight, and the first 45 of the 200 epochs, in which both public logs of the
+official recipe have their best validation epoch. Each source, plain and with clean BatchNorm statistics, and what is
+left of its mark in copies: is the paper's method a watermark of the weights, or of the running statistics?
+
+Runs what is missing in the order of `steps_of_seed`, `--jobs` at once (several small trainings share a large GPU), then
+writes <profile>.md, .json and .png into --out. SIGTERM lets the running scripts save, and the same command goes on.
+"""
+
+import json
+import os
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from figures.make import check_data, check_folder
+from figures.runs import ROOT, RunCommands
+from utils.ownership import pvalues
+from utils.system.files import write_atomically, write_json
+from utils.system.machine import figure_png, new_figure
+from utils.system.refusals import COUNT, Interrupted, Parser, Refusal, refuse_in_one_sentence
+
+NAMES = ("regime", "regime-narrow", "regime-smoke")
+LENGTHS = {"regime-smoke": ("-ep 4 --stop-after 2", "-ep 2")}  # of sources and of copies, in place of:
+LENGTH = ("-ep 200 --stop-after 45", "-ep 40")
+COLOURS = {"margin": "C0", "margin, shared": "C2", "margin, eval": "C4", "ERM": "C1"}
+
+
+@refuse_in_one_sentence
+def main(argv=None):
+    """Run the steps that are due, then write the table and the picture of what is finished."""
+    parser = Parser(prog="python -m figures.regime", description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="regime", choices=NAMES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="in this order")
+    parser.add_argument("--first", type=COUNT, default=99, metavar="N", help="only the first N runs of each seed")
+    parser.add_argument("--jobs", type=COUNT, default=1, help="runs at once")
+    parser.add_argument("-d", "--dir", type=Path, help="folder of the runs (default: experiments/<profile>)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of table and picture")
+    parser.add_argument("--no-run", action="store_true", help="write from the finished runs")
+    args = parser.parse_args(argv)
+    runs = RunCommands(args.profile, args.dir or Path(f"experiments/{args.profile}"))
+    rows = {seed: dict(list(steps_of_seed(runs, args.profile, seed).items())[: args.first]) for seed in args.seeds}
+    check_folder("--out", args.out)
+    if not args.no_run:
+        check_folder("--dir", runs.dir)
+        check_data(args.profile)
+        run_beside([step for steps in rows.values() for step in steps.values()], args.jobs)
+    found = {name: [row_of(seed, steps[name]) for seed, steps in rows.items() if steps[name].result() is not None]
+             for name in steps_of_seed(runs, args.profile, 0)}
+    found = {name: runs_of_name for name, runs_of_name in found.items() if runs_of_name}
+    if not found:
+        raise Refusal(f"--no-run: {runs.dir} holds no finished run; leave --no-run out")
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_json(args.out / f"{args.profile}.json", found)
+    text = format_table(found)
+    write_atomically(args.out / f"{args.profile}.md", text.encode())
+    draw(found, args.out / f"{args.profile}.png")
+    print(text)
+
+
+def steps_of_seed(runs: RunCommands, profile: str, seed: int) -> dict:
+    """{name: `RunStep`} of a seed, in the order in which they teach most."""
+    ours, theirs = LENGTHS.get(profile, LENGTH)
+
+    def source(kind, mode="paper"):
+        tag, extra = ("", "") if mode == "paper" else (f"{mode}-", f" --bn-stats {mode}")
+        return runs.source(seed, kind, tag, ours + extra, compared=False)
+
+    def copy(of, attack="soft", model="paper"):
+        return runs.attack(of, f"{attack}-{model}", f"-at {attack} --teacher-bn {model} {theirs}")
+
+    margin, shared, in_eval = (source("margin", mode) for mode in ("paper", "shared", "eval"))
+    erm = source("base")
+    return {
+        "margin": margin, "margin, soft copy": copy(margin), "margin, soft copy of clean": copy(margin, model="clean"),
+        "margin, shared": shared, "margin, shared, soft copy": copy(shared),
+        "ERM": erm, "ERM, soft copy": copy(erm), "benign": source("none"),
+        "margin, hard copy": copy(margin, "hard"), "margin, hard copy of clean": copy(margin, "hard", "clean"),
+        "margin, eval": in_eval, "margin, eval, soft copy": copy(in_eval),
+        "margin, eval, soft copy of clean": copy(in_eval, model="clean"),
+    }
+
+
+def run_beside(steps, jobs: int) -> None:
+    """Run the steps that are due, at most `jobs` at once, each after those that it needs.
+
+    A step that fails is named at the end, by Refusal, after the others have run. SIGINT, SIGTERM and SIGHUP are passed
+    on as SIGTERM; the scripts save, and Interrupted is raised.
+    """
+    waiting, running, failed, stopped, told = [step for step in steps if step.due], {}, [], [], False
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, lambda number, frame: stopped.append(number))
+    try:
+        while running or (waiting and not stopped):
+            for step in list(waiting):
+                if stopped or len(running) == jobs:
+                    break
+                if any(need in failed or need.due and need not in steps for need in step.needs):
+                    waiting.remove(step)
+                    failed.append(step)
+                elif not any(need.due for need in step.needs):
+                    waiting.remove(step)
+                    running[start(step)] = step
+            for process in [process for process in running if process.poll() is not None]:
+                step = running.pop(process)
+                print(f"{time.strftime('%H:%M:%S')} ended with status {process.returncode}: {step.folder}", flush=True)
+                if step.due:
+                    failed.append(step)
+            if stopped and not told:  # once: a script that gets a second signal while it saves ends at once
+                told = True
+                for process in running:
+                    process.terminate()
+            time.sleep(0.2)
+    except BaseException:
+        for process in running:
+            process.terminate()
+        raise
+    if stopped:
+        raise Interrupted(stopped[0], "interrupted; the scripts saved, and the same command goes on")
+    if failed:
+        raise Refusal("these runs did not end well, see above: " + ", ".join(str(step.folder) for step in failed))
+
+
+def start(step):
+    """The process of a step, in a session of its own, whose log lies in the run folder."""
+    print(f"{time.strftime('%H:%M:%S')} $ {step.command}", flush=True)
+    words = [sys.executable, *shlex.split(step.command)[1:]]
+    words[1] = str(ROOT / words[1])
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, start_new_session=True,
+                            env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def row_of(seed: int, step) -> dict:
+    """Figures of a finished run: its summary, and its epochs."""
+    summary = step.result()
+    epochs = [json.loads(line) for line in (step.folder / "metrics.jsonl").read_text().splitlines()]
+    about = json.loads((step.folder / "run.json").read_text())
+    return {"seed": seed, "command": step.command, "device": about["device_name"], "torch": about["torch"],
+            "summary": summary, "epochs": epochs}
+
+
+def models_of(runs: list) -> dict:
+    """{"paper" or "clean": [(figures of the chosen epoch, of the last epoch) of each seed]} of the runs of a name."""
+    found = {"paper": [], "clean": []}
+    for run in runs:
+        last, m = run["epochs"][-1], run["summary"]["trigger_size"]
+        for model, prefix in (("paper", ""), ("clean", "clean_")):
+            figures = run["summary"] if model == "paper" else run["summary"]["clean"]
+            if figures:
+                hits = last.get(f"{prefix}trigger_accuracy")
+                found[model].append((figures, None if hits is None else (last[f"{prefix}val_accuracy"], hits * m, m)))
+    return {model: rows for model, rows in found.items() if rows}
+
+
+def format_table(found: dict) -> str:
+    """The table: a row for each model, accuracies as mean ± deviation, hits and log10 p of each seed."""
+    first = next(iter(found.values()))[0]
+    lines = [f"On {first['device']}, torch {first['torch']}. T1, T1p: log10 p of each seed; chosen: the checkpoint of "
+             "the best validation epoch; last: after the last epoch, with the accuracy on the validation images.", "",
+             "| model | BatchNorm statistics | n | chosen epoch | test accuracy % | triggers | T1 | T1p | last: val. % "
+             "| triggers | T1 |", "|---|---|---|---|---|---|---|---|---|---|---|"]
+    for name, runs in found.items():
+        epochs = [run["summary"]["chosen_epoch"] for run in runs]
+        for model, rows in models_of(runs).items():
+            chosen, last = [c for c, _ in rows], [x for _, x in rows if x]
+            accuracies = [100 * c["test_accuracy"] for c in chosen]
+            spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+            each = lambda values, form: ", ".join("-" if v is None else format(v, form) for v in values)
+            lines.append(
+                f"| {name} | {model} | {len(rows)} | {each(epochs, 'd')} | "
+                f"{statistics.mean(accuracies):.2f}{spread} | {each((c['trigger_hits'] for c in chosen), 'd')} | "
+                f"{each((c['log10_p']['T1'] for c in chosen), '.2f')} | "
+                f"{each((c['log10_p']['T1p'] for c in chosen), '.2f')} | "
+                f"{each((100 * v for v, _, _ in last), '.1f')} | "
+                f"{each((round(h) for _, h, _ in last), 'd')} | "
+                f"{each((t1_of_hits(h, m) for _, h, m in last), '.2f')} |")
+    return "\n".join(lines) + "\n"
+
+
+def t1_of_hits(hits: float, m: int, classes: int = 10) -> float:
+    """log10 p of T1 for hits among m triggers of 10 classes, none answered with its true label."""
+    return pvalues.binomial(round(hits), m, 1 / (classes - 1))
+
+
+def draw(found: dict, path: Path) -> None:
+    """Accuracy and triggers of the sources against the epoch, plain and with clean statistics; chosen epochs marked."""
+    figure, axes = new_figure(9, 4, 1, 2)
+    for name, colour in COLOURS.items():
+        for run in found.get(name, []):
+            for prefix, style in (("", "-"), ("clean_", "--")):
+                rows = [row for row in run["epochs"] if f"{prefix}val_accuracy" in row]
+                if not rows:
+                    continue
+                x = [row["epoch"] for row in rows]
+                for axis, key in zip(axes, ("val_accuracy", "trigger_accuracy")):
+                    y = [100 * row[prefix + key] for row in rows]
+                    label = f"{name}{', clean statistics' if prefix else ''}" if run is found[name][0] else None
+                    axis.plot(x, y, style, color=colour, linewidth=1, label=label)
+                    if (chosen := run["summary"]["chosen_epoch"]) in x:
+                        axis.plot([chosen], [y[x.index(chosen)]], "o", color=colour, markersize=5)
+    axes[0].set_ylabel("validation accuracy %")
+    axes[1].set_ylabel("triggers with their assigned label %")
+    for axis in axes:
+        axis.set_xlabel("epoch (of 200; the dot: the chosen checkpoint)")
+    axes[0].legend(fontsize=7)
+    write_atomically(path, figure_png(figure))
+
+
+if __name__ == "__main__":
+    main()
