@@ -3,7 +3,7 @@ PYTHON ?= python3
 WITHIN = timeout --foreground --signal=INT --kill-after=10
 STEPS = .venv/bin/python -m utils.benchmark --device cuda --rounds 3
 
-.PHONY: help demo test lint gpu
+.PHONY: help demo test lint gpu regime
 
 help: ## list the targets (the default)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ gpu: .venv/installed ## check the GPU path on this machine and time it, in seven
 	$(WITHIN) 90 $(STEPS) --model res34 --objectives margin soft --json figures/gpu/res34.json
 	$(WITHIN) 45 $(STEPS) --model res18 --objectives margin --json figures/gpu/res18.json
 	$(WITHIN) 45 $(STEPS) --model vgg11 --objectives margin --json figures/gpu/vgg11.json
+
+regime: .venv/installed ## the paper's own regime on one GPU, nine minutes at a time; the same command goes on
+	timeout --signal=TERM 9m .venv/bin/python -m figures.regime --jobs 2
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

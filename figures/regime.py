@@ -12,7 +12,6 @@ import json
 import os
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -50,11 +49,13 @@ def main(argv=None):
         check_folder("--dir", runs.dir)
         check_data(args.profile)
         run_beside([step for steps in rows.values() for step in steps.values()], args.jobs)
-    found = {name: [row_of(seed, steps[name]) for seed, steps in rows.items() if steps[name].result() is not None]
-             for name in steps_of_seed(runs, args.profile, 0)}
-    found = {name: runs_of_name for name, runs_of_name in found.items() if runs_of_name}
+    found = {}
+    for seed, steps in rows.items():
+        for name, step in steps.items():
+            if (step.folder / "metrics.jsonl").is_file():
+                found.setdefault(name, []).append(row_of(seed, step))
     if not found:
-        raise Refusal(f"--no-run: {runs.dir} holds no finished run; leave --no-run out")
+        raise Refusal(f"--no-run: {runs.dir} holds no run; leave --no-run out")
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / f"{args.profile}.json", found)
     text = format_table(found)
@@ -136,54 +137,48 @@ def start(step):
 
 
 def row_of(seed: int, step) -> dict:
-    """Figures of a finished run: its summary, and its epochs."""
-    summary = step.result()
+    """Figures of a run: its summary, None where it is not finished, and its epochs."""
     epochs = [json.loads(line) for line in (step.folder / "metrics.jsonl").read_text().splitlines()]
+    epochs = [{key: round(value, 4) for key, value in row.items()
+               if key in ("epoch", "loss", "loss_wat", "seconds") or key.endswith("accuracy")} for row in epochs]
     about = json.loads((step.folder / "run.json").read_text())
     return {"seed": seed, "command": step.command, "device": about["device_name"], "torch": about["torch"],
-            "summary": summary, "epochs": epochs}
-
-
-def models_of(runs: list) -> dict:
-    """{"paper" or "clean": [(figures of the chosen epoch, of the last epoch) of each seed]} of the runs of a name."""
-    found = {"paper": [], "clean": []}
-    for run in runs:
-        last, m = run["epochs"][-1], run["summary"]["trigger_size"]
-        for model, prefix in (("paper", ""), ("clean", "clean_")):
-            figures = run["summary"] if model == "paper" else run["summary"]["clean"]
-            if figures:
-                hits = last.get(f"{prefix}trigger_accuracy")
-                found[model].append((figures, None if hits is None else (last[f"{prefix}val_accuracy"], hits * m, m)))
-    return {model: rows for model, rows in found.items() if rows}
+            "triggers": about["settings"]["num_query"], "summary": step.result(), "epochs": epochs}
 
 
 def format_table(found: dict) -> str:
-    """The table: a row for each model, accuracies as mean ± deviation, hits and log10 p of each seed."""
+    """The table: a line for each run and model of it."""
     first = next(iter(found.values()))[0]
-    lines = [f"On {first['device']}, torch {first['torch']}. T1, T1p: log10 p of each seed; chosen: the checkpoint of "
-             "the best validation epoch; last: after the last epoch, with the accuracy on the validation images.", "",
-             "| model | BatchNorm statistics | n | chosen epoch | test accuracy % | triggers | T1 | T1p | last: val. % "
-             "| triggers | T1 |", "|---|---|---|---|---|---|---|---|---|---|---|"]
+    lines = [f"On {first['device']}, torch {first['torch']}. T1, T1p: log10 p. Chosen: the checkpoint of the best "
+             "validation epoch, on the test images. Last: after the last epoch, on the validation images, with the "
+             "conservative T1, which counts a trigger that is answered with its true label as a miss. A run without a "
+             "chosen checkpoint was stopped in the epoch after its last.", "",
+             "| model | BatchNorm statistics | seed | chosen epoch | accuracy % | triggers | T1 | T1p | last epoch "
+             "| accuracy % | triggers | T1 cons. |", "|---|---|---|---|---|---|---|---|---|---|---|---|"]
     for name, runs in found.items():
-        epochs = [run["summary"]["chosen_epoch"] for run in runs]
-        for model, rows in models_of(runs).items():
-            chosen, last = [c for c, _ in rows], [x for _, x in rows if x]
-            accuracies = [100 * c["test_accuracy"] for c in chosen]
-            spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
-            each = lambda values, form: ", ".join("-" if v is None else format(v, form) for v in values)
-            lines.append(
-                f"| {name} | {model} | {len(rows)} | {each(epochs, 'd')} | "
-                f"{statistics.mean(accuracies):.2f}{spread} | {each((c['trigger_hits'] for c in chosen), 'd')} | "
-                f"{each((c['log10_p']['T1'] for c in chosen), '.2f')} | "
-                f"{each((c['log10_p']['T1p'] for c in chosen), '.2f')} | "
-                f"{each((100 * v for v, _, _ in last), '.1f')} | "
-                f"{each((round(h) for _, h, _ in last), 'd')} | "
-                f"{each((t1_of_hits(h, m) for _, h, m in last), '.2f')} |")
+        for run in runs:
+            for model, prefix in (("paper", ""), ("clean", "clean_")):
+                if f"{prefix}val_accuracy" in run["epochs"][-1]:
+                    lines.append(f"| {name} | {model} | {run['seed']} | {' | '.join(cells_of(run, model, prefix))} |")
     return "\n".join(lines) + "\n"
 
 
+def cells_of(run: dict, model: str, prefix: str) -> list[str]:
+    """The cells of a line of the table, from "chosen epoch" on."""
+    summary, last, m = run["summary"], run["epochs"][-1], run["triggers"]
+    cells = ["-"] * 5
+    if summary:
+        chosen = summary if model == "paper" else summary["clean"]
+        p = chosen["log10_p"]
+        cells = [str(summary["chosen_epoch"]), f"{100 * chosen['test_accuracy']:.2f}",
+                 f"{chosen['trigger_hits']} of {m}", f"{p['T1']:.2f}", f"{p['T1p']:.2f}"]
+    accuracy, hits = last[f"{prefix}val_accuracy"], last.get(f"{prefix}trigger_accuracy")
+    cells += [str(last["epoch"]), f"{100 * accuracy:.1f}"]
+    return cells + (["-", "-"] if hits is None else [f"{hits * m:.0f} of {m}", f"{t1_of_hits(hits * m, m):.2f}"])
+
+
 def t1_of_hits(hits: float, m: int, classes: int = 10) -> float:
-    """log10 p of T1 for hits among m triggers of 10 classes, none answered with its true label."""
+    """log10 p of the conservative T1 for hits among m triggers of 10 classes."""
     return pvalues.binomial(round(hits), m, 1 / (classes - 1))
 
 
@@ -201,7 +196,7 @@ def draw(found: dict, path: Path) -> None:
                     y = [100 * row[prefix + key] for row in rows]
                     label = f"{name}{', clean statistics' if prefix else ''}" if run is found[name][0] else None
                     axis.plot(x, y, style, color=colour, linewidth=1, label=label)
-                    if (chosen := run["summary"]["chosen_epoch"]) in x:
+                    if (chosen := (run["summary"] or {}).get("chosen_epoch")) in x:
                         axis.plot([chosen], [y[x.index(chosen)]], "o", color=colour, markersize=5)
     axes[0].set_ylabel("validation accuracy %")
     axes[1].set_ylabel("triggers with their assigned label %")

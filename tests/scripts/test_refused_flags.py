@@ -28,6 +28,10 @@ BAD_TRAIN = {
     "a model without need": (("--label-model", "somewhere"), ["--label-strategy"]),
     "label model that does not exist": (("--label-strategy", "lowest", "--label-model", "/no/run"), ["/no/run"]),
     "benign model that does not exist": (("--benign", "/no/run"), ["/no/run"]),
+    "stopped after more epochs than there are": (("--stop-after", 2), ["--stop-after 2", "-ep 1"]),
+    "no such precision": (("--amp", "fp8"), ["--amp", "bf16", "fp16"]),
+    "fp16 without its scale": (("-tt", "ewe", "--amp", "fp16"), ["--amp fp16", "ewe", "bf16"]),
+    "an ascent that is not there": (("-tt", "base", "--bn-stats", "eval"), ["--bn-stats eval", "base"]),
     "no folder of images": (("-dt", "folder", "--data-dir", "/no/images"), ["/no/images"]),
 }
 

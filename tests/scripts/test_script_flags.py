@@ -1,8 +1,11 @@
 """Flags of the three scripts that change what is computed."""
 
+import json
+
 import pytest
 import torch
 from commands import call, good, summary
+from comparing import same
 from digits_runs import BENIGN, SOURCE, STEAL, TRAIN
 from official_checkpoint import official
 
@@ -21,6 +24,24 @@ def test_paper_and_clean_give_the_same_weights_through_the_command(world):
             assert torch.allclose(twin[name], clean[name], rtol=1e-4, atol=1e-6)
         elif "num_batches" not in name:
             assert torch.equal(paper[name], clean[name]) and torch.equal(twin[name], clean[name])
+
+
+def test_a_run_that_is_stopped_early_is_the_beginning_of_the_whole_run(tmp_path):
+    """Two of four epochs: the rate of the third has fallen, which a run of -ep 2 does in its second."""
+    flags = ("-d", tmp_path, "-tt", "margin", *TRAIN, "-ep", 4)
+    good("train", *flags, "-msg", "whole")
+    good("train", *flags, "-msg", "part", "--stop-after", 2)
+    whole, part = tmp_path / f"{SOURCE}whole", tmp_path / f"{SOURCE}part"
+    rows = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole, part)]
+    same(rows[0][:2], rows[1])
+    assert summary(part)["epochs"] == 2 and rows[0][1]["lr"] > rows[0][2]["lr"]
+    good("train", *flags, "-msg", "second", "--stop-after", 3)
+    ends = [load_checkpoint(run / "checkpoints/checkpoint_latest.pt")["model"]["state_dict"]
+            for run in (tmp_path / f"{SOURCE}second", whole)]
+    good("train", *flags, "-msg", "all", "--stop-after", 4)
+    ends.append(load_checkpoint(tmp_path / f"{SOURCE}all/checkpoints/checkpoint_latest.pt")["model"]["state_dict"])
+    assert all(torch.equal(ends[1][name], ends[2][name]) for name in ends[1])
+    assert not torch.equal(ends[0]["1.conv1.weight"], ends[1]["1.conv1.weight"])
 
 
 @pytest.mark.parametrize("strategy", ["highest", "lowest"])

@@ -26,7 +26,22 @@ def test_share_of_triggers_in_the_running_statistics_is_the_published_one():
     assert statistics.state()["0.running_mean"].item() == pytest.approx(1 - 0.9**60, abs=1e-6)
 
 
-@pytest.mark.parametrize("bn_stats", ["paper", "clean", "shared"])
+def test_an_ascent_in_eval_mode_reads_the_averages_and_leaves_them():
+    """A layer with averages 2 and 9 normalises by them in the ascent, and by the batch in the passes around it."""
+    layer = nn.BatchNorm2d(1, eps=0).double()
+    nn.init.constant_(layer.running_mean, 2.0)
+    nn.init.constant_(layer.running_var, 9.0)
+    statistics = RunningStatistics(nn.Sequential(layer), "eval")
+    x = torch.tensor([5.0, 11.0], dtype=torch.float64).view(2, 1, 1, 1)
+    with statistics.ascent():
+        assert torch.allclose(layer(x).flatten(), torch.tensor([1.0, 3.0], dtype=torch.float64))
+    assert layer.running_mean.item() == 2 and layer.training
+    with statistics.trigger_batch():
+        assert torch.allclose(layer(x).flatten(), torch.tensor([-1.0, 1.0], dtype=torch.float64))
+    assert layer.running_mean.item() == pytest.approx(0.9 * 2 + 0.1 * 8)
+
+
+@pytest.mark.parametrize("bn_stats", ["paper", "clean", "shared", "eval"])
 def test_no_bn_mode_leaves_the_layers_changed(bn_stats):
     _, model, _, _ = train(2, "sum", bn_stats)
     for layer in model.modules():
