@@ -28,7 +28,7 @@ def test_share_of_triggers_in_the_running_statistics_is_the_published_one():
 
 def test_an_ascent_in_eval_mode_reads_the_averages_and_leaves_them():
     """A layer with averages 2 and 9 normalises by them in the ascent, and by the batch in the passes around it."""
-    layer = nn.BatchNorm2d(1, eps=0).double()
+    layer = nn.BatchNorm2d(1, eps=1e-12).double()
     nn.init.constant_(layer.running_mean, 2.0)
     nn.init.constant_(layer.running_var, 9.0)
     statistics = RunningStatistics(nn.Sequential(layer), "eval")
