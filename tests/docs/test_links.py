@@ -1,9 +1,15 @@
 """README, CONTRIBUTING and docs/: links, anchors, paths and commands name what is there. No network."""
 
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
+
+import distill
+import extraction
+import train
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -16,6 +22,8 @@ LINKED = re.compile(r"\[([^\]\n]*)\]\([^)\n]*\)")
 ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:")  # https:, mailto:
 HEADING = re.compile(r"^#{1,6} +(.+?) *#*$", re.MULTILINE)
 PATH = re.compile(r"(?<![\w./<>{}*$-])((?:utils|figures|tests|models|docs)/[\w./-]*)([<{*$]?)")
+VARIABLE = re.compile(r'^(\w+)="([^"\n]*)"', re.MULTILINE)
+SCRIPT = re.compile(r"^(?:\$ )?python (train|distill|extraction)\.py(.*)$", re.MULTILINE)
 COMMAND = re.compile(r"\bpython3?\s+-m\s+((?:utils|figures)(?:\.\w+)*)")
 
 
@@ -71,6 +79,19 @@ def missing_commands(file: Path, root: Path) -> list[str]:
     return problems
 
 
+def unknown_flags(text: str, known: dict[str, set[str]]) -> list[str]:
+    """Flags of the three scripts' commands in code blocks that the scripts' --help does not name; $F is replaced."""
+    problems = []
+    for block in FENCE.findall(text):
+        variables = dict(VARIABLE.findall(block))
+        for script, line in SCRIPT.findall(block):
+            for name, value in variables.items():
+                line = line.replace(f"${name}", value)
+            flags = {word for word in shlex.split(line, comments=True) if re.match(r"--?[a-z]", word)}
+            problems += [f"{script}.py has no {flag}" for flag in sorted(flags - known[script])]
+    return problems
+
+
 def too_long(file: Path, limit: int) -> list[str]:
     lines = len(file.read_text().splitlines())
     return [f"{file.name} has {lines} lines, more than {limit}"] if lines > limit else []
@@ -80,6 +101,18 @@ def too_long(file: Path, limit: int) -> list[str]:
 @pytest.mark.parametrize("check", [broken_links, missing_paths, missing_commands], ids=lambda check: check.__name__)
 def test_texts_name_what_is_there(check, file):
     assert check(file, ROOT) == []
+
+
+def test_the_scripts_have_the_flags_of_the_readme(monkeypatch, capsys):
+    known = {}
+    for script in (train, distill, extraction):
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", "--help"])
+        with pytest.raises(SystemExit):
+            script.main()
+        known[script.__name__] = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", capsys.readouterr().out))
+    readme = (ROOT / "README.md").read_text()
+    assert len(SCRIPT.findall(readme)) >= 6  # the official three, and the laptop's
+    assert unknown_flags(readme, known) == []
 
 
 def test_readme_is_short():
@@ -145,6 +178,18 @@ def test_a_good_text_has_no_problems(repository):
 def test_a_bad_text_is_found(repository, check, text):
     (repository / "README.md").write_text(f"{GOOD}\n{text}\n")
     assert len(check(repository / "README.md", repository)) == 1
+
+
+@pytest.mark.parametrize("line, problems", [
+    ("python train.py -a 1 --long x", []),
+    ("python train.py $F", []),
+    ("python train.py -a -1  # not --this", []),
+    ("python train.py --none", ["train.py has no --none"]),
+    ("python distill.py $F", ["distill.py has no --long"]),
+])
+def test_a_flag_that_a_script_has_not_is_found(line, problems):
+    text = f'```\nF="-a 1 --long x"\n{line}\n```\n'
+    assert unknown_flags(text, {"train": {"-a", "--long"}, "distill": {"-a"}}) == problems
 
 
 @pytest.mark.parametrize("lines, problems", [(150, 0), (151, 1)])
