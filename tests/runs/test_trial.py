@@ -118,9 +118,9 @@ def test_what_cannot_be_trained_or_kept_is_refused(kind, words):
 
 
 def test_autocast_is_tried_where_it_is_wanted():
-    tried(Body, amp=True)
+    tried(Body, amp=torch.bfloat16)
     with pytest.raises(Refusal, match="cannot be trained on cpu with --amp .RuntimeError"):
-        tried(OneKindOfFloat, amp=True)
+        tried(OneKindOfFloat, amp=torch.bfloat16)
 
 
 def test_what_an_ascent_and_a_watermark_step_need():
