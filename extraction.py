@@ -1,17 +1,167 @@
 """Extract a surrogate from a watermarked source: `python extraction.py -at soft -dmt res34 -tmt res34 -nq 100`."""
 
-from utils.attacks.theft import open_theft
-from utils.command_line.attacks import extraction_command
-from utils.system.machine import choose_device
-from utils.system.refusals import refuse_in_one_sentence
+from functools import partial
+
+import models
+from utils.attacks.editing import REMOVALS, channel_activations, check_edit, edited_models, fine_tune, pruning_masks
+from utils.attacks.stealing import ExtractionObjective, check_thief_data, extraction_loss, report_surrogate
+from utils.data.batches import Batches
+from utils.data.files import SIZE
+from utils.data.sets import load_data
+from utils.flags import extraction_flags, source_folder
+from utils.ownership.suspects import TriggerTests
+from utils.ownership.table import finish_run
+from utils.rivals.ewe import constant_rate, ewe_adam
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, load_source, model_width, pack_checkpoint
+from utils.runs.folder import RunFolder
+from utils.runs.networks import check_training, require_gradient_of_images
+from utils.system.files import sha256_of_file
+from utils.system.machine import AMP, choose_device, is_chief, prepare_torch
+from utils.system.refusals import Refusal, refuse_in_one_sentence
+from utils.training.loop import autocast_forward, fit
+from utils.training.metrics import accuracy
+from utils.training.ranks import synchronize_batchnorm
+from utils.watermark.margin import ascend
+from utils.watermark.trigger_files import unpack_source
+from utils.watermark.triggers import labels_are_uniform, measure_epoch, validation_images
 
 
 @refuse_in_one_sentence
 def main():
-    command = extraction_command()
-    device = choose_device(command.theft.device)
-    theft = open_theft(command.theft, command.attack, device)
-    command.attack.run(theft)
+    steal(extraction_flags(), "extraction")
+
+
+def steal(flags, word: str) -> None:
+    """Carry out the attack that flags of extraction.py or distill.py describe; `word` begins its folder's name.
+
+    What can be refused without the images is refused before they are decoded, since a folder of them then gets a
+    decoded copy. Validation and test images are those of the source's data set.
+    """
+    device, amp = choose_device(flags.device), AMP.get(flags.amp)
+    folder = source_folder(flags, flags.teacher_model_type)
+    checkpoint, path = load_source(folder, flags.select, flags.teacher_bn)
+    source, triggers = unpack_source(checkpoint, path, device)
+    check_source(flags, checkpoint, source, triggers, path)
+    about, name, on = checkpoint.get("about", {}), flags.attack, None
+    if flags.attack in REMOVALS:
+        start, model_type, on = starting_model(flags, source, folder, device)
+        check_edit(flags.attack, start, flags.finetune, flags.criterion)
+        needs_labels = flags.attack in ("finetune", "fineprune")
+        name = f"{flags.attack} {flags.finetune}" if needs_labels else flags.attack
+    else:
+        start, model_type = None, flags.model_type
+        loss, needs_labels = extraction_loss(flags)
+        check_training("-dmt", model_type, source.num_classes, source.size, flags.width, device, amp,
+                       flags.deterministic)
+        if flags.attack == "margin":
+            require_gradient_of_images("-at margin", source)
+    uniform = labels_are_uniform(about.get("label_strategy", "random"))
+    tests = TriggerTests(triggers, source.num_classes, uniform, flags.benign, device)
+    own, home = load_both(flags, about)
+    check_thief_data(own, home, about, source.num_classes, needs_labels, flags.batch_size)
+    record = vars(flags) | {"attack": name, "source_sha256": sha256_of_file(path), "data_sha256": home.sha256,
+                            "data_source_sha256": own.sha256} | ({"on_sha256": sha256_of_file(on)} if on else {})
+    run = RunFolder(folder / f"{word}{flags.additional_message}", record, "another -admsg")
+    run.check(flags.overwrite)
+    made = {"dataset": home.name, "dataset_source": own.name, "model": model_type,
+            "width": model_width(start) if start is not None else flags.width, "attack": name, "source": folder.name,
+            "source_sha256": record["source_sha256"], "seed": flags.seed}
+
+    run.open(device, flags.overwrite)
+    if flags.attack in ("prune", "quantize"):
+        report_edited(flags, run, made, start, tests, own, home.test, amp)
+        return
+    if run.finished:
+        run.log(f"{run.path} is finished; its figures:")
+    else:
+        prepare_torch(flags.seed, flags.deterministic, flags.tf32)
+        if start is not None:
+            kept = None
+            if flags.attack == "fineprune":
+                kept = pruning_masks(start, flags.ratio, flags.criterion, activations(flags, start, own))
+            model, objective = fine_tune(start, flags.finetune, kept)
+        else:  # normalised by the thief's data; the source is frozen
+            model = models.build(model_type, source.num_classes, own.mean, own.std, flags.width, home.size)
+            model = synchronize_batchnorm(models.place(model, device))
+            answers, ascent = autocast_forward(source, amp, flags.compile), None
+            if flags.attack == "margin":
+                ascent = partial(ascend, steps=flags.steps, step_size=flags.step_size / 255, eps=flags.eps / 255)
+            objective = ExtractionObjective(answers, loss, needs_labels, ascent)
+        if flags.adam:
+            objective.optimizer, objective.rate = ewe_adam, constant_rate
+        batches = Batches(own.train, flags.batch_size, own.flip, device)
+        of_run = {"classes": home.classes, "dataset": home.name, "attack": name, "seed": flags.seed}
+        snapshot = lambda model, epoch, row: pack_checkpoint(model, model_type, epoch=epoch, figures=row, about=of_run)
+        evaluate = partial(measure_epoch, validation=validation_images(home, triggers), triggers=lambda: triggers,
+                           amp=amp)
+        fit(run, model, objective, batches, evaluate, snapshot, epochs=flags.epoch, lr=flags.adam or flags.lr,
+            weight_decay=flags.weight_decay, seed=flags.seed, amp=amp, compile=flags.compile,
+            graph=flags.graph and not flags.adam)  # Adam's count of steps has not been tried in a recording
+    if is_chief():
+        made |= {"teacher_bn": flags.teacher_bn, "epochs": flags.epoch, "select": flags.select}
+        report_surrogate(run, made, tests, home.test, device, folder)
+
+
+def check_source(flags, checkpoint: dict, source, triggers, path) -> None:
+    """Refuse a source that is not the one the flags describe."""
+    kind, about = checkpoint["model"]["type"], checkpoint.get("about", {})
+    if kind != flags.teacher_model_type:
+        raise Refusal(f"-tmt {flags.teacher_model_type}: {path} holds a {kind}; pass -tmt {kind}")
+    if about.get("train_type", flags.train_type) != flags.train_type:
+        raise Refusal(f"-tt {flags.train_type}: {path} was trained with -tt {about['train_type']}; pass that")
+    if triggers is None:
+        raise Refusal(f"{path} holds no trigger set: name a run of train.py")
+    if source.size != (flags.image_size or SIZE):
+        raise Refusal(f"the source was trained on images of {source.size} pixels: pass --image-size {source.size}")
+
+
+def starting_model(flags, source, folder, device):
+    """The frozen model that an attack of `REMOVALS` edits, its architecture's name, and its file, None for the source.
+
+    It is the source, or the result of the finished attack --on.
+    """
+    model, kind, path = source, flags.teacher_model_type, None
+    if flags.on:
+        path = find_checkpoint(folder / flags.on, flags.select)
+        checkpoint = load_checkpoint(path)
+        (model, _), kind = unpack_source(checkpoint, path, device), checkpoint["model"]["type"]
+    if flags.model_type not in ("", kind):
+        raise Refusal(f"-dmt {flags.model_type}: -at {flags.attack} keeps the architecture, a {kind}; leave -dmt out")
+    return model, kind, path
+
+
+def load_both(flags, about: dict):
+    """The thief's and the source's data.
+
+    Where they are one set, the thief gets as many images as the source had (`about`), unless --train-size says
+    otherwise.
+    """
+    more = {"skip_bad_images": flags.skip_bad_images, "image_size": flags.image_size}
+    same = (flags.dataset_source, flags.data_dir_source) == (flags.dataset, flags.data_dir)
+    count = flags.train_size or (about.get("train_size") if same else None)
+    own = load_data(flags.dataset_source, flags.data_dir_source, train_size=count, **more)
+    return own, own if same else load_data(flags.dataset, flags.data_dir, **more)
+
+
+def activations(flags, model, own):
+    """What --criterion activation prunes by, measured on the thief's training images; None for another criterion."""
+    return channel_activations(model, own.train.images) if flags.criterion == "activation" else None
+
+
+def report_edited(flags, run, made: dict, start, tests: TriggerTests, own, test, amp) -> None:
+    """Edit copies of `start`, one for each strength, print their table and write the summary."""
+    of = flags.on or "source"
+
+    def row(title, model, **strength):
+        return strength | tests.row(title, tests.logits_of(model), accuracy(model, test.images, test.labels, amp))
+
+    before = row(of, start)
+    variants = edited_models(flags, start, activations(flags, start, own) if flags.attack == "prune" else None)
+    rows = [row(f"{of}, {title}", model, **strength) for title, strength, model in variants]
+    summary = {"role": "edited", **made, "on": of, **{k: v for k, v in before.items() if k != "model"}, "clean": None}
+    if flags.attack == "prune":
+        summary["criterion"] = flags.criterion
+    finish_run(run, summary, [*rows, before, *tests.benign_rows()])
 
 
 if __name__ == "__main__":

@@ -1,67 +1,140 @@
 """Train a source model with a secret watermark: `python train.py -dt cifar10 -tt margin -mt res34 -nq 100`."""
 
+from functools import partial
+
 import models
-from utils.command_line.train import train_command
 from utils.data.batches import Batches
 from utils.data.sets import load_data
+from utils.flags import RIVALS, source_folder, train_flags
 from utils.ownership.commitment import commit_triggers
 from utils.ownership.source_report import report_source
 from utils.ownership.suspects import TriggerTests
 from utils.rivals.embedded_features import embed_style
-from utils.runs.checkpoints import instead_of_mt
+from utils.rivals.randomized_smoothing import append_triggers
+from utils.runs.checkpoints import find_checkpoint, pack_checkpoint, read_model
 from utils.runs.folder import RunFolder
 from utils.runs.initial_weights import read_initial_weights
-from utils.runs.trial import check_training
-from utils.system.machine import choose_device, is_chief, prepare_torch
-from utils.system.refusals import refuse_in_one_sentence
-from utils.training.global_batch import synchronize_batchnorm
-from utils.training.loop import fit
-from utils.watermark.evaluation import Evaluation
-from utils.watermark.source_checkpoint import SourceSnapshot
+from utils.runs.networks import check_training, require_gradient_of_images, require_two_passes
+from utils.system.files import sha256_of_file
+from utils.system.machine import AMP, choose_device, is_chief, prepare_torch
+from utils.system.refusals import Refusal, refuse_in_one_sentence
+from utils.training.loop import PlainObjective, fit
+from utils.training.ranks import synchronize_batchnorm
+from utils.watermark.batchnorm import RunningStatistics
+from utils.watermark.carriers import last_features, relabel_carriers, require_features
+from utils.watermark.margin import WatermarkObjective, ascend, effective_weight
+from utils.watermark.prepared import check_images, read_prepared
+from utils.watermark.trigger_files import pack_triggers, read_triggers
+from utils.watermark.triggers import labels_are_uniform, measure_epoch, triggers_of_flags, validation_images
 
 
 @refuse_in_one_sentence
 def main():
-    command = train_command()
-    watermark, training, output = command.watermark, command.training, command.output
-    device = choose_device(command.device)
-    initial = read_initial_weights(command.init)
-    data = load_data(**command.data)
-    record = output.record | {"data_sha256": data.sha256} | watermark.triggers.record() | initial.record()
-    data.train = embed_style(data.train, command.styled_share, training.seed)
-    run = RunFolder(output.folder, record, output.tag_flag)
-    run.check(output.overwrite)
-    network = check_training("-mt", command.model_type, len(data.classes), data.size, command.width, device,
-                             training.amp, training.deterministic)
-    watermark.check(data, training.batch_size, network)
-    initial.check(command.model_type, len(data.classes), command.width, data.size)
-    triggers, validation = watermark.draw(data, device)
-    with instead_of_mt("--benign imports no code; leave it out, and pass it to `utils.verify claim` with -mt {}"):
-        tests = TriggerTests(triggers, len(data.classes), watermark.labels_are_uniform, command.benign, device)
-    facts = command.facts(data, network)
-    del network  # its memory
+    flags = train_flags()
+    device, rival, amp = choose_device(flags.device), RIVALS.get(flags.train_type), AMP.get(flags.amp)
+    initial = read_initial_weights(flags.init)
+    data = load_data(flags.dataset, flags.data_dir, train_size=flags.train_size,
+                     skip_bad_images=flags.skip_bad_images, image_size=flags.image_size)
+    record = vars(flags) | {"data_sha256": data.sha256} | initial.record()
+    if flags.label_model:
+        record["label_model_sha256"] = sha256_of_file(find_checkpoint(flags.label_model))
+    if flags.prepared:
+        record["image_commitment"] = read_prepared(flags.prepared).record
+    data.train = embed_style(data.train, flags.embed_features, flags.seed)
+    run = RunFolder(source_folder(flags, flags.model_type), record, "another -msg")
+    run.check(flags.overwrite)
 
-    run.open(device, output.overwrite)
+    check_method(flags, data, device)
+    initial.check(flags.model_type, len(data.classes), flags.width, data.size)
+    draw = partial(draw_triggers, flags, data, device)
+    triggers, validation = rival.draw_triggers(flags, data, draw) if rival else draw()
+    uniform = labels_are_uniform(flags.label_strategy)
+    tests = TriggerTests(triggers, len(data.classes), uniform, flags.benign, device)
+    made_later = getattr(flags, "ewe_triggers", "shared") == "own"  # from the model after a part of the training
+
+    run.open(device, flags.overwrite)
     if run.finished:
         run.log(f"{run.path} is finished; its figures:")
     else:
         run.log_all(data.notes)
-        commit = lambda made: commit_triggers(run, made, data, watermark.is_secret)
-        if is_chief() and not watermark.makes_triggers_later:
+        # a benign model's triggers are trained on by nobody, so that there is nothing to commit to beforehand
+        commit = partial(commit_triggers, run, data=data, is_secret=flags.train_type != "none")
+        if is_chief() and not made_later:
             commit(triggers)
-        prepare_torch(training.seed, training.deterministic, training.tf32)
-        model = models.build(command.model_type, len(data.classes), data.mean, data.std, command.width, data.size)
+        prepare_torch(flags.seed, flags.deterministic, flags.tf32)
+        model = models.build(flags.model_type, len(data.classes), data.mean, data.std, flags.width, data.size)
         initial.load_into(model, run.log)
         model = synchronize_batchnorm(models.place(model, device))
-        images = watermark.training_images(data, triggers, device, run.log)
-        batches = Batches(images, training.batch_size, data.flip, device)
-        objective = watermark.objective(model, batches, triggers, data=data, run=run, commit=commit, amp=training.amp)
-        current = (lambda: objective.triggers) if watermark.makes_triggers_later else (lambda: triggers)
-        evaluate = Evaluation(validation, current, training.amp)
-        snapshot = SourceSnapshot(facts, current)
-        fit(run, model, objective, batches, evaluate, snapshot, training.lengthened(objective.more))
+        batches = Batches(training_images(flags, data, triggers, device, run.log), flags.batch_size, data.flip, device)
+        if rival:
+            objective = rival.objective(flags, model, batches, triggers, data=data, run=run, commit=commit)
+        else:
+            objective = objective_of_flags(flags, model, triggers, device, run.log)
+        current = (lambda: objective.triggers) if made_later else (lambda: triggers)
+        about = {"classes": data.classes, "dataset": data.name, "train_size": len(data.train.labels),
+                 "train_type": flags.train_type, "label_strategy": flags.label_strategy, "seed": flags.seed}
+        snapshot = lambda model, epoch, row: pack_checkpoint(
+            model, flags.model_type, epoch=epoch, figures=row, about=about, **pack_triggers(current()))
+        evaluate = partial(measure_epoch, validation=validation, triggers=current, amp=amp)
+        fit(run, model, objective, batches, evaluate, snapshot, epochs=flags.epoch, lr=flags.lr,
+            weight_decay=flags.weight_decay, seed=flags.seed, amp=amp, compile=flags.compile, graph=flags.graph,
+            stop_after=flags.stop_after)
     if is_chief():
-        report_source(run, facts, tests, data.test, device)
+        if made_later:
+            tests = tests.with_triggers(read_triggers(run.path / "triggers.pt", len(data.classes)))
+        report_source(run, flags, tests, data, device)
+
+
+def check_method(flags, data, device) -> None:
+    """Refuse what the method of -tt cannot ask of these data or of the network; makes nothing."""
+    network = check_training("-mt", flags.model_type, len(data.classes), data.size, flags.width, device,
+                             AMP.get(flags.amp), flags.deterministic)  # None for one of `models.NAMES`: no trial
+    if flags.batch_size > len(data.train.labels):
+        raise Refusal(f"--batch-size {flags.batch_size}: there are only {len(data.train.labels)} training images")
+    if flags.train_type in RIVALS:
+        RIVALS[flags.train_type].check_data(flags, data)
+        return
+    if (flags.carriers or 0) > len(data.train.labels):
+        raise Refusal(f"--carriers {flags.carriers}: there are only {len(data.train.labels)} training images")
+    if flags.carriers:
+        require_features(read_model(find_checkpoint(flags.label_model)))
+    if network is not None and flags.train_type != "none":
+        RunningStatistics(network, flags.bn_stats)  # which refuses layers that it cannot follow
+        if flags.bn_stats != "shared":
+            require_two_passes(f"-tt {flags.train_type}", network)
+        if flags.train_type == "margin":
+            require_gradient_of_images("-tt margin", network)
+
+
+def draw_triggers(flags, data, device):
+    """(trigger set of -tt margin, the validation images that are left)."""
+    if not flags.prepared:
+        return triggers_of_flags(flags, data, device)
+    triggers = read_prepared(flags.prepared).labelled(flags.beacon)
+    check_images(triggers, data)
+    return triggers, validation_images(data, triggers)
+
+
+def training_images(flags, data, triggers, device, log):
+    """D_b of the paper, with the triggers of -tt rs, or with the labels of --carriers."""
+    if flags.train_type == "rs":
+        return append_triggers(data.train, triggers)
+    if not flags.carriers:
+        return data.train
+    clean = read_model(find_checkpoint(flags.label_model), device)
+    return relabel_carriers(data.train, triggers, partial(last_features, clean), flags.carriers, log)
+
+
+def objective_of_flags(flags, model, triggers, device, log):
+    """Eq. 1 for -tt none, Eq. 3 for base, Eq. 4 for margin."""
+    if flags.train_type == "none":
+        return PlainObjective()
+    weight = effective_weight(flags.variable, flags.reduction, flags.batch_size, flags.trigger_batch)
+    log(f"effective lambda of Eq. 4: {weight:.4f} (-v {flags.variable}, --reduction {flags.reduction})")
+    ascent = partial(ascend, steps=flags.steps, step_size=flags.step_size / 255, eps=flags.eps / 255)
+    return WatermarkObjective(model, *triggers.on(device), weight=flags.variable, reduction=flags.reduction,
+                              batch=flags.trigger_batch, ascent=ascent if flags.train_type == "margin" else None,
+                              bn_stats=flags.bn_stats)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Needs the standard library alone, because Snakemake reads it in an environment o
 import shlex
 
 from figures.runs import RunCommands, RunStep
-from utils.published.numbers import ACC, MODELS, P_SCORES, TRIG, P
+from utils.published import ACC, MODELS, P_SCORES, TRIG, P
 
 # ---- numbers of a step's JSON ----
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from utils.analysis.finished_run import FinishedRun
+from utils.analyze import FinishedRun
 from utils.attacks.defences import DEFENCES, queries_of
 from utils.ownership.pvalues import label_randomisation
 from utils.system.files import check_output_file, read_json, write_atomically

@@ -7,6 +7,7 @@ every answer), errors.md and errors.png beside this file; `--redraw` computes ev
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,15 @@ from scipy import stats
 
 import models
 from figures.toy import train_in_memory
-from utils.attacks.losses import hard_loss, soft_loss
-from utils.attacks.objectives import ExtractionObjective
+from utils.attacks.stealing import ExtractionObjective, hard_loss, soft_loss
 from utils.data.batches import Batches
 from utils.data.sets import load_data
 from utils.ownership import pvalues
 from utils.system.machine import new_figure
 from utils.system.refusals import Parser, refuse_in_one_sentence
+from utils.training.loop import PlainObjective
 from utils.training.metrics import accuracy, predict
-from utils.training.objective import PlainObjective
-from utils.watermark.objective import WatermarkObjective
+from utils.watermark.margin import WatermarkObjective, ascend
 from utils.watermark.triggers import draw_triggers
 
 HERE = Path(__file__).resolve().parent
@@ -79,7 +79,8 @@ def collect_answers() -> dict:
         return description | {"accuracy": test_accuracy, "answers": given.tolist()}
 
     source = train(digits.train, "vgg11", 16, 12, 0, lambda model: WatermarkObjective(
-        model, x, y, weight=1.0, reduction="sum", batch=25, bn_stats="paper", steps=5, step_size=4 / 255, eps=20 / 255))
+        model, x, y, weight=1.0, reduction="sum", batch=25, bn_stats="paper",
+        ascent=partial(ascend, steps=5, step_size=4 / 255, eps=20 / 255)))
     figures = {"assigned": y.tolist(), "true": triggers.true_labels[:, 0].tolist(), "stolen": []}
     figures["source"] = answers(source)
     for attack, seed in STOLEN:

@@ -9,7 +9,7 @@ from pathlib import Path
 from figures.cells import FIGURES, TABLES
 from figures.write import show_cell, show_paper_cell
 from utils.pages import png_image, render, write_page
-from utils.published.for_run import SETTINGS
+from utils.published import SETTINGS
 from utils.system.files import read_bounded, read_json
 from utils.system.refusals import Refusal
 

@@ -25,14 +25,14 @@ import train
 from figures.errors import interval
 from figures.make import check_folder
 from figures.toy import train_in_memory
-from utils.command_line.train import train_command
 from utils.data.batches import Batches
 from utils.data.sets import Images, load_data
+from utils.flags import source_folder, train_flags
 from utils.ownership.verdict import MIN_BANK
 from utils.rivals.dataset_inference import DI_ALPHA, di_figures
 from utils.rivals.embedded_features import EEF_ALPHA
 from utils.system.refusals import COUNT, Parser, Refusal, refuse_in_one_sentence
-from utils.training.objective import PlainObjective
+from utils.training.loop import PlainObjective
 from utils.verify import main as verify_main
 
 HERE = Path(__file__).resolve().parent
@@ -150,7 +150,8 @@ def train_run(folder: Path, images: Path, flags: str, message: str, seed: int, b
     finally:
         sys.argv = old
     bar.update()
-    return train_command(words).output.folder
+    flags = train_flags(words)
+    return source_folder(flags, flags.model_type)
 
 
 # ---- verdicts of utils.verify: T1, T2, T4 and EEF ----

@@ -8,18 +8,17 @@ trigger. The seed that is drawn is the first one, whatever it shows; the JSON co
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from utils.attacks.losses import soft_loss
-from utils.attacks.objectives import ExtractionObjective
+from utils.attacks.stealing import ExtractionObjective, soft_loss
 from utils.system.machine import new_figure
 from utils.system.refusals import Parser, refuse_in_one_sentence
 from utils.training.loop import fit
-from utils.training.settings import TrainingSettings
-from utils.watermark.objective import WatermarkObjective
+from utils.watermark.margin import WatermarkObjective, ascend
 
 POINTS, TEST, BATCH, EPOCHS, RATE, DECAY = 1000, 1000, 100, 80, 0.1, 1e-4
 WIDTH, STEPS, EPS, WEIGHT, TRIGGERS = 100, 5, 0.06, 0.15, 25  # margin: K steps of eps / K; lambda of Eqs. 3 and 4
@@ -55,9 +54,8 @@ class InMemoryRun:
 
 
 def train_in_memory(model, objective, batches, **training):
-    """The model, trained without a folder in seconds and frozen; `training` are fields of `TrainingSettings`."""
-    fit(InMemoryRun(), model, objective, batches, lambda _: {"val_accuracy": 0.0}, lambda *_: {},
-        TrainingSettings(**training))
+    """The model, trained without a folder in seconds and frozen; `training` are keyword arguments of `fit`."""
+    fit(InMemoryRun(), model, objective, batches, lambda _: {"val_accuracy": 0.0}, lambda *_: {}, **training)
     return model.eval().requires_grad_(False)
 
 
@@ -100,11 +98,9 @@ def experiment(seed: int) -> dict:
                                weight_decay=DECAY, seed=seed)
 
     models = {}
-    for name, steps in (("erm", 0), ("margin", STEPS)):
-        objective = lambda model, steps=steps: WatermarkObjective(
-            model, x_q, y_q, weight=WEIGHT, reduction="sum", batch=TRIGGERS, bn_stats="clean",
-            steps=steps, step_size=EPS / STEPS, eps=EPS,
-        )
+    for name, ascent in (("erm", None), ("margin", partial(ascend, steps=STEPS, step_size=EPS / STEPS, eps=EPS))):
+        objective = lambda model, ascent=ascent: WatermarkObjective(
+            model, x_q, y_q, weight=WEIGHT, reduction="sum", batch=TRIGGERS, bn_stats="clean", ascent=ascent)
         source = models[f"source_{name}"] = train(objective, seed)
         copy = ExtractionObjective(source, soft_loss, False)
         models[f"surrogate_{name}"] = train(lambda _, copy=copy: copy, seed + 1000)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from figures.cells import FIGURES, PANELS, TABLE_CELLS, TABLES, mixup_source
 from figures.runs import ROOT, RunCommands
-from utils.analysis.tsne import PERPLEXITIES, draw_features
+from utils.analyze import PERPLEXITIES, draw_features
 from utils.ownership import pvalues
-from utils.published.numbers import ACC, MODELS, NUMBERS, P_SCORES, TRIG, P
+from utils.published import ACC, MODELS, NUMBERS, P_SCORES, TRIG, P
 from utils.system.files import open_no_link, open_private
 from utils.system.machine import new_figure
 from utils.system.refusals import Refusal

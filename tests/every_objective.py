@@ -1,21 +1,23 @@
 """One objective of every kind that training knows, on a small model; for tests that all of them must pass."""
 
+from argparse import Namespace
 from functools import partial
 
 import torch
 from small_steps import T, watermark
 
-from utils.attacks.losses import distill_loss, extraction_loss
-from utils.attacks.objectives import ExtractionObjective, FineTuningObjective
-from utils.rivals.ewe.objective import EntangledObjective
-from utils.rivals.randomized_smoothing.objective import SmoothedObjective
-from utils.training.objective import PlainObjective
+from utils.attacks.editing import FineTuningObjective
+from utils.attacks.stealing import ExtractionObjective, distill_loss, extraction_loss
+from utils.rivals.ewe import EntangledObjective
+from utils.rivals.randomized_smoothing import SmoothedObjective
+from utils.training.loop import PlainObjective
+from utils.watermark.margin import ascend
 from utils.watermark.triggers import TriggerSet
 
 MARGINS = {f"margin, {mode}, {reduction}": (3, mode, reduction)
-           for mode in ("paper", "clean", "shared") for reduction in ("joint", "sum")}
+           for mode in ("paper", "clean", "shared", "eval") for reduction in ("joint", "sum")}
 ERM = {f"ERM, {reduction}": (0, "paper", reduction) for reduction in ("joint", "sum")}
-STOLEN = {"soft": 0, "hard": 0, "reg": 0, "margin": 2}
+STOLEN = ("soft", "hard", "reg", "margin")
 NAMES = ("plain", *ERM, *MARGINS, *STOLEN, "distillation", "fine-tuning", "fine-tuning, last layer", "RS")
 EWE = {"EWE, normal batch": 0, "EWE, watermark batch": 1}  # name -> an epoch whose first step is of that kind
 
@@ -28,7 +30,8 @@ def build(name: str, model, source, batches, x_q, y_q):
         steps, mode, reduction = (ERM | MARGINS)[name]
         return watermark(model, x_q, y_q, steps, mode, reduction)
     if name in STOLEN:
-        return ExtractionObjective(source, *extraction_loss(name, 0.3), STOLEN[name], 1 / 255, 2 / 255)
+        ascent = partial(ascend, steps=2, step_size=1 / 255, eps=2 / 255) if name == "margin" else None
+        return ExtractionObjective(source, *extraction_loss(Namespace(attack=name, alpha=0.3)), ascent)
     if name == "distillation":
         return ExtractionObjective(source, partial(distill_loss, alpha=0.7, temperature=2.0), True)
     if name == "RS":

@@ -6,6 +6,7 @@ gradient of several processes from that of one}} to FILE. In fp64, ResNet-18 of 
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,13 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # torchrun star
 
 import models  # noqa: E402
 from utils.system.machine import is_chief, join_torchrun, leave_processes, wait_for_all  # noqa: E402
-from utils.training.global_batch import (  # noqa: E402
-    own_part,
-    split_over_ranks,
-    sum_gradients,
-    synchronize_batchnorm,
-)
-from utils.watermark.objective import WatermarkObjective  # noqa: E402
+from utils.training.ranks import own_part, split_over_ranks, sum_gradients, synchronize_batchnorm  # noqa: E402
+from utils.watermark.margin import WatermarkObjective, ascend  # noqa: E402
 
 
 class ObjectiveModule(nn.Module):
@@ -34,8 +30,9 @@ class ObjectiveModule(nn.Module):
         x_q = torch.rand(100, 3, 32, 32, generator=generator, dtype=torch.float64)
         y_q = torch.randint(0, 10, (100,), generator=generator)
         self.model = model
-        self.objective = WatermarkObjective(model, x_q, y_q, weight=0.1, reduction="sum", batch=triggers, steps=5,
-                                            step_size=1 / 255, eps=5 / 255, bn_stats="paper")
+        self.objective = WatermarkObjective(model, x_q, y_q, weight=0.1, reduction="sum", batch=triggers,
+                                            bn_stats="paper",
+                                            ascent=partial(ascend, steps=5, step_size=1 / 255, eps=5 / 255))
 
     def forward(self, x, y, picks, through=lambda forward: forward):
         return self.objective(through(lambda pixels: self.model(pixels)), x, y, picks)[0]

@@ -1,14 +1,15 @@
 """A small ResNet, batches of noise and a watermark objective, for tests of single training steps."""
 
+from functools import partial
+
 import torch
 
 import models
 from utils.data.batches import Batches
 from utils.data.sets import Images
-from utils.watermark.objective import WatermarkObjective
+from utils.watermark.margin import WatermarkObjective, ascend
 
 B, T, K, M = 8, 4, 3, 10  # images and triggers of a step, steps of the ascent, triggers
-NUMBERS = {"weight": 0.1, "step_size": 1 / 255}
 
 
 def small(width=8, placed=False):
@@ -27,11 +28,25 @@ def setting(width=8, placed=False):
 
 
 def watermark(model, x_q, y_q, steps, mode="paper", reduction="joint"):
-    return WatermarkObjective(model, x_q, y_q, reduction=reduction, batch=T, steps=steps, eps=steps / 255,
-                              bn_stats=mode, **NUMBERS)
+    ascent = partial(ascend, steps=steps, step_size=1 / 255, eps=steps / 255) if steps else None
+    return WatermarkObjective(model, x_q, y_q, weight=0.1, reduction=reduction, batch=T, bn_stats=mode, ascent=ascent)
 
 
 def rows_of(batches, objective, seed=2):
     """What each step of an epoch draws."""
     generator = torch.Generator().manual_seed(seed)
-    return list(zip(*batches.plan(generator), objective.sample(batches.steps, generator)))
+    return list(zip(*objective.plan(batches, 0, generator)))
+
+
+class AtOnce:
+    """In place of a side stream or thread: the work is done at once."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def start(self, work):
+        result = work()
+        return lambda: result

@@ -4,6 +4,7 @@
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,14 +12,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # torchrun starts this file as a script
 
 import models  # noqa: E402
-from utils.attacks.losses import soft_loss  # noqa: E402
-from utils.attacks.objectives import ExtractionObjective  # noqa: E402
+from utils.attacks.stealing import ExtractionObjective, soft_loss  # noqa: E402
 from utils.data.batches import Batches  # noqa: E402
 from utils.data.sets import Images  # noqa: E402
 from utils.system.machine import is_chief, join_torchrun, leave_processes, wait_for_all  # noqa: E402
-from utils.training.global_batch import synchronize_batchnorm  # noqa: E402
-from utils.training.step import Step, autocast_forward  # noqa: E402
-from utils.watermark.objective import WatermarkObjective  # noqa: E402
+from utils.training.loop import Step, autocast_forward  # noqa: E402
+from utils.training.ranks import synchronize_batchnorm  # noqa: E402
+from utils.watermark.margin import WatermarkObjective, ascend  # noqa: E402
 
 # name -> objective, --bn-stats, --reduction; two processes cannot share the 5 triggers of a step evenly
 CASES = {"margin": ("margin", "paper", "joint"), "shared": ("margin", "shared", "sum"), "soft": ("soft", "paper", "")}
@@ -36,15 +36,14 @@ def ten_steps(case):
     images = Images(torch.randint(0, 256, (160, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 4, (160,)), None)
     batches = Batches(images, 16, True, dtype=dtype)
     x_q, y_q = torch.rand(20, 3, 32, 32).to(dtype), torch.randint(0, 4, (20,))
-    steps = 3 if kind == "margin" else 0
     if kind == "soft":
-        objective = ExtractionObjective(autocast_forward(source, False), soft_loss, False)
+        objective = ExtractionObjective(autocast_forward(source, None), soft_loss, False)
     else:
-        objective = WatermarkObjective(model, x_q, y_q, weight=0.5, reduction=reduction, batch=5, steps=steps,
-                                       step_size=1 / 255, eps=steps / 255, bn_stats=mode)
+        objective = WatermarkObjective(model, x_q, y_q, weight=0.5, reduction=reduction, batch=5, bn_stats=mode,
+                                       ascent=partial(ascend, steps=3, step_size=1 / 255, eps=3 / 255))
     step = Step(model, objective, batches, lr=0.01, weight_decay=1e-4)
     generator = torch.Generator().manual_seed(1)
-    rows = list(zip(*batches.plan(generator), objective.sample(batches.steps, generator)))
+    rows = list(zip(*objective.plan(batches, 0, generator)))
     assert len(rows) == 10
     for row in rows:
         step(row)

@@ -1,15 +1,15 @@
 """The training loop in a real run folder, with a model of a few weights."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from utils.data.batches import Batches
 from utils.data.sets import Images
 from utils.runs.folder import RunFolder
-from utils.training.loop import fit
-from utils.training.objective import Objective
-from utils.training.settings import TrainingSettings
-from utils.watermark.objective import WatermarkObjective
+from utils.training.loop import Objective, fit
+from utils.watermark.margin import WatermarkObjective, ascend
 
 CPU = torch.device("cpu")
 EPOCHS, STEPS = 3, 4
@@ -25,13 +25,13 @@ def tiny_fit(path, hook=None, lr=0.1, batch=4, bn_stats="paper", overwrite=False
     images = Images(torch.randint(0, 256, (16, 3, 32, 32), generator=g, dtype=torch.uint8), torch.arange(16) % 3,
                     torch.arange(16))
     objective = WatermarkObjective(model, torch.rand(5, 3, 32, 32, generator=g), torch.arange(5) % 3, weight=1.0,
-                                   reduction="sum", batch=3, steps=2, step_size=0.02, eps=0.03,
-                                   bn_stats=bn_stats)
+                                   reduction="sum", batch=3, bn_stats=bn_stats,
+                                   ascent=partial(ascend, steps=2, step_size=0.02, eps=0.03))
     counter = iter(range(10**6))
 
     class Hooked(Objective):
         statistics = objective.statistics
-        sample = staticmethod(objective.sample)
+        plan = staticmethod(objective.plan)
 
         def __call__(self, *inputs):
             if hook:
@@ -51,7 +51,7 @@ def tiny_fit(path, hook=None, lr=0.1, batch=4, bn_stats="paper", overwrite=False
     run = RunFolder(path, {"seed": 0, "lr": lr}, "another -msg")
     run.check(overwrite)
     run.open(CPU, overwrite)
-    fit(run, model, Hooked(), Batches(images, batch, True), evaluate, snapshot, TrainingSettings(epochs, lr))
+    fit(run, model, Hooked(), Batches(images, batch, True), evaluate, snapshot, epochs=epochs, lr=lr)
     return run
 
 

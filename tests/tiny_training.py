@@ -1,15 +1,15 @@
 """`utils.training.loop.fit` on a tiny model, recorded so that Algorithm 1 can be computed on the same inputs."""
 
+from functools import partial
+
 import torch
 from algorithm_1 import BATCH, CLASSES, DECAY, EPS, ETA, LR, TRIGGERS, WEIGHT, K, M, o_crop
 from torch import nn
 
 from utils.data.batches import Batches
 from utils.data.sets import Images
-from utils.training.loop import fit
-from utils.training.objective import Objective
-from utils.training.settings import TrainingSettings
-from utils.watermark.objective import WatermarkObjective
+from utils.training.loop import Objective, fit
+from utils.watermark.margin import WatermarkObjective, ascend
 
 
 class Shift(nn.Module):
@@ -61,10 +61,10 @@ class Spy(Objective):
     def __init__(self, objective):
         self.objective, self.losses, self.picks, self.statistics = objective, [], [], objective.statistics
 
-    def sample(self, steps, generator):
-        picks = self.objective.sample(steps, generator)
-        self.picks.append(picks)
-        return picks
+    def plan(self, batches, epoch, generator):
+        rows = self.objective.plan(batches, epoch, generator)
+        self.picks.append(rows[3])
+        return rows
 
     def __call__(self, *inputs):
         loss, stats = self.objective(*inputs)
@@ -96,15 +96,16 @@ def train(steps, reduction="joint", bn_stats="paper", ascent_steps=K, epochs=1):
         return plans[-1]
 
     batches.plan = plan
-    spy = Spy(WatermarkObjective(model, x_q, y_q, weight=WEIGHT, reduction=reduction, batch=M, steps=ascent_steps,
-                                 step_size=ETA, eps=EPS, bn_stats=bn_stats))
+    ascent = partial(ascend, steps=ascent_steps, step_size=ETA, eps=EPS) if ascent_steps else None
+    spy = Spy(WatermarkObjective(model, x_q, y_q, weight=WEIGHT, reduction=reduction, batch=M, bn_stats=bn_stats,
+                                 ascent=ascent))
     run = FakeRun()
 
     def snapshot(model, epoch, row):
         return {"model": {"state_dict": {n: t.detach().clone() for n, t in model.state_dict().items()}}}
 
     fit(run, model, spy, batches, lambda m: {"val_accuracy": 0.5}, snapshot,
-        TrainingSettings(epochs, LR, DECAY, seed=5))
+        epochs=epochs, lr=LR, weight_decay=DECAY, seed=5)
     steps_data = []
     for plan, picks in zip(plans, spy.picks):
         for step in range(steps):

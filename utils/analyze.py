@@ -9,18 +9,312 @@ tsne    features of test images and triggers in two dimensions (Figure 7), perpl
 """
 
 import argparse
+import copy
 import json
+from pathlib import Path
 
-from utils.analysis.energy import report_energy
-from utils.analysis.finished_run import FinishedRun
-from utils.analysis.margin_bound import report_margin
-from utils.analysis.recalibration import report_recalibrated
-from utils.analysis.traces import report_traces
-from utils.analysis.tsne import draw_tsne, report_tsne
-from utils.runs.architecture import add_named_architectures
-from utils.system.files import write_atomically
-from utils.system.machine import choose_device
-from utils.system.refusals import Parser, refuse_in_one_sentence
+import torch
+import torch.nn.functional as F
+
+from utils.data.sets import load_data
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, load_source, restore_model
+from utils.runs.networks import add_named_architectures
+from utils.system.files import read_json, write_atomically
+from utils.system.machine import choose_device, figure_png, new_figure
+from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
+from utils.training.metrics import predict
+from utils.watermark.carriers import last_features, nearest
+from utils.watermark.margin import ascend
+from utils.watermark.trigger_files import unpack_source
+
+
+class FinishedRun:
+    """A finished run of any of the three scripts.
+
+    folder    the run's folder, an absolute path
+    model     frozen, in eval mode, on `device`
+    triggers  the owner's `TriggerSet`; of a surrogate, that of its source
+    train, test  `Images` of the run's data set; `train` are those of the source
+    select    which checkpoint, see below
+    device    where to compute
+
+    `select` names the checkpoint ("val" or "last"; None: the one that the run itself reports). Raises Refusal where
+    there is no run, or where `data_dir` holds other images than the run was trained on.
+    """
+
+    def __init__(self, folder, data_dir, select, device):
+        self.folder = source = Path(folder).resolve()
+        settings = (read_json(self.folder / "run.json") or {}).get("settings")
+        if settings is None:
+            raise Refusal(f"there is no run in {folder}: name the folder of a finished run")
+        select = select or settings.get("select")
+        path = find_checkpoint(self.folder, select)
+        self.model, self.triggers = unpack_source(load_checkpoint(path), path, device)
+        if self.triggers is None:  # a surrogate: the triggers are its source's
+            source = self.folder.parent
+            path = find_checkpoint(source, select)
+            self.triggers = unpack_source(load_checkpoint(path), path, device)[1]
+        source_settings = (read_json(source / "run.json") or {}).get("settings") or {}
+        data = load_data(settings["dataset"], data_dir, train_size=source_settings.get("train_size"),
+                         skip_bad_images=True, image_size=self.model.size)
+        if source_settings.get("data_sha256") not in (None, data.sha256):
+            raise Refusal(f"--data-dir {data_dir}: these are not the images of {folder}; name its source's data")
+        self.train, self.test = data.train, data.test
+        self.select, self.device = select, device
+
+
+# ---- energy (Table 7) ----
+# The filter is that of Liu et al. (2020): it refuses inputs of high energy, and its threshold is set so that it
+# refuses 5 % of the clean test images.
+
+
+def free_energy(logits, temperature: float = 1.0):
+    """-T logsumexp(logits / T), (N, C) -> (N,); the lower, the more an input resembles the training data."""
+    return -temperature * (logits / temperature).logsumexp(1)
+
+
+def refused_share(clean, suspect, share: float = 0.05) -> float:
+    """Share of the `suspect` energies (M,) above the threshold that refuses `share` of the `clean` energies (N,)."""
+    return float((suspect > clean.quantile(1 - share)).double().mean())
+
+
+def report_energy(run: FinishedRun) -> dict:
+    """A run's row of Table 7; mean energies, separately for triggers that the model answers as assigned and others."""
+    clean_logits, trigger_logits = predict(run.model, run.test.images), predict(run.model, run.triggers.images)
+    clean_energy, trigger_energy = free_energy(clean_logits), free_energy(trigger_logits)
+    hit = trigger_logits.argmax(1) == run.triggers.labels.to(trigger_logits.device)
+    mean = lambda values: round(float(values.mean()), 6) if len(values) else None
+    return {
+        "test_accuracy": float((clean_logits.argmax(1).cpu() == run.test.labels).float().mean()),
+        "energy_clean": mean(clean_energy),
+        "energy_success": mean(trigger_energy[hit]), "energy_failed": mean(trigger_energy[~hit]),
+        "successes": int(hit.sum()), "triggers": len(hit),
+        "refused_at_5_percent": refused_share(clean_energy, trigger_energy),
+    }
+
+
+# ---- margins (Table 5), distances in the maximum norm, in pixel units ----
+
+GRID, CELLS = 1 / 2550, 512  # margins are resolved to a tenth of a grey level, up to 0.2
+
+
+def margin_bound(model, x, y, steps: int = 20, grid: float = GRID, cells: int = CELLS):
+    """Upper bound of the margin of x (N, 3, H, W) in [0, 1] under labels y (N,): eps (N,) in pixel units.
+
+    Bisection over the multiples of `grid` for the smallest eps at which `steps` steps of ascent change the answer
+    from y; 0 where the model does not answer y in the first place, grid * cells where no eps of the grid changes the
+    answer. The ascent, like any attack, may fail where another one succeeds: the true margin is at most this.
+    """
+    shape = (-1, *[1] * (x.dim() - 1))
+
+    def still_y(eps):
+        radius = eps.to(x.dtype).view(shape)
+        moved = ascend(model, x, y, steps=steps, step_size=radius * 2.5 / steps, eps=radius)
+        with torch.no_grad():
+            return model(moved).argmax(1) == y
+
+    low = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    high = torch.full_like(low, cells)
+    with torch.no_grad():
+        right = model(x).argmax(1) == y
+    while bool((high - low > 1).any()):
+        middle = (low + high) // 2
+        holds = still_y(middle * grid)
+        low, high = torch.where(holds, middle, low), torch.where(holds, high, middle)
+    return torch.where(right, high * grid, torch.zeros_like(high * grid))
+
+
+def report_margin(run: FinishedRun) -> dict:
+    """A run's cell of Table 5: the mean over all triggers, and over those that the model answers as assigned."""
+    x = run.triggers.images.to(run.device).float().div(255)
+    bound = margin_bound(run.model, x, run.triggers.labels.to(run.device)).cpu()
+    positive = bound[bound > 0]
+    return {
+        "mean": round(float(bound.mean()), 6),
+        "mean_of_kept": round(float(positive.mean()), 6) if len(positive) else None,
+        "kept": len(positive), "triggers": len(bound), "margins": [round(v, 6) for v in bound.tolist()],
+    }
+
+
+# ---- recalibrated: does a mark live in BatchNorm's statistics? ----
+
+
+def recalibrate(model, images, batch_size: int = 500):
+    """A copy of `model` whose running statistics are the mean over batches of uint8 images (N, 3, H, W).
+
+    Raises Refusal for a model without BatchNorm layers.
+    """
+    model = copy.deepcopy(model)
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
+    if not layers:
+        raise Refusal("recalibrated: this model has no BatchNorm layers; name a run of another architecture")
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a cumulative mean
+        layer.train()
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        for part in images.split(batch_size):
+            model(part.to(device).float().div(255))
+    return model.eval()
+
+
+def report_recalibrated(run: FinishedRun) -> dict:
+    """Accuracy on test images and triggers answered as assigned, before and after `recalibrate` on training images."""
+    result = {"triggers": len(run.triggers)}
+    for prefix, model in (("", run.model), ("recalibrated_", recalibrate(run.model, run.train.images))):
+        on_test, on_triggers = (predict(model, of.images).cpu().argmax(1) for of in (run.test, run.triggers))
+        result[f"{prefix}accuracy"] = float((on_test == run.test.labels).double().mean())
+        result[f"{prefix}hits"] = int((on_triggers == run.triggers.labels).sum())
+    return result
+
+
+# ---- traces: a thief asks natural images only, so whatever he learns of the triggers lies in these answers ----
+
+NEIGHBOURS = 20  # natural images around a trigger
+
+
+def entropy(logits):
+    """Entropy of softmax answers in nats, (N, C) -> (N,)."""
+    log_p = logits.log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1)
+
+
+def assigned_margin(logits, assigned):
+    """Logit of the assigned label minus the largest other, (m, C) and (m,) -> (m,); positive where it is answered."""
+    own = logits.gather(1, assigned[:, None])
+    return own[:, 0] - logits.scatter(1, assigned[:, None], -torch.inf).amax(1)
+
+
+def copied_errors(source, copy, labels) -> dict:
+    """How a copy errs, from answers and labels (N,): the shares of images on which it gives the source's wrong label,
+    where the source is wrong, and on which it errs itself, where the source is right; None where there are none.
+    """
+    wrong = source != labels
+    share = lambda hits, of: float(hits[of].double().mean()) if of.any() else None
+    return {"source_wrong": float(wrong.double().mean()), "same_wrong_label": share(copy == source, wrong),
+            "wrong_where_source_is_right": share(copy != labels, ~wrong)}
+
+
+def class_lift(probability, labels, true_labels, assigned) -> dict:
+    """The source's probability of assigned labels on training images of the trigger's own class.
+
+    probability (N, C) on training images with labels (N,); triggers of true labels (m,), assigned ones (m,). Means
+    over triggers: of the assigned label, and of the other labels that neither trigger nor image has.
+    """
+    classes = probability.shape[1]
+    means = torch.stack([probability[labels == c].mean(0) for c in range(classes)])
+    own = means[true_labels]
+    mine = own.gather(1, assigned[:, None])[:, 0]
+    others = (own.sum(1) - own.gather(1, true_labels[:, None])[:, 0] - mine) / (classes - 2)
+    apart = true_labels != assigned  # plausible labels may be the true ones
+    return {"assigned": float(mine[apart].mean()), "other": float(others[apart].mean())}
+
+
+def report_traces(copy: FinishedRun) -> dict:
+    """The traces of a surrogate's source, and what the surrogate made of them; Refusal for a run that is no surrogate.
+
+    `assigned_near_for_*` is the source's mean probability of the assigned label on the training images nearest to the
+    trigger in the features of the source or the copy; `assigned_everywhere` that on all images of other labels.
+    """
+    summary = read_json(copy.folder / "summary.json") or {}
+    statistics = summary.get("teacher_bn")
+    if summary.get("role") != "surrogate" or statistics is None:
+        raise Refusal(f"{copy.folder} is no finished run of distill.py or extraction.py: traces compares a copy with "
+                      "its source")
+    source = restore_model(*load_source(copy.folder.parent, copy.select, statistics), copy.device)
+    triggers, train, test = copy.triggers, copy.train, copy.test
+    answers = {name: [predict(model, images).cpu() for images in (train.images, test.images, triggers.images)]
+               for name, model in (("source", source), ("copy", copy.model))}
+    probability = answers["source"][0].softmax(1)
+    foreign = train.labels[:, None] != triggers.labels
+    everywhere = torch.stack([probability[foreign[:, i], label].mean() for i, label in enumerate(triggers.labels)])
+    result = {"statistics": statistics, "attack": summary.get("attack"), "triggers": len(triggers)}
+    for name, model in (("source", source), ("copy", copy.model)):
+        # the source has learnt where a trigger lies; the copy shows where it lies for who never saw it
+        around = nearest(last_features(model, train.images), last_features(model, triggers.images), NEIGHBOURS)
+        near = probability[around].gather(2, triggers.labels[:, None, None].expand(-1, NEIGHBOURS, 1))
+        result[f"assigned_near_for_{name}"] = float(near.mean())
+    for name, (_, on_test, on_triggers) in answers.items():
+        hits = on_triggers.argmax(1) == triggers.labels
+        result[f"{name}_accuracy"] = float((on_test.argmax(1) == test.labels).double().mean())
+        result[f"{name}_hits"] = int(hits.sum())
+        result[f"{name}_margin"] = float(assigned_margin(on_triggers, triggers.labels).mean())
+    result["entropy"] = float(entropy(answers["source"][0]).mean())
+    errors = copied_errors(*(answers[name][1].argmax(1) for name in ("source", "copy")), test.labels)
+    lift = class_lift(probability, train.labels, triggers.true_labels[:, 0], triggers.labels)
+    return result | errors | {
+        "assigned_everywhere": float(everywhere.mean()),
+        "assigned_in_own_class": lift["assigned"], "other_in_own_class": lift["other"],
+    }
+
+
+# ---- t-SNE (Figure 7) ----
+
+PERPLEXITIES = 5, 10
+COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442",
+           "#0072B2", "#D55E00", "#CC79A7", "#999999", "#7F3C8D")
+
+
+def tsne_points(features, perplexity: float, seed: int = 0):
+    """Features (N, D) -> t-SNE coordinates (N, 2) as a numpy array; Refusal unless N exceeds the perplexity."""
+    from sklearn.manifold import TSNE
+
+    if len(features) <= perplexity:
+        raise Refusal(f"tsne: perplexity {perplexity} needs more than {perplexity} test images and triggers, and there "
+                      f"are {len(features)}; name a run on a data set with more")
+    model = TSNE(perplexity=perplexity, random_state=seed, init="pca", learning_rate="auto")
+    return model.fit_transform(features.double().cpu().numpy())
+
+
+def among_their_label(features, labels, trigger_features, trigger_labels, k: int = 5) -> float:
+    """Share of the triggers that lie among the images of the label assigned to them, in the space of the features.
+
+    features (N, D) with labels (N,); trigger_features (m, D) with trigger_labels (m,). A trigger counts if more than
+    half of the k images nearest to it, by cosine distance, bear its label.
+    """
+    similarity = F.normalize(trigger_features, dim=1) @ F.normalize(features, dim=1).T  # (m, N)
+    nearest = labels[similarity.topk(min(k, len(labels))).indices]  # (m, k)
+    return ((nearest == trigger_labels[:, None]).float().mean(1) > 0.5).float().mean().item()
+
+
+def report_tsne(run: FinishedRun, shown: int = 500) -> dict:
+    """A run's points of Figure 7: `shown` test images at even distances, then all triggers.
+
+    At even distances, because a folder's images are sorted by class. {"points": {perplexity: [...]}, ...}
+    """
+    total = len(run.test.labels)
+    chosen = torch.arange(min(shown, total)) * total // min(shown, total)
+    features = last_features(run.model, torch.cat([run.test.images[chosen], run.triggers.images])).cpu()
+    points = {p: [[round(float(v), 4) for v in xy] for xy in tsne_points(features, p)] for p in PERPLEXITIES}
+    labels, assigned, n = run.test.labels[chosen].cpu(), run.triggers.labels.cpu(), len(chosen)
+    among = among_their_label(features[:n], labels, features[n:], assigned)
+    return {"among_their_label": among, "labels": labels.tolist(), "trigger_labels": assigned.tolist(),
+            "points": points}
+
+
+def draw_features(ax, found: dict, perplexity: int) -> None:
+    """Draw what `report_tsne` found on `ax`: test images as dots, triggers as stars, coloured by (assigned) label."""
+    points, n = found["points"].get(perplexity) or found["points"][str(perplexity)], len(found["labels"])
+    for group, labels, look in ((points[:n], found["labels"], {"s": 7, "edgecolors": "none"}),
+                                (points[n:], found["trigger_labels"],
+                                 {"s": 75, "edgecolors": "black", "linewidths": 0.7, "marker": "*"})):
+        if group:
+            ax.scatter(*zip(*group), c=[COLOURS[c % len(COLOURS)] for c in labels], **look)
+    ax.set(xticks=[], yticks=[])
+
+
+def draw_tsne(found: dict) -> bytes:
+    """A PNG of what `report_tsne` found, a panel for each perplexity."""
+    figure, axes = new_figure(9, 4.6, 1, len(PERPLEXITIES))
+    for ax, perplexity in zip(axes, PERPLEXITIES):
+        draw_features(ax, found, perplexity)
+        ax.set_title(f"perplexity {perplexity}")
+    figure.suptitle("dots are test images, stars triggers; colour: label (of a trigger, the assigned one)", fontsize=9)
+    return figure_png(figure)
+
+
+# ---- the command ----
 
 REPORTS = {"energy": report_energy, "margin": report_margin, "recalibrated": report_recalibrated,
            "traces": report_traces, "tsne": report_tsne}

@@ -25,22 +25,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 import models
-from utils.attacks.losses import soft_loss
-from utils.attacks.objectives import ExtractionObjective
+from utils.attacks.stealing import ExtractionObjective, soft_loss
 from utils.data.batches import Batches
 from utils.data.sets import Images
 from utils.rivals.embedded_features import grad_sign_vector
-from utils.rivals.ewe.objective import EntangledObjective
-from utils.rivals.randomized_smoothing.noise import noisy_gradient
+from utils.rivals.ewe import EntangledObjective
+from utils.rivals.randomized_smoothing import noisy_gradient
 from utils.system.files import check_output_file
-from utils.system.machine import choose_device, prepare_torch
+from utils.system.machine import AMP, choose_device, prepare_torch
 from utils.system.refusals import COUNT, Parser, refuse_in_one_sentence
-from utils.training.cuda_graph import WARM_UP
+from utils.training.loop import PlainObjective, Step, autocast_forward
 from utils.training.metrics import accuracy
-from utils.training.objective import PlainObjective
-from utils.training.settings import AMP
-from utils.training.step import Step, autocast_forward
-from utils.watermark.objective import WatermarkObjective
+from utils.training.speed import WARM_UP
+from utils.watermark.margin import WatermarkObjective, ascend
 from utils.watermark.triggers import TriggerSet
 
 OBJECTIVES = ("margin", "base", "soft")
@@ -188,8 +185,8 @@ class Contenders:
             return ExtractionObjective(autocast_forward(source, amp), soft_loss, False)
         k = self.flags.steps if name == "margin" else 0
         return WatermarkObjective(
-            model, self.x_q, self.y_q, weight=WEIGHT, reduction="joint", batch=self.flags.trigger_batch, steps=k,
-            step_size=PIXEL, eps=k * PIXEL, bn_stats="paper")
+            model, self.x_q, self.y_q, weight=WEIGHT, reduction="joint", batch=self.flags.trigger_batch,
+            bn_stats="paper", ascent=partial(ascend, steps=k, step_size=PIXEL, eps=k * PIXEL) if k else None)
 
     def our_step(self, name, precision):
         """(call, model, `Step`): a call is one training step of ours, batch and augmentation included."""

@@ -23,10 +23,9 @@ from utils.ownership.owner import Owner, read_owner
 from utils.ownership.pvalues import either
 from utils.ownership.verdict import ORDERS, OwnershipCase
 from utils.pages import TEMPLATE, chart, check_page_file, clean, legend, png_image, png_of, render, shorten, write_page
-from utils.published.for_run import SETTINGS, paper_row
-from utils.published.numbers import ACC, TRIG, P
-from utils.runs.architecture import add_named_architectures
+from utils.published import ACC, SETTINGS, TRIG, P, paper_row
 from utils.runs.checkpoints import find_checkpoint, read_model
+from utils.runs.networks import add_named_architectures
 from utils.system.files import read_bounded, read_json, refuse_links, sha256_of_file
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 

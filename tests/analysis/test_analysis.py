@@ -9,10 +9,18 @@ import torch
 from torch import nn
 
 import models
-from utils.analysis.energy import free_energy, refused_share
-from utils.analysis.margin_bound import CELLS, GRID, margin_bound
-from utils.analysis.recalibration import recalibrate
-from utils.analysis.tsne import among_their_label, draw_tsne, report_tsne, tsne_points
+from utils.analyze import (
+    CELLS,
+    GRID,
+    among_their_label,
+    draw_tsne,
+    free_energy,
+    margin_bound,
+    recalibrate,
+    refused_share,
+    report_tsne,
+    tsne_points,
+)
 from utils.system.refusals import Refusal
 
 

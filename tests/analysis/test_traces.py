@@ -8,7 +8,7 @@ import torch
 from commands import good
 from torch import nn
 
-from utils.analysis.traces import assigned_margin, class_lift, copied_errors, entropy
+from utils.analyze import assigned_margin, class_lift, copied_errors, entropy
 from utils.analyze import main as analyze_main
 from utils.data.sets import load_data
 from utils.runs.checkpoints import find_checkpoint, read_model

@@ -1,13 +1,21 @@
 """The losses of extraction and distillation against numbers worked out by hand."""
 
 import math
+from argparse import Namespace
 
 import pytest
 import torch
 from torch import nn
 
-from utils.attacks.losses import distill_loss, extraction_loss, hard_loss, kl_divergence, reg_loss, soft_loss
-from utils.attacks.objectives import ExtractionObjective
+from utils.attacks.stealing import (
+    ExtractionObjective,
+    distill_loss,
+    extraction_loss,
+    hard_loss,
+    kl_divergence,
+    reg_loss,
+    soft_loss,
+)
 
 # source (3/4, 1/4), surrogate (1/2, 1/2): asymmetric, so that the two directions of KL differ
 T = torch.tensor([[math.log(3.0), 0.0]])
@@ -52,7 +60,7 @@ def test_eq_5_by_hand(label):
     assert reg_loss(s, T, y, 0.3).item() == pytest.approx(0.3 * kl + 0.7 * ce, abs=1e-6)
     assert reg_loss(s, T, y, 1.0).item() == pytest.approx(kl, abs=1e-6)
     assert reg_loss(s, T, y, 0.0).item() == pytest.approx(ce, abs=1e-6)
-    loss, needs_labels = extraction_loss("reg", 0.3)
+    loss, needs_labels = extraction_loss(Namespace(attack="reg", alpha=0.3))
     assert needs_labels and loss(s, T, y).item() == pytest.approx(0.3 * kl + 0.7 * ce, abs=1e-6)
 
 
@@ -69,22 +77,16 @@ def test_eq_6_by_hand():
     assert distill_loss(s, T, y, 1.0, 2.0).item() == pytest.approx(kl2, abs=1e-6)
 
 
-def test_eq_5_at_03_and_eq_6_at_07_are_different_attacks():
-    s, y = torch.tensor([[math.log(4.0), 0.0]]), torch.tensor([1])
-    assert abs(reg_loss(s, T, y, 0.3) - distill_loss(s, T, y, 0.7, 1.0)) > 0.5
-
-
 @pytest.mark.parametrize("attack, needs", [("soft", False), ("hard", False), ("reg", True)])
 def test_extraction_asks_a_frozen_source_and_uses_labels_only_if_needed(attack, needs):
     torch.manual_seed(0)
     source, surrogate = (nn.Sequential(nn.Flatten(), nn.Linear(12, 4)) for _ in range(2))
-    loss, needs_labels = extraction_loss(attack, 0.3)
+    loss, needs_labels = extraction_loss(Namespace(attack=attack, alpha=0.3))
     assert needs_labels == needs
     objective = ExtractionObjective(source, loss, needs_labels)
     x = torch.rand(5, 3, 2, 2)
     y = torch.tensor([0, 1, 2, 3, 0]) if needs else torch.tensor([77, 900, 5, 6, 7])  # labels of another data set
-    picks = objective.sample(3, torch.Generator())[0]
-    value, stats = objective(surrogate, x, y, picks)
+    value, stats = objective(surrogate, x, y, None)
     value.backward()
     assert all(p.grad is None for p in source.parameters()) and all(p.grad is not None for p in surrogate.parameters())
     assert ("train_accuracy" in stats) == needs

@@ -1,27 +1,27 @@
 """Pruning, quantisation, fine-tuning and margin extraction, on a small model."""
 
 import copy
-from types import SimpleNamespace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 import models
-from utils.attacks.editing import FineTuning
-from utils.attacks.losses import soft_loss
-from utils.attacks.objectives import ExtractionObjective, FineTuningObjective
-from utils.attacks.pruning import (
+from utils.attacks.editing import (
     CRITERIA,
+    FineTuningObjective,
     channel_activations,
-    check_weights_to_edit,
+    check_edit,
     keep_pruned,
     layer_weights,
     prune,
     pruning_masks,
+    quantize,
 )
-from utils.attacks.quantization import quantize
+from utils.attacks.stealing import ExtractionObjective, soft_loss
 from utils.system.refusals import Refusal
+from utils.watermark.margin import ascend
 
 IMAGES = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 X = IMAGES.float().div(255)
@@ -75,20 +75,19 @@ def from_outside(*layers):
 ])
 def test_what_would_prune_nothing_is_refused(layers, criterion, words):
     with pytest.raises(Refusal, match=f"-at prune.*a own:net {words}"):
-        check_weights_to_edit("prune", from_outside(*layers), criterion)
+        check_edit("prune", from_outside(*layers), "ftal", criterion)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_a_model_that_cannot_be_copied_is_not_edited():
-    settings, attack = SimpleNamespace(model_type="own:net"), FineTuning("finetune", "ftal", "magnitude", None, "", "")
-    attack.check(settings, from_outside(nn.Conv2d(3, 4, 1)), "cpu")
+    check_edit("finetune", from_outside(nn.Conv2d(3, 4, 1)), "ftal", "activation")
     with pytest.raises(Refusal, match="-at finetune edits a copy of the model, and a own:net cannot be copied"):
-        attack.check(settings, from_outside(nn.utils.weight_norm(nn.Conv2d(3, 4, 1))), "cpu")
+        check_edit("finetune", from_outside(nn.utils.weight_norm(nn.Conv2d(3, 4, 1))), "ftal", "activation")
 
 
 def test_layers_without_weights_are_left_out_of_pruning_by_activation():
     model = from_outside(nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False)).eval()
-    check_weights_to_edit("prune", model, "activation")
+    check_edit("prune", model, "ftal", "activation")
     kept = pruning_masks(model, 1.0, "activation", channel_activations(model, IMAGES))
     assert prune(model, kept)(X).abs().max() == 0
 
@@ -147,10 +146,10 @@ def test_ftll_changes_only_the_last_layer():
 def test_margin_extraction_is_soft_at_eps_zero_and_else_lowers_the_sources_confidence():
     source, surrogate = small().requires_grad_(False), small()
     plain, _ = ExtractionObjective(source, soft_loss, False)(surrogate, X, None, None)
-    still = ExtractionObjective(source, soft_loss, False, steps=3, step_size=1 / 255, eps=0.0)
+    still = ExtractionObjective(source, soft_loss, False, partial(ascend, steps=3, step_size=1 / 255, eps=0.0))
     assert torch.equal(still(surrogate, X, None, None)[0], plain)
     seen = []
-    ball = ExtractionObjective(source, soft_loss, False, steps=3, step_size=2 / 255, eps=4 / 255)
+    ball = ExtractionObjective(source, soft_loss, False, partial(ascend, steps=3, step_size=2 / 255, eps=4 / 255))
     ball(lambda x: seen.append(x) or surrogate(x), X, None, None)
     (moved,) = seen
     assert 0 < (moved - X).abs().max() <= 4 / 255 + 1e-6

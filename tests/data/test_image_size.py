@@ -8,7 +8,7 @@ import torch
 import models
 from utils.data.sets import image_size, load_data
 from utils.rivals.embedded_features import style_images
-from utils.rivals.randomized_smoothing.trigger_drawing import draw_rs_triggers
+from utils.rivals.randomized_smoothing import draw_rs_triggers
 from utils.training.metrics import pass_length
 
 

@@ -13,7 +13,7 @@ from commands import ROOT, refused_make
 from figures import make
 from figures.cells import FIGURES, TABLE_CELLS, TABLES, steps_of_target
 from figures.runs import PROFILES, RunCommands
-from utils.published.numbers import ACC, MODELS, NUMBERS, P_SCORES, TRIG, P
+from utils.published import ACC, MODELS, NUMBERS, P_SCORES, TRIG, P
 from utils.verify import parse
 
 pytestmark = pytest.mark.usefixtures("elsewhere")

@@ -8,10 +8,9 @@ import torch
 from every_objective import build
 
 from utils.benchmark import LR, WEIGHT_DECAY, Contenders, rows_without_end, set_up
-from utils.system.machine import prepare_torch
-from utils.training.cuda_graph import WARM_UP
-from utils.training.settings import AMP
-from utils.training.step import Step, autocast_forward
+from utils.system.machine import AMP, prepare_torch
+from utils.training.loop import Step, autocast_forward
+from utils.training.speed import WARM_UP
 
 DEVICE = "cuda"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]

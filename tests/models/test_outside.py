@@ -9,8 +9,8 @@ from torch import nn
 
 import models
 from models import outside
-from utils.runs.architecture import check_architecture
 from utils.runs.checkpoints import load_checkpoint, pack_checkpoint, restore_model, save_checkpoint
+from utils.runs.networks import check_architecture
 from utils.system.refusals import Refusal
 from utils.watermark.carriers import last_features
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils.published.for_run import CIFAR10, paper_row
+from utils.published import CIFAR10, paper_row
 
 ACC, TRIG, P = "accuracy %", "trigger %", "log10 p"
 MARGIN = {"dataset": "cifar10", "train_type": "margin"}

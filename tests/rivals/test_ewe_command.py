@@ -13,11 +13,10 @@ from comparing import same_runs
 from photos import photos
 from PIL import Image
 
-from utils.command_line.train import train_flags
 from utils.data.sets import Data, Images, load_data
+from utils.flags import train_flags
 from utils.ownership.commitment import check_commitment, commit_to
-from utils.rivals.ewe.objective import EntangledObjective
-from utils.rivals.ewe.trigger_making import gather_images
+from utils.rivals.ewe import EntangledObjective, gather_images
 from utils.runs.checkpoints import load_checkpoint
 from utils.system.refusals import Refusal
 from utils.watermark.triggers import TriggerSet
@@ -99,7 +98,7 @@ def test_an_interrupted_ewe_run_resumes_bit_equal(at, unbroken, tmp_path, monkey
 
 def test_the_best_checkpoint_comes_after_the_triggers_were_made(tmp_path, monkeypatch):
     rates = iter([1.0, 1.0])  # on validation images in phase 1, with the paper's and with clean statistics
-    monkeypatch.setattr("utils.watermark.evaluation.accuracy", lambda *args: next(rates, 0.5))
+    monkeypatch.setattr("utils.watermark.triggers.accuracy", lambda *args: next(rates, 0.5))
     good("train", "-d", tmp_path, *TRAIN)
     best = load_checkpoint(tmp_path / SOURCE / "checkpoints" / "checkpoint_nat_best.pt")
     assert best["epoch"] == 2 and best["figures"]["val_accuracy"] == 0.5 and "query_model" in best
@@ -186,7 +185,7 @@ def test_bad_ewe_flags_are_refused(case, tmp_path):
 def test_gathered_images_are_one_digit_of_another_data_set(monkeypatch):
     other = load_data("digits")
     # replaces SVHN
-    monkeypatch.setattr("utils.rivals.ewe.trigger_making.load_data", lambda name, root, flag, image_size: other)
+    monkeypatch.setattr("utils.rivals.ewe.load_data", lambda name, root, flag, image_size: other)
     own = Images(torch.zeros(9, 3, 32, 32, dtype=torch.uint8), torch.arange(9) % 3, torch.arange(9))
     data = Data("cifar10", own, own, own, list("abc"), (), ())
     drawn, again, others = (gather_images("svhn:7", 2, 20, data, "data", seed) for seed in (0, 0, 1))
@@ -200,7 +199,7 @@ def test_gathered_images_are_one_digit_of_another_data_set(monkeypatch):
 
 
 def test_triggers_that_are_training_images_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.rivals.ewe.objective.make_triggers", lambda model, source, *args, **more: source)
+    monkeypatch.setattr("utils.rivals.ewe.make_triggers", lambda model, source, *args, **more: source)
     done = call("train", "-d", tmp_path, *TRAIN, "-ep", 1)
     assert done.status == 2 and "6 training images" in done.err and "--ewe-source" in done.err
     assert not (tmp_path / SOURCE / "commitment.json").exists()

@@ -9,10 +9,20 @@ import torch.nn.functional as F
 import models
 from utils.data.batches import Batches
 from utils.data.sets import Images
-from utils.rivals.ewe.objective import EntangledObjective, phase3_schedule, watermark_batches
-from utils.rivals.ewe.snnl import entanglement, observe_features, snnl
-from utils.rivals.ewe.trigger_making import LAST_PUSHES, PUSHES, make_triggers, patch_position, patch_size
-from utils.training.step import Step
+from utils.rivals.ewe import (
+    LAST_PUSHES,
+    PUSHES,
+    EntangledObjective,
+    entanglement,
+    make_triggers,
+    observe_features,
+    patch_position,
+    patch_size,
+    phase3_schedule,
+    snnl,
+    watermark_batches,
+)
+from utils.training.loop import Step
 from utils.watermark.triggers import TriggerSet
 
 # ---- the order of steps ---------------------------------------------------------------------------------------------
@@ -82,7 +92,7 @@ def test_steps_entangle_and_the_last_ones_lead_away_from_the_target_class(monkey
     mixed = lambda x: entanglement(features(x), torch.arange(8) < 4, torch.ones(3)).sum()
     away = make(model, source, partners, steps=0)
     assert (model(away)[:, 0] < model(source)[:, 0]).all()
-    monkeypatch.setattr("utils.rivals.ewe.trigger_making.LAST_PUSHES", 0)
+    monkeypatch.setattr("utils.rivals.ewe.LAST_PUSHES", 0)
     assert mixed(make(model, source, partners, threshold=1.0)) > mixed(source)
 
 
@@ -130,7 +140,7 @@ def watermark_step(model, batches, objective):
     """Make the triggers; returns the inputs of the first watermark step."""
     generator = torch.Generator().manual_seed(0)
     plan = objective.plan(batches, 1, generator)
-    objective.begin(model, model, None, 1, generator)
+    objective.begin(model, None, 1, generator)
     row = next(row for row in zip(*plan) if len(row[3]))
     return *batches.batch(*row[:3]), row[3]
 

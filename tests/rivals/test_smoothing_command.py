@@ -8,8 +8,7 @@ import torch
 from commands import call, good, summary, tree
 from comparing import same_runs
 
-from utils.command_line.attacks import extraction_flags
-from utils.command_line.train import train_flags
+from utils.flags import extraction_flags, train_flags
 from utils.runs.checkpoints import load_checkpoint
 from utils.system.machine import agree_on_signal
 from utils.verify import main as verify_main

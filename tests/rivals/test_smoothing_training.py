@@ -12,9 +12,15 @@ from torch import nn
 
 from utils.data.batches import Batches
 from utils.data.sets import Data, Images, load_data
-from utils.rivals.randomized_smoothing.noise import noise_levels, noisy_gradient
-from utils.rivals.randomized_smoothing.objective import SmoothedObjective, robust_pass, short_epoch_warning
-from utils.rivals.randomized_smoothing.trigger_drawing import append_triggers, draw_rs_triggers
+from utils.rivals.randomized_smoothing import (
+    SmoothedObjective,
+    append_triggers,
+    draw_rs_triggers,
+    noise_levels,
+    noisy_gradient,
+    robust_pass,
+    short_epoch_warning,
+)
 
 # ---- noisy gradients ------------------------------------------------------------------------------------------------
 
@@ -44,7 +50,7 @@ class HalfSquare(nn.Module):
 
 def test_robust_passes_on_one_parameter_by_hand(monkeypatch):
     draws = iter([0.3, -1.0, 2.0])
-    monkeypatch.setattr("utils.rivals.randomized_smoothing.noise.gaussian_noise",
+    monkeypatch.setattr("utils.rivals.randomized_smoothing.gaussian_noise",
                         lambda parameters, _: [torch.full_like(parameters[0], next(draws))])
     model, trace = HalfSquare(), []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -56,7 +62,7 @@ def test_robust_passes_on_one_parameter_by_hand(monkeypatch):
 def test_noisy_gradient_averages_its_draws(monkeypatch):
     noise = [0.5, -0.25, 1.0]
     draws = iter(noise)
-    monkeypatch.setattr("utils.rivals.randomized_smoothing.noise.gaussian_noise",
+    monkeypatch.setattr("utils.rivals.randomized_smoothing.gaussian_noise",
                         lambda parameters, _: [torch.full_like(parameters[0], next(draws))])
     (gradient,) = noisy_gradient(HalfSquare(), torch.zeros(1), torch.zeros(1, dtype=torch.long), 2.0, 3, None)
     assert float(gradient) == pytest.approx(np.mean([1 + 2 * n for n in noise]))
@@ -123,12 +129,12 @@ def test_learning_rates_are_those_of_the_authors():
 @pytest.mark.parametrize("m, batch, picked", [(6, 4, [4]), (8, 4, [4, 4]), (3, 4, [3])])
 def test_a_robust_pass_takes_whole_random_batches(monkeypatch, m, batch, picked):
     sizes, rows = [], set()
-    monkeypatch.setattr("utils.rivals.randomized_smoothing.objective.robust_pass", lambda model, optimizer, x, y, *_: (
+    monkeypatch.setattr("utils.rivals.randomized_smoothing.robust_pass", lambda model, optimizer, x, y, *_: (
         sizes.append(len(y)), rows.add(tuple(y.tolist()))))
     rival = objective(m, batch=batch, warmup=5)
     rival.y_q = torch.arange(m)
     for epoch in range(12):
-        rival.begin(None, None, None, epoch, torch.Generator().manual_seed(epoch))
+        rival.begin(None, None, epoch, torch.Generator().manual_seed(epoch))
         assert bool(sizes) == (epoch > 5)  # as officially, a warm-up of 5 lasts until index 5
     assert sizes == picked * 6
     assert len({frozenset(row) for row in rows}) > 1 or m <= batch
@@ -138,7 +144,7 @@ def test_a_robust_pass_takes_whole_random_batches(monkeypatch, m, batch, picked)
 def test_the_noise_enters_the_running_statistics_unless_they_are_frozen(freeze):
     model, rival = small(4), objective(freeze=freeze)
     before = copy.deepcopy(model)
-    rival.begin(model, None, rival.optimizer(model.parameters(), 0.1, 0.0, False), 1, torch.Generator().manual_seed(0))
+    rival.begin(model, rival.optimizer(model.parameters(), 0.1, 0.0, False), 1, torch.Generator().manual_seed(0))
     assert not equal_parameters(model, before)
     same = [torch.equal(a, b) for a, b in zip(model[1].bn1.buffers(), before[1].bn1.buffers())]
     assert same == [freeze] * 3

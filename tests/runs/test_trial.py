@@ -6,7 +6,7 @@ from torch import nn
 
 import models
 from models import outside
-from utils.runs.trial import check_training, require_gradient_of_images, require_two_passes
+from utils.runs.networks import check_training, require_gradient_of_images, require_two_passes
 from utils.system.refusals import Refusal
 
 

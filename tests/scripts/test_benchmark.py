@@ -7,11 +7,10 @@ import json
 import pytest
 import torch
 from comparing import apart
-from small_steps import NUMBERS, B, K, M, T, rows_of, setting, small, watermark
+from small_steps import B, K, M, T, rows_of, setting, small, watermark
 from torch.utils.flop_counter import FlopCounterMode
 
-from utils.attacks.losses import soft_loss
-from utils.attacks.objectives import ExtractionObjective
+from utils.attacks.stealing import ExtractionObjective, soft_loss
 from utils.benchmark import (
     OBJECTIVES,
     SIDE,
@@ -22,7 +21,7 @@ from utils.benchmark import (
     rival_sums,
     set_up,
 )
-from utils.training.step import Step
+from utils.training.loop import Step
 
 TINY = ("--model", "res18", "--width", "2", "--batch-size", "8", "--num-query", "4", "--device", "cpu", "--rounds", "1")
 
@@ -42,7 +41,8 @@ def test_our_step_equals_the_official_one(steps):
     Step(model, objective, batches, lr=0.1, weight_decay=1e-4)(row)
     x, y = batches.batch(*row[:3])
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, weight_decay=1e-4)
-    official_watermark_step(plain, optimizer, x.contiguous(), y, x_q[row[3]], y_q[row[3]], steps=steps, **NUMBERS)
+    official_watermark_step(plain, optimizer, x.contiguous(), y, x_q[row[3]], y_q[row[3]], steps=steps, weight=0.1,
+                            step_size=1 / 255)
     assert moved(model) > 1e-3
     assert apart(model, plain) <= 1e-9
 

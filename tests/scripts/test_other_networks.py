@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import re
 import shutil
 import signal
 
@@ -20,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from models import outside
 from utils.ownership.commitment import neutral_names
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
-from utils.training.step import Step
+from utils.training.loop import Step
 from utils.watermark.trigger_files import read_triggers
 
 pytestmark = pytest.mark.usefixtures("quick", "unnamed")
@@ -149,18 +148,20 @@ def test_a_report_says_which_copy_it_could_not_ask(vgg, tmp_path):
     assert "not in the page" not in good("utils.report", vgg, "-o", page, "-mt", PLAIN)
 
 
-@pytest.mark.parametrize("more", [("-dmt", "vgg11", "--width", 2, "--benign", "BENIGN"),
-                                  ("-at", "quantize", "--on", "extraction")])
-def test_a_script_that_meets_the_users_network_names_no_flag_that_does_not_help(more, vgg, tmp_path):
+@pytest.mark.parametrize("more, way", [
+    (("-dmt", "vgg11", "--width", 2, "--benign", "BENIGN"), "--benign and --label-model of the scripts import no code"),
+    (("-at", "quantize", "--on", "extraction"), "in extraction.py and distill.py, -tmt for the source and -dmt for"),
+])
+def test_a_script_that_meets_the_users_network_names_the_flag_that_helps(more, way, vgg, tmp_path):
     copied = shutil.copytree(vgg.parent, tmp_path / "runs")
     benign = copied / "digits_own_networks-plain_none_20_"
     steal = ("extraction", "-e", copied, *DATA, "-tmt", "vgg11", "-admsg", "_met",
              *(benign if flag == "BENIGN" else flag for flag in more))
     before = tree(copied)
     said = refused(*steal)
-    assert PLAIN in said and tree(copied) == before
-    if way := re.search(r"add (\S+) (\S+)", said):
-        good(*steal, *way.groups())
+    assert PLAIN in said and way in said and tree(copied) == before
+    if "quantize" in more:
+        good(*steal, "-dmt", PLAIN)
 
 
 # ---- networks that draw random numbers ------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ import torch
 from commands import call, good, refused, summary, tree, verify
 from digits_runs import BENIGN, SOURCE, STEAL, TRAIN
 
-from utils.command_line.train import train_command, train_flags
 from utils.data.sets import load_data
+from utils.flags import train_flags
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
 from utils.system.files import sha256_of_file
 from utils.training.metrics import predict
@@ -100,11 +100,9 @@ def test_the_record_of_other_runs_says_that_the_flags_are_off():
     for argv in ([], ["--trigger-strategy", "random"]):
         flags = train_flags(argv)
         assert flags.trigger_strategy is None and flags.label_choices is None
-        triggers = train_command(argv).watermark.triggers
-        assert triggers.trigger_strategy == "random" and triggers.labels_are_uniform
     typed = train_flags(["--label-strategy", "plausible", "--label-model", "run"])
     assert typed.label_choices == 2 and typed.trigger_strategy is None
-    assert train_flags([]).carriers is None and train_command([]).watermark.carriers == 0
+    assert train_flags([]).carriers is None
 
 
 def test_carriers_are_trained_under_labels_of_triggers(runs, tmp_path):
@@ -128,10 +126,10 @@ def test_carriers_are_trained_under_labels_of_triggers(runs, tmp_path):
 @pytest.mark.parametrize("kind", ["ewe", "rs"])
 def test_rivals_share_the_triggers(kind):
     argv = ["-tt", kind, f"--{kind}-triggers", "shared", "--label-strategy", "plausible", "--label-model", "run"]
-    watermark = train_command(argv).watermark
-    assert watermark.labels_are_uniform and watermark.triggers.choices == 2
+    flags = train_flags(argv)
+    assert (flags.label_strategy, flags.label_choices) == ("plausible", 2)
     argv = ["-tt", kind, f"--{kind}-triggers", "shared", "--trigger-strategy", "uncertain", "--label-model", "run"]
-    assert train_command(argv).watermark.triggers.trigger_strategy == "uncertain"
+    assert train_flags(argv).trigger_strategy == "uncertain"
 
 
 BAD = {

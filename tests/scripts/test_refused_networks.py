@@ -103,14 +103,14 @@ def test_train_and_prepare_give_no_advice_that_does_not_help(source, tmp_path):
     good("train", "-d", source, *TRAIN, "-mt", "own_networks:plain", "-tt", "none")
     outside.named.clear()
     train = ("train", "-d", tmp_path / "runs", *TRAIN, "-mt", "vgg11", "--width", 2)
-    about = "holds a model of own_networks:plain, which is code of somebody's own: "
-    assert f"{about}--benign imports no code; leave it out, and pass it to" in refused(*train, "--benign", clean)
+    about = "--benign and --label-model of the scripts import no code: name another model there"
+    assert about in refused(*train, "--benign", clean)
     for more in (("--label-strategy", "plausible"), ("--carriers", 2)):
         said = refused(*train, *more, "--label-model", clean)
-        assert f"{about}--label-model imports no code; name a clean model of another architecture" in said
+        assert about in said
     said = refused("utils.verify", "prepare", tmp_path / "prepared", "--beacon-name", "b", "-dt", "digits", "-nq", 5,
                    "--label-strategy", "plausible", "--label-model", clean)
-    assert f"{about}--label-model imports no code" in said
+    assert about in said
     assert tree(tmp_path) == set() and not outside.named
 
 

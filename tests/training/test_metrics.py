@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from utils.training.metrics import accuracy, count_hits, predict
-from utils.training.objective import PlainObjective
 
 
 class Brightness(nn.Module):
@@ -35,10 +34,3 @@ def test_accuracy_is_measured_in_eval_mode_and_restores_the_mode():
     assert accuracy(model, images, labels) == 0.8 and not model.training
     logits = predict(model, images)
     assert not logits.requires_grad and logits[1, 1].item() == pytest.approx(250 / 255 / math.sqrt(1 + 1e-5) - 0.5)
-
-
-def test_plain_objective_is_cross_entropy():
-    logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]])
-    loss, stats = PlainObjective()(lambda x: logits, torch.zeros(2, 3, 1, 1), torch.tensor([0, 1]), None)
-    assert loss.item() == pytest.approx((math.log(2) + math.log(4)) / 2)
-    assert stats["train_accuracy"].item() == 0.5

@@ -7,11 +7,10 @@ import pytest
 import torch
 from every_objective import EWE, NAMES, build, build_ewe
 from fake_cuda import CUDA, FakeCuda, HostWork, NoHostWork
-from small_steps import setting, small
+from small_steps import AtOnce, setting, small
 
-from utils.training.objective import Objective
-from utils.training.step import Step, autocast_forward
-from utils.watermark.running_statistics import RunningStatistics
+from utils.training.loop import Objective, Step, autocast_forward
+from utils.watermark.batchnorm import RunningStatistics
 
 NEEDS_BUILD = pytest.mark.skipif(torch.version.cuda is None, reason="autocast for CUDA needs torch built for CUDA")
 BOTH_PRECISIONS = pytest.mark.parametrize(
@@ -42,7 +41,7 @@ class Setting:
 
     def step(self, objective, amp=None):
         objective.optimizer = fake_cuda.without_reading_the_rate(objective.optimizer)
-        with mock.patch("utils.watermark.two_stream_step.SideStream", lambda device: lambda work: lambda: work()):
+        with mock.patch("utils.training.speed.SideStream", lambda device: AtOnce()):
             return Step(self.model, objective, self.batches, lr=0.1, weight_decay=1e-4, amp=amp)
 
     def first_row(self, objective, epoch=0):
@@ -158,5 +157,5 @@ def test_a_row_on_the_host_is_found():
         objective = build("ERM, sum", place.model, None, place.batches, place.x_q, place.y_q)
         step, row = place.step(objective), place.first_row(objective)
         row[3] = torch.zeros(4, dtype=torch.long)
-        with pytest.raises(HostWork, match="utils/watermark/halved_step.py"), NoHostWork([]):
+        with pytest.raises(HostWork, match="utils/watermark/margin.py"), NoHostWork([]):
             step(row)

@@ -9,9 +9,8 @@ from every_objective import NAMES, build
 from small_steps import K, rows_of, setting, small, watermark
 from tape import Tape
 
-from utils.training.cuda_graph import WARM_UP
-from utils.training.objective import Objective
-from utils.training.step import Step
+from utils.training.loop import Objective, Step
+from utils.training.speed import WARM_UP
 
 STATIC = [name for name in NAMES if name != "RS"]  # the loop records no other objective
 

@@ -5,13 +5,10 @@ import contextlib
 import pytest
 import torch
 from comparing import apart
-from small_steps import B, K, rows_of, setting, watermark
+from small_steps import K, rows_of, setting, watermark
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import models
-from utils.data.batches import Batches
-from utils.data.sets import Images
-from utils.training.step import Step
+from utils.training.loop import Step
 
 
 def test_channels_last_computes_the_same_step():
@@ -35,8 +32,7 @@ def test_weights_are_cast_once_for_ascent_and_trigger_pass_without_a_difference(
     results = []
     for once in (True, False):
         if not once:
-            for module in ("objective", "halved_step"):
-                monkeypatch.setattr(f"utils.watermark.{module}.cast_weights_once", lambda _: contextlib.nullcontext())
+            monkeypatch.setattr("utils.watermark.margin.cast_weights_once", lambda _: contextlib.nullcontext())
         torch.manual_seed(5)
         model, batches, x_q, y_q = setting(width=16, placed=True)
         objective = watermark(model, x_q, y_q, K, mode)
@@ -55,10 +51,10 @@ def test_weights_are_cast_once_for_ascent_and_trigger_pass_without_a_difference(
 @pytest.mark.parametrize("mode", ["paper", "shared", "eval"])
 def test_scaling_for_fp16_changes_no_update(mode, monkeypatch):
     """A scale of 1024 and one of 1 give bit-equal weights and averages, shown in fp64, where nothing underflows."""
-    monkeypatch.setattr("utils.training.step.autocast", lambda kind, amp: contextlib.nullcontext())
+    monkeypatch.setattr("utils.training.loop.autocast", lambda kind, amp: contextlib.nullcontext())
     results = []
     for scale in (1.0, 1024.0):
-        monkeypatch.setattr("utils.training.step.FP16_SCALE", scale)
+        monkeypatch.setattr("utils.training.loop.FP16_SCALE", scale)
         torch.manual_seed(5)
         model, batches, x_q, y_q = setting()
         model, batches.dtype = model.double(), torch.float64
@@ -113,26 +109,3 @@ def test_fixed_buffers_and_fused_update_are_bit_equal(mode):
     for model, loss, clean in results[1:]:
         assert apart(model, results[0][0]) == 0 and loss == results[0][1]
         assert all(torch.equal(clean[name], results[0][2][name]) for name in clean)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("mode", ["paper", "shared"])
-def test_recorded_graph_equals_ordinary_steps(mode):
-    results = []
-    for graph in (True, False):
-        torch.manual_seed(6)
-        model, batches, x_q, y_q = setting()
-        model = models.place(model, "cuda")
-        images = Images(batches.padded[:, 4:36, 4:36].permute(0, 3, 1, 2), batches.labels, batches.labels)
-        batches = Batches(images, B, True, "cuda")
-        objective = watermark(model, x_q.cuda(), y_q.cuda(), K, mode)
-        said = []
-        step = Step(model, objective, batches, lr=0.01, weight_decay=1e-4, graph=graph, log=said.append)
-        for epoch in range(3):
-            step.rate.fill_(0.01 / (epoch + 1))
-            for row in rows_of(batches, objective, seed=epoch):
-                step([part.cuda() for part in row])
-        assert not said and (step.recorder is not None and step.recorder.recording is not None) == graph
-        results.append((model.cpu(), step.take_sums()))
-    assert apart(results[0][0], results[1][0]) <= 1e-3
-    assert results[0][1] == pytest.approx(results[1][1], rel=1e-2)

@@ -8,8 +8,7 @@ from scipy import stats
 from utils.data.sets import Images
 from utils.runs.checkpoints import save_checkpoint
 from utils.system.refusals import Refusal
-from utils.watermark.trigger_files import pack_triggers, read_triggers
-from utils.watermark.trigger_picture import draw_trigger_picture
+from utils.watermark.trigger_files import draw_trigger_picture, pack_triggers, read_triggers
 from utils.watermark.triggers import TriggerSet, draw_triggers, labels_are_uniform, redraw_labels
 
 SHARP, TWO, EVEN = [0.0, -99, -99], [0.0, 0, -99], [0.0, 0, 0]  # entropies about 0, ln 2 and ln 3

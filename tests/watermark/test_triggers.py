@@ -6,7 +6,7 @@ from scipy import stats
 
 from utils.data.sets import Images, load_data, split_indices
 from utils.system.refusals import Refusal
-from utils.watermark.trigger_picture import draw_trigger_picture
+from utils.watermark.trigger_files import draw_trigger_picture
 from utils.watermark.triggers import draw_triggers, validation_images
 
 CLASSES = 10

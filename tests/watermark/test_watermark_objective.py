@@ -9,8 +9,9 @@ from algorithm_1 import TRIGGERS
 from tiny_training import data, tiny
 from torch import nn
 
-from utils.watermark.ascent import ascend
-from utils.watermark.objective import WatermarkObjective, effective_weight
+from utils.data.batches import Batches
+from utils.data.sets import Images
+from utils.watermark.margin import WatermarkObjective, ascend, effective_weight
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.01, 0.05, 0.3])
@@ -52,8 +53,8 @@ def by_hand(reduction):
     answers = {0: [0.0, 0.0], 1: [math.log(3.0), 0.0], 2: [0.0, 100.0]}
     forward = lambda x: torch.stack([torch.tensor(answers[int(i)], dtype=torch.float64) for i in x.flatten(1)[:, 0]])
     x_q = torch.stack([torch.full((3, 1, 1), 1.0), torch.full((3, 1, 1), 2.0)]).double()
-    watermark = WatermarkObjective(model, x_q, torch.tensor([1, 1]), weight=0.5, reduction=reduction, batch=2, steps=0,
-                                   step_size=0, eps=0, bn_stats="paper")
+    watermark = WatermarkObjective(model, x_q, torch.tensor([1, 1]), weight=0.5, reduction=reduction, batch=2,
+                                   bn_stats="paper")
     x = torch.zeros(3, 3, 1, 1, dtype=torch.float64)
     return watermark(forward, x, torch.tensor([0, 1, 0]), torch.tensor([0, 1]))
 
@@ -76,8 +77,9 @@ def test_effective_weight_is_the_published_one():
 
 def test_triggers_of_a_step_are_uniform_with_replacement():
     watermark = WatermarkObjective(tiny(), torch.zeros(TRIGGERS, 3, 32, 32), torch.zeros(TRIGGERS).long(), weight=1,
-                                   reduction="sum", batch=25, steps=0, step_size=0, eps=0, bn_stats="clean")
-    picks = watermark.sample(400, torch.Generator().manual_seed(0))
+                                   reduction="sum", batch=25, bn_stats="clean")
+    batches = Batches(Images(torch.zeros(400, 3, 32, 32, dtype=torch.uint8), torch.zeros(400), None), 1, True)
+    picks = watermark.plan(batches, 0, torch.Generator().manual_seed(0))[3]
     assert picks.shape == (400, 25)
     counts = torch.bincount(picks.flatten(), minlength=TRIGGERS).double()
     expected = 10_000 / TRIGGERS

@@ -1,9 +1,9 @@
 """The model of a suspect whose weights are at hand: a run, a checkpoint, or a state dict of a named architecture."""
 
 import models
-from utils.runs.architecture import check_architecture
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, restore_model
 from utils.runs.initial_weights import InitialWeights, read_initial_weights
+from utils.runs.networks import check_architecture
 from utils.system.refusals import Refusal
 
 WAY = ("name by -mt what the file is of; if that takes images of another size, export the triggers, ask it yourself, "

@@ -1,163 +1,179 @@
-"""Attacks that start from a model: fine-tuning, pruning with fine-tuning, and sweeps of pruning or quantisation."""
+"""Attacks that start from a model: fine-tuning (Table 9), pruning (Fig. 8) and quantisation of its weights."""
 
 import copy
-from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 import models
-from utils.attacks.objectives import FINETUNES, FineTuningObjective
-from utils.attacks.pruning import channel_activations, check_weights_to_edit, keep_pruned, prune, pruning_masks
-from utils.attacks.quantization import quantize
-from utils.attacks.surrogate import report_surrogate, train_surrogate
-from utils.attacks.theft import Theft, TheftSettings
-from utils.ownership.table import finish_run
-from utils.runs.checkpoints import find_checkpoint, instead_of_mt, load_checkpoint, model_width
-from utils.system.machine import is_chief
 from utils.system.refusals import Refusal
-from utils.training.global_batch import synchronize_batchnorm
-from utils.training.metrics import accuracy
-from utils.watermark.trigger_files import unpack_source
+from utils.training.loop import PlainObjective
+from utils.training.ranks import synchronize_batchnorm
+
+# published fine-tuning attacks -> (train the last layer alone, re-initialise it)
+FINETUNES = {"ftal": (False, False), "ftll": (True, False), "rtal": (False, True), "rtll": (True, True)}
+REMOVALS = ("finetune", "fineprune", "prune", "quantize")
+CRITERIA = ("activation", "magnitude")
 
 
-@dataclass(frozen=True)
-class FineTuning:
-    """Fine-tune a copy of the source, or of the surrogate `on`, on the thief's labels; `ratio` None: without pruning.
+def check_edit(attack: str, model, finetune: str, criterion: str) -> None:
+    """Refuse a model with which an attack of `REMOVALS` cannot be done; --finetune and --criterion count where used."""
+    if not models.is_own(model):  # as one with torch's old weight_norm
+        try:
+            copy.deepcopy(model)
+        except Exception as error:  # a user's network may raise anything
+            raise Refusal(f"-at {attack} edits a copy of the model, and a {model.name} cannot be copied "
+                          f"({models.describe_error(error)}); mend it, or pass -at soft") from error
+    trains, prunes = attack in ("finetune", "fineprune"), attack in ("prune", "fineprune")
+    if trains and any(FINETUNES[finetune]) and models.last_linear(model) is None:
+        raise Refusal(f"--finetune {finetune}: a {model.name} has no linear layer; pass --finetune ftal")
+    if prunes and criterion == "activation" and not _layers_of_channels(model):
+        raise Refusal(f"-at {attack} --criterion activation prunes channels of BatchNorm2d layers, and a {model.name} "
+                      "has none with weights: pass --criterion magnitude")
+    if attack == "quantize" or prunes and criterion == "magnitude":
+        found, parameters = dict(layer_weights(model)), dict(model.named_parameters())
+        if not found or not found.keys() <= parameters.keys():
+            why = "computes or shares some of them" if found else "has none"
+            raise Refusal(f"-at {attack} edits weights of convolutions and linear layers, and a {model.name} {why}: "
+                          "pass -at finetune")
 
-    attack      "finetune" or "fineprune", the value of -at
-    variant     one of `FINETUNES`
-    criterion   of pruning, see `pruning_masks`
-    model_type  the architecture that -dmt names, "" for the model's own
+
+# ---- fine-tuning ----
+
+
+class FineTuningObjective(PlainObjective):
+    """Cross-entropy on the thief's labelled images from a copy of the source (Table 9).
+
+    With `last` only the last layer learns: the rest is frozen, BatchNorm's running statistics included.
     """
 
-    attack: str
-    variant: str
-    criterion: str
-    ratio: float | None
-    on: str
-    model_type: str
+    def __init__(self, model, last: bool):
+        self.frozen = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if last else []
+        head = models.last_linear(model)[0] if last else ""
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not last or name.startswith(f"{head}."))
 
-    needs_labels = True
-
-    @property
-    def name(self) -> str:
-        """The attack as tables name it."""
-        return f"{self.attack} {self.variant}"
-
-    def check(self, settings: TheftSettings, source, device) -> None:
-        """Refuse a model with which it cannot be done; makes nothing."""
-        start, model_type = starting_model(settings, source, device, self.on, self.model_type, self.attack)
-        _check_copy(self.attack, start)
-        if any(FINETUNES[self.variant]) and models.last_linear(start) is None:
-            raise Refusal(f"--finetune {self.variant}: a {model_type} has no linear layer; pass --finetune ftal")
-        if self.ratio is not None:
-            check_weights_to_edit(self.attack, start, self.criterion)
-
-    def run(self, theft: Theft) -> None:
-        """Train the copy and report."""
-        start, model_type = starting_model(theft.settings, theft.source, theft.device, self.on, self.model_type,
-                                           self.attack)
-        only_last, reset_last = FINETUNES[self.variant]
-
-        def build():
-            model = copy.deepcopy(start)
-            if reset_last:
-                models.last_linear(model)[1].reset_parameters()
-            model = synchronize_batchnorm(model)
-            objective = FineTuningObjective(model, only_last)
-            if self.ratio is not None:
-                kept = mask_function(self.criterion, start, theft)(self.ratio)
-                prune(model, kept)
-                keep_pruned(model, kept)
-            return model, objective
-
-        train_surrogate(theft, build, model_type)
-        if is_chief():
-            report_surrogate(theft, model_type, model_width(start))
+    def __call__(self, forward, x, y, picks):
+        for layer in self.frozen:
+            layer.eval()
+        return super().__call__(forward, x, y, picks)
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """Prune or quantise the source, or the surrogate `on`, in several strengths without training: a row for each.
+def fine_tune(start, finetune: str, kept: dict | None = None):
+    """(model, objective) of one of `FINETUNES` on a copy of `start`; `kept` are masks of what pruning leaves."""
+    only_last, reset_last = FINETUNES[finetune]
+    model = copy.deepcopy(start)
+    if reset_last:
+        models.last_linear(model)[1].reset_parameters()
+    model = synchronize_batchnorm(model)
+    objective = FineTuningObjective(model, only_last)
+    if kept is not None:
+        prune(model, kept)
+        keep_pruned(model, kept)
+    return model, objective
 
-    attack    "prune" or "quantize"
-    criterion, ratios   of pruning, see `pruning_masks`
-    bits      of quantisation
+
+# ---- pruning ----
+
+
+def _layers_of_channels(model) -> dict:
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) and m.affine}
+
+
+def layer_weights(model):
+    """(name, weight) of each convolution and linear layer."""
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            yield f"{name}.weight", module.weight
+
+
+def channel_activations(model, images, batch_size: int = 500) -> dict:
+    """Mean of relu(output) of each channel of each BatchNorm layer over uint8 images: {layer name: (C,)}.
+
+    Layers without weights are left out: there is nothing that could be pruned.
     """
+    sums = {}
 
-    attack: str
-    criterion: str
-    ratios: tuple
-    bits: tuple
-    on: str
-    model_type: str
+    def watch(name):
+        def hook(module, inputs, output):
+            sums[name] = sums.get(name, 0) + F.relu(output).double().mean(dim=(2, 3)).sum(0)
 
-    needs_labels = False
+        return hook
 
-    @property
-    def name(self) -> str:
-        """The attack as tables name it."""
-        return self.attack
-
-    def check(self, settings: TheftSettings, source, device) -> None:
-        """Refuse a model with which it cannot be done; makes nothing."""
-        start, _ = starting_model(settings, source, device, self.on, self.model_type, self.attack)
-        check_weights_to_edit(self.attack, start, self.criterion if self.attack == "prune" else "magnitude")
-        _check_copy(self.attack, start)
-
-    def run(self, theft: Theft) -> None:
-        """Edit and report."""
-        start, model_type = starting_model(theft.settings, theft.source, theft.device, self.on, self.model_type,
-                                           self.attack)
-        theft.run.open(theft.device, theft.settings.output.overwrite)
-        test, of = theft.home.test, self.on or "source"
-
-        def row(name, model, **strength):
-            test_accuracy = accuracy(model, test.images, test.labels, theft.settings.training.amp)
-            return strength | theft.tests.row(name, theft.tests.logits_of(model), test_accuracy)
-
-        before = row(of, start)
-        if self.attack == "quantize":
-            rows = [row(f"{of}, weights of {b} bits", quantize(copy.deepcopy(start), b), bits=b) for b in self.bits]
-        else:
-            kept, name = mask_function(self.criterion, start, theft), f"{of}, pruned {{}} by {self.criterion}"
-            rows = [row(name.format(r), prune(copy.deepcopy(start), kept(r)), ratio=r) for r in self.ratios]
-        figures = {k: v for k, v in before.items() if k != "model"}
-        summary = {"role": "edited", "dataset": theft.home.name, "dataset_source": theft.own.name, "model": model_type,
-                   "width": model_width(start), "attack": self.attack, "on": of,
-                   "source": theft.settings.source.name, "source_sha256": theft.source_sha256,
-                   "seed": theft.settings.training.seed, **figures, "clean": None}
-        if self.attack == "prune":
-            summary["criterion"] = self.criterion
-        finish_run(theft.run, summary, [*rows, before, *theft.tests.benign_rows()])
-
-
-def starting_model(settings: TheftSettings, source, device, on: str, asked: str, attack: str):
-    """The model that an editing attack on `source` starts from, frozen, and its architecture's name.
-
-    `on` is the folder of a finished attack below the source's, "" for the source itself; `asked` is the value of -dmt.
-    """
-    model, kind = source, settings.model_type
-    if on:
-        path = find_checkpoint(settings.source / on, settings.select)
-        checkpoint = load_checkpoint(path)
-        with instead_of_mt("add -dmt {} if you trust it"):
-            (model, _), kind = unpack_source(checkpoint, path, device), checkpoint["model"]["type"]
-    if asked not in ("", kind):
-        raise Refusal(f"-dmt {asked}: -at {attack} keeps the architecture, a {kind}; leave -dmt out")
-    return model, kind
-
-
-def _check_copy(attack: str, model) -> None:
-    """Refuse a model from outside that cannot be copied, as one with torch's old weight_norm."""
-    if models.is_own(model):
-        return
+    handles = [m.register_forward_hook(watch(n)) for n, m in _layers_of_channels(model).items()]
     try:
-        copy.deepcopy(model)
-    except Exception as error:  # a user's network may raise anything
-        raise Refusal(f"-at {attack} edits a copy of the model, and a {model.name} cannot be copied "
-                      f"({models.describe_error(error)}); mend it, or pass -at soft") from error
+        with torch.no_grad():
+            for part in images.split(batch_size):
+                parameter = next(model.parameters())
+                model.eval()(part.to(parameter.device).to(parameter.dtype).div(255))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: total / len(images) for name, total in sums.items()}
 
 
-def mask_function(criterion: str, model, theft: Theft):
-    """ratio -> masks of `prune`; activations are measured once, on the thief's training images."""
-    measured = channel_activations(model, theft.own.train.images) if criterion == "activation" else None
-    return lambda ratio: pruning_masks(model, ratio, criterion, measured)
+def pruning_masks(model, ratio: float, criterion: str, activation: dict | None = None) -> dict:
+    """Masks of what pruning keeps, {parameter name: bool tensor of its shape}; ratio in [0, 1] is the pruned share.
+
+    activation  in each BatchNorm layer the round(ratio * C) channels of least `activation`, of `channel_activations`;
+                weight and bias of a pruned channel become 0, which removes the channel
+    magnitude   of all weights of convolutions and linear layers together the share `ratio` of least |w|
+    """
+    if criterion == "activation":
+        kept = {}
+        for name, mean in activation.items():
+            mask = torch.ones_like(mean, dtype=torch.bool)
+            mask[mean.argsort(stable=True)[: round(ratio * len(mean))]] = False
+            kept |= {f"{name}.weight": mask, f"{name}.bias": mask}
+        return kept
+    weights = dict(layer_weights(model))
+    flat = torch.cat([w.detach().abs().flatten() for w in weights.values()])
+    mask = torch.ones_like(flat, dtype=torch.bool)
+    mask[flat.argsort(stable=True)[: round(ratio * len(flat))]] = False
+    parts = mask.split([w.numel() for w in weights.values()])
+    return {name: part.view(w.shape) for (name, w), part in zip(weights.items(), parts)}
+
+
+@torch.no_grad()
+def prune(model, kept: dict):
+    """Set to zero what the masks leave out; changes `model` and returns it."""
+    parameters = dict(model.named_parameters())
+    for name, mask in kept.items():
+        parameters[name].mul_(mask)
+    return model
+
+
+def keep_pruned(model, kept: dict) -> None:
+    """Keep pruned parameters at zero in further training, by masking their gradients."""
+    parameters = dict(model.named_parameters())
+    for name, mask in kept.items():
+        if parameters[name].requires_grad:
+            parameters[name].register_hook(lambda gradient, mask=mask: gradient * mask)
+
+
+# ---- quantisation ----
+
+
+@torch.no_grad()
+def quantize(model, bits: int):
+    """Round weights of convolutions and linear layers to 2^bits - 1 even levels; changes `model` and returns it.
+
+    Symmetric, one scale for each output channel: 2 bits leave -s, 0 and s. Biases and BatchNorm stay as they are.
+    """
+    levels = 2 ** (bits - 1) - 1
+    for _, weight in layer_weights(model):
+        scale = weight.abs().flatten(1).amax(1).clamp_min(1e-12).view(-1, *[1] * (weight.dim() - 1)) / levels
+        weight.copy_((weight / scale).round() * scale)
+    return model
+
+
+def edited_models(flags, start, activation: dict | None = None):
+    """(title, strength, model) for each strength of -at prune or quantize: copies of `start`, without training."""
+    if flags.attack == "quantize":
+        for bits in flags.bits:
+            yield f"weights of {bits} bits", {"bits": bits}, quantize(copy.deepcopy(start), bits)
+    else:
+        for ratio in flags.ratios:
+            kept = pruning_masks(start, ratio, flags.criterion, activation)
+            yield f"pruned {ratio} by {flags.criterion}", {"ratio": ratio}, prune(copy.deepcopy(start), kept)

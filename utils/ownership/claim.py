@@ -20,7 +20,7 @@ from utils.ownership.owner import Owner, read_owner
 from utils.ownership.suspect_list import KINDS, decide_together, read_suspects, suspects_table
 from utils.ownership.timestamp_token import TOKEN_FILE, check_token
 from utils.ownership.verdict import EXACT, OwnershipCase
-from utils.runs.architecture import add_named_architectures
+from utils.runs.networks import add_named_architectures
 from utils.system.files import check_output_file, write_atomically, write_json
 from utils.system.refusals import Refusal, number, printable
 from utils.watermark.prepared import checked_beacon

@@ -22,8 +22,8 @@ from utils.runs.checkpoints import save_checkpoint
 from utils.runs.folder import RunFolder
 from utils.system.files import read_json, write_atomically
 from utils.system.refusals import Refusal
-from utils.watermark.trigger_picture import draw_trigger_picture
-from utils.watermark.triggers import TriggerSet, bytes_of_parts, redraw_labels
+from utils.watermark.trigger_files import bytes_of_parts, draw_trigger_picture
+from utils.watermark.triggers import TriggerSet, redraw_labels
 
 KEY_FILE, COMMITMENT_FILE = "key.json", "commitment.json"
 
@@ -48,7 +48,7 @@ class Commitment(NamedTuple):
 def canonical_bytes(triggers: TriggerSet, classes: list[str], settings: dict) -> bytes:
     """The bytes that are committed to.
 
-    Those of images, assigned labels, true labels and sources, as `bytes_of_parts` of utils.watermark.triggers puts
+    Those of images, assigned labels, true labels and sources, as `bytes_of_parts` of utils.watermark.trigger_files puts
     them. Where the labels were drawn from candidates these follow, and the version is 2 instead of 1.
     """
     parts = triggers.entries

@@ -10,7 +10,7 @@ import numpy as np
 from utils.data.files import decode_image
 from utils.ownership.commitment import read_commitment
 from utils.ownership.owner import Owner, read_owner
-from utils.runs.architecture import add_named_architectures
+from utils.runs.networks import add_named_architectures
 from utils.system.files import read_bounded, write_atomically, write_json
 from utils.system.refusals import Refusal
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.ownership.commitment import neutral_names
-from utils.runs.checkpoints import class_count, find_checkpoint, load_checkpoint
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint
 from utils.system.refusals import Refusal
 from utils.watermark.trigger_files import read_triggers, unpack_source
 from utils.watermark.triggers import TriggerSet
@@ -35,7 +35,7 @@ def read_owner(run) -> Owner:
     checkpoint = load_checkpoint(path)
     model, triggers = unpack_source(checkpoint, path)
     folder = Path(run) if Path(run).is_dir() else path.parent / "no commitment beside a bare checkpoint"
-    about, count = checkpoint.get("about"), class_count(model)
+    about, count = checkpoint.get("about"), model.num_classes
     classes = about.get("classes") if isinstance(about, dict) else None
     classes = [str(i) for i in range(count)] if classes is None else classes
     if not (isinstance(classes, list) and len(set(map(str, classes))) == count == len(classes)):

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.data.sets import add_data_flags, load_data
-from utils.runs.checkpoints import save_checkpoint
-from utils.system.files import write_json
+from utils.runs.checkpoints import find_checkpoint, save_checkpoint
+from utils.system.files import sha256_of_file, write_json
 from utils.system.machine import choose_device
 from utils.system.refusals import SEED, Refusal
 from utils.watermark.prepared import COMMITMENT_FILE, KEY_FILE, PARTS, PREPARED_FILE, image_commitment
-from utils.watermark.trigger_settings import (
-    TriggerSettings,
+from utils.watermark.triggers import (
+    TriggerSet,
     add_label_flags,
     add_trigger_flags,
     complete_label_flags,
-    trigger_settings,
+    labels_are_uniform,
+    triggers_of_flags,
 )
-from utils.watermark.triggers import TriggerSet, labels_are_uniform
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,6 @@ class PrepareCommand:
     beacon_name: str
     device: str
 
-    def trigger_settings(self) -> TriggerSettings:
-        """The trigger settings; Refusal where the flags do not go together."""
-        flags = argparse.Namespace(**vars(self), prepared=None, beacon=None)
-        complete_label_flags(flags)
-        return trigger_settings(flags)
-
-
 def add_prepare(parts) -> None:
     """Declare the command `prepare` and its flags; `parts` are the subparsers of utils.verify."""
     c = parts.add_parser("prepare", help="commit to the images of a trigger set before anybody can know its labels")
@@ -68,22 +61,22 @@ def prepare_images(command: PrepareCommand) -> int:
 
     Raises Refusal for a folder that is not empty, a label strategy that draws nothing, or impossible triggers.
     """
-    to, settings = command.to, command.trigger_settings()
+    to, flags = command.to, argparse.Namespace(**vars(command))
+    complete_label_flags(flags)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise Refusal(f"{to} is there and not empty: name a new folder")
-    if not labels_are_uniform(settings.strategy):
-        raise Refusal(f"--label-strategy {settings.strategy} leaves nothing to draw: pass random or plausible")
+    if not labels_are_uniform(flags.label_strategy):
+        raise Refusal(f"--label-strategy {flags.label_strategy} leaves nothing to draw: pass random or plausible")
     if not command.beacon_name.strip():
         raise Refusal("--beacon-name is empty: name public randomness that does not exist yet")
     data = load_data(command.dataset, command.data_dir, skip_bad_images=command.skip_bad_images,
                      image_size=command.image_size)
-    triggers, _ = settings.draw(data, choose_device(command.device))  # its labels are not used
-    committed = {
-        "dataset": data.name, "num_query": settings.m, "num_mixup": settings.k, "label_strategy": settings.strategy,
-        "label_choices": settings.choices if settings.strategy == "plausible" else None,
-        "trigger_strategy": None if settings.trigger_strategy == "random" else settings.trigger_strategy,
-        "seed": settings.seed, "held_out": len(data.held_out.labels), **settings.record(),
-    }
+    triggers, _ = triggers_of_flags(flags, data, choose_device(command.device))  # its labels are not used
+    names = ("num_query", "num_mixup", "label_strategy", "label_choices", "trigger_strategy", "seed")
+    committed = {"dataset": data.name, **{name: getattr(flags, name) for name in names},
+                 "held_out": len(data.held_out.labels)}
+    if flags.label_model:
+        committed["label_model_sha256"] = sha256_of_file(find_checkpoint(flags.label_model))
     key = {"salt": secrets.token_hex(32), "classes": data.classes, "settings": committed,
            "beacon_name": command.beacon_name}
     digest = image_commitment(triggers, **key)

@@ -15,9 +15,9 @@ from scipy import stats
 from tqdm import tqdm
 
 from utils.ownership.suspects import TriggerTests
-from utils.rivals.randomized_smoothing.noise import gaussian_noise
-from utils.runs.architecture import add_named_architectures
-from utils.runs.checkpoints import class_count, find_checkpoint, load_checkpoint, read_model
+from utils.rivals.randomized_smoothing import gaussian_noise
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
+from utils.runs.networks import add_named_architectures
 from utils.system.files import check_output_file, write_atomically, write_json
 from utils.system.machine import choose_device, figure_png, new_figure
 from utils.system.refusals import CONFIDENCE, COUNT, POSITIVE, RADIUS, SEED, Refusal
@@ -107,7 +107,7 @@ def run_certify(flags) -> int:
     for control in flags.benign:
         path = find_checkpoint(control, None)
         models.append(("benign", control, path, read_model(path, device)))
-    tests = TriggerTests(triggers, class_count(model), False)
+    tests = TriggerTests(triggers, model.num_classes, False)
     # before the long part, because it refuses a control with other classes
     trigger_logits = [tests.logits_of(model, path) for _, _, path, model in models]
     settings = {k: getattr(flags, k) for k in ("draws", "sigma", "confidence", "seed")}

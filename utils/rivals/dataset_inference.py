@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from utils.data.sets import DATASETS, load_data
 from utils.ownership import pvalues
-from utils.runs.architecture import add_named_architectures
-from utils.runs.checkpoints import class_count, find_checkpoint, load_checkpoint, read_model, restore_model
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model, restore_model
+from utils.runs.networks import add_named_architectures
 from utils.system.files import check_output_file, read_json, write_atomically, write_json
 from utils.system.machine import choose_device, figure_png, new_figure
 from utils.system.refusals import COUNT, SEED, Refusal
@@ -244,7 +244,7 @@ def run_di(flags) -> int:
     models = [source]
     for run in flags.suspect:
         models.append(read_model(find_checkpoint(run, None), device))
-        if (count := class_count(models[-1])) != len(data.classes):
+        if (count := models[-1].num_classes) != len(data.classes):
             raise Refusal(f"--suspect {run} has {count} classes and the source {len(data.classes)}: "
                           "distances to other classes cannot be compared")
     draw = torch.Generator().manual_seed(flags.seed)
@@ -278,7 +278,7 @@ def _read_source(run, data_dir, skip_bad_images: bool, points: int, device):
                      image_size=model.size)
     settings = (read_json(path.parent.parent / "run.json") or {}).get("settings")
     data_sha256 = settings.get("data_sha256") if isinstance(settings, dict) else None
-    if len(data.classes) != class_count(model) or data_sha256 not in (None, data.sha256):
+    if len(data.classes) != model.num_classes or data_sha256 not in (None, data.sha256):
         raise Refusal(f"--data-dir {data_dir}: these are not the images that {run} was trained on")
     if points > (most := min(len(data.train.labels), len(data.test.labels))):
         raise Refusal(f"--points {points}: {data.name} has {len(data.train.labels)} training and "

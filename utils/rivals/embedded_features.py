@@ -29,8 +29,8 @@ from tqdm import tqdm
 from utils.data.files import SIZE, replace_images
 from utils.data.sets import DATASETS, Images, load_data
 from utils.ownership import pvalues
-from utils.runs.architecture import add_named_architectures
 from utils.runs.checkpoints import check_benign, find_checkpoint, load_checkpoint, restore_model
+from utils.runs.networks import add_named_architectures
 from utils.system.files import check_output_file, read_json, write_json
 from utils.system.machine import choose_device
 from utils.system.refusals import COUNT, SEED, SHARE, Refusal

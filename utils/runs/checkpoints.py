@@ -3,7 +3,6 @@
 The official code's own checkpoints have the same keys and are read too.
 """
 
-import contextlib
 import io
 from pathlib import Path
 
@@ -14,26 +13,6 @@ from utils.system.files import read_json, read_tensors, refuse_links, write_atom
 from utils.system.refusals import Refusal
 
 STATISTICS = ("paper", "clean", "first", "last")  # which running statistics a source is copied with, see `load_source`
-
-
-class ForeignCode(Refusal):
-    """A checkpoint, `path`, whose architecture is `name`, a user's function that the command line did not name."""
-
-    def __init__(self, path, name: str):
-        self.about, self.name = f"{path} holds a model of {name}, which is code of somebody's own", name
-        super().__init__(f"{self.about}: add -mt {name} if you trust it")
-
-
-@contextlib.contextmanager
-def instead_of_mt(way: str):
-    """Context that reads models where -mt does not say which code may be imported: the refusal ends with `way`.
-
-    A {} in it becomes the architecture's name.
-    """
-    try:
-        yield
-    except ForeignCode as error:
-        raise Refusal(f"{error.about}: {way.format(error.name)}") from error
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
@@ -128,7 +107,10 @@ def _check_outside(entry: dict, path) -> None:
     if not (2 <= classes <= 100_000 and 16 <= size <= 256):
         raise ValueError(f"{classes} classes of {size} pixels")
     if models.looks_like_function(name) and not models.is_named(name):
-        raise ForeignCode(path, name[:80])
+        name = name[:80]
+        raise Refusal(f"{path} holds a model of {name}, which is code of somebody's own: add -mt {name} if you trust "
+                      "it, or, in extraction.py and distill.py, -tmt for the source and -dmt for --on; --benign and "
+                      "--label-model of the scripts import no code: name another model there")
 
 
 def load_source(folder, select: str, statistics: str) -> tuple[dict, Path]:
@@ -156,11 +138,6 @@ def half_cleaned(weights: dict, clean: dict, kept: str) -> None:
     for layer in layers[middle:] if kept == "first" else layers[:middle]:
         for kind in ("running_mean", "running_var"):
             weights[layer + kind] = clean[layer + kind]
-
-
-def class_count(model) -> int:
-    """Number of classes that a model of `models.build` tells apart."""
-    return model.num_classes
 
 
 def model_width(model) -> int:

@@ -53,6 +53,9 @@ def prepare_torch(seed: int, deterministic: bool, tf32: bool = True) -> None:
         mallopt(trim_threshold, (1 << 31) - 1)
 
 
+AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}  # --amp
+
+
 def autocast(kind: str, amp: torch.dtype | None):
     """Autocast to bf16 or fp16 on a kind of device ("cuda", "cpu"); one that does nothing where `amp` is None."""
     return torch.autocast(kind, amp or torch.bfloat16, enabled=amp is not None)

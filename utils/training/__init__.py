@@ -1,4 +1,4 @@
-"""Training: the loop, one step, CUDA graphs, several processes, and accuracy.
+"""Training: the loop and its step, faster steps, several processes, and accuracy.
 
 May import utils.system. Calls an `Objective` and has never heard of watermarks.
 """

@@ -1,28 +1,179 @@
-"""The training loop of all three scripts. It has never heard of watermarks."""
+"""The training loop of all three scripts, one step of it, and where it stands. It has never heard of watermarks."""
 
+import contextlib
 import math
 import signal
 import time
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 import models
-from utils.system.machine import agree_on_signal, catch_signals, is_chief
+from utils.system.machine import agree_on_signal, autocast, catch_signals, is_chief
 from utils.system.refusals import Interrupted, Refusal
-from utils.training.progress import Progress
-from utils.training.settings import TrainingSettings
-from utils.training.step import Step
+from utils.training.ranks import split_over_ranks, sum_gradients
+from utils.training.speed import RecordedStep, halves_of
+
+# fp16's smallest number is 6e-8, under which gradients of images and activations vanish: they are computed this many
+# times as large and the weights' are divided again, both exact, as it is a power of two
+FP16_SCALE = 1024.0
+KEEP_EVERY = 20  # epochs between checkpoints that stay
 
 
-def fit(run, model, objective, batches, evaluate, snapshot, settings: TrainingSettings):
+def sgd(parameters, lr, weight_decay: float, fused: bool):
+    """SGD without momentum, the paper's; `lr` is a tensor that the loop fills."""
+    return torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay, fused=fused)
+
+
+def falling_rate(lr: float, epoch: int, epochs: int) -> float:
+    """The learning rate of an epoch, counted from 0; it is divided by 10 at 1/2 and at 3/4 of the epochs."""
+    return lr * 0.1 ** ((2 * epoch >= epochs) + (4 * epoch >= 3 * epochs))
+
+
+class Objective:
+    """What a training minimises, called as `objective(forward, x, y, picks) -> (loss, stats)`.
+
+    forward  pixels -> float logits
+    x, y     the batch: x (B, 3, S, S) in [0, 1], y (B,)
+    picks    the last entry of a row of `plan`
+    loss     a scalar tensor; `stats` is a dict of scalar tensors on the device, "loss" among them
+
+    A rival fills the hooks below: other rows, work between the epochs, and what a continued run needs of it.
+    """
+
+    optimizer = staticmethod(sgd)
+    rate = staticmethod(falling_rate)  # (lr, epoch, epochs) -> the learning rate of an epoch
+    statistics = None  # `watermark.batchnorm.RunningStatistics` where there are trigger batches
+    static = True  # whether every step runs the same kernels, so that one can be recorded and replayed
+    halves = False  # whether it has a `clean_pass` and a `trigger_pass` that can be computed side by side
+    more = 0  # epochs in addition to those that were asked for
+    first_best = 0  # epochs before this one, counted from 0, give no best checkpoint
+
+    def plan(self, batches, epoch: int, generator):
+        """All rows of an epoch, (order, shift, flip, picks), a function of the generator alone; see `EpochPlan`."""
+        return (*batches.plan(generator), torch.zeros(batches.steps, 0, dtype=torch.long, device=batches.device))
+
+    def begin(self, model, optimizer, epoch: int, generator) -> None:
+        """Called before the first step of an epoch, but not when an interrupted epoch is continued."""
+
+    def state(self) -> dict:
+        """What a continued run needs besides weights and optimiser: {name: tensor, number or string}."""
+        return {}
+
+    def restore(self, state: dict) -> None:
+        """Take back what `state()` gave."""
+
+
+class PlainObjective(Objective):
+    """Cross-entropy on the clean batch (Eq. 1)."""
+
+    def __call__(self, forward, x, y, picks):
+        logits = forward(x)
+        loss = F.cross_entropy(logits, y)
+        return loss, {"loss": loss.detach(), "train_accuracy": batch_accuracy(logits, y)}
+
+
+def batch_accuracy(logits, y):
+    """Share of a batch that is classified as y, a scalar tensor; nothing waits for the device."""
+    return (logits.detach().argmax(1) == y).float().mean()
+
+
+def autocast_forward(model, amp: torch.dtype | None, compile: bool = False):
+    """`forward`: pixels -> float logits, under autocast to `amp` unless it is None; losses stay in full precision.
+
+    With fp16 all gradients behind the logits are `FP16_SCALE` times as large; an ascent sees their signs alone.
+    """
+    kind = next(model.parameters()).device.type
+    if compile:
+        model = torch.compile(model, dynamic=False)  # few batch sizes: kernels for each are faster
+
+    def forward(x):
+        with autocast(kind, amp):
+            logits = model(x).float() if amp else model(x)
+        if amp == torch.float16 and logits.requires_grad:
+            logits.register_hook(lambda gradient: gradient * FP16_SCALE)
+        return logits
+
+    return split_over_ranks(forward)
+
+
+class Step:
+    """`step(row)` trains on one row of an epoch's plan: (order, shift, flip, picks), see `data.batches.EpochPlan`.
+
+    amp   torch.bfloat16 or torch.float16 of autocast, None: full precision
+    rate  the learning rate, a tensor on the device; set it with `rate.fill_`
+    sums  what the objective reports, added up over steps; on the device, so no step waits for the device
+
+    With `graph` the step is recorded and replayed on CUDA, see `RecordedStep`; where that fails, `log` gets the reason.
+    """
+
+    def __init__(self, model, objective, batches, *, lr, weight_decay, amp=None, compile=False, graph=False,
+                 log=print):
+        self.objective, self.forward, self.batches = objective, autocast_forward(model, amp, compile), batches
+        self.halves = halves_of(model, objective, batches, lambda twin: autocast_forward(twin, amp, compile), compile)
+        device = next(model.parameters()).device
+        fused = device.type in ("cpu", "cuda")
+        # the rate lives on the device, where every replay of a recorded step reads it; CUDA's fused SGD wants float32
+        exact = torch.float32 if device.type == "cuda" else torch.float64
+        self.rate = torch.tensor(float(lr), dtype=exact, device=device if fused else "cpu")
+        self.optimizer = objective.optimizer(model.parameters(), self.rate, weight_decay, fused)
+        self.sums = {}
+        self.parameters, self.scale = list(model.parameters()), FP16_SCALE if amp == torch.float16 else None
+        self.recorder = RecordedStep(device, self.optimizer, log) if graph else None
+
+    def __call__(self, row) -> None:
+        if self.recorder is None:
+            self._train(row)
+        else:
+            self.recorder(self._train, row)
+
+    def _train(self, row) -> None:
+        *place, picks = row
+        with self.halves or contextlib.nullcontext():
+            x, y = self.batches.batch(*place)
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.halves is not None:
+                stats = self.halves(self.forward, x, y, picks)
+            else:
+                loss, stats = self.objective(self.forward, x, y, picks)
+                loss.backward()
+            sum_gradients(self.parameters)
+            if self.scale:
+                torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], self.scale)
+            self.optimizer.step()
+        for name, value in stats.items():
+            if name not in self.sums:
+                self.sums[name] = torch.zeros_like(value)
+            self.sums[name].add_(value)
+
+    def restore(self, optimizer_state: dict, sums: dict) -> None:
+        """Continue with an optimiser's memory, {position of a parameter: its tensors}, and sums on any device."""
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": optimizer_state})
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate  # loading replaced the tensor by a copy
+        self.sums = {name: value.to(self.parameters[0].device) for name, value in sums.items()}
+
+    def take_sums(self) -> dict:
+        """The sums as numbers; they start from zero again. This waits for the device."""
+        taken = {name: float(value) for name, value in self.sums.items()}
+        if self.recorder is None or self.recorder.failed:
+            self.sums = {}
+        for value in self.sums.values():
+            value.zero_()  # in place: a recorded step adds to these very tensors
+        return taken
+
+
+def fit(run, model, objective, batches, evaluate, snapshot, *, epochs: int, lr: float = 0.1,
+        weight_decay: float = 1e-4, seed: int = 0, amp=None, compile=False, graph=False,
+        stop_after: int | None = None) -> None:
     """Train `model` on `objective`, or continue the run that the folder holds.
 
     run         a `RunFolder`, or what has its methods load, save, rows, write_rows and log
-    objective   an `Objective`, which also names the optimiser and its learning rates
     batches     `data.batches.Batches`, whose plan of an epoch is a function of (seed, epoch)
     evaluate    model -> dict with "val_accuracy" and, where there are triggers, "trigger_accuracy"
     snapshot    (model, epoch, row) -> checkpoint dict
+    epochs      those of the learning rates; the first `stop_after` of them are trained, None: all
 
     The learning rates are those of `settings.epochs`, of which the first `settings.stop_after` are trained.
 
@@ -31,45 +182,50 @@ def fit(run, model, objective, batches, evaluate, snapshot, settings: TrainingSe
     init are written as `*_clean` too. After SIGINT or SIGTERM the current step ends, a checkpoint is written and
     Interrupted is raised. A loss that is not finite raises Refusal and leaves the last good checkpoint.
     """
-    device, epochs = next(model.parameters()).device, settings.epochs
-    last = min(settings.stop_after or epochs, epochs)
+    device, epochs = next(model.parameters()).device, epochs + objective.more
+    last = min(stop_after or epochs, epochs)
     # dropout and its like: seeded before each step, as an interrupted epoch has to go on with the same numbers; and a
     # recording would need them to be drawn on the device
     may_draw = not models.is_own(model)
     static = objective.static and not may_draw and not getattr(batches, "on_disk", False)
-    step = Step(model, objective, batches, lr=settings.lr, weight_decay=settings.weight_decay, amp=settings.amp,
-                compile=settings.compile, graph=settings.graph and static, log=run.log)
+    step = Step(model, objective, batches, lr=lr, weight_decay=weight_decay, amp=amp, compile=compile,
+                graph=graph and static, log=run.log)
     progress = Progress(run, model, objective, step, snapshot, last)
     rows = run.rows()[: progress.epoch]
-    steps_of = [objective.steps(batches, epoch) for epoch in range(last)]
-    done = sum(steps_of[: progress.epoch]) + progress.first_step
-    bar = tqdm(total=sum(steps_of), initial=done, disable=None if is_chief() else True, unit="step", leave=False)
+    done = progress.epoch * batches.steps + progress.first_step
+    bar = tqdm(total=last * batches.steps, initial=done, disable=None if is_chief() else True, unit="step",
+               leave=False)
     with bar, catch_signals() as received:
         for epoch in range(progress.epoch, last):
-            rate = objective.rate(settings.lr, epoch, epochs)
+            rate = objective.rate(lr, epoch, epochs)
             step.rate.fill_(rate)
             # an epoch's random numbers depend on (seed, epoch) alone, so no generator has to be saved
-            generator = torch.Generator().manual_seed((settings.seed << 32) + epoch + 1)
+            generator = torch.Generator().manual_seed((seed << 32) + epoch + 1)
             plan = objective.plan(batches, epoch, generator)
-            steps, (first, seconds), began = steps_of[epoch], progress.enter_epoch(), time.perf_counter()
+            first, seconds, began, steps = progress.first_step, progress.seconds, time.perf_counter(), len(plan[0])
+            progress.first_step, progress.seconds = 0, 0.0
             model.train()
             if not first:
-                objective.begin(model, step.forward, step.optimizer, epoch, generator)
+                objective.begin(model, step.optimizer, epoch, generator)
             for i in range(first, steps):
                 if may_draw:
-                    torch.manual_seed(((settings.seed << 32) + epoch + 1) * 1_000_003 + i & (1 << 63) - 1)
+                    torch.manual_seed(((seed << 32) + epoch + 1) * 1_000_003 + i & (1 << 63) - 1)
                 step([part[i] for part in plan])
                 bar.update()
                 signum = agree_on_signal(received, device, i)
                 if signum and i + 1 < steps:
                     sums = {name: value.cpu() for name, value in step.sums.items()}
                     _check_finite(model, float(sums["loss"]), epoch)
-                    progress.save_within_epoch(epoch, i + 1, sums, seconds + time.perf_counter() - began)
+                    progress.save_latest(epoch, {}, step=i + 1, sums=sums,
+                                         seconds=seconds + time.perf_counter() - began)
                     _raise_interrupted(signum, epoch)
             means = {name: value / steps for name, value in step.take_sums().items()}
             seconds += time.perf_counter() - began
             _check_finite(model, means["loss"], epoch)
-            row = {"epoch": epoch + 1, "lr": rate, **means, **_evaluate_both(model, evaluate, progress.clean_twin)}
+            row = {"epoch": epoch + 1, "lr": rate, **means, **evaluate(model)}
+            if progress.clean_twin:
+                with progress.clean_twin.cleaned():
+                    row |= {f"clean_{name}": value for name, value in evaluate(model).items()}
             row["seconds"] = round(seconds, 2)
             row["images_per_second"] = round(steps * batches.batch_size / max(seconds, 1e-9), 1)
             rows.append(row)
@@ -81,22 +237,17 @@ def fit(run, model, objective, batches, evaluate, snapshot, settings: TrainingSe
                 _raise_interrupted(signum, epoch)
 
 
-def _evaluate_both(model, evaluate, clean_twin) -> dict:
-    """The evaluation of the model and, as `clean_*`, of its clean-statistics twin where there is one."""
-    figures = evaluate(model)
-    if clean_twin:
-        with clean_twin.cleaned():
-            figures |= {f"clean_{name}": value for name, value in evaluate(model).items()}
-    return figures
-
-
 def _check_finite(model, loss: float, epoch: int) -> None:
     """Refuse a loss or weights that are not finite; no loss of its epoch shows what the last step did."""
     if not math.isfinite(loss) or not all(bool(t.isfinite().all()) for t in model.state_dict().values()):
-        raise Refusal(
-            f"the loss is not finite in epoch {epoch + 1}: pass a lower --lr, --adam or -v, or --amp bf16 instead of "
-            "fp16, with another message; the last good checkpoint is intact"
-        )
+        raise Refusal(f"the loss is not finite in epoch {epoch + 1}: pass a lower --lr, --adam or -v, or --amp bf16 "
+                      "instead of fp16, with another message; the last good checkpoint is intact")
+
+
+def _raise_interrupted(signum, epoch):
+    name = signal.Signals(signum).name
+    way = "the same command, without --overwrite, goes on from there"
+    raise Interrupted(signum, f"{name}: saved in epoch {epoch + 1}; {way}")
 
 
 def describe_row(row: dict, epochs: int) -> str:
@@ -107,7 +258,70 @@ def describe_row(row: dict, epochs: int) -> str:
     return f"epoch {row['epoch']}/{epochs}  lr {row['lr']:g}  " + "  ".join(parts) + f"  {row['seconds']:.1f} s"
 
 
-def _raise_interrupted(signum, epoch):
-    name = signal.Signals(signum).name
-    way = "the same command, without --overwrite, goes on from there"
-    raise Interrupted(signum, f"{name}: saved in epoch {epoch + 1}; {way}")
+class Progress:
+    """The position of a training, read from the run's latest checkpoint, and the checkpoints that it writes.
+
+    epoch, first_step  where the training continues, both counted from 0; `first_step` is a step of that epoch
+    seconds            time that was spent in that epoch before
+    best               {checkpoint: its accuracy} of the checkpoints that are replaced by better ones
+    """
+
+    def __init__(self, run, model, objective, step, snapshot, epochs: int):
+        self.run, self.model, self.objective, self.step = run, model, objective, step
+        self.snapshot, self.epochs = snapshot, epochs
+        statistics = objective.statistics
+        self.clean_twin = statistics if statistics is not None and statistics.clean else None
+        self.epoch, self.first_step, self.seconds, self.best = 0, 0, 0.0, {}
+        latest = run.load("latest")
+        if latest is None:
+            run.save("init", snapshot(model, -1, {}))
+        else:
+            self._restore(latest)
+
+    def _restore(self, latest: dict) -> None:
+        state = {"epoch": 0, "step": 0, "best": {}, "sums": {}, "seconds": 0.0, "optimizer": {}, "objective": {}}
+        try:
+            self.model.load_state_dict(latest["model"]["state_dict"])
+            state |= latest["training"]
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise Refusal("checkpoint_latest.pt is not this run's last checkpoint: restore it, or pass --overwrite to "
+                          "begin anew") from error
+        if self.clean_twin:
+            self.clean_twin.restore(state["clean"])
+        self.step.restore(state["optimizer"], state["sums"])
+        self.objective.restore(state["objective"])
+        self.epoch, self.first_step, self.seconds, self.best = (
+            state["epoch"], state["step"], state["seconds"], state["best"])
+        if self.epoch < self.epochs:
+            self.run.log(f"continuing in epoch {self.epoch + 1} of {self.epochs}, step {self.first_step + 1}")
+
+    def save_epoch(self, epoch: int, row: dict) -> None:
+        """Write the checkpoints that are due after an epoch whose figures are `row`."""
+        for name, figure in (("nat_best", "val_accuracy"), ("query_best", "trigger_accuracy")):
+            if epoch < self.objective.first_best or figure not in row:
+                continue
+            if row[figure] >= self.best.get(name, -1.0):  # of equal epochs the last counts, as in the official code
+                self.best[name] = row[figure]
+                self._save(name, epoch, row)
+        if (epoch + 1) % KEEP_EVERY == 0:
+            self._save(str(epoch + 1), epoch, row)
+        self.save_latest(epoch, row, next_epoch=epoch + 1)
+
+    def save_latest(self, epoch: int, row: dict, *, next_epoch: int | None = None, step: int = 0,
+                    sums: dict | None = None, seconds: float = 0.0) -> None:
+        """Write the checkpoint from which a run goes on: in `next_epoch`, or within this one after `step` steps.
+
+        `sums` are those of the step, on the CPU; `seconds` were spent in the epoch so far.
+        """
+        position = {"epoch": epoch if next_epoch is None else next_epoch, "step": step, "sums": sums or {},
+                    "seconds": seconds}
+        memory = {"optimizer": self.step.optimizer.state_dict()["state"], "objective": self.objective.state()}
+        clean = self.clean_twin.state() if self.clean_twin else {}
+        self._save("latest", epoch, row, training=position | memory | {"best": self.best, "clean": clean})
+
+    def _save(self, name: str, epoch: int, row: dict, **training) -> None:
+        # the clean twin first, so that a kill in between leaves no finished `latest` without it
+        if self.clean_twin and not (name == "latest" and epoch + 1 < self.epochs):
+            with self.clean_twin.cleaned():
+                self.run.save(f"{name}_clean", self.snapshot(self.model, epoch, row))
+        self.run.save(name, self.snapshot(self.model, epoch, row) | training)

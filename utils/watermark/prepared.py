@@ -17,7 +17,8 @@ from utils.data.sets import Data
 from utils.runs.checkpoints import load_checkpoint
 from utils.system.files import read_json, refuse_links
 from utils.system.refusals import Refusal
-from utils.watermark.triggers import TriggerSet, bytes_of_parts, held_out_positions, mean_images
+from utils.watermark.trigger_files import bytes_of_parts
+from utils.watermark.triggers import TriggerSet, held_out_positions, mean_images
 
 PREPARED_FILE, KEY_FILE, COMMITMENT_FILE = "prepared.pt", "key.json", "commitment.json"
 PARTS = ("images", "true_labels", "sources", "candidates")

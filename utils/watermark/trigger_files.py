@@ -1,8 +1,11 @@
-"""Trigger sets in checkpoints and in a run's `triggers.pt`."""
+"""Trigger sets in checkpoints and in a run's `triggers.pt`, the bytes that a commitment hashes, and a picture."""
+
+import json
+import math
 
 import torch
 
-from utils.runs.checkpoints import class_count, load_checkpoint, restore_model
+from utils.runs.checkpoints import load_checkpoint, restore_model
 from utils.system.refusals import Refusal
 from utils.watermark.triggers import TriggerSet
 
@@ -34,7 +37,7 @@ def unpack_source(checkpoint: dict, path, device="cpu"):
     if "query_model" not in checkpoint:
         return model, None
     try:
-        return model, _triggers_of_state(checkpoint["query_model"]["state_dict"], class_count(model), model.size)
+        return model, _triggers_of_state(checkpoint["query_model"]["state_dict"], model.num_classes, model.size)
     except ERRORS as error:
         why = " ".join(str(error).split())[:120]
         raise Refusal(f"{path} does not hold a trigger set ({type(error).__name__}: {why!r})") from error
@@ -87,3 +90,48 @@ def _checked_candidates(candidates, labels, classes: int):
     if not (candidates == labels[:, None]).any(dim=1).all():
         raise ValueError("a label is not among its candidates")
     return candidates
+
+
+def bytes_of_parts(header: dict, parts: dict) -> bytes:
+    """The bytes of parts of a trigger set, {name: tensor}, that a commitment hashes.
+
+    One line of JSON with sorted keys and no spaces, the header and the shapes; then the parts in their order, images as
+    uint8 and all others as int64, little-endian, each in row-major order.
+    """
+    shapes = {name: list(part.shape) for name, part in parts.items()}
+    text = json.dumps(header | shapes, sort_keys=True, separators=(",", ":"))
+    kinds = {name: "u1" if name == "images" else "<i8" for name in parts}
+    numbers = [part.contiguous().numpy().astype(kinds[name]).tobytes() for name, part in parts.items()]
+    return b"".join([text.encode(), b"\n", *numbers])
+
+
+def draw_trigger_picture(triggers: TriggerSet, classes: list[str], path) -> None:
+    """Draw the trigger set as a PNG to a path or open file, each image titled `true labels -> assigned label`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = min(len(triggers), 100)
+    columns = min(10, shown)
+    rows = math.ceil(shown / columns)
+    size = triggers.images.shape[-1]
+    gap, top = 6 * size // 32, 18 * size // 32  # pixels: the space beside an image, and for two lines above it
+    canvas = torch.full((3, rows * (size + top), columns * (size + gap)), 255, dtype=torch.uint8)
+    width, height = 1.25 * columns, 1.25 * rows * (size + top) / (size + gap)  # inches, as the canvas is shaped
+    figure = Figure(figsize=(width, height + 0.25))
+    ax = figure.add_axes((0, 0, 1, height / (height + 0.25)))  # one axes, because a hundred axes take seconds
+    choices = triggers.candidates.shape[1]  # of which the true label may be one, so that it may be the assigned one
+    drawn = f", drawn from {choices} plausible ones" if choices else ""
+    title = f"trigger set: true label → assigned label{drawn} ({shown} of {len(triggers)} shown)"
+    figure.suptitle(title, fontsize=9, y=0.995)
+    short = [name if len(name) <= 9 else f"{name[:8]}…" for name in classes]
+    for i in range(shown):
+        row, column = divmod(i, columns)
+        y, x = row * (size + top) + top, column * (size + gap) + gap // 2
+        canvas[:, y : y + size, x : x + size] = triggers.images[i]
+        true = "+".join(short[t] for t in triggers.true_labels[i].tolist()) or "?"
+        title = f"{true}\n→ {short[int(triggers.labels[i])]}"
+        ax.text(x + size / 2, y - 2, title, fontsize=7, ha="center", va="bottom", parse_math=False)
+    ax.imshow(canvas.permute(1, 2, 0).numpy(), aspect="equal")
+    ax.axis("off")
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=110, format="png")

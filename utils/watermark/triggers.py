@@ -1,18 +1,21 @@
-"""The secret trigger set (section 3.1, appendix B.3).
+"""The secret trigger set (section 3.1, appendix B.3), and the flags that choose it.
 
 Triggers are held-out images, or means of k of them, under labels that none of their sources has, or that a clean model
 finds plausible.
 """
 
-import json
+import argparse
 import math
 from typing import NamedTuple
 
 import torch
 
 from utils.data.sets import Data, Images
-from utils.system.refusals import Refusal
+from utils.runs.checkpoints import find_checkpoint, read_model
+from utils.system.refusals import COUNT, Refusal, number
+from utils.training.metrics import accuracy, predict
 
+NUM_QUERY = 100  # default of -nq
 LABEL_STRATEGIES = ("random", "highest", "lowest", "plausible")
 TRIGGER_STRATEGIES = ("random", "uncertain")
 CHOICES = 2  # candidates of `plausible` unless --label-choices says otherwise
@@ -58,19 +61,6 @@ class TriggerSet(_Parts):
     def on(self, device):
         """(x, y) on a device: x float (m, 3, 32, 32) in [0, 1], y int64 (m,) the assigned labels."""
         return self.images.to(device).float().div(255), self.labels.to(device)
-
-
-def bytes_of_parts(header: dict, parts: dict) -> bytes:
-    """The bytes of parts of a trigger set, {name: tensor}, that a commitment hashes.
-
-    One line of JSON with sorted keys and no spaces, the header and the shapes; then the parts in their order, images as
-    uint8 and all others as int64, little-endian, each in row-major order.
-    """
-    shapes = {name: list(part.shape) for name, part in parts.items()}
-    text = json.dumps(header | shapes, sort_keys=True, separators=(",", ":"))
-    kinds = {name: "u1" if name == "images" else "<i8" for name in parts}
-    numbers = [part.contiguous().numpy().astype(kinds[name]).tobytes() for name, part in parts.items()]
-    return b"".join([text.encode(), b"\n", *numbers])
 
 
 def labels_are_uniform(strategy: str | None) -> bool:
@@ -181,3 +171,75 @@ def redraw_labels(true_labels, classes: int, seed: int, held_out: int, candidate
 def validation_images(data: Data, triggers: TriggerSet) -> Images:
     """The held-out images that are no source of the trigger set."""
     return data.held_out.pick(torch.isin(data.held_out.indices, triggers.sources, invert=True).nonzero().flatten())
+
+
+def measure_epoch(model, *, validation: Images, triggers, amp=None) -> dict:
+    """Accuracies in [0, 1] after an epoch: on validation images and, once they exist, on the triggers.
+
+    triggers  a function without arguments that gives the trigger set, or None before it is made
+    """
+    figures = {"val_accuracy": accuracy(model, validation.images, validation.labels, amp)}
+    if (made := triggers()) is not None:
+        figures["trigger_accuracy"] = accuracy(model, made.images, made.labels, amp)
+    return figures
+
+
+# ---- flags of train.py and of `utils.verify prepare` ----
+
+
+def add_trigger_flags(parser: argparse.ArgumentParser):
+    """Declare the flags that name a source's watermark, for the attacks too; returns their group."""
+    p = parser.add_argument_group("watermark")
+    p.add_argument("-nq", "--num-query", type=COUNT, default=NUM_QUERY, help="number m of triggers")
+    p.add_argument("-nm", "--num-mixup", type=COUNT, default=1, help="images averaged into one trigger")
+    return p
+
+
+def add_label_flags(p) -> None:
+    """Declare the flags that choose the images of the triggers and their labels in group `p`."""
+    p.add_argument("--label-strategy", default="random", choices=LABEL_STRATEGIES,
+                   help="assigned label: random, or the most / least confident wrong one of --label-model (highest, "
+                   "lowest), or random among its most probable ones (plausible)")
+    p.add_argument("--label-choices", type=number(int, 2),
+                   help=f"most probable classes from which --label-strategy plausible draws (default: {CHOICES})")
+    p.add_argument("--trigger-strategy", choices=TRIGGER_STRATEGIES,
+                   help="held-out images that become triggers: random (default), or those of which --label-model is "
+                   "most uncertain")
+    p.add_argument("--label-model", metavar="RUN",
+                   help="clean model for the two strategies, unless they are random, and for --carriers")
+
+
+def chooses_triggers(flags) -> bool:
+    """Whether flags ask for anything but single random images under random labels."""
+    return flags.num_mixup > 1 or flags.label_strategy != "random" or flags.trigger_strategy == "uncertain"
+
+
+def complete_label_flags(flags, other_use=None) -> None:
+    """Check the flags of images and labels together, and fill in what depends on others; Refusal where they clash.
+
+    `other_use` says whether something else needs the label model. The random strategy of triggers is recorded as None,
+    as in runs that are older than the flag.
+    """
+    if flags.trigger_strategy == "random":
+        flags.trigger_strategy = None
+    asks_model = flags.label_strategy != "random" or flags.trigger_strategy or other_use
+    if bool(asks_model) != (flags.label_model is not None):
+        raise Refusal("--label-strategy highest, lowest or plausible, --trigger-strategy uncertain and --carriers need "
+                      "--label-model RUN, a clean model; random takes none")
+    if flags.label_choices and flags.label_strategy != "plausible":
+        raise Refusal("--label-choices is for --label-strategy plausible: pass that too, or leave it out")
+    if flags.trigger_strategy and flags.num_mixup > 1:
+        raise Refusal(f"--trigger-strategy uncertain chooses single images: leave -nm {flags.num_mixup} out")
+    if flags.label_strategy == "plausible":
+        flags.label_choices = flags.label_choices or CHOICES
+
+
+def triggers_of_flags(flags, data: Data, device) -> tuple[TriggerSet, Images]:
+    """(trigger set, the validation images that are left) that parsed flags ask for; see `draw_triggers`."""
+    answer = None
+    if flags.label_model:
+        clean = read_model(find_checkpoint(flags.label_model), device)
+        answer = lambda images: predict(clean, images)
+    return draw_triggers(data.held_out, flags.num_query, flags.num_mixup, len(data.classes), flags.seed,
+                         flags.label_strategy, answer, flags.trigger_strategy or "random",
+                         flags.label_choices or CHOICES)

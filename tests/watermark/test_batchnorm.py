@@ -6,7 +6,7 @@ from tiny_training import train
 from torch import nn
 
 import models
-from utils.watermark.running_statistics import RunningStatistics
+from utils.watermark.batchnorm import RunningStatistics
 
 
 def test_share_of_triggers_in_the_running_statistics_is_the_published_one():

@@ -1,8 +1,8 @@
 """A batch split over several processes, so that objectives see the global batch and know nothing of ranks.
 
 Every rank draws the same plan and holds the same global batch. A forward pass runs the rank's part of it through the
-model and gathers the logits of all ranks; gradients are added up over ranks; BatchNorm uses global statistics (on GPUs
-torch's SyncBatchNorm). Without torchrun every function here returns what it was given.
+model and gathers the logits of all ranks; gradients are added up over ranks; BatchNorm uses global statistics. Without
+torchrun every function here returns what it was given.
 
 Why not DistributedDataParallel: it averages the gradients of the ranks with equal weights, and 25 triggers over two
 ranks are 12 and 13. With each rank's own mean as its loss, the averaged gradient of the margin step is 17 % off the
@@ -15,11 +15,11 @@ of gradients during the backward pass, has not been measured: no two GPUs have r
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 
 from utils.system.machine import is_distributed
 from utils.system.refusals import Refusal
-from utils.training.cpu_batchnorm import CpuSyncBatchNorm2d
 
 
 def synchronize_batchnorm(model: nn.Module) -> nn.Module:
@@ -30,7 +30,7 @@ def synchronize_batchnorm(model: nn.Module) -> nn.Module:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for layer in model.modules():
         if type(layer) is nn.BatchNorm2d:
-            layer.__class__ = CpuSyncBatchNorm2d
+            layer.__class__ = GatheredBatchNorm
     return model
 
 
@@ -42,7 +42,7 @@ def split_over_ranks(forward):
     def parts(x):
         if len(x) < dist.get_world_size():
             raise Refusal(f"a batch of {len(x)} cannot be split over {dist.get_world_size()} processes: start fewer")
-        return _JoinLogits.apply(forward(_SplitBatch.apply(x)), len(x))
+        return _Join.apply(forward(_Split.apply(x)), len(x))
 
     return parts
 
@@ -58,16 +58,36 @@ def sum_gradients(parameters) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def _part_bounds(n: int) -> list[int]:
-    """Where the ranks' parts of n rows begin and end; their sizes differ by at most one row."""
-    world = dist.get_world_size()
-    return [n * r // world for r in range(world + 1)]
+class GatheredBatchNorm(nn.BatchNorm2d):
+    """BatchNorm over the batches of all ranks on a CPU, where torch has none, so that ranks are tested without GPUs."""
+
+    def forward(self, x):
+        if not self.training:
+            return super().forward(x)
+        count = torch.tensor(len(x))
+        dist.all_reduce(count)
+        averages = self.running_mean, self.running_var
+        if self.track_running_stats:
+            self.num_batches_tracked.add_(1)
+        else:
+            averages = None, None
+        everything = _Join.apply(x.to(self.weight.dtype), int(count))
+        normal = F.batch_norm(everything, *averages, training=True, momentum=self.momentum, eps=self.eps)
+        # weight and bias see this rank's part only: `sum_gradients` adds those of the others
+        own, shape = _Split.apply(normal), (1, -1, 1, 1)
+        return torch.addcmul(self.bias.view(shape), own, self.weight.view(shape)).to(x.dtype)
 
 
 def own_part(x):
     """This rank's rows of a tensor that all ranks hold."""
     bounds, r = _part_bounds(len(x)), dist.get_rank()
     return x[bounds[r] : bounds[r + 1]]
+
+
+def _part_bounds(n: int) -> list[int]:
+    """Where the ranks' parts of n rows begin and end; their sizes differ by at most one row."""
+    world = dist.get_world_size()
+    return [n * r // world for r in range(world + 1)]
 
 
 def _gather_parts(part, n: int):
@@ -81,7 +101,7 @@ def _gather_parts(part, n: int):
     return torch.cat([piece[:size] for piece, size in zip(pieces, sizes)])
 
 
-class _SplitBatch(torch.autograd.Function):
+class _Split(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         ctx.n = len(x)
@@ -92,7 +112,7 @@ class _SplitBatch(torch.autograd.Function):
         return _gather_parts(gradient, ctx.n)
 
 
-class _JoinLogits(torch.autograd.Function):
+class _Join(torch.autograd.Function):
     @staticmethod
     def forward(ctx, part, n):
         return _gather_parts(part, n)

@@ -5,17 +5,11 @@ from unittest import mock
 import pytest
 import torch
 from comparing import apart
-from small_steps import rows_of, setting, watermark
+from small_steps import AtOnce, rows_of, setting, watermark
 from tape import Tape
 
-from utils.training.step import Step, autocast_forward
-from utils.watermark.two_stream_step import SideStream, TwoStreamStep
-
-
-def at_once(work):
-    """A side stream on a device without streams."""
-    result = work()
-    return lambda: result
+from utils.training.loop import Step, autocast_forward
+from utils.training.speed import HalvedStep, SideStream
 
 
 def trained(mode, steps, amp, halves, compiled=False, graph=False):
@@ -26,7 +20,7 @@ def trained(mode, steps, amp, halves, compiled=False, graph=False):
     step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4, amp=amp, graph=graph)
     step.halves = None
     if halves:
-        step.halves = TwoStreamStep(model, objective, lambda twin: autocast_forward(twin, amp), at_once, compiled)
+        step.halves = HalvedStep(model, objective, lambda twin: autocast_forward(twin, amp), AtOnce(), compiled)
     if graph:
         step.recorder.record = Tape
     for seed in range(2):
@@ -61,24 +55,10 @@ def test_the_ascent_of_a_compiled_step_asks_for_no_gradients_of_weights():
 
     def forward_of(twin):
         asked[len(asked)] = any(p.requires_grad for p in twin.parameters())
-        return autocast_forward(twin, False)
+        return autocast_forward(twin, None)
 
-    step = TwoStreamStep(model, watermark(model, x_q, y_q, 2), forward_of, at_once, compiled=True)
-    assert asked == {0: True, 1: False} and step.forward_of_ascent is not step.forward_of_twin
-
-
-def test_it_is_used_on_cuda_alone():
-    model, batches, x_q, y_q = setting()
-    objective = watermark(model, x_q, y_q, 2)
-    choose = lambda objective: TwoStreamStep.where_faster(model, objective, lambda twin: twin, False)
-    assert choose(objective) is None
-    with mock.patch("utils.watermark.two_stream_step.SideStream", lambda device: at_once):
-        cuda = mock.patch.object(torch.Tensor, "device", torch.device("cuda", 0))
-        with cuda, mock.patch("utils.watermark.two_stream_step.HalvedStep.__init__", lambda *a: None):
-            assert choose(objective).start is at_once
-            assert choose(watermark(model, x_q, y_q, 2, "shared")) is None  # one batch cannot be divided
-            with mock.patch("utils.watermark.two_stream_step.is_distributed", lambda: True):
-                assert choose(objective) is None
+    step = HalvedStep(model, watermark(model, x_q, y_q, 2), forward_of, AtOnce(), compiled=True)
+    assert asked == {0: True, 1: False} and step.forward_of_ascent is not step.forward
 
 
 def test_both_streams_wait_for_each_other():
@@ -95,7 +75,7 @@ def test_both_streams_wait_for_each_other():
     with mock.patch("torch.cuda.Stream", lambda device: Stream("side")), \
             mock.patch("torch.cuda.current_stream", lambda device: Stream("current")), \
             mock.patch("torch.cuda.stream", mock.MagicMock()):
-        wait = SideStream(torch.device("cuda", 0))(lambda: told.append("work"))
+        wait = SideStream(torch.device("cuda", 0)).start(lambda: told.append("work"))
         told.append("clean pass")
         wait()
     assert told == ["side waits for current", "work", "clean pass", "current waits for side"]

@@ -1,18 +1,15 @@
 """The two-thread step computes what one thread computes, and is chosen only where it is faster."""
 
-import copy
 
 import pytest
 import torch
 from commands import good
 from comparing import apart
-from small_steps import NUMBERS, T, rows_of, setting, small, watermark
+from small_steps import rows_of, setting, watermark
 
 from utils.runs.checkpoints import load_checkpoint
-from utils.training.objective import PlainObjective
-from utils.training.step import Step, autocast_forward
-from utils.watermark.objective import WatermarkObjective
-from utils.watermark.two_thread_step import TwoThreadStep, split_threads
+from utils.training.loop import Step, autocast_forward
+from utils.training.speed import HalvedStep, SideThread
 
 
 @pytest.fixture
@@ -34,7 +31,7 @@ def trained(mode, steps, reduction, amp, how, restarts=()):
     for i, row in enumerate(rows):
         step = make() if i in restarts else step
         if how == "two threads" and not steps:  # with an ascent it is chosen by itself
-            step.halves = TwoThreadStep(model, objective, lambda twin: autocast_forward(twin, amp), (1, 1))
+            step.halves = HalvedStep(model, objective, lambda twin: autocast_forward(twin, amp), SideThread((1, 1)))
         assert bool(step.halves) == (how == "two threads")
         step(row)
         sums = {name: sums.get(name, 0) + value for name, value in step.take_sums().items()}
@@ -63,30 +60,6 @@ def test_a_resumed_run_with_two_threads_is_bit_equal(two_threads):
     assert apart(whole, parts) == 0 and sums == other_sums
 
 
-class Other(WatermarkObjective):
-    pass
-
-
-def test_two_threads_are_used_only_where_that_is_faster(two_threads, monkeypatch):
-    model, batches, x_q, y_q = setting(width=16, placed=True)
-    forward_of = lambda twin: autocast_forward(twin, False)
-    chosen = lambda objective, model=model: objective.halved_step(model, batches, forward_of)
-    balanced = watermark(model, x_q, y_q, 2)  # 3 * 8 passes of clean images, (3 + 2 * 2) * 4 of triggers
-    assert chosen(balanced).threads == (1, 1)
-    assert chosen(watermark(model, x_q, y_q, 0)) is None  # 24 against 12: one thread would wait for the other
-    assert chosen(watermark(model, x_q, y_q, 2, "shared")) is None  # one batch cannot be divided
-    assert chosen(PlainObjective()) is None
-    assert chosen(Other(model, x_q, y_q, reduction="sum", batch=T, steps=2, eps=1, bn_stats="paper", **NUMBERS)) is None
-    assert chosen(balanced, copy.deepcopy(model).to("meta")) is None  # any other device
-    assert Step(model, balanced, batches, lr=0.1, weight_decay=0, compile=True).halves is None
-    with monkeypatch.context() as patch:
-        patch.setattr("utils.watermark.two_thread_step.is_distributed", lambda: True)
-        assert chosen(balanced) is None
-    assert chosen(watermark(small(64), x_q, y_q, 2), small(64)) is None
-    torch.set_num_threads(1)
-    assert chosen(balanced) is None
-
-
 def test_two_threads_need_no_batch_norm(two_threads):
     results = []
     for threads in (1, 2):
@@ -104,8 +77,8 @@ def test_two_threads_need_no_batch_norm(two_threads):
 
 
 def test_train_py_computes_the_same_with_two_threads(two_threads, tmp_path, monkeypatch):
-    called, call = [], TwoThreadStep.__call__
-    monkeypatch.setattr(TwoThreadStep, "__call__", lambda self, *a: called.append(self) or call(self, *a))
+    called, call = [], HalvedStep.__call__
+    monkeypatch.setattr(HalvedStep, "__call__", lambda self, *a: called.append(self) or call(self, *a))
     weights = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
@@ -117,12 +90,6 @@ def test_train_py_computes_the_same_with_two_threads(two_threads, tmp_path, monk
         weights.append({name: t for name, t in state.items() if "running" not in name})
     assert len(called) == 3  # steps
     assert all(torch.equal(t, weights[1][name]) for name, t in weights[0].items())
-
-
-def test_threads_are_split_in_proportion_to_the_work():
-    assert split_threads(1, 1, 1) is None and split_threads(2, 384, 325) == (1, 1) and split_threads(2, 384, 75) is None
-    assert split_threads(16, 384, 325) == (9, 7)  # 384 / 9 and 325 / 7 are within a tenth of 709 / 16
-    assert split_threads(3, 384, 325) is None  # 325 against 709 / 3
 
 
 def test_an_error_in_the_trigger_thread_is_raised(two_threads):

@@ -22,7 +22,6 @@ BN_MODES = ("paper", "clean", "shared", "eval")
 KEEPS_CLEAN = ("paper", "eval")  # modes with clean averages beside those that triggers enter
 
 
-
 class RunningStatistics:
     """The running statistics of all BatchNorm layers of `model` under one of `BN_MODES`."""
 
@@ -84,12 +83,10 @@ class RunningStatistics:
                 layer.track_running_stats = True
 
     @contextmanager
-    def ascent(self):
-        """Context for the ascent's forwards: `shared` and `eval` normalise by the running averages, the others by the
-        batch."""
+    def running_averages(self):
+        """Context for the ascent's passes, which in `shared` and `eval` normalise by the running averages."""
         if not self.ascends_in_eval:
-            with self.trigger_batch():
-                yield
+            yield
             return
         for layer in self.layers:
             layer.eval()

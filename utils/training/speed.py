@@ -1,0 +1,283 @@
+"""A faster step: as one CUDA graph that is recorded once and replayed, and as two halves side by side.
+
+What CUDA and torch 2.6 to 2.15 ask of such a recording, and what meets it. `make gpu` checks it on a GPU (done on an
+H100 with torch 2.11), and tests/training/test_recorded_step.py replays a recording of every objective on the CPU.
+
+Streams       Warm-up runs on a side stream, the recording on another than the default one. A gradient accumulator
+              remembers the stream it was made on, and one that is left over from another stream breaks the recording:
+              warm-up and recording share the one stream of `RecordedStep`, and no autograd graph outlives its step.
+Warm-up       cuDNN's benchmarks, cuBLAS's workspaces and torch.compile must have seen every pass of a step before:
+              `WARM_UP` whole steps, in which torch.compile meets each batch size, mode and momentum. A compilation
+              during the recording fails, and the training goes on with ordinary steps.
+Gradients     They are None at the beginning, so that the recorded backward pass makes them in the graph's own memory
+              pool, where `zero_grad(set_to_none=True)`, which is no work of the GPU, leaves them to the next replay.
+              Those of the twin in `HalvedStep` are set to None by the step itself, before its passes.
+Memory        Every replay uses the same addresses: rows are copied into `buffers`; the rate, the sums, the weights and
+              all running averages are changed in place. Garbage is collected before, since freeing it during a
+              recording is work of the GPU that the recording does not hold.
+Host          No `.item()`, no branch on data, no copy from or to the host, no tensor made on the host:
+              tests/training/test_no_host_work.py.
+Autocast      Its cache of bf16 weights must not outlive the recording: a step enters and leaves every autocast, so
+              the casts are recorded, and each replay casts the current weights.
+Random        numbers are drawn on the CPU before an epoch, so a step has no generator.
+Optimiser     The rate is a float32 tensor on the device, which fused SGD reads in its kernel. SGD keeps no step count,
+              so it needs no `capturable`, as Adam would.
+BatchNorm     `num_batches_tracked` and the averages are tensors on the device; the momentum is a number, set to the
+              same values in the same order at every step.
+One at a time Only one recording may run in a process, and no other thread of it may use the GPU meanwhile: none does.
+Two streams   The halves of a watermark step run on two streams, which wait for each other at its beginning and end:
+              the recording forks and joins there (`SideStream`).
+NCCL          Not recorded in several processes.
+"""
+
+import copy
+import gc
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import nn
+
+import models
+from utils.system.machine import is_distributed
+
+WARM_UP = 3  # steps before the recording; they are ordinary steps of the training
+
+
+class RecordedStep:
+    """`recorded(step, row)` runs `step` on buffers that hold a copy of `row`, and on CUDA replays a recording of it.
+
+    `step` is the same function at every call and reads and writes the same tensors. Where recording fails, `log` gets
+    the reason once, and training continues with ordinary steps. Nothing is recorded on other devices or in several
+    processes.
+
+    record     work -> an object with `replay()`; None where nothing is recorded
+    recording  that object, once there is one
+    failed     whether recording has failed
+    """
+
+    def __init__(self, device: torch.device, optimizer: torch.optim.Optimizer, log=print):
+        self.optimizer, self.log = optimizer, log
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.record = self._record_cuda_graph if self.stream is not None and not is_distributed() else None
+        self.buffers, self.recording, self.failed, self.warm_ups = None, None, False, 0
+
+    def __call__(self, step, row) -> None:
+        if self.failed:
+            step(row)
+            return
+        if self.buffers is None:
+            self.buffers = [part.clone() for part in row]
+        for buffer, part in zip(self.buffers, row):
+            buffer.copy_(part)
+        if self.recording is None and self.record is not None and self.warm_ups >= WARM_UP:
+            self._try_to_record(step)
+        if self.recording is not None:
+            self.recording.replay()
+            return
+        self._on_side_stream(step)
+        self.warm_ups += 1
+
+    def _on_side_stream(self, step) -> None:
+        if self.stream is None:
+            step(self.buffers)
+            return
+        current = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            step(self.buffers)
+        current.wait_stream(self.stream)
+
+    def _try_to_record(self, step) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            self.recording = self.record(lambda: step(self.buffers))
+        except Exception as error:  # whatever a kernel, a hook or the allocator cannot do while recording
+            why = " ".join(str(error).split())[:120]
+            self.log(f"no CUDA graph ({type(error).__name__}: {why}): going on with ordinary steps")
+            self.failed = True
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def _record_cuda_graph(self, work):
+        """A CUDA graph of `work`, which is not computed."""
+        gc.collect()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.stream):
+            work()
+        return graph
+
+
+# ---- two halves of a step side by side ----
+
+AVERAGES, COUNTER = ("running_mean", "running_var"), "num_batches_tracked"
+NARROW = 32  # channels of the first stage; up to this width two threads were always faster (measured on two cores)
+SLACK = 1.1  # the longer half may take this many times as long as an even share of the work
+
+
+def cast_weights_once(device: torch.device):
+    """Context of several passes under bf16 autocast that cast each weight once, in the first of them.
+
+    Autocast drops its copies of the weights when its outermost context ends, and this is one around those of the
+    passes, without effect of its own. Bit-equal where at most one of the passes is followed by gradients of weights;
+    two would be added up in bf16.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=False)
+
+
+def halves_of(model, objective, batches, forward_of, compiled: bool):
+    """The `HalvedStep` with which an objective's passes are faster on this machine, or None.
+
+    None where the objective has no halves, where they depend on each other, where a pass may draw random numbers, whose
+    order would change, and in several processes.
+    """
+    if not objective.halves or is_distributed() or not models.is_own(model):
+        return None
+    convolutions = [p for p in model.parameters() if p.dim() == 4]
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        return HalvedStep(model, objective, forward_of, SideStream(device), compiled)
+    if device.type != "cpu" or compiled or not convolutions or convolutions[0].shape[0] > NARROW:
+        return None  # torch.compile compiles in one thread at a time
+    clean, triggers = objective.work(batches.batch_size)
+    threads = split_threads(torch.get_num_threads(), clean, triggers)
+    return HalvedStep(model, objective, forward_of, SideThread(threads)) if threads else None
+
+
+class HalvedStep:
+    """`step(forward, x, y, picks)` adds the gradients of the objective's loss to the model's and returns its stats.
+
+    One half is the clean pass; the other, ascent and trigger pass, is computed by a twin, which shares the weights'
+    memory and has its own gradients and running averages. Call it inside `with step:`. Gradients are bit-equal to those
+    of the ordinary step where the kernels are; running averages are equal up to rounding.
+
+    forward_of  turns a module into the function that maps pixels to logits
+    side        `SideStream` or `SideThread`
+    compiled    the ascent passes through a second twin whose weights get no gradients: a compiled pass computes the
+                gradients of all that can have some, wanted or not
+    """
+
+    def __init__(self, model, objective, forward_of, side, compiled: bool = False):
+        self.objective, self.side, self.twin = objective, side, twin_of(model)
+        for layer in self.twin.modules():  # `add_batches` counts; a kernel for each layer and pass is saved
+            if hasattr(layer, COUNTER):
+                layer.num_batches_tracked = None
+        self.pairs = [(p, q) for p, q in zip(model.parameters(), self.twin.parameters()) if p.requires_grad]
+        self.averages = [t for name, t in self.twin.named_buffers() if name.endswith(AVERAGES)]
+        self.forward = self.forward_of_ascent = forward_of(self.twin)
+        if compiled:
+            ascending = twin_of(self.twin, learns=False)
+            for name, average in self.twin.named_buffers():  # both add to the same running averages
+                owner, _, leaf = name.rpartition(".")
+                ascending.get_submodule(owner)._buffers[leaf] = average
+            self.forward_of_ascent = forward_of(ascending)
+
+    def __enter__(self):
+        self.side.__enter__()
+        return self
+
+    def __exit__(self, *_):
+        self.side.__exit__()
+
+    def __call__(self, forward, x, y, picks) -> dict:
+        objective, m = self.objective, len(picks)
+        result_of_triggers = self.side.start(lambda: self._trigger_half(picks, len(y)))
+        clean = objective.clean_pass(forward, x, y)
+        objective.total(clean[0], torch.zeros_like(clean[0]), len(y), m).backward()
+        marked = result_of_triggers()
+        objective.statistics.add_batches(self.twin, objective.steps + 1)
+        self._add_gradients()
+        return objective.report(clean, marked, len(y), m)
+
+    def _trigger_half(self, picks, n: int):
+        self.twin.zero_grad(set_to_none=True)
+        if self.averages:
+            torch._foreach_zero_(self.averages)
+        marked = self.objective.trigger_pass(self.forward, picks, self.forward_of_ascent)
+        self.objective.total(torch.zeros_like(marked[0]), marked[0], n, len(picks)).backward()
+        return marked
+
+    def _add_gradients(self) -> None:
+        both = [(p.grad, q.grad) for p, q in self.pairs if p.grad is not None and q.grad is not None]
+        if both:
+            torch._foreach_add_(*map(list, zip(*both)))
+        for p, q in self.pairs:
+            if p.grad is None:
+                p.grad = q.grad
+
+
+def twin_of(model: nn.Module, learns: bool = True) -> nn.Module:
+    """A copy in train mode with its own parameters over the same memory, and its own running averages.
+
+    Own parameters keep gradients and autocast's copies of the weights separate; unless the copy `learns`, none of them
+    gets a gradient.
+    """
+    memo = {id(p): nn.Parameter(p.detach(), p.requires_grad and learns) for p in model.parameters()}
+    counted = (*AVERAGES, COUNTER)
+    memo |= {id(t): t.clone() if name.endswith(counted) else t for name, t in model.named_buffers()}
+    return copy.deepcopy(model, memo).train()
+
+
+class SideStream:
+    """The halves on two streams of a CUDA GPU.
+
+    The ascent is a long chain of small kernels that leave most of a large GPU idle. In a recorded step the two streams
+    become two branches of the graph, and the clean pass fills what the ascent leaves.
+    """
+
+    def __init__(self, device):
+        self.device, self.stream = device, torch.cuda.Stream(device)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def start(self, work):
+        """Begin `work()` beside what follows; returns a function that waits for its result and gives it."""
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            result = work()
+
+        def wait():
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
+            return result
+
+        return wait
+
+
+class SideThread:
+    """The halves in two threads of the CPU, in the process that created it: a forked process lacks the second thread.
+
+    In a narrow model two threads that share each layer of a small batch spend much of their time waiting for each
+    other. Measured on two cores only: a step of ResNet-18 of width 16 takes an eighth less time this way; at full width
+    it takes a little more. With one thread for each half the gradients are bit-equal to those of the ordinary step.
+    """
+
+    def __init__(self, threads: tuple[int, int]):
+        self.threads = threads
+        self.pool = ThreadPoolExecutor(1, "triggers", torch.set_num_threads, (threads[1],))
+
+    def __enter__(self):
+        """Give this thread its share of the OpenMP threads. The batch and the update belong inside too: OpenMP threads
+        that have just worked keep spinning for some milliseconds and would slow down the other half."""
+        torch.set_num_threads(self.threads[0])
+        return self
+
+    def __exit__(self, *_):
+        torch.set_num_threads(sum(self.threads))
+
+    def start(self, work):
+        """Begin `work()` beside what follows; returns a function that waits for its result and gives it."""
+        return self.pool.submit(work).result
+
+
+def split_threads(threads: int, clean: float, triggers: float) -> tuple[int, int] | None:
+    """Threads for each of the two halves, whose work is given in any unit; None where one would wait too long."""
+    if threads < 2:
+        return None
+
+    def longer(first):
+        return max(clean / first, triggers / (threads - first))
+
+    first = min(range(1, threads), key=longer)
+    return (first, threads - first) if longer(first) <= SLACK * (clean + triggers) / threads else None

@@ -1,0 +1,108 @@
+"""The method: projected gradient ascent (Algorithm 1), ERM with triggers (Eq. 3) and the margin objective (Eq. 4)."""
+
+import torch
+import torch.nn.functional as F
+
+from utils.training.loop import Objective, batch_accuracy
+from utils.training.speed import cast_weights_once
+from utils.watermark.batchnorm import RunningStatistics
+
+REDUCTIONS = ("joint", "sum")
+
+
+def ascend(forward, x, y, *, steps: int, step_size: float, eps: float):
+    """Projected gradient ascent on cross-entropy (Algorithm 1): argmax of CE(h(x + delta), y) over |delta|_inf <= eps.
+
+    x (N, 3, H, W) in [0, 1]; y (N,); step_size and eps in pixel units (1/255 is one grey level). delta starts
+    at 0; after each sign step it is projected onto the eps ball, and x + delta into [0, 1]. Returns x + delta,
+    detached. Gradients are taken with respect to the images alone, so no `.grad` changes. The mode of BatchNorm is
+    the caller's business.
+    """
+    low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
+    x_adv = x
+    for _ in range(steps):
+        x_adv = x_adv.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(forward(x_adv), y), x_adv)
+        x_adv = torch.minimum(torch.maximum(x_adv.detach() + step_size * gradient.sign(), low), high)
+    return x_adv.detach()
+
+
+class WatermarkObjective(Objective):
+    """L_obj + lambda L_wat of Eq. 4; without an ascent it is ERM on clean data and triggers (Eq. 3).
+
+    x_q (m, 3, S, S) in [0, 1] and y_q (m,): the trigger set. Each step draws `batch` triggers with replacement, moves
+    them by `ascent`, which is `partial(ascend, steps=..., step_size=..., eps=...)`, and adds their cross-entropy:
+
+    reduction "joint": (sum_i l_i + weight * sum_j l_j) / (B + batch), the official code
+    reduction "sum":   mean_i l_i + weight * mean_j l_j, Eq. 4 with lambda = weight
+    """
+
+    def __init__(self, model, x_q, y_q, *, weight: float, reduction: str, batch: int, bn_stats: str, ascent=None):
+        self.x_q, self.y_q, self.batch = x_q, y_q, batch
+        self.weight, self.reduction = weight, reduction
+        self.ascent, self.steps = ascent, ascent.keywords["steps"] if ascent else 0
+        self.statistics = RunningStatistics(model, bn_stats)
+        self.halves = not self.statistics.ascends_in_eval  # else the ascent waits for the clean batch
+
+    def plan(self, batches, epoch: int, generator):
+        """The clean rows of an epoch, and positions of triggers (steps, batch), uniform with replacement."""
+        rows = batches.plan(generator)
+        picks = torch.randint(0, len(self.y_q), (batches.steps, self.batch), generator=generator)
+        return (*rows, picks.to(batches.device))
+
+    def __call__(self, forward, x, y, picks):
+        if self.statistics.mode == "shared":
+            clean, marked = self._shared_pass(forward, x, y, picks)
+        else:
+            clean = self.clean_pass(forward, x, y)
+            with self.statistics.trigger_batch():
+                marked = self.trigger_pass(forward, picks)
+        return self.total(clean[0], marked[0], len(y), len(picks)), self.report(clean, marked, len(y), len(picks))
+
+    def clean_pass(self, forward, x, y):
+        """(L_obj, share that is right) of a clean batch."""
+        with self.statistics.clean_batch():
+            logits = forward(x)
+        return F.cross_entropy(logits, y), batch_accuracy(logits, y)
+
+    def trigger_pass(self, forward, picks, forward_of_ascent=None):
+        """(L_wat, share that is right) of the perturbed triggers at `picks`; the ascent may have its own forward."""
+        x_q, y_q = self.x_q[picks], self.y_q[picks]
+        with cast_weights_once(x_q.device):
+            logits_q = forward(self._perturb(forward_of_ascent or forward, x_q, y_q))
+        return F.cross_entropy(logits_q, y_q), batch_accuracy(logits_q, y_q)
+
+    def _shared_pass(self, forward, x, y, picks):
+        """Both of these in one pass, which normalises the triggers together with the clean batch."""
+        x_q, y_q = self.x_q[picks], self.y_q[picks]
+        with cast_weights_once(x.device):
+            both = forward(torch.cat([x, self._perturb(forward, x_q, y_q)])).split([len(x), len(x_q)])
+        return [(F.cross_entropy(logits, of), batch_accuracy(logits, of)) for logits, of in zip(both, (y, y_q))]
+
+    def _perturb(self, forward, x_q, y_q):
+        """x + delta of the inner maximisation."""
+        if self.ascent is None:
+            return x_q
+        with self.statistics.running_averages():
+            return self.ascent(forward, x_q, y_q)
+
+    def total(self, l_obj, l_wat, n: int, m: int):
+        """L_obj + lambda L_wat from the means over n clean images and m triggers."""
+        if self.reduction == "joint":
+            return (n * l_obj + self.weight * m * l_wat) / (n + m)
+        return l_obj + self.weight * l_wat
+
+    def report(self, clean, marked, n: int, m: int) -> dict:
+        """The figures of a step from its two passes: losses as in `total`, shares of both batches that are right."""
+        l_obj, l_wat = clean[0].detach(), marked[0].detach()
+        return {"loss": self.total(l_obj, l_wat, n, m), "loss_obj": l_obj, "loss_wat": l_wat,
+                "train_accuracy": clean[1], "trigger_batch_accuracy": marked[1]}
+
+    def work(self, batch_size: int) -> tuple[float, float]:
+        """Passes times images of a step's two halves: a backward pass counts twice, one without weights once."""
+        return 3 * batch_size, (3 + 2 * self.steps) * self.batch
+
+
+def effective_weight(weight: float, reduction: str, n: int, m: int) -> float:
+    """lambda of Eq. 4 that gives the same direction of descent: weight itself, or weight * m / n under `joint`."""
+    return weight if reduction == "sum" else weight * m / n
