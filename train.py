@@ -5,8 +5,7 @@ from utils.command_line.train import train_command
 from utils.data.batches import Batches
 from utils.data.sets import load_data
 from utils.ownership.commitment import commit_triggers
-from utils.ownership.source_report import report_source
-from utils.ownership.suspects import TriggerTests
+from utils.ownership.results import TriggerTests, report_source
 from utils.rivals.embedded_features import embed_style
 from utils.runs.checkpoints import instead_of_mt
 from utils.runs.folder import RunFolder
@@ -46,7 +45,7 @@ def main():
         run.log(f"{run.path} is finished; its figures:")
     else:
         run.log_all(data.notes)
-        commit = lambda made: commit_triggers(run, made, data, watermark.is_secret)
+        commit = lambda made: commit_triggers(run, made, data, watermark.is_secret, watermark.triggers.opening)
         if is_chief() and not watermark.makes_triggers_later:
             commit(triggers)
         prepare_torch(training.seed, training.deterministic, training.tf32)

@@ -9,8 +9,8 @@ from utils.attacks.pruning import channel_activations, check_weights_to_edit, ke
 from utils.attacks.quantization import quantize
 from utils.attacks.surrogate import report_surrogate, train_surrogate
 from utils.attacks.theft import Theft, TheftSettings
-from utils.ownership.table import finish_run
 from utils.runs.checkpoints import find_checkpoint, instead_of_mt, load_checkpoint, model_width
+from utils.runs.table import finish_run
 from utils.system.machine import is_chief
 from utils.system.refusals import Refusal
 from utils.training.global_batch import synchronize_batchnorm

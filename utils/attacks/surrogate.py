@@ -7,9 +7,9 @@ import models
 from utils.attacks.objectives import ExtractionObjective
 from utils.attacks.theft import Theft, TheftSettings
 from utils.data.batches import Batches
-from utils.ownership.suspects import finished_surrogates, measure_checkpoint, rows_of_run
-from utils.ownership.table import finish_run
+from utils.ownership.results import finished_surrogates, measure_checkpoint, rows_of_run
 from utils.runs.checkpoints import class_count, find_checkpoint, instead_of_mt, load_checkpoint, pack_checkpoint
+from utils.runs.table import finish_run
 from utils.runs.trial import check_training, require_gradient_of_images
 from utils.system.machine import is_chief, prepare_torch
 from utils.system.refusals import Refusal

@@ -8,7 +8,7 @@ import torch
 
 from utils.data.files import SIZE
 from utils.data.sets import Data, Images, load_data
-from utils.ownership.suspects import TriggerTests
+from utils.ownership.results import TriggerTests
 from utils.runs.checkpoints import class_count, find_checkpoint, instead_of_mt, load_source
 from utils.runs.folder import RunFolder
 from utils.runs.settings import OutputSettings

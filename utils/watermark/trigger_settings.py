@@ -1,6 +1,7 @@
 """The trigger set as flags set it: images, how labels are chosen, and what the flags must fulfil together."""
 
 import argparse
+import time
 from dataclasses import dataclass
 
 from utils.data.sets import Data, Images
@@ -8,7 +9,14 @@ from utils.runs.checkpoints import find_checkpoint, instead_of_mt, read_model
 from utils.system.files import sha256_of_file
 from utils.system.refusals import COUNT, Refusal, number
 from utils.training.metrics import predict
-from utils.watermark.prepared import Prepared, check_images, checked_beacon, read_prepared
+from utils.watermark.prepared import (
+    Prepared,
+    check_images,
+    checked_beacon,
+    describe_beacon,
+    read_prepared,
+    round_time,
+)
 from utils.watermark.triggers import (
     CHOICES,
     LABEL_STRATEGIES,
@@ -55,8 +63,13 @@ class TriggerSettings:
         if self.label_model:
             record["label_model_sha256"] = sha256_of_file(find_checkpoint(self.label_model))
         if self.prepared:
-            record["image_commitment"] = self.prepared.record
+            record["image_commitment"] = self.prepared.record["sha256"]
         return record
+
+    @property
+    def opening(self) -> dict | None:
+        """What opens the commitment to prepared images, with the beacon's value; None where a seed draws the labels."""
+        return self.prepared.record | {"beacon": self.beacon} if self.prepared else None
 
     def read_label_model(self, device):
         """The clean model of `label_model`."""
@@ -68,6 +81,8 @@ class TriggerSettings:
         if self.prepared:
             triggers = self.prepared.labelled(self.beacon)
             check_images(triggers, data)
+            if self.prepared.record["classes"] != data.classes:
+                raise Refusal("--prepared was made for other class names: pass the data that were prepared")
             return triggers, validation_images(data, triggers)
         answer = None
         if self.label_model:
@@ -122,7 +137,10 @@ def complete_watermark_flags(flags) -> None:
 def _take_prepared_flags(flags) -> None:
     """Take the flags that the preparation decided from its settings; Refusal where the command says otherwise."""
     flags.beacon = checked_beacon(flags.beacon)
-    settings = read_prepared(flags.prepared).record["settings"]
+    prepared = read_prepared(flags.prepared)
+    if (round_time(prepared.record) or 0) > time.time():
+        raise Refusal(f"--beacon {flags.beacon[:16]}... cannot be the value of {describe_beacon(prepared.record)}")
+    settings = prepared.settings
     for name, default in PREPARED_FLAGS.items():
         if getattr(flags, name) not in (default, settings.get(name)):
             raise Refusal(f"--prepared {flags.prepared} was made with {name.replace('_', '-')} {settings.get(name)}, "

@@ -4,7 +4,6 @@ Triggers are held-out images, or means of k of them, under labels that none of t
 finds plausible.
 """
 
-import json
 import math
 from typing import NamedTuple
 
@@ -58,19 +57,6 @@ class TriggerSet(_Parts):
     def on(self, device):
         """(x, y) on a device: x float (m, 3, 32, 32) in [0, 1], y int64 (m,) the assigned labels."""
         return self.images.to(device).float().div(255), self.labels.to(device)
-
-
-def bytes_of_parts(header: dict, parts: dict) -> bytes:
-    """The bytes of parts of a trigger set, {name: tensor}, that a commitment hashes.
-
-    One line of JSON with sorted keys and no spaces, the header and the shapes; then the parts in their order, images as
-    uint8 and all others as int64, little-endian, each in row-major order.
-    """
-    shapes = {name: list(part.shape) for name, part in parts.items()}
-    text = json.dumps(header | shapes, sort_keys=True, separators=(",", ":"))
-    kinds = {name: "u1" if name == "images" else "<i8" for name in parts}
-    numbers = [part.contiguous().numpy().astype(kinds[name]).tobytes() for name, part in parts.items()]
-    return b"".join([text.encode(), b"\n", *numbers])
 
 
 def labels_are_uniform(strategy: str | None) -> bool:
@@ -165,17 +151,6 @@ def _best_allowed_label(scores, true_labels, candidates):
     else:
         forbidden.scatter_(1, true_labels, True)
     return scores.masked_fill(forbidden, -math.inf).argmax(1)
-
-
-def redraw_labels(true_labels, classes: int, seed: int, held_out: int, candidates=None):
-    """The labels (m,) that `draw_triggers` draws with this seed for triggers of these true labels (m, k).
-
-    `held_out` is the number of images that the triggers were drawn from; `candidates` (m, c) are those of the set.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    torch.randperm(held_out, generator=generator)
-    scores = torch.rand(len(true_labels), classes, generator=generator, dtype=torch.float64)
-    return _best_allowed_label(scores, true_labels, true_labels[:, :0] if candidates is None else candidates)
 
 
 def validation_images(data: Data, triggers: TriggerSet) -> Images:

@@ -1,13 +1,17 @@
-"""Hits and p-values of finished models on a trigger set: the rows of the table with which every script ends."""
+"""Hits and p-values of finished models on a trigger set, and the report with which train.py ends."""
 
 from pathlib import Path
 
 from utils.data.sets import Images
 from utils.ownership import pvalues
-from utils.runs.checkpoints import find_checkpoint, read_benign, read_model
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_benign, read_model
+from utils.runs.folder import RunFolder
+from utils.runs.table import finish_run
 from utils.system.files import read_json, sha256_of_file
 from utils.system.refusals import Refusal
 from utils.training.metrics import accuracy, count_hits, predict
+from utils.watermark.source_checkpoint import SourceFacts
+from utils.watermark.trigger_files import read_triggers
 from utils.watermark.triggers import TriggerSet
 
 
@@ -32,7 +36,7 @@ class TriggerTests:
             self.accuracies.append(_known_accuracy(path))
 
     def with_triggers(self, triggers: TriggerSet) -> "TriggerTests":
-        """The same tests with another trigger set, on which the benign models are evaluated again."""
+        """The same tests with another trigger set."""
         return TriggerTests(triggers, self.classes, self.uniform, self.benign, self.device)
 
     def logits_of(self, model, path="the model"):
@@ -63,7 +67,7 @@ class TriggerTests:
         return logits.double().softmax(1).gather(1, self.triggers.labels[:, None])[:, 0].numpy()
 
     def row(self, name: str, logits, test_accuracy) -> dict:
-        """One row of the table, see `table.format_table`; test_accuracy in [0, 1] or None."""
+        """One row of the table, see `format_table`; test_accuracy in [0, 1] or None."""
         return {"model": name, "test_accuracy": test_accuracy, **self.figures(logits)}
 
     def benign_rows(self) -> list[dict]:
@@ -129,3 +133,25 @@ def finished_surrogates(source_folder) -> list[Path]:
 def _known_accuracy(path: Path):
     summary = read_json(path.parent.parent / "summary.json") or {}
     return summary.get("test_accuracy")
+
+
+def report_source(run: RunFolder, facts: SourceFacts, tests: TriggerTests, test: Images, device) -> None:
+    """Print the table of a finished source and write its summary, including the model with clean BatchNorm statistics.
+
+    `tests` are those of the trigger set that training began with; triggers that were made later are read from the run.
+    """
+    if facts.makes_triggers_later:
+        tests = tests.with_triggers(read_triggers(run.path / "triggers.pt", len(facts.classes)))
+    best = find_checkpoint(run.path, facts.select)
+    summary = {
+        "role": "benign" if facts.train_type == "none" else "source",
+        "dataset": facts.dataset, "model": facts.model_type, "width": facts.width, "objective": facts.train_type,
+        "seed": facts.seed, "epochs": len(run.rows()), "select": facts.select,
+        "chosen_epoch": load_checkpoint(best)["epoch"] + 1, "bn_stats": facts.bn_stats, "train_size": facts.train_size,
+        **measure_checkpoint(best, tests, test, device), "clean": None,
+    }
+    if facts.keeps_clean:
+        clean = find_checkpoint(run.path, facts.select, "clean")
+        summary["clean"] = measure_checkpoint(clean, tests, test, device)
+    rows = rows_of_run(run.path, tests, device, summary=summary)
+    finish_run(run, summary, rows + tests.benign_rows())
