@@ -9,12 +9,12 @@ from utils.data.batches import Batches
 from utils.data.files import SIZE
 from utils.data.sets import load_data
 from utils.flags import extraction_flags, source_folder
-from utils.ownership.suspects import TriggerTests
-from utils.ownership.table import finish_run
+from utils.ownership.results import TriggerTests
 from utils.rivals.ewe import constant_rate, ewe_adam
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, load_source, model_width, pack_checkpoint
 from utils.runs.folder import RunFolder
 from utils.runs.networks import check_training, require_gradient_of_images
+from utils.runs.table import finish_run
 from utils.system.files import sha256_of_file
 from utils.system.machine import AMP, choose_device, is_chief, prepare_torch
 from utils.system.refusals import Refusal, refuse_in_one_sentence

@@ -7,8 +7,7 @@ from utils.data.batches import Batches
 from utils.data.sets import load_data
 from utils.flags import RIVALS, source_folder, train_flags
 from utils.ownership.commitment import commit_triggers
-from utils.ownership.source_report import report_source
-from utils.ownership.suspects import TriggerTests
+from utils.ownership.results import TriggerTests, report_source
 from utils.rivals.embedded_features import embed_style
 from utils.rivals.randomized_smoothing import append_triggers
 from utils.runs.checkpoints import find_checkpoint, pack_checkpoint, read_model
@@ -38,15 +37,16 @@ def main():
     record = vars(flags) | {"data_sha256": data.sha256} | initial.record()
     if flags.label_model:
         record["label_model_sha256"] = sha256_of_file(find_checkpoint(flags.label_model))
-    if flags.prepared:
-        record["image_commitment"] = read_prepared(flags.prepared).record
+    prepared = read_prepared(flags.prepared) if flags.prepared else None
+    if prepared:
+        record["image_commitment"] = prepared.record["sha256"]
     data.train = embed_style(data.train, flags.embed_features, flags.seed)
     run = RunFolder(source_folder(flags, flags.model_type), record, "another -msg")
     run.check(flags.overwrite)
 
     check_method(flags, data, device)
     initial.check(flags.model_type, len(data.classes), flags.width, data.size)
-    draw = partial(draw_triggers, flags, data, device)
+    draw = partial(draw_triggers, flags, prepared, data, device)
     triggers, validation = rival.draw_triggers(flags, data, draw) if rival else draw()
     uniform = labels_are_uniform(flags.label_strategy)
     tests = TriggerTests(triggers, len(data.classes), uniform, flags.benign, device)
@@ -58,7 +58,8 @@ def main():
     else:
         run.log_all(data.notes)
         # a benign model's triggers are trained on by nobody, so that there is nothing to commit to beforehand
-        commit = partial(commit_triggers, run, data=data, is_secret=flags.train_type != "none")
+        opening = prepared.record | {"beacon": flags.beacon} if prepared else None
+        commit = partial(commit_triggers, run, data=data, is_secret=flags.train_type != "none", opening=opening)
         if is_chief() and not made_later:
             commit(triggers)
         prepare_torch(flags.seed, flags.deterministic, flags.tf32)
@@ -106,12 +107,14 @@ def check_method(flags, data, device) -> None:
             require_gradient_of_images("-tt margin", network)
 
 
-def draw_triggers(flags, data, device):
+def draw_triggers(flags, prepared, data, device):
     """(trigger set of -tt margin, the validation images that are left)."""
-    if not flags.prepared:
+    if not prepared:
         return triggers_of_flags(flags, data, device)
-    triggers = read_prepared(flags.prepared).labelled(flags.beacon)
+    triggers = prepared.labelled(flags.beacon)
     check_images(triggers, data)
+    if prepared.record["classes"] != data.classes:
+        raise Refusal("--prepared was made for other class names: pass the data that were prepared")
     return triggers, validation_images(data, triggers)
 
 

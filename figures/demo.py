@@ -23,7 +23,7 @@ from tqdm import tqdm
 import extraction
 import train
 from utils.ownership.pvalues import either
-from utils.ownership.table import format_table
+from utils.runs.table import format_table
 from utils.system.files import read_json, write_atomically, write_json
 from utils.system.machine import new_figure
 from utils.system.refusals import SEED, Parser, refuse_in_one_sentence

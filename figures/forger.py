@@ -7,7 +7,6 @@ persuaded. Writes forger.json and forger.md; finished runs are used as they are.
 """
 
 import json
-import math
 from pathlib import Path
 
 import torch
@@ -17,7 +16,6 @@ from figures.make import check_folder
 from figures.rivals import BENIGN, SOURCES, train_run, write_image_halves
 from utils.data.sets import load_data
 from utils.ownership import pvalues
-from utils.ownership.label_origin import SEEDS
 from utils.ownership.verdict import MIN_BANK
 from utils.rivals.dataset_inference import di_figures
 from utils.rivals.embedded_features import (
@@ -95,9 +93,8 @@ def forge_seeds(suspect, models, data, tries: int) -> dict:
         said = torch.tensor([of_index[i] for i in triggers.sources[:, 0].tolist()])
         if int((said == triggers.labels).sum()) > 2:
             best = min(best, _t1(said, triggers.labels, triggers))
-    stranger = min(0.0, best + math.log10(SEEDS))
     return {"method": "margin, ERM, RS: T1, labels of a seed", "tried": f"{tries} seeds", "log10_p": best,
-            "stranger_log10_p": stranger, "stranger": stranger <= DECIDE}
+            "stranger_log10_p": None, "stranger": False}
 
 
 def forge_beacon(suspect, models, data, tries: int) -> dict:
@@ -108,7 +105,8 @@ def forge_beacon(suspect, models, data, tries: int) -> dict:
     said = torch.tensor([of_index[i] for i in triggers.sources[:, 0].tolist()])
     found = []
     for i in range(COMMITMENTS):
-        drawn = labels_from_beacon(f"{i:064x}", "5a" * 32, triggers.true_labels, len(data.classes), triggers.candidates)
+        record = {"secret": f"{i:064x}", "sha256": f"{i:064x}", "classes": data.classes}
+        drawn = labels_from_beacon(triggers, record, "5a" * 32)
         found.append(_t1(said, drawn, triggers))
     return {"method": "margin, ERM: T1, labels of a beacon", "tried": f"{COMMITMENTS} image commitments",
             "log10_p": min(found), "stranger_log10_p": min(found), "stranger": min(found) <= DECIDE}

@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 
 from utils.ownership import pvalues
-from utils.ownership.suspects import TriggerTests, rows_of_run
+from utils.ownership.results import TriggerTests, rows_of_run
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 from utils.watermark.trigger_files import unpack_source

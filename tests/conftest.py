@@ -9,7 +9,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from owner_fixtures import bank, owner  # noqa: E402, F401
+from owner_fixtures import bank, committed, owner  # noqa: E402, F401
 from shortcuts import skip_fsync_git_and_pictures  # noqa: E402
 from tiny_fit import tiny_fit  # noqa: E402
 

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 import models
-from utils.answers.files import answers_from_file
+from utils.answers.answers import Classes, answers_from_file
 from utils.data.files import decode_image
 from utils.runs.checkpoints import load_checkpoint, pack_checkpoint, save_checkpoint
 from utils.system.files import read_bounded, read_json
@@ -31,7 +31,7 @@ def write_good_files(folder):
     np.save(folder / "probabilities.npy", np.eye(5)[labels.numpy()])
     rows = zip(NAMES, labels.tolist())
     (folder / "answers.csv").write_text("name,label\n" + "".join(f"{n},{CLASSES[y]}\n" for n, y in rows))
-    (folder / "key.json").write_text('{"salt": "00", "classes": ["a", "b"], "settings": {"seed": 1}}')
+    (folder / "key.json").write_text('{"secret": "00", "classes": ["a", "b"], "settings": {"seed": 1}}')
     picture = Image.fromarray(images[0].permute(1, 2, 0).numpy())
     for kind in ("png", "jpeg", "gif", "bmp", "tiff", "webp", "ppm"):
         picture.save(folder / f"picture.{kind}")
@@ -46,7 +46,7 @@ def read(path):
         case ["triggers", _]:
             return read_triggers(path, 5)
         case [_, "npy"] | ["answers", _]:
-            return answers_from_file(path, NAMES, CLASSES, allow_missing=False)
+            return answers_from_file(path, NAMES, Classes(CLASSES), allow_missing=False)
         case [_, "json"]:
             return read_json(path)
         case _:  # the caller of `decode_image` counts whatever is raised as an unreadable image

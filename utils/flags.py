@@ -7,6 +7,7 @@ prepare` has them too, and a rival's beside the rival.
 
 import argparse
 import shutil
+import time
 from pathlib import Path
 
 import models
@@ -20,7 +21,7 @@ from utils.system.machine import AMP
 from utils.system.refusals import COUNT, POSITIVE, SEED, SHARE, Parser, Refusal, folder_tag, number
 from utils.watermark.batchnorm import BN_MODES
 from utils.watermark.margin import REDUCTIONS
-from utils.watermark.prepared import checked_beacon, read_prepared
+from utils.watermark.prepared import checked_beacon, describe_beacon, read_prepared, round_time
 from utils.watermark.triggers import NUM_QUERY, add_label_flags, add_trigger_flags, complete_label_flags
 
 TRAIN_TYPES = ("none", "base", "margin", "ewe", "rs")
@@ -144,7 +145,10 @@ def complete_watermark_flags(flags) -> None:
 def _take_prepared_flags(flags) -> None:
     """Take the flags that the preparation decided from its settings; Refusal where the command says otherwise."""
     flags.beacon = checked_beacon(flags.beacon)
-    settings = read_prepared(flags.prepared).record["settings"]
+    prepared = read_prepared(flags.prepared)
+    if (round_time(prepared.record) or 0) > time.time():
+        raise Refusal(f"--beacon {flags.beacon[:16]}... cannot be the value of {describe_beacon(prepared.record)}")
+    settings = prepared.settings
     for name, default in PREPARED_FLAGS.items():
         if getattr(flags, name) not in (default, settings.get(name)):
             raise Refusal(f"--prepared {flags.prepared} was made with {name.replace('_', '-')} {settings.get(name)}, "

@@ -16,10 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 import models
-from utils.answers.answers import answers_of_model
-from utils.ownership.claim_text import claim_sentence
-from utils.ownership.commitment import check_commitment
-from utils.ownership.owner import Owner, read_owner
+from utils.answers.answers import Classes, answers_of_model
+from utils.ownership.claim import claim_sentence
+from utils.ownership.commitment import Owner, read_owner
 from utils.ownership.pvalues import either
 from utils.ownership.verdict import ORDERS, OwnershipCase
 from utils.pages import TEMPLATE, chart, check_page_file, clean, legend, png_image, png_of, render, shorten, write_page
@@ -40,8 +39,8 @@ CURVES = (("loss", "Training loss", "loss", 1.0), ("val_accuracy", "Validation a
           ("trigger_accuracy", "Trigger accuracy", "answered as assigned, %", 100.0))
 EMPTY, WITHHELD, NO_TAG = "-", "withheld", "[tag withheld]"
 TAGS = ("message", "additional_message")  # settings that are a part of a folder's name
-# settings that may hold such a name, or a seed; the image commitment holds that of the preparation, and its salt
-PLACES = ("init", "label_model", "on", "query_type", "source_checkpoint", "command", "image_commitment")
+# settings that may hold such a name, or a seed
+PLACES = ("init", "label_model", "on", "query_type", "source_checkpoint", "command")
 COPIED = {"first": "half (first layers) clean", "last": "half (last layers) clean"}  # --teacher-bn where not itself
 IDEA = ("The owner of a classifier trains it to give secret images, the triggers, {labels}; a model that was copied "
         "from its answers may then give them too, and one that was not does so only by chance.")
@@ -227,7 +226,7 @@ def judge_family(source: Record, attacks: list[Record], seeds: frozenset):
     if not (source.folder / "checkpoints" / "checkpoint_nat_best.pt").is_file():
         return None
     owner = read_owner(source.folder)
-    case = OwnershipCase(owner.triggers, len(owner.classes), check_commitment(owner.folder, owner.triggers), [], ALPHA)
+    case, classes = OwnershipCase(owner, [], ALPHA), Classes(owner.classes)
     wanted = [(record, clean_twin) for record in (source, *attacks) for clean_twin in (False, True)
               if not record.edits and (not clean_twin or True in record.figures)]
     judged, not_asked = [], []
@@ -235,7 +234,7 @@ def judge_family(source: Record, attacks: list[Record], seeds: frozenset):
         select = "last" if record.text("select", record.summary or record.settings) == "last" else "val"
         try:
             path = find_checkpoint(record.folder, select, "clean" if clean_twin else "paper")
-            answers = answers_of_model(read_model(path), path, owner.triggers.images, case.classes)
+            answers = answers_of_model(read_model(path), path, owner.triggers.images, classes)
         except Refusal as refusal:
             if record is source and not clean_twin:
                 raise
@@ -345,10 +344,7 @@ def verdict(rows: list[tuple], judgement) -> str:
     """The page in a sentence or two; `rows` of `result_rows`."""
     if judgement is None:
         return "No verdict: the source has no checkpoint yet."
-    case, state = judgement[1], judgement[1].commitment.state
-    if state != "match":
-        return "Nothing can be claimed: " + ("there is no commitment that can be checked." if state == "none" else
-                                             "the commitment is to other triggers, labels or settings.")
+    case = judgement[1]
     if case.t1_fails:
         return f"Nothing can be claimed without benign models: T1 does not apply, for {case.t1_fails}."
     decided = {}
@@ -403,27 +399,21 @@ def _training(source: Record, attacks: list[Record], seeds: frozenset, case) -> 
 
 def _query_chart(model: dict) -> dict:
     """log10 p against the number of queries."""
-    curve, n = model["curve"], range(1, len(model["curve"]["median"]) + 1)
+    curve, n = model["curve"], model["curve"]["queries"]
     return chart(model["name"], "queries", f"log10 p of {curve['test']}", [("median", list(zip(n, curve["median"])))],
                  band=list(zip(n, curve["low"], curve["high"])), limits=[(math.log10(ALPHA), f"alpha = {ALPHA:g}")])
 
 
-def _commitment(owner: Owner, case: OwnershipCase, seeds: frozenset) -> dict | None:
-    """What was published and when, and whether the triggers are those; None where there is none."""
-    made, origin = case.commitment, case.origin
-    if made.state == "none":
-        return None
-    state = {"match": "match: the triggers, labels and settings in this folder are those that were committed to",
-             "mismatch": "mismatch: the triggers, labels or settings are not those that were committed to"}[made.state]
-    date = f"{shorten(made.created)}, by the owner's own word"
-    if (owner.folder / "commitment.tsr").is_file():
-        date += "; a time-stamp lies beside it, which utils.verify claim --tsa-ca checks"
-    labels = {"seed": "drawn from the owner's seed", "chosen": f"not shown to be drawn: {origin.why}"}.get(origin.kind)
-    if origin.kind == "beacon":
-        name = shown_tag(shorten(origin.beacon_name), seeds)
-        labels = (f"drawn by public randomness, the beacon {name}: whoever reads the value at its source knows the "
-                  "date before which nobody had the labels, and takes nobody's word for it")
-    return {"digest": made.digest, "state": state, "date": date, "labels": labels}
+def _commitment(owner: Owner, seeds: frozenset) -> dict:
+    """What the owner committed to, and where the labels come from."""
+    if owner.record is None:
+        return {"digest": None, "state": "none: that the labels were drawn is the owner's word, for himself",
+                "date": None, "labels": "drawn from the owner's seed" if owner.uniform else "not drawn uniformly"}
+    name = shown_tag(shorten(owner.record["beacon_name"]), seeds)
+    return {"digest": owner.record["sha256"], "state": "match: images, classes and labels are what was committed to",
+            "date": "read where the digest was published, or from a time-stamp by utils.verify claim --tsa-ca",
+            "labels": f"drawn by public randomness, the beacon {name}, round {owner.record['round']}: whoever reads "
+                      "the value at its source knows when the labels began to exist"}
 
 
 def _cards(owner: Owner, judged: list[dict]) -> list[dict]:
@@ -470,7 +460,7 @@ def run_page(folder: Path, show_triggers: bool) -> tuple[str, list[str]]:
         cards=_cards(owner, judged) if show_triggers and owner else [], alpha=f"{ALPHA:g}", orders=ORDERS,
         why_no_curve=case.t1_fails if case else "the source has no checkpoint yet",
         curves=[_query_chart(model) for model in judged if model["curve"]],
-        commitment=_commitment(owner, case, seeds) if case else None,
+        commitment=_commitment(owner, seeds) if case else None,
         runs=["setting", "source", *(folder_name(record, seeds) for record in attacks)],
         settings=side_by_side("settings"), process=side_by_side("process"), secret=not show_triggers)
     return text, left_out + not_asked
@@ -498,7 +488,7 @@ def main(argv=None):
     for sentence in missing:
         print(f"not in the page: {clean(sentence)}")
     secret = "; it shows the triggers, keep it private" if flags.show_triggers else ""
-    print(f"wrote {path}, {len(text.encode()) / 1e3:.0f} kB{secret}")
+    print(f"wrote {clean(path)}, {len(text.encode()) / 1e3:.0f} kB{secret}")
 
 
 if __name__ == "__main__":

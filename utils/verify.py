@@ -1,7 +1,7 @@
 """Judge a suspect by its answers alone: `python -m utils.verify export RUN --to DIR`, then `... claim RUN ...`.
 
 `... prepare DIR` commits to the images of the triggers before public randomness draws their labels, so that `claim`
-convinces people who do not trust the owner; `... timestamp RUN --tsa URL` has the date of a commitment signed.
+convinces people who do not trust the owner; `... timestamp DIR --tsa URL` has the date of a commitment signed.
 
 For comparison, without triggers: `... di RUN --suspect RUN2` asks whether a suspect knows RUN's training images,
 `... eef RUN --benign RUN3 --suspect RUN2` whether its gradients show RUN's secret style. `... certify RUN` measures a
@@ -14,13 +14,13 @@ import argparse
 import sys
 
 from utils.ownership.claim import add_claim
-from utils.ownership.export import add_export
-from utils.ownership.prepare import add_prepare
+from utils.ownership.commitment import add_export
 from utils.ownership.timestamp import add_timestamp
 from utils.rivals.certificate import add_certify
 from utils.rivals.dataset_inference import add_di
 from utils.rivals.embedded_features import add_eef
-from utils.system.refusals import Parser, refuse_in_one_sentence, settings_from
+from utils.system.refusals import Interrupted, Parser, Refusal, refuse_in_one_sentence, settings_from
+from utils.watermark.prepare import add_prepare
 
 COMMANDS = (add_prepare, add_timestamp, add_export, add_claim, add_di, add_eef, add_certify)
 
@@ -33,13 +33,21 @@ def parse(argv=None):
     for add in COMMANDS:
         add(parts)
     flags = p.parse_args(argv)
-    return flags.call, settings_from(flags.command_type, flags) if flags.command_type else flags
+    kind = getattr(flags, "command_type", None)
+    return flags.call, settings_from(kind, flags) if kind else flags
 
 
 @refuse_in_one_sentence
 def main(argv=None) -> int:
-    call, settings = parse(argv)
-    return call(settings)
+    """The exit status; an error that nobody foresaw is 2 as well, since 1 says that the claim does not hold."""
+    try:
+        call, settings = parse(argv)
+        return call(settings)
+    except (Refusal, Interrupted, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise Refusal(f"an unexpected {type(error).__name__} ({str(error)[:200]}): a file is damaged, or this is a "
+                      "defect of the program; nothing was decided") from error
 
 
 if __name__ == "__main__":

@@ -6,26 +6,28 @@ import numpy as np
 import pytest
 from commands import verify
 from hostile_files import NAMES, refusal_of
-from owner_runs import CLASSES, M, answer
+from owner_runs import CLASSES, M, answer, names_of
 
-from utils.answers.answers import class_number
-from utils.ownership.commitment import neutral_names
+from utils.answers.answers import Classes
 from utils.system.refusals import Refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_numbers_are_not_read_as_names_of_other_classes():
-    number = lambda text, classes: class_number(text, classes, "here")
+    number = lambda text, classes, columns=None: Classes(classes, columns).number(text, "here")
     assert number(" 1", ["0", "1"]) == 1 and number("1", ["cat", "dog"]) == 1
     assert number("2", ["1", "2"]) == 1  # a name
-    with pytest.raises(Refusal, match="'0' is no class.*answer by name"):
+    assert number("0", ["1", "2"], ["2", "1"]) == 1  # the judge said what the suspect's number 0 is
+    with pytest.raises(Refusal, match="'0'.*ambiguous.*answer by name, or pass --columns"):
         number("0", ["1", "2"])
+    with pytest.raises(Refusal, match="classes are not the 2 of the triggers; '3' is none"):
+        Classes(["1", "2"], ["2", "3"])
 
 
 def test_answers_in_npy_files(owner, tmp_path, capsys):
     folder, triggers = owner
-    order = np.argsort(neutral_names(triggers, folder))
+    order = np.argsort(names_of(folder))
     sharp = np.eye(10)[triggers.labels.numpy()[order]]
     np.save(tmp_path / "p.npy", sharp)
     np.save(tmp_path / "y.npy", triggers.labels.numpy()[order])
@@ -43,7 +45,7 @@ def test_answers_in_npy_files(owner, tmp_path, capsys):
 def test_probabilities_in_another_order_of_columns(owner, tmp_path, capsys):
     folder, triggers = owner
     lines = ["name," + ",".join(reversed(CLASSES))]
-    for name, y in zip(neutral_names(triggers, folder), triggers.labels.tolist()):
+    for name, y in zip(names_of(folder), triggers.labels.tolist()):
         lines.append(f"{name}," + ",".join("0.91" if c == y else "0.01" for c in reversed(range(10))))
     (tmp_path / "p.csv").write_text("\n".join(lines))
     status, out, _ = verify(capsys, "claim", folder, "--trust-owner", "--predictions", tmp_path / "p.csv")

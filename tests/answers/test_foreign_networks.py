@@ -8,7 +8,7 @@ from torch import nn
 
 import models
 from models import outside
-from utils.answers.weights import read_suspect_model
+from utils.runs.suspect_weights import read_suspect_model
 from utils.system.refusals import Refusal
 
 pytestmark = pytest.mark.usefixtures("quick")

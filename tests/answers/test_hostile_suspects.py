@@ -6,7 +6,7 @@ from commands import verify
 from onnx import helper
 from onnx_models import FLOAT
 
-from utils.answers import server as server_module
+from utils.answers import ask as server_module
 
 pytestmark = pytest.mark.usefixtures("quick")
 LATE = "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"

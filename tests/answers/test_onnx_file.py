@@ -1,7 +1,7 @@
 """Suspects in ONNX files: their answers, and files that do not fit or do harm."""
 
 import importlib.util
-import subprocess
+import os
 import tempfile
 
 import numpy as np
@@ -11,11 +11,13 @@ from commands import verify
 from onnx import TensorProto
 from onnx_models import matrix, write_linear, write_with_external_data
 
-from utils.answers import onnx_file
-from utils.answers.onnx_file import answers_of_onnx
+from utils.answers import ask
+from utils.answers.answers import Classes
+from utils.answers.ask import answers_of_onnx, check_pixels
 from utils.system.refusals import Refusal
 
 IMAGES = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+TEN = Classes([str(i) for i in range(10)])
 FLAT = IMAGES.flatten(1).double() / 255
 
 
@@ -26,14 +28,14 @@ def onnx(tmp_path):
 
 def refusal(path, classes=10, images=IMAGES) -> str:
     with pytest.raises(Refusal) as caught:
-        answers_of_onnx(path, images, classes)
+        answers_of_onnx(path, images, Classes([str(i) for i in range(classes)]))
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("batch", ["batch", 4, 7, 1])
 def test_answers_are_those_of_the_model_on_pixels_between_0_and_1(onnx, batch):
-    answers = answers_of_onnx(write_linear(onnx, matrix(), batch=batch), IMAGES, 10)
+    answers = answers_of_onnx(write_linear(onnx, matrix(), batch=batch), IMAGES, TEN)
     logits = FLAT @ torch.from_numpy(matrix()).double()
     assert np.array_equal(answers.labels, logits.argmax(1).numpy())
     assert np.allclose(answers.probabilities, logits.softmax(1).numpy(), atol=1e-4)
@@ -42,13 +44,13 @@ def test_answers_are_those_of_the_model_on_pixels_between_0_and_1(onnx, batch):
 @pytest.mark.parametrize("kind, scale", [(TensorProto.UINT8, 255), (TensorProto.FLOAT16, 1), (TensorProto.DOUBLE, 1)])
 def test_a_model_is_given_the_numbers_it_takes(onnx, kind, scale):
     weights = matrix() / 100
-    answers = answers_of_onnx(write_linear(onnx, weights, kind=kind), IMAGES, 10)
+    answers = answers_of_onnx(write_linear(onnx, weights, kind=kind), IMAGES, TEN)
     logits = scale * FLAT @ torch.from_numpy(weights).double()
     assert np.allclose(answers.probabilities, logits.softmax(1).numpy(), atol=2e-3)
 
 
 def test_probabilities_are_not_normalised_again(onnx):
-    answers = answers_of_onnx(write_linear(onnx, matrix() / 100, softmax=True), IMAGES, 10)
+    answers = answers_of_onnx(write_linear(onnx, matrix() / 100, softmax=True), IMAGES, TEN)
     expected = (FLAT @ torch.from_numpy(matrix() / 100).double()).softmax(1).numpy()
     assert np.allclose(answers.probabilities, expected, atol=1e-5)
 
@@ -86,33 +88,65 @@ def test_files_that_are_no_model_are_refused_in_one_sentence(onnx, owner, capsys
     assert status == 2 and "absent.onnx" in err
 
 
-@pytest.mark.parametrize("place", ["weights.bin", "../weights.bin", "{folder}/weights.bin"])
-def test_a_model_cannot_read_further_files(place, onnx, tmp_path, monkeypatch):
+def test_weights_beside_the_model_are_read(onnx):
+    """As the default exporter stores them; the answers are those of the whole file."""
+    whole = answers_of_onnx(write_linear(onnx, matrix()), IMAGES, TEN)
+    beside = answers_of_onnx(write_with_external_data(onnx, matrix(), "weights.bin", "weights.bin"), IMAGES, TEN)
+    assert (onnx.parent / "weights.bin").stat().st_size == matrix().nbytes and onnx.stat().st_size < 1000
+    assert np.array_equal(whole.probabilities, beside.probabilities)
+
+
+@pytest.mark.parametrize("place", ["../weights.bin", "{folder}/weights.bin", "sub/weights.bin", "link.bin", "pipe", ""])
+def test_a_model_cannot_read_files_elsewhere(place, onnx, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the worst place to be asked from
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "sub").mkdir()
     write_with_external_data(onnx, matrix(), "weights.bin", place.format(folder=tmp_path))
-    assert (tmp_path / "weights.bin").stat().st_size == matrix().nbytes
-    assert "is no ONNX model that onnxruntime can run" in refusal(onnx)
+    (tmp_path / "sub" / "weights.bin").write_bytes((tmp_path / "weights.bin").read_bytes())
+    (tmp_path / "link.bin").symlink_to(tmp_path / "weights.bin")
+    os.mkfifo(tmp_path / "pipe")
+    said = refusal(onnx)
+    assert any(words in said for words in ("not in its own folder", "cannot be read", "no ordinary file"))
 
 
-def test_time_and_size_are_bounded(onnx, monkeypatch):
-    write_linear(onnx, matrix())
-
-    def too_slow(command, timeout, **more):
-        assert command[-1] == str(timeout)  # the worker is given the same limit
-        raise subprocess.TimeoutExpired(command, timeout)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(onnx_file.subprocess, "run", too_slow)
-        assert "did not answer 7 images in 600 s" in refusal(onnx)
-    monkeypatch.setattr(onnx_file, "CHECKPOINT_LIMIT", 100)
+def test_bytes_and_time_are_bounded(onnx, monkeypatch):
+    write_with_external_data(onnx, matrix(), "weights.bin", "weights.bin")
+    monkeypatch.setattr(ask, "CHECKPOINT_LIMIT", 2000)  # more than the model, less than its weights
+    assert "has its weights in 'weights.bin', is no ordinary file, or larger than" in refusal(onnx)
+    monkeypatch.setattr(ask, "CHECKPOINT_LIMIT", 100)
     assert "larger than 100 bytes" in refusal(onnx)
+    monkeypatch.setattr(ask, "ONNX_SECONDS", 0.01)
+    assert "did not answer 7 images in 0.01 s" in refusal(onnx)
+
+
+def test_the_judge_says_which_pixels_a_model_wants(onnx):
+    """weights / 255 on pixels from 0 to 255 are weights on pixels from 0 to 1; a mean moves the logits."""
+    weights = matrix() / 100
+    wanted = answers_of_onnx(write_linear(onnx, weights), IMAGES, TEN).probabilities
+    found = answers_of_onnx(write_linear(onnx, weights / 255), IMAGES, TEN, check_pixels(None, None, 255.0))
+    assert np.allclose(wanted, found.probabilities, atol=1e-4)
+    moved = answers_of_onnx(write_linear(onnx, weights * 0.5), IMAGES, TEN, check_pixels([0.1, 0.2, 0.3], [0.5], None))
+    shift = np.repeat([0.1, 0.2, 0.3], 32 * 32) @ weights
+    logits = (FLAT @ torch.from_numpy(weights).double()).numpy() - shift
+    assert np.array_equal(moved.labels, logits.argmax(1))
+    with pytest.raises(Refusal, match="1 or 3 numbers"):
+        check_pixels([0.1, 0.2], None, None)
+
+
+def test_columns_in_another_order_are_refused_unless_the_judge_names_them(onnx):
+    write_linear(onnx, matrix())
+    folders = sorted(str(i) for i in range(1, 11))  # 1, 10, 2, ...: a folder's order of class names
+    with pytest.raises(Refusal, match="ambiguous.*--columns"):
+        answers_of_onnx(onnx, IMAGES, Classes(folders))
+    named = answers_of_onnx(onnx, IMAGES, Classes(folders, [str(i) for i in range(1, 11)]))
+    plain = answers_of_onnx(onnx, IMAGES, TEN)
+    assert [folders[label] for label in named.labels] == [str(label + 1) for label in plain.labels]
 
 
 def test_a_file_that_is_not_there_is_told_in_one_sentence(owner, capsys):
     for name in ("nothere.onnx", "NOTHERE.ONNX"):
         status, _, err = verify(capsys, "claim", owner[0], "--suspect", name)
-        assert status == 2 and f"there is no file {name}" in err, err
+        assert status == 2 and f"{name} does not exist" in err, err
 
 
 def test_without_onnxruntime_one_sentence_says_how_to_get_it(onnx, monkeypatch):

@@ -2,8 +2,7 @@
 
 import pytest
 
-from utils.answers.answers import Answer
-from utils.answers.reply import read_reply
+from utils.answers.answers import Answer, Classes, read_reply
 from utils.system.refusals import Refusal
 
 CLASSES = ["cat", "dog", "3 cats"]
@@ -11,7 +10,7 @@ CAT = Answer(0, [0.7, 0.2, 0.1])
 
 
 def read(reply, kind="text/plain", classes=CLASSES):
-    return read_reply(reply if isinstance(reply, bytes) else reply.encode(), kind, classes, "here")
+    return read_reply(reply if isinstance(reply, bytes) else reply.encode(), kind, Classes(classes), "here")
 
 
 @pytest.mark.parametrize("reply, kind, answer", [

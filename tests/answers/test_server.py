@@ -2,6 +2,7 @@
 
 import email.utils
 import json
+import threading
 import time
 
 import pytest
@@ -9,10 +10,11 @@ from answering_server import answering, label_of
 from commands import verify
 from owner_runs import M
 
-from utils.answers import server as server_module
-from utils.answers.answers import Answer
-from utils.answers.server import REPLY_LIMIT, Server
-from utils.ownership.export import write_pictures
+from utils.answers import ask as server_module
+from utils.answers.answers import Answer, Classes
+from utils.answers.ask import Server
+from utils.data.files import write_pictures
+from utils.system.outside import REPLY_LIMIT
 from utils.system.refusals import Refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -30,14 +32,14 @@ def pauses(monkeypatch):
 @pytest.fixture
 def png(owner, tmp_path):
     """The path of a trigger's picture."""
-    write_pictures(owner[1], [f"{i:016x}.png" for i in range(M)], tmp_path)
+    write_pictures(owner[1].images, [f"{i:016x}.png" for i in range(M)], tmp_path)
     return tmp_path / f"{0:016x}.png"
 
 
 def ask(png, reply, allow_missing=False, **settings):
     """([answers], what was served) of one image; `reply` as in `answering`."""
     with answering(reply) as served:
-        answers = Server(served.url, **{"retries": 2} | settings).ask([png], CLASSES, allow_missing)
+        answers = Server(served.url, **{"retries": 2} | settings).ask([png], Classes(CLASSES), allow_missing)
     return answers, served
 
 
@@ -68,24 +70,6 @@ def test_a_server_that_gives_the_assigned_labels_is_claimed(form, owner, capsys,
         status, out, _ = verify(capsys, "claim", folder, "--trust-owner", "--url", served.url)
     assert status == 0 and f"hits         {M} of {M}" in out and len(served.images) == M
     assert all(headers["Content-Type"] == "image/png" for headers in served.headers)
-    assert not list(folder.glob(".half_asked*"))
-
-
-def test_the_sequential_test_stops_asking(owner, capsys, pauses):
-    folder, triggers = owner
-    with answering(lambda k, pixels: str(label_of(triggers, pixels))) as served:
-        status, _, _ = verify(capsys, "claim", folder, "--trust-owner", "--sequential", "--url", served.url)
-    assert status == 0 and len(served.images) < M
-
-
-@pytest.mark.parametrize("flags, word", [
-    (("--url", "ftp://x"), "http://"), (("--url", "host/x"), "http://"),
-    (("--url", "http://x", "--header", "no colon"), "--header"),
-    (("--url", "http://x", "--header", "a: b\r\nc: d"), "--header"),
-    (("--url", "http://x", "--rate", "0"), "--rate"), (("--url", "http://x", "--retries", "-1"), "--retries")])
-def test_addresses_and_flags_that_cannot_be_used_are_refused(flags, word, owner, capsys):
-    status, _, err = verify(capsys, "claim", owner[0], *flags)
-    assert status == 2 and word in err
 
 
 # ---- what is sent ---------------------------------------------------------------------------------------------------
@@ -130,7 +114,7 @@ def test_no_pause_is_longer_than_a_minute(png, pauses):
 
 def test_a_server_that_stays_busy_is_refused_or_its_answers_are_missing(png, pauses):
     said = refusal(png, lambda k, pixels: (503, "come  back\nlater", {}))
-    assert "status 503 'come back later'" in said and "(3 times)" in said and "the same command goes on" in said
+    assert "status 503 'come back later'" in said and "(3 times)" in said and "--keep-answers FILE" in said
     answers, served = ask(png, lambda k, pixels: (503, "", {}), allow_missing=True)
     assert answers == [Answer()] and len(served.images) == 3
 
@@ -161,7 +145,7 @@ def write_raw(content, slowly=0.0):
         try:
             for part in with_pauses:
                 handler.wfile.write(part)
-                server_module.threading.Event().wait(slowly)
+                threading.Event().wait(slowly)
         except OSError:
             pass  # the client is gone
         handler.close_connection = True
@@ -184,9 +168,8 @@ def test_a_slow_drip_ends_with_the_time_limit(png, pauses):
     assert "gave no complete answer in 0.3 s" in said
 
 
-def test_a_server_that_says_nothing_is_told_of_in_the_same_words_whichever_limit_ends_it(png, pauses, monkeypatch):
-    monkeypatch.setattr(server_module, "_within", lambda seconds, call, *arguments: call(*arguments))
-    over = server_module.threading.Event()
+def test_a_server_that_says_nothing_is_told_of_in_the_same_words(png, pauses):
+    over = threading.Event()
     try:
         said = refusal(png, lambda k, pixels: lambda handler: over.wait(30), seconds=0.2, retries=0)
     finally:
@@ -198,4 +181,4 @@ def test_nobody_listens(png, pauses):
     with answering(lambda k, pixels: "1") as served:
         pass
     with pytest.raises(Refusal, match="cannot be reached or broke off .*refused.* [(]2 times"):
-        Server(served.url, retries=1).ask([png], CLASSES, False)
+        Server(served.url, retries=1).ask([png], Classes(CLASSES), False)

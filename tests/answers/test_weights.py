@@ -10,8 +10,8 @@ from torch import nn
 
 import models
 from models import outside
-from utils.answers.weights import read_suspect_model
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, pack_checkpoint, save_checkpoint
+from utils.runs.suspect_weights import read_suspect_model
 from utils.system.refusals import Refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -55,7 +55,7 @@ def write(path, model, kind="state dict"):
 
 
 def read(path, *architectures, mean_std=OTHER, classes=10, size=32):
-    return read_suspect_model(path, list(architectures), classes, size, mean_std)
+    return read_suspect_model(path, list(architectures), classes, size, mean_std)[0]
 
 
 def refusal(path, *architectures, **settings) -> str:

@@ -1,6 +1,5 @@
 """Labels drawn from the candidates of a clean model: commitment, T1 and claims."""
 
-import hashlib
 import itertools
 import json
 import math
@@ -9,34 +8,17 @@ import numpy as np
 import pytest
 import torch
 from commands import verify
-from owner_runs import CLASSES, SETTINGS, M, make_run, replace
+from owner_runs import SETTINGS, M, make_run, names_of, replace
 
 from utils.answers.answers import Answers
-from utils.data.sets import load_data
 from utils.ownership import pvalues
-from utils.ownership.commitment import (
-    Commitment,
-    canonical_bytes,
-    check_commitment,
-    commit_to,
-    commitment_digest,
-    labels_match_seed,
-    neutral_names,
-)
-from utils.ownership.suspects import TriggerTests
+from utils.ownership.commitment import read_owner
+from utils.ownership.results import TriggerTests
 from utils.ownership.verdict import OwnershipCase
-from utils.runs.folder import RunFolder
-from utils.watermark.triggers import draw_triggers
 
 pytestmark = pytest.mark.usefixtures("quick")
 
 PLAUSIBLE = SETTINGS | {"label_strategy": "plausible", "label_choices": 2}
-BEFORE = {  # SHA-256 of the canonical bytes and commitment under the salt 00...00, computed before candidates existed
-    1: ("c2a1e0b8c4a23cc6012d31e4f8ca264c286c5c25a185afffbf6e9d4443f2f55f",
-        "b5167d9911f29984fe8776bd66b2f254617993695c67bcd53f9595119fb3a756"),
-    2: ("c2868baddb8a917ee6008cbf12bb86d71e4b20309033d9b06efee1b7c4d10eab",
-        "4c0f17a666042e4778fa715c8b87d3c34715df890c3dc5e109d8cf38762b9dd3"),
-}
 
 
 def clean_model(images):
@@ -50,46 +32,6 @@ def plausible(tmp_path_factory):
     """(run folder, trigger set) of an owner whose labels are drawn from two candidates; tests do not write to it."""
     path = tmp_path_factory.mktemp("plausible") / "run"
     return make_run(path, PLAUSIBLE, strategy="plausible", predict=clean_model, choices=2)
-
-
-# ---- the commitment ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("k", BEFORE)
-def test_commitments_from_before_candidates_are_the_same(k):
-    triggers, _ = draw_triggers(load_data("digits").held_out, M, k, 10, 3)
-    content = canonical_bytes(triggers, CLASSES, SETTINGS)
-    assert hashlib.sha256(content).hexdigest() == BEFORE[k][0] and content.startswith(b'{"classes":')
-    assert commitment_digest(triggers, CLASSES, SETTINGS, "00" * 32) == BEFORE[k][1]
-
-
-def test_candidates_are_committed_to_as_version_2(plausible):
-    folder, triggers = plausible
-    key = json.loads((folder / "key.json").read_text())
-    header = {"version": 2, "classes": CLASSES, "settings": key["settings"], "images": [M, 3, 32, 32], "labels": [M],
-              "true_labels": [M, 1], "sources": [M, 1], "candidates": [M, 2]}
-    content = json.dumps(header, sort_keys=True, separators=(",", ":")).encode() + b"\n" + bytes(
-        triggers.images.flatten().tolist())
-    for part in (triggers.labels, triggers.true_labels, triggers.sources, triggers.candidates):
-        content += b"".join(int(v).to_bytes(8, "little", signed=True) for v in part.flatten())
-    made = hashlib.sha256(bytes.fromhex(key["salt"]) + content).hexdigest()
-    assert made == json.loads((folder / "commitment.json").read_text())["sha256"]
-    changed = triggers.candidates.flip(1)
-    assert check_commitment(folder, triggers).state == "match"
-    assert check_commitment(folder, replace(triggers, candidates=changed)).state == "mismatch"
-    assert check_commitment(folder, replace(triggers, candidates=changed[:, :0])).state == "mismatch"
-
-
-def test_the_committed_seed_draws_the_labels_from_the_committed_candidates(plausible):
-    _, triggers = plausible
-    settings = {"seed": 3, "held_out": 143}
-    assert labels_match_seed(triggers, 10, settings)
-    assert not labels_match_seed(triggers, 10, settings | {"seed": 4})
-    other = torch.where(triggers.labels == triggers.candidates[:, 0], triggers.candidates[:, 1],
-                        triggers.candidates[:, 0])
-    assert not labels_match_seed(replace(triggers, labels=other), 10, settings)
-    assert not labels_match_seed(replace(triggers, candidates=triggers.candidates[:, :0]), 10, settings)
-    assert not labels_match_seed(replace(triggers, candidates=triggers.candidates + 10), 10, settings)
 
 
 # ---- T1 ---------------------------------------------------------------------------------------------------------
@@ -164,7 +106,7 @@ def test_the_table_of_a_script_uses_the_candidates(plausible):
 
 def case_of(plausible):
     folder, triggers = plausible
-    return OwnershipCase(triggers, 10, check_commitment(folder, triggers), [], 1e-3), triggers
+    return OwnershipCase(read_owner(folder), [], 1e-3), triggers
 
 
 def test_the_sequential_test_by_hand(plausible):
@@ -188,12 +130,13 @@ def test_the_curve_ends_at_t1(plausible):
     answers = Answers(triggers.labels.numpy(), None)
     curve = case.curve(answers)
     assert curve["test"] == "T1" and curve["median"][-1] == pytest.approx(case.t1(answers))
-    assert curve["median"][9] == pytest.approx(10 * math.log10(1 / 2)) and curve["sufficed_95"] == 10
+    assert curve["queries"] == list(range(1, M + 1)) and curve["sufficed_95"] == 10
+    assert curve["median"][9] == pytest.approx(10 * math.log10(1 / 2))
 
 
 def test_claims_of_a_copy_and_of_a_model_that_knows_the_candidates(plausible, tmp_path, capsys):
     folder, triggers = plausible
-    names = neutral_names(triggers, folder)
+    names = names_of(folder)
 
     def claim(labels):
         (tmp_path / "a.csv").write_text("".join(f"{n},{y}\n" for n, y in zip(names, labels.tolist())))
@@ -214,21 +157,3 @@ def test_export_names_the_candidates_to_the_owner(plausible, owner, tmp_path, ca
             assert entry.get("candidates") == (triggers.candidates[entry["index"]].tolist() or None)
 
 
-@pytest.mark.parametrize("change", [{"label_strategy": "random"}, {"label_choices": 3}, {"label_choices": None}])
-def test_candidates_other_than_those_of_the_committed_settings_are_refused(change, plausible, tmp_path):
-    _, triggers = plausible
-    settings = PLAUSIBLE | {"held_out": 143} | change
-    case = OwnershipCase(triggers, 10, Commitment("match", "", "", settings, ""), [], 1e-3)
-    assert "2 candidates a trigger are not those of the committed settings" in case.t1_fails
-    plain, _ = draw_triggers(load_data("digits").held_out, M, 1, 10, 3)
-    case = OwnershipCase(plain, 10, Commitment("match", "", "", PLAUSIBLE | {"held_out": 143}, ""), [], 1e-3)
-    assert "0 candidates a trigger" in case.t1_fails
-
-
-def test_other_candidates_are_refused_where_a_run_goes_on(tmp_path):
-    from utils.system.refusals import Refusal
-
-    folder, triggers = make_run(tmp_path / "run", PLAUSIBLE, strategy="plausible", predict=clean_model)
-    run = RunFolder(folder, PLAUSIBLE, "x")
-    with pytest.raises(Refusal, match="commits to other triggers"):
-        commit_to(run, replace(triggers, candidates=triggers.candidates.flip(1)), CLASSES, 143)

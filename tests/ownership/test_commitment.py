@@ -1,64 +1,199 @@
-"""The commitment to a trigger set, and its files."""
+"""The one commitment: its bytes by hand, what it fixes, how labels and names are drawn, and how a run is read."""
 
+import hashlib
+import hmac
+import itertools
 import json
+import shutil
 import stat
+import struct
 
+import numpy as np
 import pytest
-from owner_runs import CLASSES, SETTINGS, M, make_run, replace
+import torch
+from commands import verify
+from owner_runs import BEACON, CLASSES, SETTINGS, M, make_run, record_of, replace
 
-from utils.ownership.commitment import check_commitment, commit_to
-from utils.runs.folder import RunFolder
+from utils.data.sets import load_data
+from utils.ownership.commitment import read_owner
+from utils.runs.checkpoints import load_checkpoint, save_checkpoint
 from utils.system.refusals import Refusal
+from utils.watermark.prepared import commitment_bytes, commitment_digest, labels_from_beacon, names_from_beacon
+from utils.watermark.triggers import draw_triggers
 
 pytestmark = pytest.mark.usefixtures("quick")
 
 
-def test_the_commitment_can_be_recomputed_by_hand(owner):
-    import hashlib
+def sha(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
 
-    folder, triggers = owner
+
+def triggers_of(m=3, k=1, classes=10):
+    return draw_triggers(load_data("digits").held_out, m, k, classes, 0)[0]
+
+
+def test_the_commitment_can_be_recomputed_by_hand(committed):
+    folder, triggers = committed
     key = json.loads((folder / "key.json").read_text())
-    header = {"version": 1, "classes": CLASSES, "settings": key["settings"], "images": [M, 3, 32, 32], "labels": [M],
-              "true_labels": [M, 1], "sources": [M, 1]}
-    content = json.dumps(header, sort_keys=True, separators=(",", ":")).encode() + b"\n" + bytes(
-        triggers.images.flatten().tolist())
-    for part in (triggers.labels, triggers.true_labels, triggers.sources):
-        content += b"".join(int(v).to_bytes(8, "little", signed=True) for v in part.flatten())
-    made = hashlib.sha256(bytes.fromhex(key["salt"]) + content).hexdigest()
+    content = b"margin triggers1" + bytes.fromhex(key["secret"])
+    content += b"".join(n.to_bytes(4, "little") for n in (M, 1, 0, 10, 32))
+    content += struct.pack("<6d", *key["mean"], *key["std"]) + sha("round 7") + bytes(8)
+    content += b"".join(sha(name) for name in CLASSES) + bytes(triggers.images.flatten().tolist())
+    content += b"".join(int(y).to_bytes(4, "little") for y in triggers.true_labels.flatten())
+    made = hashlib.sha256(content).hexdigest()
     assert made == json.loads((folder / "commitment.json").read_text())["sha256"]
-    assert key["salt"] not in (folder / "commitment.json").read_text()
+    assert key["secret"] not in (folder / "commitment.json").read_text()
 
 
-def test_private_files_are_private(owner):
+def test_everything_that_a_claim_rests_on_is_committed_to():
+    triggers = triggers_of()
+    own = commitment_digest(triggers, record_of())
+    assert commitment_digest(replace(triggers, labels=(triggers.labels + 1) % 10), record_of()) == own
+    others = [commitment_digest(replace(triggers, **parts), record_of()) for parts in (
+        {"images": triggers.images ^ 1}, {"true_labels": (triggers.true_labels + 1) % 10},
+        {"candidates": torch.tensor([[0, 1]] * 3)}, {"candidates": torch.tensor([[1, 0]] * 3)})]
+    others += [commitment_digest(triggers, record_of(**parts)) for parts in (
+        {"secret": "5f" * 32}, {"classes": CLASSES[::-1]}, {"classes": [*CLASSES, "x"]}, {"mean": [0.3, 0.3, 0.4]},
+        {"std": [0.3, 0.3, 0.4]}, {"beacon_name": "round 8"}, {"round": 1})]
+    assert len({own, *others}) == 12
+
+
+def test_no_bytes_have_two_openings():
+    """All lengths are fixed by numbers at fixed places, so no part can be taken for another: other shapes differ in the
+    first 68 bytes, and class names enter by digests."""
+    openings = [(triggers_of(m, k), record_of(classes=CLASSES[:c])) for m, k, c in itertools.product((2, 3), (1, 2),
+                                                                                                       (10,))]
+    made = [commitment_bytes(*opening) for opening in openings]
+    assert len({content[:68] for content in made}) == len(made)
+    for content in made:
+        m, k, c, classes, size = struct.unpack("<5I", content[48:68])
+        assert len(content) == 68 + 48 + 32 + 8 + 32 * classes + m * 3 * size**2 + 4 * m * (k + c)
+    one = commitment_bytes(triggers_of(), record_of(classes=["ab", "c"] + CLASSES[2:]))
+    assert one != commitment_bytes(triggers_of(), record_of(classes=["a", "bc"] + CLASSES[2:]))
+
+
+@pytest.mark.parametrize("parts", [
+    {"secret": "5e" * 31}, {"secret": "5e" * 33}, {"secret": "5E" * 32}, {"secret": b"5e" * 32},
+    {"classes": ["a"] * 10}, {"classes": "0123456789"}, {"mean": [0.3] * 2}, {"mean": [float("nan")] * 3},
+    {"std": [0.0] * 3}, {"std": [float("inf")] * 3}, {"round": -1}, {"round": 1.5}, {"beacon_name": 7},
+    {"beacon_name": "\ud800"}])
+def test_records_that_are_none_are_refused(parts):
+    with pytest.raises((ValueError, TypeError, AttributeError, struct.error)):
+        commitment_bytes(triggers_of(), record_of(**parts))
+
+
+# ---- the draw ----
+
+
+def by_hand(record, what: bytes, i: int) -> bytes:
+    message = what + bytes.fromhex(record["sha256"]) + hashlib.sha256(bytes.fromhex(BEACON)).digest()
+    return hmac.new(bytes.fromhex(record["secret"]), message + struct.pack("<II", i, 0), "sha256").digest()
+
+
+def test_labels_and_names_follow_from_secret_commitment_and_beacon():
+    record, t = record_of(classes=CLASSES[:5], sha256="ab" * 32), triggers_of()
+    t = replace(t, true_labels=torch.tensor([[0], [4], [2]]))
+    wrong, numbers = [[1, 2, 3, 4], [0, 1, 2, 3], [0, 1, 3, 4]], [int.from_bytes(by_hand(record, b"label", i), "big")
+                                                                 for i in range(3)]
+    assert labels_from_beacon(t, record, BEACON).tolist() == [wrong[i][numbers[i] % 4] for i in range(3)]
+    t = replace(t, candidates=torch.tensor([[3, 0, 1], [4, 2, 0], [2, 1, 4]]))
+    assert labels_from_beacon(t, record, BEACON).tolist() == [int(t.candidates[i, numbers[i] % 3]) for i in range(3)]
+    assert names_from_beacon(2, record, BEACON) == [by_hand(record, b"image", i)[:8].hex() + ".png" for i in range(2)]
+
+
+def test_labels_are_uniform_and_change_with_secret_commitment_and_beacon():
+    m, record = 4000, record_of(classes=CLASSES[:5], sha256="ab" * 32)
+    t = replace(triggers_of(), true_labels=torch.zeros(m, 1, dtype=torch.long), candidates=torch.zeros(m, 0))
+    labels = labels_from_beacon(t, record, BEACON)
+    counts = torch.bincount(labels, minlength=5).tolist()
+    assert counts[0] == 0 and all(abs(n - 1000) < 5 * (1000 * 0.75) ** 0.5 for n in counts[1:])
+    for other, beacon in ((record | {"secret": "5f" * 32}, BEACON), (record | {"sha256": "ac" * 32}, BEACON),
+                          (record, "3d" * 32)):
+        same = (labels_from_beacon(t, other, beacon) == labels).double().mean()
+        assert abs(same - 0.25) < 5 * (0.25 * 0.75 / m) ** 0.5
+
+
+# ---- runs ----
+
+
+def test_private_files_are_private_even_where_the_folder_was_there(committed, tmp_path):
+    (tmp_path / "run").mkdir(mode=0o755)
+    folder, _ = make_run(tmp_path / "run", record=record_of())
+    for path in (folder, committed[0]):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700  # run.json and output.log name the seed
+        for name in ("triggers.pt", "key.json", "trigger.png", "checkpoints/checkpoint_nat_best.pt"):
+            assert stat.S_IMODE((path / name).stat().st_mode) == 0o600, name
+
+
+def test_a_run_of_a_seed_says_that_it_persuades_its_owner_alone(owner):
     folder, _ = owner
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700  # run.json and output.log name the seed
-    for name in ("triggers.pt", "key.json", "trigger.png", "checkpoints/checkpoint_nat_best.pt"):
-        assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600, name
+    assert "can persuade their owner alone" in (folder / "output.log").read_text()
+    assert not (folder / "key.json").exists() and not (folder / "commitment.json").exists()
+    assert read_owner(folder).record is None and read_owner(folder).uniform
 
 
-@pytest.mark.parametrize("part", ["images", "labels", "true_labels", "sources"])
-def test_any_change_breaks_the_commitment(part, owner):
-    folder, triggers = owner
-    assert check_commitment(folder, triggers).state == "match"
-    changed = getattr(triggers, part).clone()
-    changed.view(-1)[7] = (changed.view(-1)[7] + 1) % 10
-    assert check_commitment(folder, replace(triggers, **{part: changed})).state == "mismatch"
+def test_names_of_a_run_are_the_same_at_every_call_and_tell_no_order(owner, committed):
+    for folder, _ in (owner, committed):
+        names = read_owner(folder).names
+        assert names == read_owner(folder).names and len(set(names)) == M and list(np.argsort(names)) != list(range(M))
 
 
-def test_a_resumed_run_keeps_its_commitment(tmp_path):
-    folder, triggers = make_run(tmp_path / "run")
-    before = (folder / "commitment.json").read_bytes(), (folder / "key.json").read_bytes()
-    run = RunFolder(folder, SETTINGS, "x")
-    (folder / "commitment.json").unlink()  # killed between the two files
-    digest = commit_to(run, triggers, CLASSES, 143)
-    assert digest == json.loads(before[0])["sha256"] and (folder / "key.json").read_bytes() == before[1]
+def change_key(folder, **parts):
+    key = json.loads((folder / "key.json").read_text())
+    (folder / "key.json").write_text(json.dumps(key | parts))
 
 
-@pytest.mark.parametrize("content", [None, "{}", '{"salt": 5}'])
-def test_a_lost_or_damaged_key_is_named_and_not_replaced(content, tmp_path):
-    folder, triggers = make_run(tmp_path / "run")
-    key = folder / "key.json"
-    key.unlink() if content is None else key.write_text(content)
-    with pytest.raises(Refusal, match="key.json is " + ("gone" if content is None else "damaged")):
-        commit_to(RunFolder(folder, SETTINGS, "x"), triggers, CLASSES, 143)
-    assert key.exists() == (content is not None)
+def change_checkpoint(folder, **about):
+    path = folder / "checkpoints" / "checkpoint_nat_best.pt"
+    checkpoint = load_checkpoint(path)
+    save_checkpoint(path, checkpoint | {"about": checkpoint["about"] | about})
+
+
+def change_triggers(folder, **parts):
+    state = load_checkpoint(folder / "triggers.pt")
+    save_checkpoint(folder / "triggers.pt", state | {name: change(state[name]) for name, change in parts.items()})
+
+
+TAMPERED = {  # after the answers are known: each would move the claim
+    "class names permuted in the checkpoint": lambda f: change_checkpoint(f, classes=CLASSES[::-1]),
+    "class names permuted in the key": lambda f: change_key(f, classes=CLASSES[::-1]),
+    "class names permuted in both": lambda f: (change_key(f, classes=CLASSES[::-1]),
+                                               change_checkpoint(f, classes=CLASSES[::-1])),
+    "more classes": lambda f: change_key(f, classes=[*CLASSES, *map(str, range(10, 60))]),
+    "other pixels": lambda f: change_key(f, mean=[0.9, 0.1, 0.2], std=[3.0, 0.1, 1.0]),
+    "another secret": lambda f: change_key(f, secret="77" * 32),
+    "another beacon": lambda f: change_key(f, beacon="ab" * 32),
+    "no beacon": lambda f: change_key(f, beacon=None), "another round": lambda f: change_key(f, round=5),
+    "other labels": lambda f: change_triggers(f, labels=lambda y: (y + 1) % 10),
+    "other true labels": lambda f: change_triggers(f, true_labels=lambda y: (y + 1) % 10),
+    "other images": lambda f: change_triggers(f, images=lambda x: x ^ 1),
+    "candidates": lambda f: change_triggers(f, labels=lambda y: y) or save_checkpoint(
+        f / "triggers.pt", load_checkpoint(f / "triggers.pt") | {
+            "candidates": torch.stack([load_checkpoint(f / "triggers.pt")["labels"],
+                                       (load_checkpoint(f / "triggers.pt")["labels"] + 1) % 10], 1)}),
+    "an older format": lambda f: change_key(f, salt="00"), "no key": lambda f: (f / "key.json").unlink(),
+    "no commitment": lambda f: (f / "commitment.json").unlink(),
+    "a digest that is none": lambda f: (f / "commitment.json").write_text('{"sha256": "$(touch x)"}'),
+    "a lone surrogate": lambda f: (f / "commitment.json").write_text('{"sha256": "\\ud800"}'),
+    "a surrogate in the key": lambda f: change_key(f, secret="\ud800"), "depth": lambda f: (f / "key.json").write_text(
+        "[" * 200_000),
+}
+
+
+@pytest.mark.parametrize("case", TAMPERED)
+def test_whatever_of_a_run_is_changed_afterwards_is_refused(case, committed, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(committed[0], folder)
+    TAMPERED[case](folder)
+    for command in (("claim", folder, "--suspect", folder), ("claim", folder, "--trust-owner", "--suspect", folder),
+                    ("export", folder, "--to", tmp_path / "out")):
+        status, _, err = verify(capsys, *command)
+        assert status == 2 and str(folder) in err and "touch" not in err and "\ud800" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_trigger_set_that_is_too_large_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.ownership.commitment.MOST_TRIGGERS", M - 1)
+    folder, _ = make_run(tmp_path / "run", SETTINGS)
+    with pytest.raises(Refusal, match="40 triggers of 10 classes are more than a claim takes"):
+        read_owner(folder)

@@ -44,7 +44,7 @@ def test_an_export_that_fails_leaves_nothing_and_can_be_repeated(there, owner, t
             raise OSError(28, "No space left on device")
         real(path, content)
 
-    monkeypatch.setattr("utils.ownership.export.write_atomically", full)
+    monkeypatch.setattr("utils.data.files.write_atomically", full)
     with pytest.raises(SystemExit):
         verify_main(["export", str(owner[0]), "--to", str(to)])
     assert "the disk is full" in capsys.readouterr().err

@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 from commands import verify
-from owner_runs import M
+from owner_runs import M, names_of
 
 from utils.answers.answers import Answers
 from utils.ownership import pvalues
-from utils.ownership.commitment import check_commitment, neutral_names
+from utils.ownership.commitment import read_owner
 from utils.ownership.verdict import OwnershipCase
 from utils.system.refusals import Refusal
 
@@ -184,7 +184,7 @@ def soft_answers(triggers, weight, seed=0):
 
 
 def case_of(owner, exact="both", bank=()):
-    return OwnershipCase(owner[1], 10, check_commitment(*owner), list(bank), 1e-3, exact=exact)
+    return OwnershipCase(read_owner(owner[0]), list(bank), 1e-3, exact=exact)
 
 
 def test_the_named_test_decides(owner):
@@ -221,7 +221,7 @@ def test_a_benign_model_that_t1p_would_claim_refuses_the_claim(owner):
 
 def test_the_command_says_which_test(owner, tmp_path, capsys):
     copy = soft_answers(owner[1], 0.1)
-    rows = [",".join([name, *map(str, p)]) for name, p in zip(neutral_names(owner[1], owner[0]), copy.probabilities)]
+    rows = [",".join([name, *map(str, p)]) for name, p in zip(names_of(owner[0]), copy.probabilities)]
     (tmp_path / "soft.csv").write_text("\n".join(rows) + "\n")
     asked = ("claim", owner[0], "--predictions", tmp_path / "soft.csv", "--trust-owner")
     status, out, _ = verify(capsys, *asked)

@@ -8,8 +8,7 @@ import pytest
 from commands import verify
 from owner_runs import answer, make_run
 
-from utils.ownership.claim_log import LOG_FILE, log_claims
-from utils.ownership.suspect_list import decide_together, holm, read_suspects
+from utils.ownership.claim import decide_together, holm, read_suspects
 from utils.system.refusals import Refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -38,8 +37,9 @@ def test_a_refused_claim_counts_in_the_list_and_stays_refused():
     assert reports[1]["decision"] == {"holds": False, "why": "none"}
 
 
-def test_a_list_is_judged_together_and_logged(tmp_path, capsys):
+def test_a_list_is_judged_together(tmp_path, capsys):
     owner = make_run(tmp_path / "run")
+    capsys.readouterr()
     stolen, innocent = answer(owner, tmp_path, 0.6, "stolen.csv"), answer(owner, tmp_path, 0.0, "innocent.csv")
     listed = tmp_path / "suspects.txt"
     listed.write_text(f"# two files and the owner's own weights\n\npredictions {stolen}\npredictions {innocent}\n"
@@ -50,12 +50,7 @@ def test_a_list_is_judged_together_and_logged(tmp_path, capsys):
     assert status == 0 and [entry["decision"]["holds"] for entry in found] == [True, False, False]
     p = [entry["decision"]["log10_p"] for entry in found]
     assert found[0]["decision"]["holm_log10_p"] == pytest.approx(p[0] + math.log10(3))
-    assert "The claim holds against 1 of 3 suspects" in out and "0 suspects were asked with this" in out
-    assert "3 suspects were asked with this trigger set before" in verify(capsys, *claim)[1]
-    status, out, _ = verify(capsys, "claim", owner[0], "--trust-owner", "--predictions", stolen)
-    assert status == 0 and "6 suspects were asked" in out
-    log = owner[0] / LOG_FILE
-    assert len(log.read_text().splitlines()) == 7 and log.stat().st_mode & 0o077 == 0
+    assert "The claim holds against 1 of 3 suspects" in out
     status, _, error = verify(capsys, *claim, "--plot", tmp_path / "c.png")
     assert status == 2 and "--plot draws one suspect" in error
     # a list without a single theft, and one that a stranger would have to believe
@@ -83,10 +78,3 @@ def test_a_list_that_is_no_text_or_missing_is_refused(tmp_path):
             read_suspects(tmp_path / name)
 
 
-def test_a_log_that_cannot_be_used_is_said(tmp_path):
-    assert "0 suspects" in log_claims(tmp_path, "d", ["a", "b"])
-    assert "2 suspects" in log_claims(tmp_path, "d", ["a"]) and "0 suspects" in log_claims(tmp_path, "other", ["a"])
-    (tmp_path / LOG_FILE).write_text("no JSON\n")
-    assert "are not counted" in log_claims(tmp_path, "d", ["a"])
-    assert (tmp_path / LOG_FILE).read_text() == "no JSON\n"
-    assert "no commitment" in log_claims(tmp_path, None, ["a"])

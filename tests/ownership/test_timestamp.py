@@ -1,20 +1,23 @@
-"""Time-stamps against an authority that the test starts: a real chain of certificates, real tokens."""
+"""Time-stamps against an authority that the test starts: real chains of certificates, real tokens."""
 
+import datetime
 import hashlib
-import json
 import shutil
+import time
 
 import pytest
-from authority import make_chain, serving, stamping
+from authority import make_chain, openssl, serving, stamping
 from commands import verify
-from owner_runs import answer, make_run
+from owner_runs import M, answer, make_run, record_of
 
-from utils.ownership.timestamp_token import TOKEN_FILE, check_token, request_token
-from utils.system.refusals import Refusal
+from utils.ownership.claim import find_doubts
+from utils.ownership.commitment import read_owner
+from utils.ownership.timestamp import TOKEN_FILE, Stamp, check_token
+from utils.watermark.prepared import BEACONS, round_after, round_time
 
 pytestmark = [pytest.mark.usefixtures("quick"),
               pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the program openssl")]
-DIGEST, OTHER = (hashlib.sha256(text).hexdigest() for text in (b"a", b"b"))
+QUICKNET = "drand quicknet"
 
 
 @pytest.fixture(scope="module")
@@ -24,84 +27,154 @@ def chain(tmp_path_factory):
     return folder, str(make_chain(folder))
 
 
-def test_a_token_is_verified_by_the_certificates_and_by_no_others(chain, tmp_path):
-    folder, ca = chain
-    with serving(stamping(folder)) as url:
-        token = request_token(DIGEST, url, ca)
-    path = tmp_path / TOKEN_FILE
-    path.write_bytes(token)
-    stamp = check_token(path, DIGEST, ca)
-    assert stamp.state == "verified" and "GMT" in stamp.time
-    assert check_token(path, DIGEST, None).state == "unverified"
-    failed = check_token(path, OTHER, ca)
-    assert failed.state == "failed" and "another digest" in failed.why
-    foreign = str(make_chain(tmp_path / "foreign"))
-    failed = check_token(path, DIGEST, foreign)
-    assert failed.state == "failed" and "certificate verify error" in failed.why
-    changed = bytearray(token)
-    changed[-5] ^= 1  # in the signature
-    path.write_bytes(changed)
-    assert check_token(path, DIGEST, ca).state == "failed"
-    path.write_bytes(b"nonsense")
-    assert check_token(path, DIGEST, None).state == "failed"
-    assert check_token(tmp_path / "none", DIGEST, ca).state == "none"
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """(folder of prepare, the digest that it printed)."""
+    from utils.verify import main as verify_main
+    from utils.watermark.prepared import read_prepared
+
+    folder = tmp_path_factory.mktemp("prepared") / "P"
+    assert verify_main(["prepare", str(folder), "-dt", "digits", "-nq", "10", "--device", "cpu"]) == 0
+    return folder, read_prepared(folder).record["sha256"]
 
 
-@pytest.mark.parametrize("reply, words", [
-    (lambda query: 500, "cannot be asked: HTTP Error 500"), (lambda query: b"<html>", "is not accepted by openssl"),
-    (lambda query: b"", "is not accepted by openssl"),
-])
-def test_an_authority_that_gives_no_token_is_refused(reply, words):
-    with serving(reply) as url, pytest.raises(Refusal, match=words):
-        request_token(DIGEST, url)
+@pytest.fixture
+def folder(prepared, tmp_path):
+    """A copy of the folder of prepare."""
+    return shutil.copytree(prepared[0], tmp_path / "P")
 
 
-def test_a_token_of_another_time_or_digest_is_refused(chain):
-    folder, ca = chain
-    replies = []
-
-    def recorded(query):
-        replies.append(replies[0] if replies else stamping(folder)(query))
-        return replies[0]
-
-    with serving(recorded) as url:
-        request_token(DIGEST, url, ca)
-        with pytest.raises(Refusal, match="nonce"):
-            request_token(DIGEST, url, ca)  # the same token again: its nonce is that of the first query
-        with pytest.raises(Refusal, match="stamped another digest"):
-            request_token(OTHER, url)
+def stamped(capsys, folder, url, *flags):
+    return verify(capsys, "timestamp", folder, "--tsa", url, *flags)
 
 
-def test_addresses_that_are_none_are_refused():
-    for url, words in (("file:///etc/passwd", "begins with http"), ("http://127.0.0.1:9", "cannot be asked")):
-        with pytest.raises(Refusal, match=words):
-            request_token(DIGEST, url)
+def test_a_token_is_verified_by_the_certificates_and_by_no_others(chain, prepared, folder, tmp_path, capsys):
+    keys, ca = chain
+    asked = []
+    with serving(lambda query: asked.append(query) or stamping(keys)(query)) as url:
+        status, out, _ = stamped(capsys, folder, url, "--tsa-ca", ca)
+        assert status == 0 and f"commitment {prepared[1]} existed at 20" in out
+        assert bytes.fromhex(prepared[1]) in asked[0] and len(asked[0]) < 100  # the digest and nothing else
+        status, _, err = stamped(capsys, folder, url, "--tsa-ca", ca)
+        assert status == 2 and "the older token is the better one" in err
+    token = (folder / TOKEN_FILE).read_bytes()
+    stamp = check_token(token, prepared[1], ca)
+    assert abs(stamp.time - time.time()) < 60 and check_token(token, prepared[1], None).time == stamp.time
+    assert check_token(token, "00" * 32, ca).why == "it is the token of another digest"
+    assert check_token(token, prepared[1], str(make_chain(tmp_path / "foreign"))).time is None
+    spoiled = bytearray(token)
+    spoiled[-5] ^= 1  # in the signature
+    for bad in (bytes(spoiled), b"nonsense", b"", token[:-3], token[:40], b"\x30\x84\xff\xff\xff\xff" * 9):
+        assert check_token(bad, prepared[1], ca).time is None
 
 
-def test_a_claim_prints_the_authoritys_time(chain, tmp_path, capsys):
-    folder, ca = chain
-    owner = make_run(tmp_path / "run")
-    answers, claim = answer(owner, tmp_path, 0.6), ("claim", owner[0], "--trust-owner", "--predictions")
-    assert "the date is the owner's own" in verify(capsys, *claim, answers)[1]
-    with serving(stamping(folder)) as url:
-        status, out, _ = verify(capsys, "timestamp", owner[0], "--tsa", url, "--tsa-ca", ca)
-        assert status == 0 and "by an authority of the given certificates" in out
-        token = (owner[0] / TOKEN_FILE).read_bytes()
-        status, _, error = verify(capsys, "timestamp", owner[0], "--tsa", url)
-        assert status == 2 and "the older token is the better one" in error
-    assert (owner[0] / TOKEN_FILE).read_bytes() == token
-    status, out, _ = verify(capsys, *claim, answers, "--tsa-ca", ca, "--json", tmp_path / "c.json")
-    stamp = json.loads((tmp_path / "c.json").read_text())["timestamps"]["commitment"]
-    assert status == 0 and stamp["state"] == "verified" and f"time-stamped {stamp['time']}" in out
-    assert "not checked: pass --tsa-ca" in verify(capsys, *claim, answers)[1]
-    (owner[0] / TOKEN_FILE).write_bytes(token[:-3])
-    assert "with a time-stamp that fails" in verify(capsys, *claim, answers, "--tsa-ca", ca)[1]
-    status, _, error = verify(capsys, *claim, answers, "--image-timestamp", tmp_path / "x")
-    assert status == 2 and "no beacon drew the labels" in error
-    status, _, error = verify(capsys, *claim, answers, "--tsa-ca", tmp_path / "nothing")
-    assert status == 2 and "nothing" in error
+def test_a_token_stays_good_when_the_authoritys_certificate_has_expired(chain, prepared, tmp_path):
+    """The token is of the second in which the certificate was good, and is checked afterwards."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+    keys, _ = chain
+    short = shutil.copytree(keys, tmp_path / "short")
+    config = (short / "openssl.cnf").read_text().replace(str(keys), str(short))
+    (short / "openssl.cnf").write_text(config)
+    load = lambda name: serialization.load_pem_private_key((short / name).read_bytes(), None)
+    now, name = datetime.datetime.now(datetime.timezone.utc), lambda text: x509.Name(
+        [x509.NameAttribute(NameOID.COMMON_NAME, text)])
+    made = x509.CertificateBuilder().subject_name(name("tsa")).issuer_name(name("ca")).public_key(
+        load("tsa.key").public_key()).serial_number(7).not_valid_before(now - datetime.timedelta(1)).not_valid_after(
+        now + datetime.timedelta(seconds=4)).add_extension(
+        x509.ExtendedKeyUsage([ExtendedKeyUsageOID.TIME_STAMPING]), critical=True)
+    certificate = made.sign(load("ca.key"), hashes.SHA256())
+    (short / "tsa.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    from rfc3161_client import HashAlgorithm, TimestampRequestBuilder
+
+    query = TimestampRequestBuilder().data(b"x").hash_algorithm(HashAlgorithm.SHA256).build().as_bytes()
+    token = stamping(short)(query)
+    while datetime.datetime.now(datetime.timezone.utc) < certificate.not_valid_after_utc:
+        time.sleep(0.2)
+    stamp = check_token(token, hashlib.sha256(b"x").hexdigest(), str(short / "ca.pem"))
+    assert stamp.time is not None, stamp.why
 
 
-def test_a_folder_without_a_commitment_is_refused(tmp_path, capsys):
-    status, _, error = verify(capsys, "timestamp", tmp_path, "--tsa", "http://127.0.0.1:9")
-    assert status == 2 and "has no commitment" in error and not list(tmp_path.iterdir())
+@pytest.mark.parametrize("reply", [lambda query: 500, lambda query: b"<html>", lambda query: b"",
+                                   lambda query: b"\x30" * (2 << 20)])
+def test_an_authority_that_gives_no_token_is_refused(reply, folder, capsys):
+    with serving(reply) as url:
+        status, _, err = stamped(capsys, folder, url)
+    assert status == 2 and "--tsa http" in err and not (folder / TOKEN_FILE).exists()
+
+
+def test_an_old_token_an_address_that_is_none_and_a_folder_without_commitment_are_refused(chain, folder, tmp_path,
+                                                                                          capsys):
+    keys, replies = chain[0], []
+    with serving(lambda query: replies.append(replies[0] if replies else stamping(keys)(query)) or replies[0]) as url:
+        assert stamped(capsys, folder, url)[0] == 0
+        (folder / TOKEN_FILE).unlink()
+        status, _, err = stamped(capsys, folder, url)  # the same token again: its nonce is that of the first query
+        assert status == 2 and "an old one" in err
+    for url in ("file:///etc/passwd", "http://127.0.0.1:9"):
+        assert stamped(capsys, folder, url)[0] == 2
+    status, _, err = stamped(capsys, tmp_path, "http://127.0.0.1:9")
+    assert status == 2 and "is no folder of" in err
+
+
+def test_the_rounds_of_quicknet_have_times():
+    """Round 27946612 is that of 2026-04-20 00:00:00 UTC, as a client of others computes it."""
+    assert round_time(record_of(QUICKNET, 27946612)) == 1776643200
+    record = record_of(QUICKNET, round_after(QUICKNET, 3600))
+    assert 0 <= round_time(record) - time.time() - 3600 <= 3.1
+    assert round_time(record_of()) is None and round_after("round 7", 9) == 0 and len(BEACONS) == 1
+
+
+def test_a_stamp_must_be_older_than_the_round(tmp_path):
+    before = 27946612
+    owner = read_owner(make_run(tmp_path / "run", record=record_of(QUICKNET, before))[0])
+    doubts = lambda stamp, **more: " ".join(find_doubts(owner, stranger=True, beacon="3c" * 32, stamp=stamp, **more))
+    assert doubts(Stamp(1776643199.0)) == ""
+    for moment in (1776643200.0, 1.9e9):
+        assert "when the beacon's value was known" in doubts(Stamp(moment))
+        assert "known" in doubts(Stamp(moment), image_commitment=owner.record["sha256"])  # the other does not lift it
+    assert "fails: why" in doubts(Stamp(None, "why"))
+    other = read_owner(make_run(tmp_path / "other", record=record_of())[0])
+    assert "no date is known" in " ".join(find_doubts(other, stranger=True, beacon="3c" * 32, stamp=Stamp(1.0)))
+    sly = read_owner(make_run(tmp_path / "sly", record=record_of("drand quicknet round 7"))[0])
+    assert "no round of drand quicknet" in " ".join(find_doubts(sly, stranger=True, beacon="3c" * 32))
+    future = read_owner(make_run(tmp_path / "future", record=record_of(QUICKNET, before * 100))[0])
+    assert "nobody can know the value" in " ".join(find_doubts(future, stranger=False))
+
+
+def token(folder, digest, path):
+    """A token that the chain in `folder` signs now, in a file."""
+    openssl("ts", "-query", "-digest", digest, "-sha256", "-cert", "-out", path.with_suffix(".tsq"))
+    path.write_bytes(stamping(folder)(path.with_suffix(".tsq").read_bytes()))
+    return path
+
+
+def test_claims_with_tokens_that_hold_and_that_fail(chain, tmp_path, capsys, monkeypatch):
+    """A token of an owner's own authority, of another digest or of a later date ends the claim."""
+    keys, ca = chain
+    run = make_run(tmp_path / "run", record=record_of(QUICKNET, round_after(QUICKNET, 3600)))
+    past = make_run(tmp_path / "past", record=record_of(QUICKNET, 27946612))
+    make_chain(tmp_path / "own")
+    digest, now = read_owner(run[0]).record["sha256"], time.time()
+    good, own = token(keys, digest, tmp_path / "good.tsr"), token(tmp_path / "own", digest, tmp_path / "own.tsr")
+    other = token(keys, "11" * 32, tmp_path / "other.tsr")
+    late = token(keys, read_owner(past[0]).record["sha256"], tmp_path / "late.tsr")
+    claim = lambda made: ("claim", made[0], "--predictions", answer(made, tmp_path, 1.0), "--beacon", "3c" * 32)
+    status, out, _ = verify(capsys, *claim(run), "--tsa-ca", ca, "--image-timestamp", good)
+    assert status == 1 and "nobody can know the value" in out
+    monkeypatch.setattr(time, "time", lambda: now + 7200)  # the round has come
+    status, out, _ = verify(capsys, *claim(run), "--tsa-ca", ca, "--image-timestamp", good)
+    assert status == 0 and "date         time-stamped 20" in out and f"{M} of {M}" in out
+    for bad in (own, other):
+        for more in ((), ("--image-commitment", digest), ("--trust-owner",)):
+            status, out, _ = verify(capsys, *claim(run), "--tsa-ca", ca, "--image-timestamp", bad, *more)
+            assert status == 1 and "the --image-timestamp fails" in out
+    status, out, _ = verify(capsys, *claim(past), "--tsa-ca", ca, "--image-timestamp", late)
+    assert status == 1 and "when the beacon's value was known" in out
+    for flags in (("--tsa-ca", ca), ("--image-timestamp", good)):
+        status, _, err = verify(capsys, *claim(run), *flags)
+        assert status == 2 and "go together" in err
+    for bad in (good, tmp_path / "absent"):
+        assert verify(capsys, *claim(run), "--tsa-ca", bad, "--image-timestamp", good)[0] == 2

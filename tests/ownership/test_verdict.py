@@ -3,22 +3,21 @@
 import numpy as np
 import pytest
 import torch
-from owner_runs import SETTINGS, replace
+from owner_runs import CLASSES, replace
 
 from utils.answers.answers import Answers
-from utils.ownership.commitment import Commitment, check_commitment
-from utils.ownership.judging import decide_sequentially
+from utils.ownership.claim import decide_sequentially
+from utils.ownership.commitment import Owner, read_owner
 from utils.ownership.verdict import OwnershipCase
-from utils.watermark.triggers import TriggerSet, redraw_labels
+from utils.watermark.triggers import TriggerSet
 
 pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_a_trigger_set_that_also_convicts_benign_models_is_refused(owner):
     _, triggers = owner
-    made = check_commitment(*owner)
     copy = Answers(triggers.labels.numpy(), None)
-    case = OwnershipCase(triggers, 10, made, [copy], 1e-3)
+    case = OwnershipCase(read_owner(owner[0]), [copy], 1e-3)
     assert not case.decide(copy)["holds"] and "benign" in case.decide(copy)["why"]
 
 
@@ -27,22 +26,20 @@ def test_stopping_early_does_not_lift_a_refusal(owner):
     _, triggers = owner
     copy = Answers(triggers.labels.numpy(), None)
     for bank, holds in (([copy], False), ([], True)):
-        case = OwnershipCase(triggers, 10, check_commitment(*owner), bank, 1e-3)
+        case = OwnershipCase(read_owner(owner[0]), bank, 1e-3)
         report = case.report(copy) | {"sequential": case.sequence(copy, list(range(len(triggers)))), "curve": None}
         assert report["sequential"]["decision"] == "claim"
         decide_sequentially(report, len(triggers))
         assert report["decision"]["holds"] is holds
 
 
-def test_error_rates_of_the_sequential_test(owner):
+def test_error_rates_of_the_sequential_test():
     """Under H0 it claims no more often than alpha; at H1 it gives up no more often than beta."""
-    _, triggers = owner
     m, rng = 400, np.random.default_rng(0)
     true = torch.from_numpy(rng.integers(0, 10, (m, 1)))
     many = TriggerSet(torch.zeros(m, 3, 32, 32, dtype=torch.uint8), torch.zeros(m), true, true)
-    many = replace(many, labels=redraw_labels(true, 10, 0, 500))
-    known = Commitment("match", "", "", SETTINGS | {"seed": 0, "held_out": 500}, "")
-    case = OwnershipCase(many, 10, known, [], 0.05)
+    many = replace(many, labels=(true[:, 0] + torch.from_numpy(rng.integers(1, 10, m))) % 10)
+    case = OwnershipCase(Owner(None, many, CLASSES, [], None, None, True), [], 0.05)
     claimed = {}
     for rate in (1 / 9, 0.5):
         ends = []

@@ -16,7 +16,7 @@ from commands import summary
 from PIL import Image
 from reading_html import drawings, read_safe_page
 
-from utils.ownership.commitment import neutral_names
+from utils.ownership.commitment import read_owner
 from utils.report import decision, main, outcomes
 from utils.watermark.trigger_files import read_triggers
 from utils.watermark.triggers import TriggerSet
@@ -66,9 +66,9 @@ def test_a_page_states_what_the_summaries_state(source, tmp_path):
         assert f"{100 * figures['test_accuracy']:.2f}" in read.text
         assert f"{figures['trigger_hits']}/{figures['trigger_size']}" in read.text
         assert f"{figures['log10_p']['T1']:.2f}".replace("-", "−") in read.text
-    digest = json.loads((source / "commitment.json").read_text())["sha256"]
-    for words in ("source (margin)", "hard copy, res18 (extraction[tag withheld])", "benign model 1", digest,
-                  "quantize (extraction_bits): 4 bits", "2 of 2 attacks finished", "match: the triggers"):
+    for words in ("source (margin)", "hard copy, res18 (extraction[tag withheld])", "benign model 1",
+                  "quantize (extraction_bits): 4 bits", "2 of 2 attacks finished",
+                  "that the labels were drawn is the owner's word"):
         assert words in read.text, words
     assert "states" not in read.text  # no checkpoint disagrees with its summary
 
@@ -80,8 +80,6 @@ def test_a_page_for_others_tells_neither_triggers_nor_seed(source, tmp_path):
     assert SEED not in re.sub(r"[0-9a-f]{40,}", "", page) and "image/png" not in page
     assert not any(SEED in drawing for drawing in drawings(read)) and len(drawings(read)) == 7
     assert "seed" in read.text and "withheld" in read.text
-    key = json.loads((source / "key.json").read_text())
-    assert key["salt"] not in page
 
 
 def test_what_a_training_started_from_is_withheld_with_the_seed(copied, tmp_path):
@@ -104,7 +102,7 @@ def test_the_triggers_are_in_the_keyed_order(source, tmp_path):
     report(source, "-o", tmp_path / "a.html", "--show-triggers")
     read = read_safe_page((tmp_path / "a.html").read_text())
     triggers = read_triggers(source / "triggers.pt", 10)
-    order = np.argsort(neutral_names(triggers, source)).tolist()
+    order = np.argsort(read_owner(source).names).tolist()
     files = [base64.b64decode(image["src"].split(",")[1]) for image in read.all("img") if "image/png" in image["src"]]
     shown = [np.asarray(Image.open(io.BytesIO(file))) for file in files]
     assert len(shown) == 10
@@ -152,8 +150,6 @@ def test_the_verdict_stands_on_top_and_counts_what_is_claimed(copied):
     assert "−30.50" in text and "A benign model is claimed too" not in text
     edit(copied / "summary.json", rows=[{"model": "benign x", "log10_p": {"T1": -4}}])
     assert "benign models 1 of 1. A benign model is claimed too" in read_safe_page(page_of(copied)).text
-    edit(copied / "commitment.json", sha256="0" * 64)
-    assert "Nothing can be claimed: the commitment is to other" in read_safe_page(page_of(copied)).text
 
 
 def test_equal_folders_give_equal_pages(source, tmp_path):
@@ -183,14 +179,9 @@ def test_a_checkpoint_that_disagrees_with_its_summary_is_named(copied):
     assert f"its summary.json states {hits + 1} hits, its checkpoint gives {hits}" in text
 
 
-def test_copies_of_another_source_and_a_broken_commitment_are_named(copied):
+def test_copies_of_another_source_are_named(copied):
     edit(copied / f"extraction_s{SEED}" / "summary.json", source_sha256="0" * 64)
-    edit(copied / "commitment.json", sha256="0" * 64)
-    said = read_safe_page(page_of(copied)).text
-    assert "1 of the copies stole another source" in said and "mismatch: the triggers" in said
-    assert "There is no p-value to draw: the commitment is mismatch" in said
-    (copied / "commitment.json").unlink()
-    assert "There is no commitment that can be checked" in read_safe_page(page_of(copied)).text
+    assert "1 of the copies stole another source" in read_safe_page(page_of(copied)).text
 
 
 def test_a_damaged_attack_is_left_out_and_named_on_the_terminal_only(copied):
@@ -213,7 +204,6 @@ def test_what_files_say_is_text_and_odd_values_are_no_numbers(copied):
          test_accuracy=True, clean=7)
     rows = [{"epoch": 1, "loss": float("inf"), "val_accuracy": 0.5}, [1], {"epoch": "x"}, {"epoch": 2, "loss": 10**400}]
     (copied / "metrics.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
-    edit(copied / "commitment.json", created=HOSTILE)
     for flags in ((), ("--show-triggers",)):
         report(copied, *flags)
         page = (copied / "report.html").read_text()
@@ -233,7 +223,7 @@ def test_what_is_no_source_is_refused(source, tmp_path, capsys):
 
 
 def test_damaged_files_of_the_source_are_refused_by_name(copied, capsys):
-    for name in ("run.json", "summary.json", "metrics.jsonl", "key.json", "triggers.pt"):
+    for name in ("run.json", "summary.json", "metrics.jsonl", "triggers.pt"):
         good = (copied / name).read_bytes()
         (copied / name).write_bytes(b"{")
         assert name in refusal(capsys, copied)

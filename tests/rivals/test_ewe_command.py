@@ -15,11 +15,10 @@ from PIL import Image
 
 from utils.data.sets import Data, Images, load_data
 from utils.flags import train_flags
-from utils.ownership.commitment import check_commitment, commit_to
+from utils.ownership.commitment import save_triggers
 from utils.rivals.ewe import EntangledObjective, gather_images
 from utils.runs.checkpoints import load_checkpoint
 from utils.system.refusals import Refusal
-from utils.watermark.triggers import TriggerSet
 
 DATA = ("-dt", "digits", "-nq", 6, "--train-size", 256, "--batch-size", 16, "--width", 2, "--device", "cpu")
 TRAIN = (*DATA, "-mt", "vgg11", "-tt", "ewe", "-ep", 1, "--ewe-source", 8, "--ewe-epochs", 0.25, "--select", "last")
@@ -60,8 +59,7 @@ def test_the_run_keeps_its_triggers_and_surrogates_are_tested_on_them(unbroken):
     s = summary(run)
     assert s["objective"] == "ewe" and s["clean"] is not None and s["log10_p"]["T1"] is None
     assert s["epochs"] == s["chosen_epoch"] == len(rows)
-    triggers = TriggerSet(**kept)
-    assert check_commitment(run, triggers).state == "match"
+    assert "can persuade their owner alone" in (run / "output.log").read_text()
     flags = ("-e", unbroken, *DATA, "-tmt", "vgg11", "-dmt", "vgg11", "-tt", "ewe", "-ep", 1)
     assert "surrogate soft" in good("extraction", *flags, "-at", "soft")
     assert summary(run / "extraction")["trigger_size"] == 6 and summary(run / "extraction")["log10_p"]["T1"] is None
@@ -71,13 +69,13 @@ def test_the_run_keeps_its_triggers_and_surrogates_are_tested_on_them(unbroken):
 def test_an_interrupted_ewe_run_resumes_bit_equal(at, unbroken, tmp_path, monkeypatch):
     """By SIGTERM in phase 1 and in phase 3, and by an interrupt between phase 2 and the next checkpoint."""
     if at == "commitment":
-        whole = commit_to
+        whole = save_triggers
 
         def end(*args):
             whole(*args)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("utils.ownership.commitment.commit_to", end)
+        monkeypatch.setattr("utils.ownership.commitment.save_triggers", end)
     else:
         whole, calls = EntangledObjective.__call__, iter(range(10**6))
 
@@ -92,8 +90,7 @@ def test_an_interrupted_ewe_run_resumes_bit_equal(at, unbroken, tmp_path, monkey
     monkeypatch.undo()
     good("train", "-d", tmp_path, *TRAIN)
     same_runs(tmp_path / SOURCE, unbroken / SOURCE)
-    public = json.loads((tmp_path / SOURCE / "commitment.json").read_text())
-    assert public["triggers"] == 6 and "finished" in good("train", "-d", tmp_path, *TRAIN)
+    assert "finished" in good("train", "-d", tmp_path, *TRAIN)
 
 
 def test_the_best_checkpoint_comes_after_the_triggers_were_made(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from commands import good, summary
 from digits_runs import BENIGN, RUNS, SOURCE, STEAL, TRAIN
 
 from utils.data.sets import load_data
-from utils.ownership.suspects import finished_surrogates
+from utils.ownership.results import finished_surrogates
 from utils.runs.checkpoints import load_checkpoint
 from utils.system.files import sha256_of_file
 

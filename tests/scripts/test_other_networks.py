@@ -17,7 +17,7 @@ from shortcuts import skip_fsync_git_and_pictures
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models import outside
-from utils.ownership.commitment import neutral_names
+from utils.ownership.commitment import read_owner
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
 from utils.training.loop import Step
 from utils.watermark.trigger_files import read_triggers
@@ -233,6 +233,6 @@ def test_an_export_writes_pictures_of_48_pixels(large, tmp_path):
     source, _ = large
     good("utils.verify", "export", source, "--to", tmp_path / "out")
     triggers = read_triggers(source / "triggers.pt", 3)
-    for name, trigger in zip(neutral_names(triggers, source), triggers.images):
+    for name, trigger in zip(read_owner(source).names, triggers.images):
         picture = Image.open(tmp_path / "out" / "images" / name)
         assert picture.size == (48, 48) and (np.array(picture) == trigger.permute(1, 2, 0).numpy()).all()

@@ -15,7 +15,6 @@ from utils.system.files import sha256_of_file
 from utils.training.metrics import predict
 from utils.watermark.carriers import last_features, nearest
 from utils.watermark.trigger_files import read_triggers, unpack_source
-from utils.watermark.triggers import redraw_labels
 
 FLAGS = ("--trigger-strategy", "uncertain", "--label-strategy", "plausible", "--label-choices", 3)
 CLEAN = f"{BENIGN}clean"
@@ -52,9 +51,7 @@ def test_triggers_and_candidates_are_those_of_the_clean_model(runs):
     most = (-(p * p.log()).sum(1)).topk(10).indices.sort().values
     assert triggers.sources.flatten().tolist() == held_out.indices[most].tolist()
     assert triggers.candidates.tolist() == predict(read_model(clean), triggers.images).topk(3).indices.tolist()
-    assert torch.equal(redraw_labels(triggers.true_labels, 10, 0, len(held_out.labels), triggers.candidates),
-                       triggers.labels)
-    key = json.loads((runs / SOURCE / "key.json").read_text())["settings"]
+    key = json.loads((runs / SOURCE / "run.json").read_text())["settings"]
     assert (key["trigger_strategy"], key["label_strategy"], key["label_choices"]) == ("uncertain", "plausible", 3)
     assert key["label_model_sha256"] == sha256_of_file(clean)
 
@@ -74,7 +71,7 @@ def test_a_claim_rests_on_t1(runs, tmp_path, capsys):
         status, out, _ = verify(capsys, "claim", runs / SOURCE, "--trust-owner", "--suspect", suspect, "--json",
                                 tmp_path / "c.json", "--plot", tmp_path / "c.png")
         report = json.loads((tmp_path / "c.json").read_text())
-        assert status == (0 if p <= -3 else 1) and "commitment   match" in out and "rests on T1" in out
+        assert status == (0 if p <= -3 else 1) and "commitment   none" in out and "rests on T1" in out
         assert report["tests"]["T1"]["log10_p"] == pytest.approx(p)
         assert report["curve"]["median"][-1] == pytest.approx(p)
         assert "H0 hit rate 0.3333 (1 / candidates among answers that are candidates)" in out

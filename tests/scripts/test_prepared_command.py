@@ -10,12 +10,11 @@ from commands import good, refused, tree, verify
 from digits_runs import BENIGN, SOURCE, TRAIN
 from owner_runs import replace
 
-from utils.ownership.commitment import check_commitment
-from utils.ownership.label_origin import label_origin
+from utils.ownership.commitment import read_owner
 from utils.report import main as report_main
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint
 from utils.verify import main as verify_main
-from utils.watermark.prepared import image_commitment, labels_from_beacon, read_prepared
+from utils.watermark.prepared import commitment_digest, labels_from_beacon, read_prepared
 from utils.watermark.trigger_files import read_triggers
 
 BEACON = "3c" * 32
@@ -46,12 +45,12 @@ def test_the_run_trains_on_the_prepared_images_under_the_beacons_labels(runs):
     prepared, triggers = read_prepared(runs / "random"), read_triggers(runs / SOURCE / "triggers.pt", 10)
     assert torch.equal(prepared.triggers.images, triggers.images)
     digest = json.loads((runs / "random" / "commitment.json").read_text())["sha256"]
-    wanted = labels_from_beacon(digest, BEACON, triggers.true_labels, 10, triggers.candidates)
+    wanted = labels_from_beacon(triggers, prepared.record, BEACON)
     assert torch.equal(wanted, triggers.labels)
     query = load_checkpoint(find_checkpoint(runs / SOURCE))["query_model"]["state_dict"]
     assert torch.equal(query["response"], wanted)
-    origin = label_origin(triggers, 10, check_commitment(runs / SOURCE, triggers))
-    assert (origin.kind, origin.beacon, origin.image_commitment) == ("beacon", BEACON, digest)
+    record = read_owner(runs / SOURCE).record
+    assert (record["beacon"], record["sha256"]) == (BEACON, digest)
 
 
 def test_prepared_folders_are_closed_and_name_no_label(runs):
@@ -59,7 +58,7 @@ def test_prepared_folders_are_closed_and_name_no_label(runs):
     assert folder.stat().st_mode & 0o77 == 0 and (folder / "key.json").stat().st_mode & 0o77 == 0
     assert "labels" not in load_checkpoint(folder / "prepared.pt")
     public = json.loads((folder / "commitment.json").read_text())
-    assert set(public) == {"sha256", "of", "beacon_name", "triggers", "created"} and public["beacon_name"] == "round 7"
+    assert set(public) == {"sha256", "beacon_name", "round"} and public["beacon_name"] == "round 7"
 
 
 def test_the_same_command_finds_its_run_and_another_beacon_does_not(runs):
@@ -73,19 +72,19 @@ def test_plausible_labels_are_drawn_from_the_prepared_candidates(runs, capsys):
     run = runs / f"{SOURCE}plausible"
     triggers = read_triggers(run / "triggers.pt", 10)
     assert triggers.candidates.shape == (10, 3) and (triggers.candidates == triggers.labels[:, None]).any(1).all()
-    status, out, _ = verify(capsys, "claim", run, "--suspect", run)
-    assert status in (0, 1) and "drawn by public randomness" in out and "rests on T1" in out
+    digest = read_owner(run).record["sha256"]
+    status, out, _ = verify(capsys, "claim", run, "--suspect", run, "--beacon", BEACON, "--image-commitment", digest)
+    assert status in (0, 1) and "drawn by the beacon 'round 7'" in out and "for a stranger, rests on T1" in out
     # clean models stay needed where something else asks for them
     good("train", "-d", runs, *TRAIN, "--prepared", runs / "plausible", "--beacon", BEACON, "--carriers", 2,
          "--label-model", runs / BENIGN, "-msg", "carriers")
 
 
-def test_a_page_for_others_withholds_the_seed_and_salt_of_the_preparation(runs, tmp_path, capsys):
-    salt = json.loads((runs / "random" / "key.json").read_text())["salt"]
-    for flags, shown in (((), False), (("--show-triggers",), True)):
+def test_no_page_names_the_secret_of_the_preparation(runs, tmp_path, capsys):
+    secret = json.loads((runs / "random" / "key.json").read_text())["secret"]
+    for flags in ((), ("--show-triggers",)):
         report_main([str(runs / SOURCE), "-o", str(tmp_path / "page.html"), *flags])
-        text = html.unescape((tmp_path / "page.html").read_text())
-        assert (salt in text) == shown and ("'seed': 5" in text) == shown
+        assert secret not in html.unescape((tmp_path / "page.html").read_text())
     capsys.readouterr()
 
 
@@ -100,7 +99,8 @@ BAD_TRAINING = {
     "a benign model": (("--prepared", "P", "--beacon", BEACON, "-tt", "none"), ["--prepared", "-tt none"]),
     "other data": (("--prepared", "MOVED", "--beacon", BEACON), ["other images"]),
     "a damaged key": (("--prepared", "DAMAGED", "--beacon", BEACON), ["is damaged"]),
-    "changed images": (("--prepared", "CHANGED", "--beacon", BEACON), ["commits to other images"]),
+    "changed images": (("--prepared", "CHANGED", "--beacon", BEACON), ["does not hold what commitment.json"]),
+    "a round to come": (("--prepared", "FUTURE", "--beacon", BEACON), ["cannot be the value of drand quicknet round"]),
 }
 
 
@@ -109,12 +109,13 @@ def test_trainings_that_cannot_be_are_refused(case, runs, tmp_path):
     flags, words = BAD_TRAINING[case]
     for name in ("DAMAGED", "CHANGED"):
         shutil.copytree(runs / "random", tmp_path / name)
-    (tmp_path / "DAMAGED" / "key.json").write_text('{"salt": 3}')
+    (tmp_path / "DAMAGED" / "key.json").write_text('{"secret": 3, "settings": {}}')
     state = load_checkpoint(tmp_path / "CHANGED" / "prepared.pt")
-    torch.save(state | {"sources": state["sources"] + 1}, tmp_path / "CHANGED" / "prepared.pt")
+    torch.save(state | {"images": state["images"] ^ 1}, tmp_path / "CHANGED" / "prepared.pt")
+    assert verified("prepare", tmp_path / "FUTURE", "-dt", "digits", "-nq", 10, "--after", "1h") == 0
     if "MOVED" in flags:  # a preparation that is whole, of images that the data set does not hold
         move_preparation(runs / "random", tmp_path / "MOVED")
-    names = {"P": runs / "random", **{name: tmp_path / name for name in ("MOVED", "DAMAGED", "CHANGED")}}
+    names = {"P": runs / "random", **{name: tmp_path / name for name in ("MOVED", "DAMAGED", "CHANGED", "FUTURE")}}
     before = tree(tmp_path)
     said = refused("train", "-d", tmp_path / "runs", *TRAIN, *(names.get(flag, flag) for flag in flags))
     assert all(word in said for word in words), said
@@ -125,16 +126,19 @@ def move_preparation(folder, to) -> None:
     """Write a preparation of other images, with a commitment to them."""
     shutil.copytree(folder, to)
     prepared = read_prepared(folder)
-    record = {name: part for name, part in prepared.record.items() if name != "sha256"}
     moved = replace(prepared.triggers, images=prepared.triggers.images ^ 1)
     torch.save(load_checkpoint(to / "prepared.pt") | {"images": moved.images}, to / "prepared.pt")
     public = json.loads((to / "commitment.json").read_text())
-    (to / "commitment.json").write_text(json.dumps(public | {"sha256": image_commitment(moved, **record)}))
+    (to / "commitment.json").write_text(json.dumps(public | {"sha256": commitment_digest(moved, prepared.record)}))
 
 
 @pytest.mark.parametrize(("flags", "words"), [
     (("--label-strategy", "highest", "--label-model", "CLEAN"), ["leaves nothing to draw"]),
-    (("--beacon-name", " "), ["--beacon-name is empty"]), (("--label-strategy", "plausible"), ["--label-model RUN"]),
+    (("--beacon-name", " "), ["--beacon-name ''", "does not exist yet"]),
+    (("--beacon-name", "drand quicknet round 30000000"), ["chosen by --after"]), (("--after", "1h"), ["does not know"]),
+    (("--beacon-name", "drand quicknet", "--after", "soon"), ["--after 'soon' is no time"]),
+    (("-nq", 3), ["3 triggers of 10 classes give p = 10^-2.86 at best"]), (("-nq", 5000), ["at most 4096"]),
+    (("--label-strategy", "plausible"), ["--label-model RUN"]),
     (("-nq", 1000), ["-nq 1000"]), (("--data-dir", "/no/folder", "-dt", "folder"), ["/no/folder"]),
 ])
 def test_preparations_that_cannot_be_are_refused(flags, words, runs, tmp_path, capsys):

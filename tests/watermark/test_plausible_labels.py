@@ -9,7 +9,7 @@ from utils.data.sets import Images
 from utils.runs.checkpoints import save_checkpoint
 from utils.system.refusals import Refusal
 from utils.watermark.trigger_files import draw_trigger_picture, pack_triggers, read_triggers
-from utils.watermark.triggers import TriggerSet, draw_triggers, labels_are_uniform, redraw_labels
+from utils.watermark.triggers import TriggerSet, draw_triggers, labels_are_uniform
 
 SHARP, TWO, EVEN = [0.0, -99, -99], [0.0, 0, -99], [0.0, 0, 0]  # entropies about 0, ln 2 and ln 3
 LOGITS = torch.tensor([SHARP, TWO, EVEN, SHARP, TWO, EVEN, SHARP])
@@ -45,7 +45,6 @@ def test_the_most_uncertain_images_become_triggers():
         assert triggers.images[:, 0, 0, 0].tolist() == [1, 2, 5]
         assert left.indices.tolist() == [100, 103, 104, 106]
         assert triggers.candidates.shape == (3, 0) and not (triggers.labels == triggers.true_labels[:, 0]).any()
-        assert torch.equal(redraw_labels(triggers.true_labels, 3, seed, 7), triggers.labels)
 
 
 def test_candidates_are_the_most_probable_classes():
@@ -79,15 +78,6 @@ def test_labels_are_uniform_over_the_candidates(many, choices):
         counts += torch.bincount(place[:, 1], minlength=choices)
         true += int((triggers.labels == triggers.true_labels[:, 0]).sum())
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3 and true > 0
-
-
-def test_seed_and_candidates_repeat_the_draw(many):
-    for strategy in ("random", "uncertain"):
-        triggers = draw(many, seed=5, trigger_strategy=strategy)
-        again = redraw_labels(triggers.true_labels, 10, 5, 200, triggers.candidates)
-        assert torch.equal(again, triggers.labels)
-        assert not torch.equal(redraw_labels(triggers.true_labels, 10, 6, 200, triggers.candidates), triggers.labels)
-        assert not torch.equal(redraw_labels(triggers.true_labels, 10, 5, 200), triggers.labels)
 
 
 def test_which_strategies_are_uniform():

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.system.files import read_bounded
+from utils.system.files import read_bounded, write_atomically
 from utils.system.refusals import Refusal
 
 SIZE = 32  # height and width of images unless --image-size says otherwise, pixels
@@ -337,3 +337,18 @@ def replace_images(images, positions, by):
     images = images.clone()
     images[positions] = by
     return images
+
+
+def write_pictures(images, names: list[str], folder: Path) -> None:
+    """Write uint8 images (m, 3, S, S) as PNG files, in alphabetical order so that the files' times reveal nothing.
+
+    Each is read back; Refusal where it is not bit-equal.
+    """
+    from PIL import Image
+
+    for i in np.argsort(names).tolist():
+        buffer = io.BytesIO()
+        Image.fromarray(images[i].permute(1, 2, 0).numpy()).save(buffer, format="png")
+        write_atomically(folder / names[i], buffer.getvalue())
+        if (decode_image(read_bounded(folder / names[i]), images.shape[-1]) != images[i].numpy()).any():
+            raise Refusal(f"{folder / names[i]} does not read back as it was written: check the disk")

@@ -1,160 +1,159 @@
-"""A commitment to the trigger set, made before training: SHA-256(salt || canonical bytes).
-
-`commitment.json` holds the digest and is meant to be published or time-stamped. `key.json` is private and holds the
-salt and whatever else was hashed besides the triggers. A published digest shows that images, labels, class names and
-settings were fixed by then; the salt prevents others from testing guesses against it. The digest does not show that
-the labels were drawn at random: `labels_match_seed` repeats the draw.
-"""
+"""The owner's side: train.py keeps his triggers, `python -m utils.verify export` shows them, a claim reads them."""
 
 import hashlib
 import hmac
 import io
-import re
-import secrets
-import time
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
+import numpy as np
 
+from utils.data.files import write_pictures
 from utils.data.sets import Data
-from utils.runs.checkpoints import save_checkpoint
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from utils.runs.folder import RunFolder
-from utils.system.files import read_json, write_atomically
+from utils.runs.networks import add_named_architectures
+from utils.system.files import write_atomically, write_json
 from utils.system.refusals import Refusal
-from utils.watermark.trigger_files import bytes_of_parts, draw_trigger_picture
-from utils.watermark.triggers import TriggerSet, redraw_labels
+from utils.watermark.prepare import MOST_TRIGGERS, never_claimed, new_private_folder
+from utils.watermark.prepared import (
+    COMMITMENT_FILE,
+    KEY_FILE,
+    describe_beacon,
+    labels_from_beacon,
+    names_from_beacon,
+    read_record,
+)
+from utils.watermark.trigger_files import draw_trigger_picture, read_triggers, unpack_source
+from utils.watermark.triggers import TriggerSet, labels_are_uniform
 
-KEY_FILE, COMMITMENT_FILE = "key.json", "commitment.json"
-
-
-class Commitment(NamedTuple):
-    """The commitment in a run folder, checked.
-
-    state     "match", "mismatch" or "none" (there is no commitment)
-    digest    hexadecimal, the published one where it was given
-    created   time of the commitment, as the owner recorded it
-    settings  the settings that were committed to
-    torch     the version of PyTorch that drew the labels
-    """
-
-    state: str
-    digest: str | None
-    created: str | None
-    settings: dict
-    torch: str | None
+MOST_NUMBERS = 1 << 25  # triggers times classes, the probabilities of a suspect
 
 
-def canonical_bytes(triggers: TriggerSet, classes: list[str], settings: dict) -> bytes:
-    """The bytes that are committed to.
-
-    Those of images, assigned labels, true labels and sources, as `bytes_of_parts` of utils.watermark.trigger_files puts
-    them. Where the labels were drawn from candidates these follow, and the version is 2 instead of 1.
-    """
-    parts = triggers.entries
-    header = {"version": 2 if "candidates" in parts else 1, "classes": classes, "settings": settings}
-    return bytes_of_parts(header, parts)
-
-
-def commitment_digest(triggers: TriggerSet, classes, settings, salt: str) -> str:
-    """The digest in hexadecimal; `salt` is hexadecimal too."""
-    return hashlib.sha256(bytes.fromhex(salt) + canonical_bytes(triggers, classes, settings)).hexdigest()
+# ---- train.py ----
 
 
 def save_triggers(run: RunFolder, triggers: TriggerSet, classes: list[str]) -> None:
-    """Write the trigger set and a picture of it into the run folder, both private (`triggers.pt`, `trigger.png`)."""
+    """Keep the triggers in `triggers.pt` and show 25 of them in `trigger.png`; both are private."""
     save_checkpoint(run.path / "triggers.pt", triggers.entries)
-    picture = io.BytesIO()
-    draw_trigger_picture(triggers, classes, picture)
+    draw_trigger_picture(triggers, classes, picture := io.BytesIO())
     write_atomically(run.path / "trigger.png", picture.getvalue(), private=True)
 
 
-def read_commitment(folder: Path) -> dict | None:
-    """What commitment.json says, None where there is none; Refusal where its digest is none.
+def commit_triggers(run: RunFolder, triggers: TriggerSet, data: Data, is_secret: bool = True, opening=None) -> None:
+    """Save the final trigger set in the run folder, before the first step that trains on it.
 
-    The digest is printed, logged and exported, so it must not be text of a stranger's choice.
-    """
-    public = read_json(folder / COMMITMENT_FILE)
-    if public is not None and not re.fullmatch("[0-9a-f]{64}", str(public.get("sha256"))):
-        raise Refusal(f"{folder / COMMITMENT_FILE} is damaged: its sha256 is not 64 hexadecimal digits; restore it "
-                      "from a copy")
-    return public
-
-
-def commit_to(run: RunFolder, triggers: TriggerSet, classes: list[str], held_out: int) -> str:
-    """Commit to the trigger set, or check it against the commitment of a run that is continued; returns the digest.
-
-    `held_out` is the number of images that the triggers were drawn from; the draw of the labels depends on it. Raises
-    Refusal where the key is lost or damaged, or where the commitment is to other triggers or settings.
-    """
-    settings = run.settings | {"held_out": held_out}
-    key, public = read_json(run.path / KEY_FILE), read_commitment(run.path)
-    if key is None and public is not None:
-        raise Refusal(f"{run.path / KEY_FILE} is gone, and {COMMITMENT_FILE} can never be opened without it: "
-                      "restore it from a copy, or pass --overwrite to commit anew")
-    if key is None:
-        key = {"salt": secrets.token_hex(32), "classes": classes, "settings": settings, "torch": torch.__version__}
-        run.write_json(KEY_FILE, key, private=True)
-    try:
-        digest = commitment_digest(triggers, classes, settings, key["salt"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise Refusal(f"{run.path / KEY_FILE} is damaged: restore it from a copy") from error
-    if public is None:
-        content = {"sha256": digest, "of": "salt || canonical bytes, see docs/verification.md",
-                   "triggers": len(triggers), "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        run.write_json(COMMITMENT_FILE, content)
-    elif public["sha256"] != digest:
-        raise Refusal(f"{run.path / COMMITMENT_FILE} commits to other triggers or settings: restore it, or pass "
-                      "--overwrite")
-    return digest
-
-
-def commit_triggers(run: RunFolder, triggers: TriggerSet, data: Data, is_secret: bool = True) -> None:
-    """Save the final trigger set in the run folder and, if it is secret, commit to it.
-
-    Called before the first step that trains on the triggers.
+    opening  what opens the commitment of `prepare`, with the beacon's value; None for labels of `--seed`
     """
     save_triggers(run, triggers, data.classes)
-    if is_secret:
-        sha256 = commit_to(run, triggers, data.classes, len(data.held_out.labels))
-        run.log(f"commitment: SHA-256 {sha256}; publish or time-stamp it ({run.path}/commitment.json)")
+    if not is_secret:
+        return
+    if opening is None:
+        run.log("the triggers are drawn by --seed: a claim can persuade their owner alone; one for strangers begins "
+                "with `python -m utils.verify prepare`")
+    else:
+        write_json(run.path / KEY_FILE, {k: v for k, v in opening.items() if k != "sha256"}, private=True)
+        write_json(run.path / COMMITMENT_FILE, {"sha256": opening["sha256"]})
+        run.log(f"commitment {opening['sha256']}; labels drawn by {describe_beacon(opening)} = {opening['beacon']}")
+    if hopeless := never_claimed(triggers, len(data.classes)):
+        run.log(f"WARNING: this mark can never be claimed: {hopeless}")
 
 
-def check_commitment(folder: Path, triggers: TriggerSet, published: str | None = None) -> Commitment:
-    """Recompute the digest from triggers and key; compare it with commitment.json and with `published`, if given.
+# ---- the owner's run ----
 
-    Raises Refusal where the key or the digest is damaged.
+
+class Owner(NamedTuple):
+    """What the owner has.
+
+    folder    of the run
+    classes   the classes' names
+    names     the neutral file names of the triggers
+    mean_std  mean and standard deviation of pixels, 3 numbers each, through which plain weights are asked
+    record    what opens the commitment and by which beacon he drew, see `read_record`; None of a run without one
+    uniform   whether the labels are said to be drawn uniformly, as T1 requires; with a record they are shown to be
     """
-    public, key = read_commitment(folder), read_json(folder / KEY_FILE)
-    if public is None or key is None:
-        return Commitment("none", None, None, {}, None)
-    try:
-        digest = commitment_digest(triggers, key["classes"], key["settings"], key["salt"])
-        settings = dict(key["settings"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Refusal(f"{folder / KEY_FILE} is damaged: restore it from a copy") from error
-    digests = [public["sha256"]] + ([published] if published else [])
-    state = "match" if all(hmac.compare_digest(digest.encode(), other.encode()) for other in digests) else "mismatch"
-    return Commitment(state, digests[-1], str(public.get("created")), settings, str(key.get("torch")))
+
+    folder: Path
+    triggers: TriggerSet
+    classes: list
+    names: list
+    mean_std: tuple
+    record: dict | None
+    uniform: bool
 
 
-def labels_match_seed(triggers: TriggerSet, classes: int, settings: dict) -> bool:
-    """Whether the assigned labels are those that the committed seed draws; `settings` are those of the commitment."""
-    try:
-        seed, held_out = settings["seed"], settings["held_out"]
-        if not (isinstance(seed, int) and isinstance(held_out, int) and 0 <= held_out < 10**8):
-            return False
-        drawn = redraw_labels(triggers.true_labels, classes, seed, held_out, triggers.candidates)
-        return bool((drawn == triggers.labels).all())
-    except (KeyError, RuntimeError):
-        return False
+def read_owner(run) -> Owner:
+    """The owner's side of a run, a folder or a checkpoint file.
 
-
-def neutral_names(triggers: TriggerSet, folder: Path) -> list[str]:
-    """A PNG file name for each trigger that reveals neither its index nor its label; the same at every call.
-
-    The names are keyed hashes: their alphabetical order is random to anyone without the triggers and the salt.
+    Raises Refusal where there is no trigger set, where the class names do not fit, and where anything in the folder is
+    not what its commitment says: class names in their order, images, and labels that the run's own beacon draws.
     """
-    salt = str((read_json(folder / KEY_FILE) or {}).get("salt", ""))
-    secret = hashlib.sha256(salt.encode() + canonical_bytes(triggers, [], {})).digest()
+    path = find_checkpoint(run)
+    checkpoint = load_checkpoint(path)
+    model, triggers = unpack_source(checkpoint, path)
+    folder = Path(run) if Path(run).is_dir() else None
+    about, count = checkpoint.get("about"), model.num_classes
+    about = about if isinstance(about, dict) else {}
+    classes = [str(i) for i in range(count)] if about.get("classes") is None else about["classes"]
+    if not (isinstance(classes, list) and len(set(map(str, classes))) == count == len(classes)):
+        raise Refusal(f"{path}: its class names do not fit its {count} classes")
+    classes = [str(name) for name in classes]
+    if folder and (folder / "triggers.pt").exists():
+        triggers = read_triggers(folder / "triggers.pt", count)
+    if triggers is None:
+        raise Refusal(f"{path} holds no trigger set: name a run of train.py")
+    if len(triggers) > MOST_TRIGGERS or len(triggers) * count > MOST_NUMBERS:
+        raise Refusal(f"{path}: {len(triggers)} triggers of {count} classes are more than a claim takes "
+                      f"({MOST_TRIGGERS}, and {MOST_NUMBERS} numbers in all)")
+    record = read_record(folder, triggers) if folder else None
+    uniform = about.get("train_type") not in (None, "none") and labels_are_uniform(about.get("label_strategy"))
+    mean_std = model[0].mu.flatten().tolist(), model[0].std.flatten().tolist()
+    if record:
+        if "beacon" not in record or record["classes"] != classes:
+            raise Refusal(f"{folder}: its class names and their order, or its {KEY_FILE}, are not those that were "
+                          "committed to: restore it from a copy")
+        if labels_from_beacon(triggers, record, record["beacon"]).tolist() != triggers.labels.tolist():
+            raise Refusal(f"{folder}: its labels are not those that its beacon draws: restore it from a copy")
+        mean_std, uniform = (record["mean"], record["std"]), True
+    return Owner(folder, triggers, classes, neutral_names(triggers, record), mean_std, record, uniform)
+
+
+def neutral_names(triggers: TriggerSet, record: dict | None) -> list[str]:
+    """A PNG file name for each trigger that tells neither index nor label to who lacks the secret, or the labels."""
+    if record:
+        return names_from_beacon(len(triggers), record, record["beacon"])
+    content = (triggers.images, triggers.labels, triggers.true_labels)
+    secret = hashlib.sha256(b"".join(part.contiguous().numpy().tobytes() for part in content)).digest()
     return [hmac.digest(secret, str(i).encode(), "sha256").hex()[:16] + ".png" for i in range(len(triggers))]
+
+
+# ---- export ----
+
+
+def add_export(parts) -> None:
+    """Declare the command `export` and its flags; `parts` are the subparsers of utils.verify."""
+    e = parts.add_parser("export", help="write the triggers as neutral PNG files, and a private key file")
+    e.set_defaults(call=export_triggers)
+    e.add_argument("run", metavar="RUN", help="folder of train.py, or a checkpoint that holds triggers")
+    add_named_architectures(e)
+    e.add_argument("--to", required=True, type=Path, metavar="DIR",
+                   help="a new folder; the suspect sees DIR/images only")
+
+
+def export_triggers(flags) -> int:
+    """Write DIR/images/<neutral name>.png and DIR/key.json, or nothing; returns exit status 0."""
+    owner = read_owner(flags.run)
+    t, classes = owner.triggers, owner.classes
+    images = {}
+    for i in np.argsort(owner.names).tolist():
+        image = {"label": int(t.labels[i]), "label_name": classes[int(t.labels[i])],
+                 "true_labels": t.true_labels[i].tolist(), "index": i}
+        images[owner.names[i]] = image | ({"candidates": t.candidates[i].tolist()} if t.candidates.shape[1] else {})
+    with new_private_folder(flags.to) as to:
+        (to / "images").mkdir()
+        write_pictures(t.images, owner.names, to / "images")
+        write_json(to / "key.json", {"commitment": (owner.record or {}).get("sha256"), "classes": classes,
+                                     "images": images}, private=True)
+    print(f"{len(owner.names)} triggers in {to / 'images'}, to be shown to the suspect in any order")
+    print(f"their labels in {to / 'key.json'}, to be shown to nobody")
+    return 0

@@ -1,44 +1,93 @@
-"""`python -m utils.verify timestamp RUN --tsa URL`: let an authority sign that a commitment exists today."""
+"""RFC 3161 time-stamps: an authority signs that the image commitment existed at its time.
 
-from dataclasses import dataclass
+`python -m utils.verify timestamp DIR --tsa URL` asks for one. The cryptography is rfc3161-client's; certificates need
+to have been valid at the token's own time, so a token stays good when they expire.
+"""
+
+from datetime import timedelta, timezone
 from pathlib import Path
+from typing import NamedTuple
 
-from utils.ownership.commitment import read_commitment
-from utils.ownership.timestamp_token import TOKEN_FILE, check_token, describe_stamp, request_token
-from utils.system.files import refuse_links, write_atomically
+from cryptography import x509
+from rfc3161_client import HashAlgorithm, TimestampRequestBuilder, VerifierBuilder, decode_timestamp_response
+
+from utils.system.files import read_bounded, write_atomically
+from utils.system.outside import NoReply, post
 from utils.system.refusals import Refusal
+from utils.watermark.prepared import commitment_bytes, read_prepared, utc
+
+TOKEN_FILE = "commitment.tsr"  # beside commitment.json
+TOKEN_LIMIT = 1 << 20  # bytes; a reply with certificates takes about 5 kB
+SECONDS = 60  # time limit of the authority
 
 
-@dataclass(frozen=True)
-class TimestampCommand:
-    """The flags of `utils.verify timestamp`."""
+class Stamp(NamedTuple):
+    """The `time` in seconds since 1970 by which a commitment existed, or `why` a token does not show one."""
 
-    run: Path
-    tsa: str
-    tsa_ca: str | None
+    time: float | None
+    why: str = ""
+
+
+def check_token(token: bytes, digest: str, ca: str | None) -> Stamp:
+    """What a token shows of a SHA-256 digest in hexadecimal; the time is its own plus its stated accuracy.
+
+    ca  file of certificates (PEM) that the signature has to lead to; None: the signature is not checked
+    """
+    roots = [] if ca is None else _certificates(ca)
+    try:
+        reply = decode_timestamp_response(token)
+        info = reply.tst_info
+        if info.message_imprint.message != bytes.fromhex(digest):
+            return Stamp(None, "it is the token of another digest")
+        if ca:
+            builder = VerifierBuilder()
+            for root in roots:
+                builder = builder.add_root_certificate(root)
+            builder.build().verify(reply, bytes.fromhex(digest))
+        accuracy = info.accuracy
+        latest = timedelta() if accuracy is None else timedelta(
+            seconds=accuracy.seconds or 0, milliseconds=accuracy.millis or 0, microseconds=accuracy.micros or 0)
+        moment = info.gen_time
+        return Stamp(((moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)) + latest).timestamp())
+    except Exception as error:  # a hostile token may make the parser raise nearly anything
+        return Stamp(None, f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
+
+
+def _certificates(path) -> list:
+    try:
+        return x509.load_pem_x509_certificates(read_bounded(path))
+    except (FileNotFoundError, ValueError) as error:
+        raise Refusal(f"--tsa-ca {path} is no file of certificates (PEM) that can be read") from error
 
 
 def add_timestamp(parts) -> None:
     """Declare the command `timestamp` and its flags; `parts` are the subparsers of utils.verify."""
-    c = parts.add_parser("timestamp", help="have a commitment's date signed by an RFC 3161 authority")
-    c.set_defaults(call=stamp_commitment, command_type=TimestampCommand)
-    c.add_argument("run", type=Path, metavar="RUN", help="folder of train.py or of prepare")
+    c = parts.add_parser("timestamp", help="have the date of an image commitment signed by an RFC 3161 authority")
+    c.set_defaults(call=stamp_commitment)
+    c.add_argument("folder", type=Path, metavar="DIR", help="folder of prepare")
     c.add_argument("--tsa", required=True, metavar="URL", help="address of a time-stamping authority")
     c.add_argument("--tsa-ca", metavar="FILE", help="its certificates (PEM): check the signature at once")
 
 
-def stamp_commitment(command: TimestampCommand) -> int:
-    """Ask for a token of the commitment's digest and keep it in RUN/commitment.tsr; returns exit status 0.
+def stamp_commitment(flags) -> int:
+    """Ask for a token of the image commitment and keep it in DIR/commitment.tsr; returns exit status 0.
 
-    An older token is never replaced, because it is worth more. Raises Refusal where there is no commitment.
+    An older token is never replaced, because it is worth more. What is sent is the digest and a random number.
     """
-    refuse_links(command.run)
-    path, public = command.run / TOKEN_FILE, read_commitment(command.run)
-    if public is None:
-        raise Refusal(f"{command.run} has no commitment: name a folder of train.py or of prepare")
-    digest = public["sha256"]
-    if check_token(path, digest, command.tsa_ca).state in ("verified", "unverified"):
+    prepared, path = read_prepared(flags.folder), flags.folder / TOKEN_FILE
+    digest = prepared.record["sha256"]
+    if path.exists() and check_token(read_bounded(path, TOKEN_LIMIT), digest, flags.tsa_ca).time:
         raise Refusal(f"{path} is there: the older token is the better one, so it is kept")
-    write_atomically(path, request_token(digest, command.tsa, command.tsa_ca))
-    print(f"commitment {digest}, {describe_stamp(check_token(path, digest, command.tsa_ca))}; the token is {path}")
+    content = commitment_bytes(prepared.triggers, prepared.record)  # of which the request holds SHA-256
+    request = TimestampRequestBuilder().data(content).hash_algorithm(HashAlgorithm.SHA256).build()
+    try:
+        token, _ = post(flags.tsa, request.as_bytes(), {"Content-Type": "application/timestamp-query"}, SECONDS)
+    except NoReply as failure:
+        raise Refusal(f"--tsa {flags.tsa} {failure}: ask again, or ask another authority") from failure
+    stamp = check_token(token, digest, flags.tsa_ca)
+    if stamp.time is None or decode_timestamp_response(token).tst_info.nonce != request.nonce:
+        raise Refusal(f"--tsa {flags.tsa} gives no time-stamp of this commitment ({stamp.why or 'it is an old one'}): "
+                      "ask another authority")
+    write_atomically(path, token)
+    print(f"commitment {digest} existed at {utc(stamp.time)}, says {flags.tsa}; the token is {path}")
     return 0

@@ -1,9 +1,9 @@
 """From a suspect's answers to a decision: which tests apply, their p-values, and whether an ownership claim holds.
 
-For who trusts the owner the decision rests on T1 and T1p where they apply, else on T2 where the suspect also has more
-hits than every benign model. For a stranger it rests on T1 and T1p alone, corrected for what the owner could have tried
-(`LabelOrigin`). Which of the two decides is named before the suspect is asked; where both do, p is doubled. Without a
-matching commitment no claim holds. T3 and T4 are reported and never decide.
+For the owner the decision rests on T1 and T1p where he says that the labels were drawn uniformly, else on T2 where the
+suspect also has more hits than every benign model. For a stranger it rests on T1 and T1p of labels that public
+randomness drew, and on nothing else. Which of the two decides is named before the suspect is asked; where both do, p is
+doubled. T3 and T4 are reported and never decide.
 """
 
 import math
@@ -12,80 +12,45 @@ import numpy as np
 
 from utils.answers.answers import Answers
 from utils.ownership import pvalues
-from utils.ownership.commitment import Commitment
-from utils.ownership.label_origin import LabelOrigin, label_origin
+from utils.ownership.commitment import Owner
 from utils.system.refusals import Refusal
-from utils.watermark.triggers import TriggerSet
 
 MIN_BANK = 5  # smallest number of benign models that shows T2 and T3 how such models vary
 RATE = 0.5  # H1 of the sequential test: the suspect hits at least this often
 BETA = 0.05  # probability that the sequential test misses such a suspect
 EXACT = ("both", "T1", "T1p")  # what may be named beforehand as the exact test that decides
-ORDERS = 200  # random orders of the queries from which `curve` is computed
+ORDERS, GRID = 200, 60  # of `curve`: random orders, and numbers of queries that are computed
 
 
 class OwnershipCase:
-    """One trigger set of m triggers, its commitment, and a bank of benign models' answers; judges a suspect's answers.
+    """One owner's triggers and a bank of benign models' answers; judges a suspect's answers at level alpha.
 
-    alpha      level of the tests, the largest probability of a false claim
-    stranger   whether who decides does not trust the owner
-    audit      what an auditor found wrong, sentences; None where nobody has looked
-    origin     the `LabelOrigin`, recomputed where it is not given
-    count_missing  whether T1 counts a missing answer as a miss
-    exact      one of `EXACT`; of a suspect without probabilities "both" is T1 alone
-    penalty    what the decision adds to log10 p of T1 and T1p
-    t1_fails   why neither T1 nor T1p applies, None where T1 does
-    t2_fails   why T2 does not apply, None where it does
-    refused    why no answers at all could make the claim hold, None where some could
+    stranger, doubts  whether who decides does not trust the owner, and what of the evidence is missing or fails: with
+                      any doubt the claim does not hold
+    count_missing     whether T1 counts a missing answer as a miss
+    exact             one of `EXACT`; of a suspect without probabilities "both" is T1 alone
+    t1_fails, t2_fails, refused  why T1 and T1p do not apply, why T2 does not, why no answers at all could be claimed;
+                      None where they could
     """
 
-    def __init__(self, triggers: TriggerSet, classes: int, commitment: Commitment, bank: list[Answers], alpha: float,
-                 stranger: bool = False, audit: list[str] | None = None, origin: LabelOrigin | None = None,
+    def __init__(self, owner: Owner, bank: list[Answers], alpha: float, *, stranger: bool = False, doubts=(),
                  count_missing: bool = True, exact: str = "both"):
-        self.exact = exact
-        self.triggers, self.classes, self.bank, self.alpha = triggers, classes, bank, alpha
-        self.stranger, self.audit, self.count_missing = stranger, audit, count_missing
-        self.assigned, self.true = triggers.labels.numpy(), triggers.true_labels.numpy()
-        self.candidates = triggers.candidates.numpy()
-        self.commitment = commitment
-        self.origin = origin or label_origin(triggers, classes, commitment)
-        self.penalty = self.origin.penalty if stranger else 0.0
-        self.limit = math.log10(alpha) - self.penalty  # what T1 has to reach for the decision
-        self.t1_fails = self._t1_fails()
-        self.t2_fails = self._t2_fails()
-        self.refused = self._refused()
-        hits = sum(int(self.hits(b).sum()) for b in bank)
-        self.benign_hits, self.benign_n = hits, len(triggers) * len(bank)
-
-    def _t1_fails(self) -> str | None:
-        if self.origin.kind == "chosen":
-            return self.origin.why
-        if not (self.true.shape[1] or self.candidates.shape[1]) or self.chances().max() >= 1:
-            return "no wrong label is left to chance"
-        return None
-
-    def _t2_fails(self) -> str | None:
-        if len(self.bank) < MIN_BANK:
-            return f"it needs a bank of {MIN_BANK} benign models or more; --benign names {len(self.bank)}"
-        return None
-
-    def _refused(self) -> str | None:
-        """Why no answers at all could make the claim hold, None where some could."""
-        if self.commitment.state != "match":
-            return (f"the commitment is {self.commitment.state}: labels read off any model always hit, so hits show "
-                    "nothing unless images and labels were fixed and published before")
-        if self.audit:
-            return f"the auditor's check failed: {'; '.join(self.audit)}"
-        if self.stranger and self.t1_fails:
-            return (f"T1 does not apply ({self.t1_fails}), and no other test can persuade who does not trust the "
-                    "owner; --trust-owner decides on T2 where there is a bank")
-        if self.stranger and self.origin.kind == "seed" and self.audit is None:
-            return ("the labels were drawn from the owner's own seed, and nobody has checked that the images are those "
-                    "of that seed and not matched to its labels: pass --auditor DIR, or --trust-owner to take the "
-                    "owner's word")
-        if self.t1_fails and self.t2_fails:
-            return f"no test can decide: T1 does not apply, for {self.t1_fails}; T2: {self.t2_fails}"
-        return None
+        t, self.classes = owner.triggers, len(owner.classes)
+        self.bank, self.alpha, self.stranger = bank, alpha, stranger
+        self.count_missing, self.exact = count_missing, exact
+        self.assigned, self.true, self.candidates = t.labels.numpy(), t.true_labels.numpy(), t.candidates.numpy()
+        self.t1_fails = self.t2_fails = self.refused = None
+        if not owner.uniform:
+            self.t1_fails = "the labels were not drawn uniformly from those that are possible"
+        elif not (self.true.shape[1] or self.candidates.shape[1]) or self.chances().max() >= 1:
+            self.t1_fails = "no wrong label is left to chance"
+        if len(bank) < MIN_BANK:
+            self.t2_fails = f"it needs a bank of {MIN_BANK} benign models or more; --benign names {len(bank)}"
+        self.benign_hits, self.benign_n = sum(int(self.hits(b).sum()) for b in bank), len(t) * len(bank)
+        if doubts or (stranger and self.t1_fails):
+            self.refused = "; ".join(doubts) or f"T1 does not apply, for {self.t1_fails}; --trust-owner decides on T2"
+        elif self.t1_fails and self.t2_fails:
+            self.refused = f"no test can decide: T1 does not apply, for {self.t1_fails}; T2: {self.t2_fails}"
 
     def hits(self, answers: Answers):
         """(m,) whether the suspect gave the assigned label."""
@@ -105,15 +70,15 @@ class OwnershipCase:
         """{"T1": {"log10_p", "why_not"}, ...} for T1, T1p, T2, T3, T4: the p-value, or why the test does not apply."""
         hits = self.hits(answers)
         k, m = int(hits.sum()), len(hits)
-        result = {}
-        result["T1"] = _test_result(self.t1_fails, lambda: self.t1(answers))
-        result["T1p"] = _test_result(self.t1p_fails(answers), lambda: self.t1p(answers))
-        result["T2"] = _test_result(self.t2_fails, lambda: pvalues.benign_rate(k, m, self.benign_hits, self.benign_n))
-        t3_fails = self.t2_fails or (m < 2 and "it needs two triggers") or None
-        result["T3"] = _test_result(t3_fails, lambda: self.t3(answers))
-        no_bank = None if self.bank else "it needs benign models; --benign names none"
-        result["T4"] = _test_result(no_bank, lambda: pvalues.rank(k, [int(self.hits(b).sum()) for b in self.bank]))
-        return result
+        test = lambda fails, compute: {"log10_p": None if fails else compute(), "why_not": fails}
+        return {
+            "T1": test(self.t1_fails, lambda: self.t1(answers)),
+            "T1p": test(self.t1p_fails(answers), lambda: self.t1p(answers)),
+            "T2": test(self.t2_fails, lambda: pvalues.benign_rate(k, m, self.benign_hits, self.benign_n)),
+            "T3": test(self.t2_fails or (m < 2 and "it needs two triggers") or None, lambda: self.t3(answers)),
+            "T4": test(None if self.bank else "it needs benign models; --benign names none",
+                       lambda: pvalues.rank(k, [int(self.hits(b).sum()) for b in self.bank])),
+        }
 
     def t1(self, answers: Answers) -> float:
         """log10 p of T1, see `pvalues.label_randomisation`."""
@@ -147,10 +112,6 @@ class OwnershipCase:
             return "T1p", self.t1p(answers)
         return "T1 and T1p", pvalues.either(self.t1(answers), self.t1p(answers))
 
-    def stranger_log10_p(self, answers: Answers) -> float | None:
-        """log10 p of `exact_test` for who does not trust the owner, see `LabelOrigin.penalty`; None without one."""
-        return None if self.t1_fails else min(self.exact_test(answers)[1] + self.origin.penalty, 0.0)
-
     def t3(self, answers: Answers) -> float:
         """log10 p of T3 on the probabilities of the assigned labels, or on hits where the suspect gives only labels."""
         soft = answers.probabilities is not None
@@ -164,7 +125,7 @@ class OwnershipCase:
 
         "log10_p" is that of the test; it is missing where the claim is refused without a p-value.
         """
-        tests, limit = self.tests(answers), math.log10(self.alpha)
+        limit = math.log10(self.alpha)
         no_claim = lambda why, test=None: {"holds": False, "rests_on": test, "why": why}
         if self.refused:
             return no_claim(self.refused)
@@ -174,53 +135,51 @@ class OwnershipCase:
             if false_claims:
                 return no_claim(f"{name} would claim {false_claims} of the {len(self.bank)} benign models too, so this "
                                 "trigger set or this bank is not what it is said to be", name)
-            p = min(p + self.penalty, 0.0)
-            return {"holds": bool(p <= limit), "rests_on": name, "why": self._why_exact(name), "log10_p": p}
+            why = ("public randomness drew the labels after the images were fixed, so it is exact, whoever lies, if "
+                   "the owner made no other commitment" if self.stranger else
+                   "the owner says that the labels were drawn uniformly, so it is exact, whatever the suspect is")
+            named = {"T1": "T1 was named beforehand", "T1p": "T1p was named beforehand"}.get(
+                self.exact, "p is the smaller of the two, doubled" if name != "T1" else "T1p is not run")
+            return {"holds": bool(p <= limit), "rests_on": name, "why": f"{why}; {named}", "log10_p": p}
         k, best = int(self.hits(answers).sum()), max(int(self.hits(b).sum()) for b in self.bank)
         if k <= best:
             return no_claim(f"a benign model hits {best} triggers, no fewer than the suspect", "T2")
-        p = tests["T2"]["log10_p"]
+        p = self.tests(answers)["T2"]["log10_p"]
         why = (f"T1 does not apply ({self.t1_fails}); T2 compares with {len(self.bank)} benign models and is as "
                "good as they are like the suspect")
         return {"holds": bool(p <= limit), "rests_on": "T2", "why": why, "log10_p": p}
-
-    def _why_exact(self, name: str) -> str:
-        """What the exact test `name` is worth to who decides."""
-        chosen = {"both": "p is the smaller of the two, doubled", "T1": "T1 was named beforehand",
-                  "T1p": "T1p was named beforehand"}[self.exact]
-        if self.exact == "both" and name == "T1":
-            chosen = "the suspect gives no probabilities, so T1p is not run"
-        if not self.stranger:
-            return (f"the labels were drawn uniformly and committed to, so it is exact, whatever the suspect is; "
-                    f"{chosen}")
-        if self.origin.kind == "beacon":
-            return ("public randomness drew the labels after the images were committed to, so it is exact, whoever "
-                    "lies, if that value is the beacon's and the image commitment is older, and the owner made no "
-                    f"other; {chosen}")
-        return ("the owner's seed drew the labels of images that an auditor rebuilt, so p times the 2^31 seeds bounds "
-                f"what trying seeds can give; {chosen}")
 
     def report(self, answers: Answers) -> dict:
         """All figures of a claim, for the JSON and for `claim_text`."""
         hits = self.hits(answers)
         return {
             "hits": int(hits.sum()), "triggers": len(hits), "answered": int((answers.labels >= 0).sum()),
-            "alpha": self.alpha, "limit": self.limit, "commitment": self.commitment._asdict(), "bank": len(self.bank),
-            "labels": self.origin._asdict(), "decided_for": "a stranger" if self.stranger else "the owner",
-            "stranger_log10_p": self.stranger_log10_p(answers), "audit": self.audit,
+            "alpha": self.alpha, "limit": math.log10(self.alpha), "bank": len(self.bank), "hint": self.hint(answers),
+            "decided_for": "a stranger" if self.stranger else "the owner", "plausible": self.candidates.shape[1] > 0,
             "tests": self.tests(answers), "decision": self.decide(answers),
         }
+
+    def hint(self, answers: Answers) -> str | None:
+        """A sentence where the answers look as if the suspect was asked in a wrong way, else None."""
+        given = answers.labels[answers.labels >= 0]
+        if not len(given):
+            return None
+        most = int(np.bincount(given).max())
+        known = self.hits(answers) | (answers.labels[:, None] == self.true).any(axis=1)
+        if most < 0.6 * len(given) and (known.sum() >= 0.6 * len(given) or not self.true.shape[1]):
+            return None
+        return (f"the same answer to {most} of {len(given)} triggers, a true or assigned label to {int(known.sum())}: "
+                "if it does better on its own images, it wants other pixels (--mean, --std, --scale) or "
+                "has its classes in another order (--columns)")
 
     # ---- fewer queries ----
 
     def sequence(self, answers: Answers, order) -> dict:
         """Wald's sequential test on the answers in `order`: {"decision", "queries", "log10_likelihood_ratio", ...}.
 
-        Where T1 applies, the test uses the answers that T1 counts: H0: a hit has the probability of `chances`, as for
-        every independent model; H1: it has probability `RATE`. Otherwise it uses all answers, and H0 is the 95 %
-        upper bound of the benign models' hit rate. The test claims when the likelihood ratio reaches 1 / alpha and
-        gives up at BETA: by Ville's inequality the errors are at most alpha under H0 and BETA under H1, whenever it
-        stops. For a stranger alpha is divided by what the owner could have tried.
+        On the answers that T1 counts, H0: a hit has the probability of `chances`, H1: `RATE`; where T1 does not apply,
+        on all, H0: the 95 % upper bound of the benign hit rate. It claims at a likelihood ratio of 1 / alpha and gives
+        up at BETA: by Ville's inequality its errors are at most alpha and BETA whenever it stops.
         """
         if self.refused:
             return {"decision": "does not apply", "queries": 0, "why": self.refused}
@@ -239,7 +198,7 @@ class OwnershipCase:
             queries += 1
             if counts[i]:
                 llr += math.log(p1[i] / p0[i]) if hits[i] else math.log((1 - p1[i]) / (1 - p0[i]))
-            if llr >= -self.limit * math.log(10) or llr <= math.log(BETA):
+            if llr >= -math.log(self.alpha) or llr <= math.log(BETA):
                 decision = "claim" if llr > 0 else "no claim"
                 break
         return {"decision": decision, "queries": queries, "log10_likelihood_ratio": llr / math.log(10),
@@ -247,37 +206,32 @@ class OwnershipCase:
                 "beta": BETA}
 
     def curve(self, answers: Answers, seed: int = 0) -> dict | None:
-        """log10 p after n = 1, ..., m queries in `ORDERS` random orders: "median", and "low" and "high" of a 90 % band.
+        """log10 p of T1, or T2, after the "queries" of a grid, in random orders: "median", "low" and "high" (90 %).
 
-        "sufficed_half" and "sufficed_95" are the numbers of queries from which the median, and 95 % of the orders,
-        stay at or below alpha; None where all queries do not suffice. The test is T1 where it applies, else T2;
-        without either the result is None.
+        "sufficed_half" and "sufficed_95": from how many queries the median, and 95 % of the orders, stay at or below
+        alpha, None where all do not suffice. None where neither test applies.
         """
         if self.t1_fails and self.t2_fails:
             return None
         hits, rng = self.hits(answers), np.random.default_rng(seed)
         counts = np.ones(len(hits), dtype=bool) if self.t1_fails else self.trials(answers)
         p0 = pvalues.upper_bound(self.benign_hits, self.benign_n) if self.t1_fails else float(self.chances().max())
-        log10_p_of = {}
-        paths = np.empty((ORDERS, len(hits)))
+        grid = np.unique(np.linspace(1, len(hits), min(len(hits), GRID)).round().astype(int))
+        log10_p_of, paths = {}, np.empty((ORDERS, len(grid)))
         for row in range(ORDERS):
             order = rng.permutation(len(hits))
-            pairs = zip(np.cumsum(hits[order] & counts[order]).tolist(), np.cumsum(counts[order]).tolist())
-            for n, pair in enumerate(pairs):
+            found, tried = np.cumsum(hits[order] & counts[order])[grid - 1], np.cumsum(counts[order])[grid - 1]
+            for place, pair in enumerate(zip(found.tolist(), tried.tolist())):
                 if pair not in log10_p_of:
                     log10_p_of[pair] = pvalues.binomial(*pair, p0)
-                paths[row, n] = log10_p_of[pair]
+                paths[row, place] = log10_p_of[pair]
         low, median, high = np.quantile(paths, (0.05, 0.5, 0.95), axis=0)
-        return {"test": "T2" if self.t1_fails else "T1", "median": median.tolist(), "low": low.tolist(),
-                "high": high.tolist(), "sufficed_half": _queries_needed(median, self.limit),
-                "sufficed_95": _queries_needed(high, self.limit)}
 
+        def needed(path) -> int | None:
+            above = np.flatnonzero(path > math.log10(self.alpha))
+            first = int(above[-1]) + 1 if len(above) else 0
+            return int(grid[first]) if first < len(path) else None
 
-def _test_result(fails: str | None, compute) -> dict:
-    return {"log10_p": None, "why_not": fails} if fails else {"log10_p": compute(), "why_not": None}
-
-
-def _queries_needed(path, limit: float) -> int | None:
-    above = np.flatnonzero(path > limit)
-    first = int(above[-1]) + 2 if len(above) else 1
-    return first if first <= len(path) else None
+        return {"test": "T2" if self.t1_fails else "T1", "queries": grid.tolist(), "median": median.tolist(),
+                "low": low.tolist(), "high": high.tolist(), "sufficed_half": needed(median),
+                "sufficed_95": needed(high)}

@@ -14,7 +14,7 @@ import torch
 from scipy import stats
 from tqdm import tqdm
 
-from utils.ownership.suspects import TriggerTests
+from utils.ownership.results import TriggerTests
 from utils.rivals.randomized_smoothing import gaussian_noise
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
 from utils.runs.networks import add_named_architectures

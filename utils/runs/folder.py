@@ -75,6 +75,7 @@ class RunFolder:
         refuse_links(self.path)  # `check` may not have been called
         # private, because anybody can draw the triggers again from the data and the seed in the settings
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.path.chmod(0o700)  # it may have existed before, open to others
         self.checkpoints.mkdir(exist_ok=True)
         self._lock = open(self.path / ".lock", "w", opener=open_no_link)
         try:

@@ -142,7 +142,11 @@ def read_json(path: Path) -> dict | None:
 
 def sha256_of_file(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def read_array(path) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Trigger sets in checkpoints and in a run's `triggers.pt`, the bytes that a commitment hashes, and a picture."""
 
-import json
 import math
 
 import torch
@@ -90,19 +89,6 @@ def _checked_candidates(candidates, labels, classes: int):
     if not (candidates == labels[:, None]).any(dim=1).all():
         raise ValueError("a label is not among its candidates")
     return candidates
-
-
-def bytes_of_parts(header: dict, parts: dict) -> bytes:
-    """The bytes of parts of a trigger set, {name: tensor}, that a commitment hashes.
-
-    One line of JSON with sorted keys and no spaces, the header and the shapes; then the parts in their order, images as
-    uint8 and all others as int64, little-endian, each in row-major order.
-    """
-    shapes = {name: list(part.shape) for name, part in parts.items()}
-    text = json.dumps(header | shapes, sort_keys=True, separators=(",", ":"))
-    kinds = {name: "u1" if name == "images" else "<i8" for name in parts}
-    numbers = [part.contiguous().numpy().astype(kinds[name]).tobytes() for name, part in parts.items()]
-    return b"".join([text.encode(), b"\n", *numbers])
 
 
 def draw_trigger_picture(triggers: TriggerSet, classes: list[str], path) -> None:

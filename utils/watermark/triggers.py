@@ -157,17 +157,6 @@ def _best_allowed_label(scores, true_labels, candidates):
     return scores.masked_fill(forbidden, -math.inf).argmax(1)
 
 
-def redraw_labels(true_labels, classes: int, seed: int, held_out: int, candidates=None):
-    """The labels (m,) that `draw_triggers` draws with this seed for triggers of these true labels (m, k).
-
-    `held_out` is the number of images that the triggers were drawn from; `candidates` (m, c) are those of the set.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    torch.randperm(held_out, generator=generator)
-    scores = torch.rand(len(true_labels), classes, generator=generator, dtype=torch.float64)
-    return _best_allowed_label(scores, true_labels, true_labels[:, :0] if candidates is None else candidates)
-
-
 def validation_images(data: Data, triggers: TriggerSet) -> Images:
     """The held-out images that are no source of the trigger set."""
     return data.held_out.pick(torch.isin(data.held_out.indices, triggers.sources, invert=True).nonzero().flatten())

@@ -2,7 +2,7 @@
 
 import models
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, restore_model
-from utils.runs.initial_weights import InitialWeights, read_initial_weights
+from utils.runs.initial_weights import read_initial_weights
 from utils.runs.networks import check_architecture
 from utils.system.refusals import Refusal
 
@@ -10,23 +10,25 @@ WAY = ("name by -mt what the file is of; if that takes images of another size, e
        "and pass --predictions")
 
 
-def read_suspect_model(path, architectures: list[str], classes: int, size: int, mean_std):
-    """The model of `--suspect`, frozen and in eval mode.
+def read_suspect_model(path, architectures: list[str], classes: int, size: int, mean_std, pixels=None):
+    """(model of `--suspect`, frozen and in eval mode, its checkpoint or {}).
 
     path           a run folder, a checkpoint, a state dict or a .safetensors file
     architectures  names by -mt; a state dict is of the one of them that it fits
     size           pixels that the images are high and wide; Refusal where a checkpoint's model takes another size
-    mean_std       normalisation of pixels for a state dict that has none
+    mean_std       normalisation of pixels for a state dict that has none; `pixels` of `check_pixels` replace it
     """
     file = find_checkpoint(path, None)
     if file.suffix != ".safetensors":
         checkpoint = load_checkpoint(file)
         if isinstance(checkpoint.get("model"), dict) and "type" in checkpoint["model"]:
+            if pixels:
+                raise Refusal(f"--suspect {path} normalises its pixels itself: leave out --mean, --std and --scale")
             model = restore_model(checkpoint, file)
             if model.size != size:
                 raise Refusal(f"--suspect {path} takes images of {model.size} x {model.size} pixels, the triggers are "
                               f"{size} x {size}: export them, ask it yourself, and pass --predictions")
-            return model
+            return model, checkpoint
     weights = read_initial_weights(file, "--suspect")
     if not architectures:
         raise Refusal(f"--suspect {path} is a state dict, which does not say what it is of: name its architecture "
@@ -34,24 +36,25 @@ def read_suspect_model(path, architectures: list[str], classes: int, size: int, 
     refusals = []
     for name in architectures:
         try:
-            return _model_of(weights, name, classes, size, mean_std)
+            model = _model_of(weights, name, classes, size, mean_std)
         except Refusal as refusal:
             refusals.append(refusal)
+            continue
+        if pixels:
+            for buffer, values in zip((model[0].mu, model[0].std), pixels):
+                buffer.copy_(buffer.new_tensor(values).view_as(buffer))
+        return model, {}
     raise refusals[0]
 
 
-def _model_of(weights: InitialWeights, name: str, classes: int, size: int, mean_std):
+def _model_of(weights, name: str, classes: int, size: int, mean_std):
+    """The model of an architecture with the weights of a state dict, frozen and in eval mode."""
     check_architecture(f"--suspect {weights.path}: -mt", name, classes, size, 64, WAY)
     width = 64
-    if name in models.NAMES:
-        width = _width(weights.tensors)
+    if name in models.NAMES:  # channels of the first convolution; `check` says where there is none
+        width = next((len(t) for t in weights.tensors.values() if t.dim() == 4 and 0 < len(t) <= 1024), 64)
         weights.check(name, classes, width, size)  # before the model takes memory: a few bytes could ask for much
     model = models.build(name, classes, *mean_std, width=width, size=size)
     weights.load_into(model, same_classes=True)
     model.requires_grad_(False).eval()
     return models.place(model, "cpu")
-
-
-def _width(tensors: dict) -> int:
-    """Channels of the first convolution, 64 where there is none, which `InitialWeights.check` then says."""
-    return next((len(tensor) for tensor in tensors.values() if tensor.dim() == 4 and 0 < len(tensor) <= 1024), 64)

@@ -1,10 +1,12 @@
-"""Hits and p-values of finished models on a trigger set: the rows of the table with which every script ends."""
+"""Hits and p-values of finished models on a trigger set, and the report with which train.py ends."""
 
 from pathlib import Path
 
-from utils.data.sets import Images
+from utils.data.sets import Data, Images
 from utils.ownership import pvalues
-from utils.runs.checkpoints import find_checkpoint, read_benign, read_model
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_benign, read_model
+from utils.runs.folder import RunFolder
+from utils.runs.table import finish_run
 from utils.system.files import read_json, sha256_of_file
 from utils.system.refusals import Refusal
 from utils.training.metrics import accuracy, count_hits, predict
@@ -32,7 +34,7 @@ class TriggerTests:
             self.accuracies.append(_known_accuracy(path))
 
     def with_triggers(self, triggers: TriggerSet) -> "TriggerTests":
-        """The same tests with another trigger set, on which the benign models are evaluated again."""
+        """The same tests with another trigger set."""
         return TriggerTests(triggers, self.classes, self.uniform, self.benign, self.device)
 
     def logits_of(self, model, path="the model"):
@@ -63,7 +65,7 @@ class TriggerTests:
         return logits.double().softmax(1).gather(1, self.triggers.labels[:, None])[:, 0].numpy()
 
     def row(self, name: str, logits, test_accuracy) -> dict:
-        """One row of the table, see `table.format_table`; test_accuracy in [0, 1] or None."""
+        """One row of the table, see `format_table`; test_accuracy in [0, 1] or None."""
         return {"model": name, "test_accuracy": test_accuracy, **self.figures(logits)}
 
     def benign_rows(self) -> list[dict]:
@@ -129,3 +131,23 @@ def finished_surrogates(source_folder) -> list[Path]:
 def _known_accuracy(path: Path):
     summary = read_json(path.parent.parent / "summary.json") or {}
     return summary.get("test_accuracy")
+
+
+def report_source(run: RunFolder, flags, tests: TriggerTests, data: Data, device) -> None:
+    """Print the table of a finished source and write its summary, with the model of clean BatchNorm statistics, if any.
+
+    `flags` are those of train.py; `tests` are those of the final trigger set.
+    """
+    best = find_checkpoint(run.path, flags.select)
+    summary = {
+        "role": "benign" if flags.train_type == "none" else "source",
+        "dataset": data.name, "model": flags.model_type, "width": flags.width, "objective": flags.train_type,
+        "seed": flags.seed, "epochs": len(run.rows()), "select": flags.select,
+        "chosen_epoch": load_checkpoint(best)["epoch"] + 1, "bn_stats": flags.bn_stats,
+        "train_size": len(data.train.labels), **measure_checkpoint(best, tests, data.test, device), "clean": None,
+    }
+    if any(run.checkpoints.glob("checkpoint_*_clean.pt")):
+        clean = find_checkpoint(run.path, flags.select, "clean")
+        summary["clean"] = measure_checkpoint(clean, tests, data.test, device)
+    rows = rows_of_run(run.path, tests, device, summary=summary)
+    finish_run(run, summary, rows + tests.benign_rows())

@@ -1,8 +1,4 @@
-"""The table with which every script ends, as text, and the end of a run.
-
-It is printed by f-strings: `tabulate` would be one more requirement for three tables in this project, and the columns
-must stay equal byte for byte.
-"""
+"""The table with which every script ends, as text, and the end of a run."""
 
 from utils.runs.folder import RunFolder
 

@@ -1,0 +1,240 @@
+"""Ask a suspect about images: a program, a server, an ONNX file or weights.
+
+Programs and ONNX files run in processes of their own, whose output and time are bounded and which end with this one.
+"""
+
+import contextlib
+import importlib.util
+import io
+import json
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import requests
+from urllib3.util.retry import Retry
+
+from utils.answers.answers import Answer, Answers, Classes, answers_of_logits, answers_of_model, read_reply
+from utils.runs.suspect_weights import read_suspect_model
+from utils.system.files import ANSWERS_LIMIT, CHECKPOINT_LIMIT, open_private, read_bounded
+from utils.system.outside import NoReply, post, run_bounded, short
+from utils.system.refusals import Refusal
+
+LONGEST_PAUSE = 60.0  # seconds, whatever the server asks for
+IMAGES_PER_CALL, LINE = 100, 200  # of a command with {pngs}; characters that are read of each answer
+LONGEST_CALL = 2e6  # seconds; subprocess counts the milliseconds of its time limit in 32 bits
+ONNX_MEMORY, ONNX_SECONDS = 16 << 30, 600  # bytes of address space
+
+# ---- programs ----
+
+
+class Program(NamedTuple):
+    """A command line; {png} in it stands for the path of one image, the argument {pngs} for the paths of many."""
+
+    command: str
+    seconds: float = 60.0  # time limit of a call, for each image that it is about
+
+    @property
+    def images_per_call(self) -> int:
+        """How many images a call may be about."""
+        return IMAGES_PER_CALL if "{pngs}" in self.command else 1
+
+    def check(self) -> list[str]:
+        """The arguments; Refusal for a command that can never be run: without a place for the images, or no program."""
+        try:
+            parts = shlex.split(self.command)
+        except ValueError as error:
+            raise Refusal(f"--command cannot be read as a shell would read it ({error})") from error
+        many, one = self.command.count("{pngs}"), any("{png}" in part for part in parts)
+        if not (parts.count("{pngs}") == many == 1 and not one) if many else not one:
+            raise Refusal("--command needs {png} where the image's path belongs, or {pngs}, an argument of its own, "
+                          "once, for the paths of many images; not both")
+        if shutil.which(parts[0]) is None:
+            raise Refusal(f"--command cannot be run: there is no program {parts[0][:80]!r} that may be started")
+        return parts
+
+    def ask(self, pngs: list[Path], classes: Classes, allow_missing: bool) -> list[Answer]:
+        """The answers to image files: the lines that one call prints, in order, or what it prints about one image.
+
+        Refusal where there are none; with `allow_missing` a failure or a timeout gives answers without a label.
+        """
+        named = pngs[0].name if len(pngs) == 1 else f"{len(pngs)} images"
+        command = [str(png) for part in self.check() for png in (pngs if part == "{pngs}" else [
+            part.replace("{png}", str(pngs[0]))])]
+        seconds = min(self.seconds * len(pngs), LONGEST_CALL)
+        try:
+            status, out, err = run_bounded(command, seconds, (1 << 16) + (LINE + 1) * len(pngs))
+        except subprocess.TimeoutExpired as error:
+            if allow_missing:
+                return [Answer()] * len(pngs)
+            raise Refusal(f"--command gave no answer for {named} in {seconds:g} s; --timeout allows more") from error
+        except (OSError, ValueError) as error:
+            raise Refusal(f"--command cannot be run: {error}") from error
+        if status:
+            if allow_missing:
+                return [Answer()] * len(pngs)
+            last_lines = err[-200:].decode(errors="replace").split("\n")[-2:]
+            raise Refusal(f"--command ended with status {status} for {named}: {' '.join(last_lines)!r}")
+        lines = [out[:LINE].decode(errors="replace")]
+        if self.images_per_call > 1:
+            lines = out[: (LINE + 1) * len(pngs)].decode(errors="replace").splitlines()
+            if len(lines) != len(pngs):
+                raise Refusal(f"--command printed {len(lines)} lines for {len(pngs)} images: {{pngs}} needs one for "
+                              "each, in their order")
+        return [Answer(classes.number(line, f"--command, {png.name}")) for line, png in zip(lines, pngs)]
+
+
+# ---- servers ----
+
+
+class Server(NamedTuple):
+    """A server that classifies images; see the flags of `claim`. `seconds` bounds a reply, all of it."""
+
+    url: str
+    headers: tuple = ()
+    seconds: float = 60.0
+    rate: float = 10.0
+    retries: int = 3
+
+    images_per_call = 1
+
+    def check(self) -> dict:
+        """The headers; Refusal for an address or a header that can never be sent."""
+        if not self.url.lower().startswith(("http://", "https://")) or not self.url.isascii() or " " in self.url:
+            raise Refusal(f"--url {self.url[:80]}: pass an address that begins with http:// or https://, with spaces "
+                          "and whatever is not ASCII as %XX, as a browser copies it")
+        headers = {"Content-Type": "image/png"}
+        for header in self.headers:
+            name, colon, value = (part.strip() for part in header.partition(":"))
+            if not (colon and name and value and header.isprintable() and header.isascii() and " " not in name):
+                raise Refusal(f"--header {header[:20]!r}...: pass 'Name: value' in ASCII, the name without spaces")
+            if name.lower() in ("content-length", "transfer-encoding"):
+                raise Refusal(f"--header {header[:40]!r}: it follows from the image, so leave it out")
+            headers[name] = value
+        try:
+            host, _ = urllib.parse.urlsplit(self.url).hostname, urllib.parse.urlsplit(self.url).port
+            if "@" in urllib.parse.urlsplit(self.url).netloc:
+                raise Refusal(f"--url with a name or password before {host}: pass them by --header 'Authorization: "
+                              "Basic ...'")
+            requests.Request("POST", self.url, headers=headers, data=b"x").prepare()
+        except (requests.RequestException, ValueError) as error:
+            raise Refusal(f"--url {self.url[:80]} is no address that can be asked ({short(error)}): pass one like "
+                          "https://host:8080/classify") from error
+        return headers
+
+    def ask(self, pngs: list[Path], classes: Classes, allow_missing: bool) -> list[Answer]:
+        """The answer to the image file `pngs[0]`, asked again after a passing failure, later each time.
+
+        Refusal where there is none; with `allow_missing` a server that does not answer gives one without a label.
+        """
+        (png,), headers = pngs, self.check()
+        retry = Retry(self.retries, backoff_factor=0.5, backoff_max=LONGEST_PAUSE)
+        while True:
+            begun = time.monotonic()
+            try:
+                reply, kind = post(self.url, read_bounded(png), headers, self.seconds)
+            except NoReply as failure:
+                if failure.passing and retry.total > 0:
+                    retry = retry.increment(error=failure)
+                    time.sleep(max(_later(retry, failure.later), 1 / self.rate))
+                    continue
+                if allow_missing:
+                    return [Answer()]
+                again = f" ({len(retry.history) + 1} times)" if retry.history else ""
+                raise Refusal(f"--url {self.url} {failure} for {png.name}{again}: with --keep-answers FILE the same "
+                              "command goes on where it ended; or pass --allow-missing") from failure
+            time.sleep(max(0.0, begun + 1 / self.rate - time.monotonic()))
+            return [read_reply(reply, kind, classes, f"--url {self.url}, {png.name}")]
+
+
+def _later(retry: Retry, header: str | None) -> float:
+    """Seconds to wait: what a Retry-After header asks for, else more each time; at most `LONGEST_PAUSE`."""
+    for read in (float, retry.parse_retry_after):  # seconds, or a date
+        with contextlib.suppress(Exception):  # a year of twenty digits, two words, ...: it has an error for each
+            if 0 <= (seconds := read(header)) < math.inf:
+                return min(seconds, LONGEST_PAUSE)
+    return min(0.5 * 2.0 ** len(retry.history), LONGEST_PAUSE)
+
+
+# ---- files of a model ----
+
+
+def check_pixels(mean, std, scale) -> tuple | None:
+    """(mean, std) of pixels in [0, 1], 3 numbers each, that give what the model wants; None where no flag is set.
+
+    It is given (pixel * scale - mean) / std, as by --mean, --std (1 or 3 numbers each) and --scale.
+    """
+    if mean is None and std is None and scale is None:
+        return None
+    if not all(values is None or len(values) in (1, 3) for values in (mean, std)):
+        raise Refusal("--mean and --std take 1 or 3 numbers each")
+    three = lambda values: [x / (scale or 1.0) for x in values * (3 // len(values))]
+    return three(mean or [0.0]), three(std or [1.0])
+
+
+def answers_of_onnx(path: Path, images, classes: Classes, pixels=None) -> Answers:
+    """The answers of a model (batch, 3, S, S) -> (batch, C) to uint8 images (m, 3, S, S), see `onnx_worker`.
+
+    It is given pixels in [0, 1], or what `pixels` of `check_pixels` makes of them, or bytes where it takes bytes; the
+    first output counts. Rows that are no probabilities are taken for logits.
+    """
+    if importlib.util.find_spec("onnxruntime") is None or not path.is_file():
+        raise Refusal(f"--suspect {path} " + ("does not exist, or is no file" if not path.is_file() else
+                                             "needs the package onnxruntime: pip install onnxruntime"))
+    np.save(given := io.BytesIO(), images.numpy())
+    command = [sys.executable, str(Path(__file__).with_name("onnx_worker.py")), str(path.absolute()),
+               json.dumps([ONNX_MEMORY, ONNX_SECONDS, CHECKPOINT_LIMIT, pixels])]
+    try:
+        with tempfile.TemporaryDirectory() as nothing:  # where relative paths in the file lead
+            status, out, err = run_bounded(command, ONNX_SECONDS, ANSWERS_LIMIT, given.getvalue(), nothing)
+    except subprocess.TimeoutExpired as error:
+        raise Refusal(f"--suspect {path} did not answer {len(images)} images in {ONNX_SECONDS} s") from error
+    said = (err.decode(errors="replace").strip().splitlines() or [f"it ended with status {status}"])[-1]
+    if status == 3:
+        raise Refusal(f"--suspect {path} {said[:400]}")
+    if status:
+        raise Refusal(f"--suspect {path} is no ONNX model that onnxruntime can run ({' '.join(said.split())[:200]})")
+    rows = np.load(io.BytesIO(out), allow_pickle=False)
+    if np.isfinite(rows).all() and (rows >= 0).all() and (abs(rows.sum(1) - 1) <= 0.02).all():
+        rows = np.log(np.maximum(rows, 1e-300))  # they are probabilities
+    return answers_of_logits(rows, f"--suspect {path}", classes)
+
+
+def answers_of_weights(path, architectures: list[str], images, classes: Classes, mean_std, pixels=None) -> Answers:
+    """The answers of `--suspect` to uint8 images; a checkpoint that names its classes is compared by name."""
+    model, checkpoint = read_suspect_model(path, architectures, len(classes), images.shape[-1], mean_std, pixels)
+    return answers_of_model(model, path, images, own_classes(checkpoint, path, classes))
+
+
+def own_classes(checkpoint: dict, path, classes: Classes) -> Classes:
+    """The classes in the order of a checkpoint's own class names, where it has any; Refusal where they are others."""
+    about = checkpoint.get("about")
+    names = about.get("classes") if isinstance(about, dict) else None
+    if not isinstance(names, list):
+        return classes
+    return Classes(classes.names, [str(name) for name in names], str(path))
+
+
+# ---- answers that are kept ----
+
+
+def keep_answer(path: Path, about, name: str, answer: Answer) -> None:
+    """Add an answer with a label to the private file of --keep-answers; it is on the disk when this returns."""
+    if answer.label < 0:
+        return
+    whole = read_bounded(path, ANSWERS_LIMIT).rfind(b"\n") + 1 if path.exists() else 0
+    with open(path, "ab", opener=open_private) as file:
+        file.truncate(whole)  # a last line that was cut off
+        lines = ([] if whole else [about]) + [[name, answer.label, answer.probabilities]]
+        file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+        file.flush()
+        os.fsync(file.fileno())
