@@ -6,7 +6,7 @@ forbid everything but those images and its own style sheet.
 """
 
 import base64
-import fcntl
+import functools
 import hashlib
 import io
 import itertools
@@ -15,11 +15,10 @@ import struct
 import warnings
 from pathlib import Path
 
-import matplotlib
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from utils.system.files import check_output_file, write_atomically
+from utils.system.files import check_output_file, lock, write_atomically
 from utils.system.machine import new_figure
 from utils.system.refusals import Refusal
 
@@ -77,7 +76,19 @@ def png_of(image) -> bytes:
     return buffer.getvalue()
 
 
-@matplotlib.rc_context(SVG)
+def _with_svg_settings(draw):
+    """Decorator of a function that draws under the settings `SVG`."""
+    @functools.wraps(draw)
+    def drawing(*args, **kwargs):
+        import matplotlib  # not before a command began, which makes sure that matplotlib can be imported
+
+        with matplotlib.rc_context(SVG):
+            return draw(*args, **kwargs)
+
+    return drawing
+
+
+@_with_svg_settings
 def chart(title: str, x_label: str, y_label: str, lines: list, percent=False, band=None, limits=()) -> dict:
     """Curves as an image of a page with its numbers: {"title", "src", "alt", "head", "rows"}; "src" "" without a line.
 
@@ -115,7 +126,7 @@ def chart(title: str, x_label: str, y_label: str, lines: list, percent=False, ba
     return result | {"src": _svg(figure), "alt": f"Chart: {title}, {y_label} against {x_label}. {ends}"}
 
 
-@matplotlib.rc_context(SVG)
+@_with_svg_settings
 def legend(names: list) -> dict:
     """The looks of the lines of charts with their names, one below the other: an image, {"src", "alt"}."""
     from matplotlib.lines import Line2D
@@ -161,7 +172,7 @@ def write_page(path: Path, text: str, private: bool = False) -> None:
     """Write a page whole or not at all; of processes that write into one folder one after the other does."""
     folder = os.open(path.absolute().parent, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+        lock(folder, wait=True)
         write_atomically(path, text.encode(), private)
     finally:
         os.close(folder)

@@ -24,7 +24,10 @@ def test_folder_with_train_and_test_parts(tmp_path):
     (root / "train" / "cat" / ".hidden.png").write_text("no image")
     (root / "train" / ".trash").mkdir()
     data = load_data("folder", root)
-    assert data.classes == ["cat", "dog"] and data.flip and data.notes == []
+    assert data.classes == ["cat", "dog"] and data.flip
+    left_out, flat = data.notes  # the fixture's pictures have one colour each
+    assert "images: 1 (train/cat/notes.txt)" in left_out and ".hidden" not in left_out
+    assert "of 60 images decode to nearly one colour" in flat
     assert (len(data.train.labels), len(data.held_out.labels), len(data.test.labels)) == (27, 3, 30)
     for images in (data.train, data.held_out, data.test):
         assert images.images.shape[1:] == (3, 32, 32) and images.images.dtype == torch.uint8
@@ -72,7 +75,7 @@ def test_unreadable_images_are_named_counted_and_refused(tmp_path):
     assert all(name in text for name in ("train/cat/cut.jpg", "train/dog/text.png", "test/dog/lost.png"))
     data = load_data("folder", root, skip_bad_images=True)
     assert len(data.train.labels) + len(data.held_out.labels) == 30 and len(data.test.labels) == 30
-    assert len(data.notes) == 1 and "3" in data.notes[0] and "cut.jpg" in data.notes[0]
+    assert "skipped 3 unreadable" in data.notes[0] and "cut.jpg" in data.notes[0]
     with pytest.raises(Refusal):  # skipping once does not hide them from the next run
         load_data("folder", root)
 
@@ -157,12 +160,117 @@ def test_images_are_decoded_into_no_file_behind_a_link(tmp_path, monkeypatch):
     assert other.read_bytes() == b"mine"
 
 
-def test_sixteen_bit_pictures_keep_their_content():
-    ramp = (np.arange(32 * 32).reshape(32, 32) * 64).astype(np.uint16)
-    buffer = io.BytesIO()
-    Image.fromarray(ramp).save(buffer, format="png")
-    decoded = decode_image(buffer.getvalue())
-    assert np.abs(decoded[0].astype(int) - (ramp >> 8)).max() <= 1
+def decoded(picture, form="png", **more):
+    """What `decode_image` makes of a picture, a Pillow image or an array: (3, 32, 32)."""
+    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    picture.save(buffer := io.BytesIO(), format=form, **more)
+    return decode_image(buffer.getvalue())
+
+
+def test_sixteen_bits_and_numbers_are_scaled_to_eight():
+    ramp = np.arange(32 * 32).reshape(32, 32) % 256
+    for form in ("png", "tiff", "ppm"):
+        assert (decoded((ramp * 257).astype(np.uint16), form)[0] == ramp).all()
+    for numbers in (ramp / 255, ramp * 1.0):  # in [0, 1] and in [0, 255]
+        assert (decoded(numbers.astype(np.float32), "tiff") == ramp).all()
+    shifted = decoded((ramp * 10 - 500).astype(np.float32), "tiff")  # in no usual range: from black to white
+    assert (shifted == ramp).all()
+    with pytest.raises(Refusal, match="not all finite"):
+        decoded(np.where(ramp == 7, np.nan, ramp).astype(np.float32), "tiff")
+
+
+def test_pictures_are_decoded_as_a_viewer_shows_them():
+    shape = np.zeros((32, 32, 4), np.uint8)
+    shape[8:24, 8:24, 3] = 255  # black, and only where it is opaque
+    expected = np.full((3, 32, 32), 255)
+    expected[:, 8:24, 8:24] = 0
+    icon = Image.fromarray(shape)
+    assert (decoded(icon) == expected).all() and (decoded(icon.convert("LA")) == expected).all()
+    half = shape.copy()
+    half[8:24, 8:24, 3] = 51  # a fifth of black on white
+    assert (decoded(half)[:, 8:24, 8:24] == 204).all()
+    palette = Image.fromarray((shape[..., 3] > 0).astype(np.uint8), "P")
+    palette.putpalette([0, 0, 0, 0, 0, 0])
+    assert (decoded(palette, transparency=0) == expected).all()
+    deep = Image.fromarray(np.where(shape[..., 3] > 0, 0, 9).astype(np.uint16))
+    assert (decoded(deep, transparency=9) == expected).all()
+    turned = Image.fromarray(np.repeat(np.arange(32, dtype=np.uint8)[:, None] * 8, 32, 1))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    assert (decoded(turned, exif=exif)[0, 0] == 248).all()
+
+
+@pytest.mark.parametrize("pixel", [(0, 0, 0, 255), (255, 255, 255, 0)])
+def test_a_set_that_decodes_to_one_colour_is_told_each_time(tmp_path, pixel):
+    root = photos(tmp_path / "own")
+    for path in root.glob("train/cat/*.*"):
+        path.unlink()
+        Image.new("RGBA", (32, 32), pixel).save(path.with_suffix(".png"))
+    for _ in range(2):  # decoded, and read from the copy
+        assert any("decode to nearly one colour" in note for note in load_data("folder", root).notes)
+
+
+def test_textured_images_are_read_without_a_note(tmp_path):
+    r = np.random.default_rng(0)
+    for i in range(60):
+        (folder := tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        Image.fromarray(r.integers(0, 255, (32, 32, 3)).astype(np.uint8)).save(folder / f"{i}.png")
+    assert load_data("folder", tmp_path).notes == []
+
+
+@pytest.mark.parametrize("other", ["val", "valid", "Test", None])
+def test_the_test_images_come_from_test_val_or_a_fifth_of_train(tmp_path, other):
+    root = photos(tmp_path / "own", parts=("train", "x") if other else ("train",), n=20)
+    if other:
+        (root / "x").rename(root / other)
+    data = load_data("folder", root)
+    assert data.classes == ["cat", "dog"]
+    assert (len(data.train.labels) + len(data.held_out.labels), len(data.test.labels)) == ((40, 40) if other else
+                                                                                          (32, 8))
+    said = {"val": "those of val/", "valid": "those of valid/", "Test": None, None: "a fifth of train/"}[other]
+    assert said is None or any(said in note for note in data.notes)
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path):
+    root = photos(tmp_path / "own", parts=("train", "test", "val"))
+    (root / "train" / "cat" / "camera2").mkdir()
+    (root / "train" / "cat" / "one.heic").write_text("")
+    (root / "train" / "loose.png").write_text("")
+    text = "\n".join(load_data("folder", root).notes)
+    for part in ("left out are the folders val", "images: 2 (", "one.heic", "loose.png", "camera2"):
+        assert part in text, part
+
+
+def test_a_class_without_training_or_test_images_is_named(tmp_path):
+    root = photos(tmp_path / "own", parts=(".",), classes=("a", "b"), n=30)
+    (root / "c").mkdir()
+    Image.new("RGB", (32, 32)).save(root / "c" / "only.png")
+    text = "\n".join(load_data("folder", root).notes)
+    assert "no test image is of the class c" in text or "no training image is of the class c" in text
+
+
+def test_names_that_are_no_unicode_become_printable_class_names(tmp_path):
+    root = photos(tmp_path / "own", parts=(".",), n=20)
+    os.rename(root / "cat", os.fsencode(root) + b"/caf\xe9")
+    classes = load_data("folder", root).classes
+    assert classes == ["caf\\udce9", "dog"] and all(name.encode() for name in classes)
+
+
+def test_an_image_above_the_limit_is_named_with_the_limit(tmp_path):
+    root = photos(tmp_path / "own")
+    Image.new("L", (8000, 7000)).save(root / "train" / "cat" / "big.png")
+    with pytest.raises(Refusal, match="cat/big.png .it has more than 50 megapixels.*8000 x 7000"):
+        load_data("folder", root)
+
+
+def test_a_partial_copy_of_another_process_is_left_alone_until_it_is_old(tmp_path):
+    root = photos(tmp_path / "own")
+    other, abandoned = (root / f".decoded-{'0' * 32}.{name}" for name in ("aaaaaaaa", "bbbbbbbb"))
+    for path in (other, abandoned):
+        path.write_bytes(b"")
+    os.utime(abandoned, (0, 0))
+    load_data("folder", root)
+    assert other.exists() and not abandoned.exists()
 
 
 def png(width, height, body) -> bytes:

@@ -11,6 +11,7 @@ import io
 import math
 import os
 import secrets
+import time
 import warnings
 from pathlib import Path
 
@@ -25,42 +26,52 @@ SIZE = 32  # height and width of images unless --image-size says otherwise, pixe
 FILE_LIMIT = 256 << 20  # bytes of one image file
 IN_MEMORY = 3 << 26  # bytes of a data set that is held as tensors, up to four copies; 60,000 images of 32 x 32 fit
 CHUNK = 1 << 26  # bytes that a pass over all images reads at once
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp", ".ppm", ".pgm", ".pnm", ".pfm",
+           ".tif", ".tiff")
+ABANDONED = 24 * 3600  # seconds after the last byte of a partial copy, from which on nobody is taken to write it
+MEGAPIXELS = 50  # of one image, at most
+TEST_PARTS = ("test", "val", "valid", "validation")  # folders beside train/; the first that is there has the test images
+FLAT, FLAT_SHARE = 16, 0.05  # levels of 255: an image that spans no more is of nearly one colour; share that is told
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "PPM", "TIFF")  # which Pillow tries, whatever a file's name
 
 
 def load_folder(root: Path, skip_bad_images: bool, size: int):
     """((images, labels) of training, (images, labels) of test, class names, notes) of the images below `root`.
 
-    `root` holds `train/<class>/*` and `test/<class>/*`, or `<class>/*` alone; then a fifth, drawn with seed 0, becomes
-    the test set. Images are uint8 (N, 3, size, size), `StoredImages` where they are many. Raises Refusal for missing
+    `root` holds `train/<class>/*` and `test/<class>/*` (or val, see `TEST_PARTS`), or `<class>/*` or `train/<class>/*`
+    alone; then a fifth, drawn with seed 0, becomes the test set. The notes name what is left out, and say where images
+    decode to nearly one colour. Images are uint8 (N, 3, size, size), `StoredImages` where they are many. Raises Refusal for missing
     classes and unreadable images.
     """
     if not root.is_dir():
         raise Refusal(f"--data-dir {root}: no such folder; it should hold train/<class>/ and test/<class>/ images")
-    has_parts = (root / "train").is_dir() and (root / "test").is_dir()
-    parts = [root / "train", root / "test"] if has_parts else [root]
-    classes = _subfolders(parts[0])
-    if len(classes) < 2:
-        found = f"only the class {classes[0]}" if classes else "no class folders"
+    parts, notes = _parts(root)
+    folders = _subfolders(parts[0])
+    if len(folders) < 2:
+        found = f"only the class {folders[0]}" if folders else "no class folders"
         raise Refusal(f"--data-dir {root}: {found} in {parts[0]}; a classifier needs two class folders or more")
-    if has_parts and (unknown := sorted(set(_subfolders(parts[1])) - set(classes))):
-        raise Refusal(f"--data-dir {root}: test has classes that train has not: {', '.join(unknown[:5])}")
+    if len(parts) > 1 and (unknown := sorted(set(_subfolders(parts[1])) - set(folders))):
+        raise Refusal(f"--data-dir {root}: {parts[1].name} has classes that {parts[0].name} has not: "
+                      f"{', '.join(unknown[:5])}")
+    # a class whose folder's name is no Unicode is called what the terminal shows of it
+    classes = [name.encode(errors="backslashreplace").decode() for name in folders]
 
     files, labels, sizes = [], [], []
     for part in parts:
-        for label, name in enumerate(classes):
+        for label, name in enumerate(folders):
             names = image_files(part / name)
             if not names and part is parts[0]:
-                raise Refusal(f"--data-dir {root}: the class folder {part / name} holds no images")
+                raise Refusal(f"--data-dir {root}: the class folder {part / name} holds no images{_left_out([part])}")
             files += names
             labels += [label] * len(names)
         sizes.append(len(files))
-    if has_parts and sizes[0] == sizes[1]:
+    if len(parts) > 1 and sizes[0] == sizes[1]:
         raise Refusal(f"--data-dir {root}: {parts[1]} holds no images")
-    images, good, notes = _decode_files(root, files, skip_bad_images, size)
+    if left_out := _left_out(parts):
+        notes.append(f"--data-dir {root}{left_out}")
+    images, good, skipped = _decode_files(root, files, skip_bad_images, size)
     labels = torch.tensor(labels)[good]
-    if has_parts:
+    if len(parts) > 1:
         n_train, order = int(good[: sizes[0]].sum()), torch.arange(len(labels))
     else:
         n_train = len(labels) - len(labels) // 5
@@ -69,8 +80,59 @@ def load_folder(root: Path, skip_bad_images: bool, size: int):
         raise Refusal(f"--data-dir {root}: {n_train} training images are too few; 20 are the least")
     if len(labels) == n_train:
         raise Refusal(f"--data-dir {root}: no readable test images are left")
+    notes += skipped + _flat_images(images, [path for path, is_good in zip(files, good) if is_good])
     train, test = ((pick_images(images, part), labels[part]) for part in (order[:n_train], order[n_train:]))
+    if without := [name for label, name in enumerate(classes) if not (test[1] == label).any()]:
+        notes.append(f"no test image is of the class {', '.join(without[:5])}{', ...' if without[5:] else ''}")
     return train, test, classes, notes
+
+
+def _parts(root: Path) -> tuple[list[Path], list[str]]:
+    """Folders of the classes, for training and, if there is one, for test, and notes on what was taken for which."""
+    known = {name.lower(): root / name for name in _subfolders(root)}
+    tests = [known[name] for name in TEST_PARTS if name in known]
+    others = set(known) - {"train", *TEST_PARTS}
+    if "train" not in known or not (tests or _subfolders(known["train"]) and not others):
+        return [root], []
+    notes = []
+    if not tests:
+        notes.append(f"{root} has train/ and neither test/ nor val/: the test images are a fifth of train/, drawn with "
+                     "seed 0")
+    elif tests[0].name.lower() != "test":
+        notes.append(f"{root} has no test/: the test images are those of {tests[0].name}/")
+    if left_out := [str(path.name) for path in tests[1:]] + sorted(others):
+        notes.append(f"{root}: left out are the folders {', '.join(left_out[:5])}{', ...' if left_out[5:] else ''}; "
+                     f"classes are read from {', '.join(path.name for path in (known['train'], *tests[:1]))} alone")
+    return [known["train"], *tests[:1]], notes
+
+
+def _left_out(parts: list[Path]) -> str:
+    """": left out are ..." with the files and folders below `parts` that are not read as images, "" without any."""
+    files, folders = [], []
+    for part in parts:
+        for name in _subfolders(part):
+            for entry in sorted(os.scandir(part / name), key=lambda entry: entry.name):
+                if not entry.name.startswith(".") and not entry.name.lower().endswith(ENDINGS):
+                    (folders if entry.is_dir() else files).append(os.path.relpath(entry.path, part.parent))
+        files += [os.path.relpath(path, part.parent) for path in image_files(part)]
+    told = [f"{kind}: {len(found)} ({', '.join(found[:3])}{', ...' if found[3:] else ''})" for found, kind in (
+        (files, "files beside the classes or with other endings than images"),
+        (folders, "folders within classes, whose images belong into the class's own")) if found]
+    return f": left out are {'; and '.join(told)}" if told else ""
+
+
+def _flat_images(images, files: list[str]) -> list[str]:
+    """A sentence where more than `FLAT_SHARE` of the images (N, 3, S, S), tensor or stored, are nearly of one colour."""
+    spans = []
+    for part in images.split(chunk_length(images)):
+        low, high = part.flatten(2).aminmax(dim=2)
+        spans.append((high - low).amax(1))  # (n,) levels between the darkest and the brightest pixel of a channel
+    flat = (torch.cat(spans) <= FLAT).nonzero().flatten().tolist()
+    if len(flat) <= FLAT_SHARE * len(images):
+        return []
+    return [f"warning: {len(flat)} of {len(images)} images decode to nearly one colour, black for example, so there is "
+            f"little to learn from them ({files[flat[0]]}, ...): look at what a viewer shows, and save shapes that are "
+            "in an alpha channel alone, or few of 16 bits, as ordinary 8-bit images"]
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -121,8 +183,8 @@ def _decode_files(root: Path, files: list[str], skip_bad_images: bool, size: int
         with contextlib.suppress(OSError):  # then the next run decodes again, and so it does after unreadable files
             if not bad:
                 for old in root.glob(f".decoded-{'[0-9a-f]' * 32}{ending}.*"):
-                    if old != partial:
-                        old.unlink()
+                    if old.suffix == ".npy" or old.is_symlink() or time.time() - old.stat().st_mtime > ABANDONED:
+                        old.unlink()  # a younger partial file is another process's
                 if not is_large:
                     _write_npy(partial, shape, [images])
                 os.replace(partial, cache)
@@ -132,7 +194,7 @@ def _decode_files(root: Path, files: list[str], skip_bad_images: bool, size: int
 
 
 def _digest(root: Path, files: list[str], size: int) -> str:
-    digest = hashlib.sha256(f"{size}x{size} RGB bilinear 2".encode())
+    digest = hashlib.sha256(f"{size}x{size} RGB bilinear 3".encode())
     for path in tqdm(files, desc="reading images", unit="image", disable=None, leave=False):
         try:
             content = read_bounded(path, FILE_LIMIT)
@@ -149,29 +211,59 @@ def _decoded(files: list[str], size: int, bad: dict):
         try:
             pixels = decode_image(read_bounded(path, FILE_LIMIT), size)
         except Exception as error:  # a damaged image may raise nearly anything
-            bad[path] = type(error).__name__
+            bad[path] = str(error) if isinstance(error, Refusal) else type(error).__name__
             pixels = np.zeros((3, size, size), np.uint8)
         yield pixels
 
 
 def decode_image(content: bytes, size: int = SIZE) -> np.ndarray:
-    """One encoded image -> uint8 (3, size, size) RGB, resized bilinearly; raises whatever Pillow raises.
+    """One encoded image -> uint8 (3, size, size) RGB as a viewer shows it, resized bilinearly.
 
-    Only `FORMATS` are tried, because Pillow would hand an EPS file to Ghostscript, whatever the file's name.
+    It is turned as its EXIF says, and what is transparent is white. 16 bits are scaled to 8; see `_scaled` for numbers
+    that have no range of their own. Raises Refusal for too many pixels and for numbers that are not finite, and
+    whatever Pillow raises. Only `FORMATS` are tried, because Pillow would hand an EPS file to Ghostscript, whatever the
+    file's name.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
+    too_large = f"it has more than {MEGAPIXELS} megapixels, the most that is read of an image; make it smaller"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            if picture.width * picture.height > 50_000_000:
-                raise ValueError("larger than 50 megapixels")
-            if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow's conversion would clip to white
-                picture = picture.convert("I").point(lambda value: value / 256).convert("L")
+        try:
+            picture = Image.open(io.BytesIO(content), formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise Refusal(too_large) from error
+        with picture:
+            if picture.width * picture.height > MEGAPIXELS * 1_000_000:
+                raise Refusal(f"{too_large} ({picture.width} x {picture.height} pixels)")
+            is_16_bit = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
+            invisible = picture.info.get("transparency") if picture.mode[0] in "IF" else None
+            with contextlib.suppress(Exception):  # an orientation that cannot be read is none
+                picture = ImageOps.exif_transpose(picture)
+            if picture.mode[0] in "IF":
+                values = np.asarray(picture.convert("F"), np.float32)
+                levels = values / 257 if is_16_bit else _scaled(values)  # 65535 / 255
+                if isinstance(invisible, int):
+                    levels = np.where(values == invisible, 255, levels)
+                picture = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
+            elif "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "RGBa"):
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
             picture = picture.convert("RGB")
             if picture.size != (size, size):
                 picture = picture.resize((size, size), Image.Resampling.BILINEAR)
             return np.asarray(picture).transpose(2, 0, 1)
+
+
+def _scaled(values) -> np.ndarray:
+    """Levels 0..255 of numbers without a stated range: those in [0, 1] times 255, in [0, 255] as they are, others such
+    that the least is black and the greatest is white."""
+    low, high = float(values.min()), float(values.max())
+    if not math.isfinite(low) or not math.isfinite(high):  # a NaN shows in both
+        raise Refusal("its numbers are not all finite")
+    if low >= 0 and high <= 1:
+        return values * 255
+    return values if low >= 0 and high <= 255 else (values - low) / max(high - low, 1e-30) * 255
 
 
 def resize_parts(parts: list, size: int, cache: Path) -> list:

@@ -28,7 +28,7 @@ def load_checkpoint(path: Path) -> dict:
         checkpoint = read_tensors(path)
     except FileNotFoundError as error:
         raise Refusal(f"checkpoint {path} does not exist") from error
-    except (PermissionError, IsADirectoryError):
+    except (PermissionError, IsADirectoryError, Refusal):
         raise
     except Exception as error:  # a damaged or hostile file may raise nearly anything
         why = " ".join(str(error).split())[:100]

@@ -1,7 +1,6 @@
 """A run is a folder that explains itself and can be continued: settings, log, rows, checkpoints, summary."""
 
 import contextlib
-import fcntl
 import json
 import os
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 
 from utils.runs.checkpoints import load_checkpoint, save_checkpoint
-from utils.system.files import open_no_link, read_json, refuse_links, write_atomically, write_json
+from utils.system.files import lock, open_no_link, read_json, refuse_links, write_atomically, write_json
 from utils.system.machine import chief_first, describe_process, is_chief, restart_count
 from utils.system.refusals import Refusal
 
@@ -79,8 +78,8 @@ class RunFolder:
         self.checkpoints.mkdir(exist_ok=True)
         self._lock = open(self.path / ".lock", "w", opener=open_no_link)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            is_locked = lock(self._lock)
+        except BlockingIOError as error:
             raise Refusal(f"{self.path} is in use by another process; wait for it or pass {self.hint}") from error
         if overwrite:
             # what marks a run as finished or lets it continue is removed first, the settings last, so that a kill
@@ -95,6 +94,17 @@ class RunFolder:
         if not (self.path / "run.json").exists():
             self.write_json("run.json", {"settings": self.settings, **describe_process(device)})
         self.log(" ".join(sys.argv))
+        if not is_locked:
+            self.log(f"the file system of {self.path} has no locks: let no other process write this run meanwhile")
+        if self.finished:
+            self._name_other_commit(describe_process(device)["git_commit"])
+
+    def _name_other_commit(self, now: str | None) -> None:
+        """Say of a finished run, which is only reported again, that another version of this program trained it."""
+        then = (read_json(self.path / "run.json") or {}).get("git_commit")
+        if then and now and then != now:
+            self.log(f"{self.path} was trained by commit {then}, this is {now}: its figures are those of that program; "
+                     f"pass --overwrite to train anew")
 
     @property
     def finished(self) -> bool:
@@ -106,7 +116,7 @@ class RunFolder:
         if not is_chief():
             return
         print(text, flush=True)
-        with open(self.path / "output.log", "a", opener=open_no_link) as file:
+        with open(self.path / "output.log", "a", opener=open_no_link, encoding="utf-8", errors="backslashreplace") as file:
             stamp = time.strftime("%Y/%m/%d %H:%M:%S")
             file.writelines(f"[{stamp}] {line}\n" for line in text.splitlines())
 

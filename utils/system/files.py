@@ -7,6 +7,8 @@ that the file states. So the container is checked first, and the library reads t
 """
 
 import contextlib
+import errno
+import fcntl
 import functools
 import hashlib
 import io
@@ -26,6 +28,7 @@ import torch
 from utils.system.machine import is_chief
 from utils.system.refusals import Refusal
 
+OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a file begins that torch wrote before version 1.6
 NOT_OPENED = "in a run folder only ordinary files and folders are opened: remove it, or put a copy of the file there"
 CHECKPOINT_LIMIT = 4 << 30  # bytes; ResNet-152 of the published size takes 0.25 GiB
 ANSWERS_LIMIT = 64 << 20
@@ -58,17 +61,41 @@ def write_atomically(path: Path, content: bytes, private: bool = False) -> None:
         with open(partial, "xb", opener=open_private if private else open_no_link) as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         os.replace(partial, path)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    with contextlib.suppress(PermissionError):  # a folder may be written and not read
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            sync(folder)
+        finally:
+            os.close(folder)
+
+
+def sync(descriptor: int) -> None:
+    """`os.fsync`, or nothing where the file system has none for such a file: some network and shared folders."""
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES):
+            raise
+
+
+def lock(file, wait: bool = False) -> bool:
+    """Lock an open file or folder for this process; False where its file system has no locks, as some network ones.
+
+    Raises BlockingIOError where another process holds the lock, unless it should `wait`.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def write_json(path: Path, content: dict, private: bool = False) -> None:
@@ -183,6 +210,10 @@ def read_tensors(path) -> dict:
         raise ValueError("no ordinary file")
     if about.st_size > CHECKPOINT_LIMIT:
         raise ValueError(f"larger than {CHECKPOINT_LIMIT} bytes")
+    with open(path, "rb") as file:
+        if file.read(len(OLD_FORMAT)) == OLD_FORMAT:
+            raise Refusal(f"{path} has the older format of torch before 1.6, which is not read: write it anew with "
+                          f"torch.save(torch.load({str(path)!r}, weights_only=True), {str(path)!r})")
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         if len(entries) > ENTRIES_LIMIT or any(e.compress_type != zipfile.ZIP_STORED for e in entries):
