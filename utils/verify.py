@@ -17,12 +17,13 @@ from utils.ownership.claim import add_claim
 from utils.ownership.export import add_export
 from utils.ownership.prepare import add_prepare
 from utils.ownership.timestamp import add_timestamp
+from utils.rivals.akh import add_akh
 from utils.rivals.certificate import add_certify
 from utils.rivals.dataset_inference import add_di
 from utils.rivals.embedded_features import add_eef
 from utils.system.refusals import Parser, refuse_in_one_sentence, settings_from
 
-COMMANDS = (add_prepare, add_timestamp, add_export, add_claim, add_di, add_eef, add_certify)
+COMMANDS = (add_prepare, add_timestamp, add_export, add_claim, add_akh, add_di, add_eef, add_certify)
 
 
 def parse(argv=None):
