@@ -54,14 +54,14 @@ def test_the_benign_model_that_is_hardest_to_beat_decides():
 
 
 def simulated(rng, n, confusion, accuracy):
-    """Labels (n,) of a model that is right, class 0, with probability `accuracy`, else draws from `confusion` (n, 9)."""
+    """Labels (n,) of a model: right, i.e. class 0, with probability `accuracy`, else drawn from confusion (n, 9)."""
     wrong = 1 + (rng.random((n, 1)) > confusion.cumsum(1)[:, :-1]).sum(1)
     return np.where(rng.random(n) < accuracy, 0, wrong)
 
 
 @pytest.mark.parametrize("suspect_accuracy", [0.8, 0.6, 0.2])
 def test_p_is_super_uniform_for_models_that_share_confusions(suspect_accuracy):
-    """Honest models make the same mistakes on the same images, the weak ones more often; none is nearer to the source."""
+    """Honest models make the same mistakes on the same images, the weak ones more often; none is near the source."""
     rng, n, p = np.random.default_rng(0), 400, []
     for _ in range(1500):
         confusion = rng.dirichlet(np.full(9, 0.3), n)  # of each image, common to all models

@@ -86,8 +86,8 @@ def add_akh(parts) -> None:
     p.set_defaults(call=run_akh, command_type=None)
     p.add_argument("run", metavar="RUN", help="the source: a run folder of train.py, or its checkpoint")
     p.add_argument("--benign", nargs="+", required=True, metavar="RUN",
-                   help="models of train.py -tt none of other seeds, as like the source as an honest suspect could be: a "
-                   "claim must beat each of them")
+                   help="models of train.py -tt none of other seeds, as like the source as an honest suspect could be; "
+                   "a claim must beat each of them")
     p.add_argument("--suspect", nargs="+", required=True, metavar="RUN", help="run folders or checkpoints")
     add_named_architectures(p)
     p.add_argument("--data-dir", default="data", help="folder of the source's data set; its test images are asked")
@@ -137,7 +137,7 @@ def _table(rows: list[dict], mistakes: int, images: int, bank: list) -> str:
                      + ("claim" if row["claim"] else "inconclusive"))
     lines += ["Same label: of what this model and the source both answer wrongly. k of n: beside the benign model that",
               f"is hardest to beat. A claim (p <= {AKH_ALPHA:g}, odds above {TOLERANCE:g}) says that the suspect",
-              "repeats the source's mistakes more than any model of --benign does. Copies do so, and models of its seed",
-              f"or ancestor. p is exact over images; over models nothing below 1/{len(bank) + 1} is shown.",
+              "repeats the source's mistakes more than any model of --benign does. Copies do so, and models of its",
+              f"seed or ancestor. p is exact over images; over models nothing below 1/{len(bank) + 1} is shown.",
               "Inconclusive is not innocent."]
     return "\n".join(lines)
