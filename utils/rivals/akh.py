@@ -8,7 +8,7 @@ distance of the answers. Here a suspect is compared with benign models, because 
 The test, for one benign model: the images are those that source, suspect and benign model all answer wrongly, and on
 which exactly one of the latter two gives the source's label. Requiring that all three err takes out that a weak model
 meets more wrong labels. H0: on each of these n images, independently, it is the suspect with probability at most
-t / (1 + t), so that p = P(Bin(n, t / (1 + t)) >= k) is exact whatever the three models are; k of n are the suspect's.
+t / (1 + t), so that p = P(Bin(n, t / (1 + t)) >= k) is exact under H0; k of n are the suspect's.
 t is `TOLERANCE`: no two models are equally like a third, and with enough images odds of 1 would be rejected for every
 other model. A claim must reject H0 for each benign model, at level `AKH_ALPHA` (largest p: no correction is needed).
 
@@ -135,9 +135,9 @@ def _table(rows: list[dict], mistakes: int, images: int, bank: list) -> str:
         lines.append(f"{row['model']:<{wide}}  {100 * row['share']:>8.1f} %{100 * row['benign_share']:>14.1f} %  "
                      f"{row['k']:>4} of {row['n']:<5}{row['log10_p']:>11.2f}  "
                      + ("claim" if row["claim"] else "inconclusive"))
-    lines += ["Same label: of what this model and the source both answer wrongly. k of n: beside the benign model that",
-              f"is hardest to beat. A claim (p <= {AKH_ALPHA:g}, odds above {TOLERANCE:g}) says that the suspect",
-              "repeats the source's mistakes more than any model of --benign does. Copies do so, and models of its",
-              f"seed or ancestor. p is exact over images; over models nothing below 1/{len(bank) + 1} is shown.",
-              "Inconclusive is not innocent."]
+    lines += [
+        "Same label: of what this model and the source both answer wrongly. k of n: beside the benign model that is",
+        f"hardest to beat. A claim (p <= {AKH_ALPHA:g}, odds above {TOLERANCE:g}) says that the suspect repeats the",
+        "source's mistakes more than any model of --benign does. Copies do so, and models of its seed or ancestor.",
+        f"p is exact over images; over models nothing below 1/{len(bank) + 1} is shown. Inconclusive is not innocent."]
     return "\n".join(lines)
