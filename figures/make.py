@@ -18,7 +18,7 @@ from pathlib import Path
 
 from figures.cells import FIGURES, TABLES, steps_of_target
 from figures.results_page import write_results_page
-from figures.runs import PROFILES, RunCommands, run
+from figures.runs import PROFILES, REGIMES, RunCommands, run
 from figures.write import write_archive, write_target
 from utils.system.files import check_output_file
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
@@ -86,7 +86,7 @@ def check_folder(flag: str, folder: Path) -> None:
 
 def check_data(name: str) -> None:
     """Refuse the profile `name` where its folder of images does not exist."""
-    folder = PROFILES[name].data_dir
+    folder = (PROFILES | REGIMES)[name].data_dir
     if folder and not Path(folder).is_dir():
         raise Refusal(f"--profile {name}: there is no folder {folder} here; put images there (train/<class>/ and "
                       "test/<class>/) or a link to them, or pass --profile smoke, which needs none")

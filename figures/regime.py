@@ -18,13 +18,12 @@ import time
 from pathlib import Path
 
 from figures.make import check_data, check_folder
-from figures.runs import ROOT, RunCommands
+from figures.runs import REGIMES, ROOT, RunCommands
 from utils.ownership import pvalues
 from utils.system.files import write_atomically, write_json
 from utils.system.machine import figure_png, new_figure
 from utils.system.refusals import COUNT, Interrupted, Parser, Refusal, refuse_in_one_sentence
 
-NAMES = ("regime", "regime-narrow", "regime-smoke")
 LENGTHS = {"regime-smoke": ("-ep 4 --stop-after 2", "-ep 2")}  # of sources and of copies, in place of:
 LENGTH = ("-ep 200 --stop-after 45", "-ep 40")
 COLOURS = {"margin": "C0", "margin, shared": "C2", "margin, eval": "C4", "ERM": "C1"}
@@ -34,7 +33,7 @@ COLOURS = {"margin": "C0", "margin, shared": "C2", "margin, eval": "C4", "ERM": 
 def main(argv=None):
     """Run the steps that are due, then write the table and the picture of what is finished."""
     parser = Parser(prog="python -m figures.regime", description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="regime", choices=NAMES)
+    parser.add_argument("--profile", default="regime", choices=tuple(REGIMES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="in this order")
     parser.add_argument("--first", type=COUNT, default=99, metavar="N", help="only the first N runs of each seed")
     parser.add_argument("--jobs", type=COUNT, default=1, help="runs at once")

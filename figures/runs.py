@@ -83,8 +83,7 @@ PROFILES = {
                      "--embed-features 0.2", K=(1, 3), sizes=(10, 20), weights=(0.5, 2), alphas=(0.3, 0.7)),
 }
 REGIME = Profile("folder", "--data-dir data/cifar10-jpeg --amp fp16", "", "res34", 100, (0, 1, 2), 0, {}, False, {}, {})
-# the profiles of figures.regime
-PROFILES |= {
+REGIMES = {  # the profiles of figures.regime
     "regime": REGIME,
     "regime-narrow": REGIME._replace(flags="--data-dir data/cifar10-jpeg --amp --width 16", model="res18"),
     "regime-smoke": REGIME._replace(dataset="digits", flags="--width 4 --train-size 512 --batch-size 64 --device cpu",
@@ -129,10 +128,10 @@ class RunStep(NamedTuple):
 
 
 class RunCommands:
-    """Makes the steps of a profile, of `PROFILES` by name, whose runs are in `folder`; a step is for one seed."""
+    """The steps of a profile, of `PROFILES` or `REGIMES` by name, whose runs are in `folder`; a step is for one seed."""
 
     def __init__(self, name: str, folder: Path):
-        self.profile, self.dir = PROFILES[name], folder
+        self.profile, self.dir = (PROFILES | REGIMES)[name], folder
 
     def source(self, seed, kind="margin", tag="", extra="", m=None, dataset=None, needs=(), compared=True) -> RunStep:
         """A run of train.py with -tt `kind`; the report of a watermarked one names the benign model of the same seed,

@@ -3,9 +3,10 @@
 `... prepare DIR` commits to the images of the triggers before public randomness draws their labels, so that `claim`
 convinces people who do not trust the owner; `... timestamp DIR --tsa URL` has the date of a commitment signed.
 
-For comparison, without triggers: `... di RUN --suspect RUN2` asks whether a suspect knows RUN's training images,
-`... eef RUN --benign RUN3 --suspect RUN2` whether its gradients show RUN's secret style. `... certify RUN` measures a
-model's triggers under noise on its weights.
+For comparison, without triggers: `... akh RUN --benign RUN3 --suspect RUN2` asks whether a suspect repeats RUN's
+mistakes on test images more often than benign models do, `... di RUN --suspect RUN2` whether it knows RUN's training
+images, `... eef RUN --benign RUN3 --suspect RUN2` whether its gradients show RUN's secret style. `... certify RUN`
+measures a model's triggers under noise on its weights.
 
 Exit status: 0 the claim holds (or the other command is done), 1 it does not hold, 2 an error.
 """
@@ -16,13 +17,14 @@ import sys
 from utils.ownership.claim import add_claim
 from utils.ownership.commitment import add_export
 from utils.ownership.timestamp import add_timestamp
+from utils.rivals.akh import add_akh
 from utils.rivals.certificate import add_certify
 from utils.rivals.dataset_inference import add_di
 from utils.rivals.embedded_features import add_eef
 from utils.system.refusals import Interrupted, Parser, Refusal, refuse_in_one_sentence, settings_from
 from utils.watermark.prepare import add_prepare
 
-COMMANDS = (add_prepare, add_timestamp, add_export, add_claim, add_di, add_eef, add_certify)
+COMMANDS = (add_prepare, add_timestamp, add_export, add_claim, add_akh, add_di, add_eef, add_certify)
 
 
 def parse(argv=None):

@@ -1,5 +1,7 @@
 """`--init`: a training that starts from weights on disk."""
 
+import re
+
 import pytest
 import torch
 
@@ -29,7 +31,18 @@ def written(tmp_path):
             safetensors.save_file(weights, path)
         else:
             network_alone = {n.removeprefix("1."): t for n, t in weights.items() if n.startswith("1.")}
+            under = lambda prefix: {prefix + n: t for n, t in network_alone.items()}
             torch.save({
+                "compiled": under("_orig_mod."), "compiled in parallel": under("module._orig_mod."),
+                "compiled inside": {n.replace("1.layer1.", "1.layer1._orig_mod."): t for n, t in weights.items()},
+                "lightning": {"state_dict": under("model."), "epoch": 3}, "own wrapper": under("net.backbone."),
+                "lightning of ours": {"state_dict": {f"classifier.{n}": t for n, t in weights.items()}},
+                "swa": {"n_averaged": torch.tensor(3), **under("module.")},
+                "average beside": {**under("model."), **{n: 0 * t for n, t in under("ema_model.").items()}},
+                "average in an entry": {"state_dict": network_alone, "state_dict_ema": {}, "optimizer": {"state": {}}},
+                "average alone": {"epoch": 3, "ema": {"module": network_alone}},
+                "pytorch-cifar": {"net": under("module."), "acc": 93.0, "epoch": 3},
+                "tutorial": {"epoch": 3, "model_state_dict": network_alone, "loss": 0.1},
                 "state dict": weights, "wrapped": {"epoch": 3, "state_dict": weights},
                 "parallel": {f"module.{n}": t for n, t in weights.items()}, "network alone": network_alone,
                 "no counters": {n: t for n, t in weights.items() if not n.endswith("num_batches_tracked")},
@@ -40,7 +53,9 @@ def written(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["state dict", "checkpoint", "safetensors", "wrapped", "parallel", "network alone",
-                                  "no counters"])
+                                  "no counters", "compiled", "compiled in parallel", "compiled inside", "lightning",
+                                  "own wrapper", "lightning of ours", "swa", "average beside", "average in an entry",
+                                  "average alone", "pytorch-cifar", "tutorial"])
 def test_every_kind_of_file_gives_the_same_model(written, kind):
     model, said = network(), []
     initial = read_initial_weights(written(kind))
@@ -107,6 +122,21 @@ def test_weights_that_do_not_fit_are_refused_before_a_model_is_made(tmp_path, ch
     with pytest.raises(Refusal) as caught:
         read_initial_weights(path).check("res18", 4, 4)
     assert words in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_what_is_beside_a_whole_network_and_an_older_format_are_refused_with_a_way_out(tmp_path):
+    weights = network(seed=1).state_dict()
+    torch.save({**weights, "criterion.weight": torch.ones(4)}, tmp_path / "more.pt")
+    with pytest.raises(Refusal, match="no .*criterion.weight; its own weights are all there: write"):
+        read_initial_weights(tmp_path / "more.pt").check("res18", 4, 4)
+    torch.save(weights, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(Refusal, match="older format of torch before 1.6.*weights_only=True") as refused:
+        read_initial_weights(tmp_path / "old.pt")
+    exec(re.search(r"torch\.save\(.*", str(refused.value))[0])  # the way out that it names
+    read_initial_weights(tmp_path / "old.pt").check("res18", 4, 4)
+    torch.save({"epoch": 3, "optimizer": {}}, tmp_path / "none.pt")
+    with pytest.raises(Refusal, match="holds no state dict: its entries are epoch, optimizer"):
+        read_initial_weights(tmp_path / "none.pt")
 
 
 def test_files_that_are_none_are_refused(tmp_path):

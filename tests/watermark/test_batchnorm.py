@@ -33,7 +33,7 @@ def test_an_ascent_in_eval_mode_reads_the_averages_and_leaves_them():
     nn.init.constant_(layer.running_var, 9.0)
     statistics = RunningStatistics(nn.Sequential(layer), "eval")
     x = torch.tensor([5.0, 11.0], dtype=torch.float64).view(2, 1, 1, 1)
-    with statistics.ascent():
+    with statistics.running_averages():
         assert torch.allclose(layer(x).flatten(), torch.tensor([1.0, 3.0], dtype=torch.float64))
     assert layer.running_mean.item() == 2 and layer.training
     with statistics.trigger_batch():

@@ -30,7 +30,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".w
            ".tif", ".tiff")
 ABANDONED = 24 * 3600  # seconds after the last byte of a partial copy, from which on nobody is taken to write it
 MEGAPIXELS = 50  # of one image, at most
-TEST_PARTS = ("test", "val", "valid", "validation")  # folders beside train/; the first that is there has the test images
+TEST_PARTS = ("test", "val", "valid", "validation")  # beside train/; the first that is there has the test images
 FLAT, FLAT_SHARE = 16, 0.05  # levels of 255: an image that spans no more is of nearly one colour; share that is told
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "PPM", "TIFF")  # which Pillow tries, whatever a file's name
 
@@ -40,8 +40,8 @@ def load_folder(root: Path, skip_bad_images: bool, size: int):
 
     `root` holds `train/<class>/*` and `test/<class>/*` (or val, see `TEST_PARTS`), or `<class>/*` or `train/<class>/*`
     alone; then a fifth, drawn with seed 0, becomes the test set. The notes name what is left out, and say where images
-    decode to nearly one colour. Images are uint8 (N, 3, size, size), `StoredImages` where they are many. Raises Refusal for missing
-    classes and unreadable images.
+    decode to nearly one colour. Images are uint8 (N, 3, size, size), `StoredImages` where they are many. Raises Refusal
+    for missing classes and unreadable images.
     """
     if not root.is_dir():
         raise Refusal(f"--data-dir {root}: no such folder; it should hold train/<class>/ and test/<class>/ images")
@@ -122,7 +122,7 @@ def _left_out(parts: list[Path]) -> str:
 
 
 def _flat_images(images, files: list[str]) -> list[str]:
-    """A sentence where more than `FLAT_SHARE` of the images (N, 3, S, S), tensor or stored, are nearly of one colour."""
+    """A sentence where more than `FLAT_SHARE` of the images (N, 3, S, S) are nearly of one colour."""
     spans = []
     for part in images.split(chunk_length(images)):
         low, high = part.flatten(2).aminmax(dim=2)

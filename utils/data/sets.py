@@ -121,7 +121,7 @@ def load_data(dataset: str, data_dir="data", *, train_size: int | None = None, s
     held_out, train = train.pick(held_out), train.pick(kept)
     if absent := [name for label, name in enumerate(classes) if not (train.labels == label).any()]:
         notes = [*notes, f"warning: no training image is of the class {', '.join(absent[:5])}"
-                 f"{', ...' if absent[5:] else ''}: all that there are became test or held-out images, or were left out"]
+                 f"{', ...' if absent[5:] else ''}: all there are became test or held-out images or were left out"]
     mean, std = STATISTICS.get(dataset) or _channel_statistics(train.images)
     # a mirrored digit is no digit
     return Data(dataset, train, held_out, test, classes, mean, std, flip=dataset != "digits", notes=notes)

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from utils.data.sets import DATASETS, load_data
 from utils.ownership import pvalues
-from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model, restore_model
+from utils.rivals.source import read_source
+from utils.runs.checkpoints import find_checkpoint, read_model
 from utils.runs.networks import add_named_architectures
-from utils.system.files import check_output_file, read_json, write_atomically, write_json
+from utils.system.files import check_output_file, write_atomically, write_json
 from utils.system.machine import choose_device, figure_png, new_figure
 from utils.system.refusals import COUNT, SEED, Refusal
 from utils.training.metrics import predict
@@ -240,7 +240,10 @@ def run_di(flags) -> int:
     check_output_file(flags.json, "--json")
     check_output_file(flags.plot, "--plot")
     device = choose_device(flags.device)
-    source, data = _read_source(flags.run, flags.data_dir, flags.skip_bad_images, flags.points, device)
+    source, data = read_source(flags.run, flags.data_dir, flags.skip_bad_images, device)
+    if flags.points > (most := min(len(data.train.labels), len(data.test.labels))):
+        raise Refusal(f"--points {flags.points}: {data.name} has {len(data.train.labels)} training and "
+                      f"{len(data.test.labels)} test images; pass at most {most - most % 2}")
     models = [source]
     for run in flags.suspect:
         models.append(read_model(find_checkpoint(run, None), device))
@@ -262,28 +265,6 @@ def run_di(flags) -> int:
     if flags.plot:
         write_atomically(flags.plot, _plot(rows))
     return 0 if all(row["claim"] for row in rows[1:]) else 1
-
-
-def _read_source(run, data_dir, skip_bad_images: bool, points: int, device):
-    """(source model, frozen; its `Data`); Refusal where the run is no source or `data_dir` holds other images."""
-    path = find_checkpoint(run, None)
-    checkpoint = load_checkpoint(path)
-    model = restore_model(checkpoint, path, device)
-    about = checkpoint.get("about")
-    about = about if isinstance(about, dict) else {}
-    size = about.get("train_size")
-    if about.get("dataset") not in DATASETS or not isinstance(size, int | None) or "attack" in about:
-        raise Refusal(f"{path} does not say on which data it was trained: name a run of train.py as the source")
-    data = load_data(about["dataset"], data_dir, train_size=size, skip_bad_images=skip_bad_images,
-                     image_size=model.size)
-    settings = (read_json(path.parent.parent / "run.json") or {}).get("settings")
-    data_sha256 = settings.get("data_sha256") if isinstance(settings, dict) else None
-    if len(data.classes) != model.num_classes or data_sha256 not in (None, data.sha256):
-        raise Refusal(f"--data-dir {data_dir}: these are not the images that {run} was trained on")
-    if points > (most := min(len(data.train.labels), len(data.test.labels))):
-        raise Refusal(f"--points {points}: {data.name} has {len(data.train.labels)} training and "
-                      f"{len(data.test.labels)} test images; pass at most {most - most % 2}")
-    return model, data
 
 
 def _table(rows: list[dict], title: str) -> str:

@@ -116,7 +116,8 @@ class RunFolder:
         if not is_chief():
             return
         print(text, flush=True)
-        with open(self.path / "output.log", "a", opener=open_no_link, encoding="utf-8", errors="backslashreplace") as file:
+        with open(self.path / "output.log", "a", encoding="utf-8", errors="backslashreplace",
+                  opener=open_no_link) as file:
             stamp = time.strftime("%Y/%m/%d %H:%M:%S")
             file.writelines(f"[{stamp}] {line}\n" for line in text.splitlines())
 

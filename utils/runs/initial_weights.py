@@ -14,6 +14,12 @@ from utils.system.refusals import Refusal
 MAY_BE_ABSENT = ("0.mu", "0.std")  # our normalisation, which stays that of the training images
 # classifiers beside the one of googlenet and inception_v3, which torchvision's files hold and which we do not build
 AUXILIARY = ("1.aux1.", "1.aux2.", "1.AuxLogits.")
+# under which checkpoints keep weights; where there are several, as with an average of them, the first of these counts
+HOLDERS = ("model", "state_dict", "model_state_dict", "net", "network", "weights", "params", "module", "model_ema",
+           "state_dict_ema", "ema_state_dict", "ema")
+WRAPPERS = ("module", "_orig_mod")  # parts of names that DataParallel, SWA and torch.compile add
+COPIES = 5  # of a network in one file that are told apart
+SWA_COUNTER = "n_averaged"
 COUNTER = "num_batches_tracked"  # which old files lack, and BatchNorm does not use
 
 
@@ -66,6 +72,9 @@ class InitialWeights(NamedTuple):
         way = f"pass the {own_flags} that its model was built with"
         for name, tensor in given.items():
             if name not in own:
+                needed = {name for name in own if name.startswith("1.") and not name.endswith(COUNTER)}
+                if needed <= given.keys():
+                    way = "its own weights are all there: write the file without that if it is no part of the network"
                 raise Refusal(f"{self.flag} {self.path}: the model has no {name}; {way}")
             if tensor.shape != own[name].shape:
                 raise Refusal(f"{self.flag} {self.path}: {name} has the shape {tuple(tensor.shape)}, the model's has "
@@ -94,11 +103,22 @@ def read_initial_weights(path, flag: str = "--init") -> InitialWeights:
         raise Refusal(f"{flag} {path} does not exist; name a file of weights or the folder of a run")
     file = find_checkpoint(path)
     found = _read_safetensors(file, flag) if file.suffix == ".safetensors" else load_checkpoint(file)
-    for key in ("model", "state_dict"):  # a checkpoint of this project, of the official code, or of many others
-        found = found[key] if isinstance(found.get(key), dict) else found
-    if not found or not all(isinstance(k, str) and isinstance(tensor, torch.Tensor) for k, tensor in found.items()):
-        raise Refusal(f"{flag} {path} holds no state dict: name a file of weights by their names")
-    return InitialWeights(str(path), dict(found), sha256_of_file(file), flag)
+    weights = _state_dict_in(found)
+    if weights is None:
+        keys = ", ".join(str(key)[:40] for key in list(found)[:5])
+        raise Refusal(f"{flag} {path} holds no state dict: its entries are {keys or 'none'}, and weights are looked "
+                      f"for under {', '.join(HOLDERS[:4])} and the like; write them alone, "
+                      "torch.save(model.state_dict(), FILE)")
+    return InitialWeights(str(path), weights, sha256_of_file(file), flag)
+
+
+def _state_dict_in(found) -> dict | None:
+    """The tensors by their names in a checkpoint of this project, of the official code or of many others."""
+    if not isinstance(found, dict):
+        return None
+    if found and all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items()):
+        return {name: tensor for name, tensor in found.items() if name != SWA_COUNTER}
+    return next((inner for key in HOLDERS if (inner := _state_dict_in(found.get(key))) is not None), None)
 
 
 def _read_safetensors(path: Path, flag: str) -> dict:
@@ -116,10 +136,28 @@ def _read_safetensors(path: Path, flag: str) -> dict:
 
 
 def _under_names_of(own: dict, tensors: dict) -> dict:
-    """The tensors under the model's names, which have "1." before the network's own; without DataParallel's prefix."""
-    plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    inner = {f"1.{name}": tensor for name, tensor in plain.items()}
-    return dict(max((plain, inner), key=lambda named: len(named.keys() & own.keys())))
+    """The tensors under the model's names, which have "1." before the network's own.
+
+    Without what wrappers put before or between the names: DataParallel, SWA, torch.compile, and classes around the
+    network, as Lightning's, whatever they call it. Of several copies of the network the first is taken.
+    """
+    bare = {".".join(part for part in name.split(".") if part not in WRAPPERS): t for name, t in tensors.items()}
+    first, *_, last = (name for name in own if name.startswith("1."))
+    named = []
+    for given in (tensors, bare):
+        for inner in ("", "1."):
+            begins, ends = first.removeprefix(inner), last.removeprefix(inner)
+            prefixes = [name.removesuffix(begins) for name in given if name == begins or name.endswith(f".{begins}")]
+            prefixes = [prefix for prefix in prefixes if f"{prefix}{ends}" in given][:COPIES]
+            for prefix in dict.fromkeys(["", *prefixes]):
+                named.append({f"{inner}{name[len(prefix):]}" if name.startswith(prefix) else name: tensor
+                              for name, tensor in given.items() if not _is_copy(name, prefix, prefixes)})
+    return max(named, key=lambda names: len(names.keys() & own.keys()))
+
+
+def _is_copy(name: str, prefix: str, prefixes: list[str]) -> bool:
+    """Whether a name is of another copy of the network than the one under `prefix`."""
+    return not name.startswith(prefix) and any(other and name.startswith(other) for other in prefixes)
 
 
 def _head_of_other_classes(model, own: dict, given: dict):

@@ -1,0 +1,160 @@
+"""AKH: the shared mistakes counted by hand, the level of its test on simulated models, and `utils.verify akh`."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from commands import good, verify
+from scipy import stats
+
+import models
+from utils.data.sets import load_data
+from utils.rivals.akh import AKH_ALPHA, TOLERANCE, akh_figures, akh_log10_p, same_label_share, shared_mistakes
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, pack_checkpoint, read_model, save_checkpoint
+from utils.training.metrics import predict
+
+# ten images of class 0; the columns: what source, suspect and benign model answer
+TRUE = np.zeros(10, int)
+SOURCE = np.array([1, 1, 1, 1, 1, 1, 2, 2, 0, 0])
+SUSPECT = np.array([1, 1, 3, 1, 0, 1, 2, 2, 5, 0])
+BENIGN = np.array([2, 3, 1, 1, 1, 0, 3, 0, 5, 1])
+
+
+def test_shared_mistakes_by_hand():
+    # all three err on images 0 to 3 and 6; on 3 both have the source's label; left: 0, 1, 6 (suspect), 2 (benign)
+    assert shared_mistakes(TRUE, SOURCE, SUSPECT, BENIGN) == (3, 4)
+    assert shared_mistakes(TRUE, SOURCE, BENIGN, SUSPECT) == (1, 4)
+    assert shared_mistakes(TRUE, SOURCE, BENIGN, BENIGN) == (0, 0)  # nothing tells a model from itself
+    assert shared_mistakes(TRUE, SOURCE, SOURCE, BENIGN) == (3, 3)
+    assert shared_mistakes(TRUE, TRUE, SUSPECT, BENIGN) == (0, 0)  # a source without mistakes
+    # suspect and source both err on 0 to 3, 5 to 7 and differ on 2; benign and source on 0 to 4, 6, agree on 2 to 4
+    assert same_label_share(TRUE, SOURCE, SUSPECT) == pytest.approx(6 / 7)
+    assert same_label_share(TRUE, SOURCE, BENIGN) == pytest.approx(3 / 6)
+    assert same_label_share(TRUE, SOURCE, TRUE) == 0
+
+
+def test_p_by_hand():
+    # odds of 1: P(Bin(4, 1/2) >= 3) = 5/16; odds of 1.25: each with probability 5/9
+    assert 10 ** akh_log10_p(3, 4, 1) == pytest.approx(5 / 16)
+    assert 10 ** akh_log10_p(3, 4) == pytest.approx(4 * (5 / 9) ** 3 * (4 / 9) + (5 / 9) ** 4)
+    assert akh_log10_p(0, 0) == akh_log10_p(0, 7) == 0
+    assert akh_log10_p(30, 30) == pytest.approx(30 * np.log10(5 / 9))
+    assert akh_log10_p(5000, 5000) == pytest.approx(5000 * np.log10(5 / 9))  # far below the smallest float
+
+
+def test_the_benign_model_that_is_hardest_to_beat_decides():
+    bank = [BENIGN, SOURCE, SUSPECT]
+    found = akh_figures(TRUE, SOURCE, SUSPECT, bank)
+    assert (found["k"], found["n"], found["log10_p"], found["nearest"], found["claim"]) == (0, 1, 0, 1, False)
+    assert found["benign_share"] == 1 and found["share"] == pytest.approx(6 / 7)
+    assert 10 ** found["log10_rank"] == pytest.approx(3 / 4)  # two of three share as much
+    alone = akh_figures(TRUE, SOURCE, SUSPECT, [BENIGN])
+    assert (alone["k"], alone["n"], alone["nearest"]) == (3, 4, 0) and 10 ** alone["log10_rank"] == pytest.approx(1 / 2)
+
+
+def simulated(rng, n, confusion, accuracy):
+    """Labels (n,) of a model: right, i.e. class 0, with probability `accuracy`, else drawn from confusion (n, 9)."""
+    wrong = 1 + (rng.random((n, 1)) > confusion.cumsum(1)[:, :-1]).sum(1)
+    return np.where(rng.random(n) < accuracy, 0, wrong)
+
+
+@pytest.mark.parametrize("suspect_accuracy", [0.8, 0.6, 0.2])
+def test_p_is_super_uniform_for_models_that_share_confusions(suspect_accuracy):
+    """Honest models make the same mistakes on the same images, the weak ones more often; none is near the source."""
+    rng, n, p = np.random.default_rng(0), 400, []
+    for _ in range(1500):
+        confusion = rng.dirichlet(np.full(9, 0.3), n)  # of each image, common to all models
+        source, benign = (simulated(rng, n, confusion, 0.6) for _ in range(2))
+        suspect = simulated(rng, n, confusion, suspect_accuracy)
+        p.append(akh_log10_p(*shared_mistakes(np.zeros(n, int), source, suspect, benign), 1))
+    p = 10.0 ** np.array(p)
+    for alpha in (0.5, 0.2, 0.05, 0.01):  # as many as level alpha allows, up to what chance adds once in 1e4
+        assert (p <= alpha).sum() <= stats.binom.isf(1e-4, len(p), alpha)
+    assert (p <= 0.2).mean() > 0.08  # nor is the test idle
+
+
+def test_a_copy_of_some_mistakes_is_claimed_and_odds_within_the_tolerance_are_not():
+    rng, n = np.random.default_rng(1), 4000
+    true, confusion = np.zeros(n, int), rng.dirichlet(np.full(9, 0.3), n)
+    source, benign, other, honest = (simulated(rng, n, confusion, 0.6) for _ in range(4))
+    copy = np.where(rng.random(n) < 0.5, source, honest)
+    found = akh_figures(true, source, copy, [benign, other])
+    assert found["claim"] and found["log10_p"] < -10 and found["share"] > found["benign_share"]
+    assert 10 ** found["log10_rank"] == pytest.approx(1 / 3)
+    assert not akh_figures(true, source, honest, [benign, other])["claim"]
+    n, within = 10**5, TOLERANCE / (1 + TOLERANCE)
+    assert akh_log10_p(round(within * n), n) > -0.4 and akh_log10_p(round(within * n), n, 1) < -100
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    """A source as train.py leaves one, benign models of two other seeds, a copy of the source's weights."""
+    folder = tmp_path_factory.mktemp("session")
+    flags = ("-d", folder, "-dt", "digits", "-nq", 10, "-mt", "vgg11", "--width", 4, "--train-size", 256,
+             "--batch-size", 32, "-ep", 1, "--device", "cpu")
+    for seed in (0, 1, 2):
+        good("train", *flags, "-tt", "none", "--seed", seed, "-msg", seed)
+    runs = [folder / f"digits_vgg11_none_10_{seed}" for seed in (0, 1, 2)]
+    save_checkpoint(folder / "copy.pt", {"model": load_checkpoint(find_checkpoint(runs[0], None))["model"]})
+    save_checkpoint(folder / "eleven.pt", pack_checkpoint(models.build("vgg11", 11, width=4), "vgg11"))
+    return folder, *runs
+
+
+def test_the_command_asks_test_images_and_counts_as_the_functions_do(session, capsys, tmp_path):
+    folder, source, first, second = session
+    path = tmp_path / "akh.json"
+    flags = ("akh", source, "--benign", first, second, "--device", "cpu", "--json", path, "--suspect")
+    status, out, _ = verify(capsys, *flags, folder / "copy.pt", first)
+    figures = json.loads(path.read_text())
+    copy, benign = figures["suspects"]
+    test = load_data("digits").test
+    answers = [predict(read_model(find_checkpoint(run, None)), test.images).argmax(1).numpy()
+               for run in (source, first, second)]
+    true = test.labels.numpy()
+    wanted = [akh_figures(true, answers[0], suspect, answers[1:]) for suspect in answers[:2]]
+    for row, figures_of, run in zip((copy, benign), wanted, (folder / "copy.pt", first), strict=True):
+        assert row == {"model": str(run)} | figures_of
+    assert copy["k"] == copy["n"] and copy["log10_p"] == pytest.approx(copy["n"] * np.log10(5 / 9))
+    assert copy["share"] == 1
+    assert benign["k"] == benign["n"] == 0 and not benign["claim"]  # it is itself among --benign
+    assert figures["mistakes"] == (answers[0] != true).sum() and figures["settings"]["images"] == len(true) == 359
+    assert figures["settings"] == {"benign": [str(first), str(second)], "alpha": AKH_ALPHA, "tolerance": TOLERANCE,
+                                   "images": 359}
+    assert status == 1 and f"answers {figures['mistakes']} of 359 test images wrongly" in out
+    assert "Inconclusive is not innocent." in out and "nothing below 1/3 is shown" in out
+    line = next(line for line in out.splitlines() if line.startswith(str(first)))
+    assert line.endswith("inconclusive") and " 0 of 0 " in line
+    assert verify(capsys, *flags, folder / "copy.pt")[0] == 1 - copy["claim"]
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("--benign", "{1}", "--suspect", "{folder}/eleven.pt"), "--suspect {folder}/eleven.pt tells 11 classes"),
+    (("--benign", "{folder}/eleven.pt", "--suspect", "{1}"), "--benign {folder}/eleven.pt tells 11 classes"),
+    (("--benign", "{1}", "--suspect", "{folder}/nothing"), "there is no run in"),
+    (("--benign", "{1}", "--suspect", "{1}", "--json", "{folder}/nowhere/a.json"), "there is no folder"),
+])
+def test_akh_refuses_bad_flags_in_one_sentence(session, capsys, flags, words):
+    folder, source, first, _ = session
+    fill = lambda text: text.replace("{folder}", str(folder)).replace("{1}", str(first))
+    status, _, err = verify(capsys, "akh", source, *map(fill, flags), "--device", "cpu")
+    assert status == 2 and fill(words) in err
+
+
+def test_a_copy_is_no_benign_model_and_a_checkpoint_without_its_data_no_source(session, capsys, tmp_path):
+    folder, source, first, _ = session
+    stolen = load_checkpoint(find_checkpoint(first, None))
+    stolen["about"] = stolen["about"] | {"attack": "soft"}
+    save_checkpoint(tmp_path / "stolen.pt", stolen)
+    status, _, err = verify(capsys, "akh", source, "--benign", tmp_path / "stolen.pt", "--suspect", first)
+    assert status == 2 and "no independent model" in err
+    status, _, err = verify(capsys, "akh", folder / "copy.pt", "--benign", first, "--suspect", first)
+    assert status == 2 and "on which data" in err
+
+
+def test_a_source_without_mistakes_is_refused(session, capsys, monkeypatch):
+    _, source, first, second = session
+    right = torch.nn.functional.one_hot(load_data("digits").test.labels, 10)
+    monkeypatch.setattr("utils.rivals.akh.predict", lambda model, images: right)
+    status, _, err = verify(capsys, "akh", source, "--benign", first, "--suspect", second, "--device", "cpu")
+    assert status == 2 and "no mistake to share" in err
