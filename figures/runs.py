@@ -128,7 +128,7 @@ class RunStep(NamedTuple):
 
 
 class RunCommands:
-    """The steps of a profile, of `PROFILES` or `REGIMES` by name, whose runs are in `folder`; a step is for one seed."""
+    """The steps of a profile, of `PROFILES` or `REGIMES`, whose runs are in `folder`; a step is for one seed."""
 
     def __init__(self, name: str, folder: Path):
         self.profile, self.dir = (PROFILES | REGIMES)[name], folder
