@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import utils  # noqa: F401  before torch, see there
 import models
 from utils.attacks.editing import REMOVALS, channel_activations, check_edit, edited_models, fine_tune, pruning_masks
 from utils.attacks.stealing import ExtractionObjective, check_thief_data, extraction_loss, report_surrogate

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import utils  # noqa: F401  before torch, see there
 import models
 from utils.data.batches import Batches
 from utils.data.sets import load_data

@@ -2,3 +2,5 @@
 
 May import the scripts and everything in utils; nothing imports figures.
 """
+
+import utils  # noqa: F401  before torch, see there
