@@ -1,23 +1,29 @@
 """SIGKILL at random moments of training, distillation and extraction: the same command resumes and ends bit-equal.
 
-`KILLS=25 python -m pytest tests/scripts/test_kills.py -s` kills 25 times; by default it is four times. Children are
-forked, which saves each of them the import of torch.
+`KILLS=25 python -m pytest tests/scripts/test_kills.py -s` kills 25 times; by default it is three times. Children are
+forks of a server that has imported the scripts, which saves each of them the import of torch.
 """
 
 import importlib
+import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
 import time
-import traceback
+from multiprocessing import forkserver
+from pathlib import Path
 
 import pytest
-import torch
+from commands import ROOT
 from comparing import same_runs
 
-KILLS = int(os.environ.get("KILLS", "4"))
+from utils.runs.checkpoints import load_checkpoint
+from utils.runs.folder import RunFolder
+
+KILLS = int(os.environ.get("KILLS", "3"))
 COMMON = "-dt digits -nq 8 --width 2 --train-size 320 --batch-size 16 -ep 5 --device cpu --select last"
 SOURCE = "digits_vgg11_margin_8_"
 COMMANDS = {
@@ -27,41 +33,53 @@ COMMANDS = {
 }
 
 
-def start(name, folder) -> int:
-    """Fork a child that runs the command in `folder`; returns its process id."""
+SERVER = multiprocessing.get_context("forkserver")  # forks of this process could not train after others' threads
+SERVER.set_forkserver_preload(["train", "distill", "extraction"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    """Started where it finds the scripts: it does not search where this process does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        forkserver.ensure_running()
+
+
+def run_command(script, flags, said, prepare=None):
+    """In a child: the command, after `prepare()`; what it prints goes into the file `said`."""
+    file = open(said, "a", buffering=1)
+    sys.stdout = sys.stderr = file
+    for descriptor in (1, 2):
+        os.dup2(file.fileno(), descriptor)
+    sys.argv = [f"{script}.py", *flags]
+    if prepare:
+        prepare()
+    importlib.import_module(script).main()
+
+
+def start(name, folder, prepare=None):
+    """A process that runs the command in `folder`."""
     script, flags, _ = COMMANDS[name]
-    main = importlib.import_module(script).main
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        said = os.open(folder.parent / "said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
-        sys.argv = [f"{script}.py", "-d", str(folder), *flags.split()]
-        main()
-        status = 0
-    except SystemExit as end:
-        status = end.code or 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
+    arguments = (script, ["-d", str(folder), *flags.split()], said(folder), prepare)
+    process = SERVER.Process(target=run_command, args=arguments)
+    process.start()
+    return process
+
+
+def said(folder):
+    """The file into which commands in `folder` print."""
+    return Path(folder).parent / "said" if os.access(Path(folder).parent, os.W_OK) else Path(os.devnull)
 
 
 def finish(name, folder) -> None:
     """Run the command to its end."""
-    status = os.waitstatus_to_exitcode(os.waitpid(start(name, folder), 0)[1])
-    assert status == 0, (folder.parent / "said").read_text()[-2000:]
+    process = start(name, folder)
+    process.join()
+    assert process.exitcode == 0, said(folder).read_text()[-2000:]
 
 
 def test_every_command_killed_at_random_moments_ends_bit_equal(tmp_path):
-    if torch.get_num_threads() > 1:
-        torch.set_num_threads(1)  # forked children have no other threads
     rng, whole = random.Random(5), tmp_path / "whole"
-    importlib.import_module("extraction"), importlib.import_module("distill")
     share = {name: KILLS // 3 + (i < KILLS % 3) for i, name in enumerate(("extraction", "distill", "train"))}
     counts, ends = dict.fromkeys(COMMANDS, 0), 0
     for name, (_, _, run) in COMMANDS.items():
@@ -76,8 +94,9 @@ def test_every_command_killed_at_random_moments_ends_bit_equal(tmp_path):
             for _ in range(min(4, share[name] - counts[name])):
                 child = start(name, folder)
                 time.sleep(rng.uniform(0, lasts))
-                os.kill(child, signal.SIGKILL)
-                ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+                child.kill()
+                child.join()
+                ended = child.exitcode
                 assert ended in (0, -signal.SIGKILL), ended
                 counts[name] += ended != 0
                 if ended == 0:
@@ -100,70 +119,53 @@ def test_a_run_with_a_damaged_latest_checkpoint_resumes_from_the_previous_one(tm
     same_runs(run, tmp_path / "whole" / SOURCE)
 
 
-def refused(prepare, folder, flags, capfd) -> str:
-    """The one sentence with which train.py, run in a fork after `prepare`, ends at status 2."""
-    child = os.fork()
-    if not child:
-        try:
-            sys.argv = ["train.py", "-d", str(folder), *flags.split()]
-            prepare()
-            importlib.import_module("train").main()
-            os._exit(0)
-        except SystemExit as end:
-            sys.stderr.flush()
-            os._exit(end.code)
-        finally:
-            os._exit(77)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    err = capfd.readouterr().err
-    assert status == 2 and err.count("\n") == 1, (status, err)
-    return err
+def refused(prepare, folder, tmp_path) -> str:
+    """The one sentence with which train.py, run after `prepare`, ends at status 2."""
+    printed = tmp_path / "refused"
+    process = SERVER.Process(target=run_command, args=(
+        "train", ["-d", str(folder), *COMMANDS["train"][1].split()], printed, prepare))
+    process.start()
+    process.join()
+    *_, last = lines = printed.read_text().splitlines()
+    assert process.exitcode == 2 and not any("Traceback" in line for line in lines), lines
+    return last
 
 
-@pytest.mark.parametrize("limit", [30_000])
-def test_a_full_disk_leaves_the_last_good_checkpoint_and_one_sentence(limit, tmp_path, capfd):
-    """A limit on the size of files stands for the full disk: checkpoints no longer fit."""
-    import resource
+def fill_the_disk(limit=30_000):
+    """A limit on the size of files stands for the full disk: after three epochs checkpoints no longer fit."""
+    real, count = RunFolder.write_rows, [0]
 
-    from utils.runs.checkpoints import load_checkpoint
-    from utils.runs.folder import RunFolder
+    def full(self, rows):
+        real(self, rows)
+        count[0] += 1
+        if count[0] == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    _, flags, run = COMMANDS["train"]
+    RunFolder.write_rows = full
 
-    def fill():
-        real, count = RunFolder.write_rows, [0]
 
-        def full(self, rows):
-            real(self, rows)
-            count[0] += 1
-            if count[0] == 3:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+def remove_the_folder():
+    """The run folder disappears after the first epoch."""
+    real = RunFolder.write_rows
 
-        RunFolder.write_rows = full
+    def remove(self, rows):
+        shutil.rmtree(self.path)
+        real(self, rows)
 
-    err = refused(fill, tmp_path, flags, capfd)
-    assert "a limit keeps files from growing" in err and "the last checkpoint is intact" in err
-    folder = tmp_path / run
+    RunFolder.write_rows = remove
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_one_sentence(tmp_path):
+    sentence = refused(fill_the_disk, tmp_path / "runs", tmp_path)
+    assert "a limit keeps files from growing" in sentence and "the last checkpoint is intact" in sentence
+    folder = tmp_path / "runs" / SOURCE
     assert load_checkpoint(folder / "checkpoints" / "checkpoint_latest.pt")["training"]["epoch"] == 2
     assert not list(folder.rglob("*.partial"))
-    finish("train", tmp_path)  # there is room again
+    finish("train", tmp_path / "runs")  # there is room again
 
 
-def test_a_folder_that_disappears_or_is_read_only_is_refused_in_one_sentence(tmp_path, capfd):
-    _, flags, _ = COMMANDS["train"]
-
-    def gone():
-        from utils.runs.folder import RunFolder
-
-        real = RunFolder.write_rows
-
-        def remove(self, rows):
-            shutil.rmtree(self.path)
-            real(self, rows)
-
-        RunFolder.write_rows = remove
-
-    assert "No such file" in refused(gone, tmp_path / "runs", flags, capfd)
+def test_a_folder_that_disappears_or_is_read_only_is_refused_in_one_sentence(tmp_path):
+    assert "No such file" in refused(remove_the_folder, tmp_path / "runs", tmp_path)
     shutil.rmtree(tmp_path / "runs")
     if os.path.isdir("/sys/kernel"):  # where not even root may make a folder
-        assert "no permission" in refused(lambda: None, "/sys/runs", flags, capfd)
+        assert "no permission" in refused(None, "/sys/runs", tmp_path)

@@ -15,7 +15,7 @@ from utils.training.speed import HalvedStep, SideStream
 def trained(mode, steps, amp, halves, compiled=False, graph=False):
     """(model, sums, clean averages) after the rows of an epoch."""
     torch.manual_seed(7)
-    model, batches, x_q, y_q = setting(width=16, placed=True)
+    model, batches, x_q, y_q = setting(width=8, placed=True)
     objective = watermark(model, x_q, y_q, steps, mode, "joint")
     step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4, amp=amp, graph=graph)
     step.halves = None
@@ -29,9 +29,9 @@ def trained(mode, steps, amp, halves, compiled=False, graph=False):
     return model, step.take_sums(), objective.statistics.state()
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("mode, steps, amp", [
-    ("paper", 2, None), ("paper", 2, torch.bfloat16), ("clean", 2, torch.bfloat16), ("paper", 0, None)])
+@pytest.mark.parametrize("mode, steps, amp, compiled", [
+    ("paper", 2, None, False), ("paper", 2, torch.bfloat16, False), ("clean", 2, None, True),
+    ("paper", 0, None, False)])
 def test_two_streams_compute_what_one_computes(mode, steps, amp, compiled):
     """Weights, losses and clean averages are bit-equal; averages over triggers are equal up to rounding."""
     model, sums, clean = trained(mode, steps, amp, False)
@@ -44,7 +44,7 @@ def test_two_streams_compute_what_one_computes(mode, steps, amp, compiled):
 
 @pytest.mark.parametrize("mode", ["paper", "clean"])
 def test_a_recorded_step_in_halves_is_the_step(mode):
-    plain, recorded = (trained(mode, 2, False, True, graph=graph) for graph in (False, True))
+    plain, recorded = (trained(mode, 2, None, True, graph=graph) for graph in (False, True))
     assert apart(plain[0], recorded[0]) == 0 and plain[1] == recorded[1]
 
 

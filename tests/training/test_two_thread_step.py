@@ -55,8 +55,8 @@ def test_two_threads_compute_what_one_thread_computes(mode, steps, reduction, am
 
 
 def test_a_resumed_run_with_two_threads_is_bit_equal(two_threads):
-    whole, sums, _ = trained("paper", 2, "joint", False, "two threads")
-    parts, other_sums, _ = trained("paper", 2, "joint", False, "two threads", restarts=(1, 3))
+    whole, sums, _ = trained("paper", 2, "joint", None, "two threads")
+    parts, other_sums, _ = trained("paper", 2, "joint", None, "two threads", restarts=(1, 3))
     assert apart(whole, parts) == 0 and sums == other_sums
 
 
@@ -83,7 +83,7 @@ def test_train_py_computes_the_same_with_two_threads(two_threads, tmp_path, monk
     for threads in (1, 2):
         torch.set_num_threads(threads)
         good("train", "-d", tmp_path, "-dt", "digits", "-tt", "margin", "-mt", "res18", "--width", 16, "-nq", 8,
-             "--train-size", 96, "--batch-size", 32, "--trigger-batch", 14, "--steps", 2, "-ep", 1, "--amp",
+             "--train-size", 96, "--batch-size", 32, "--trigger-batch", 14, "--steps", 2, "-ep", 1,
              "--device", "cpu", "-msg", threads)
         checkpoint = load_checkpoint(tmp_path / f"digits_res18_margin_8_{threads}/checkpoints/checkpoint_latest.pt")
         state = checkpoint["model"]["state_dict"]
