@@ -19,7 +19,6 @@ from utils.system.files import sha256_of_file
 from utils.system.machine import AMP, choose_device, is_chief, prepare_torch
 from utils.system.refusals import Refusal, refuse_in_one_sentence
 from utils.training.loop import PlainObjective, fit
-from utils.training.metrics import accuracy
 from utils.training.ranks import synchronize_batchnorm
 from utils.watermark.batchnorm import RunningStatistics
 from utils.watermark.carriers import last_features, relabel_carriers, require_features
@@ -54,7 +53,6 @@ def main():
     tests = TriggerTests(triggers, len(data.classes), uniform, flags.benign, device)
     made_later = getattr(flags, "ewe_triggers", "shared") == "own"  # from the model after a part of the training
 
-    before = None
     run.open(device, flags.overwrite)
     if run.finished:
         run.log(f"{run.path} is finished; its figures:")
@@ -69,9 +67,6 @@ def main():
         model = models.build(flags.model_type, len(data.classes), data.mean, data.std, flags.width, data.size)
         initial.load_into(model, run.log)
         model = synchronize_batchnorm(models.place(model, device))
-        if flags.init:
-            before = accuracy(model, data.test.images, data.test.labels, amp)
-            run.log(f"test accuracy of these weights before the training: {100 * before:.2f} %")
         mirrors = data.flip and not flags.no_flip
         how = "mirrored (--no-flip: not)" if mirrors else "not mirrored"
         run.log(f"training images are cropped at random and {how}")
@@ -93,7 +88,7 @@ def main():
     if is_chief():
         if made_later:
             tests = tests.with_triggers(read_triggers(run.path / "triggers.pt", len(data.classes)))
-        report_source(run, flags, tests, data, device, before)
+        report_source(run, flags, tests, data, device)
 
 
 def check_method(flags, data, device) -> None:
