@@ -43,8 +43,6 @@ def steal(flags, word: str) -> None:
     checkpoint, path = load_source(folder, flags.select, flags.teacher_bn)
     source, triggers = unpack_source(checkpoint, path, device)
     check_source(flags, checkpoint, source, triggers, path)
-    flags.width = flags.width or (model_width(source) if models.is_own(source) else 64)
-    flags.image_size = None if source.size == SIZE else source.size
     about, name, on = checkpoint.get("about", {}), flags.attack, None
     if flags.attack in REMOVALS:
         start, model_type, on = starting_model(flags, source, folder, device)
@@ -94,7 +92,7 @@ def steal(flags, word: str) -> None:
             objective = ExtractionObjective(answers, loss, needs_labels, ascent)
         if flags.adam:
             objective.optimizer, objective.rate = ewe_adam, constant_rate
-        batches = Batches(own.train, flags.batch_size, own.flip and not flags.no_flip, device)
+        batches = Batches(own.train, flags.batch_size, own.flip, device)
         of_run = {"classes": home.classes, "dataset": home.name, "attack": name, "seed": flags.seed}
         snapshot = lambda model, epoch, row: pack_checkpoint(model, model_type, epoch=epoch, figures=row, about=of_run)
         evaluate = partial(measure_epoch, validation=validation_images(home, triggers), triggers=lambda: triggers,
@@ -116,7 +114,7 @@ def check_source(flags, checkpoint: dict, source, triggers, path) -> None:
         raise Refusal(f"-tt {flags.train_type}: {path} was trained with -tt {about['train_type']}; pass that")
     if triggers is None:
         raise Refusal(f"{path} holds no trigger set: name a run of train.py")
-    if flags.image_size not in (None, source.size):
+    if source.size != (flags.image_size or SIZE):
         raise Refusal(f"the source was trained on images of {source.size} pixels: pass --image-size {source.size}")
 
 

@@ -67,11 +67,7 @@ def main():
         model = models.build(flags.model_type, len(data.classes), data.mean, data.std, flags.width, data.size)
         initial.load_into(model, run.log)
         model = synchronize_batchnorm(models.place(model, device))
-        mirrors = data.flip and not flags.no_flip
-        how = "mirrored (--no-flip: not)" if mirrors else "not mirrored"
-        run.log(f"training images are cropped at random and {how}")
-        images = training_images(flags, data, triggers, device, run.log)
-        batches = Batches(images, flags.batch_size, mirrors, device)
+        batches = Batches(training_images(flags, data, triggers, device, run.log), flags.batch_size, data.flip, device)
         if rival:
             objective = rival.objective(flags, model, batches, triggers, data=data, run=run, commit=commit)
         else:
