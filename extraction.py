@@ -14,7 +14,7 @@ from utils.ownership.results import TriggerTests
 from utils.rivals.ewe import constant_rate, ewe_adam
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, load_source, model_width, pack_checkpoint
 from utils.runs.folder import RunFolder
-from utils.runs.networks import check_single_images, check_training, require_gradient_of_images
+from utils.runs.networks import check_training, require_gradient_of_images
 from utils.runs.table import finish_run
 from utils.system.files import sha256_of_file
 from utils.system.machine import AMP, choose_device, is_chief, prepare_torch
@@ -49,13 +49,11 @@ def steal(flags, word: str) -> None:
         check_edit(flags.attack, start, flags.finetune, flags.criterion)
         needs_labels = flags.attack in ("finetune", "fineprune")
         name = f"{flags.attack} {flags.finetune}" if needs_labels else flags.attack
-        if needs_labels and flags.batch_size == 1:
-            check_single_images(f"a {model_type}", start)
     else:
         start, model_type = None, flags.model_type
         loss, needs_labels = extraction_loss(flags)
         check_training("-dmt", model_type, source.num_classes, source.size, flags.width, device, amp,
-                       flags.deterministic, flags.batch_size, flags.compile)
+                       flags.deterministic)
         if flags.attack == "margin":
             require_gradient_of_images("-at margin", source)
     uniform = labels_are_uniform(about.get("label_strategy", "random"))

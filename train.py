@@ -89,9 +89,8 @@ def main():
 
 def check_method(flags, data, device) -> None:
     """Refuse what the method of -tt cannot ask of these data or of the network; makes nothing."""
-    # None for one of `models.NAMES`: no trial
     network = check_training("-mt", flags.model_type, len(data.classes), data.size, flags.width, device,
-                             AMP.get(flags.amp), flags.deterministic, flags.batch_size, flags.compile)
+                             AMP.get(flags.amp), flags.deterministic)  # None for one of `models.NAMES`: no trial
     if flags.batch_size > len(data.train.labels):
         raise Refusal(f"--batch-size {flags.batch_size}: there are only {len(data.train.labels)} training images")
     if flags.train_type in RIVALS:
