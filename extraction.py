@@ -14,7 +14,7 @@ from utils.ownership.results import TriggerTests
 from utils.rivals.ewe import constant_rate, ewe_adam
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, load_source, model_width, pack_checkpoint
 from utils.runs.folder import RunFolder
-from utils.runs.networks import check_training, require_gradient_of_images
+from utils.runs.networks import check_single_images, check_training, require_gradient_of_images
 from utils.runs.table import finish_run
 from utils.system.files import sha256_of_file
 from utils.system.machine import AMP, choose_device, is_chief, prepare_torch
@@ -43,17 +43,22 @@ def steal(flags, word: str) -> None:
     checkpoint, path = load_source(folder, flags.select, flags.teacher_bn)
     source, triggers = unpack_source(checkpoint, path, device)
     check_source(flags, checkpoint, source, triggers, path)
+    same_kind = models.is_own(source) and flags.model_type in models.NAMES
+    flags.width = flags.width or (model_width(source) if same_kind else 64)
+    flags.image_size = None if source.size == SIZE else source.size
     about, name, on = checkpoint.get("about", {}), flags.attack, None
     if flags.attack in REMOVALS:
         start, model_type, on = starting_model(flags, source, folder, device)
         check_edit(flags.attack, start, flags.finetune, flags.criterion)
         needs_labels = flags.attack in ("finetune", "fineprune")
         name = f"{flags.attack} {flags.finetune}" if needs_labels else flags.attack
+        if needs_labels and flags.batch_size == 1:
+            check_single_images(f"a {model_type}", start)
     else:
         start, model_type = None, flags.model_type
         loss, needs_labels = extraction_loss(flags)
         check_training("-dmt", model_type, source.num_classes, source.size, flags.width, device, amp,
-                       flags.deterministic)
+                       flags.deterministic, flags.batch_size, flags.compile)
         if flags.attack == "margin":
             require_gradient_of_images("-at margin", source)
     uniform = labels_are_uniform(about.get("label_strategy", "random"))
@@ -90,7 +95,7 @@ def steal(flags, word: str) -> None:
             objective = ExtractionObjective(answers, loss, needs_labels, ascent)
         if flags.adam:
             objective.optimizer, objective.rate = ewe_adam, constant_rate
-        batches = Batches(own.train, flags.batch_size, own.flip, device)
+        batches = Batches(own.train, flags.batch_size, own.flip and not flags.no_flip, device)
         of_run = {"classes": home.classes, "dataset": home.name, "attack": name, "seed": flags.seed}
         snapshot = lambda model, epoch, row: pack_checkpoint(model, model_type, epoch=epoch, figures=row, about=of_run)
         evaluate = partial(measure_epoch, validation=validation_images(home, triggers), triggers=lambda: triggers,
@@ -112,7 +117,7 @@ def check_source(flags, checkpoint: dict, source, triggers, path) -> None:
         raise Refusal(f"-tt {flags.train_type}: {path} was trained with -tt {about['train_type']}; pass that")
     if triggers is None:
         raise Refusal(f"{path} holds no trigger set: name a run of train.py")
-    if source.size != (flags.image_size or SIZE):
+    if flags.image_size not in (None, source.size):
         raise Refusal(f"the source was trained on images of {source.size} pixels: pass --image-size {source.size}")
 
 

@@ -19,6 +19,7 @@ from utils.system.files import sha256_of_file
 from utils.system.machine import AMP, choose_device, is_chief, prepare_torch
 from utils.system.refusals import Refusal, refuse_in_one_sentence
 from utils.training.loop import PlainObjective, fit
+from utils.training.metrics import accuracy
 from utils.training.ranks import synchronize_batchnorm
 from utils.watermark.batchnorm import RunningStatistics
 from utils.watermark.carriers import last_features, relabel_carriers, require_features
@@ -53,6 +54,7 @@ def main():
     tests = TriggerTests(triggers, len(data.classes), uniform, flags.benign, device)
     made_later = getattr(flags, "ewe_triggers", "shared") == "own"  # from the model after a part of the training
 
+    before = None
     run.open(device, flags.overwrite)
     if run.finished:
         run.log(f"{run.path} is finished; its figures:")
@@ -67,7 +69,14 @@ def main():
         model = models.build(flags.model_type, len(data.classes), data.mean, data.std, flags.width, data.size)
         initial.load_into(model, run.log)
         model = synchronize_batchnorm(models.place(model, device))
-        batches = Batches(training_images(flags, data, triggers, device, run.log), flags.batch_size, data.flip, device)
+        if flags.init:
+            before = accuracy(model, data.test.images, data.test.labels, amp)
+            run.log(f"test accuracy of these weights before the training: {100 * before:.2f} %")
+        mirrors = data.flip and not flags.no_flip
+        how = "mirrored (--no-flip: not)" if mirrors else "not mirrored"
+        run.log(f"training images are cropped at random and {how}")
+        images = training_images(flags, data, triggers, device, run.log)
+        batches = Batches(images, flags.batch_size, mirrors, device)
         if rival:
             objective = rival.objective(flags, model, batches, triggers, data=data, run=run, commit=commit)
         else:
@@ -84,13 +93,14 @@ def main():
     if is_chief():
         if made_later:
             tests = tests.with_triggers(read_triggers(run.path / "triggers.pt", len(data.classes)))
-        report_source(run, flags, tests, data, device)
+        report_source(run, flags, tests, data, device, before)
 
 
 def check_method(flags, data, device) -> None:
     """Refuse what the method of -tt cannot ask of these data or of the network; makes nothing."""
+    # None for one of `models.NAMES`: no trial
     network = check_training("-mt", flags.model_type, len(data.classes), data.size, flags.width, device,
-                             AMP.get(flags.amp), flags.deterministic)  # None for one of `models.NAMES`: no trial
+                             AMP.get(flags.amp), flags.deterministic, flags.batch_size, flags.compile)
     if flags.batch_size > len(data.train.labels):
         raise Refusal(f"--batch-size {flags.batch_size}: there are only {len(data.train.labels)} training images")
     if flags.train_type in RIVALS:

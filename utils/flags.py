@@ -246,7 +246,7 @@ def _attack_parser(description: str, script: str) -> Parser:
     group.add_argument("--adam", type=POSITIVE, metavar="RATE",
                        help="train the surrogate with Adam at this constant rate (EWE's authors: 1e-3), not with SGD "
                        "at --lr")
-    group.add_argument("--width", type=COUNT, default=64, help="channels of the first stage; 64 is the published size")
+    group.add_argument("--width", type=COUNT, help="channels of the surrogate's first stage (default: the source's)")
     group.add_argument("--train-size", type=COUNT, help="use this many images (default: as many as the source)")
     group.add_argument("-admsg", "--additional-message", type=folder_tag, default="",
                        help="tag of the attack's folder")
@@ -270,6 +270,8 @@ def _add_training_flags(parser):
     p.add_argument("--lr", type=POSITIVE, default=0.1, help="initial learning rate")
     p.add_argument("--weight-decay", type=number(float, 0, 1e38), default=1e-4, help="weight decay")
     p.add_argument("--seed", type=SEED, default=0, help="seed of everything but the split")
+    p.add_argument("--no-flip", action="store_true", help="do not mirror training images, for data of which a mirrored "
+                   "image is another thing (of digits none is mirrored)")
     p = parser.add_argument_group("machine")
     p.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
     p.add_argument("--amp", nargs="?", const="bf16", choices=tuple(AMP), help="autocast: faster, changes the result "

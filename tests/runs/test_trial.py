@@ -131,3 +131,18 @@ def test_what_an_ascent_and_a_watermark_step_need():
         require_gradient_of_images("-tt margin", tried(FrozenBackbone))
     with pytest.raises(Refusal, match="ChangesInPlace does not allow.*or pass --bn-stats shared"):
         require_two_passes("-tt margin", tried(ChangesInPlace))
+
+
+def test_a_batch_of_one_and_a_missing_compiler_are_found_before_a_folder_is_made(monkeypatch):
+    with pytest.raises(Refusal, match="--batch-size 1: BatchNorm in -mt tv:mobilenet_v3_small has .* of 1 x 1"):
+        check_training("-mt", "tv:mobilenet_v3_small", 5, 32, 64, batch_size=1)
+    with pytest.raises(Refusal, match="--batch-size 1: BatchNorm in -mt res18 .* at 8 pixels"):
+        check_training("-mt", "res18", 5, 8, 4, batch_size=1)
+    assert check_training("-mt", "res18", 5, 32, 4, batch_size=1) is None  # 4 x 4 at its end
+
+    def no_compiler(function):
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(Refusal, match="--compile: torch.compile does not work on cpu here .*InvalidCxxCompiler"):
+        check_training("-mt", "res18", 5, 32, 4, compile=True)

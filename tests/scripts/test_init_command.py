@@ -16,6 +16,8 @@ def test_a_trained_model_is_fine_tuned(tmp_path):
                "--bn-stats", "clean")
     printed = good(*command)
     assert f"starting from the weights in {file}" in printed
+    assert "test accuracy of these weights before the training: " in printed
+    assert "WARNING: the source itself is not claimed (p = 10^" in printed  # a rate of 1e-9 embeds nothing
     weights_of = lambda run: load_checkpoint(find_checkpoint(tmp_path / run))["model"]["state_dict"]
     before, after = weights_of(BENIGN), weights_of(SOURCE)
     for name, weight in before.items():

@@ -93,3 +93,25 @@ def test_help_names_every_documented_flag():
         done = call(script, "--help")
         words = set(done.out.replace(",", " ").split())
         assert done.status == 0 and set(flags.split()) <= words, set(flags.split()) - words
+
+
+def test_a_copy_takes_the_width_of_its_source_and_a_missing_run_is_looked_for(world):
+    narrow = [flag for flag in STEAL if flag not in ("--width", 4)]
+    done = call("extraction", "-d", world, *narrow, "-at", "soft", "-admsg", "_width", "--no-flip")
+    assert done.status == 0 and summary(world / SOURCE / "extraction_width")["width"] == 4
+    refusal = call("extraction", "-d", world, *STEAL, "-tt", "base", "-nq", 11)
+    assert refusal.status == 2 and "there are digits_res18_base_10_" in refusal.err
+    (world / f"{SOURCE}seed7").mkdir()
+    (world / f"{SOURCE}seed7" / "run.json").write_text("{}")
+    (world / SOURCE).rename(world / "away")
+    try:
+        refusal = call("extraction", "-d", world, *STEAL)
+    finally:
+        (world / "away").rename(world / SOURCE)
+    assert refusal.status == 2 and "pass -msg " in refusal.err and "seed7" in refusal.err
+
+
+def test_mirroring_is_said_and_can_be_left_out(own_images, tmp_path):
+    for more, words in ((), "mirrored (--no-flip: not)"), (("--no-flip",), "not mirrored"):
+        said = good("train", "-d", tmp_path, *own_images[1], "-mt", "res18", "-tt", "none", "-msg", len(more), *more)
+        assert f"cropped at random and {words}" in said

@@ -12,6 +12,9 @@ from utils.system.refusals import Refusal
 from utils.training.metrics import accuracy, count_hits, predict
 from utils.watermark.triggers import TriggerSet
 
+LOG_ALPHA = -3  # log10 p at or below which a model is claimed
+MUCH = 0.03  # loss of test accuracy against --init that is warned of
+
 
 class TriggerTests:
     """One trigger set and the benign models it is compared with; gives hits and p-values of any suspect.
@@ -133,10 +136,11 @@ def _known_accuracy(path: Path):
     return summary.get("test_accuracy")
 
 
-def report_source(run: RunFolder, flags, tests: TriggerTests, data: Data, device) -> None:
+def report_source(run: RunFolder, flags, tests: TriggerTests, data: Data, device, before: float | None = None) -> None:
     """Print the table of a finished source and write its summary, with the model of clean BatchNorm statistics, if any.
 
-    `flags` are those of train.py; `tests` are those of the final trigger set.
+    `flags` are those of train.py; `tests` are those of the final trigger set; `before` is the test accuracy in [0, 1]
+    of the weights of --init. A source that is not claimed itself, or lost much against these, is warned of.
     """
     best = find_checkpoint(run.path, flags.select)
     summary = {
@@ -151,3 +155,10 @@ def report_source(run: RunFolder, flags, tests: TriggerTests, data: Data, device
         summary["clean"] = measure_checkpoint(clean, tests, data.test, device)
     rows = rows_of_run(run.path, tests, device, summary=summary)
     finish_run(run, summary, rows + tests.benign_rows())
+    decided = pvalues.either(summary["log10_p"]["T1"], summary["log10_p"]["T1p"])
+    if summary["role"] == "source" and decided is not None and decided > LOG_ALPHA:
+        run.log(f"WARNING: the source itself is not claimed (p = 10^{decided:.1f}): do not expect that of a copy; "
+                "train longer, take more triggers, or raise -v")
+    if before is not None and before - summary["test_accuracy"] > MUCH:
+        run.log(f"WARNING: the source has {100 * (before - summary['test_accuracy']):.1f} points less than the weights "
+                "of --init")

@@ -4,6 +4,7 @@ The official code's own checkpoints have the same keys and are read too.
 """
 
 import io
+import os
 from pathlib import Path
 
 import torch
@@ -168,6 +169,15 @@ def check_benign(checkpoint: dict, run) -> None:
                       "name a run of train.py -tt none")
 
 
+def _runs_beside(folder: Path) -> str:
+    """Which runs lie where one is missed, those of the most similar names first: "; there are ..."; "" if none."""
+    names = sorted((path.parent.name for path in folder.parent.glob("*/run.json")),
+                   key=lambda name: (-len(os.path.commonprefix([name, folder.name])), name))
+    if tags := [name.removeprefix(folder.name) for name in names[:5] if name.startswith(folder.name)]:
+        return f"; the run is there with a tag: pass -msg {' or '.join(tags)}"
+    return f"; there are {', '.join(names[:5])}{', ...' if names[5:] else ''}" if names else ""
+
+
 def find_checkpoint(folder, select: str | None = "val", statistics: str = "paper") -> Path:
     """The checkpoint of a run folder that is used: best on validation or last, with which running statistics.
 
@@ -185,7 +195,8 @@ def find_checkpoint(folder, select: str | None = "val", statistics: str = "paper
     if not folder.is_dir():
         if folder.suffix.lower() in (".onnx", ".pt", ".pth", ".bin", ".safetensors"):
             raise Refusal(f"there is no file {folder}: correct the flag that names it")
-        raise Refusal(f"there is no run in {folder}: train it first, or correct the flags that name the folder")
+        raise Refusal(f"there is no run in {folder}: train it first, or correct the flags that name the folder"
+                      f"{_runs_beside(folder)}")
     if not path.is_file():
         hint = ("; only runs with --bn-stats paper of a network with BatchNorm layers keep clean statistics beside"
                 if statistics == "clean" else "")

@@ -6,6 +6,7 @@ that what it cannot do is refused in a sentence.
 
 import argparse
 import contextlib
+import copy
 import os
 import tempfile
 from pathlib import Path
@@ -72,16 +73,22 @@ def require_logits(what: str, logits, classes: int) -> None:
 
 
 def check_training(flag: str, name: str, classes: int, size: int, width: int, device="cpu", amp=None,
-                   deterministic: bool = False):
+                   deterministic: bool = False, batch_size: int = 2, compile: bool = False):
     """Refuse what `check_architecture` refuses, and a network that cannot be trained on `device`, saved and read again.
 
     flag                the flag that named it, for the message
     amp                 bf16 or fp16 of autocast, None: full precision
     deterministic       whether the training passes without kernels whose results vary
+    batch_size          images of a step; BatchNorm cannot normalise one image whose activations are 1 x 1
+    compile             whether torch.compile has to find a compiler
 
-    Returns the model of the trial, or None for one of `models.NAMES`, which are not tried.
+    Returns the model of the trial, or None for one of `models.NAMES`, which are tried with a batch of one image alone.
     """
     check_architecture(flag, name, classes, size, width)
+    if compile:
+        _check_compiler(device)
+    if batch_size == 1:
+        check_single_images(f"{flag} {name}", models.build(name, classes, width=width, size=size))
     if name in models.NAMES:
         return None
     x = _images(size, device)
@@ -105,6 +112,27 @@ def check_training(flag: str, name: str, classes: int, size: int, width: int, de
     if not models.is_torchvision(name):
         _check_checkpoint(f"{flag} {name}", model, x)
     return model
+
+
+def _check_compiler(device) -> None:
+    """Refuse --compile where torch.compile does not work, as without a C++ compiler or Triton."""
+    try:
+        torch.compile(lambda x: (2 * x).sum())(torch.ones(2, device=device))
+    except Exception as error:  # its backends raise many kinds
+        raise Refusal(f"--compile: torch.compile does not work on {device} here ({models.describe_error(error)}); "
+                      "install what it lacks (a C++ compiler on a CPU, Triton on a GPU), or leave --compile out"
+                      ) from error
+
+
+def check_single_images(what: str, model) -> None:
+    """Refuse steps of one image for a model that normalises 1 x 1 activations over the batch."""
+    model = copy.deepcopy(model).train()
+    try:
+        model(_images(model.size, next(model.parameters()).device)[:1])
+    except ValueError as error:
+        if "more than 1 value per channel" in str(error):
+            raise Refusal(f"--batch-size 1: BatchNorm in {what} has activations of 1 x 1 at {model.size} pixels and "
+                          "cannot normalise a single image; pass --batch-size 2 or more") from error
 
 
 def require_two_passes(what: str, model) -> None:

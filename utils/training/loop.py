@@ -320,8 +320,7 @@ class Progress:
         self._save("latest", epoch, row, training=position | memory | {"best": self.best, "clean": clean})
 
     def _save(self, name: str, epoch: int, row: dict, **training) -> None:
-        # the clean twin first, so that a kill in between leaves no finished `latest` without it
-        if self.clean_twin and not (name == "latest" and epoch + 1 < self.epochs):
+        if self.clean_twin:  # first, so that a kill in between leaves no `latest` without it
             with self.clean_twin.cleaned():
                 self.run.save(f"{name}_clean", self.snapshot(self.model, epoch, row))
         self.run.save(name, self.snapshot(self.model, epoch, row) | training)
