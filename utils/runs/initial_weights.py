@@ -142,11 +142,11 @@ def _under_names_of(own: dict, tensors: dict) -> dict:
     network, as Lightning's, whatever they call it. Of several copies of the network the first is taken.
     """
     bare = {".".join(part for part in name.split(".") if part not in WRAPPERS): t for name, t in tensors.items()}
-    first, *_, last = (name for name in own if name.startswith("1."))
+    names = [name for name in own if name.startswith("1.")] or list(own)
     named = []
     for given in (tensors, bare):
         for inner in ("", "1."):
-            begins, ends = first.removeprefix(inner), last.removeprefix(inner)
+            begins, ends = names[0].removeprefix(inner), names[-1].removeprefix(inner)
             prefixes = [name.removesuffix(begins) for name in given if name == begins or name.endswith(f".{begins}")]
             prefixes = [prefix for prefix in prefixes if f"{prefix}{ends}" in given][:COPIES]
             for prefix in dict.fromkeys(["", *prefixes]):
