@@ -231,7 +231,7 @@ def _copy_series(x, step, i=None) -> dict:
 
 def _figure1(runs):
     table2 = _table2(runs)
-    series = (("surrogate, accuracy", ACC), ("surrogate, triggers", TRIG))
+    series = (("accuracy", ACC), ("triggers", TRIG))  # of the source and of its copies
     return {"model": {(name, m): table2[f"CIFAR-10 margin, {m}", column] for name, column in series for m in MODELS}}
 
 

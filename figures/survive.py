@@ -14,8 +14,9 @@ from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 
 HERE = Path(__file__).resolve().parent
 DECIDE = -3  # log10 p of T1 at which a theft counts as shown
-MARKS = {"soft": ("C0", "o"), "hard": ("C1", "s"), "reg": ("C2", "^"), "margin": ("C4", "D")}
-OTHER = ("C7", "v")
+MARKS = {"soft": ("#0072B2", "o"), "hard": ("#E69F00", "s"), "reg": ("#009E73", "^"), "margin": ("#7F3C8D", "D"),
+         "finetune ftal": ("#D55E00", "X")}
+OTHER = ("0.4", "P")
 KEYS = ("setting", "seed", "statistics", "attack", "copy", "sizes", "device", "command", "started")  # a row's identity
 
 
@@ -139,7 +140,7 @@ def _mean_of_seeds(rows, key: str) -> float:
 
 def draw(found: dict, path: Path) -> None:
     """Two panels against the source's accuracy: triggers that copies keep, and log10 p of T1, which is what decides."""
-    figure, axes = new_figure(11, 4.4, 1, 2)
+    figure, axes = new_figure(11, 4.8, 1, 2)
     copies = [row for row in found["rows"] if row["attack"] and not row["attack"].startswith("benign")]
     for ax, value, label in zip(axes, (lambda row: 100 * row["hits"] / row["m"], lambda row: row["log10_p"]),
                                 ("triggers that a copy keeps (%)", "log10 p of T1 for a copy")):
@@ -159,7 +160,7 @@ def draw(found: dict, path: Path) -> None:
     for attack in dict.fromkeys(row["attack"] for row in copies):
         colour, mark = MARKS.get(attack, OTHER)
         axes[1].plot([], [], mark, color=colour, label=f"{attack} copy")
-    axes[1].legend(fontsize=8)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     title = "what survives theft, one point for each copy"
     figure.suptitle(f"{title}; outlined:\n{found['chosen']}" if found["chosen"] else title, fontsize=9)
     figure.savefig(path, dpi=130)

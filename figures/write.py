@@ -15,14 +15,17 @@ from pathlib import Path
 
 from figures.cells import FIGURES, PANELS, TABLE_CELLS, TABLES, mixup_source
 from figures.runs import ROOT, RunCommands
-from utils.analyze import PERPLEXITIES, draw_features
+from utils.analyze import PERPLEXITIES, add_class_legend, draw_features
 from utils.ownership import pvalues
 from utils.published import ACC, MODELS, NUMBERS, P_SCORES, TRIG, P
 from utils.system.files import open_no_link, open_private
 from utils.system.machine import new_figure
 from utils.system.refusals import Refusal
 
-SERIES_COLOURS = {"source, accuracy": "#009E73", "surrogate, accuracy": "#0072B2", "surrogate, triggers": "#CC79A7"}
+SERIES = {  # colour, mark and line
+    "source, accuracy": ("#009E73", "o", "-"), "surrogate, accuracy": ("#0072B2", "s", "--"),
+    "surrogate, triggers": ("#CC79A7", "^", ":"), "accuracy": ("#0072B2", "s", "--"), "triggers": ("#CC79A7", "^", ":"),
+}
 
 
 def write_target(name: str, runs: RunCommands, out: Path) -> None:
@@ -100,7 +103,7 @@ def write_table(name: str, runs: RunCommands, out: Path, made: dict, paper: dict
 def _write_panels(name: str, runs: RunCommands, out: Path) -> None:
     panels, stated = PANELS[name](runs), {}
     if name == "figure1":
-        table2, series = NUMBERS["table2"], (("surrogate, accuracy", ACC), ("surrogate, triggers", TRIG))
+        table2, series = NUMBERS["table2"], (("accuracy", ACC), ("triggers", TRIG))
         stated = {(s, m): table2[f"CIFAR-10 margin, {m}", column] for m in MODELS for s, column in series}
     cells = {(f"{label}: {x}", series): cell
              for label, points in panels.items() for (series, x), cell in points.items()}
@@ -114,20 +117,23 @@ def _write_panels(name: str, runs: RunCommands, out: Path) -> None:
 def draw_panels(panels: dict, runs: RunCommands, path: Path, stated: dict) -> None:
     """Draw panels, see `figures.cells`: rates in per cent against what is varied.
 
-    Error bars are standard deviations over two seeds or more; hollow diamonds are the values that the paper states,
-    `stated` {(series, x): (mean, sd)}. Points are joined where x is a number. A panel without a run says so.
+    Error bars are standard deviations over two seeds or more, whose number n the legend says; hollow diamonds are the
+    values that the paper states, `stated` {(series, x): (mean, sd)}. Points are joined where x is a number. A panel
+    without a run says so.
     """
-    figure, axes = new_figure(4.6 * len(panels), 3.5, 1, len(panels))
+    figure, axes = new_figure(4.6 * len(panels), 4, 1, len(panels))
     for ax, (label, points) in zip(axes, panels.items()):
         xs = list(dict.fromkeys(x for _, x in points))
-        for (series, colour), marker, line in zip(SERIES_COLOURS.items(), "os^", ("-", "--", ":")):
+        for series, (colour, marker, line) in SERIES.items():
             cells = [(i, points[series, x]) for i, x in enumerate(xs) if (series, x) in points]
             measured = [(i, values) for i, cell in cells if (values := measure_cell(cell, runs)["values"])]
             if measured:
+                counts = sorted({len(values) for _, values in measured})
+                n = f"n = {counts[0]}" + (f" to {counts[-1]}" if counts[1:] else "")
                 spread = [statistics.stdev(v) if len(v) > 1 else 0 for _, v in measured]
                 ax.errorbar([i for i, _ in measured], [statistics.mean(v) for _, v in measured],
                             spread if any(spread) else None, marker=marker, ls="" if isinstance(xs[0], str) else line,
-                            color=colour, label=series, capsize=3)
+                            color=colour, label=f"{series} ({n})", capsize=3)
             diamonds = [(i, stated[series, x][0]) for i, x in enumerate(xs) if (series, x) in stated]
             if diamonds:
                 ax.plot(*zip(*diamonds), marker="D", ls="", mfc="none", color=colour, ms=8, label=f"{series} (paper)")
@@ -136,7 +142,8 @@ def draw_panels(panels: dict, runs: RunCommands, path: Path, stated: dict) -> No
         ax.grid(alpha=0.3)
         handles, labels = ax.get_legend_handles_labels()
         if handles:
-            ax.legend(handles, labels, fontsize=8, loc="best", framealpha=0.6)
+            ax.legend(handles, labels, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2,
+                      frameon=False)  # below the panel, where it covers nothing
         else:
             ax.text(0.5, 0.5, "not run", ha="center", transform=ax.transAxes)
     figure.savefig(path, dpi=130)
@@ -178,6 +185,7 @@ def _write_figure7(runs: RunCommands, out: Path) -> None:
             draw_features(ax, found[model], perplexity)
     title = "features: dots are test images, stars triggers; colour: label (of a trigger, the assigned one)"
     figure.suptitle(title, fontsize=10)
+    add_class_legend(figure, *(result for result in found.values() if result))
     figure.savefig(out / "figure7.png", dpi=120)
     commands = {m: "not run" if found[m] is None else step.command for m, step in steps.items()}
     (out / "figure7.json").write_text(json.dumps({"name": "figure7", "commands": commands}, indent=1) + "\n")

@@ -34,7 +34,7 @@ class FinishedRun:
     folder    the run's folder, an absolute path
     model     frozen, in eval mode, on `device`
     triggers  the owner's `TriggerSet`; of a surrogate, that of its source
-    train, test  `Images` of the run's data set; `train` are those of the source
+    train, test  `Images` of the run's data set, with `classes`; `train` are those of the source
     select    which checkpoint, see below
     device    where to compute
 
@@ -59,7 +59,7 @@ class FinishedRun:
                          skip_bad_images=True, image_size=self.model.size)
         if source_settings.get("data_sha256") not in (None, data.sha256):
             raise Refusal(f"--data-dir {data_dir}: these are not the images of {folder}; name its source's data")
-        self.train, self.test = data.train, data.test
+        self.train, self.test, self.classes = data.train, data.test, data.classes
         self.select, self.device = select, device
 
 
@@ -252,7 +252,7 @@ def report_traces(copy: FinishedRun) -> dict:
 # ---- t-SNE (Figure 7) ----
 
 PERPLEXITIES = 5, 10
-COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442",
+COLOURS = ("#B22222", "#E69F00", "#56B4E9", "#009E73", "#F0E442",
            "#0072B2", "#D55E00", "#CC79A7", "#999999", "#7F3C8D")
 
 
@@ -290,7 +290,7 @@ def report_tsne(run: FinishedRun, shown: int = 500) -> dict:
     labels, assigned, n = run.test.labels[chosen].cpu(), run.triggers.labels.cpu(), len(chosen)
     among = among_their_label(features[:n], labels, features[n:], assigned)
     return {"among_their_label": among, "labels": labels.tolist(), "trigger_labels": assigned.tolist(),
-            "points": points}
+            "classes": run.classes, "points": points}
 
 
 def draw_features(ax, found: dict, perplexity: int) -> None:
@@ -304,13 +304,28 @@ def draw_features(ax, found: dict, perplexity: int) -> None:
     ax.set(xticks=[], yticks=[])
 
 
+def add_class_legend(figure, *found) -> None:
+    """Name the classes of the colours below `figure`, of what `report_tsne` found in one run or more.
+
+    Beyond ten classes a colour stands for several, and there is no legend.
+    """
+    shown = sorted({c for one in found for c in (*one["labels"], *one["trigger_labels"])})
+    names = next((one["classes"] for one in found if "classes" in one), [f"class {c}" for c in range(len(COLOURS))])
+    if shown and shown[-1] < len(COLOURS):
+        from matplotlib.lines import Line2D
+
+        handles = [Line2D([], [], ls="", marker="o", color=COLOURS[c], label=names[c]) for c in shown]
+        figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+
+
 def draw_tsne(found: dict) -> bytes:
     """A PNG of what `report_tsne` found, a panel for each perplexity."""
-    figure, axes = new_figure(9, 4.6, 1, len(PERPLEXITIES))
+    figure, axes = new_figure(9, 5.1, 1, len(PERPLEXITIES))
     for ax, perplexity in zip(axes, PERPLEXITIES):
         draw_features(ax, found, perplexity)
         ax.set_title(f"perplexity {perplexity}")
     figure.suptitle("dots are test images, stars triggers; colour: label (of a trigger, the assigned one)", fontsize=9)
+    add_class_legend(figure, found)
     return figure_png(figure)
 
 

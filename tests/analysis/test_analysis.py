@@ -12,6 +12,7 @@ import models
 from utils.analyze import (
     CELLS,
     GRID,
+    add_class_legend,
     among_their_label,
     draw_tsne,
     free_energy,
@@ -21,6 +22,7 @@ from utils.analyze import (
     report_tsne,
     tsne_points,
 )
+from utils.system.machine import new_figure
 from utils.system.refusals import Refusal
 
 
@@ -41,12 +43,15 @@ def test_tsne_shows_every_class_of_a_test_set_that_is_sorted():
     labels = torch.arange(5).repeat_interleave(20)
     test = SimpleNamespace(images=torch.randint(0, 256, (100, 3, 32, 32), dtype=torch.uint8), labels=labels)
     triggers = SimpleNamespace(images=test.images[:3], labels=torch.tensor([4, 3, 2]))
-    run = SimpleNamespace(model=models.build("res18", 5, width=4).eval(), test=test, triggers=triggers, device="cpu")
+    run = SimpleNamespace(model=models.build("res18", 5, width=4).eval(), test=test, triggers=triggers, device="cpu",
+                          classes=list("abcde"))
     found = report_tsne(run, shown=10)
     assert found["labels"] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] and found["trigger_labels"] == [4, 3, 2]
     assert [len(points) for points in found["points"].values()] == [13, 13]
     assert draw_tsne(found) == draw_tsne(json.loads(json.dumps(found)))  # drawn from the file it is the same picture
     assert draw_tsne(found).startswith(b"\x89PNG")
+    add_class_legend(figure := new_figure(4, 4)[0], found)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list("abcde")
 
 
 def test_share_of_triggers_among_their_label_by_hand():

@@ -165,12 +165,12 @@ def _described(result: dict, one_label: bool) -> str:
 
 def _plot(results: list[dict]) -> bytes:
     """A PNG with two lines for each of `results`, the mean and the median of the noisy models' trigger accuracies."""
-    figure, (ax,) = new_figure(6.4, 4, 1, 1)
+    figure, (ax,) = new_figure(6.4, 4.6, 1, 1)
     for i, result in enumerate(results):
         sigmas, means, medians = zip(*result["curve"])
         name = f"{result['role']} {Path(result['model']).name}"
         ax.plot(sigmas, [100 * v for v in means], "o-", ms=3, color=f"C{i % 10}", label=f"{name}, mean")
         ax.plot(sigmas, [100 * v for v in medians], "--", lw=1, color=f"C{i % 10}", label=f"{name}, median")
     ax.set(xlabel="standard deviation of the noise on the weights", ylabel="triggers answered, %", ylim=(-3, 103))
-    ax.legend(fontsize=7)
+    figure.legend(fontsize=7, loc="outside lower center", ncols=2, frameon=False)  # it would cover the lines
     return figure_png(figure)
