@@ -74,6 +74,8 @@ def steal(flags, word: str) -> None:
             "source_sha256": record["source_sha256"], "seed": flags.seed}
 
     run.open(device, flags.overwrite)
+    if not run.finished:
+        run.log_all(own.notes)
     if flags.attack in ("prune", "quantize"):
         report_edited(flags, run, made, start, tests, own, home.test, amp)
         return
@@ -95,7 +97,9 @@ def steal(flags, word: str) -> None:
             objective = ExtractionObjective(answers, loss, needs_labels, ascent)
         if flags.adam:
             objective.optimizer, objective.rate = ewe_adam, constant_rate
-        batches = Batches(own.train, flags.batch_size, own.flip and not flags.no_flip, device)
+        mirrors = own.flip and not flags.no_flip
+        run.log(f"training images are cropped at random and {'' if mirrors else 'not '}mirrored")
+        batches = Batches(own.train, flags.batch_size, mirrors, device)
         of_run = {"classes": home.classes, "dataset": home.name, "attack": name, "seed": flags.seed}
         snapshot = lambda model, epoch, row: pack_checkpoint(model, model_type, epoch=epoch, figures=row, about=of_run)
         evaluate = partial(measure_epoch, validation=validation_images(home, triggers), triggers=lambda: triggers,

@@ -11,7 +11,7 @@ from utils.ownership.commitment import commit_triggers
 from utils.ownership.results import TriggerTests, report_source
 from utils.rivals.embedded_features import embed_style
 from utils.rivals.randomized_smoothing import append_triggers
-from utils.runs.checkpoints import find_checkpoint, pack_checkpoint, read_model
+from utils.runs.checkpoints import find_checkpoint, pack_checkpoint
 from utils.runs.folder import RunFolder
 from utils.runs.initial_weights import read_initial_weights
 from utils.runs.networks import check_training, require_gradient_of_images, require_two_passes
@@ -22,11 +22,17 @@ from utils.training.loop import PlainObjective, fit
 from utils.training.metrics import accuracy
 from utils.training.ranks import synchronize_batchnorm
 from utils.watermark.batchnorm import RunningStatistics
-from utils.watermark.carriers import last_features, relabel_carriers, require_features
+from utils.watermark.carriers import carriers_each, last_features, relabel_carriers, require_features
 from utils.watermark.margin import WatermarkObjective, ascend, effective_weight
 from utils.watermark.prepared import check_images, read_prepared
 from utils.watermark.trigger_files import pack_triggers, read_triggers
-from utils.watermark.triggers import labels_are_uniform, measure_epoch, triggers_of_flags, validation_images
+from utils.watermark.triggers import (
+    labels_are_uniform,
+    measure_epoch,
+    read_label_model,
+    triggers_of_flags,
+    validation_images,
+)
 
 
 @refuse_in_one_sentence
@@ -67,9 +73,9 @@ def main():
             commit(triggers)
         prepare_torch(flags.seed, flags.deterministic, flags.tf32)
         model = models.build(flags.model_type, len(data.classes), data.mean, data.std, flags.width, data.size)
-        initial.load_into(model, run.log)
+        new_head = initial.load_into(model, run.log)
         model = synchronize_batchnorm(models.place(model, device))
-        if flags.init:
+        if flags.init and not new_head:
             before = accuracy(model, data.test.images, data.test.labels, amp)
             run.log(f"test accuracy of these weights before the training: {100 * before:.2f} %")
         mirrors = data.flip and not flags.no_flip
@@ -106,10 +112,9 @@ def check_method(flags, data, device) -> None:
     if flags.train_type in RIVALS:
         RIVALS[flags.train_type].check_data(flags, data)
         return
-    if (flags.carriers or 0) > len(data.train.labels):
-        raise Refusal(f"--carriers {flags.carriers}: there are only {len(data.train.labels)} training images")
     if flags.carriers:
-        require_features(read_model(find_checkpoint(flags.label_model)))
+        carriers_each(flags.carriers, flags.num_query, len(data.train.labels))  # which refuses too many
+        require_features(read_label_model(flags, data))
     if network is not None and flags.train_type != "none":
         RunningStatistics(network, flags.bn_stats)  # which refuses layers that it cannot follow
         if flags.bn_stats != "shared":
@@ -135,8 +140,9 @@ def training_images(flags, data, triggers, device, log):
         return append_triggers(data.train, triggers)
     if not flags.carriers:
         return data.train
-    clean = read_model(find_checkpoint(flags.label_model), device)
-    return relabel_carriers(data.train, triggers, partial(last_features, clean), flags.carriers, log)
+    n = carriers_each(flags.carriers, len(triggers), len(data.train.labels))
+    features = partial(last_features, read_label_model(flags, data, device))
+    return relabel_carriers(data.train, triggers, features, n, log)
 
 
 def objective_of_flags(flags, model, triggers, device, log):

@@ -20,6 +20,7 @@ from utils.runs.networks import ARCHITECTURE_HELP
 from utils.system.machine import AMP
 from utils.system.refusals import COUNT, POSITIVE, SEED, SHARE, Parser, Refusal, folder_tag, number
 from utils.watermark.batchnorm import BN_MODES
+from utils.watermark.carriers import count_or_share
 from utils.watermark.margin import REDUCTIONS
 from utils.watermark.prepared import checked_beacon, describe_beacon, read_prepared, round_time
 from utils.watermark.triggers import NUM_QUERY, add_label_flags, add_trigger_flags, complete_label_flags
@@ -91,9 +92,10 @@ def train_flags(argv=None) -> argparse.Namespace:
                        "triggers stay out; shared: triggers (of ewe: watermark batches) are normalised with a clean "
                        "batch; eval: paper, with the ascent of -tt margin in eval mode")
     add_label_flags(group)
-    group.add_argument("--carriers", type=COUNT, metavar="N",
+    group.add_argument("--carriers", type=count_or_share, metavar="N",
                        help="train the N training images nearest to each trigger, in the features of --label-model, "
-                       "under the trigger's label, so that copies see it; costs accuracy (default: none)")
+                       "under the trigger's label, so that copies see it; costs accuracy; below 1: a share of the "
+                       "training images, for all triggers together (default: none)")
     group.add_argument("--prepared", metavar="DIR",
                        help="take the triggers' images from `python -m utils.verify prepare DIR`; needs --beacon")
     group.add_argument("--beacon", metavar="HEX", help="public randomness, known only after the preparation, that "

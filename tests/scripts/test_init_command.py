@@ -33,6 +33,21 @@ def test_a_trained_model_is_fine_tuned(tmp_path):
     assert "init-sha256" in refused(*command)
 
 
+def test_a_label_model_may_be_plain_weights_of_the_architecture(tmp_path):
+    good("train", "-d", tmp_path, "-tt", "none", *TRAIN)
+    weights = load_checkpoint(find_checkpoint(tmp_path / BENIGN))["model"]["state_dict"]
+    plain = tmp_path / "plain.pt"
+    torch.save({name.removeprefix("1."): tensor for name, tensor in weights.items() if name.startswith("1.")}, plain)
+    command = ("train", "-d", tmp_path, "-tt", "base", *TRAIN, "--label-strategy", "plausible", "--carriers", "0.1")
+    said = refused(*command, "--label-model", plain, "-mt", "vgg11")
+    assert "--label-model" in said and "pass the -mt and --width" in said
+    sets = []
+    for model in (plain, tmp_path / BENIGN):
+        assert "carriers: " in good(*command, "--label-model", model, "-msg", model.name[:5])
+        sets.append(load_checkpoint(tmp_path / f"digits_res18_base_10_{model.name[:5]}" / "triggers.pt"))
+    assert torch.equal(sets[0]["candidates"], sets[1]["candidates"]) and torch.equal(*(s["labels"] for s in sets))
+
+
 def test_weights_of_another_width_are_refused_before_a_folder_is_made(tmp_path):
     good("train", "-d", tmp_path, "-tt", "none", *TRAIN)
     before = tree(tmp_path)

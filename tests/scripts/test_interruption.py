@@ -11,7 +11,7 @@ from commands import ROOT, call, good, run, summary
 from comparing import same_runs
 from digits_runs import SOURCE, TRAIN
 
-from utils.runs.checkpoints import load_checkpoint
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint
 
 LONG = ("-tt", "margin", *TRAIN, "--train-size", 512, "-ep", 6)
 
@@ -53,6 +53,10 @@ def test_a_run_interrupted_inside_an_epoch_ends_bit_equal(unbroken, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 130 and err.count("\n") == 1 and "the same command" in err
+    last, clean = (load_checkpoint(find_checkpoint(tmp_path / SOURCE, "last", kind)) for kind in ("paper", "clean"))
+    weights, twin = last["model"]["state_dict"], clean["model"]["state_dict"]  # of the same step
+    assert all(torch.equal(weights[name], twin[name]) for name in weights if "running" not in name)
+    assert not torch.equal(weights["1.bn1.running_mean"], twin["1.bn1.running_mean"])
     assert "continuing in epoch" in good("train", "-d", tmp_path, *LONG)
     same_runs(tmp_path / SOURCE, unbroken)
 

@@ -1,12 +1,15 @@
 """Training images near a trigger that are trained under its label."""
 
+import argparse
+
 import pytest
 import torch
 from torch import nn
 
 import models
 from utils.data.sets import Images
-from utils.watermark.carriers import last_features, nearest, relabel_carriers
+from utils.system.refusals import Refusal
+from utils.watermark.carriers import carriers_each, count_or_share, last_features, nearest, relabel_carriers
 from utils.watermark.triggers import TriggerSet
 
 
@@ -20,6 +23,17 @@ def triggers_of(pixels, labels):
 def training_images(pixels, labels):
     images = torch.tensor(pixels, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32).contiguous()
     return Images(images, torch.tensor(labels), torch.arange(len(labels)) + 7)
+
+
+def test_carriers_are_a_number_or_a_share_and_most_of_a_set_is_refused():
+    assert carriers_each(count_or_share("8"), m=50, n_train=800) == 8
+    assert carriers_each(count_or_share("0.1"), m=50, n_train=1000) == 2  # of 100 images in all
+    assert carriers_each(count_or_share("0.001"), m=50, n_train=1000) == 1
+    with pytest.raises(Refusal, match="--carriers 9: 450 of 800 .* pass 8 or fewer, or a share"):
+        carriers_each(9, m=50, n_train=800)
+    for text in ("0", "-1", "0.7", "1.5", "many"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            count_or_share(text)
 
 
 def angle_of_pixel(images):

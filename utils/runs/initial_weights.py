@@ -44,22 +44,24 @@ class InitialWeights(NamedTuple):
             with torch.device("cpu" if models.is_named(model_type) else "meta"):
                 self._fitting(models.build(model_type, classes, width=width, size=size))
 
-    def load_into(self, model: nn.Module, log=lambda text: None, same_classes: bool = False) -> None:
+    def load_into(self, model: nn.Module, log=lambda text: None, same_classes: bool = False) -> int | None:
         """Put them into a model of `models.build`; a last layer for another number of classes stays as it is.
 
         log  takes a sentence that says which file it was and whether the last layer is new
         same_classes  whether such a last layer is refused instead
 
-        Raises Refusal where a weight is missing, unknown, of another shape or not finite.
+        Returns the class count of such a last layer, None where the file's was taken. Raises Refusal where a weight is
+        missing, unknown, of another shape or not finite.
         """
         if not self.tensors:
-            return
+            return None
         given, old_classes = self._fitting(model)
         if same_classes and old_classes:
             raise Refusal(f"{self.flag} {self.path} answers with {old_classes} classes, not {model.num_classes}")
         model.load_state_dict(given, strict=False)
         head = f"; its last layer tells {old_classes} classes apart, so a new one is trained" if old_classes else ""
         log(f"starting from the weights in {self.path} (SHA-256 {self.sha256[:16]}...){head}")
+        return old_classes
 
     def _fitting(self, model) -> tuple[dict, int | None]:
         """The weights under the model's names and, where their last layer is left out for it, its class count."""
@@ -68,7 +70,7 @@ class InitialWeights(NamedTuple):
         head, old_classes = _head_of_other_classes(model, own, given)
         unused = {name for name in given if name.startswith(AUXILIARY) and name not in own}
         given = {name: tensor for name, tensor in given.items() if name not in head and name not in unused}
-        own_flags = "-mt and --width" if self.flag == "--init" else "-mt"  # the width of a suspect is its file's
+        own_flags = "-mt" if self.flag == "--suspect" else "-mt and --width"  # the width of a suspect is its file's
         way = f"pass the {own_flags} that its model was built with"
         for name, tensor in given.items():
             if name not in own:

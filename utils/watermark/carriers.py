@@ -9,12 +9,37 @@ where near is the cosine between features before the last layer of a clean model
 is nearest. n = 0 is D' = D_b, the paper's.
 """
 
+import argparse
+
 import torch
 
 import models
 from utils.data.sets import Images
-from utils.system.refusals import Refusal
+from utils.system.refusals import COUNT, Refusal, number
 from utils.training.metrics import pass_length
+
+MOST = 0.5  # share of the training images that may be carriers
+
+
+def count_or_share(text):
+    """An argparse type: a whole number of carriers a trigger, or a share of the training images, in (0, 0.5]."""
+    try:
+        return number(float, 0, MOST, open_low=True)(text)
+    except argparse.ArgumentTypeError:
+        return COUNT(text)
+
+
+def carriers_each(carriers, m: int, n_train: int) -> int:
+    """Carriers of each of m triggers, for a number of them or a share of the training images, see `count_or_share`.
+
+    Raises Refusal for a number that could relabel more than half of the images.
+    """
+    if isinstance(carriers, float):
+        return max(1, round(carriers * n_train / m))
+    if carriers * m > MOST * n_train:
+        raise Refusal(f"--carriers {carriers}: {carriers * m} of {n_train} training images might get other labels; "
+                      f"pass {max(1, int(MOST * n_train / m))} or fewer, or a share of the images, as 0.1")
+    return carriers
 
 
 def relabel_carriers(train: Images, triggers, features, n: int, log=lambda text: None) -> Images:

@@ -8,11 +8,12 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+import models
 from utils.data.sets import add_data_flags, load_data
 from utils.runs.checkpoints import save_checkpoint
 from utils.system.files import write_json
 from utils.system.machine import choose_device
-from utils.system.refusals import SEED, Refusal
+from utils.system.refusals import COUNT, SEED, Refusal
 from utils.watermark.prepared import (
     BEACONS,
     COMMITMENT_FILE,
@@ -49,6 +50,9 @@ def add_prepare(parts) -> None:
                    "published or time-stamped by then")
     add_data_flags(c)
     add_label_flags(add_trigger_flags(c))
+    c.add_argument("-mt", "--model-type", type=models.architecture, metavar="NAME",
+                   help="architecture of a --label-model that is plain weights")
+    c.add_argument("--width", type=COUNT, default=64, help="channels of its first stage")
     c.add_argument("--seed", type=SEED, default=0, help="of the training to come; it chooses nothing here, for the "
                    "images and the secret are of the operating system's randomness")
     c.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"),

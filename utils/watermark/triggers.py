@@ -10,8 +10,11 @@ from typing import NamedTuple
 
 import torch
 
+import models
 from utils.data.sets import Data, Images
-from utils.runs.checkpoints import find_checkpoint, read_model
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, restore_model
+from utils.runs.initial_weights import read_initial_weights
+from utils.runs.networks import check_architecture
 from utils.system.refusals import COUNT, Refusal, number
 from utils.training.metrics import accuracy, predict
 
@@ -195,7 +198,8 @@ def add_label_flags(p) -> None:
                    help="held-out images that become triggers: random (default), or those of which --label-model is "
                    "most uncertain")
     p.add_argument("--label-model", metavar="RUN",
-                   help="clean model for the two strategies, unless they are random, and for --carriers")
+                   help="clean model for the two strategies, unless they are random, and for --carriers: a run, or "
+                   "plain weights of the architecture -mt")
 
 
 def chooses_triggers(flags) -> bool:
@@ -223,11 +227,27 @@ def complete_label_flags(flags, other_use=None) -> None:
         flags.label_choices = flags.label_choices or CHOICES
 
 
+def read_label_model(flags, data: Data, device="cpu"):
+    """The clean model of --label-model, frozen: a run, a checkpoint, or plain weights of the -mt and --width."""
+    file = find_checkpoint(flags.label_model)
+    checkpoint = load_checkpoint(file) if file.suffix != ".safetensors" else {}
+    if isinstance(checkpoint.get("model"), dict) and "type" in checkpoint["model"]:
+        return restore_model(checkpoint, file, device)
+    weights = read_initial_weights(file, "--label-model")
+    if flags.model_type is None:
+        raise Refusal(f"--label-model {file} holds plain weights, which do not say what they are of: name their "
+                      "architecture by -mt")
+    check_architecture("-mt", flags.model_type, len(data.classes), data.size, flags.width)
+    model = models.build(flags.model_type, len(data.classes), data.mean, data.std, flags.width, data.size)
+    weights.load_into(model, same_classes=True)
+    return models.place(model.requires_grad_(False).eval(), device)
+
+
 def triggers_of_flags(flags, data: Data, device) -> tuple[TriggerSet, Images]:
     """(trigger set, the validation images that are left) that parsed flags ask for; see `draw_triggers`."""
     answer = None
     if flags.label_model:
-        clean = read_model(find_checkpoint(flags.label_model), device)
+        clean = read_label_model(flags, data, device)
         answer = lambda images: predict(clean, images)
     return draw_triggers(data.held_out, flags.num_query, flags.num_mixup, len(data.classes), flags.seed,
                          flags.label_strategy, answer, flags.trigger_strategy or "random",
