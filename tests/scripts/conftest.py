@@ -1,7 +1,7 @@
 """Runs that the tests of the scripts look at, made once for all of them."""
 
 import pytest
-from commands import call, good, run
+from commands import call, good
 from digits_runs import BENIGN, STEAL, TRAIN
 from photos import damage, photos
 
@@ -10,14 +10,14 @@ from photos import damage, photos
 def world(tmp_path_factory):
     """A benign model, an ERM and a margin source, and the surrogates of the last."""
     folder = tmp_path_factory.mktemp("world")
-    run("train.py", "-d", folder, "-tt", "margin", *TRAIN, "-ep", 2, timeout=600)
+    good("train", "-d", folder, "-tt", "margin", *TRAIN, "-ep", 2)
     good("train", "-d", folder, "-tt", "none", *TRAIN)
     good("train", "-d", folder, "-tt", "base", *TRAIN)
-    done = run("extraction.py", "-e", folder, *STEAL, "-at", "soft", "--benign", folder / BENIGN, timeout=600)
-    (folder / "soft.txt").write_text(done.stdout)
+    (folder / "soft.txt").write_text(
+        good("extraction", "-e", folder, *STEAL, "-at", "soft", "--benign", folder / BENIGN))
     good("extraction", "-e", folder, *STEAL, "-at", "hard", "-admsg", "_hard", "--teacher-bn", "clean")
     good("extraction", "-e", folder, *STEAL, "-at", "reg", "-admsg", "_reg", "-dmt", "vgg11")
-    run("distill.py", "-e", folder, *STEAL, "-tt", "margin", timeout=600)
+    good("distill", "-e", folder, *STEAL, "-tt", "margin")
     return folder
 
 

@@ -7,10 +7,10 @@ torchrun every function here returns what it was given.
 Why not DistributedDataParallel: it averages the gradients of the ranks with equal weights, and 25 triggers over two
 ranks are 12 and 13. With each rank's own mean as its loss, the averaged gradient of the margin step is 17 % off the
 gradient of Eq. 4 (relative norm; ResNet-18 of width 4, batch 128 + 25, K = 5, two processes, float64), because the
-ascent's signs change too; this module is 6e-14 off. With 24 triggers, which split evenly, DDP is as exact
-(`torchrun --nproc_per_node 2 tests/margin_gradients.py FILE`). To be exact with any split, each objective would have to
-weight its terms by rank. Gathering logits costs 5 KB a pass (128 images, 10 classes). What DDP would add, the summation
-of gradients during the backward pass, has not been measured: no two GPUs have run this yet.
+ascent's signs change too; this module is 6e-14 off. With 24 triggers, which split evenly, DDP is as exact. To be exact
+with any split, each objective would have to weight its terms by rank. Gathering logits costs 5 KB a pass (128 images,
+10 classes). What DDP would add, the summation of gradients during the backward pass, has not been measured: no two GPUs
+have run this yet.
 """
 
 import torch
