@@ -1,6 +1,5 @@
 """Suspects whose architecture is somebody else's code: what it may do wrong, when it is built and when it is asked."""
 
-import own_networks
 import pytest
 import torch
 from commands import verify
@@ -66,12 +65,3 @@ def test_a_network_that_does_not_take_the_triggers_size_is_refused(owner, tmp_pa
     torch.save(models.build("vgg11", 10, width=4).state_dict(), tmp_path / "w.pt")
     with pytest.raises(Refusal, match="w.pt: -mt vgg11 halves its images five times: name by -mt"):
         read_suspect_model(tmp_path / "w.pt", ["vgg11"], 10, 16, ([0.0] * 3, [1.0] * 3))
-
-
-@pytest.mark.parametrize("function, words", [
-    ("fails", "no such layer"), ("no_module", "own_networks:no_module"), ("two_outputs", "own_networks:two_outputs"),
-    ("too_few_logits", " 9"), ("not_callable", "is no function"), ("absent", "cannot be imported")])
-def test_a_users_function_that_makes_no_classifier_is_refused_in_one_sentence(function, words, owner, tmp_path, capsys):
-    made = {"two_outputs": own_networks.two_outputs, "too_few_logits": own_networks.too_few_logits}
-    torch.save(made.get(function, own_networks.plain)(10).state_dict(), tmp_path / "w.pt")
-    assert words in claim_refused(capsys, owner[0], tmp_path / "w.pt", "-mt", f"own_networks:{function}")

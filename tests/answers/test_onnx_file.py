@@ -143,12 +143,6 @@ def test_columns_in_another_order_are_refused_unless_the_judge_names_them(onnx):
     assert [folders[label] for label in named.labels] == [str(label + 1) for label in plain.labels]
 
 
-def test_a_file_that_is_not_there_is_told_in_one_sentence(owner, capsys):
-    for name in ("nothere.onnx", "NOTHERE.ONNX"):
-        status, _, err = verify(capsys, "claim", owner[0], "--suspect", name)
-        assert status == 2 and f"{name} does not exist" in err, err
-
-
 def test_without_onnxruntime_one_sentence_says_how_to_get_it(onnx, monkeypatch):
     write_linear(onnx, matrix())
     found = importlib.util.find_spec

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT, verify
-from owner_runs import M, answer, names_of
+from owner_runs import M, names_of
 
 from utils.answers import ask as program_module
 from utils.answers.answers import Answer, Classes
@@ -101,12 +101,6 @@ def test_a_command_that_cannot_be_asked_is_refused(flags, words, owner, capsys):
     assert verify(capsys, "claim", owner[0], *flags[:2], *more)[0] == 2  # a flag does not turn it into a miss
 
 
-def test_only_who_is_asked_one_image_at_a_time_can_be_asked_sequentially(owner, tmp_path, capsys):
-    answers = answer(owner, tmp_path, 0.5)
-    status, _, err = verify(capsys, "claim", owner[0], "--predictions", answers, "--sequential")
-    assert status == 2 and "needs --command or --url" in err
-
-
 # ---- single calls ---------------------------------------------------------------------------------------------------
 
 
@@ -140,14 +134,6 @@ def test_another_number_of_lines_than_of_images_is_refused_even_if_answers_may_b
 ])
 def test_failures_and_nonsense_are_refused_in_one_printable_sentence(command, words):
     assert words in refusal(command)
-
-
-def test_a_failed_call_leaves_all_its_images_without_an_answer_when_allowed():
-    assert ask("false {pngs}", PNGS, allow_missing=True) == [Answer()] * 3 and "status 1" in refusal("false {pngs}")
-
-
-def test_a_time_limit_may_be_longer_than_subprocess_can_count():
-    assert ask(MANY, PNGS, seconds=1e6) == [Answer(7), Answer(3), Answer(9)]
 
 
 def test_what_a_program_prints_is_bounded(tmp_path):

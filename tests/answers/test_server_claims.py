@@ -46,11 +46,6 @@ def test_images_without_an_answer_are_misses_when_allowed(owner, capsys):
     assert f"answered none of the {M} triggers" in said
 
 
-def test_what_cannot_be_read_is_no_missing_answer(owner, capsys):
-    with answering(lambda k, pixels: "mouse") as served:
-        assert "'mouse' is no class" in claim_refused(capsys, owner[0], "--allow-missing", "--url", served.url)
-
-
 @pytest.mark.parametrize("flags, words", [
     (("--url", "ftp://x"), "--url"), (("--url", "http://"), "--url"), (("--url", "http://a b/"), "--url"),
     (("--url", "http://127.0.0.1:port/"), "--url"), (("--url", "http://127.0.0.1/\u00e4"), "--url"),

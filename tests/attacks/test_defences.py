@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from utils.attacks.defences import (
-    DEFENCES,
     Queries,
     far,
     noisy,
@@ -60,10 +59,3 @@ def test_random_answers_are_of_the_classes_they_name():
     assert 0.3 < (changed == 0).double().mean() < 0.55  # 0.44 against 0.46
     assert torch.equal(changed, noisy(0.1)(many, many, seeded()))
     assert (noisy(0.0)(many, many, seeded()) == 1).all()
-
-
-def test_every_defence_answers_every_query(queries):
-    assert len({defence.name for defence in DEFENCES}) == len(DEFENCES)
-    for defence in DEFENCES:
-        answers = defence.answer(queries, queries, seeded())
-        assert answers.shape == (4,) and ((answers >= -1) & (answers < 3)).all(), defence.name

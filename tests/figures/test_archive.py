@@ -99,10 +99,6 @@ def test_metrics_of_finished_runs_are_left_out_of_an_archive_that_is_too_large(m
     assert Path("a.tgz").read_bytes() == before and not list(Path(".").glob(".*partial"))
 
 
-def test_an_archive_without_runs_holds_the_tables():
-    assert list(pack()) == ["tables/table3.json", "tables/table3.md"]
-
-
 def test_an_archive_is_not_left_half_written(monkeypatch, capfd):
     a_run("one")
     pack()
@@ -134,12 +130,3 @@ def test_bad_flags_of_an_archive_are_refused_before_any_run(tmp_path, capfd):
         said = refused_make(capfd, "table3", "-d", "runs", "--out", "out", "--archive", "/sys/kernel/a.tgz")
         assert "--archive /sys/kernel" in said and "takes no files" in said
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
-
-
-def test_members_stay_inside_the_archive_whatever_the_folder_of_the_runs_is_called():
-    a_run("one")
-    os.chdir("runs/one")
-    make.main(["table3", "--no-run", "-d", ".", "--out", "../../out", "--archive", "../a.tgz"])
-    with tarfile.open("../a.tgz") as packed:
-        assert [name for name in packed.getnames() if name.startswith("runs")] == [
-            "runs/metrics.jsonl", "runs/run.json", "runs/summary.json"]

@@ -14,7 +14,6 @@ from figures import make
 from figures.cells import FIGURES, TABLE_CELLS, TABLES, steps_of_target
 from figures.runs import PROFILES, RunCommands
 from utils.published import ACC, MODELS, NUMBERS, P_SCORES, TRIG, P
-from utils.verify import parse
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -59,13 +58,6 @@ def test_tables_show_our_numbers_beside_the_papers():
     assert "| CIFAR-100 DI, source | log10 p | -3 | not run | not run |" in text and "CIFAR-100 EEF" not in text
 
 
-def test_rivals_fill_both_tables():
-    runs = RunCommands("paper", Path("runs"))
-    step, _ = TABLE_CELLS["table2"](runs)["CIFAR-100 EWE, hard", TRIG]
-    assert "-dt cifar100 -tt ewe -nq 100" in step(0).command and "-tt ewe" in step(0).needs[0].command
-    assert set(TABLE_CELLS["table3"](runs)) == {(name, TRIG) for name in ("EWE", "RS", "margin")}
-
-
 def test_a_report_from_before_t1p_is_due_while_its_checkpoints_are_there(capfd):
     step, *_ = steps_of_target("table1", RunCommands("smoke", Path("runs")))
     by_hand(step)
@@ -84,42 +76,6 @@ def test_runs_come_in_the_order_of_the_names(capfd):
     margin = [("none", ""), ("margin", ""), ("margin", "soft"), ("margin", "hard"), ("margin", "reg")]
     assert kinds == margin + [("none", ""), ("margin", "")]  # then the next seed
     assert [w[w.index("--seed") + 1] for w in words[:7]] == ["0"] * 5 + ["1"] * 2
-
-
-def test_rows_that_the_paper_has_not_come_from_the_control_runs():
-    table = TABLE_CELLS["table2"](RunCommands("paper", Path("runs")))
-    step, value = table["CIFAR-10 margin with clean statistics, source", TRIG]
-    assert step(1).folder.name == "cifar10_res34_margin_100_s1"
-    clean = {"trigger_hits": 9, "trigger_size": 10}
-    assert value({"trigger_hits": 1, "trigger_size": 10, "clean": clean}) == 90 and value({"clean": None}) is None
-    step, value = table["CIFAR-10 margin with clean statistics, soft", ACC]
-    assert "--teacher-bn clean" in step(1).command and value({"test_accuracy": 0.5}) == 50
-    assert "-tt base" in table["CIFAR-10 ERM, soft", P][0](0).command
-    assert not [row for row, _ in TABLE_CELLS["table2"](RunCommands("smoke", Path("runs"))) if "ERM" in row]
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_di_and_eef_test_models_without_watermark_and_their_copies(profile):
-    runs = RunCommands(profile, Path("a b"))
-    table, told = TABLE_CELLS["table2"](runs), {"di": [], "eef": []}
-    for what, steps in told.items():
-        of = {m: [table[f"CIFAR-10 {what.upper()}, {m}", c][0](0) for c in (ACC, P)] for m in MODELS}
-        source, verdict = of["source"]
-        assert all(rival == verdict for _, rival in of.values())
-        assert source.done.name == "summary.json" and verdict.done == source.folder / f"{what}.json"
-        assert "-tt none" in source.command and source in verdict.needs
-        copies = [of[m][0] for m in MODELS[1:]]
-        assert [f"-at {m}" in c.command and c.needs == (source,) for m, c in zip(MODELS[1:], copies)] == [True] * 3
-        words = shlex.split(verdict.command)
-        assert words[:4] == ["python", "-m", "utils.verify", what] and words[4] == str(source.folder)
-        steps += [source, copies, verdict, parse(words[3:])[1]]
-    plain, copies, verdict, args = told["di"]
-    assert args.suspect == [str(c.folder) for c in copies] and set(verdict.needs) == {plain, *copies}
-    assert args.json == verdict.done and "--embed-features" not in plain.command
-    styled, copies, verdict, args = told["eef"]
-    assert args.benign == [str(plain.folder)] and args.suspect == [str(s.folder) for s in (styled, *copies)]
-    assert args.json == verdict.done and set(verdict.needs) == {plain, styled, *copies}
-    assert styled.command.startswith(plain.command.replace("-msg s0", "-msg eef-s0") + " --embed-features 0.")
 
 
 @pytest.mark.parametrize("profile", PROFILES)

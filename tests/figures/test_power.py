@@ -24,14 +24,6 @@ def test_the_first_score_is_that_of_t1p():
     assert pvalues.draw_tail(first(p, allowed), allowed, assigned) == pvalues.score_randomisation(p, assigned, true)
 
 
-def test_disguises():
-    p, rng = np.array([[0.62, 0.3, 0.08]]), np.random.default_rng(0)
-    shown = {name: change(p, rng) for name, change in power.DISGUISES.items()}
-    assert shown["rounded to one digit"].tolist() == [[0.6, 0.3, 0.1]]
-    assert shown["the two largest alone"].tolist() == [[0.62, 0.3, 0]]
-    assert shown["sharpened, p^4"].argmax() == 0 and (shown["noise of sd 0.1"] > 0).all()
-
-
 def test_table_and_picture_follow_from_the_rows(tmp_path):
     def row(copy, seed, m, t1, t1p):
         return {"copy": copy, "seed": seed, "m": m, "hits": 1, "T1": t1, "scores": dict.fromkeys(power.SCORES, t1p),

@@ -53,16 +53,6 @@ def test_a_run_gives_a_row_for_each_model(source):
     assert rows[0]["command"] == "python train.py -msg 'a b'"
 
 
-def test_both_statistics_of_a_source_are_rows(tmp_path):
-    settings = SETTINGS | {"bn_stats": "paper"}
-    write(tmp_path / "s", settings, found(0.57, 50, -40.0, clean=found(0.67, 44, -35.0), rows=[]))
-    write(tmp_path / "s" / "extraction", settings, found(0.66, 3, -0.4, attack="soft", model="res18",
-                                                         teacher_bn="clean", rows=[]))
-    rows = rows_of_run(tmp_path / "s")
-    assert [(row["statistics"], row["source_accuracy"], row["hits"]) for row in rows] == [
-        ("paper", 0.57, 50), ("clean", 0.67, 44), ("clean", 0.67, 3)]
-
-
 def test_a_run_that_is_added_again_replaces_its_rows(source, benign, tmp_path, capsys):
     file = tmp_path / "survive.json"
     main([str(source), str(benign), "--json", str(file), "--chosen", NAME])
@@ -84,21 +74,6 @@ def test_settings_are_named_by_what_distinguishes_them():
     joint = ours | {"reduction": "joint", "label_strategy": "highest"}
     assert setting_name(joint) == "base, paper, m 50, lambda 0.1 joint, highest labels"
     assert setting_name(ours | {"train_type": "none"}) == "benign"
-
-
-def test_runs_without_t1_are_drawn_and_a_seed_counts_once(source, tmp_path, capsys):
-    for i, accuracy in enumerate((0.60, 0.70)):  # seed 3 twice more
-        own = found(accuracy, 50, None, model="source")
-        write(tmp_path / str(i), SETTINGS | {"message": i}, own | {"clean": None, "rows": []})
-        run = tmp_path / str(i) / "run.json"
-        run.write_text(run.read_text().replace("a b", f"again {i}"))
-        write(tmp_path / str(i) / "extraction", SETTINGS, found(0.5, 3, None, attack="soft", model="res18",
-                                                                 teacher_bn="paper", rows=[]))
-    other = SETTINGS | {"seed": 4}
-    write(tmp_path / "4", other, found(0.81, 50, -9.0, clean=None, rows=[]))
-    main([str(source), *(str(tmp_path / name) for name in "014"), "--json", str(tmp_path / "x.json")])
-    assert "shared statistics, source: source 74.00 %, hits 50, 50, 50, 50 of 50" in capsys.readouterr().out
-    assert (tmp_path / "x.png").exists()
 
 
 def test_a_chosen_setting_that_no_run_has_is_refused(source, tmp_path, capsys):

@@ -1,6 +1,5 @@
 """Architectures of torchvision and of the user."""
 
-import argparse
 
 import own_networks
 import pytest
@@ -12,7 +11,6 @@ from models import outside
 from utils.runs.checkpoints import load_checkpoint, pack_checkpoint, restore_model, save_checkpoint
 from utils.runs.networks import check_architecture
 from utils.system.refusals import Refusal
-from utils.watermark.carriers import last_features
 
 SMALL = ("tv:mobilenet_v3_small", "tv:shufflenet_v2_x0_5", "tv:squeezenet1_1", "tv:googlenet", "tv:vit_b_16")
 
@@ -61,31 +59,6 @@ def test_a_file_that_lies_about_its_architecture_is_refused_and_imports_nothing(
     assert not outside.named
 
 
-@pytest.mark.parametrize("text, why", [
-    ("tv:resnet19", "torchvision has no classifier 'resnet19'; near it are tv:resnet1"),
-    ("tv:fasterrcnn_resnet50_fpn", "torchvision has no classifier"),
-    ("res19", "there is no architecture 'res19': pass one of res18"), ("a b:c", "there is no architecture"),
-    ("own_networks:absent", "cannot be imported .AttributeError"), ("no_such_package:f", "ModuleNotFoundError"),
-    ("own_networks:not_callable", "is no function"),
-])
-def test_unknown_names_are_refused_with_a_way_out(text, why, unnamed):
-    with pytest.raises(argparse.ArgumentTypeError, match=why):
-        models.architecture(text)
-
-
-@pytest.mark.parametrize("function, why", [
-    ("two_outputs", "gives no logits: for 2 images and 4 classes it returned tuple, not .2, 4."),
-    ("too_few_logits", r"gives no logits.*returned \(2, 3\), not \(2, 4\)"),
-    ("no_module", "cannot be built.*returned a function, no torch.nn.Module"),
-    ("fails", "cannot be built for 4 classes of images of 32 x 32 pixels .RuntimeError: no such layer."),
-    ("weightless", "has no weights to train"),
-])
-def test_functions_that_give_no_logits_are_refused_in_one_sentence(function, why, unnamed):
-    name = models.architecture(f"own_networks:{function}")
-    with pytest.raises(Refusal, match=why):
-        check_architecture("-mt", name, 4, 32, 64)
-
-
 def test_a_size_or_width_that_does_not_fit_is_refused():
     with pytest.raises(Refusal, match="-mt tv:vit_b_16 cannot be built.*33 x 33.*pass another --image-size"):
         check_architecture("-mt", "tv:vit_b_16", 4, 33, 64)
@@ -93,13 +66,6 @@ def test_a_size_or_width_that_does_not_fit_is_refused():
         check_architecture("-dmt", "vgg11", 4, 16, 64)
     with pytest.raises(Refusal, match="--width 16: it is for res18"):
         check_architecture("-mt", "tv:resnet18", 4, 32, 16)
-
-
-def test_a_model_without_a_linear_layer_has_no_features(unnamed):
-    name = models.architecture("own_networks:without_linear")
-    check_architecture("-mt", name, 4, 32, 64)
-    with pytest.raises(Refusal, match="has no linear layer"):
-        last_features(models.build(name, 4), torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 
 def test_lazy_layers_learn_their_sizes_when_the_network_is_built(unnamed):
@@ -112,14 +78,6 @@ def test_lazy_layers_learn_their_sizes_when_the_network_is_built(unnamed):
         assert models.place(model, "cpu")(torch.zeros(3, 3, size, size)).shape == (3, 5)
 
 
-def test_only_a_users_function_keeps_the_contiguous_format(unnamed):
-    outside.named["own:wide"] = lambda classes: nn.Conv2d(3, 16, 1)
-    x = torch.zeros(2, 3, 64, 64)
-    for name, contiguous in (("own:wide", True), ("tv:resnet18", False)):
-        model = models.place(models.build(name, 5, size=64), "cpu")
-        assert model[0](x).is_contiguous() == contiguous
-
-
 @pytest.mark.parametrize("error, said", [
     (ValueError("one\n two"), "ValueError: one two"), (KeyError(), "KeyError"),
     (SystemExit(), "SystemExit: it ends the program"), (SystemExit(0), "SystemExit: it ends the program"),
@@ -127,9 +85,3 @@ def test_only_a_users_function_keeps_the_contiguous_format(unnamed):
 ])
 def test_an_error_of_somebodys_code_is_described_in_one_line(error, said):
     assert models.describe_error(error) == said
-
-
-@pytest.mark.parametrize("name", models.NAMES)
-def test_the_last_linear_layer_of_the_project_s_own_is_the_official_one(name):
-    found = models.last_linear(models.build(name, 3, width=2))
-    assert found[0] == "1.linear" and isinstance(found[1], nn.Linear)

@@ -66,14 +66,6 @@ def test_the_policy_allows_the_pages_own_style(shown):
     assert any(f"style-src 'sha256-{digest}'" in a.get("content", "") for a in read.all("meta"))
 
 
-def test_a_table_scrolls_in_a_box_that_the_keyboard_reaches(shown):
-    read = shown("{{ table('Results <1>', ['model', 'hits'], [['a', '3'], ['b', 'not run']], true) }}")
-    (box,) = [a for a in read.all("div") if a["class"] == "scroll"]
-    assert box["tabindex"] == "0" and box["role"] == "region" and box["aria-label"] == "Results <1>"
-    assert [a.get("scope") for a in read.all("th")] == ["col", "col", "row", "row"]
-    assert [a["class"].split() for a in read.all("td")] == [["number"], ["number", "absent"]]
-
-
 def test_points_lie_where_their_values_say_and_text_stays_text(shown):
     points = [(0, 0), (1, 50), (2, 100), (3, 100)]
     svg = drawing(chart("t", "epoch", "accuracy, %", [("a", points)], percent=True), shown)
@@ -89,26 +81,6 @@ def test_odd_values_are_drawn_inside_the_picture(shown, points):
     assert "nan" not in svg and "inf" not in svg.split("</metadata>")[1]
     width, height = map(float, re.search(r'viewBox="0 0 (\S+) (\S+)"', svg).groups())
     assert all(0 <= x <= width and 0 <= y <= height for x, y in line_of(svg))
-
-
-def test_equal_curves_give_equal_bytes():
-    draw = lambda: chart("t", "x", "y", [("a", [(1, 2.0), (2, 3.0)])], band=[(1, 1.0, 2.5), (2, 2.0, 4.0)],
-                         limits=[(2.5, "alpha")])
-    assert draw() == draw() and legend(["a", "b"]) == legend(["a", "b"]) and legend(["a"]) != legend(["b"])
-
-
-def test_a_line_of_many_points_keeps_its_ends_and_one_of_none_is_said(shown):
-    rows = chart("t", "x", "y", [("a", [(x, x) for x in range(1001)])])["rows"]
-    assert len(rows) == 300 and rows[0] == ["0", "0"] and rows[-1] == ["1000", "1000"]
-    assert "nothing recorded" in shown("{{ charts([one]) }}", one=chart("t", "x", "y", [("a", [])])).text
-
-
-def test_lines_differ_without_colour():
-    svg = base64.b64decode(legend([str(i) for i in range(25)])["src"].split(",")[1]).decode()
-    groups = [group.split("</g>\n")[0] for group in svg.split('<g id="line2d_')[1:]]
-    colour = r'^\d+|#\w+|id="\w+"|(x|y)="[^"]*"|d="M [^"]* L [^"]* "'
-    assert len({re.sub(colour, "", group) for group in groups}) == 25
-    assert len({re.sub(colour + '|stroke-dasharray[^;]*;|d="[^"]*"', "", group) for group in groups}) < 25
 
 
 def test_a_chart_can_be_read_out_and_its_numbers_are_beside_it(shown):

@@ -89,15 +89,6 @@ def test_what_a_training_started_from_is_withheld_with_the_seed(copied, tmp_path
     assert SEED not in re.sub(r"[0-9a-f]{40,}", "", (tmp_path / "page.html").read_text())
 
 
-def test_the_idea_is_that_of_the_runs_own_method(copied, tmp_path):
-    settings = json.loads((copied / "run.json").read_text())["settings"]
-    for kind, words in (("margin", "far from the decision boundary"), ("ewe", "entangles their features"),
-                        ("rs", "under noise on its weights"), ("none", "This is a benign model")):
-        edit(copied / "run.json", settings=settings | {"train_type": kind})
-        report(copied, "-o", tmp_path / "page.html")
-        assert words in (tmp_path / "page.html").read_text()
-
-
 def test_the_triggers_are_in_the_keyed_order(source, tmp_path):
     report(source, "-o", tmp_path / "a.html", "--show-triggers")
     read = read_safe_page((tmp_path / "a.html").read_text())

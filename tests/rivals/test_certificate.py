@@ -38,16 +38,6 @@ def test_toy_certificate_is_tight():
     assert certified[1000][1.2] == 1 and 0.1 < certified[1000][1.4] < 0.33
 
 
-def test_bounds_fall_with_eps_stay_below_the_median_and_tighten_with_draws():
-    rng = np.random.default_rng(1)
-    grid = (0.0, 0.2, 0.5, 1.0, 1.5, 2.0)
-    sample = lambda n: np.sort(rng.beta(8, 2, n))
-    bounds = list(certify(sample(1000), grid, 1.0, 0.99).values())
-    assert bounds == sorted(bounds, reverse=True) and bounds[0] <= np.median(sample(100_000)) + 0.01
-    at_one = lambda accuracies: certify(accuracies, [1.0], 1.0, 0.99)[1.0]
-    assert at_one(sample(10_000)) > at_one(sample(50)) and at_one([1.0] * 10) is None
-
-
 def triggers_of(images, labels):
     unknown = torch.zeros(len(labels), 0, dtype=torch.long)
     return TriggerSet(images, labels, unknown, unknown)
@@ -110,18 +100,6 @@ def test_certify_command(world, tmp_path, capsys):
     assert json.loads((tmp_path / "c.json").read_text()) == content
     out = verify(capsys, "certify", world / RUN, "--draws", 5, "--sigma", 1e-9, "--eps", 1e-12)[1]
     assert f"under noise mean {100 * own['trigger_accuracy']:.2f}" in out
-
-
-def test_curve_of_trigger_accuracy_against_the_size_of_the_noise(world, tmp_path, capsys):
-    command = (world / RUN, "--draws", 20, "--device", "cpu", "--curve", 1e-9, 1, "--json", tmp_path / "c.json",
-               "--plot", tmp_path / "c.png")
-    status, out, _ = verify(capsys, "certify", *command)
-    assert status == 0 and "under noise of 1e-09: mean" in out
-    (model,) = json.loads((tmp_path / "c.json").read_text())["models"]
-    unmoved, as_certified = model["curve"]
-    assert unmoved == [1e-9, model["trigger_accuracy"], model["trigger_accuracy"]]
-    assert as_certified == [1, model["smoothed_mean"], model["smoothed_median"]]  # the same draws
-    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("flags, words", [

@@ -5,20 +5,16 @@ import math
 import os
 import signal
 
-import numpy as np
 import pytest
 import torch
 from commands import call, good, refused, summary, tree
 from comparing import same_runs
 from photos import photos
-from PIL import Image
 
-from utils.data.sets import Data, Images, load_data
 from utils.flags import train_flags
 from utils.ownership.commitment import save_triggers
-from utils.rivals.ewe import EntangledObjective, gather_images
+from utils.rivals.ewe import EntangledObjective
 from utils.runs.checkpoints import load_checkpoint
-from utils.system.refusals import Refusal
 
 DATA = ("-dt", "digits", "-nq", 6, "--train-size", 256, "--batch-size", 16, "--width", 2, "--device", "cpu")
 TRAIN = (*DATA, "-mt", "vgg11", "-tt", "ewe", "-ep", 1, "--ewe-source", 8, "--ewe-epochs", 0.25, "--select", "last")
@@ -93,14 +89,6 @@ def test_an_interrupted_ewe_run_resumes_bit_equal(at, unbroken, tmp_path, monkey
     assert "finished" in good("train", "-d", tmp_path, *TRAIN)
 
 
-def test_the_best_checkpoint_comes_after_the_triggers_were_made(tmp_path, monkeypatch):
-    rates = iter([1.0, 1.0])  # on validation images in phase 1, with the paper's and with clean statistics
-    monkeypatch.setattr("utils.watermark.triggers.accuracy", lambda *args: next(rates, 0.5))
-    good("train", "-d", tmp_path, *TRAIN)
-    best = load_checkpoint(tmp_path / SOURCE / "checkpoints" / "checkpoint_nat_best.pt")
-    assert best["epoch"] == 2 and best["figures"]["val_accuracy"] == 0.5 and "query_model" in best
-
-
 def test_triggers_may_come_from_another_data_set(tmp_path):
     """A digit among photographs belongs to no class and so has no true label; then `--ewe-triggers shared`."""
     data = photos(tmp_path / "pets", n=40)
@@ -126,34 +114,6 @@ def test_triggers_may_come_from_another_data_set(tmp_path):
         assert f"--ewe-source {folder}/" in said and words in said
 
 
-def test_triggers_may_come_from_a_folder_of_images(tmp_path, monkeypatch):
-    data, others = photos(tmp_path / "pets", n=40), tmp_path / "svhn_like"
-    whole = EntangledObjective.__call__
-    others.mkdir()
-    for i in range(5):
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)).save(others / f"{i}.png")
-    flags = ("-d", tmp_path / "runs", "-dt", "folder", "--data-dir", data, "-nq", 3, "--batch-size", 16, "--width", 2,
-             "--device", "cpu", "-mt", "vgg11", "-tt", "ewe", "-ep", 1, "--ewe-epochs", 1, "--ewe-source", others)
-    with monkeypatch.context() as patched:
-        stop = lambda *args: os.kill(os.getpid(), signal.SIGTERM) or whole(*args)
-        patched.setattr(EntangledObjective, "__call__", stop)
-        assert call("train", *flags).status == 143
-    (others / "0.png").rename(tmp_path / "0.png")
-    (others / "1.png").rename(others / "0.png")
-    done = call("train", *flags)
-    assert done.status == 2 and "--ewe-source" in done.err and "began with" in done.err
-    (others / "0.png").rename(others / "1.png")
-    (tmp_path / "0.png").rename(others / "0.png")
-    good("train", *flags)
-    kept = load_checkpoint(tmp_path / "runs/folder_vgg11_ewe_3_/triggers.pt")
-    drawn = gather_images(str(others), 0, 3, load_data("folder", data), None, 0)
-    assert kept["true_labels"].shape == (3, 0) and (kept["labels"] == 0).all()
-    assert 0 < (kept["images"].int() - drawn.images.int()).abs().max() <= 255 * 0.01 * 65 + 1
-    next(others.iterdir()).write_bytes(b"no image")
-    said = refused("train", *flags, "-nq", 5, "-msg", "x")
-    assert "--ewe-source" in said and "cannot be read" in said
-
-
 BAD = {
     "no such target": (("--ewe-target", 10), ["--ewe-target 10", "0 to 9"]),
     "source and target are one": (("--ewe-source", 0), ["--ewe-source 0", "--ewe-target 0"]),
@@ -177,22 +137,6 @@ def test_bad_ewe_flags_are_refused(case, tmp_path):
     said = refused("train", "-d", tmp_path / "runs", *TRAIN, *flags)
     assert all(word in said for word in words), said
     assert tree(tmp_path) == set()
-
-
-def test_gathered_images_are_one_digit_of_another_data_set(monkeypatch):
-    other = load_data("digits")
-    # replaces SVHN
-    monkeypatch.setattr("utils.rivals.ewe.load_data", lambda name, root, flag, image_size: other)
-    own = Images(torch.zeros(9, 3, 32, 32, dtype=torch.uint8), torch.arange(9) % 3, torch.arange(9))
-    data = Data("cifar10", own, own, own, list("abc"), (), ())
-    drawn, again, others = (gather_images("svhn:7", 2, 20, data, "data", seed) for seed in (0, 0, 1))
-    sevens = {i.numpy().tobytes() for p in (other.train, other.held_out) for i in p.images[p.labels == 7]}
-    assert {i.numpy().tobytes() for i in drawn.images} < sevens and len(drawn.images.flatten(1).unique(dim=0)) == 20
-    assert torch.equal(drawn.images, again.images) and not torch.equal(drawn.images, others.images)
-    assert (drawn.labels == 2).all() and drawn.true_labels.shape == (20, 0)
-    own.images[4] = drawn.images[3]
-    with pytest.raises(Refusal, match="--ewe-source svhn:7: 1 training images"):
-        gather_images("svhn:7", 2, 20, data, "data", 0)
 
 
 def test_triggers_that_are_training_images_are_refused(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """Entangled watermarks: the soft nearest neighbour loss, against numbers computed by hand."""
 
-import math
 
 import pytest
 import torch
@@ -42,15 +41,6 @@ def test_temperature_step_descends_the_loss():
     assert temperature_step(torch.ones(1), torch.tensor([1e9]), 0.1) == torch.tensor([LOWEST_TEMPERATURE])
     values = [float(snnl(APART.double(), FIRST_HALF, 100 / t)) for t in (0.01, 1, 10, 100, 1000)]
     assert values == sorted(values, reverse=True) and values[0] > values[-1]
-
-
-def test_snnl_does_not_depend_on_order_scale_or_group_names():
-    x, w = torch.rand(12, 5, dtype=torch.double), torch.arange(12) % 3 == 0
-    order = torch.randperm(12)
-    value = float(snnl(x, w, 2.0))
-    for other in (snnl(x[order], w[order], 2.0), snnl(x, ~w, 2.0), snnl(7 * x, w, 2.0)):
-        assert float(other) == pytest.approx(value, abs=1e-12)
-    assert value >= -math.log1p(1e-5)
 
 
 def test_snnl_gradient_equals_finite_differences():

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import torch
 from commands import ROOT, call, good
 from comparing import same_runs
 from digits_runs import SOURCE, TRAIN

@@ -24,7 +24,7 @@ from utils.runs.checkpoints import load_checkpoint
 from utils.runs.folder import RunFolder
 
 KILLS = int(os.environ.get("KILLS", "3"))
-COMMON = "-dt digits -nq 8 --width 2 --train-size 320 --batch-size 16 -ep 5 --device cpu --select last"
+COMMON = "-dt digits -nq 8 --width 2 --train-size 160 --batch-size 16 -ep 4 --device cpu --select last"
 SOURCE = "digits_vgg11_margin_8_"
 COMMANDS = {
     "train": ("train", f"{COMMON} -mt vgg11 --trigger-batch 4 --steps 2", SOURCE),
@@ -78,14 +78,22 @@ def finish(name, folder) -> None:
     assert process.exitcode == 0, said(folder).read_text()[-2000:]
 
 
-def test_every_command_killed_at_random_moments_ends_bit_equal(tmp_path):
-    rng, whole = random.Random(5), tmp_path / "whole"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(folder of the unbroken runs, {command: seconds that it takes})."""
+    folder, lasts = tmp_path_factory.mktemp("kills") / "whole", {}
+    for name in COMMANDS:
+        began = time.perf_counter()
+        finish(name, folder)
+        lasts[name] = time.perf_counter() - began
+    return folder, lasts
+
+
+def test_every_command_killed_at_random_moments_ends_bit_equal(whole, tmp_path):
+    (whole, lasts), rng = whole, random.Random(5)
     share = {name: KILLS // 3 + (i < KILLS % 3) for i, name in enumerate(("extraction", "distill", "train"))}
     counts, ends = dict.fromkeys(COMMANDS, 0), 0
     for name, (_, _, run) in COMMANDS.items():
-        began = time.perf_counter()
-        finish(name, whole)
-        lasts = time.perf_counter() - began
         while counts[name] < share[name]:
             folder = tmp_path / "killed"
             shutil.rmtree(folder, ignore_errors=True)
@@ -93,7 +101,7 @@ def test_every_command_killed_at_random_moments_ends_bit_equal(tmp_path):
                 shutil.copytree(whole / SOURCE, folder / SOURCE, ignore=shutil.ignore_patterns("dist*", "extr*"))
             for _ in range(min(4, share[name] - counts[name])):
                 child = start(name, folder)
-                time.sleep(rng.uniform(0, lasts))
+                time.sleep(rng.uniform(0, lasts[name]))
                 child.kill()
                 child.join()
                 ended = child.exitcode
@@ -107,16 +115,15 @@ def test_every_command_killed_at_random_moments_ends_bit_equal(tmp_path):
     print(f"\nsurvived {counts} kills; {ends} runs ended bit-equal")
 
 
-def test_a_run_with_a_damaged_latest_checkpoint_resumes_from_the_previous_one(tmp_path):
-    finish("train", tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "hurt")
+def test_a_run_with_a_damaged_latest_checkpoint_resumes_from_the_previous_one(whole, tmp_path):
     run = tmp_path / "hurt" / SOURCE
+    shutil.copytree(whole[0] / SOURCE, run, ignore=shutil.ignore_patterns("dist*", "extr*"))
     (run / "summary.json").unlink()
     latest = run / "checkpoints" / "checkpoint_latest.pt"
     latest.write_bytes(latest.read_bytes()[:-500])
     finish("train", tmp_path / "hurt")
     assert "going on from" in (run / "output.log").read_text()
-    same_runs(run, tmp_path / "whole" / SOURCE)
+    same_runs(run, whole[0] / SOURCE)
 
 
 def refused(prepare, folder, tmp_path) -> str:

@@ -3,10 +3,28 @@
 import pytest
 from commands import call, good, refused, summary, tree
 from digits_runs import TRAIN
-from photos import photos
+from photos import damage, photos
 
 from utils.analyze import main as analyze_main
 from utils.runs.checkpoints import load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def own_images(tmp_path_factory):
+    """A run on a user's images, some of them damaged; returns its folder and flags."""
+    folder = tmp_path_factory.mktemp("folder")
+    data = damage(photos(folder / "pets", n=40))
+    photos(folder / "cars", parts=(".",), classes=("a", "b", "c"), n=20)
+    photos(folder / "birds", parts=(".",), classes=("a", "b", "c"), n=40)
+    flags = ("-dt", "folder", "--data-dir", data, "-nq", 3, "--batch-size", 16, "--width", 4, "--device", "cpu")
+    flags += ("-ep", 1)
+    bad = call("train", "-d", folder / "runs", *flags, "-mt", "res18", "-tt", "margin", "--trigger-batch", 4)
+    assert bad.status == 2 and not (folder / "runs").exists()
+    assert "3 of 163 images" in bad.err and "train/cat/cut.jpg" in bad.err
+    flags += ("--skip-bad-images",)
+    out = good("train", "-d", folder / "runs", *flags, "-mt", "res18", "-tt", "margin", "--trigger-batch", 4)
+    assert "skipped 3 unreadable images" in out
+    return folder, flags
 
 
 def test_own_images_end_to_end(own_images):
@@ -77,3 +95,9 @@ def test_models_with_other_classes_are_refused(world, own_images, tmp_path):
     said = refused("train", "-d", tmp_path / "r", *TRAIN, "--benign", pets)
     assert f"--benign {pets} is no independent model but the result of 'margin'" in said
     assert tree(tmp_path) == set()
+
+
+def test_mirroring_is_said_and_can_be_left_out(own_images, tmp_path):
+    for more, words in ((), "mirrored (--no-flip: not)"), (("--no-flip",), "not mirrored"):
+        said = good("train", "-d", tmp_path, *own_images[1], "-mt", "res18", "-tt", "none", "-msg", len(more), *more)
+        assert f"cropped at random and {words}" in said

@@ -5,11 +5,10 @@ import math
 
 import pytest
 import torch
-from commands import call, good, refused, summary, tree, verify
+from commands import good, refused, tree, verify
 from digits_runs import BENIGN, SOURCE, STEAL, TRAIN
 
 from utils.data.sets import load_data
-from utils.flags import train_flags
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
 from utils.system.files import sha256_of_file
 from utils.training.metrics import predict
@@ -56,14 +55,6 @@ def test_triggers_and_candidates_are_those_of_the_clean_model(runs):
     assert key["label_model_sha256"] == sha256_of_file(clean)
 
 
-def test_the_reports_of_source_and_copy_hold_t1(runs):
-    model, triggers = source_of(runs)
-    assert summary(runs / SOURCE)["log10_p"]["T1"] == pytest.approx(t1_by_hand(model, triggers))
-    copy = read_model(find_checkpoint(runs / SOURCE / "extraction"))
-    assert summary(runs / SOURCE / "extraction")["log10_p"]["T1"] == pytest.approx(t1_by_hand(copy, triggers))
-    assert "surrogate soft" in (runs / "soft.txt").read_text()
-
-
 def test_a_claim_rests_on_t1(runs, tmp_path, capsys):
     _, triggers = source_of(runs)
     for suspect in (runs / SOURCE / "extraction", runs / CLEAN):
@@ -92,16 +83,6 @@ def test_the_same_command_finds_its_run_and_another_is_refused(runs):
     assert "label-choices was 3, is 2" in said
 
 
-def test_the_record_of_other_runs_says_that_the_flags_are_off():
-    """None is what counts as the absent flag of an older run (`RunFolder.check`)."""
-    for argv in ([], ["--trigger-strategy", "random"]):
-        flags = train_flags(argv)
-        assert flags.trigger_strategy is None and flags.label_choices is None
-    typed = train_flags(["--label-strategy", "plausible", "--label-model", "run"])
-    assert typed.label_choices == 2 and typed.trigger_strategy is None
-    assert train_flags([]).carriers is None
-
-
 def test_carriers_are_trained_under_labels_of_triggers(runs, tmp_path):
     """The first loss is that of the relabelled images; everything else, triggers and their labels, stays as it is."""
     common = ("-d", tmp_path, *TRAIN, *FLAGS, "--label-model", runs / CLEAN, "-ep", 1)
@@ -118,15 +99,6 @@ def test_carriers_are_trained_under_labels_of_triggers(runs, tmp_path):
     train = load_data("digits", train_size=256).train
     near = nearest(last_features(model, train.images), last_features(model, sets[0].images), 4).unique()
     assert f"carriers: {len(near)} of {len(train.labels)} training images" in said
-
-
-@pytest.mark.parametrize("kind", ["ewe", "rs"])
-def test_rivals_share_the_triggers(kind):
-    argv = ["-tt", kind, f"--{kind}-triggers", "shared", "--label-strategy", "plausible", "--label-model", "run"]
-    flags = train_flags(argv)
-    assert (flags.label_strategy, flags.label_choices) == ("plausible", 2)
-    argv = ["-tt", kind, f"--{kind}-triggers", "shared", "--trigger-strategy", "uncertain", "--label-model", "run"]
-    assert train_flags(argv).trigger_strategy == "uncertain"
 
 
 BAD = {
@@ -163,9 +135,3 @@ def test_flags_that_do_not_go_together_are_refused(case, runs, tmp_path):
     said = refused("train", "-d", tmp_path / "runs", "-tt", "margin", *TRAIN, *flags)
     assert all(word in said for word in words), said
     assert tree(tmp_path) == set()
-
-
-def test_the_help_says_which_strategies_there_are():
-    words = " ".join(call("train", "--help").out.split())
-    assert "--trigger-strategy" in words and "random (default)" in words and "uncertain" in words
-    assert "plausible" in words and "draws (default: 2)" in words

@@ -109,9 +109,3 @@ def test_a_copy_takes_the_width_of_its_source_and_a_missing_run_is_looked_for(wo
     finally:
         (world / "away").rename(world / SOURCE)
     assert refusal.status == 2 and "pass -msg " in refusal.err and "seed7" in refusal.err
-
-
-def test_mirroring_is_said_and_can_be_left_out(own_images, tmp_path):
-    for more, words in ((), "mirrored (--no-flip: not)"), (("--no-flip",), "not mirrored"):
-        said = good("train", "-d", tmp_path, *own_images[1], "-mt", "res18", "-tt", "none", "-msg", len(more), *more)
-        assert f"cropped at random and {words}" in said

@@ -8,8 +8,8 @@ from scipy import stats
 from utils.data.sets import Images
 from utils.runs.checkpoints import save_checkpoint
 from utils.system.refusals import Refusal
-from utils.watermark.trigger_files import draw_trigger_picture, pack_triggers, read_triggers
-from utils.watermark.triggers import TriggerSet, draw_triggers, labels_are_uniform
+from utils.watermark.trigger_files import pack_triggers, read_triggers
+from utils.watermark.triggers import TriggerSet, draw_triggers
 
 SHARP, TWO, EVEN = [0.0, -99, -99], [0.0, 0, -99], [0.0, 0, 0]  # entropies about 0, ln 2 and ln 3
 LOGITS = torch.tensor([SHARP, TWO, EVEN, SHARP, TWO, EVEN, SHARP])
@@ -80,11 +80,6 @@ def test_labels_are_uniform_over_the_candidates(many, choices):
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3 and true > 0
 
 
-def test_which_strategies_are_uniform():
-    assert [labels_are_uniform(s) for s in ("random", "plausible")] == [True, True]
-    assert not any(labels_are_uniform(s) for s in ("highest", "lowest", "single", None))
-
-
 @pytest.mark.parametrize("choices, logits, words", [
     (11, torch.zeros(200, 10), "--label-choices 11: the data set has 10 classes; pass 2 to 10"),
     (1, torch.zeros(200, 10), "--label-choices 1"),
@@ -144,14 +139,3 @@ def test_candidates_that_do_not_fit_are_refused(many, spoil, words, tmp_path):
     assert refusal_of(tmp_path / "triggers.pt") is None
     save_checkpoint(tmp_path / "triggers.pt", content | {"candidates": spoil(content["candidates"])})
     assert words in refusal_of(tmp_path / "triggers.pt")
-
-
-def test_the_picture_says_that_labels_were_drawn_from_candidates(many, tmp_path, monkeypatch):
-    from matplotlib.figure import Figure
-
-    titles = []
-    monkeypatch.setattr(Figure, "suptitle", lambda self, text, **more: titles.append(text))
-    for triggers in (TriggerSet(**entries(many)), TriggerSet(*TriggerSet(**entries(many))[:4])):
-        draw_trigger_picture(triggers, list("abcde"), tmp_path / "trigger.png")
-    assert titles == ["trigger set: true label → assigned label, drawn from 2 plausible ones (30 of 30 shown)",
-                      "trigger set: true label → assigned label (30 of 30 shown)"]
