@@ -144,7 +144,7 @@ def test_a_copy_is_claimed_and_a_benign_model_is_not(session, memory, layout, ca
     assert not benign["claim"] and benign["log10_p"] > -2 and abs(benign["mean_difference"]) < 0.6
     assert dict(claimed["curve"]).keys() == {2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32}  # half of the 64 points
     assert dict(claimed["curve"])[2] > dict(claimed["curve"])[11] > dict(claimed["curve"])[32]  # more points, surer
-    assert Image.open(tmp_path / "di.png").size == (704, 440)
+    assert Image.open(tmp_path / "di.png").size == (704, 506)
     assert (claimed["correct"] is None) == (layout == "official") and 0 <= claimed["unseen_accuracy"] <= 1
     assert status == 1 and "does not say that this model was stolen" in out and "inconclusive:" not in out
     rows = [line for line in out.splitlines() if "correct" not in line]
