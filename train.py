@@ -78,6 +78,9 @@ def main():
         if flags.init and not new_head:
             before = accuracy(model, data.test.images, data.test.labels, amp)
             run.log(f"test accuracy of these weights before the training: {100 * before:.2f} %")
+            if data.name == "folder" and flags.train_type != "none":
+                run.log("triggers are drawn from images that --init should never have seen: those of val/ where there "
+                        "are train/, test/ and val/, else a tenth of train/")
         mirrors = data.flip and not flags.no_flip
         how = "mirrored (--no-flip: not)" if mirrors else "not mirrored"
         run.log(f"training images are cropped at random and {how}")

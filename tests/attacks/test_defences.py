@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from utils.attacks.defences import (
+    TRANSFORMATIONS,
     Queries,
     far,
     noisy,
@@ -59,3 +60,19 @@ def test_random_answers_are_of_the_classes_they_name():
     assert 0.3 < (changed == 0).double().mean() < 0.55  # 0.44 against 0.46
     assert torch.equal(changed, noisy(0.1)(many, many, seeded()))
     assert (noisy(0.0)(many, many, seeded()) == 1).all()
+
+
+def test_transformed_images_by_hand():
+    grey = torch.full((2, 3, 32, 32), 100, dtype=torch.uint8)
+    stripe = grey.clone()
+    stripe[..., 16] = 250
+    views = {name: change(stripe) for name, change in TRANSFORMATIONS.items()}
+    assert all(image.dtype == torch.uint8 and image.shape == grey.shape for v in views.values() for image in v)
+    assert views["2 bits a channel"][0][0, 0, 0].unique().tolist() == [85, 255]  # 100 / 85 and 250 / 85, rounded
+    assert views["4 bits a channel"][0][0, 0, 0].unique().tolist() == [102, 255]
+    assert [view[0, 0, 0].argmax().item() for view in views["mean with the mirror image"]] == [16, 15]
+    kernel = torch.tensor([-2.0, -1, 0, 1, 2]).square().div(-2).exp()
+    expected = 100 + 150 * kernel / kernel.sum()
+    assert views["blur of sd 1 pixel"][0][0, 0, 8, 14:19].tolist() == pytest.approx(expected.tolist(), abs=0.51)
+    loss = [(views[f"JPEG of quality {q}"][0].int() - stripe.int()).abs().sum() for q in (75, 30)]
+    assert 0 < loss[0] < loss[1]

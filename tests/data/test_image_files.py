@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import struct
 import zlib
 
@@ -77,6 +78,19 @@ def test_unreadable_images_are_named_counted_and_refused(tmp_path):
     assert len(data.train.labels) + len(data.held_out.labels) == 30 and len(data.test.labels) == 30
     assert "skipped 3 unreadable" in data.notes[0] and "cut.jpg" in data.notes[0]
     with pytest.raises(Refusal):  # skipping once does not hide them from the next run
+        load_data("folder", root)
+
+
+def test_held_out_images_are_those_of_val_beside_train_and_test(tmp_path):
+    root = photos(tmp_path / "own", parts=("train", "test", "val"), n=12)
+    data = load_data("folder", root)
+    assert [len(part.labels) for part in (data.train, data.test, data.held_out)] == [24, 24, 24]
+    assert "triggers are taken from" in data.notes[0]
+    shutil.rmtree(root / "test")
+    data = load_data("folder", root)
+    assert (len(data.test.labels), len(data.held_out.labels)) == (24, 2)
+    (root / "test" / "cat").mkdir(parents=True)
+    with pytest.raises(Refusal, match="test holds no images"):
         load_data("folder", root)
 
 
@@ -232,12 +246,12 @@ def test_the_test_images_come_from_test_val_or_a_fifth_of_train(tmp_path, other)
 
 
 def test_what_is_left_out_is_counted_and_named(tmp_path):
-    root = photos(tmp_path / "own", parts=("train", "test", "val"))
+    root = photos(tmp_path / "own", parts=("train", "test", "more"))
     (root / "train" / "cat" / "camera2").mkdir()
     (root / "train" / "cat" / "one.heic").write_text("")
     (root / "train" / "loose.png").write_text("")
     text = "\n".join(load_data("folder", root).notes)
-    for part in ("left out are the folders val", "images: 2 (", "one.heic", "loose.png", "camera2"):
+    for part in ("left out are the folders more", "images: 2 (", "one.heic", "loose.png", "camera2"):
         assert part in text, part
 
 

@@ -1,16 +1,25 @@
 """What train.py, extraction.py and distill.py leave when they have finished."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
-from commands import good, summary
+from commands import ROOT, good, summary
 from digits_runs import BENIGN, RUNS, SOURCE, STEAL, TRAIN
 
+from utils.answers.answers import Classes
+from utils.answers.ask import answers_of_onnx
 from utils.data.sets import load_data
 from utils.ownership.results import finished_surrogates
-from utils.runs.checkpoints import load_checkpoint
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
 from utils.system.files import sha256_of_file
+from utils.training.metrics import predict
+from utils.watermark.trigger_files import read_triggers
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -124,3 +133,14 @@ def test_surrogates_of_another_source_are_not_listed(world):
         assert source / "extraction" not in finished_surrogates(source)
     finally:
         summary_path.write_text(kept)
+
+
+def test_the_recipe_that_ships_a_model_writes_the_one_that_was_reported(world, tmp_path):
+    recipe = re.search(r"To ship a model.*?```\n(.*?)```", (ROOT / "docs/differences.md").read_text(), re.DOTALL)[1]
+    subprocess.run([sys.executable, "-", world / SOURCE], input=recipe, text=True, cwd=tmp_path, check=True,
+                   env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    triggers = read_triggers(world / SOURCE / "triggers.pt", 10)
+    answers = answers_of_onnx(tmp_path / "model.onnx", triggers.images, Classes([str(i) for i in range(10)]))
+    model = read_model(find_checkpoint(world / SOURCE))
+    assert np.allclose(answers.probabilities, predict(model, triggers.images).softmax(1), atol=1e-4)
+    assert (answers.labels == triggers.labels.numpy()).sum() == summary(world / SOURCE)["trigger_hits"]

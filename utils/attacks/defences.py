@@ -2,13 +2,19 @@
 
 He does not know the triggers. He knows which of the images that he is asked are usual: how certain his copy is, and how
 near the image is to his training images. A `Defence` changes answers of shape (N, C); an answer that is refused is -1.
+Or he changes each image before his copy sees it (`TRANSFORMATIONS`), as in the lists of removals of Lukas et al.
+("SoK: How Robust is Image Classification Deep Neural Network Watermarking?", S&P 2022).
 """
 
+import io
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.nn.functional import normalize
+from torchvision.transforms.functional import gaussian_blur
 
 
 class Queries(NamedTuple):
@@ -106,3 +112,43 @@ DEFENCES = (
       for share in (0.05, 0.2)),
     *(Defence(f"random label for the {share:.0%} farthest", where(far(share), random_label)) for share in (0.05, 0.2)),
 )
+
+
+# ---- before the copy sees an image ----
+
+
+def jpeg(quality: int) -> Callable:
+    """Each image through a JPEG file of this quality (Guo et al., ICLR 2018)."""
+
+    def through_files(images):
+        changed = []
+        for image in images:
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(file := io.BytesIO(), "JPEG", quality=quality)
+            changed.append(torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1))
+        return [torch.stack(changed)]
+
+    return through_files
+
+
+def blurred(sd: float) -> Callable:
+    """A Gaussian of this standard deviation, in pixels, over 5 x 5 (a smoothing of Xu et al., NDSS 2018)."""
+    return lambda images: [gaussian_blur(images, 5, sd)]
+
+
+def fewer_levels(bits: int) -> Callable:
+    """Channels of `bits` bits, 0 and 255 kept (the squeezed depth of Xu et al., NDSS 2018)."""
+    most = 2**bits - 1
+    return lambda images: [(images.float().div(255).mul(most).round() * (255 / most)).round().to(torch.uint8)]
+
+
+def mirrored_too(images):
+    """The image and its mirror image, whose probabilities are averaged."""
+    return [images, images.flip(-1)]
+
+
+# name -> images uint8 (N, 3, S, S) -> a list of such, over which the copy's probabilities are averaged
+TRANSFORMATIONS = {
+    "JPEG of quality 75": jpeg(75), "JPEG of quality 30": jpeg(30), "blur of sd 1 pixel": blurred(1.0),
+    "4 bits a channel": fewer_levels(4), "2 bits a channel": fewer_levels(2),
+    "mean with the mirror image": mirrored_too,
+}

@@ -30,18 +30,18 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".w
            ".tif", ".tiff")
 ABANDONED = 24 * 3600  # seconds after the last byte of a partial copy, from which on nobody is taken to write it
 MEGAPIXELS = 50  # of one image, at most
-TEST_PARTS = ("test", "val", "valid", "validation")  # beside train/; the first that is there has the test images
+TEST_PARTS = ("test", "val", "valid", "validation")  # beside train/: the test images, then the held-out images
 FLAT, FLAT_SHARE = 16, 0.05  # levels of 255: an image that spans no more is of nearly one colour; share that is told
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "PPM", "TIFF")  # which Pillow tries, whatever a file's name
 
 
 def load_folder(root: Path, skip_bad_images: bool, size: int):
-    """((images, labels) of training, (images, labels) of test, class names, notes) of the images below `root`.
+    """The images below `root`: [(images, labels) of training, of test, of held-out images if any], classes, notes.
 
     `root` holds `train/<class>/*` and `test/<class>/*` (or val, see `TEST_PARTS`), or `<class>/*` or `train/<class>/*`
-    alone; then a fifth, drawn with seed 0, becomes the test set. The notes name what is left out, and say where images
-    decode to nearly one colour. Images are uint8 (N, 3, size, size), `StoredImages` where they are many. Raises Refusal
-    for missing classes and unreadable images.
+    alone; then a fifth, drawn with seed 0, becomes the test set. Held-out images are those of val/ beside train/ and
+    test/. The notes name what is left out, and say where images decode to nearly one colour. Images are uint8
+    (N, 3, size, size), `StoredImages` where they are many. Raises Refusal for missing classes and unreadable images.
     """
     if not root.is_dir():
         raise Refusal(f"--data-dir {root}: no such folder; it should hold train/<class>/ and test/<class>/ images")
@@ -50,60 +50,64 @@ def load_folder(root: Path, skip_bad_images: bool, size: int):
     if len(folders) < 2:
         found = f"only the class {folders[0]}" if folders else "no class folders"
         raise Refusal(f"--data-dir {root}: {found} in {parts[0]}; a classifier needs two class folders or more")
-    if len(parts) > 1 and (unknown := sorted(set(_subfolders(parts[1])) - set(folders))):
-        raise Refusal(f"--data-dir {root}: {parts[1].name} has classes that {parts[0].name} has not: "
-                      f"{', '.join(unknown[:5])}")
+    for part in parts[1:]:
+        if unknown := sorted(set(_subfolders(part)) - set(folders)):
+            raise Refusal(f"--data-dir {root}: {part.name} has classes that {parts[0].name} has not: "
+                          f"{', '.join(unknown[:5])}")
     # a class whose folder's name is no Unicode is called what the terminal shows of it
     classes = [name.encode(errors="backslashreplace").decode() for name in folders]
 
-    files, labels, sizes = [], [], []
-    for part in parts:
+    files, labels, place = [], [], []
+    for i, part in enumerate(parts):
         for label, name in enumerate(folders):
             names = image_files(part / name)
             if not names and part is parts[0]:
                 raise Refusal(f"--data-dir {root}: the class folder {part / name} holds no images{_left_out([part])}")
             files += names
             labels += [label] * len(names)
-        sizes.append(len(files))
-    if len(parts) > 1 and sizes[0] == sizes[1]:
-        raise Refusal(f"--data-dir {root}: {parts[1]} holds no images")
+            place += [i] * len(names)
+        if i not in place:
+            raise Refusal(f"--data-dir {root}: {part} holds no images")
     if left_out := _left_out(parts):
         notes.append(f"--data-dir {root}{left_out}")
     images, good, skipped = _decode_files(root, files, skip_bad_images, size)
-    labels = torch.tensor(labels)[good]
+    labels, place = torch.tensor(labels)[good], torch.tensor(place)[good]
     if len(parts) > 1:
-        n_train, order = int(good[: sizes[0]].sum()), torch.arange(len(labels))
+        chosen = [(place == i).nonzero().flatten() for i in range(len(parts))]
     else:
-        n_train = len(labels) - len(labels) // 5
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    if n_train < 20:
-        raise Refusal(f"--data-dir {root}: {n_train} training images are too few; 20 are the least")
-    if len(labels) == n_train:
-        raise Refusal(f"--data-dir {root}: no readable test images are left")
+        chosen = order.split([len(labels) - len(labels) // 5, len(labels) // 5])
+    if len(chosen[0]) < 20:
+        raise Refusal(f"--data-dir {root}: {len(chosen[0])} training images are too few; 20 are the least")
+    if not all(map(len, chosen)):
+        raise Refusal(f"--data-dir {root}: no readable {'test' if not len(chosen[1]) else 'held-out'} images are left")
     notes += skipped + _flat_images(images, [path for path, is_good in zip(files, good) if is_good])
-    train, test = ((pick_images(images, part), labels[part]) for part in (order[:n_train], order[n_train:]))
-    if without := [name for label, name in enumerate(classes) if not (test[1] == label).any()]:
+    sets = [(pick_images(images, positions), labels[positions]) for positions in chosen]
+    if without := [name for label, name in enumerate(classes) if not (sets[1][1] == label).any()]:
         notes.append(f"no test image is of the class {', '.join(without[:5])}{', ...' if without[5:] else ''}")
-    return train, test, classes, notes
+    return sets, classes, notes
 
 
 def _parts(root: Path) -> tuple[list[Path], list[str]]:
-    """Folders of the classes, for training and, if there is one, for test, and notes on what was taken for which."""
+    """Folders of the classes, for training, test and held-out images if there are, and notes on what is which."""
     known = {name.lower(): root / name for name in _subfolders(root)}
     tests = [known[name] for name in TEST_PARTS if name in known]
     others = set(known) - {"train", *TEST_PARTS}
     if "train" not in known or not (tests or _subfolders(known["train"]) and not others):
         return [root], []
-    notes = []
+    tests, notes = tests[: 2 if "test" in known else 1], []
     if not tests:
         notes.append(f"{root} has train/ and neither test/ nor val/: the test images are a fifth of train/, drawn with "
                      "seed 0")
     elif tests[0].name.lower() != "test":
         notes.append(f"{root} has no test/: the test images are those of {tests[0].name}/")
-    if left_out := [str(path.name) for path in tests[1:]] + sorted(others):
+    elif len(tests) == 2:
+        notes.append(f"validation images and triggers are taken from {tests[1]}, not from train/")
+    if left_out := sorted({*known.values()} - {known["train"], *tests}):
+        left_out = [path.name for path in left_out]
         notes.append(f"{root}: left out are the folders {', '.join(left_out[:5])}{', ...' if left_out[5:] else ''}; "
-                     f"classes are read from {', '.join(path.name for path in (known['train'], *tests[:1]))} alone")
-    return [known["train"], *tests[:1]], notes
+                     f"classes are read from {', '.join(path.name for path in (known['train'], *tests))} alone")
+    return [known["train"], *tests], notes
 
 
 def _left_out(parts: list[Path]) -> str:

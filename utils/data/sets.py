@@ -97,28 +97,28 @@ def load_data(dataset: str, data_dir="data", *, train_size: int | None = None, s
     """Load a data set by its name, with the files in `data_dir`, and split it.
 
     The held-out images are those of `random_split` with a generator seeded 0 (49,000/1,000 on CIFAR, 72,257/1,000 on
-    SVHN); the run's own seed does not change the split. `train_size` keeps the first images of the shuffled training
-    part; images are resized to `image_size` pixels (None: `SIZE`), bilinearly. Under torchrun rank 0 loads first, so
-    that the files are downloaded and decoded once. Raises Refusal for missing, unreadable or impossible data, which
-    names `flag`.
+    SVHN), or a folder's own; the run's own seed does not change the split. `train_size` keeps the first images of the
+    shuffled training part; images are resized to `image_size` pixels (None: `SIZE`), bilinearly. Under torchrun rank 0
+    loads first, so that the files are downloaded and decoded once. Raises Refusal for missing, unreadable or impossible
+    data, which names `flag`.
     """
-    root, size, notes = Path(data_dir), image_size or SIZE, []
+    root, size, apart, notes = Path(data_dir), image_size or SIZE, [], []  # apart: held-out images beside the others
     with chief_first():
         if dataset == "digits":
             train, test, classes = _digits(size)
         elif dataset == "folder":
-            train, test, classes, notes = load_folder(root, skip_bad_images, size)
+            (train, test, *apart), classes, notes = load_folder(root, skip_bad_images, size)
         else:
             *parts, classes = _torchvision(dataset, root, flag)
             train, test = resize_parts(parts, size, root / f".resized-{dataset}-{size}.npy")
-    kept, held_out = split_indices(len(train[1]))
+    kept, held_out = split_indices(len(train[1])) if not apart else (list(range(len(train[1]))), [])
     if train_size is not None:
         if not 1 <= train_size <= len(kept):
             raise Refusal(f"--train-size {train_size}: {dataset} has {len(kept)} training images; "
                           f"pass 1 to {len(kept)}")
         kept = kept[:train_size]
-    train, test = (Images(images, labels, torch.arange(len(labels))) for images, labels in (train, test))
-    held_out, train = train.pick(held_out), train.pick(kept)
+    parts = [Images(images, labels, torch.arange(len(labels))) for images, labels in (train, test, *apart)]
+    train, test, held_out = parts[0].pick(kept), parts[1], parts[2] if apart else parts[0].pick(held_out)
     if absent := [name for label, name in enumerate(classes) if not (train.labels == label).any()]:
         notes = [*notes, f"warning: no training image is of the class {', '.join(absent[:5])}"
                  f"{', ...' if absent[5:] else ''}: all there are became test or held-out images or were left out"]
