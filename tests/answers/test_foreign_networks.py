@@ -22,7 +22,7 @@ def named(monkeypatch):
 
 def claim_refused(capsys, folder, *flags) -> str:
     """The sentence, printable, in which a claim on a suspect is refused; it names no flag that a claim lacks."""
-    status, _, err = verify(capsys, "claim", folder, "--suspect", *flags)
+    status, _, err = verify(capsys, "claim", folder, "--trust-owner", "--suspect", *flags)
     assert status == 2 and len(err) < 700 and err.strip().isprintable()
     assert "--width" not in err and "--image-size" not in err
     return err

@@ -83,8 +83,8 @@ def test_files_that_are_no_model_are_refused_in_one_sentence(onnx, owner, capsys
     for content in (b"", b"no model", bytes(range(256)) * 40):
         onnx.write_bytes(content)
         assert "is no ONNX model that onnxruntime can run" in refusal(onnx)
-    assert verify(capsys, "claim", owner[0], "--suspect", onnx)[0] == 2
-    status, _, err = verify(capsys, "claim", owner[0], "--suspect", onnx.with_name("absent.onnx"))
+    assert verify(capsys, "claim", owner[0], "--trust-owner", "--suspect", onnx)[0] == 2
+    status, _, err = verify(capsys, "claim", owner[0], "--trust-owner", "--suspect", onnx.with_name("absent.onnx"))
     assert status == 2 and "absent.onnx" in err
 
 

@@ -80,7 +80,8 @@ def test_a_failed_call_is_refused_or_its_images_are_missing(key_program, owner, 
 
 
 def test_the_time_limit_of_the_flag_is_kept(owner, capsys):
-    status, _, err = verify(capsys, "claim", owner[0], "--command", HANGS + "{png}", "--timeout", "0.05")
+    status, _, err = verify(capsys, "claim", owner[0], "--trust-owner", "--command", HANGS + "{png}",
+                            "--timeout", "0.05")
     assert status == 2 and "in 0.05 s; --timeout allows more" in err
 
 
@@ -125,7 +126,7 @@ def test_another_number_of_lines_than_of_images_is_refused_even_if_answers_may_b
 
 
 @pytest.mark.parametrize("command, words", [
-    ("sh -c 'echo one >&2; echo two >&2; exit 4' {png}", "status 4 for 7.png: 'two '"),
+    ("sh -c 'echo one >&2; echo two >&2; exit 4' {png}", "status 4 for 7.png: 'one two'"),
     ("sh -c 'kill -9 $$' {png}", "status -9 for 7.png"),
     ("/nonexistent/program {png}", "there is no program"), (". {png}", "cannot be run"),
     ("echo dog {png}", "7.png: 'dog 7.png' is no class"), ("true {png}", "7.png: '' is no class"),

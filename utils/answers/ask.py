@@ -6,6 +6,7 @@ Programs and ONNX files run in processes of their own, whose output and time are
 import contextlib
 import importlib.util
 import io
+import itertools
 import json
 import math
 import os
@@ -23,9 +24,17 @@ import numpy as np
 import requests
 from urllib3.util.retry import Retry
 
-from utils.answers.answers import Answer, Answers, Classes, answers_of_logits, answers_of_model, read_reply
+from utils.answers.answers import (
+    Answer,
+    Answers,
+    Classes,
+    answer_of,
+    answers_of_logits,
+    answers_of_model,
+    read_reply,
+)
 from utils.runs.suspect_weights import read_suspect_model
-from utils.system.files import ANSWERS_LIMIT, CHECKPOINT_LIMIT, open_private, read_bounded
+from utils.system.files import ANSWERS_LIMIT, CHECKPOINT_LIMIT, open_private, read_bounded, write_atomically
 from utils.system.outside import NoReply, post, run_bounded, short
 from utils.system.refusals import Refusal
 
@@ -68,22 +77,22 @@ class Program(NamedTuple):
         Refusal where there are none; with `allow_missing` a failure or a timeout gives answers without a label.
         """
         named = pngs[0].name if len(pngs) == 1 else f"{len(pngs)} images"
-        command = [str(png) for part in self.check() for png in (pngs if part == "{pngs}" else [
-            part.replace("{png}", str(pngs[0]))])]
-        seconds = min(self.seconds * len(pngs), LONGEST_CALL)
+        command = []
+        for part in self.check():
+            command += map(str, pngs) if part == "{pngs}" else [part.replace("{png}", str(pngs[0]))]
+        seconds, why = min(self.seconds * len(pngs), LONGEST_CALL), ""
         try:
             status, out, err = run_bounded(command, seconds, (1 << 16) + (LINE + 1) * len(pngs))
-        except subprocess.TimeoutExpired as error:
-            if allow_missing:
-                return [Answer()] * len(pngs)
-            raise Refusal(f"--command gave no answer for {named} in {seconds:g} s; --timeout allows more") from error
+            if status:
+                why = f"ended with status {status} for {named}: {short(err[-200:].decode(errors='replace'))!r}"
+        except subprocess.TimeoutExpired:
+            why = f"gave no answer for {named} in {seconds:g} s; --timeout allows more"
         except (OSError, ValueError) as error:
             raise Refusal(f"--command cannot be run: {error}") from error
-        if status:
-            if allow_missing:
-                return [Answer()] * len(pngs)
-            last_lines = err[-200:].decode(errors="replace").split("\n")[-2:]
-            raise Refusal(f"--command ended with status {status} for {named}: {' '.join(last_lines)!r}")
+        if why and allow_missing:
+            return [Answer()] * len(pngs)
+        if why:
+            raise Refusal(f"--command {why}")
         lines = [out[:LINE].decode(errors="replace")]
         if self.images_per_call > 1:
             lines = out[: (LINE + 1) * len(pngs)].decode(errors="replace").splitlines()
@@ -109,9 +118,6 @@ class Server(NamedTuple):
 
     def check(self) -> dict:
         """The headers; Refusal for an address or a header that can never be sent."""
-        if not self.url.lower().startswith(("http://", "https://")) or not self.url.isascii() or " " in self.url:
-            raise Refusal(f"--url {self.url[:80]}: pass an address that begins with http:// or https://, with spaces "
-                          "and whatever is not ASCII as %XX, as a browser copies it")
         headers = {"Content-Type": "image/png"}
         for header in self.headers:
             name, colon, value = (part.strip() for part in header.partition(":"))
@@ -121,14 +127,15 @@ class Server(NamedTuple):
                 raise Refusal(f"--header {header[:40]!r}: it follows from the image, so leave it out")
             headers[name] = value
         try:
-            host, _ = urllib.parse.urlsplit(self.url).hostname, urllib.parse.urlsplit(self.url).port
-            if "@" in urllib.parse.urlsplit(self.url).netloc:
-                raise Refusal(f"--url with a name or password before {host}: pass them by --header 'Authorization: "
-                              "Basic ...'")
+            parts = urllib.parse.urlsplit(self.url)
             requests.Request("POST", self.url, headers=headers, data=b"x").prepare()
-        except (requests.RequestException, ValueError) as error:
-            raise Refusal(f"--url {self.url[:80]} is no address that can be asked ({short(error)}): pass one like "
-                          "https://host:8080/classify") from error
+            if parts.scheme not in ("http", "https") or "@" in parts.netloc or not self.url.isascii() or (
+                " " in self.url or parts.port == 0
+            ):
+                raise ValueError
+        except (requests.RequestException, ValueError) as error:  # without the address: it may hold a password
+            raise Refusal("--url is no address that can be asked: pass one like https://host:8080/classify, in ASCII, "
+                          "all else as %XX, a name and password by --header 'Authorization: Basic ...'") from error
         return headers
 
     def ask(self, pngs: list[Path], classes: Classes, allow_missing: bool) -> list[Answer]:
@@ -137,32 +144,31 @@ class Server(NamedTuple):
         Refusal where there is none; with `allow_missing` a server that does not answer gives one without a label.
         """
         (png,), headers = pngs, self.check()
-        retry = Retry(self.retries, backoff_factor=0.5, backoff_max=LONGEST_PAUSE)
-        while True:
+        for attempt in itertools.count(1):
             begun = time.monotonic()
             try:
                 reply, kind = post(self.url, read_bounded(png), headers, self.seconds)
+                break
             except NoReply as failure:
-                if failure.passing and retry.total > 0:
-                    retry = retry.increment(error=failure)
-                    time.sleep(max(_later(retry, failure.later), 1 / self.rate))
-                    continue
-                if allow_missing:
+                if failure.passing and attempt <= self.retries:
+                    time.sleep(max(_pause(failure.later, attempt), 1 / self.rate))
+                elif allow_missing:
                     return [Answer()]
-                again = f" ({len(retry.history) + 1} times)" if retry.history else ""
-                raise Refusal(f"--url {self.url} {failure} for {png.name}{again}: with --keep-answers FILE the same "
-                              "command goes on where it ended; or pass --allow-missing") from failure
-            time.sleep(max(0.0, begun + 1 / self.rate - time.monotonic()))
-            return [read_reply(reply, kind, classes, f"--url {self.url}, {png.name}")]
+                else:
+                    again = f" ({attempt} times)" if attempt > 1 else ""
+                    raise Refusal(f"--url {self.url} {failure} for {png.name}{again}: with --keep-answers FILE the "
+                                  "same command goes on where it ended; or pass --allow-missing") from failure
+        time.sleep(max(0.0, begun + 1 / self.rate - time.monotonic()))
+        return [read_reply(reply, kind, classes, f"--url {self.url}, {png.name}")]
 
 
-def _later(retry: Retry, header: str | None) -> float:
+def _pause(header: str | None, attempt: int) -> float:
     """Seconds to wait: what a Retry-After header asks for, else more each time; at most `LONGEST_PAUSE`."""
-    for read in (float, retry.parse_retry_after):  # seconds, or a date
+    for read in (float, Retry().parse_retry_after):  # seconds, or a date
         with contextlib.suppress(Exception):  # a year of twenty digits, two words, ...: it has an error for each
             if 0 <= (seconds := read(header)) < math.inf:
                 return min(seconds, LONGEST_PAUSE)
-    return min(0.5 * 2.0 ** len(retry.history), LONGEST_PAUSE)
+    return min(0.5 * 2.0**attempt, LONGEST_PAUSE)
 
 
 # ---- files of a model ----
@@ -227,14 +233,30 @@ def own_classes(checkpoint: dict, path, classes: Classes) -> Classes:
 # ---- answers that are kept ----
 
 
-def keep_answer(path: Path, about, name: str, answer: Answer) -> None:
-    """Add an answer with a label to the private file of --keep-answers; it is on the disk when this returns."""
-    if answer.label < 0:
-        return
-    whole = read_bounded(path, ANSWERS_LIMIT).rfind(b"\n") + 1 if path.exists() else 0
+def read_kept(path: Path, about: dict, names: list[str], classes: list[str]) -> dict:
+    """{name: Answer} of a private file of --keep-answers, which is begun where it is not there yet.
+
+    A line of whom and what was asked, `about`, then a line for each answer, [name, label or probabilities], the classes
+    in the owner's order; a last line that was cut off is removed. Refusal for another file or a damaged one.
+    """
+    begun = json.dumps(about).encode() + b"\n"
+    try:
+        first, *lines = (read_bounded(path, ANSWERS_LIMIT) if path.exists() else begun).split(b"\n")[:-1]
+        if json.loads(first) != about:
+            raise Refusal(f"--keep-answers {path} is of another suspect or of other triggers: name another file")
+        owners = Classes(classes, classes)
+        kept = {name: answer_of(value, owners, f"--keep-answers {path}") for name, value in map(json.loads, lines)}
+        if not kept.keys() <= set(names):
+            raise ValueError
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise Refusal(f"--keep-answers {path} is damaged: name another file, and all images are asked again") from error
+    write_atomically(path, b"".join(line + b"\n" for line in (first, *lines)), private=True)
+    return kept
+
+
+def keep_answer(path: Path, name: str, answer: Answer) -> None:
+    """Add an answer to a file that `read_kept` has read; it is on the disk when this returns."""
     with open(path, "ab", opener=open_private) as file:
-        file.truncate(whole)  # a last line that was cut off
-        lines = ([] if whole else [about]) + [[name, answer.label, answer.probabilities]]
-        file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+        file.write(json.dumps([name, answer.probabilities or answer.label]).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())

@@ -28,6 +28,11 @@ class Stamp(NamedTuple):
     why: str = ""
 
 
+def read_stamp(path: Path, digest: str | None, ca: str | None) -> Stamp:
+    """What the token in a file shows of a digest, or of no commitment, see `check_token`."""
+    return check_token(read_bounded(path, TOKEN_LIMIT), digest or "", ca)
+
+
 def check_token(token: bytes, digest: str, ca: str | None) -> Stamp:
     """What a token shows of a SHA-256 digest in hexadecimal; the time is its own plus its stated accuracy.
 
