@@ -208,7 +208,7 @@ def answers_of_onnx(path: Path, images, classes: Classes, pixels=None) -> Answer
     if status == 3:
         raise Refusal(f"--suspect {path} {said[:400]}")
     if status:
-        raise Refusal(f"--suspect {path} is no ONNX model that onnxruntime can run ({' '.join(said.split())[:200]})")
+        raise Refusal(f"--suspect {path} is no ONNX model that onnxruntime can run ({' '.join(said.split())[:400]})")
     rows = np.load(io.BytesIO(out), allow_pickle=False)
     if np.isfinite(rows).all() and (rows >= 0).all() and (abs(rows.sum(1) - 1) <= 0.02).all():
         rows = np.log(np.maximum(rows, 1e-300))  # they are probabilities
