@@ -17,40 +17,56 @@ import sys
 import tempfile
 import time
 import urllib.parse
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import requests
 from urllib3.util.retry import Retry
 
-from utils.answers.answers import (
-    Answer,
-    Answers,
-    Classes,
-    answer_of,
-    answers_of_logits,
-    answers_of_model,
-    read_reply,
-)
+from utils.answers import answers
+from utils.answers.answers import Answer, Answers, Classes
 from utils.runs.suspect_weights import read_suspect_model
 from utils.system.files import ANSWERS_LIMIT, CHECKPOINT_LIMIT, open_private, read_bounded, write_atomically
-from utils.system.outside import NoReply, post, run_bounded, short
+from utils.system.outside import REPLY_LIMIT, NoReply, post, run_bounded, short
 from utils.system.refusals import Refusal
 
 LONGEST_PAUSE = 60.0  # seconds, whatever the server asks for
-IMAGES_PER_CALL, LINE = 100, 200  # of a command with {pngs}; characters that are read of each answer
+IMAGES_PER_CALL = 100  # of a command with {pngs}
 LONGEST_CALL = 2e6  # seconds; subprocess counts the milliseconds of its time limit in 32 bits
 ONNX_MEMORY, ONNX_SECONDS = 16 << 30, 600  # bytes of address space
 
-# ---- programs ----
+
+class Respondent:
+    """A suspect that sees the images when it is asked; `check` refuses what can never be asked."""
+
+    images_per_call = 1
+
+    def ask(self, pngs: list[Path], classes: Classes, allow_missing: bool) -> list[Answer]:
+        """The answers to image files, in their order, each in one of `answers.FORMS`.
+
+        Refusal where there are none; with `allow_missing` a failure or a timeout gives answers without a label.
+        """
+        try:
+            replies = self.replies(pngs)
+        except NoReply as failure:
+            if allow_missing:
+                return [Answer()] * len(pngs)
+            named = pngs[0].name if len(pngs) == 1 else f"{len(pngs)} images"
+            raise Refusal(f"{self} {failure}, for {named}: with --keep-answers FILE the same command goes on where it "
+                          "ended; or pass --allow-missing") from failure
+        return [answers.read_reply(*reply, classes, f"{self}, {png.name}") for reply, png in zip(replies, pngs)]
 
 
-class Program(NamedTuple):
+@dataclass(frozen=True)
+class Program(Respondent):
     """A command line; {png} in it stands for the path of one image, the argument {pngs} for the paths of many."""
 
     command: str
     seconds: float = 60.0  # time limit of a call, for each image that it is about
+
+    def __str__(self):
+        return "--command"
 
     @property
     def images_per_call(self) -> int:
@@ -71,41 +87,29 @@ class Program(NamedTuple):
             raise Refusal(f"--command cannot be run: there is no program {parts[0][:80]!r} that may be started")
         return parts
 
-    def ask(self, pngs: list[Path], classes: Classes, allow_missing: bool) -> list[Answer]:
-        """The answers to image files: the lines that one call prints, in order, or what it prints about one image.
-
-        Refusal where there are none; with `allow_missing` a failure or a timeout gives answers without a label.
-        """
-        named = pngs[0].name if len(pngs) == 1 else f"{len(pngs)} images"
+    def replies(self, pngs: list[Path]) -> list[tuple[bytes, str]]:
+        """The lines that one call prints about image files, or all that it prints about one; NoReply where it fails."""
         command = []
         for part in self.check():
             command += map(str, pngs) if part == "{pngs}" else [part.replace("{png}", str(pngs[0]))]
-        seconds, why = min(self.seconds * len(pngs), LONGEST_CALL), ""
+        seconds = min(self.seconds * len(pngs), LONGEST_CALL)
         try:
-            status, out, err = run_bounded(command, seconds, (1 << 16) + (LINE + 1) * len(pngs))
-            if status:
-                why = f"ended with status {status} for {named}: {short(err[-200:].decode(errors='replace'))!r}"
-        except subprocess.TimeoutExpired:
-            why = f"gave no answer for {named} in {seconds:g} s; --timeout allows more"
+            status, out, err = run_bounded(command, seconds, REPLY_LIMIT * len(pngs))
+        except subprocess.TimeoutExpired as error:
+            raise NoReply(f"gave no answer in {seconds:g} s (--timeout allows more)", False) from error
         except (OSError, ValueError) as error:
             raise Refusal(f"--command cannot be run: {error}") from error
-        if why and allow_missing:
-            return [Answer()] * len(pngs)
-        if why:
-            raise Refusal(f"--command {why}")
-        lines = [out[:LINE].decode(errors="replace")]
-        if self.images_per_call > 1:
-            lines = out[: (LINE + 1) * len(pngs)].decode(errors="replace").splitlines()
-            if len(lines) != len(pngs):
-                raise Refusal(f"--command printed {len(lines)} lines for {len(pngs)} images: {{pngs}} needs one for "
-                              "each, in their order")
-        return [Answer(classes.number(line, f"--command, {png.name}")) for line, png in zip(lines, pngs)]
+        if status:
+            raise NoReply(f"ended with status {status} ({short(err[-200:].decode(errors='replace'))!r})", False)
+        lines = [out] if self.images_per_call == 1 else out.splitlines()
+        if len(lines) != len(pngs):
+            raise Refusal(f"--command printed {len(lines)} lines for {len(pngs)} images: {{pngs}} needs one for "
+                          "each, in their order")
+        return [(line, "") for line in lines]
 
 
-# ---- servers ----
-
-
-class Server(NamedTuple):
+@dataclass(frozen=True)
+class Server(Respondent):
     """A server that classifies images; see the flags of `claim`. `seconds` bounds a reply, all of it."""
 
     url: str
@@ -114,7 +118,8 @@ class Server(NamedTuple):
     rate: float = 10.0
     retries: int = 3
 
-    images_per_call = 1
+    def __str__(self):
+        return f"--url {self.url}"
 
     def check(self) -> dict:
         """The headers; Refusal for an address or a header that can never be sent."""
@@ -138,28 +143,19 @@ class Server(NamedTuple):
                           "all else as %XX, a name and password by --header 'Authorization: Basic ...'") from error
         return headers
 
-    def ask(self, pngs: list[Path], classes: Classes, allow_missing: bool) -> list[Answer]:
-        """The answer to the image file `pngs[0]`, asked again after a passing failure, later each time.
-
-        Refusal where there is none; with `allow_missing` a server that does not answer gives one without a label.
-        """
+    def replies(self, pngs: list[Path]) -> list[tuple[bytes, str]]:
+        """(reply, content type) about one image, asked again after a passing failure, later each time; or NoReply."""
         (png,), headers = pngs, self.check()
         for attempt in itertools.count(1):
             begun = time.monotonic()
             try:
-                reply, kind = post(self.url, read_bounded(png), headers, self.seconds)
-                break
+                reply = post(self.url, read_bounded(png), headers, self.seconds)
+                time.sleep(max(0.0, begun + 1 / self.rate - time.monotonic()))
+                return [reply]
             except NoReply as failure:
-                if failure.passing and attempt <= self.retries:
-                    time.sleep(max(_pause(failure.later, attempt), 1 / self.rate))
-                elif allow_missing:
-                    return [Answer()]
-                else:
-                    again = f" ({attempt} times)" if attempt > 1 else ""
-                    raise Refusal(f"--url {self.url} {failure} for {png.name}{again}: with --keep-answers FILE the "
-                                  "same command goes on where it ended; or pass --allow-missing") from failure
-        time.sleep(max(0.0, begun + 1 / self.rate - time.monotonic()))
-        return [read_reply(reply, kind, classes, f"--url {self.url}, {png.name}")]
+                if not failure.passing or attempt > self.retries:
+                    raise NoReply(f"{failure}{f' ({attempt} times)' if attempt > 1 else ''}", False) from failure
+                time.sleep(max(_pause(failure.later, attempt), 1 / self.rate))
 
 
 def _pause(header: str | None, attempt: int) -> float:
@@ -169,9 +165,6 @@ def _pause(header: str | None, attempt: int) -> float:
             if 0 <= (seconds := read(header)) < math.inf:
                 return min(seconds, LONGEST_PAUSE)
     return min(0.5 * 2.0**attempt, LONGEST_PAUSE)
-
-
-# ---- files of a model ----
 
 
 def check_pixels(mean, std, scale) -> tuple | None:
@@ -212,13 +205,13 @@ def answers_of_onnx(path: Path, images, classes: Classes, pixels=None) -> Answer
     rows = np.load(io.BytesIO(out), allow_pickle=False)
     if np.isfinite(rows).all() and (rows >= 0).all() and (abs(rows.sum(1) - 1) <= 0.02).all():
         rows = np.log(np.maximum(rows, 1e-300))  # they are probabilities
-    return answers_of_logits(rows, f"--suspect {path}", classes)
+    return answers.answers_of_logits(rows, f"--suspect {path}", classes)
 
 
 def answers_of_weights(path, architectures: list[str], images, classes: Classes, mean_std, pixels=None) -> Answers:
     """The answers of `--suspect` to uint8 images; a checkpoint that names its classes is compared by name."""
     model, checkpoint = read_suspect_model(path, architectures, len(classes), images.shape[-1], mean_std, pixels)
-    return answers_of_model(model, path, images, own_classes(checkpoint, path, classes))
+    return answers.answers_of_model(model, path, images, own_classes(checkpoint, path, classes))
 
 
 def own_classes(checkpoint: dict, path, classes: Classes) -> Classes:
@@ -228,9 +221,6 @@ def own_classes(checkpoint: dict, path, classes: Classes) -> Classes:
     if not isinstance(names, list):
         return classes
     return Classes(classes.names, [str(name) for name in names], str(path))
-
-
-# ---- answers that are kept ----
 
 
 def read_kept(path: Path, about: dict, names: list[str], classes: list[str]) -> dict:
@@ -244,8 +234,8 @@ def read_kept(path: Path, about: dict, names: list[str], classes: list[str]) -> 
         first, *lines = (read_bounded(path, ANSWERS_LIMIT) if path.exists() else begun).split(b"\n")[:-1]
         if json.loads(first) != about:
             raise Refusal(f"--keep-answers {path} is of another suspect or of other triggers: name another file")
-        owners = Classes(classes, classes)
-        kept = {name: answer_of(value, owners, f"--keep-answers {path}") for name, value in map(json.loads, lines)}
+        classes, where = Classes(classes, classes), f"--keep-answers {path}"
+        kept = {name: answers.answer_of(value, classes, where) for name, value in map(json.loads, lines)}
         if not kept.keys() <= set(names):
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:

@@ -131,8 +131,8 @@ def read_suspects(flags) -> list[Suspect]:
     if (flags.sequential or flags.keep_answers) and kind not in LIVE:
         raise Refusal(f"--{'sequential' if flags.sequential else 'keep-answers'} is for one suspect that is asked "
                       "image by image: it needs --command or --url")
-    if flags.test == "T1p" and (flags.sequential or kind == "command"):
-        raise Refusal("--sequential and --command know labels alone, as T1 does: leave out --test T1p")
+    if flags.test == "T1p" and flags.sequential:
+        raise Refusal("--sequential counts labels alone, as T1 does: leave out --test T1p")
     if flags.header and kind != "url":
         raise Refusal("--header is sent to one server: it needs --url")
     if bool(flags.tsa_ca) != bool(flags.image_timestamp):
