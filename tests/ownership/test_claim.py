@@ -262,7 +262,7 @@ def test_a_claim_goes_on_after_an_interruption(owner, tmp_path, capsys):
             cut.write(b'["0000')  # the machine went down while it wrote
         fails.clear()
         status, out, _ = verify(capsys, *claim)
-    assert status == 0 and len(served.images) == 14 + M - 13 and f"13 of {M} answers are those" in out
+    assert status == 0 and len(served.images) == 14 + M - 13 and f"13 of {M} answers are those that were kept" in out
     assert f"hits         {M} of {M}" in out
 
 

@@ -22,10 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import requests
+from tqdm import tqdm
 from urllib3.util.retry import Retry
 
 from utils.answers import answers
 from utils.answers.answers import Answer, Answers, Classes
+from utils.data.files import write_pictures
 from utils.runs.suspect_weights import read_suspect_model
 from utils.system.files import ANSWERS_LIMIT, CHECKPOINT_LIMIT, open_private, read_bounded, write_atomically
 from utils.system.outside import REPLY_LIMIT, NoReply, post, run_bounded, short
@@ -62,7 +64,7 @@ class Respondent:
 class Program(Respondent):
     """A command line; {png} in it stands for the path of one image, the argument {pngs} for the paths of many."""
 
-    command: str
+    subject: str  # the command
     seconds: float = 60.0  # time limit of a call, for each image that it is about
 
     def __str__(self):
@@ -71,15 +73,15 @@ class Program(Respondent):
     @property
     def images_per_call(self) -> int:
         """How many images a call may be about."""
-        return IMAGES_PER_CALL if "{pngs}" in self.command else 1
+        return IMAGES_PER_CALL if "{pngs}" in self.subject else 1
 
     def check(self) -> list[str]:
         """The arguments; Refusal for a command that can never be run: without a place for the images, or no program."""
         try:
-            parts = shlex.split(self.command)
+            parts = shlex.split(self.subject)
         except ValueError as error:
             raise Refusal(f"--command cannot be read as a shell would read it ({error})") from error
-        many, one = self.command.count("{pngs}"), any("{png}" in part for part in parts)
+        many, one = self.subject.count("{pngs}"), any("{png}" in part for part in parts)
         if not (parts.count("{pngs}") == many == 1 and not one) if many else not one:
             raise Refusal("--command needs {png} where the image's path belongs, or {pngs}, an argument of its own, "
                           "once, for the paths of many images; not both")
@@ -112,14 +114,14 @@ class Program(Respondent):
 class Server(Respondent):
     """A server that classifies images; see the flags of `claim`. `seconds` bounds a reply, all of it."""
 
-    url: str
+    subject: str  # its address
     headers: tuple = ()
     seconds: float = 60.0
     rate: float = 10.0
     retries: int = 3
 
     def __str__(self):
-        return f"--url {self.url}"
+        return f"--url {self.subject}"
 
     def check(self) -> dict:
         """The headers; Refusal for an address or a header that can never be sent."""
@@ -132,10 +134,10 @@ class Server(Respondent):
                 raise Refusal(f"--header {header[:40]!r}: it follows from the image, so leave it out")
             headers[name] = value
         try:
-            parts = urllib.parse.urlsplit(self.url)
-            requests.Request("POST", self.url, headers=headers, data=b"x").prepare()
-            if parts.scheme not in ("http", "https") or "@" in parts.netloc or not self.url.isascii() or (
-                " " in self.url or parts.port == 0
+            parts = urllib.parse.urlsplit(self.subject)
+            requests.Request("POST", self.subject, headers=headers, data=b"x").prepare()
+            if parts.scheme not in ("http", "https") or "@" in parts.netloc or not self.subject.isascii() or (
+                " " in self.subject or parts.port == 0
             ):
                 raise ValueError
         except (requests.RequestException, ValueError) as error:  # without the address: it may hold a password
@@ -149,7 +151,7 @@ class Server(Respondent):
         for attempt in itertools.count(1):
             begun = time.monotonic()
             try:
-                reply = post(self.url, read_bounded(png), headers, self.seconds)
+                reply = post(self.subject, read_bounded(png), headers, self.seconds)
                 time.sleep(max(0.0, begun + 1 / self.rate - time.monotonic()))
                 return [reply]
             except NoReply as failure:
@@ -223,7 +225,33 @@ def own_classes(checkpoint: dict, path, classes: Classes) -> Classes:
     return Classes(classes.names, [str(name) for name in names], str(path))
 
 
-def read_kept(path: Path, about: dict, names: list[str], classes: list[str]) -> dict:
+def ask_all(respondent: Respondent, images, names: list[str], classes: Classes, allow_missing: bool, file=None,
+            decided=None):
+    """(answers to uint8 images (m, 3, S, S) under their file names, positions asked, in order, number of kept answers).
+
+    They are asked in the alphabetical order of their names. No image is asked whose answer `file` holds, where each new
+    one is kept; where decided(answers so far, positions asked) says so the others are not asked.
+    """
+    kept = read_kept(file, [respondent.subject, sorted(names)], names, classes.names) if file else {}
+    given, order, k = dict.fromkeys(names, Answer()), np.argsort(names).tolist(), respondent.images_per_call
+    with tempfile.TemporaryDirectory() as folder:
+        write_pictures(images, names, Path(folder))
+        for start in tqdm(range(0, len(order), k), disable=None, unit="call", leave=False):
+            asked = order[: start + k]
+            part = [names[i] for i in asked[start:]]
+            new = [name for name in part if name not in kept]
+            found = respondent.ask([Path(folder) / name for name in new], classes, allow_missing) if new else []
+            given |= {name: kept[name] for name in part if name in kept} | dict(zip(new, found))
+            for name, answer in zip(new, found):
+                if file and answer.label >= 0:
+                    keep_answer(file, name, answer)
+            found = answers.gather_answers(list(given.values()), len(classes))
+            if decided and decided(found, asked):
+                break
+    return answers.require_complete(respondent, found, names, allow_missing or decided), asked, len(kept)
+
+
+def read_kept(path: Path, about, names: list[str], classes: list[str]) -> dict:
     """{name: Answer} of a private file of --keep-answers, which is begun where it is not there yet.
 
     A line of whom and what was asked, `about`, then a line for each answer, [name, label or probabilities], the classes

@@ -6,35 +6,14 @@ Exit status: 0 the claim holds, 1 it does not hold, 2 an error.
 import argparse
 import math
 import re
-import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from utils.answers.answers import (
-    Answer,
-    Answers,
-    Classes,
-    answers_from_file,
-    answers_of_model,
-    gather_answers,
-    read_lines,
-    require_complete,
-)
-from utils.answers.ask import (
-    Program,
-    Server,
-    answers_of_onnx,
-    answers_of_weights,
-    check_pixels,
-    keep_answer,
-    own_classes,
-    read_kept,
-)
-from utils.data.files import write_pictures
+from utils.answers import ask
+from utils.answers.answers import Answers, Classes, answers_from_file, answers_of_model, read_lines
 from utils.ownership.commitment import Owner, read_owner
 from utils.ownership.timestamp import Stamp, read_stamp
 from utils.ownership.verdict import BETA, EXACT, OwnershipCase
@@ -58,9 +37,6 @@ class Suspect(NamedTuple):
 
     kind: str
     value: str
-
-
-# ---- flags ----
 
 
 def add_claim(parts) -> None:
@@ -155,9 +131,6 @@ def read_suspects(flags) -> list[Suspect]:
     return suspects
 
 
-# ---- evidence ----
-
-
 def find_doubts(owner: Owner, *, stranger: bool, beacon=None, image_commitment=None, stamp=None) -> list[str]:
     """What keeps a claim from holding before anybody is asked, sentences that name the flag which would help.
 
@@ -199,7 +172,7 @@ def bank_answers(runs, owner: Owner) -> list[Answers]:
         checkpoint = load_checkpoint(path)
         check_benign(checkpoint, run)
         answers = answers_of_model(restore_model(checkpoint, path), path, owner.triggers.images,
-                                   own_classes(checkpoint, path, Classes(owner.classes)))
+                                   ask.own_classes(checkpoint, path, Classes(owner.classes)))
         if not any(_same_model(answers, other) for other in bank):
             bank.append(answers)
     return bank
@@ -208,9 +181,6 @@ def bank_answers(runs, owner: Owner) -> list[Answers]:
 def _same_model(one: Answers, other: Answers) -> bool:
     """Whether answers are of the same weights: two trainings never give equal probabilities."""
     return one.probabilities is not None and bool(np.abs(one.probabilities - other.probabilities).max() < 1e-5)
-
-
-# ---- asking and judging ----
 
 
 def judge_claim(flags) -> int:
@@ -226,7 +196,7 @@ def judge_claim(flags) -> int:
     doubts = find_doubts(owner, stranger=stranger, beacon=flags.beacon, image_commitment=flags.image_commitment,
                          stamp=stamp)
     respondents = {suspect: _respondent(suspect, flags) for suspect in suspects if suspect.kind in LIVE}
-    pixels, bank = check_pixels(flags.mean, flags.std, flags.scale), bank_answers(flags.benign, owner)
+    pixels, bank = ask.check_pixels(flags.mean, flags.std, flags.scale), bank_answers(flags.benign, owner)
     case = OwnershipCase(owner, bank, flags.alpha, stranger=stranger, doubts=doubts, exact=flags.test,
                          count_missing=not flags.leave_out_missing)
     lines = _head(owner, stamp, len(flags.benign) - len(bank))
@@ -251,12 +221,12 @@ def judge_claim(flags) -> int:
     return 0 if any(report["decision"]["holds"] for report in reports) else 1
 
 
-def _respondent(suspect: Suspect, flags) -> Program | Server:
+def _respondent(suspect: Suspect, flags) -> ask.Respondent:
     """Whom to ask; Refusal where it cannot be asked in this way."""
     if suspect.kind == "url":
-        asked = Server(suspect.value, tuple(flags.header), flags.timeout, flags.rate, flags.retries)
+        asked = ask.Server(suspect.value, tuple(flags.header), flags.timeout, flags.rate, flags.retries)
     else:
-        asked = Program(suspect.value, flags.timeout)
+        asked = ask.Program(suspect.value, flags.timeout)
     asked.check()
     if flags.sequential and asked.images_per_call > 1:
         raise Refusal("--sequential stops after any image: it needs {png}, one image a call, instead of {pngs}")
@@ -264,45 +234,23 @@ def _respondent(suspect: Suspect, flags) -> Program | Server:
 
 
 def _judge(case: OwnershipCase, owner: Owner, suspect: Suspect, classes: Classes, flags, pixels, respondent) -> dict:
-    """The report on one suspect, see `OwnershipCase.report`, with "sequential", "kept" and "curve"."""
-    order = np.argsort(owner.names).tolist()  # alphabetical by name, which is a random order of the triggers
-    images, kept = owner.triggers.images, None
+    """The report on one suspect, see `OwnershipCase.report`, with "kept", how many answers were kept before."""
+    images, names, order, kept = owner.triggers.images, owner.names, None, 0
+    allow_missing = flags.allow_missing or flags.leave_out_missing
     if respondent:
-        answers, order, kept = _ask(case, owner, suspect, classes, flags, respondent, order)
+        decided = lambda answers, asked: case.sequence(answers, asked)["decision"] != "undecided"
+        answers, order, kept = ask.ask_all(respondent, images, names, classes, allow_missing, flags.keep_answers,
+                                           decided if flags.sequential else None)
     elif suspect.kind == "predictions":
-        answers = answers_from_file(suspect.value, owner.names, classes, flags.allow_missing or flags.leave_out_missing)
+        answers = answers_from_file(suspect.value, names, classes, allow_missing)
     elif suspect.value.lower().endswith(".onnx"):
-        answers = answers_of_onnx(Path(suspect.value), images, classes, pixels)
+        answers = ask.answers_of_onnx(Path(suspect.value), images, classes, pixels)
     else:
-        answers = answers_of_weights(suspect.value, flags.model_type, images, classes, owner.mean_std, pixels)
+        answers = ask.answers_of_weights(suspect.value, flags.model_type, images, classes, owner.mean_std, pixels)
     if any(_same_model(answers, other) for other in case.bank):
         raise Refusal(f"--benign names {suspect.value}, the suspect itself, which cannot be in its bank: leave it out")
+    order = np.argsort(names).tolist() if order is None else order
     return case.report(answers, order, flags.sequential) | {"kept": kept}
-
-
-def _ask(case: OwnershipCase, owner: Owner, suspect: Suspect, classes: Classes, flags, respondent, order):
-    """(answers, positions in the order asked, a sentence on answers that were kept or None) of a program or server."""
-    names, file, missing_allowed = owner.names, flags.keep_answers, flags.allow_missing or flags.leave_out_missing
-    about = {"suspect": list(suspect), "images": sorted(names)}
-    kept = read_kept(file, about, names, classes.names) if file else {}
-    given, k = dict.fromkeys(names, Answer()), respondent.images_per_call
-    so_far = lambda: gather_answers(list(given.values()), len(classes))
-    with tempfile.TemporaryDirectory() as folder:
-        write_pictures(owner.triggers.images, names, Path(folder))
-        for start in tqdm(range(0, len(order), k), disable=None, unit="call", leave=False):
-            asked = order[: start + k]
-            part = [names[i] for i in asked[start:]]
-            new = [name for name in part if name not in kept]
-            found = respondent.ask([Path(folder) / name for name in new], classes, missing_allowed) if new else []
-            given.update({name: kept[name] for name in part if name in kept} | dict(zip(new, found)))
-            for name, answer in zip(new, found):
-                if file and answer.label >= 0:
-                    keep_answer(file, name, answer)
-            if flags.sequential and case.sequence(so_far(), asked)["decision"] != "undecided":
-                break
-    what = f"--{suspect.kind} {suspect.value}"
-    answers = require_complete(what, so_far(), names, missing_allowed or flags.sequential)
-    return answers, asked, f"{len(kept)} of {len(names)} answers are those that {file} held" if kept else None
 
 
 def holm(log10_p: list[float]) -> list[float]:
@@ -319,9 +267,6 @@ def decide_together(reports: list[dict], alpha: float) -> None:
         decision = report["decision"]
         if "log10_p" in decision:
             decision |= {"holm_log10_p": p, "holds": bool(decision["holds"] and p <= math.log10(alpha))}
-
-
-# ---- words ----
 
 
 def _head(owner: Owner, stamp: Stamp | None, doubled: int) -> list[str]:
@@ -362,7 +307,8 @@ def claim_lines(report: dict) -> list[str]:
     s, d = report["sequential"], report["decision"]
     lines = [f"hits         {report['hits']} of {report['triggers']}, {report['answered']} answered"]
     lines += [f"hint         {report['hint']}"] if report["hint"] else []
-    lines += [f"kept         {report['kept']}"] if report["kept"] else []
+    lines += [f"kept         {report['kept']} of {report['triggers']} answers are those that were kept before"] * bool(
+        report["kept"])
     for name, test in report["tests"].items():
         lines.append(f"{name:<13}" + (f"does not apply: {test['why_not']}" if test["why_not"] else
                                       f"log10 p = {test['log10_p']:.2f} ({TITLES[name]})"))
