@@ -84,9 +84,6 @@ class Classes:
         return arranged
 
 
-# ---- one answer ----
-
-
 def answer_of(value, classes: Classes, where: str) -> Answer:
     """The answer in a value of JSON or of a file, in one of `FORMS`; of scores of some classes the best is a label.
 
@@ -130,9 +127,6 @@ def read_reply(reply: bytes, kind: str, classes: Classes, where: str) -> Answer:
         return answer_of(value, classes, where)
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise Refusal(f"{where}: the reply {reply[:60]!r} is none of: {FORMS}") from error
-
-
-# ---- answers to all images ----
 
 
 def gather_answers(given: list[Answer], classes: int) -> Answers:
@@ -181,9 +175,6 @@ def answers_of_logits(logits, path, classes: Classes) -> Answers:
         raise Refusal(f"{path} answers with numbers that are not finite")
     logits = classes.arrange(logits, path)
     return Answers(logits.argmax(1), special.softmax(logits, axis=1))
-
-
-# ---- files ----
 
 
 def answers_from_file(path, names: list[str], classes: Classes, allow_missing: bool) -> Answers:

@@ -213,16 +213,11 @@ def answers_of_onnx(path: Path, images, classes: Classes, pixels=None) -> Answer
 def answers_of_weights(path, architectures: list[str], images, classes: Classes, mean_std, pixels=None) -> Answers:
     """The answers of `--suspect` to uint8 images; a checkpoint that names its classes is compared by name."""
     model, checkpoint = read_suspect_model(path, architectures, len(classes), images.shape[-1], mean_std, pixels)
-    return answers.answers_of_model(model, path, images, own_classes(checkpoint, path, classes))
-
-
-def own_classes(checkpoint: dict, path, classes: Classes) -> Classes:
-    """The classes in the order of a checkpoint's own class names, where it has any; Refusal where they are others."""
     about = checkpoint.get("about")
     names = about.get("classes") if isinstance(about, dict) else None
-    if not isinstance(names, list):
-        return classes
-    return Classes(classes.names, [str(name) for name in names], str(path))
+    if isinstance(names, list):
+        classes = Classes(classes.names, list(map(str, names)), str(path))
+    return answers.answers_of_model(model, path, images, classes)
 
 
 def ask_all(respondent: Respondent, images, names: list[str], classes: Classes, allow_missing: bool, file=None,

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.answers import ask
-from utils.answers.answers import Answers, Classes, answers_from_file, answers_of_model, read_lines
+from utils.answers.answers import Answers, Classes, answers_from_file, read_lines
 from utils.ownership.commitment import Owner, read_owner
 from utils.ownership.timestamp import Stamp, read_stamp
 from utils.ownership.verdict import BETA, EXACT, OwnershipCase
-from utils.runs.checkpoints import check_benign, find_checkpoint, load_checkpoint, restore_model
+from utils.runs.checkpoints import check_benign, find_checkpoint, load_checkpoint
 from utils.runs.networks import add_named_architectures
 from utils.system.files import check_output_file, write_json
 from utils.system.refusals import Refusal, number, printable
@@ -51,16 +51,14 @@ def add_claim(parts) -> None:
     kinds.add_argument("--url", help="a server that gets each image by POST, as PNG, and answers in text or JSON")
     kinds.add_argument("--suspects", metavar="LIST", help="a file, a suspect a line; by Holm's correction")
     j = c.add_argument_group("who judges")
-    j.add_argument("--trust-owner", action="store_true",
-                   help="decide as for the owner himself: T1 on his word, or T2 where it does not apply")
+    j.add_argument("--trust-owner", action="store_true", help="decide for the owner himself: T1 on his word, or T2")
     j.add_argument("--beacon", type=checked_beacon, metavar="HEX", help="the beacon's value, as you read it yourself")
     j.add_argument("--image-commitment", type=sha256_digest, metavar="SHA256",
                    help="the digest that `prepare` printed, as you saw it published before the beacon's value was")
     j.add_argument("--image-timestamp", type=Path, metavar="FILE",
                    help="or the token that `timestamp` wrote into the folder of `prepare`; needs --tsa-ca")
     j.add_argument("--tsa-ca", metavar="FILE", help="certificates (PEM) of the authority that signed it")
-    j.add_argument("--alpha", type=number(float, 1e-300, 1 - 1e-9), default=ALPHA,
-                   help="largest probability of a false claim (default: 0.001)")
+    j.add_argument("--alpha", type=number(float, 1e-300, 1 - 1e-9), default=ALPHA, help="of a false claim, at most")
     j.add_argument("--test", choices=EXACT, default="both", help="the exact test that decides: T1 of answers, T1p of "
                    "probabilities, or the smaller p, doubled (default; of labels alone T1)")
     j.add_argument("--benign", nargs="+", default=[], metavar="RUN", help="the bank: models that know no watermark")
@@ -74,13 +72,10 @@ def add_claim(parts) -> None:
     a.add_argument("--allow-missing", action="store_true", help="count triggers without an answer as misses")
     a.add_argument("--leave-out-missing", action="store_true",
                    help="leave them out of T1 instead: exact if it was the suspect who refused, as you saw yourself")
-    a.add_argument("--timeout", type=number(float, 0, 1e6, open_low=True), default=60.0, metavar="S",
-                   help="--command, --url: seconds to wait for an answer (default: 60)")
+    a.add_argument("--timeout", type=number(float, 1e-3, 1e6), default=60.0, metavar="S", help="of an answer, seconds")
     a.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'", help="--url: sent with each image")
-    a.add_argument("--rate", type=number(float, 1e-4, 1e4), default=10.0, metavar="R",
-                   help="--url: images a second at most (default: 10)")
-    a.add_argument("--retries", type=number(int, 0, 100), default=3, metavar="N",
-                   help="--url: how often to ask again after a passing failure (default: 3)")
+    a.add_argument("--rate", type=number(float, 1e-4, 1e4), default=10.0, help="--url: images a second at most")
+    a.add_argument("--retries", type=number(int, 0, 100), default=3, help="--url: after passing failures (default: 3)")
     a.add_argument("--keep-answers", type=Path, metavar="FILE",
                    help="--command, --url: a file of your own; no image is asked again whose answer it holds")
     a.add_argument("--sequential", action="store_true", help="--command, --url: stop when Wald's test has decided")
@@ -164,15 +159,13 @@ def find_doubts(owner: Owner, *, stranger: bool, beacon=None, image_commitment=N
     return [sentence for holds, sentence in doubts if holds]
 
 
-def bank_answers(runs, owner: Owner) -> list[Answers]:
+def bank_answers(flags, owner: Owner) -> list[Answers]:
     """The answers of benign models, those of one model that is named more than once only once."""
     bank = []
-    for run in runs:
-        path = find_checkpoint(run, None)
-        checkpoint = load_checkpoint(path)
-        check_benign(checkpoint, run)
-        answers = answers_of_model(restore_model(checkpoint, path), path, owner.triggers.images,
-                                   ask.own_classes(checkpoint, path, Classes(owner.classes)))
+    for run in flags.benign:
+        check_benign(load_checkpoint(find_checkpoint(run, None)), run)
+        answers = ask.answers_of_weights(run, flags.model_type, owner.triggers.images, Classes(owner.classes),
+                                         owner.mean_std)
         if not any(_same_model(answers, other) for other in bank):
             bank.append(answers)
     return bank
@@ -196,7 +189,7 @@ def judge_claim(flags) -> int:
     doubts = find_doubts(owner, stranger=stranger, beacon=flags.beacon, image_commitment=flags.image_commitment,
                          stamp=stamp)
     respondents = {suspect: _respondent(suspect, flags) for suspect in suspects if suspect.kind in LIVE}
-    pixels, bank = ask.check_pixels(flags.mean, flags.std, flags.scale), bank_answers(flags.benign, owner)
+    pixels, bank = ask.check_pixels(flags.mean, flags.std, flags.scale), bank_answers(flags, owner)
     case = OwnershipCase(owner, bank, flags.alpha, stranger=stranger, doubts=doubts, exact=flags.test,
                          count_missing=not flags.leave_out_missing)
     lines = _head(owner, stamp, len(flags.benign) - len(bank))

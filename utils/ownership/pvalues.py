@@ -4,8 +4,7 @@ A claim should rest on the exact tests: T1, `label_randomisation`, on the answer
 the probabilities. Who runs both doubles the smaller p, `either`. The paper does not say how its p-values (Table 2) were
 computed, and its code contains no test; `subset` gives numbers that are comparable with them.
 
-scipy.stats.binomtest and ttest_rel underflow to 0 below about 1e-308 and give no log10 p; the functions here add up
-logarithms.
+scipy's tests underflow to 0 below about 1e-308 and give no log10 p; the functions here add up logarithms.
 """
 
 import math
@@ -20,7 +19,7 @@ ROUNDING = 1e-13  # bound of the error that a convolution of two distributions a
 
 
 def binomial(k: int, n: int, p: float) -> float:
-    """log10 P(Bin(n, p) >= k), added up in logarithms so that it does not underflow; 0 < p < 1, -inf where k > n."""
+    """log10 P(Bin(n, p) >= k), added up in logarithms so that it does not underflow; 0 < p <= 1, -inf where k > n."""
     if k <= 0:
         return 0.0
     if k > n:
@@ -148,9 +147,7 @@ def draw_tail(scores, allowed, assigned) -> float:
     with np.errstate(divide="ignore"):
         log_drawn = np.log(drawn)
 
-    def excess(t):
-        return float((special.softmax(log_drawn + t * levels, axis=1) @ levels).sum()) - total
-
+    excess = lambda t: float((special.softmax(log_drawn + t * levels, axis=1) @ levels).sum()) - total
     t = 0.0
     if excess(0.0) < 0:  # any t is right; near the root, which is below the upper end, the terms are largest
         t = optimize.brentq(excess, 0.0, 2 + math.log(allowed.size), rtol=1e-3)
@@ -188,8 +185,6 @@ def benign_rate(hits: int, n: int, benign_hits: int, benign_n: int, confidence: 
     the benign models are not like the suspect (other data, other architecture), or where hits on different triggers
     are dependent.
     """
-    if benign_hits == benign_n:
-        return 0.0
     return binomial(hits, n, upper_bound(benign_hits, benign_n, confidence))
 
 
@@ -217,41 +212,33 @@ def paired_t(suspect, benign) -> float:
     from these benign models, not how often another independent model would look like a copy. It fails with few or
     dependent triggers, and with one benign model it does not see how benign models vary.
     """
-    suspect, benign = np.asarray(suspect, float), np.atleast_2d(np.asarray(benign, float)).mean(axis=0)
-    return float(t_tests(suspect[None], benign[None], paired=True)[0]) if len(suspect) > 1 else 0.0
+    if len(suspect) < 2:
+        return 0.0
+    benign = np.atleast_2d(np.asarray(benign, float)).mean(axis=0)
+    return float(subset_pvalues(suspect, benign, len(suspect), 1, np.random.default_rng(0), paired=True)[0])
 
 
-def t_tests(u, v, *, paired: bool = False, alternative: str = "greater"):
-    """log10 p (R,) of t-tests of the rows of u against those of v, (R, m) each, m at least 2.
-
-    Welch's test, or the paired t-test with `paired`. H1: mean(u) > mean(v), or with alternative "two-sided" that they
-    differ. A standard deviation below the resolution of float32 counts as `RESOLVED`: scores that do not vary give
-    p = 1 where the means are equal, otherwise a p near 0 or 1 according to the sign, never a NaN.
-    """
-    samples, m = [u - v] if paired else [u, v], u.shape[1]
-    gap = u.mean(axis=1) - v.mean(axis=1)
-    spreads = np.stack([sample.std(axis=1, ddof=1) for sample in samples])
-    squares = np.maximum(spreads, RESOLVED) ** 2 / m
-    t = gap / np.sqrt(squares.sum(axis=0))
-    df = (m - 1) * squares.sum(axis=0) ** 2 / (squares**2).sum(axis=0)  # Welch-Satterthwaite; paired: m - 1
-    if alternative == "two-sided":
-        log10_p = [min(0.0, math.log10(2) + student_t(*pair)) for pair in zip(abs(t), df)]
-    else:
-        log10_p = [student_t(*pair) for pair in zip(t, df)]
-    equal = (spreads.max(axis=0) < RESOLVED) & (abs(gap) < RESOLVED)
-    return np.where(equal, 0.0, log10_p)
-
-
-def subset_pvalues(u, v, m: int, repeats: int, rng, **kind):
+def subset_pvalues(u, v, m: int, repeats: int, rng, *, paired: bool = False, alternative: str = "greater"):
     """log10 p (repeats,) of t-tests of u against v, (n,) each; a test uses m positions, drawn without replacement.
 
-    `rng` is a numpy Generator, `kind` are the arguments of `t_tests`; ValueError unless 2 <= m <= n. Aggregate with
-    `harmonic_mean`.
+    Welch's test, or the paired t-test with `paired`. H1: mean(u) > mean(v), or with alternative "two-sided" that they
+    differ. `rng` is a numpy Generator; ValueError unless 2 <= m <= n. A standard deviation below the resolution of
+    float32 counts as `RESOLVED`: scores that do not vary give p = 1 where the means are equal, otherwise a p near 0
+    or 1 according to the sign, never a NaN. Aggregate with `harmonic_mean`.
     """
     if not 2 <= m <= len(u) == len(v):
         raise ValueError(f"no test on {m} of {len(u)} and {len(v)} scores")
     picks = np.stack([rng.choice(len(u), m, replace=False) for _ in range(repeats)])
-    return t_tests(np.asarray(u, float)[picks], np.asarray(v, float)[picks], **kind)
+    u, v = np.asarray(u, float)[picks], np.asarray(v, float)[picks]
+    gap = u.mean(axis=1) - v.mean(axis=1)
+    spreads = np.stack([sample.std(axis=1, ddof=1) for sample in ([u - v] if paired else [u, v])])
+    squares = np.maximum(spreads, RESOLVED) ** 2 / m
+    t = gap / np.sqrt(squares.sum(axis=0))
+    df = (m - 1) * squares.sum(axis=0) ** 2 / (squares**2).sum(axis=0)  # Welch-Satterthwaite; paired: m - 1
+    sides, t = (2, abs(t)) if alternative == "two-sided" else (1, t)
+    log10_p = [min(0.0, math.log10(sides) + student_t(*pair)) for pair in zip(t, df)]
+    equal = (spreads.max(axis=0) < RESOLVED) & (abs(gap) < RESOLVED)
+    return np.where(equal, 0.0, log10_p)
 
 
 def subset(suspect, benign, m: int = 10, repeats: int = 100, seed: int = 0) -> float:

@@ -77,61 +77,39 @@ class OwnershipCase:
         bound = pvalues.upper_bound(sum(self.benign_hits), m * len(self.bank))
         return np.ones(m, dtype=bool), np.full(m, min(bound, 1 - 1e-9))
 
-    # ---- tests ----
-
     def tests(self, answers: Answers) -> dict:
         """{"T1": {"log10_p", "why_not"}, ...} for T1, T1p, T2, T3, T4: the p-value, or why the test does not apply."""
-        k, m = int(self.hits(answers).sum()), len(self.assigned)
+        k, m, soft = int(self.hits(answers).sum()), len(self.assigned), answers.probabilities is not None
+        missing = int((answers.labels < 0).sum())
+        t1p_fails = self.t1_fails or (None if soft and not missing else
+                                      f"{missing} answers are missing, and it needs all" if soft else
+                                      "the suspect gives labels alone, and it needs probabilities")
+        score = lambda a: a.probabilities[np.arange(m), self.assigned] if soft else self.hits(a)
         test = lambda fails, compute: {"log10_p": None if fails else compute(), "why_not": fails}
         return {
-            "T1": test(self.t1_fails, lambda: self.t1(answers)),
-            "T1p": test(self.t1p_fails(answers), lambda: self.t1p(answers)),
-            "T2": test(self.t2_fails,
-                       lambda: pvalues.benign_rate(k, m, sum(self.benign_hits), m * len(self.bank))),
-            "T3": test(self.t2_fails or (m < 2 and "it needs two triggers") or None, lambda: self.t3(answers)),
+            "T1": test(self.t1_fails, lambda: pvalues.label_randomisation(
+                answers.labels, self.assigned, self.true, self.classes, candidates=self.candidates,
+                count_missing=self.count_missing)),
+            "T1p": test(t1p_fails, lambda: pvalues.score_randomisation(
+                answers.probabilities, self.assigned, self.true, self.candidates)),
+            "T2": test(self.t2_fails, lambda: pvalues.benign_rate(k, m, sum(self.benign_hits), m * len(self.bank))),
+            "T3": test(self.t2_fails or (m < 2 and "it needs two triggers") or None,
+                       lambda: pvalues.paired_t(score(answers), [score(b) for b in self.bank])),
             "T4": test(None if self.bank else "it needs benign models; --benign names none",
                        lambda: pvalues.rank(k, self.benign_hits)),
         }
-
-    def t1(self, answers: Answers) -> float:
-        """log10 p of T1, see `pvalues.label_randomisation`."""
-        return pvalues.label_randomisation(answers.labels, self.assigned, self.true, self.classes,
-                                           candidates=self.candidates, count_missing=self.count_missing)
-
-    def t1p(self, answers: Answers) -> float:
-        """log10 p of T1p, see `pvalues.score_randomisation`."""
-        return pvalues.score_randomisation(answers.probabilities, self.assigned, self.true, self.candidates)
-
-    def t1p_fails(self, answers: Answers) -> str | None:
-        """Why T1p does not apply to these answers, None where it does."""
-        if self.t1_fails:
-            return self.t1_fails
-        if answers.probabilities is None:
-            return "the suspect gives labels alone, and it needs probabilities"
-        missing = int((answers.labels < 0).sum())
-        return f"{missing} answers are missing, and it needs all" if missing else None
 
     def exact_test(self, answers: Answers) -> tuple[str, float]:
         """(name, log10 p) of the exact test that was named beforehand; both: twice the smaller p of T1 and T1p.
 
         Raises Refusal where T1p was named and does not apply.
         """
-        fails = self.t1p_fails(answers)
-        if self.exact == "T1" or (self.exact == "both" and fails):
-            return "T1", self.t1(answers)
-        if fails:
-            raise Refusal(f"--test T1p does not apply: {fails}; pass --test T1")
-        if self.exact == "T1p":
-            return "T1p", self.t1p(answers)
-        return "T1 and T1p", pvalues.either(self.t1(answers), self.t1p(answers))
-
-    def t3(self, answers: Answers) -> float:
-        """log10 p of T3 on the probabilities of the assigned labels, or on hits where the suspect gives only labels."""
-        soft = answers.probabilities is not None
-        score = lambda a: a.probabilities[np.arange(len(self.assigned)), self.assigned] if soft else self.hits(a)
-        return pvalues.paired_t(score(answers), [score(b) for b in self.bank])
-
-    # ---- decision ----
+        tests = self.tests(answers)
+        if self.exact == "T1p" and tests["T1p"]["why_not"]:
+            raise Refusal(f"--test T1p does not apply: {tests['T1p']['why_not']}; pass --test T1")
+        names = ("T1", "T1p") if self.exact == "both" else (self.exact,)
+        p = {name: tests[name]["log10_p"] for name in names if tests[name]["why_not"] is None}
+        return " and ".join(p), pvalues.either(*p.values())
 
     def decide(self, answers: Answers) -> dict:
         """{"holds", "rests_on", "why"}: the decision, the test that it rests on or None, and the reason.
@@ -190,8 +168,6 @@ class OwnershipCase:
         return (f"the same answer to {most} of {len(given)} triggers, a true or assigned label to {int(known.sum())}: "
                 "if it does better on its own images, it wants other pixels (--mean, --std, --scale) or "
                 "has its classes in another order (--columns)")
-
-    # ---- fewer queries ----
 
     def sequence(self, answers: Answers, order) -> dict:
         """Wald's sequential test on the answers in `order`: {"decision", "queries", "log10_likelihood_ratio", ...}.
