@@ -52,7 +52,7 @@ def exits(classes):
 
 
 @pytest.mark.parametrize("function, words", [("raises_later", "KeyError: 'batch'"), ("exits_later", "SystemExit"),
-                                             ("_Odd", "not a row for each"), ("exits", "SystemExit")])
+                                             ("_Odd", "not with a row for each"), ("exits", "SystemExit")])
 def test_code_of_somebody_elses_that_fails_later_is_refused_too(function, words, owner, tmp_path, capsys):
     torch.save(nn.Linear(2, 10).state_dict(), tmp_path / "w.pt")
     assert words in claim_refused(capsys, owner[0], tmp_path / "w.pt", "-mt", f"{__name__}:{function}")

@@ -69,7 +69,8 @@ def test_a_claim_on_an_onnx_file(quick, owner, onnx, capsys):
 
 def test_models_that_do_not_fit_are_refused_in_one_sentence(onnx):
     assert "the triggers are ('batch', 3, 32, 32)" in refusal(write_linear(onnx, matrix(size=48), size=48))
-    assert "answers with 4 classes, the triggers have 10" in refusal(write_linear(onnx, matrix(4)))
+    said = refusal(write_linear(onnx, matrix(4)))
+    assert "shape (7, 4), not with a row for each of 7 images and a number for each of 10 classes" in said
     assert "takes 2 inputs" in refusal(write_linear(onnx, matrix(), inputs=2))
     assert "not a row of logits for each" in refusal(write_linear(onnx, matrix(), output="images"))
     assert "takes tensor(int64)" in refusal(write_linear(onnx, matrix(), kind=TensorProto.INT64))

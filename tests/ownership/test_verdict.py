@@ -36,7 +36,7 @@ def test_error_rates_of_the_sequential_test():
     true = torch.from_numpy(rng.integers(0, 10, (m, 1)))
     many = TriggerSet(torch.zeros(m, 3, 32, 32, dtype=torch.uint8), torch.zeros(m), true, true)
     many = replace(many, labels=(true[:, 0] + torch.from_numpy(rng.integers(1, 10, m))) % 10)
-    case = OwnershipCase(Owner(None, many, CLASSES, [], None, None, True), [], 0.05)
+    case = OwnershipCase(Owner(many, CLASSES, [], None, None, True), [], 0.05)
     claimed = {}
     for rate in (1 / 9, 0.5):
         ends = []

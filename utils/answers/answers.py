@@ -77,12 +77,6 @@ class Classes:
             return self.columns(f"{where}: {text!r}")[int(text)]
         raise Refusal(f"{where}: {text[:60]!r} is no class")
 
-    def arrange(self, values, where):
-        """Probabilities (..., C) in the suspect's order, in the owner's."""
-        arranged = np.empty_like(values)
-        arranged[..., self.columns(where)] = values
-        return arranged
-
 
 def answer_of(value, classes: Classes, where: str) -> Answer:
     """The answer in a value of JSON or of a file, in one of `FORMS`; of scores of some classes the best is a label.
@@ -101,15 +95,12 @@ def answer_of(value, classes: Classes, where: str) -> Answer:
     if not all(type(score) in (int, float) for score in scores):
         raise TypeError
     scores = np.array(scores, dtype=float)
-    if isinstance(value, dict):
-        named = [classes.number(name, where) for name in value]
-        if len(set(named)) < len(classes):
-            return Answer(named[scores.argmax()])
-        scores = scores[np.argsort(named)]
+    columns = [classes.number(name, where) for name in value] if isinstance(value, dict) else classes.columns(where)
+    if len(set(columns)) < len(classes):
+        return Answer(columns[scores.argmax()])
     if len(scores) != len(classes):
         raise Refusal(f"{where}: {len(scores)} probabilities for {len(classes)} classes")
-    if not isinstance(value, dict):
-        scores = classes.arrange(scores, where)
+    scores = scores[np.argsort(columns)]
     if not (np.isfinite(scores).all() and (scores >= 0).all() and abs(scores.sum() - 1) <= 0.02):
         raise Refusal(f"{where}: the probabilities are not numbers in [0, 1] that add up to 1")
     return Answer(int(scores.argmax()), scores.tolist())
@@ -162,18 +153,17 @@ def answers_of_model(model, path, images, classes: Classes) -> Answers:
             raise
         raise Refusal(f"{path} cannot be asked about images of {images.shape[-1]} x {images.shape[-1]} pixels "
                       f"({models.describe_error(error)}); mend the function that -mt names") from error
-    if logits.dim() != 2 or len(logits) != len(images):
-        raise Refusal(f"{path} answers {len(images)} images with {tuple(logits.shape)} numbers, not a row for each")
-    return answers_of_logits(logits.numpy(), path, classes)
+    return answers_of_logits(logits.numpy(), path, len(images), classes)
 
 
-def answers_of_logits(logits, path, classes: Classes) -> Answers:
+def answers_of_logits(logits, path, m: int, classes: Classes) -> Answers:
     """Answers of float64 logits (m, C) in the suspect's order, with softmax probabilities."""
-    if logits.shape[1] != len(classes):
-        raise Refusal(f"{path} answers with {logits.shape[1]} classes, the triggers have {len(classes)}")
+    if logits.shape != (m, len(classes)):
+        raise Refusal(f"{path} answers with numbers of shape {logits.shape}, not with a row for each of {m} images and "
+                      f"a number for each of {len(classes)} classes")
     if not np.isfinite(logits).all():
         raise Refusal(f"{path} answers with numbers that are not finite")
-    logits = classes.arrange(logits, path)
+    logits = logits[:, np.argsort(classes.columns(path))]
     return Answers(logits.argmax(1), special.softmax(logits, axis=1))
 
 

@@ -35,7 +35,6 @@ from utils.system.refusals import Refusal
 
 LONGEST_PAUSE = 60.0  # seconds, whatever the server asks for
 IMAGES_PER_CALL = 100  # of a command with {pngs}
-LONGEST_CALL = 2e6  # seconds; subprocess counts the milliseconds of its time limit in 32 bits
 ONNX_MEMORY, ONNX_SECONDS = 16 << 30, 600  # bytes of address space
 
 
@@ -72,7 +71,6 @@ class Program(Respondent):
 
     @property
     def images_per_call(self) -> int:
-        """How many images a call may be about."""
         return IMAGES_PER_CALL if "{pngs}" in self.subject else 1
 
     def check(self) -> list[str]:
@@ -94,7 +92,7 @@ class Program(Respondent):
         command = []
         for part in self.check():
             command += map(str, pngs) if part == "{pngs}" else [part.replace("{png}", str(pngs[0]))]
-        seconds = min(self.seconds * len(pngs), LONGEST_CALL)
+        seconds = self.seconds * len(pngs)
         try:
             status, out, err = run_bounded(command, seconds, REPLY_LIMIT * len(pngs))
         except subprocess.TimeoutExpired as error:
@@ -128,10 +126,10 @@ class Server(Respondent):
         headers = {"Content-Type": "image/png"}
         for header in self.headers:
             name, colon, value = (part.strip() for part in header.partition(":"))
-            if not (colon and name and value and header.isprintable() and header.isascii() and " " not in name):
-                raise Refusal(f"--header {header[:20]!r}...: pass 'Name: value' in ASCII, the name without spaces")
-            if name.lower() in ("content-length", "transfer-encoding"):
-                raise Refusal(f"--header {header[:40]!r}: it follows from the image, so leave it out")
+            allowed = " " not in name and name.lower() not in ("content-length", "transfer-encoding")
+            if not (allowed and colon and name and value and header.isprintable() and header.isascii()):
+                raise Refusal(f"--header {header[:20]!r}...: pass 'Name: value' in ASCII, the name without spaces; "
+                              "what follows from the image, leave it out")
             headers[name] = value
         try:
             parts = urllib.parse.urlsplit(self.subject)
@@ -207,7 +205,7 @@ def answers_of_onnx(path: Path, images, classes: Classes, pixels=None) -> Answer
     rows = np.load(io.BytesIO(out), allow_pickle=False)
     if np.isfinite(rows).all() and (rows >= 0).all() and (abs(rows.sum(1) - 1) <= 0.02).all():
         rows = np.log(np.maximum(rows, 1e-300))  # they are probabilities
-    return answers.answers_of_logits(rows, f"--suspect {path}", classes)
+    return answers.answers_of_logits(rows, f"--suspect {path}", len(images), classes)
 
 
 def answers_of_weights(path, architectures: list[str], images, classes: Classes, mean_std, pixels=None) -> Answers:

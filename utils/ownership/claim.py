@@ -55,10 +55,10 @@ def add_claim(parts) -> None:
     j.add_argument("--beacon", type=checked_beacon, metavar="HEX", help="the beacon's value, as you read it yourself")
     j.add_argument("--image-commitment", type=sha256_digest, metavar="SHA256",
                    help="the digest that `prepare` printed, as you saw it published before the beacon's value was")
-    j.add_argument("--image-timestamp", type=Path, metavar="FILE",
-                   help="or the token that `timestamp` wrote into the folder of `prepare`; needs --tsa-ca")
+    j.add_argument("--image-timestamp", type=Path, metavar="FILE", help="or the token of `timestamp`; with --tsa-ca")
     j.add_argument("--tsa-ca", metavar="FILE", help="certificates (PEM) of the authority that signed it")
-    j.add_argument("--alpha", type=number(float, 1e-300, 1 - 1e-9), default=ALPHA, help="of a false claim, at most")
+    j.add_argument("--alpha", type=number(float, 1e-300, 1 - 1e-9), default=ALPHA,
+                   help="largest probability of a false claim (default: 0.001)")
     j.add_argument("--test", choices=EXACT, default="both", help="the exact test that decides: T1 of answers, T1p of "
                    "probabilities, or the smaller p, doubled (default; of labels alone T1)")
     j.add_argument("--benign", nargs="+", default=[], metavar="RUN", help="the bank: models that know no watermark")
@@ -72,12 +72,11 @@ def add_claim(parts) -> None:
     a.add_argument("--allow-missing", action="store_true", help="count triggers without an answer as misses")
     a.add_argument("--leave-out-missing", action="store_true",
                    help="leave them out of T1 instead: exact if it was the suspect who refused, as you saw yourself")
-    a.add_argument("--timeout", type=number(float, 1e-3, 1e6), default=60.0, metavar="S", help="of an answer, seconds")
+    a.add_argument("--timeout", type=number(float, 1e-3, 1e4), default=60.0, help="for an answer, in s (default: 60)")
     a.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'", help="--url: sent with each image")
-    a.add_argument("--rate", type=number(float, 1e-4, 1e4), default=10.0, help="--url: images a second at most")
+    a.add_argument("--rate", type=number(float, 1e-4, 1e4), default=10.0, help="--url: images a second (default: 10)")
     a.add_argument("--retries", type=number(int, 0, 100), default=3, help="--url: after passing failures (default: 3)")
-    a.add_argument("--keep-answers", type=Path, metavar="FILE",
-                   help="--command, --url: a file of your own; no image is asked again whose answer it holds")
+    a.add_argument("--keep-answers", type=Path, metavar="FILE", help="your own; what it holds is not asked again")
     a.add_argument("--sequential", action="store_true", help="--command, --url: stop when Wald's test has decided")
     c.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
 
@@ -112,17 +111,17 @@ def read_suspects(flags) -> list[Suspect]:
         raise Refusal(f"--keep-answers {flags.keep_answers} lies in RUN, which is the owner's: name a file of your own")
     if kind != "suspects":
         return [Suspect(kind, value)]
-    lines = [(place, *line.partition(" ")[::2]) for place, line in enumerate(read_lines(value, "--suspects"), 1)
-             if line and not line.startswith("#")]
-    if not 0 < len(lines) <= MOST_SUSPECTS:
-        raise Refusal(f"--suspects {value} names {len(lines)} suspects; 1 to {MOST_SUSPECTS} can be judged")
     suspects = []
-    for place, kind, named in lines:
-        suspect = Suspect(kind, named.strip())
-        if kind not in KINDS or not suspect.value or suspect in suspects:
-            raise Refusal(f"--suspects {value}, line {place}: {' '.join(suspect)[:60]!r} is there twice, or is not one "
-                          f"of {', '.join(KINDS)} and what that flag takes")
+    for place, line in enumerate(read_lines(value, "--suspects"), 1):
+        if not line or line.startswith("#"):
+            continue
+        suspect = Suspect(*map(str.strip, line.partition(" ")[::2]))
+        if suspect.kind not in KINDS or not suspect.value or suspect in suspects:
+            raise Refusal(f"--suspects {value}, line {place}: {line[:60]!r} is there twice, or is not one of "
+                          f"{', '.join(KINDS)} and what that flag takes")
         suspects.append(suspect)
+    if not 0 < len(suspects) <= MOST_SUSPECTS:
+        raise Refusal(f"--suspects {value} names {len(suspects)} suspects; 1 to {MOST_SUSPECTS} can be judged")
     return suspects
 
 
@@ -283,8 +282,6 @@ def claim_sentence(report: dict) -> str:
     if d["rests_on"] == "SPRT" and d["holds"]:
         return (f"The claim holds: after {s['queries']} queries a copy's hit rate explains the answers "
                 f"10^{s['log10_likelihood_ratio']:.1f} times as well as an independent model's.")
-    if d["rests_on"] == "SPRT":
-        return f"The claim does not hold: the sequential test said {s['decision']!r} after {s['queries']} queries."
     if "log10_p" not in d:
         return f"The claim does not hold: {d['why']}."
     log10_p, test = d.get("holm_log10_p", d["log10_p"]), d["rests_on"] + (", Holm" if "holm_log10_p" in d else "")
@@ -300,8 +297,8 @@ def claim_lines(report: dict) -> list[str]:
     s, d = report["sequential"], report["decision"]
     lines = [f"hits         {report['hits']} of {report['triggers']}, {report['answered']} answered"]
     lines += [f"hint         {report['hint']}"] if report["hint"] else []
-    lines += [f"kept         {report['kept']} of {report['triggers']} answers are those that were kept before"] * bool(
-        report["kept"])
+    if report["kept"]:
+        lines.append(f"kept         {report['kept']} of {report['triggers']} answers are those that were kept before")
     for name, test in report["tests"].items():
         lines.append(f"{name:<13}" + (f"does not apply: {test['why_not']}" if test["why_not"] else
                                       f"log10 p = {test['log10_p']:.2f} ({TITLES[name]})"))

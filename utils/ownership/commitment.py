@@ -53,7 +53,6 @@ def commit_triggers(run: RunFolder, triggers: TriggerSet, data: Data, is_secret:
 class Owner(NamedTuple):
     """What the owner has.
 
-    folder    of the run
     classes   the classes' names
     names     the neutral file names of the triggers
     mean_std  mean and standard deviation of pixels, 3 numbers each, through which plain weights are asked
@@ -61,7 +60,6 @@ class Owner(NamedTuple):
     uniform   whether the labels are said to be drawn uniformly, as T1 requires; with a record they are shown to be
     """
 
-    folder: Path
     triggers: TriggerSet
     classes: list
     names: list
@@ -76,10 +74,9 @@ def read_owner(run) -> Owner:
     Raises Refusal where there is no trigger set, where the class names do not fit, and where anything in the folder is
     not what its commitment says: class names in their order, images, and labels that the run's own beacon draws.
     """
-    path = find_checkpoint(run)
+    path, folder = find_checkpoint(run), Path(run) if Path(run).is_dir() else None
     checkpoint = load_checkpoint(path)
     model, triggers = unpack_source(checkpoint, path)
-    folder = Path(run) if Path(run).is_dir() else None
     about, count = checkpoint.get("about"), model.num_classes
     about = about if isinstance(about, dict) else {}
     classes = range(count) if about.get("classes") is None else about["classes"]
@@ -103,7 +100,7 @@ def read_owner(run) -> Owner:
         if prepared.labels_from_beacon(triggers, record, record["beacon"]).tolist() != triggers.labels.tolist():
             raise Refusal(f"{folder}: its labels are not those that its beacon draws: restore it from a copy")
         mean_std, uniform = (record["mean"], record["std"]), True
-    return Owner(folder, triggers, classes, neutral_names(triggers, record), mean_std, record, uniform)
+    return Owner(triggers, classes, neutral_names(triggers, record), mean_std, record, uniform)
 
 
 def neutral_names(triggers: TriggerSet, record: dict | None) -> list[str]:
@@ -121,8 +118,7 @@ def add_export(parts) -> None:
     e.set_defaults(call=export_triggers)
     e.add_argument("run", metavar="RUN", help="folder of train.py, or a checkpoint that holds triggers")
     add_named_architectures(e)
-    e.add_argument("--to", required=True, type=Path, metavar="DIR",
-                   help="a new folder; the suspect sees DIR/images only")
+    e.add_argument("--to", required=True, type=Path, metavar="DIR", help="new; the suspect sees DIR/images only")
 
 
 def export_triggers(flags) -> int:

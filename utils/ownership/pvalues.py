@@ -58,11 +58,10 @@ def label_randomisation(predicted, assigned, true, classes: int, conservative: b
 
 
 def trials(predicted, true, candidates=None, count_missing: bool = True):
-    """(m,) which answers T1 counts; arguments as in `label_randomisation`.
+    """(m,) which answers T1 counts, a missing one (-1) too; arguments as in `label_randomisation`.
 
-    Those outside the true labels or, where the labels were drawn from candidates, those among these. A missing answer
-    (-1) counts too: leaving it out would reward an owner who loses the misses. Without `count_missing` it does not
-    count, which is as exact where the suspect himself refused: under H0 that cannot depend on the draw.
+    Leaving it out would reward an owner who loses the misses. Without `count_missing` it does not count, which is as
+    exact where the suspect himself refused: under H0 that cannot depend on the draw.
     """
     predicted = np.asarray(predicted)[:, None]
     missing = predicted[:, 0] < 0

@@ -147,8 +147,9 @@ class OwnershipCase:
             why = "the answers decided when to stop asking; only the sequential test allows for that"
             tests = {name: {"log10_p": None, "why_not": test["why_not"] or why} for name, test in tests.items()}
             if "log10_p" in decision:  # else it was refused without a p-value, which stopping early does not change
-                decision = {"holds": sequential["decision"] == "claim", "rests_on": "SPRT", "why": "Wald's test, which "
-                            f"may stop at any time, ended after {sequential['queries']} queries"}
+                said = f"said {sequential['decision']!r} after {sequential['queries']} queries"
+                decision = {"holds": sequential["decision"] == "claim", "rests_on": "SPRT",
+                            "why": f"Wald's test, which may stop at any time, {said}"}
         return {
             "hits": int(hits.sum()), "triggers": len(hits), "answered": int((answers.labels >= 0).sum()),
             "alpha": self.alpha, "bank": len(self.bank), "hint": self.hint(answers), "plausible": self.plausible,
@@ -159,15 +160,13 @@ class OwnershipCase:
     def hint(self, answers: Answers) -> str | None:
         """A sentence where the answers look as if the suspect was asked in a wrong way, else None."""
         given = answers.labels[answers.labels >= 0]
-        if not len(given):
+        most = int(np.bincount(given).max(initial=0))
+        known = int((self.hits(answers) | (answers.labels[:, None] == self.true).any(axis=1)).sum())
+        if not len(given) or (most < 0.6 * len(given) and (known >= 0.6 * len(given) or not self.true.shape[1])):
             return None
-        most = int(np.bincount(given).max())
-        known = self.hits(answers) | (answers.labels[:, None] == self.true).any(axis=1)
-        if most < 0.6 * len(given) and (known.sum() >= 0.6 * len(given) or not self.true.shape[1]):
-            return None
-        return (f"the same answer to {most} of {len(given)} triggers, a true or assigned label to {int(known.sum())}: "
-                "if it does better on its own images, it wants other pixels (--mean, --std, --scale) or "
-                "has its classes in another order (--columns)")
+        return (f"the same answer to {most} of {len(given)} triggers, a true or assigned label to {known}: if it does "
+                "better on its own images, it wants other pixels (--mean, --std, --scale) or has its classes in "
+                "another order (--columns)")
 
     def sequence(self, answers: Answers, order) -> dict:
         """Wald's sequential test on the answers in `order`: {"decision", "queries", "log10_likelihood_ratio", ...}.
@@ -204,11 +203,9 @@ class OwnershipCase:
         log10_p = functools.cache(lambda k, n: pvalues.binomial(k, n, float(p0.max())))
         low, median, high = np.quantile(np.vectorize(log10_p)(found, tried), (0.05, 0.5, 0.95), axis=0)
 
-        def needed(path) -> int | None:
-            above = np.flatnonzero(path > math.log10(self.alpha))
-            first = int(above[-1]) + 1 if len(above) else 0
-            return int(grid[first]) if first < len(path) else None
-
+        # the numbers of queries from which on no point of a path is above alpha
+        limit = math.log10(self.alpha)
+        half, most = (grid[np.maximum.accumulate(path[::-1])[::-1] <= limit] for path in (median, high))
         return {"test": "T2" if self.t1_fails else "T1", "queries": grid.tolist(), "median": median.tolist(),
-                "low": low.tolist(), "high": high.tolist(), "sufficed_half": needed(median),
-                "sufficed_95": needed(high)}
+                "low": low.tolist(), "high": high.tolist(), "sufficed_half": int(half[0]) if len(half) else None,
+                "sufficed_95": int(most[0]) if len(most) else None}
