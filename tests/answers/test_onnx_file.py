@@ -117,10 +117,10 @@ def test_bytes_and_time_are_bounded(onnx, monkeypatch):
     os.truncate(onnx.with_name("weights.bin"), 2 * ask.ONNX_MEMORY)  # which takes no space
     onnx.write_bytes(model.SerializeToString())
     assert "MemoryError" in refusal(onnx)
-    monkeypatch.setattr(ask, "CHECKPOINT_LIMIT", 100)
-    assert "larger than 100 bytes" in refusal(onnx)
     monkeypatch.setattr(ask, "ONNX_SECONDS", 0.01)
     assert "did not answer 7 images in 0.01 s" in refusal(onnx)
+    monkeypatch.setattr(ask, "CHECKPOINT_LIMIT", 100)
+    assert "larger than 100 bytes" in refusal(onnx)
 
 
 def test_the_judge_says_which_pixels_a_model_wants(onnx):

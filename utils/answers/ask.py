@@ -186,22 +186,23 @@ def answers_of_onnx(path: Path, images, classes: Classes, pixels=None) -> Answer
     It is given pixels in [0, 1], or what `pixels` of `check_pixels` makes of them, or bytes where it takes bytes; the
     first output counts. Rows that are no probabilities are taken for logits.
     """
-    if importlib.util.find_spec("onnxruntime") is None or not path.is_file():
-        raise Refusal(f"--suspect {path} " + ("does not exist, or is no file" if not path.is_file() else
-                                             "needs the package onnxruntime: pip install onnxruntime"))
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise Refusal(f"--suspect {path} needs the package onnxruntime: pip install onnxruntime")
+    if not path.is_file() or path.stat().st_size > CHECKPOINT_LIMIT:
+        raise Refusal(f"--suspect {path} is no ordinary file, or larger than {CHECKPOINT_LIMIT} bytes, the most that "
+                      "is read of a model")
     np.save(given := io.BytesIO(), images.numpy())
     command = [sys.executable, str(Path(__file__).with_name("onnx_worker.py")), str(path.absolute()),
-               json.dumps([ONNX_MEMORY, ONNX_SECONDS, CHECKPOINT_LIMIT, pixels])]
+               json.dumps([ONNX_MEMORY, ONNX_SECONDS, pixels])]
     try:
         with tempfile.TemporaryDirectory() as nothing:  # where relative paths in the file lead
             status, out, err = run_bounded(command, ONNX_SECONDS, ANSWERS_LIMIT, given.getvalue(), nothing)
     except subprocess.TimeoutExpired as error:
         raise Refusal(f"--suspect {path} did not answer {len(images)} images in {ONNX_SECONDS} s") from error
-    said = (err.decode(errors="replace").strip().splitlines() or [f"it ended with status {status}"])[-1]
-    if status == 3:
-        raise Refusal(f"--suspect {path} {said[:400]}")
     if status:
-        raise Refusal(f"--suspect {path} is no ONNX model that onnxruntime can run ({' '.join(said.split())[:400]})")
+        said = (err.decode(errors="replace").strip().splitlines() or [f"it ended with status {status}"])[-1][:400]
+        raise Refusal(f"--suspect {path} {said}" if status == 3 else
+                      f"--suspect {path} is no ONNX model that onnxruntime can run ({said})")
     rows = np.load(io.BytesIO(out), allow_pickle=False)
     if np.isfinite(rows).all() and (rows >= 0).all() and (abs(rows.sum(1) - 1) <= 0.02).all():
         rows = np.log(np.maximum(rows, 1e-300))  # they are probabilities

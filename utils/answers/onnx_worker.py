@@ -1,6 +1,6 @@
 """Run an ONNX model in a process of its own, with bounds; started by `ask`, imports nothing of this project.
 
-    python onnx_worker.py MODEL '[MEMORY_BYTES, SECONDS, FILE_BYTES, null or [mean, std]]' < images.npy > logits.npy
+    python onnx_worker.py MODEL '[MEMORY_BYTES, SECONDS, null or [mean, std]]' < images.npy > logits.npy
 
 Images are uint8 (m, 3, S, S); the model sees pixels in [0, 1], normalised by mean and std, or bytes where it takes
 bytes. Exit status 3: the last line on stderr is a sentence for the user.
@@ -8,9 +8,7 @@ bytes. Exit status 3: the last line on stderr is a sentence for the user.
 
 import io
 import json
-import os
 import resource
-import stat
 import sys
 
 THREADS = 2
@@ -18,7 +16,7 @@ KINDS = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float1
          "tensor(uint8)": "uint8"}
 
 
-def main(path: str, memory: int, seconds: int, limit: int, pixels) -> None:
+def main(path: str, memory: int, seconds: int, pixels) -> None:
     """Answer all images on stdin."""
     import numpy as np
     import onnx
@@ -29,10 +27,9 @@ def main(path: str, memory: int, seconds: int, limit: int, pixels) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (THREADS * seconds, THREADS * seconds))  # after the caller's time is over
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = THREADS, 4
-    model = onnx.load_model_from_string(read_file(path, limit))
-    # which reads no links, and nothing outside the model's folder; from memory the session opens no files
-    onnx.external_data_helper.load_external_data_for_model(model, os.path.dirname(path))
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    # which reads weights beside the model too, but no links and nothing outside its folder; the session opens no files
+    model = onnx.load_model(path).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     if len(inputs := session.get_inputs()) != 1:
         refuse(f"takes {len(inputs)} inputs, not one batch of images")
     shape, kind, wanted = inputs[0].shape, inputs[0].type, ("batch", *images.shape[1:])
@@ -55,15 +52,6 @@ def main(path: str, memory: int, seconds: int, limit: int, pixels) -> None:
             refuse(f"gives {output.dtype} {output.shape} for {len(x)} images, not a row of logits for each")
         rows.append(output[: len(part)].astype(np.float64))
     np.save(sys.stdout.buffer, np.concatenate(rows))
-
-
-def read_file(path: str, limit: int) -> bytes:
-    """The bytes of an ordinary file; whoever names another or a larger one is refused."""
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode) or about.st_size > limit:
-            refuse(f"is no ordinary file, or larger than {limit} bytes, the most that is read of a model")
-        return file.read(limit)
 
 
 def refuse(sentence: str) -> None:

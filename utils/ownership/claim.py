@@ -227,8 +227,8 @@ def _respondent(suspect: Suspect, flags) -> ask.Respondent:
 
 def _judge(case: OwnershipCase, owner: Owner, suspect: Suspect, classes: Classes, flags, pixels, respondent) -> dict:
     """The report on one suspect, see `OwnershipCase.report`, with "kept", how many answers were kept before."""
-    images, names, order, kept = owner.triggers.images, owner.names, None, 0
-    allow_missing = flags.allow_missing or flags.leave_out_missing
+    images, names, kept = owner.triggers.images, owner.names, 0
+    order, allow_missing = np.argsort(names).tolist(), flags.allow_missing or flags.leave_out_missing
     if respondent:
         decided = lambda answers, asked: case.sequence(answers, asked)["decision"] != "undecided"
         answers, order, kept = ask.ask_all(respondent, images, names, classes, allow_missing, flags.keep_answers,
@@ -241,7 +241,6 @@ def _judge(case: OwnershipCase, owner: Owner, suspect: Suspect, classes: Classes
         answers = ask.answers_of_weights(suspect.value, flags.model_type, images, classes, owner.mean_std, pixels)
     if any(_same_model(answers, other) for other in case.bank):
         raise Refusal(f"--benign names {suspect.value}, the suspect itself, which cannot be in its bank: leave it out")
-    order = np.argsort(names).tolist() if order is None else order
     return case.report(answers, order, flags.sequential) | {"kept": kept}
 
 
