@@ -101,7 +101,8 @@ def main():
             stop_after=flags.stop_after)
     if is_chief():
         if made_later:
-            tests = tests.with_triggers(read_triggers(run.path / "triggers.pt", len(data.classes)))
+            triggers = read_triggers(run.path / "triggers.pt", len(data.classes))
+            tests = TriggerTests(triggers, len(data.classes), uniform, flags.benign, device)
         report_source(run, flags, tests, data, device, before)
 
 

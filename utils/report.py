@@ -240,11 +240,12 @@ def judge_family(source: Record, attacks: list[Record], seeds: frozenset):
                 raise
             not_asked.append(f"{record.folder} is not asked for answers: {refusal}")
             continue
+        report = case.report(answers)
         judged.append({
             "name": model_name(record, seeds, clean_twin), "record": record, "clean": clean_twin,
             "labels": answers.labels, "outcomes": outcomes(answers.labels, owner.triggers),
             "by_chance": None if case.t1_fails else float(case.chances()[case.trials(answers)].sum()),
-            "sentence": claim_sentence(case.report(answers)), "curve": case.curve(answers),
+            "sentence": claim_sentence(report), "curve": report["curve"],
         })
     return owner, case, judged, not_asked
 

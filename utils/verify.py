@@ -21,30 +21,23 @@ from utils.rivals.akh import add_akh
 from utils.rivals.certificate import add_certify
 from utils.rivals.dataset_inference import add_di
 from utils.rivals.embedded_features import add_eef
-from utils.system.refusals import Interrupted, Parser, Refusal, refuse_in_one_sentence, settings_from
+from utils.system.refusals import Interrupted, Parser, Refusal, refuse_in_one_sentence
 from utils.watermark.prepare import add_prepare
 
 COMMANDS = (add_prepare, add_timestamp, add_export, add_claim, add_akh, add_di, add_eef, add_certify)
 
 
-def parse(argv=None):
-    """(function of a command, its settings or else the flags themselves) that a command line names."""
-    p = Parser(prog="python -m utils.verify", description=__doc__, allow_abbrev=False,
-               formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = p.add_subparsers(dest="what", required=True)
-    for add in COMMANDS:
-        add(parts)
-    flags = p.parse_args(argv)
-    kind = getattr(flags, "command_type", None)
-    return flags.call, settings_from(kind, flags) if kind else flags
-
-
 @refuse_in_one_sentence
 def main(argv=None) -> int:
     """The exit status; an error that nobody foresaw is 2 as well, since 1 says that the claim does not hold."""
+    parser = Parser(prog="python -m utils.verify", description=__doc__, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(dest="what", required=True)
+    for add in COMMANDS:
+        add(parts)
     try:
-        call, settings = parse(argv)
-        return call(settings)
+        flags = parser.parse_args(argv)
+        return flags.call(flags)
     except (Refusal, Interrupted, OSError, MemoryError):
         raise
     except Exception as error:

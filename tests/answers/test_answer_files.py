@@ -60,24 +60,24 @@ def test_probabilities_in_another_order_of_columns(owner, tmp_path, capsys):
     (lambda rows: [rows[0].split(",")[0] + ",dog"] + rows[1:], "dog"),
     (lambda rows: [rows[0] + ",1"] + rows[1:], "columns"),
     (lambda rows: [], "none of the"),
-    (lambda rows: ["\0"] + rows, "NUL"),
+    (lambda rows: ["\0"] + rows, "1 columns"),
     (lambda rows: ["name," + ",".join("abcdefghij")] + rows, "'a'"),
     (lambda rows: [rows[0].split(",")[0] + ",nan" * 10], "add up"),
 ])
 def test_answers_that_do_not_fit_are_named_and_refused(spoil, words, owner, tmp_path, capsys):
     rows = answer(owner, tmp_path, 1.0).read_text().splitlines()
     (tmp_path / "bad.csv").write_text("\n".join(spoil(rows)))
-    status, _, err = verify(capsys, "claim", owner[0], "--predictions", tmp_path / "bad.csv")
+    status, _, err = verify(capsys, "claim", owner[0], "--trust-owner", "--predictions", tmp_path / "bad.csv")
     assert status == 2 and words in err
 
 
 def test_missing_answers_are_misses_when_allowed(owner, tmp_path, capsys):
     rows = answer(owner, tmp_path, 1.0).read_text().splitlines()
     (tmp_path / "few.csv").write_text("\n".join(rows[:10]))
-    status, out, _ = verify(capsys, "claim", owner[0], "--predictions", tmp_path / "few.csv", "--allow-missing")
+    few = ("claim", owner[0], "--trust-owner", "--predictions", tmp_path / "few.csv")
+    status, out, _ = verify(capsys, *few, "--allow-missing")
     assert f"hits         10 of {M}, 10 answered" in out and status == 1  # 30 misses weigh more than 10 hits
-    claim = ("claim", owner[0], "--predictions", tmp_path / "few.csv", "--leave-out-missing")
-    status, out, _ = verify(capsys, *claim, "--trust-owner")
+    status, out, _ = verify(capsys, *few, "--leave-out-missing")
     assert status == 0 and "log10 p = -9.54" in out  # 10 of 10, a ninth each
 
 

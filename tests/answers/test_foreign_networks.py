@@ -22,7 +22,7 @@ def named(monkeypatch):
 
 def claim_refused(capsys, folder, *flags) -> str:
     """The sentence, printable, in which a claim on a suspect is refused; it names no flag that a claim lacks."""
-    status, _, err = verify(capsys, "claim", folder, "--suspect", *flags)
+    status, _, err = verify(capsys, "claim", folder, "--trust-owner", "--suspect", *flags)
     assert status == 2 and len(err) < 700 and err.strip().isprintable()
     assert "--width" not in err and "--image-size" not in err
     return err
@@ -52,7 +52,7 @@ def exits(classes):
 
 
 @pytest.mark.parametrize("function, words", [("raises_later", "KeyError: 'batch'"), ("exits_later", "SystemExit"),
-                                             ("_Odd", "not a row for each"), ("exits", "SystemExit")])
+                                             ("_Odd", "not with a row for each"), ("exits", "SystemExit")])
 def test_code_of_somebody_elses_that_fails_later_is_refused_too(function, words, owner, tmp_path, capsys):
     torch.save(nn.Linear(2, 10).state_dict(), tmp_path / "w.pt")
     assert words in claim_refused(capsys, owner[0], tmp_path / "w.pt", "-mt", f"{__name__}:{function}")

@@ -23,7 +23,8 @@ def pauses(monkeypatch):
 def claim(capsys, owner, content, *flags):
     """(stderr, number of requests) of a claim on a server that writes this, whatever it is asked; it is refused."""
     with answering(lambda k, pixels: lambda handler: handler.wfile.write(content)) as served:
-        status, _, err = verify(capsys, "claim", owner[0], "--url", served.url, "--retries", "1", *flags)
+        claim = ("claim", owner[0], "--trust-owner", "--url", served.url, "--retries", "1")
+        status, _, err = verify(capsys, *claim, *flags)
     assert status == 2
     return err, len(served.images)
 
@@ -60,5 +61,5 @@ def test_what_is_in_a_model_does_not_reach_the_terminal_raw(domain, owner, tmp_p
     model = helper.make_model(helper.make_graph([node], "evil", [images], [logits]), ir_version=8,
                               opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("\x1b[31mmine", 1)])
     (tmp_path / "evil.onnx").write_bytes(model.SerializeToString())
-    status, _, err = verify(capsys, "claim", owner[0], "--suspect", tmp_path / "evil.onnx")
+    status, _, err = verify(capsys, "claim", owner[0], "--trust-owner", "--suspect", tmp_path / "evil.onnx")
     assert status == 2 and err.strip().isprintable() and "no ONNX model" in err

@@ -80,8 +80,9 @@ def test_a_failed_call_is_refused_or_its_images_are_missing(key_program, owner, 
 
 
 def test_the_time_limit_of_the_flag_is_kept(owner, capsys):
-    status, _, err = verify(capsys, "claim", owner[0], "--command", HANGS + "{png}", "--timeout", "0.05")
-    assert status == 2 and "in 0.05 s; --timeout allows more" in err
+    status, _, err = verify(capsys, "claim", owner[0], "--trust-owner", "--command", HANGS + "{png}",
+                            "--timeout", "0.05")
+    assert status == 2 and "in 0.05 s (--timeout allows more)" in err
 
 
 @pytest.mark.parametrize("flags, words", [
@@ -106,6 +107,8 @@ def test_a_command_that_cannot_be_asked_is_refused(flags, words, owner, capsys):
 
 def test_answers_are_in_the_order_of_the_images():
     assert ask(MANY, PNGS) == [Answer(7), Answer(3), Answer(9)] and ask(MANY) == ask(ONE) == [Answer(7)]
+    probabilities = [1.0] + [0.0] * 9
+    assert ask(f"sh -c 'echo \"{probabilities}\"' {{pngs}}") == [Answer(0, probabilities)]
     assert ask("sh -c 'printf \" dog\\r\\n1\\r\\n\"' {pngs}", PNGS[:2], classes=["cat", "dog"]) == [Answer(1)] * 2
 
 
@@ -125,11 +128,11 @@ def test_another_number_of_lines_than_of_images_is_refused_even_if_answers_may_b
 
 
 @pytest.mark.parametrize("command, words", [
-    ("sh -c 'echo one >&2; echo two >&2; exit 4' {png}", "status 4 for 7.png: 'two '"),
-    ("sh -c 'kill -9 $$' {png}", "status -9 for 7.png"),
+    ("sh -c 'echo one >&2; echo two >&2; exit 4' {png}", "status 4 ('one two'), for 7.png"),
+    ("sh -c 'kill -9 $$' {png}", "status -9 (''), for 7.png"),
     ("/nonexistent/program {png}", "there is no program"), (". {png}", "cannot be run"),
     ("echo dog {png}", "7.png: 'dog 7.png' is no class"), ("true {png}", "7.png: '' is no class"),
-    ("printf '3\\n4\\n' {png}", "is no class"), ("printf '\\377\\033[31m' {png}", "is no class"),
+    ("printf '3\\n4\\n' {png}", "is no class"), ("printf '\\377\\033[31m' {png}", "is none of"),
     ("printf %0500d {png}", "for 7.png"), ("sh -c 'printf %0500d 3' {png}", "is no class"),
 ])
 def test_failures_and_nonsense_are_refused_in_one_printable_sentence(command, words):
@@ -173,6 +176,6 @@ def gone(pid: int) -> bool:
 
 
 def test_the_time_limit_is_for_each_image_of_a_call():
-    assert "no answer for 7.png in 0.05 s" in refusal(HANGS + "{png}", seconds=0.05)
-    assert "no answer for 3 images in 0.15 s" in refusal(HANGS + "{pngs}", PNGS, seconds=0.05)
+    assert "no answer in 0.05 s (--timeout allows more), for 7.png" in refusal(HANGS + "{png}", seconds=0.05)
+    assert "no answer in 0.15 s (--timeout allows more), for 3 im" in refusal(HANGS + "{pngs}", PNGS, seconds=0.05)
     assert ask(HANGS + "{pngs}", PNGS, allow_missing=True, seconds=0.02) == [Answer()] * 3

@@ -22,6 +22,7 @@ def read(reply, kind="text/plain", classes=CLASSES):
     ('{"probabilities": {"3 cats": 0.1, "cat": 0.7, "dog": 0.2}}', "application/json", CAT),
     ('[{"label": "dog", "score": 0.2}, {"label": "cat", "score": 0.7}, {"label": 2, "score": 0.1}]', "x/json", CAT),
     ('[{"label": "dog", "score": 0.9}, {"label": "cat", "score": 0.1}]', "x/json", Answer(1)),  # the best of some
+    ('{"probabilities": {"dog": 0.9, "cat": 0.05}}', "x/json", Answer(1)),
     ("[0.33, 0.33, 0.33]", "text/plain", Answer(0, [0.33] * 3)),  # rounded
 ])
 def test_forms_that_are_read(reply, kind, answer):
@@ -36,17 +37,18 @@ def test_a_class_may_have_a_name_that_looks_like_json():
 @pytest.mark.parametrize("reply, kind, words", [
     ("mouse", "text/plain", "'mouse' is no class"), ("3", "text/plain", "'3' is no class"),
     ("", "text/plain", "'' is no class"), ("dog cat", "text/plain", "is no class"),
-    (b"\xff\xfe", "text/plain", "no text in UTF-8"), ("{", "text/plain", "no JSON"),
-    ("mouse", "application/json", "no JSON"), ("null", "application/json", "is none of"),
-    ("true", "application/json", "is none of"), ("1.0", "application/json", "is none of"), ("[]", "x/json", "classes"),
+    (b"\xff\xfe", "text/plain", "is none of"), ("{", "text/plain", "is none of"),
+    ("mouse", "application/json", "is none of"), ("null", "application/json", "is no class"),
+    ("true", "application/json", "is no class"), ("1.0", "application/json", "is no class"),
+    ("[]", "x/json", "classes"),
     ('{"class": "dog"}', "x/json", "is none of"), ('{"label": ["dog"]}', "x/json", "is none of"),
     ("[0.5, 0.5]", "x/json", "2 probabilities for 3 classes"), ('[0.7, 0.2, "0.1"]', "x/json", "is none of"),
     ("[0.7, 0.7, 0.7]", "x/json", "add up to 1"), ("[2, -1, 0]", "x/json", "add up to 1"),
     ("[NaN, 0.5, 0.5]", "x/json", "add up to 1"), ("[1e999, 0, 0]", "x/json", "add up to 1"),
-    ('{"probabilities": {"cat": 1.0}}', "x/json", "is none of"), ('[{"label": "dog"}]', "x/json", "is none of"),
+    ('{"probabilities": {}}', "x/json", "is none of"), ('[{"label": "dog"}]', "x/json", "is none of"),
     ('[{"label": "dog", "score": "high"}]', "x/json", "is none of"), ("[[1, 0, 0]]", "x/json", "is none of"),
-    ('{"probabilities": {"cat": 0.7, "dog": 0.2, "3 cats": 0.1, "cow": 0}}', "x/json", "is none of"),
-    ("[" * 100_000, "x/json", "no JSON"), ("1" * 5000, "x/json", "no JSON"), ('[{"label": "dog", "score": 1}, 3]',
+    ('{"probabilities": {"cat": 0.7, "dog": 0.2, "3 cats": 0.1, "cow": 0}}', "x/json", "'cow' is no class"),
+    ("[" * 100_000, "x/json", "is none of"), ("1" * 5000, "x/json", "is none of"), ('[{"label": "dog", "score": 1}, 3]',
                                                                               "x/json", "is none of"),
 ])
 def test_anything_else_is_refused_in_one_short_sentence(reply, kind, words):

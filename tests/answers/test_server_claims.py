@@ -22,7 +22,7 @@ def pauses(monkeypatch):
 
 def claim_refused(capsys, folder, *flags) -> str:
     """The sentence in which a claim is refused."""
-    status, _, err = verify(capsys, "claim", folder, *flags)
+    status, _, err = verify(capsys, "claim", folder, "--trust-owner", *flags)
     assert status == 2 and err.strip().isprintable()
     return err
 
@@ -51,7 +51,7 @@ def test_images_without_an_answer_are_misses_when_allowed(owner, capsys):
     (("--url", "http://127.0.0.1:port/"), "--url"), (("--url", "http://127.0.0.1/\u00e4"), "--url"),
     (("--url", "http://[::1/"), "--url"), (("--url", "http://127.0.0.1:9/", "--header", "a b: c"), "--header"),
     (("--url", ""), "--url is empty"), (("--url", "http://127.0.0.1:99999/"), "--url"),
-    (("--url", "http://:9/"), "no address that can be asked"),
+    (("--url", "http://:9/"), "no address that can be asked"), (("--url", "http://127.0.0.1:0/"), "no address"),
     (("--url", "http://me:secret@127.0.0.1:9/"), "--header 'Authorization"),
     (("--url", "http://127.0.0.1:9/", "--header", "Content-Length: 3"), "leave it out"),
     (("--predictions", "answers.csv", "--header", "a: b"), "it needs --url"),
@@ -82,5 +82,6 @@ def test_a_list_may_name_a_server_and_a_program(owner, tmp_path, capsys):
     with answering(lambda k, pixels: str(label_of(triggers, pixels))) as served:
         (tmp_path / "list.txt").write_text(f"url {served.url}\ncommand {sys.executable} -S -c print(3) {{png}}\n")
         status, out, _ = verify(capsys, "claim", folder, "--trust-owner", "--suspects", tmp_path / "list.txt")
-    assert status == 0 and f"{M}/{M}" in out and "holds against 1 of 2 suspects" in out and len(served.images) == M
+    assert status == 0 and f"{M} of {M} triggers" in out and "holds against 1 of 2 suspects" in out
+    assert len(served.images) == M
     assert "a suspect again that answers at random is not corrected for" in out

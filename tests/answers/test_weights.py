@@ -127,7 +127,7 @@ def test_another_number_of_classes_or_another_image_size_is_refused(tmp_path):
 
 def claim_refused(capsys, folder, *flags) -> str:
     """The sentence, printable, in which a claim on a suspect is refused."""
-    status, _, err = verify(capsys, "claim", folder, "--suspect", *flags)
+    status, _, err = verify(capsys, "claim", folder, "--trust-owner", "--suspect", *flags)
     assert status == 2 and len(err) < 700 and err.strip().isprintable()
     assert "--width" not in err and "--image-size" not in err  # which are no flags of a claim
     return err
@@ -203,5 +203,6 @@ def test_a_claim_on_a_network_of_the_users_own_imports_what_mt_names(named, owne
     assert "add -mt own_networks:plain if you trust it" in claim_refused(capsys, owner[0], checkpoint) and not named
     for path in (checkpoint, alone):
         named.clear()
-        assert verify(capsys, "claim", owner[0], "--suspect", path, "-mt", "own_networks:plain")[0] == 1
+        claim = ("claim", owner[0], "--trust-owner", "--suspect", path)
+        assert verify(capsys, *claim, "-mt", "own_networks:plain")[0] == 1
         assert named == {"own_networks:plain": own_networks.plain}

@@ -129,7 +129,7 @@ def test_the_curve_ends_at_t1(plausible):
     case, triggers = case_of(plausible)
     answers = Answers(triggers.labels.numpy(), None)
     curve = case.curve(answers)
-    assert curve["test"] == "T1" and curve["median"][-1] == pytest.approx(case.t1(answers))
+    assert curve["test"] == "T1" and curve["median"][-1] == pytest.approx(case.tests(answers)["T1"]["log10_p"])
     assert curve["queries"] == list(range(1, M + 1)) and curve["sufficed_95"] == 10
     assert curve["median"][9] == pytest.approx(10 * math.log10(1 / 2))
 

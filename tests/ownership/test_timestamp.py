@@ -140,6 +140,9 @@ def test_a_stamp_must_be_older_than_the_round(tmp_path):
     assert "no date is known" in " ".join(find_doubts(other, stranger=True, beacon="3c" * 32, stamp=Stamp(1.0)))
     sly = read_owner(make_run(tmp_path / "sly", record=record_of("drand quicknet round 7"))[0])
     assert "no round of drand quicknet" in " ".join(find_doubts(sly, stranger=True, beacon="3c" * 32))
+    like = read_owner(make_run(tmp_path / "like", record=record_of("dr\u0430nd quicknet"))[0])
+    said = " ".join(find_doubts(like, stranger=True))
+    assert "'dr\\u0430nd quicknet'" in said  # what looks like another beacon is shown with escapes
     future = read_owner(make_run(tmp_path / "future", record=record_of(QUICKNET, before * 100))[0])
     assert "nobody can know the value" in " ".join(find_doubts(future, stranger=False))
 
@@ -171,6 +174,10 @@ def test_claims_with_tokens_that_hold_and_that_fail(chain, tmp_path, capsys, mon
         for more in ((), ("--image-commitment", digest), ("--trust-owner",)):
             status, out, _ = verify(capsys, *claim(run), "--tsa-ca", ca, "--image-timestamp", bad, *more)
             assert status == 1 and "the --image-timestamp fails" in out
+    asked = tmp_path / "asked"
+    status, out, _ = verify(capsys, *claim(run)[:2], "--command", f"sh -c 'echo >> {asked}; echo 3' {{png}}",
+                            *claim(run)[4:], "--tsa-ca", ca, "--image-timestamp", own)
+    assert status == 1 and "the --image-timestamp fails" in out and not asked.exists()
     status, out, _ = verify(capsys, *claim(past), "--tsa-ca", ca, "--image-timestamp", late)
     assert status == 1 and "when the beacon's value was known" in out
     for flags in (("--tsa-ca", ca), ("--image-timestamp", good)):

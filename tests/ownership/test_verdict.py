@@ -6,7 +6,6 @@ import torch
 from owner_runs import CLASSES, replace
 
 from utils.answers.answers import Answers
-from utils.ownership.claim import decide_sequentially
 from utils.ownership.commitment import Owner, read_owner
 from utils.ownership.verdict import OwnershipCase
 from utils.watermark.triggers import TriggerSet
@@ -27,10 +26,8 @@ def test_stopping_early_does_not_lift_a_refusal(owner):
     copy = Answers(triggers.labels.numpy(), None)
     for bank, holds in (([copy], False), ([], True)):
         case = OwnershipCase(read_owner(owner[0]), bank, 1e-3)
-        report = case.report(copy) | {"sequential": case.sequence(copy, list(range(len(triggers)))), "curve": None}
-        assert report["sequential"]["decision"] == "claim"
-        decide_sequentially(report, len(triggers))
-        assert report["decision"]["holds"] is holds
+        report = case.report(copy, stopped=True)
+        assert report["sequential"]["decision"] == "claim" and report["decision"]["holds"] is holds
 
 
 def test_error_rates_of_the_sequential_test():
@@ -39,7 +36,7 @@ def test_error_rates_of_the_sequential_test():
     true = torch.from_numpy(rng.integers(0, 10, (m, 1)))
     many = TriggerSet(torch.zeros(m, 3, 32, 32, dtype=torch.uint8), torch.zeros(m), true, true)
     many = replace(many, labels=(true[:, 0] + torch.from_numpy(rng.integers(1, 10, m))) % 10)
-    case = OwnershipCase(Owner(None, many, CLASSES, [], None, None, True), [], 0.05)
+    case = OwnershipCase(Owner(many, CLASSES, [], None, None, True), [], 0.05)
     claimed = {}
     for rate in (1 / 9, 0.5):
         ends = []

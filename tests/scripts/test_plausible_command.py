@@ -60,7 +60,7 @@ def test_a_claim_rests_on_t1(runs, tmp_path, capsys):
     for suspect in (runs / SOURCE / "extraction", runs / CLEAN):
         p = t1_by_hand(read_model(find_checkpoint(suspect)), triggers)
         status, out, _ = verify(capsys, "claim", runs / SOURCE, "--trust-owner", "--suspect", suspect, "--json",
-                                tmp_path / "c.json", "--plot", tmp_path / "c.png")
+                                tmp_path / "c.json")
         report = json.loads((tmp_path / "c.json").read_text())
         assert status == (0 if p <= -3 else 1) and "commitment   none" in out and "rests on T1" in out
         assert report["tests"]["T1"]["log10_p"] == pytest.approx(p)

@@ -135,7 +135,10 @@ def move_preparation(folder, to) -> None:
 @pytest.mark.parametrize(("flags", "words"), [
     (("--label-strategy", "highest", "--label-model", "CLEAN"), ["leaves nothing to draw"]),
     (("--beacon-name", " "), ["--beacon-name ''", "does not exist yet"]),
-    (("--beacon-name", "drand quicknet round 30000000"), ["chosen by --after"]), (("--after", "1h"), ["does not know"]),
+    (("--beacon-name", "drand quicknet round 30000000"), ["chosen by --after"]),
+    (("--beacon-name", "dr\u0430nd quicknet"), ["'dr\\u0430nd quicknet'", "printable ASCII"]),
+    (("--beacon-name", "\uff44rand qu\uff49cknet"), ["printable ASCII"]), (("--beacon-name", "a\x1b"), ["ASCII"]),
+    (("--beacon-name", "Drand Quicknet"), ["chosen by --after"]), (("--after", "1h"), ["does not know"]),
     (("--beacon-name", "drand quicknet", "--after", "soon"), ["--after 'soon' is no time"]),
     (("-nq", 3), ["3 triggers of 10 classes give p = 10^-2.86 at best"]), (("-nq", 5000), ["at most 4096"]),
     (("--label-strategy", "plausible"), ["--label-model RUN"]),

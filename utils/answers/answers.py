@@ -4,10 +4,11 @@ import csv
 import io
 import itertools
 import json
-from pathlib import Path
+import math
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 import models
 from utils.system.files import ANSWERS_LIMIT, read_array, read_bounded
@@ -17,7 +18,6 @@ from utils.training.metrics import predict
 HEADER = ("name", "image", "file", "filename")
 FORMS = ("the name or number of a class; JSON {\"label\": ...} or {\"probabilities\": [...] or {name: ...}}; or a list "
          "of probabilities or of {\"label\": ..., \"score\": ...}")
-BY_NAME = "answer by name, or pass --columns FILE, which names the suspect's classes in its order"
 
 
 class Answers(NamedTuple):
@@ -41,7 +41,8 @@ class Answer(NamedTuple):
 class Classes:
     """The owner's C class names, and which of them the numbers and columns of a suspect mean.
 
-    columns  the suspect's own class names in its order, of --columns or of its checkpoint; None where nobody says them
+    columns  the suspect's own class names in its order, of --columns or of its checkpoint; None where nobody says them.
+             Refusal, which names `where`, for other names than the owner's
     """
 
     def __init__(self, names: list[str], columns: list[str] | None = None, where: str = "--columns"):
@@ -50,7 +51,7 @@ class Classes:
             other = next((name for name in columns if name not in names), "")
             raise Refusal(f"{where}: its {len(columns)} classes are not the {len(names)} of the triggers"
                           + (f"; {other[:60]!r} is none of them" if other else "") + ": answers cannot be compared")
-        self.order = list(range(len(names))) if columns is None else [names.index(name) for name in columns]
+        self.order = [names.index(name) for name in columns or names]
 
     def __len__(self):
         return len(self.names)
@@ -63,23 +64,60 @@ class Classes:
         """
         if not self.given and any(name.isdigit() and name != str(i) for i, name in enumerate(self.names)):
             raise Refusal(f"{where}: numbers and columns are ambiguous, because classes have other numbers for names; "
-                          f"{BY_NAME}")
+                          "answer by name, or pass --columns FILE, which names the suspect's classes in its order")
         return self.order
 
-    def number(self, text: str, where) -> int:
-        """The class that a text gives by name or, where that is not ambiguous, by number; Refusal where none."""
-        text = text.strip()
-        if text in self.names:
+    def number(self, value, where) -> int:
+        """The class that a text gives by name or number, or a whole number by number; Refusal for anything else."""
+        text = str(value).strip()
+        if isinstance(value, str) and text in self.names:
             return self.names.index(text)
-        if text.isascii() and text.isdigit() and len(text) < 10 and int(text) < len(self):
+        is_number = type(value) in (str, int) and text.isascii() and text.isdigit() and len(text) < 10
+        if is_number and int(text) < len(self):
             return self.columns(f"{where}: {text!r}")[int(text)]
         raise Refusal(f"{where}: {text[:60]!r} is no class")
 
-    def arrange(self, values, where):
-        """Probabilities (..., C) in the suspect's order, in the owner's."""
-        arranged = np.empty_like(values)
-        arranged[..., self.columns(where)] = values
-        return arranged
+
+def answer_of(value, classes: Classes, where: str) -> Answer:
+    """The answer in a value of JSON or of a file, in one of `FORMS`; of scores of some classes the best is a label.
+
+    Refusal, which names `where`, for a label that is no class, for another number of probabilities than of classes, and
+    for any that do not add up to 1, up to the 0.02 of rounded ones; KeyError, TypeError, ValueError or OverflowError
+    for what has none of the forms.
+    """
+    if isinstance(value, dict):
+        value = value["probabilities"] if "probabilities" in value else value["label"]
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        value = {entry["label"]: entry["score"] for entry in value}
+    if not isinstance(value, (dict, list)):
+        return Answer(classes.number(value, where))
+    scores = list(value.values()) if isinstance(value, dict) else value
+    if not all(type(score) in (int, float) for score in scores):
+        raise TypeError
+    scores = np.array(scores, dtype=float)
+    columns = [classes.number(name, where) for name in value] if isinstance(value, dict) else classes.columns(where)
+    if len(set(columns)) < len(classes):
+        return Answer(columns[scores.argmax()])
+    if len(scores) != len(classes):
+        raise Refusal(f"{where}: {len(scores)} probabilities for {len(classes)} classes")
+    scores = scores[np.argsort(columns)]
+    if not (np.isfinite(scores).all() and (scores >= 0).all() and abs(scores.sum() - 1) <= 0.02):
+        raise Refusal(f"{where}: the probabilities are not numbers in [0, 1] that add up to 1")
+    return Answer(int(scores.argmax()), scores.tolist())
+
+
+def read_reply(reply: bytes, kind: str, classes: Classes, where: str) -> Answer:
+    """The answer in a reply with content type `kind`; Refusal, which names `where`, for anything but `FORMS`.
+
+    As JSON is read what says so, and what begins as a JSON object, list or string does.
+    """
+    try:
+        value = reply.decode("utf-8-sig").strip()
+        if value not in classes.names and (kind.endswith("json") or value[:1] in ("{", "[", '"')):
+            value = json.loads(value)
+        return answer_of(value, classes, where)
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise Refusal(f"{where}: the reply {reply[:60]!r} is none of: {FORMS}") from error
 
 
 def gather_answers(given: list[Answer], classes: int) -> Answers:
@@ -88,6 +126,18 @@ def gather_answers(given: list[Answer], classes: int) -> Answers:
     if not all(answer.probabilities for answer in given if answer.label >= 0) or (labels < 0).all():
         return Answers(labels, None)
     return Answers(labels, np.array([answer.probabilities or [0.0] * classes for answer in given]))
+
+
+def require_complete(what, answers: Answers, names: list[str], allow_missing: bool) -> Answers:
+    """Return the answers; Refusal where some are missing and this is not allowed, or where all are missing."""
+    missing = sorted(name for name, label in zip(names, answers.labels) if label < 0)
+    if len(missing) == len(names):
+        raise Refusal(f"{what} answered none of the {len(names)} triggers")
+    if missing and not allow_missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise Refusal(f"{what} lacks {', '.join(missing[:3])}{more} of {len(names)} triggers: ask again, or pass "
+                      "--allow-missing to count them as misses")
+    return answers
 
 
 def answers_of_model(model, path, images, classes: Classes) -> Answers:
@@ -101,44 +151,20 @@ def answers_of_model(model, path, images, classes: Classes) -> Answers:
     except (Exception, SystemExit) as error:
         if models.is_own(model):
             raise
-        why = " ".join(str(error).split())[:150]
         raise Refusal(f"{path} cannot be asked about images of {images.shape[-1]} x {images.shape[-1]} pixels "
-                      f"({type(error).__name__}: {why}); mend the function that -mt names") from error
-    if logits.dim() != 2 or len(logits) != len(images):
-        raise Refusal(f"{path} answers {len(images)} images with {tuple(logits.shape)} numbers, not a row for each")
-    return answers_of_logits(logits.numpy(), path, classes)
+                      f"({models.describe_error(error)}); mend the function that -mt names") from error
+    return answers_of_logits(logits.numpy(), path, len(images), classes)
 
 
-def answers_of_logits(logits, path, classes: Classes) -> Answers:
+def answers_of_logits(logits, path, m: int, classes: Classes) -> Answers:
     """Answers of float64 logits (m, C) in the suspect's order, with softmax probabilities."""
-    if logits.shape[1] != len(classes):
-        raise Refusal(f"{path} answers with {logits.shape[1]} classes, the triggers have {len(classes)}")
+    if logits.shape != (m, len(classes)):
+        raise Refusal(f"{path} answers with numbers of shape {logits.shape}, not with a row for each of {m} images and "
+                      f"a number for each of {len(classes)} classes")
     if not np.isfinite(logits).all():
         raise Refusal(f"{path} answers with numbers that are not finite")
-    logits = classes.arrange(logits, path)
-    exponentials = np.exp(logits - logits.max(1, keepdims=True))
-    return Answers(logits.argmax(1), exponentials / exponentials.sum(1, keepdims=True))
-
-
-def require_complete(path, answers: Answers, names: list[str], allow_missing: bool) -> Answers:
-    """Return the answers; Refusal where some are missing and this is not allowed, or where all are missing."""
-    missing = sorted(name for name, label in zip(names, answers.labels) if label < 0)
-    if len(missing) == len(names):
-        raise Refusal(f"{path} answers none of the {len(names)} triggers")
-    if missing and not allow_missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise Refusal(f"{path} lacks {', '.join(missing[:3])}{more} of {len(names)} triggers: ask again, or pass "
-                      "--allow-missing to count them as misses")
-    return answers
-
-
-def check_probabilities(where, values) -> None:
-    """Refuse, naming `where`, C numbers that are no probabilities; sums from 0.98 to 1.02 pass, as of rounded ones."""
-    if not (np.isfinite(values).all() and (values >= 0).all() and abs(values.sum() - 1) <= 0.02):
-        raise Refusal(f"{where} are not numbers in [0, 1] that add up to 1")
-
-
-# ---- files ----
+    logits = logits[:, np.argsort(classes.columns(path))]
+    return Answers(logits.argmax(1), special.softmax(logits, axis=1))
 
 
 def answers_from_file(path, names: list[str], classes: Classes, allow_missing: bool) -> Answers:
@@ -147,79 +173,53 @@ def answers_from_file(path, names: list[str], classes: Classes, allow_missing: b
     .npy: (m,) whole numbers or (m, C) probabilities, in the alphabetical order of the names; -1 or nan where there is
     no answer. Else CSV: lines `name,label` or `name` and one probability a class, whose order a header may name.
     """
+    given = dict.fromkeys(names, Answer())
     try:
-        answers = (_read_npy if str(path).endswith(".npy") else _read_csv)(path, names, classes)
+        for where, name, answer in (_npy_rows if str(path).endswith(".npy") else _csv_rows)(path, names, classes):
+            if name not in given:
+                raise Refusal(f"{where}: {name[:60]!r} is no exported trigger")
+            if given[name].label >= 0:
+                raise Refusal(f"{where}: {name} is answered twice")
+            given[name] = answer
     except FileNotFoundError as error:
         raise Refusal(f"--predictions {path} does not exist") from error
-    return require_complete(path, answers, names, allow_missing)
+    return require_complete(path, gather_answers(list(given.values()), len(classes)), names, allow_missing)
 
 
-def _read_npy(path, names, classes: Classes) -> Answers:
-    values = read_array(path)
-    m, are_labels = len(names), values.dtype.kind in "iu"
+def _npy_rows(path, names, classes: Classes):
+    values, m = read_array(path), len(names)
+    are_labels = values.dtype.kind in "iu"
     if values.shape != ((m,) if are_labels else (m, len(classes))):
         raise Refusal(f"{path} holds numbers of shape {values.shape}; {m} triggers need whole numbers ({m},) or "
                       f"probabilities ({m}, {len(classes)})")
-    values = values[np.argsort(np.argsort(names))]  # the file's rows are in alphabetical order
-    columns = np.array(classes.columns(path))
-    if are_labels:
-        wrong = np.flatnonzero((values.astype(object) < -1) | (values.astype(object) >= len(classes)))
-        if len(wrong):
-            i = wrong[0]
-            raise Refusal(f"{path}: {values[i]} is no class of {names[i]}; classes are 0 to {len(classes) - 1}")
-        values = values.astype(np.int64)
-        return Answers(np.where(values < 0, -1, columns[values]), None)
-    values = classes.arrange(values.astype(float), path)
-    absent = np.isnan(values).all(axis=1)
-    for i in np.flatnonzero(~absent):
-        check_probabilities(f"{path}: the probabilities of {names[i]}", values[i])
-    values[absent] = 0
-    return Answers(np.where(absent, -1, values.argmax(1)), values)
+    for name, value in zip(sorted(names), (values if are_labels else values.astype(float)).tolist()):
+        where, missing = f"{path}, {name}", value == -1 if are_labels else all(map(math.isnan, value))
+        yield where, name, Answer() if missing else answer_of(value, classes, where)
 
 
-def _read_csv(path, names, classes: Classes) -> Answers:
-    raw = read_bounded(path, ANSWERS_LIMIT)
-    if b"\0" in raw:
-        raise Refusal(f"{path} holds NUL bytes: it is no CSV file")
+def _csv_rows(path, names, classes: Classes):
     most = 2 * len(names) + 100  # lines, the empty ones too; a whole file of line ends would take all memory
     try:
-        rows = list(itertools.islice(csv.reader(io.StringIO(raw.decode("utf-8-sig"), newline=""), strict=True), most))
+        text = io.StringIO(read_bounded(path, ANSWERS_LIMIT).decode("utf-8-sig"), newline="")
+        lines = list(itertools.islice(csv.reader(text, strict=True), most))
     except (UnicodeDecodeError, csv.Error) as error:
         raise Refusal(f"{path} is no CSV file in UTF-8 ({str(error)[:80]})") from error
-    if len(rows) == most:
+    if len(lines) == most:
         raise Refusal(f"{path} has {most} lines or more for {len(names)} triggers: give one line for each")
-    lines = [(number, row) for number, row in enumerate(rows, 1) if row]
-    positions, columns = {name: i for i, name in enumerate(names)}, None
-    if lines and lines[0][1][0].strip().lower() in HEADER:
-        if len(lines[0][1]) > 2:
-            columns = Classes(classes.names, [cell.strip() for cell in lines[0][1][1:]], f"{path}, first line").order
-        lines = lines[1:]
-    width = len(lines[0][1]) if lines else 2
-    if width not in (2, 1 + len(classes)):
-        raise Refusal(f"{path} has {width} columns; a name and a label, or a name and {len(classes)} probabilities")
-    labels = np.full(len(names), -1, dtype=np.int64)
-    probabilities = np.zeros((len(names), len(classes))) if width > 2 else None
-    if probabilities is not None and columns is None:
-        columns = classes.columns(path)
-    for number, row in lines:
-        name = row[0].strip()
-        if name not in positions:
-            raise Refusal(f"{path}, line {number}: {name[:60]!r} is no exported trigger")
-        i = positions[name]
-        if labels[i] >= 0:
-            raise Refusal(f"{path}, line {number}: {name} is answered twice")
-        if len(row) != width:
-            raise Refusal(f"{path}, line {number}: {len(row)} columns where other lines have {width}")
-        if probabilities is None:
-            labels[i] = classes.number(row[1], f"{path}, line {number}")
-            continue
+    rows = [(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line]
+    if rows and rows[0][1][0].strip().lower() in HEADER:
+        (where, (_, *header)), *rows = rows
+        if len(header) > 1:
+            classes = Classes(classes.names, [cell.strip() for cell in header], where)
+    for where, (name, *cells) in rows:
+        if len(cells) not in (1, len(classes)) or len(cells) != len(rows[0][1]) - 1:
+            raise Refusal(f"{where}: {1 + len(cells)} columns; each line needs a name and a label, or each a name and "
+                          f"{len(classes)} probabilities")
         try:
-            probabilities[i, columns] = [float(cell) for cell in row[1:]]
+            value = cells[0] if len(cells) == 1 else [float(cell) for cell in cells]
         except ValueError as error:
-            raise Refusal(f"{path}, line {number}: a probability of {name} is no number") from error
-        check_probabilities(f"{path}: the probabilities of {name}", probabilities[i])
-        labels[i] = probabilities[i].argmax()
-    return Answers(labels, probabilities)
+            raise Refusal(f"{where}: a probability is no number") from error
+        yield where, name.strip(), answer_of(value, classes, where)
 
 
 def read_lines(path, flag: str) -> list[str]:
@@ -229,97 +229,3 @@ def read_lines(path, flag: str) -> list[str]:
     except (FileNotFoundError, UnicodeDecodeError) as error:
         why = "is no text" if isinstance(error, UnicodeDecodeError) else "does not exist"
         raise Refusal(f"{flag} {path} {why}: name a text file in UTF-8") from error
-
-
-# ---- a server's reply ----
-
-
-def read_reply(reply: bytes, kind: str, classes: Classes, where: str) -> Answer:
-    """The answer in a reply with content type `kind`; Refusal, which names `where`, for anything but `FORMS`.
-
-    As JSON is read what says so, and what begins as a JSON object, list or string does.
-    """
-    try:
-        text = reply.decode("utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise Refusal(f"{where}: the reply is no text in UTF-8") from error
-    if text in classes.names or not (kind.endswith("json") or text[:1] in ("{", "[", '"')):
-        try:
-            return Answer(classes.number(text, where))
-        except Refusal as error:
-            raise Refusal(f"{error}; a reply is {FORMS}") from error
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Refusal(f"{where}: the reply {text[:60]!r} is no JSON that can be read") from error
-    try:
-        return _answer_of(value, classes, where)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise Refusal(f"{where}: the reply {text[:60]!r} is none of: {FORMS}") from error
-
-
-def _answer_of(value, classes: Classes, where) -> Answer:
-    if isinstance(value, dict):
-        if "probabilities" in value:
-            value = value["probabilities"]
-            if not isinstance(value, (dict, list)):
-                raise TypeError
-        else:
-            return Answer(_class_of(value["label"], classes, where))
-    elif isinstance(value, list) and value and isinstance(value[0], dict):
-        scores = {classes.names[_class_of(entry["label"], classes, where)]: float(entry["score"]) for entry in value}
-        if len(scores) < len(classes):
-            return Answer(classes.names.index(max(scores, key=scores.get)))
-        value = scores
-    if isinstance(value, dict):
-        if sorted(value) != sorted(classes.names):
-            raise KeyError
-        value, columns = [value[name] for name in classes.names], list(range(len(classes)))
-    elif isinstance(value, list):
-        columns = classes.columns(where)
-    else:
-        return Answer(_class_of(value, classes, where))
-    if not all(type(p) in (int, float) for p in value):
-        raise TypeError
-    if len(value) != len(classes):
-        raise Refusal(f"{where}: {len(value)} probabilities for {len(classes)} classes")
-    values = np.zeros(len(classes))
-    values[columns] = value
-    check_probabilities(f"{where}: the probabilities", values)
-    return Answer(int(values.argmax()), values.tolist())
-
-
-def _class_of(value, classes: Classes, where) -> int:
-    if type(value) is int and 0 <= value < len(classes):
-        return classes.columns(f"{where}: {value}")[value]
-    if not isinstance(value, str):
-        raise TypeError
-    return classes.number(value, where)
-
-
-def read_kept(path: Path, about: str, names: list[str], classes: int) -> dict:
-    """{name: Answer} of a file of --keep-answers, which `keep_answer` writes; empty where it is not there yet.
-
-    `about` is whom and what was asked; Refusal where the file is of something else or damaged. A last line that was cut
-    off is left out.
-    """
-    try:
-        first, *lines = read_bounded(path, ANSWERS_LIMIT).split(b"\n")[:-1]
-        if json.loads(first) != about:
-            raise Refusal(f"--keep-answers {path} is of another suspect or of other triggers: name another file")
-        kept = {}
-        for line in lines:
-            name, label, probabilities = json.loads(line)
-            values = None if probabilities is None else np.array(probabilities, dtype=float)
-            if name not in names or type(label) is not int or not 0 <= label < classes:
-                raise ValueError
-            if values is not None:
-                if values.shape != (classes,) or not (values.argmax() == label):
-                    raise ValueError
-                check_probabilities(f"--keep-answers {path}", values)
-            kept[name] = Answer(label, None if values is None else values.tolist())
-        return kept
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise Refusal(f"--keep-answers {path} is damaged: name another file, and all images are asked again") from error

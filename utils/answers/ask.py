@@ -6,6 +6,7 @@ Programs and ONNX files run in processes of their own, whose output and time are
 import contextlib
 import importlib.util
 import io
+import itertools
 import json
 import math
 import os
@@ -16,45 +17,69 @@ import sys
 import tempfile
 import time
 import urllib.parse
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import requests
+from tqdm import tqdm
 from urllib3.util.retry import Retry
 
-from utils.answers.answers import Answer, Answers, Classes, answers_of_logits, answers_of_model, read_reply
+from utils.answers import answers
+from utils.answers.answers import Answer, Answers, Classes
+from utils.data.files import write_pictures
 from utils.runs.suspect_weights import read_suspect_model
-from utils.system.files import ANSWERS_LIMIT, CHECKPOINT_LIMIT, open_private, read_bounded
-from utils.system.outside import NoReply, post, run_bounded, short
+from utils.system.files import ANSWERS_LIMIT, CHECKPOINT_LIMIT, open_private, read_bounded, write_atomically
+from utils.system.outside import REPLY_LIMIT, NoReply, post, run_bounded, short
 from utils.system.refusals import Refusal
 
 LONGEST_PAUSE = 60.0  # seconds, whatever the server asks for
-IMAGES_PER_CALL, LINE = 100, 200  # of a command with {pngs}; characters that are read of each answer
-LONGEST_CALL = 2e6  # seconds; subprocess counts the milliseconds of its time limit in 32 bits
+IMAGES_PER_CALL = 100  # of a command with {pngs}
 ONNX_MEMORY, ONNX_SECONDS = 16 << 30, 600  # bytes of address space
 
-# ---- programs ----
+
+class Respondent:
+    """A suspect that sees the images when it is asked; `check` refuses what can never be asked."""
+
+    images_per_call = 1
+
+    def ask(self, pngs: list[Path], classes: Classes, allow_missing: bool) -> list[Answer]:
+        """The answers to image files, in their order, each in one of `answers.FORMS`.
+
+        Refusal where there are none; with `allow_missing` a failure or a timeout gives answers without a label.
+        """
+        try:
+            replies = self.replies(pngs)
+        except NoReply as failure:
+            if allow_missing:
+                return [Answer()] * len(pngs)
+            named = pngs[0].name if len(pngs) == 1 else f"{len(pngs)} images"
+            raise Refusal(f"{self} {failure}, for {named}: with --keep-answers FILE the same command goes on where it "
+                          "ended; or pass --allow-missing") from failure
+        return [answers.read_reply(*reply, classes, f"{self}, {png.name}") for reply, png in zip(replies, pngs)]
 
 
-class Program(NamedTuple):
+@dataclass(frozen=True)
+class Program(Respondent):
     """A command line; {png} in it stands for the path of one image, the argument {pngs} for the paths of many."""
 
-    command: str
+    subject: str  # the command
     seconds: float = 60.0  # time limit of a call, for each image that it is about
+
+    def __str__(self):
+        return "--command"
 
     @property
     def images_per_call(self) -> int:
-        """How many images a call may be about."""
-        return IMAGES_PER_CALL if "{pngs}" in self.command else 1
+        return IMAGES_PER_CALL if "{pngs}" in self.subject else 1
 
     def check(self) -> list[str]:
         """The arguments; Refusal for a command that can never be run: without a place for the images, or no program."""
         try:
-            parts = shlex.split(self.command)
+            parts = shlex.split(self.subject)
         except ValueError as error:
             raise Refusal(f"--command cannot be read as a shell would read it ({error})") from error
-        many, one = self.command.count("{pngs}"), any("{png}" in part for part in parts)
+        many, one = self.subject.count("{pngs}"), any("{png}" in part for part in parts)
         if not (parts.count("{pngs}") == many == 1 and not one) if many else not one:
             raise Refusal("--command needs {png} where the image's path belongs, or {pngs}, an argument of its own, "
                           "once, for the paths of many images; not both")
@@ -62,110 +87,84 @@ class Program(NamedTuple):
             raise Refusal(f"--command cannot be run: there is no program {parts[0][:80]!r} that may be started")
         return parts
 
-    def ask(self, pngs: list[Path], classes: Classes, allow_missing: bool) -> list[Answer]:
-        """The answers to image files: the lines that one call prints, in order, or what it prints about one image.
-
-        Refusal where there are none; with `allow_missing` a failure or a timeout gives answers without a label.
-        """
-        named = pngs[0].name if len(pngs) == 1 else f"{len(pngs)} images"
-        command = [str(png) for part in self.check() for png in (pngs if part == "{pngs}" else [
-            part.replace("{png}", str(pngs[0]))])]
-        seconds = min(self.seconds * len(pngs), LONGEST_CALL)
+    def replies(self, pngs: list[Path]) -> list[tuple[bytes, str]]:
+        """The lines that one call prints about image files, or all that it prints about one; NoReply where it fails."""
+        command = []
+        for part in self.check():
+            command += map(str, pngs) if part == "{pngs}" else [part.replace("{png}", str(pngs[0]))]
+        seconds = self.seconds * len(pngs)
         try:
-            status, out, err = run_bounded(command, seconds, (1 << 16) + (LINE + 1) * len(pngs))
+            status, out, err = run_bounded(command, seconds, REPLY_LIMIT * len(pngs))
         except subprocess.TimeoutExpired as error:
-            if allow_missing:
-                return [Answer()] * len(pngs)
-            raise Refusal(f"--command gave no answer for {named} in {seconds:g} s; --timeout allows more") from error
+            raise NoReply(f"gave no answer in {seconds:g} s (--timeout allows more)", False) from error
         except (OSError, ValueError) as error:
             raise Refusal(f"--command cannot be run: {error}") from error
         if status:
-            if allow_missing:
-                return [Answer()] * len(pngs)
-            last_lines = err[-200:].decode(errors="replace").split("\n")[-2:]
-            raise Refusal(f"--command ended with status {status} for {named}: {' '.join(last_lines)!r}")
-        lines = [out[:LINE].decode(errors="replace")]
-        if self.images_per_call > 1:
-            lines = out[: (LINE + 1) * len(pngs)].decode(errors="replace").splitlines()
-            if len(lines) != len(pngs):
-                raise Refusal(f"--command printed {len(lines)} lines for {len(pngs)} images: {{pngs}} needs one for "
-                              "each, in their order")
-        return [Answer(classes.number(line, f"--command, {png.name}")) for line, png in zip(lines, pngs)]
+            raise NoReply(f"ended with status {status} ({short(err[-200:].decode(errors='replace'))!r})", False)
+        lines = [out] if self.images_per_call == 1 else out.splitlines()
+        if len(lines) != len(pngs):
+            raise Refusal(f"--command printed {len(lines)} lines for {len(pngs)} images: {{pngs}} needs one for "
+                          "each, in their order")
+        return [(line, "") for line in lines]
 
 
-# ---- servers ----
-
-
-class Server(NamedTuple):
+@dataclass(frozen=True)
+class Server(Respondent):
     """A server that classifies images; see the flags of `claim`. `seconds` bounds a reply, all of it."""
 
-    url: str
+    subject: str  # its address
     headers: tuple = ()
     seconds: float = 60.0
     rate: float = 10.0
     retries: int = 3
 
-    images_per_call = 1
+    def __str__(self):
+        return f"--url {self.subject}"
 
     def check(self) -> dict:
         """The headers; Refusal for an address or a header that can never be sent."""
-        if not self.url.lower().startswith(("http://", "https://")) or not self.url.isascii() or " " in self.url:
-            raise Refusal(f"--url {self.url[:80]}: pass an address that begins with http:// or https://, with spaces "
-                          "and whatever is not ASCII as %XX, as a browser copies it")
         headers = {"Content-Type": "image/png"}
         for header in self.headers:
             name, colon, value = (part.strip() for part in header.partition(":"))
-            if not (colon and name and value and header.isprintable() and header.isascii() and " " not in name):
-                raise Refusal(f"--header {header[:20]!r}...: pass 'Name: value' in ASCII, the name without spaces")
-            if name.lower() in ("content-length", "transfer-encoding"):
-                raise Refusal(f"--header {header[:40]!r}: it follows from the image, so leave it out")
+            allowed = " " not in name and name.lower() not in ("content-length", "transfer-encoding")
+            if not (allowed and colon and name and value and header.isprintable() and header.isascii()):
+                raise Refusal(f"--header {header[:20]!r}...: pass 'Name: value' in ASCII, the name without spaces; "
+                              "what follows from the image, leave it out")
             headers[name] = value
         try:
-            host, _ = urllib.parse.urlsplit(self.url).hostname, urllib.parse.urlsplit(self.url).port
-            if "@" in urllib.parse.urlsplit(self.url).netloc:
-                raise Refusal(f"--url with a name or password before {host}: pass them by --header 'Authorization: "
-                              "Basic ...'")
-            requests.Request("POST", self.url, headers=headers, data=b"x").prepare()
-        except (requests.RequestException, ValueError) as error:
-            raise Refusal(f"--url {self.url[:80]} is no address that can be asked ({short(error)}): pass one like "
-                          "https://host:8080/classify") from error
+            parts = urllib.parse.urlsplit(self.subject)
+            requests.Request("POST", self.subject, headers=headers, data=b"x").prepare()
+            if parts.scheme not in ("http", "https") or "@" in parts.netloc or not self.subject.isascii() or (
+                " " in self.subject or parts.port == 0
+            ):
+                raise ValueError
+        except (requests.RequestException, ValueError) as error:  # without the address: it may hold a password
+            raise Refusal("--url is no address that can be asked: pass one like https://host:8080/classify, in ASCII, "
+                          "all else as %XX, a name and password by --header 'Authorization: Basic ...'") from error
         return headers
 
-    def ask(self, pngs: list[Path], classes: Classes, allow_missing: bool) -> list[Answer]:
-        """The answer to the image file `pngs[0]`, asked again after a passing failure, later each time.
-
-        Refusal where there is none; with `allow_missing` a server that does not answer gives one without a label.
-        """
+    def replies(self, pngs: list[Path]) -> list[tuple[bytes, str]]:
+        """(reply, content type) about one image, asked again after a passing failure, later each time; or NoReply."""
         (png,), headers = pngs, self.check()
-        retry = Retry(self.retries, backoff_factor=0.5, backoff_max=LONGEST_PAUSE)
-        while True:
+        for attempt in itertools.count(1):
             begun = time.monotonic()
             try:
-                reply, kind = post(self.url, read_bounded(png), headers, self.seconds)
+                reply = post(self.subject, read_bounded(png), headers, self.seconds)
+                time.sleep(max(0.0, begun + 1 / self.rate - time.monotonic()))
+                return [reply]
             except NoReply as failure:
-                if failure.passing and retry.total > 0:
-                    retry = retry.increment(error=failure)
-                    time.sleep(max(_later(retry, failure.later), 1 / self.rate))
-                    continue
-                if allow_missing:
-                    return [Answer()]
-                again = f" ({len(retry.history) + 1} times)" if retry.history else ""
-                raise Refusal(f"--url {self.url} {failure} for {png.name}{again}: with --keep-answers FILE the same "
-                              "command goes on where it ended; or pass --allow-missing") from failure
-            time.sleep(max(0.0, begun + 1 / self.rate - time.monotonic()))
-            return [read_reply(reply, kind, classes, f"--url {self.url}, {png.name}")]
+                if not failure.passing or attempt > self.retries:
+                    raise NoReply(f"{failure}{f' ({attempt} times)' if attempt > 1 else ''}", False) from failure
+                time.sleep(max(_pause(failure.later, attempt), 1 / self.rate))
 
 
-def _later(retry: Retry, header: str | None) -> float:
+def _pause(header: str | None, attempt: int) -> float:
     """Seconds to wait: what a Retry-After header asks for, else more each time; at most `LONGEST_PAUSE`."""
-    for read in (float, retry.parse_retry_after):  # seconds, or a date
+    for read in (float, Retry().parse_retry_after):  # seconds, or a date
         with contextlib.suppress(Exception):  # a year of twenty digits, two words, ...: it has an error for each
             if 0 <= (seconds := read(header)) < math.inf:
                 return min(seconds, LONGEST_PAUSE)
-    return min(0.5 * 2.0 ** len(retry.history), LONGEST_PAUSE)
-
-
-# ---- files of a model ----
+    return min(0.5 * 2.0**attempt, LONGEST_PAUSE)
 
 
 def check_pixels(mean, std, scale) -> tuple | None:
@@ -187,54 +186,89 @@ def answers_of_onnx(path: Path, images, classes: Classes, pixels=None) -> Answer
     It is given pixels in [0, 1], or what `pixels` of `check_pixels` makes of them, or bytes where it takes bytes; the
     first output counts. Rows that are no probabilities are taken for logits.
     """
-    if importlib.util.find_spec("onnxruntime") is None or not path.is_file():
-        raise Refusal(f"--suspect {path} " + ("does not exist, or is no file" if not path.is_file() else
-                                             "needs the package onnxruntime: pip install onnxruntime"))
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise Refusal(f"--suspect {path} needs the package onnxruntime: pip install onnxruntime")
+    if not path.is_file() or path.stat().st_size > CHECKPOINT_LIMIT:
+        raise Refusal(f"--suspect {path} is no ordinary file, or larger than {CHECKPOINT_LIMIT} bytes, the most that "
+                      "is read of a model")
     np.save(given := io.BytesIO(), images.numpy())
     command = [sys.executable, str(Path(__file__).with_name("onnx_worker.py")), str(path.absolute()),
-               json.dumps([ONNX_MEMORY, ONNX_SECONDS, CHECKPOINT_LIMIT, pixels])]
+               json.dumps([ONNX_MEMORY, ONNX_SECONDS, pixels])]
     try:
         with tempfile.TemporaryDirectory() as nothing:  # where relative paths in the file lead
             status, out, err = run_bounded(command, ONNX_SECONDS, ANSWERS_LIMIT, given.getvalue(), nothing)
     except subprocess.TimeoutExpired as error:
         raise Refusal(f"--suspect {path} did not answer {len(images)} images in {ONNX_SECONDS} s") from error
-    said = (err.decode(errors="replace").strip().splitlines() or [f"it ended with status {status}"])[-1]
-    if status == 3:
-        raise Refusal(f"--suspect {path} {said[:400]}")
     if status:
-        raise Refusal(f"--suspect {path} is no ONNX model that onnxruntime can run ({' '.join(said.split())[:200]})")
+        said = (err.decode(errors="replace").strip().splitlines() or [f"it ended with status {status}"])[-1][:400]
+        raise Refusal(f"--suspect {path} {said}" if status == 3 else
+                      f"--suspect {path} is no ONNX model that onnxruntime can run ({said})")
     rows = np.load(io.BytesIO(out), allow_pickle=False)
     if np.isfinite(rows).all() and (rows >= 0).all() and (abs(rows.sum(1) - 1) <= 0.02).all():
         rows = np.log(np.maximum(rows, 1e-300))  # they are probabilities
-    return answers_of_logits(rows, f"--suspect {path}", classes)
+    return answers.answers_of_logits(rows, f"--suspect {path}", len(images), classes)
 
 
 def answers_of_weights(path, architectures: list[str], images, classes: Classes, mean_std, pixels=None) -> Answers:
     """The answers of `--suspect` to uint8 images; a checkpoint that names its classes is compared by name."""
     model, checkpoint = read_suspect_model(path, architectures, len(classes), images.shape[-1], mean_std, pixels)
-    return answers_of_model(model, path, images, own_classes(checkpoint, path, classes))
-
-
-def own_classes(checkpoint: dict, path, classes: Classes) -> Classes:
-    """The classes in the order of a checkpoint's own class names, where it has any; Refusal where they are others."""
     about = checkpoint.get("about")
     names = about.get("classes") if isinstance(about, dict) else None
-    if not isinstance(names, list):
-        return classes
-    return Classes(classes.names, [str(name) for name in names], str(path))
+    if isinstance(names, list):
+        classes = Classes(classes.names, list(map(str, names)), str(path))
+    return answers.answers_of_model(model, path, images, classes)
 
 
-# ---- answers that are kept ----
+def ask_all(respondent: Respondent, images, names: list[str], classes: Classes, allow_missing: bool, file=None,
+            decided=None):
+    """(answers to uint8 images (m, 3, S, S) under their file names, positions asked, in order, number of kept answers).
+
+    They are asked in the alphabetical order of their names. No image is asked whose answer `file` holds, where each new
+    one is kept; where decided(answers so far, positions asked) says so the others are not asked.
+    """
+    kept = read_kept(file, [respondent.subject, sorted(names)], names, classes.names) if file else {}
+    given, order, k = dict.fromkeys(names, Answer()), np.argsort(names).tolist(), respondent.images_per_call
+    with tempfile.TemporaryDirectory() as folder:
+        write_pictures(images, names, Path(folder))
+        for start in tqdm(range(0, len(order), k), disable=None, unit="call", leave=False):
+            asked = order[: start + k]
+            part = [names[i] for i in asked[start:]]
+            new = [name for name in part if name not in kept]
+            found = respondent.ask([Path(folder) / name for name in new], classes, allow_missing) if new else []
+            given |= {name: kept[name] for name in part if name in kept} | dict(zip(new, found))
+            for name, answer in zip(new, found):
+                if file and answer.label >= 0:
+                    keep_answer(file, name, answer)
+            found = answers.gather_answers(list(given.values()), len(classes))
+            if decided and decided(found, asked):
+                break
+    return answers.require_complete(respondent, found, names, allow_missing or decided), asked, len(kept)
 
 
-def keep_answer(path: Path, about, name: str, answer: Answer) -> None:
-    """Add an answer with a label to the private file of --keep-answers; it is on the disk when this returns."""
-    if answer.label < 0:
-        return
-    whole = read_bounded(path, ANSWERS_LIMIT).rfind(b"\n") + 1 if path.exists() else 0
+def read_kept(path: Path, about, names: list[str], classes: list[str]) -> dict:
+    """{name: Answer} of a private file of --keep-answers, which is begun where it is not there yet.
+
+    A line of whom and what was asked, `about`, then a line for each answer, [name, label or probabilities], the classes
+    in the owner's order; a last line that was cut off is removed. Refusal for another file or a damaged one.
+    """
+    begun = json.dumps(about).encode() + b"\n"
+    try:
+        first, *lines = (read_bounded(path, ANSWERS_LIMIT) if path.exists() else begun).split(b"\n")[:-1]
+        if json.loads(first) != about:
+            raise Refusal(f"--keep-answers {path} is of another suspect or of other triggers: name another file")
+        classes, where = Classes(classes, classes), f"--keep-answers {path}"
+        kept = {name: answers.answer_of(value, classes, where) for name, value in map(json.loads, lines)}
+        if not kept.keys() <= set(names):
+            raise ValueError
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise Refusal(f"--keep-answers {path} is damaged: name another file, and all images are asked again") from error
+    write_atomically(path, b"".join(line + b"\n" for line in (first, *lines)), private=True)
+    return kept
+
+
+def keep_answer(path: Path, name: str, answer: Answer) -> None:
+    """Add an answer to a file that `read_kept` has read; it is on the disk when this returns."""
     with open(path, "ab", opener=open_private) as file:
-        file.truncate(whole)  # a last line that was cut off
-        lines = ([] if whole else [about]) + [[name, answer.label, answer.probabilities]]
-        file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+        file.write(json.dumps([name, answer.probabilities or answer.label]).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())

@@ -6,42 +6,20 @@ Exit status: 0 the claim holds, 1 it does not hold, 2 an error.
 import argparse
 import math
 import re
-import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from utils.answers.answers import (
-    Answer,
-    Answers,
-    Classes,
-    answers_from_file,
-    answers_of_model,
-    gather_answers,
-    read_kept,
-    read_lines,
-    require_complete,
-)
-from utils.answers.ask import (
-    Program,
-    Server,
-    answers_of_onnx,
-    answers_of_weights,
-    check_pixels,
-    keep_answer,
-    own_classes,
-)
-from utils.data.files import write_pictures
+from utils.answers import ask
+from utils.answers.answers import Answers, Classes, answers_from_file, read_lines
 from utils.ownership.commitment import Owner, read_owner
-from utils.ownership.timestamp import TOKEN_LIMIT, Stamp, check_token
+from utils.ownership.timestamp import Stamp, read_stamp
 from utils.ownership.verdict import BETA, EXACT, OwnershipCase
-from utils.runs.checkpoints import check_benign, find_checkpoint, load_checkpoint, restore_model
+from utils.runs.checkpoints import check_benign, find_checkpoint, load_checkpoint
 from utils.runs.networks import add_named_architectures
-from utils.system.files import check_output_file, read_bounded, write_atomically, write_json
-from utils.system.machine import figure_png, new_figure
+from utils.system.files import check_output_file, write_json
 from utils.system.refusals import Refusal, number, printable
 from utils.watermark.prepare import ALPHA
 from utils.watermark.prepared import checked_beacon, describe_beacon, round_time, utc
@@ -61,9 +39,6 @@ class Suspect(NamedTuple):
     value: str
 
 
-# ---- flags ----
-
-
 def add_claim(parts) -> None:
     """Declare the command `claim` and its flags; `parts` are the subparsers of utils.verify."""
     c = parts.add_parser("claim", help="judge a suspect's answers to the exported triggers")
@@ -76,13 +51,11 @@ def add_claim(parts) -> None:
     kinds.add_argument("--url", help="a server that gets each image by POST, as PNG, and answers in text or JSON")
     kinds.add_argument("--suspects", metavar="LIST", help="a file, a suspect a line; by Holm's correction")
     j = c.add_argument_group("who judges")
-    j.add_argument("--trust-owner", action="store_true",
-                   help="decide as for the owner himself: T1 on his word, or T2 where it does not apply")
+    j.add_argument("--trust-owner", action="store_true", help="decide for the owner himself: T1 on his word, or T2")
     j.add_argument("--beacon", type=checked_beacon, metavar="HEX", help="the beacon's value, as you read it yourself")
     j.add_argument("--image-commitment", type=sha256_digest, metavar="SHA256",
                    help="the digest that `prepare` printed, as you saw it published before the beacon's value was")
-    j.add_argument("--image-timestamp", type=Path, metavar="FILE",
-                   help="or the token that `timestamp` wrote into the folder of `prepare`; needs --tsa-ca")
+    j.add_argument("--image-timestamp", type=Path, metavar="FILE", help="or the token of `timestamp`; with --tsa-ca")
     j.add_argument("--tsa-ca", metavar="FILE", help="certificates (PEM) of the authority that signed it")
     j.add_argument("--alpha", type=number(float, 1e-300, 1 - 1e-9), default=ALPHA,
                    help="largest probability of a false claim (default: 0.001)")
@@ -99,18 +72,13 @@ def add_claim(parts) -> None:
     a.add_argument("--allow-missing", action="store_true", help="count triggers without an answer as misses")
     a.add_argument("--leave-out-missing", action="store_true",
                    help="leave them out of T1 instead: exact if it was the suspect who refused, as you saw yourself")
-    a.add_argument("--timeout", type=number(float, 0, 1e6, open_low=True), default=60.0, metavar="S",
-                   help="--command, --url: seconds to wait for an answer (default: 60)")
+    a.add_argument("--timeout", type=number(float, 1e-3, 1e4), default=60.0, help="for an answer, in s (default: 60)")
     a.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'", help="--url: sent with each image")
-    a.add_argument("--rate", type=number(float, 1e-4, 1e4), default=10.0, metavar="R",
-                   help="--url: images a second at most (default: 10)")
-    a.add_argument("--retries", type=number(int, 0, 100), default=3, metavar="N",
-                   help="--url: how often to ask again after a passing failure (default: 3)")
-    a.add_argument("--keep-answers", type=Path, metavar="FILE",
-                   help="--command, --url: a file of your own; no image is asked again whose answer it holds")
+    a.add_argument("--rate", type=number(float, 1e-4, 1e4), default=10.0, help="--url: images a second (default: 10)")
+    a.add_argument("--retries", type=number(int, 0, 100), default=3, help="--url: after passing failures (default: 3)")
+    a.add_argument("--keep-answers", type=Path, metavar="FILE", help="your own; what it holds is not asked again")
     a.add_argument("--sequential", action="store_true", help="--command, --url: stop when Wald's test has decided")
     c.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    c.add_argument("--plot", type=Path, metavar="FILE.png", help="p-value against the number of queries")
 
 
 def sha256_digest(text):
@@ -120,8 +88,12 @@ def sha256_digest(text):
     return text.strip().lower()
 
 
-def _suspects(flags) -> list[Suspect]:
-    """Who is asked; Refusal where that is nobody or does not go with the other flags."""
+def read_suspects(flags) -> list[Suspect]:
+    """Who is asked, of the flags or of the file of --suspects; Refusal where that does not go with the other flags.
+
+    The file has a line each, KIND VALUE, as `suspect experiments/a` or `predictions answers.csv`: KIND is one of
+    `KINDS`, VALUE what the flag of that name takes; empty lines and lines from # on are left out.
+    """
     kind = next(kind for kind in (*KINDS, "suspects") if getattr(flags, kind) is not None)
     value = getattr(flags, kind)
     if not value.strip():
@@ -129,44 +101,28 @@ def _suspects(flags) -> list[Suspect]:
     if (flags.sequential or flags.keep_answers) and kind not in LIVE:
         raise Refusal(f"--{'sequential' if flags.sequential else 'keep-answers'} is for one suspect that is asked "
                       "image by image: it needs --command or --url")
-    if flags.test == "T1p" and (flags.sequential or kind == "command"):
-        raise Refusal("--sequential and --command know labels alone, as T1 does: leave out --test T1p")
-    if (flags.header and kind != "url") or (flags.plot and kind == "suspects"):
-        raise Refusal("--header is sent to one server: it needs --url" if flags.header else
-                      "--plot draws one suspect: leave it out, or name that one instead of --suspects")
+    if flags.test == "T1p" and flags.sequential:
+        raise Refusal("--sequential counts labels alone, as T1 does: leave out --test T1p")
+    if flags.header and kind != "url":
+        raise Refusal("--header is sent to one server: it needs --url")
     if bool(flags.tsa_ca) != bool(flags.image_timestamp):
         raise Refusal("--image-timestamp and --tsa-ca go together: a token, and the certificates that it leads to")
     if flags.keep_answers and flags.keep_answers.resolve().is_relative_to(Path(flags.run).resolve()):
         raise Refusal(f"--keep-answers {flags.keep_answers} lies in RUN, which is the owner's: name a file of your own")
-    check_pixels(flags.mean, flags.std, flags.scale)
-    return read_suspects(value) if kind == "suspects" else [Suspect(kind, value)]
-
-
-def read_suspects(path) -> list[Suspect]:
-    """The suspects of a text file: a line each, KIND VALUE, as `suspect experiments/a` or `predictions answers.csv`.
-
-    KIND is one of `KINDS`, VALUE what the flag of that name takes; empty lines and lines from # on are left out.
-    """
+    if kind != "suspects":
+        return [Suspect(kind, value)]
     suspects = []
-    for place, line in enumerate(read_lines(path, "--suspects"), 1):
-        kind, _, value = line.partition(" ")
-        if not kind or kind.startswith("#"):
+    for place, line in enumerate(read_lines(value, "--suspects"), 1):
+        if not line or line.startswith("#"):
             continue
-        suspect = Suspect(kind, value.strip())
-        if kind not in KINDS or not suspect.value:
-            raise Refusal(f"--suspects {path}, line {place}: {line[:60]!r} is not one of "
+        suspect = Suspect(*map(str.strip, line.partition(" ")[::2]))
+        if suspect.kind not in KINDS or not suspect.value or suspect in suspects:
+            raise Refusal(f"--suspects {value}, line {place}: {line[:60]!r} is there twice, or is not one of "
                           f"{', '.join(KINDS)} and what that flag takes")
-        if suspect in suspects:
-            raise Refusal(f"--suspects {path}, line {place}: {suspect.value[:60]} is there twice")
         suspects.append(suspect)
-        if len(suspects) > MOST_SUSPECTS:
-            break
     if not 0 < len(suspects) <= MOST_SUSPECTS:
-        raise Refusal(f"--suspects {path} names {len(suspects)} suspects or more; 1 to {MOST_SUSPECTS} can be judged")
+        raise Refusal(f"--suspects {value} names {len(suspects)} suspects; 1 to {MOST_SUSPECTS} can be judged")
     return suspects
-
-
-# ---- evidence ----
 
 
 def find_doubts(owner: Owner, *, stranger: bool, beacon=None, image_commitment=None, stamp=None) -> list[str]:
@@ -174,45 +130,41 @@ def find_doubts(owner: Owner, *, stranger: bool, beacon=None, image_commitment=N
 
     A stranger needs the beacon as he read it and one of the others; for the owner only what is given has to be right.
     """
-    record, doubts = owner.record, []
+    record = owner.record
     if record is None:
-        if stranger or beacon or image_commitment or stamp:
-            doubts.append("nobody but the owner can say that he did not choose the labels: they are not of a "
-                          "commitment by `prepare` and a beacon; --trust-owner takes his word")
-        return doubts
+        if not (stranger or beacon or image_commitment or stamp):
+            return []
+        return ["nobody but the owner can say that he did not choose the labels: they are not of a commitment by "
+                "`prepare` and a beacon; --trust-owner takes his word"]
     known, name = round_time(record), describe_beacon(record)
-    if beacon and beacon != record["beacon"]:
-        doubts.append(f"the labels were drawn by {record['beacon'][:16]}..., which is not the value of --beacon")
-    if stranger and not beacon:
-        doubts.append(f"only the owner says what value the beacon had: read it yourself ({name}) and pass --beacon")
-    if known is not None and known > time.time():
-        doubts.append(f"nobody can know the value of {name} yet")
-    if known is None and "quicknet" in record["beacon_name"].lower():
-        doubts.append(f"{name} is no round of drand quicknet whose date can be checked")
-    if image_commitment and image_commitment != record["sha256"]:
-        doubts.append("the images are not those of the published --image-commitment")
-    if stamp and stamp.time is None:
-        doubts.append(f"the --image-timestamp fails: {stamp.why}")
-    elif stamp and known is None:
-        doubts.append(f"no date is known of {name}, so a --image-timestamp cannot be older: leave it out, and pass "
-                      "--image-commitment as you saw it published before")
-    elif stamp and stamp.time >= known:
-        doubts.append(f"the --image-timestamp is of {utc(stamp.time)}, when the beacon's value was known")
-    if stranger and not (image_commitment or stamp):
-        doubts.append("nothing shows that the images were fixed before the beacon: pass --image-commitment as "
-                      "published, or --image-timestamp with --tsa-ca")
-    return doubts
+    fails, late = stamp and stamp.time is None, stamp and stamp.time and known and stamp.time >= known
+    doubts = [
+        (beacon and beacon != record["beacon"],
+         f"the labels were drawn by {record['beacon'][:16]}..., which is not the value of --beacon"),
+        (stranger and not beacon,
+         f"only the owner says what value the beacon had: read it yourself ({name}) and pass --beacon"),
+        (known and known > time.time(), f"nobody can know the value of {name} yet"),
+        (known is None and "quicknet" in record["beacon_name"].lower(),
+         f"{name} is no round of drand quicknet whose date can be checked"),
+        (image_commitment and image_commitment != record["sha256"],
+         "the images are not those of the published --image-commitment"),
+        (fails, f"the --image-timestamp fails: {stamp and stamp.why}"),
+        (stamp and not fails and known is None, f"no date is known of {name}, so a --image-timestamp cannot be older: "
+         "leave it out, and pass --image-commitment as you saw it published before"),
+        (late, f"the --image-timestamp is of {late and utc(stamp.time)}, when the beacon's value was known"),
+        (stranger and not (image_commitment or stamp), "nothing shows that the images were fixed before the beacon: "
+         "pass --image-commitment as published, or --image-timestamp with --tsa-ca"),
+    ]
+    return [sentence for holds, sentence in doubts if holds]
 
 
-def bank_answers(runs, owner: Owner, classes: Classes) -> list[Answers]:
+def bank_answers(flags, owner: Owner) -> list[Answers]:
     """The answers of benign models, those of one model that is named more than once only once."""
     bank = []
-    for run in runs:
-        path = find_checkpoint(run, None)
-        checkpoint = load_checkpoint(path)
-        check_benign(checkpoint, run)
-        answers = answers_of_model(restore_model(checkpoint, path), path, owner.triggers.images,
-                                   own_classes(checkpoint, path, Classes(classes.names)))
+    for run in flags.benign:
+        check_benign(load_checkpoint(find_checkpoint(run, None)), run)
+        answers = ask.answers_of_weights(run, flags.model_type, owner.triggers.images, Classes(owner.classes),
+                                         owner.mean_std)
         if not any(_same_model(answers, other) for other in bank):
             bank.append(answers)
     return bank
@@ -223,149 +175,89 @@ def _same_model(one: Answers, other: Answers) -> bool:
     return one.probabilities is not None and bool(np.abs(one.probabilities - other.probabilities).max() < 1e-5)
 
 
-# ---- asking and judging ----
-
-
 def judge_claim(flags) -> int:
-    """Print the tests, the decision and its sentence; write --json and --plot. 0 where a claim holds, else 1."""
+    """Print the tests, the decision and its sentence; write --json. 0 where a claim holds, else 1.
+
+    Nobody is asked where no answers could make the claim hold.
+    """
     check_output_file(flags.json, "--json")
-    check_output_file(flags.plot, "--plot")
-    suspects, owner = _suspects(flags), read_owner(flags.run)
+    suspects, owner, stranger = read_suspects(flags), read_owner(flags.run), not flags.trust_owner
     classes = Classes(owner.classes, read_lines(flags.columns, "--columns") if flags.columns else None)
-    stamp = None
-    if flags.image_timestamp:
-        token, digest = read_bounded(flags.image_timestamp, TOKEN_LIMIT), (owner.record or {}).get("sha256", "0" * 64)
-        stamp = check_token(token, digest, flags.tsa_ca)
-    stranger = not flags.trust_owner
+    about = {name: (owner.record or {}).get(name) for name in ("sha256", "beacon_name", "round", "beacon")}
+    stamp = read_stamp(flags.image_timestamp, about["sha256"], flags.tsa_ca) if flags.image_timestamp else None
     doubts = find_doubts(owner, stranger=stranger, beacon=flags.beacon, image_commitment=flags.image_commitment,
                          stamp=stamp)
-    for suspect in suspects:
-        if suspect.kind in LIVE:
-            _respondent(suspect, flags)  # which refuses what cannot be asked, before anybody is
-    bank = bank_answers(flags.benign, owner, classes)
+    respondents = {suspect: _respondent(suspect, flags) for suspect in suspects if suspect.kind in LIVE}
+    pixels, bank = ask.check_pixels(flags.mean, flags.std, flags.scale), bank_answers(flags, owner)
     case = OwnershipCase(owner, bank, flags.alpha, stranger=stranger, doubts=doubts, exact=flags.test,
                          count_missing=not flags.leave_out_missing)
-    reports = [_judge(case, owner, suspect, classes, flags) for suspect in suspects]
-    head = _head(owner, stamp, len(flags.benign) - len(bank))
-    if flags.suspects is not None:
-        decide_together(reports, flags.alpha)
-        print(printable("\n".join([*head, suspects_table(suspects, reports, flags.alpha)])))
-        named = [{"kind": suspect.kind, "suspect": suspect.value} | report
-                 for suspect, report in zip(suspects, reports)]
-        report = {"suspects": named}
+    lines = _head(owner, stamp, len(flags.benign) - len(bank))
+    if case.refused:
+        report = {"decision": {"holds": False, "rests_on": None, "why": case.refused}}
+        reports, lines = [report], [*lines, f"The claim does not hold, and nobody was asked: {case.refused}."]
     else:
-        (report,) = reports
-        report["sentence"] = claim_sentence(report)
-        print(printable("\n".join([*head, *claim_lines(report)])))
+        reports = [_judge(case, owner, suspect, classes, flags, pixels, respondents.get(suspect))
+                   for suspect in suspects]
+        if flags.suspects is None:
+            (report,) = reports
+            lines += claim_lines(report)
+        else:
+            decide_together(reports, flags.alpha)
+            report = {"suspects": [{"kind": suspect.kind, "suspect": suspect.value} | report
+                                   for suspect, report in zip(suspects, reports)]}
+            lines += list_lines(report["suspects"], flags.alpha)
+        lines += [AGAIN] * bool(respondents)
+    print(printable("\n".join(lines)))
     if flags.json:
-        record = owner.record or {}
-        about = {name: record.get(name) for name in ("sha256", "beacon_name", "round", "beacon")}
         write_json(flags.json, {"commitment": about, "stamp": stamp and stamp._asdict()} | report, private=True)
-    if flags.plot and report["curve"] is None:
-        print(f"no plot {flags.plot}: there is no p-value to draw, for no test of a fixed number of queries applies")
-    elif flags.plot:
-        write_atomically(flags.plot, draw_claim_plot(report))
     return 0 if any(report["decision"]["holds"] for report in reports) else 1
 
 
-def _respondent(suspect: Suspect, flags) -> Program | Server:
+def _respondent(suspect: Suspect, flags) -> ask.Respondent:
     """Whom to ask; Refusal where it cannot be asked in this way."""
     if suspect.kind == "url":
-        asked = Server(suspect.value, tuple(flags.header), flags.timeout, flags.rate, flags.retries)
+        asked = ask.Server(suspect.value, tuple(flags.header), flags.timeout, flags.rate, flags.retries)
     else:
-        asked = Program(suspect.value, flags.timeout)
+        asked = ask.Program(suspect.value, flags.timeout)
     asked.check()
     if flags.sequential and asked.images_per_call > 1:
         raise Refusal("--sequential stops after any image: it needs {png}, one image a call, instead of {pngs}")
     return asked
 
 
-def _judge(case: OwnershipCase, owner: Owner, suspect: Suspect, classes: Classes, flags) -> dict:
-    """The report on one suspect, see `OwnershipCase.report`, with "sequential", "kept" and "curve"."""
-    order = np.argsort(owner.names).tolist()  # alphabetical by name, which is a random order of the triggers
-    images, missing_allowed, kept = owner.triggers.images, flags.allow_missing or flags.leave_out_missing, None
-    pixels = check_pixels(flags.mean, flags.std, flags.scale)
-    if suspect.kind in LIVE:
-        answers, order, kept = _ask(case, owner, suspect, classes, flags, missing_allowed, order)
+def _judge(case: OwnershipCase, owner: Owner, suspect: Suspect, classes: Classes, flags, pixels, respondent) -> dict:
+    """The report on one suspect, see `OwnershipCase.report`, with "kept", how many answers were kept before."""
+    images, names, kept = owner.triggers.images, owner.names, 0
+    order, allow_missing = np.argsort(names).tolist(), flags.allow_missing or flags.leave_out_missing
+    if respondent:
+        decided = lambda answers, asked: case.sequence(answers, asked)["decision"] != "undecided"
+        answers, order, kept = ask.ask_all(respondent, images, names, classes, allow_missing, flags.keep_answers,
+                                           decided if flags.sequential else None)
     elif suspect.kind == "predictions":
-        answers = answers_from_file(suspect.value, owner.names, classes, missing_allowed)
+        answers = answers_from_file(suspect.value, names, classes, allow_missing)
     elif suspect.value.lower().endswith(".onnx"):
-        answers = answers_of_onnx(Path(suspect.value), images, classes, pixels)
+        answers = ask.answers_of_onnx(Path(suspect.value), images, classes, pixels)
     else:
-        answers = answers_of_weights(suspect.value, flags.model_type, images, classes, owner.mean_std, pixels)
+        answers = ask.answers_of_weights(suspect.value, flags.model_type, images, classes, owner.mean_std, pixels)
     if any(_same_model(answers, other) for other in case.bank):
         raise Refusal(f"--benign names {suspect.value}, the suspect itself, which cannot be in its bank: leave it out")
-    report = case.report(answers)
-    report |= {"sequential": case.sequence(answers, order), "curve": case.curve(answers), "kept": kept,
-               "live": suspect.kind in LIVE}
-    if flags.sequential:
-        decide_sequentially(report, len(order))
-    return report
-
-
-def _ask(case: OwnershipCase, owner: Owner, suspect: Suspect, classes: Classes, flags, missing_allowed: bool, order):
-    """(answers, positions in the order asked, a sentence on answers that were kept or None) of a program or server."""
-    names, respondent, file = owner.names, _respondent(suspect, flags), flags.keep_answers
-    about = {"suspect": list(suspect), "images": sorted(names)}
-    kept = read_kept(file, about, names, len(classes)) if file else {}
-    given, asked, k = dict.fromkeys(names, Answer()), [], respondent.images_per_call
-    so_far = lambda: gather_answers(list(given.values()), len(classes))
-    bar = tqdm(total=len(names), disable=None, unit="image", leave=False)
-    with tempfile.TemporaryDirectory() as folder, bar:
-        write_pictures(owner.triggers.images, names, Path(folder))
-        for start in range(0, len(order), k):
-            part = order[start : start + k]
-            new = [i for i in part if names[i] not in kept]
-            found = respondent.ask([Path(folder) / names[i] for i in new], classes, missing_allowed) if new else []
-            for i, answer in zip(new, found):
-                if file:
-                    keep_answer(file, about, names[i], answer)
-                given[names[i]] = answer
-            given.update({names[i]: kept[names[i]] for i in part if names[i] in kept})
-            asked += part
-            bar.update(len(part))
-            if flags.sequential and case.sequence(so_far(), asked)["decision"] != "undecided":
-                break
-    answers = so_far()
-    if (answers.labels < 0).all():
-        raise Refusal(f"--{suspect.kind} {suspect.value} answered none of the {len(asked)} triggers that it was asked")
-    if not flags.sequential:
-        require_complete(f"--{suspect.kind}", answers, names, missing_allowed)
-    return answers, asked, f"{len(kept)} of {len(names)} answers are those that {file} held" if kept else None
-
-
-def decide_sequentially(report: dict, queries: int) -> None:
-    """Change `report` in place: the answers decided on the number of queries, which only the sequential test allows."""
-    why = "the answers decided when to stop asking; only the sequential test allows for that"
-    report["tests"] = {name: {"log10_p": None, "why_not": test["why_not"] or why}
-                       for name, test in report["tests"].items()}
-    report["curve"] = None
-    # without a p-value the claim was refused before any test, and stopping early does not change that
-    if "log10_p" in report["decision"] and report["sequential"]["decision"] != "does not apply":
-        report["decision"] = {"holds": report["sequential"]["decision"] == "claim", "rests_on": "SPRT",
-                              "why": f"Wald's test, which may stop at any time, ended after {queries} queries"}
+    return case.report(answers, order, flags.sequential) | {"kept": kept}
 
 
 def holm(log10_p: list[float]) -> list[float]:
     """Holm's adjusted p-values as log10: the i-th smallest of n times n - i + 1, made monotone, at most 1."""
-    n, worst = len(log10_p), -math.inf
-    adjusted = [0.0] * n
-    for rank, i in enumerate(sorted(range(n), key=lambda i: log10_p[i])):
-        worst = max(worst, min(0.0, log10_p[i] + math.log10(n - rank)))
-        adjusted[i] = worst
-    return adjusted
+    order, adjusted = np.argsort(log10_p), np.zeros(len(log10_p))
+    times = np.log10(np.arange(len(log10_p), 0, -1))
+    adjusted[order] = np.minimum(0, np.maximum.accumulate(np.array(log10_p)[order] + times))
+    return adjusted.tolist()
 
 
 def decide_together(reports: list[dict], alpha: float) -> None:
     """Put Holm's correction into the decisions, in place; a claim without a p-value counts as p = 1, and is refused."""
-    adjusted = holm([report["decision"].get("log10_p", 0.0) for report in reports])
-    for report, p in zip(reports, adjusted):
+    for report, p in zip(reports, holm([report["decision"].get("log10_p", 0.0) for report in reports])):
         decision = report["decision"]
         if "log10_p" in decision:
             decision |= {"holm_log10_p": p, "holds": bool(decision["holds"] and p <= math.log10(alpha))}
-
-
-# ---- words ----
 
 
 def _head(owner: Owner, stamp: Stamp | None, doubled: int) -> list[str]:
@@ -385,75 +277,45 @@ def _head(owner: Owner, stamp: Stamp | None, doubled: int) -> list[str]:
 
 def claim_sentence(report: dict) -> str:
     """The decision of a report (see `OwnershipCase.report`) in one sentence."""
-    d, share = report["decision"], f"{report['hits']} of {report['triggers']} triggers"
-    label = "assigned label" if report["plausible"] else "assigned wrong label"
-    if d["rests_on"] == "SPRT":
-        s = report["sequential"]
-        if d["holds"]:
-            return (f"The claim holds: after {s['queries']} queries a copy's hit rate explains the answers "
-                    f"10^{s['log10_likelihood_ratio']:.1f} times as well as an independent model's.")
-        return f"The claim does not hold: the sequential test said {s['decision']!r} after {s['queries']} queries."
+    d, s, share = report["decision"], report["sequential"], f"{report['hits']} of {report['triggers']} triggers"
+    if d["rests_on"] == "SPRT" and d["holds"]:
+        return (f"The claim holds: after {s['queries']} queries a copy's hit rate explains the answers "
+                f"10^{s['log10_likelihood_ratio']:.1f} times as well as an independent model's.")
     if "log10_p" not in d:
         return f"The claim does not hold: {d['why']}."
-    p = f"10^{d['log10_p']:.1f}" if d["log10_p"] < -2 else f"{10 ** d['log10_p']:.2g}"
+    log10_p, test = d.get("holm_log10_p", d["log10_p"]), d["rests_on"] + (", Holm" if "holm_log10_p" in d else "")
+    p = f"10^{log10_p:.1f}" if log10_p < -2 else f"{10**log10_p:.2g}"
+    label = "assigned label" if report["plausible"] else "assigned wrong label"
     holds, side = ("holds", "below") if d["holds"] else ("does not hold", "above")
     return (f"The claim {holds}: the suspect gave the {label} for {share}, and an independent model would do so with "
-            f"probability {p} at most ({d['rests_on']}), {side} {report['alpha']:g}.")
+            f"probability {p} at most ({test}), {side} {report['alpha']:g}.")
 
 
 def claim_lines(report: dict) -> list[str]:
     """The report of one suspect in lines: hits, tests, sequential test, decision, sentence."""
-    s, d, lines = report["sequential"], report["decision"], []
-    lines.append(f"hits         {report['hits']} of {report['triggers']}, {report['answered']} answered")
+    s, d = report["sequential"], report["decision"]
+    lines = [f"hits         {report['hits']} of {report['triggers']}, {report['answered']} answered"]
     lines += [f"hint         {report['hint']}"] if report["hint"] else []
-    lines += [f"{'':<13}{report['kept']}"] if report["kept"] else []
+    if report["kept"]:
+        lines.append(f"kept         {report['kept']} of {report['triggers']} answers are those that were kept before")
     for name, test in report["tests"].items():
-        value = f"log10 p = {test['log10_p']:.2f}" if test["why_not"] is None else f"does not apply: {test['why_not']}"
-        lines.append(f"{name:<13}{value}" + (f" ({TITLES[name]})" if test["why_not"] is None else ""))
-    if s["decision"] == "does not apply":
-        lines.append("sequential   does not apply")
-    else:
-        lines.append(f"sequential   {s['decision']} after {s['queries']} queries; H0 {s['H0']}, H1 {s['H1']}, "
-                     f"errors {s['alpha']:g} and {BETA:g}")
+        lines.append(f"{name:<13}" + (f"does not apply: {test['why_not']}" if test["why_not"] else
+                                      f"log10 p = {test['log10_p']:.2f} ({TITLES[name]})"))
+    lines.append(f"sequential   {s['decision']} after {s['queries']} queries; H0 {s['H0']}, H1 {s['H1']}, "
+                 f"errors {s['alpha']:g} and {BETA:g}")
     if report["curve"]:
         half, most = (report["curve"][key] or "more than all" for key in ("sufficed_half", "sufficed_95"))
         lines.append(f"queries      {half} suffice in half of all random orders, {most} in 95 % of them")
-    if d["rests_on"]:
-        lines.append(f"decision     for {report['decided_for']}, rests on {d['rests_on']} at alpha = "
-                     f"{report['alpha']:g}: {d['why']}")
-    lines += [f"again        {AGAIN}"] if report["live"] else []
-    return [*lines, report.get("sentence", "")]
+    lines.append(f"decision     for {report['decided_for']}, rests on {d['rests_on']} at alpha = {report['alpha']:g}: "
+                 f"{d['why']}")
+    return [*lines, claim_sentence(report)]
 
 
-def suspects_table(suspects: list[Suspect], reports: list[dict], alpha: float) -> str:
-    """A line for each suspect, why claims were refused without a p-value, and the decision in one sentence."""
-    width = max(len(suspect.value) for suspect in suspects)
-    lines = [f"{'suspect':<{width}}  {'hits':>9}  {'log10 p':>8}  {'Holm':>8}  claim"]
-    for suspect, report in zip(suspects, reports):
-        d = report["decision"]
-        cells = ["-" if d.get(key) is None else f"{d[key]:.2f}" for key in ("log10_p", "holm_log10_p")]
-        hits = f"{report['hits']}/{report['triggers']}"
-        lines.append(f"{suspect.value:<{width}}  {hits:>9}  {cells[0]:>8}  {cells[1]:>8}  "
-                     f"{'holds' if d['holds'] else 'does not hold'}")
-    for why in dict.fromkeys(r["decision"]["why"] for r in reports if "log10_p" not in r["decision"]):
-        lines.append(f"refused without a p-value: {why}")
-    lines += [f"hint, {s.value}: {r['hint']}" for s, r in zip(suspects, reports) if r["hint"]]
-    lines += [AGAIN] if any(report["live"] for report in reports) else []
-    held = sum(report["decision"]["holds"] for report in reports)
-    return "\n".join([*lines, f"The claim holds against {held} of {len(reports)} suspects; the probability that any of "
-                      f"them is claimed falsely is {alpha:g} at most (Holm)."])
-
-
-def draw_claim_plot(report: dict) -> bytes:
-    """A PNG of the median and the 90 % band of log10 p in random orders, of a report with a curve."""
-    curve = report["curve"]
-    figure, (ax,) = new_figure(6.4, 4, 1, 1)
-    ax.fill_between(curve["queries"], curve["low"], curve["high"], alpha=0.25, lw=0, label="90 % of random orders")
-    ax.plot(curve["queries"], curve["median"], label="median")
-    ax.axhline(report["limit"], color="black", ls="--", lw=1, label=f"claimed below 10^{report['limit']:.1f}")
-    if report["sequential"]["decision"] == "claim":
-        ax.axvline(report["sequential"]["queries"], color="tab:red", lw=1, label="sequential test stops")
-    ax.set(xlabel="queries", ylabel=f"log10 p of {curve['test']}", xlim=(0, report["triggers"]))
-    ax.set_title(f"{report['hits']} of {report['triggers']} triggers hit", fontsize=10)
-    ax.legend(fontsize=8)
-    return figure_png(figure)
+def list_lines(reports: list[dict], alpha: float) -> list[str]:
+    """The sentence and the hint of each suspect, and how many claims hold."""
+    lines, held = [], sum(report["decision"]["holds"] for report in reports)
+    for report in reports:
+        lines.append(f"{report['kind']} {report['suspect']}: {claim_sentence(report)}")
+        lines += [f"hint: {report['hint']}"] if report["hint"] else []
+    return [*lines, f"The claim holds against {held} of {len(reports)} suspects; the probability that any of them is "
+            f"claimed falsely is {alpha:g} at most (Holm)."]

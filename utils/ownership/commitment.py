@@ -15,22 +15,12 @@ from utils.runs.folder import RunFolder
 from utils.runs.networks import add_named_architectures
 from utils.system.files import write_atomically, write_json
 from utils.system.refusals import Refusal
+from utils.watermark import prepared
 from utils.watermark.prepare import MOST_TRIGGERS, never_claimed, new_private_folder
-from utils.watermark.prepared import (
-    COMMITMENT_FILE,
-    KEY_FILE,
-    describe_beacon,
-    labels_from_beacon,
-    names_from_beacon,
-    read_record,
-)
 from utils.watermark.trigger_files import draw_trigger_picture, read_triggers, unpack_source
 from utils.watermark.triggers import TriggerSet, labels_are_uniform
 
 MOST_NUMBERS = 1 << 25  # triggers times classes, the probabilities of a suspect
-
-
-# ---- train.py ----
 
 
 def save_triggers(run: RunFolder, triggers: TriggerSet, classes: list[str]) -> None:
@@ -52,20 +42,17 @@ def commit_triggers(run: RunFolder, triggers: TriggerSet, data: Data, is_secret:
         run.log("the triggers are drawn by --seed: a claim can persuade their owner alone; one for strangers begins "
                 "with `python -m utils.verify prepare`")
     else:
-        write_json(run.path / KEY_FILE, {k: v for k, v in opening.items() if k != "sha256"}, private=True)
-        write_json(run.path / COMMITMENT_FILE, {"sha256": opening["sha256"]})
-        run.log(f"commitment {opening['sha256']}; labels drawn by {describe_beacon(opening)} = {opening['beacon']}")
+        write_json(run.path / prepared.KEY_FILE, {k: v for k, v in opening.items() if k != "sha256"}, private=True)
+        write_json(run.path / prepared.COMMITMENT_FILE, {"sha256": opening["sha256"]})
+        run.log(f"commitment {opening['sha256']}; labels drawn by {prepared.describe_beacon(opening)} = "
+                f"{opening['beacon']}")
     if hopeless := never_claimed(triggers, len(data.classes)):
         run.log(f"WARNING: this mark can never be claimed: {hopeless}")
-
-
-# ---- the owner's run ----
 
 
 class Owner(NamedTuple):
     """What the owner has.
 
-    folder    of the run
     classes   the classes' names
     names     the neutral file names of the triggers
     mean_std  mean and standard deviation of pixels, 3 numbers each, through which plain weights are asked
@@ -73,7 +60,6 @@ class Owner(NamedTuple):
     uniform   whether the labels are said to be drawn uniformly, as T1 requires; with a record they are shown to be
     """
 
-    folder: Path
     triggers: TriggerSet
     classes: list
     names: list
@@ -88,16 +74,15 @@ def read_owner(run) -> Owner:
     Raises Refusal where there is no trigger set, where the class names do not fit, and where anything in the folder is
     not what its commitment says: class names in their order, images, and labels that the run's own beacon draws.
     """
-    path = find_checkpoint(run)
+    path, folder = find_checkpoint(run), Path(run) if Path(run).is_dir() else None
     checkpoint = load_checkpoint(path)
     model, triggers = unpack_source(checkpoint, path)
-    folder = Path(run) if Path(run).is_dir() else None
     about, count = checkpoint.get("about"), model.num_classes
     about = about if isinstance(about, dict) else {}
-    classes = [str(i) for i in range(count)] if about.get("classes") is None else about["classes"]
-    if not (isinstance(classes, list) and len(set(map(str, classes))) == count == len(classes)):
+    classes = range(count) if about.get("classes") is None else about["classes"]
+    classes = list(map(str, classes)) if isinstance(classes, (list, range)) else []
+    if not len(set(classes)) == count == len(classes):
         raise Refusal(f"{path}: its class names do not fit its {count} classes")
-    classes = [str(name) for name in classes]
     if folder and (folder / "triggers.pt").exists():
         triggers = read_triggers(folder / "triggers.pt", count)
     if triggers is None:
@@ -105,29 +90,26 @@ def read_owner(run) -> Owner:
     if len(triggers) > MOST_TRIGGERS or len(triggers) * count > MOST_NUMBERS:
         raise Refusal(f"{path}: {len(triggers)} triggers of {count} classes are more than a claim takes "
                       f"({MOST_TRIGGERS}, and {MOST_NUMBERS} numbers in all)")
-    record = read_record(folder, triggers) if folder else None
+    record = prepared.read_record(folder, triggers) if folder else None
     uniform = about.get("train_type") not in (None, "none") and labels_are_uniform(about.get("label_strategy"))
     mean_std = model[0].mu.flatten().tolist(), model[0].std.flatten().tolist()
     if record:
         if "beacon" not in record or record["classes"] != classes:
-            raise Refusal(f"{folder}: its class names and their order, or its {KEY_FILE}, are not those that were "
-                          "committed to: restore it from a copy")
-        if labels_from_beacon(triggers, record, record["beacon"]).tolist() != triggers.labels.tolist():
+            raise Refusal(f"{folder}: its class names and their order, or its {prepared.KEY_FILE}, are not those that "
+                          "were committed to: restore it from a copy")
+        if prepared.labels_from_beacon(triggers, record, record["beacon"]).tolist() != triggers.labels.tolist():
             raise Refusal(f"{folder}: its labels are not those that its beacon draws: restore it from a copy")
         mean_std, uniform = (record["mean"], record["std"]), True
-    return Owner(folder, triggers, classes, neutral_names(triggers, record), mean_std, record, uniform)
+    return Owner(triggers, classes, neutral_names(triggers, record), mean_std, record, uniform)
 
 
 def neutral_names(triggers: TriggerSet, record: dict | None) -> list[str]:
     """A PNG file name for each trigger that tells neither index nor label to who lacks the secret, or the labels."""
     if record:
-        return names_from_beacon(len(triggers), record, record["beacon"])
+        return prepared.names_from_beacon(len(triggers), record, record["beacon"])
     content = (triggers.images, triggers.labels, triggers.true_labels)
     secret = hashlib.sha256(b"".join(part.contiguous().numpy().tobytes() for part in content)).digest()
     return [hmac.digest(secret, str(i).encode(), "sha256").hex()[:16] + ".png" for i in range(len(triggers))]
-
-
-# ---- export ----
 
 
 def add_export(parts) -> None:
@@ -136,19 +118,18 @@ def add_export(parts) -> None:
     e.set_defaults(call=export_triggers)
     e.add_argument("run", metavar="RUN", help="folder of train.py, or a checkpoint that holds triggers")
     add_named_architectures(e)
-    e.add_argument("--to", required=True, type=Path, metavar="DIR",
-                   help="a new folder; the suspect sees DIR/images only")
+    e.add_argument("--to", required=True, type=Path, metavar="DIR", help="new; the suspect sees DIR/images only")
 
 
 def export_triggers(flags) -> int:
     """Write DIR/images/<neutral name>.png and DIR/key.json, or nothing; returns exit status 0."""
     owner = read_owner(flags.run)
-    t, classes = owner.triggers, owner.classes
-    images = {}
+    t, classes, images = owner.triggers, owner.classes, {}
     for i in np.argsort(owner.names).tolist():
-        image = {"label": int(t.labels[i]), "label_name": classes[int(t.labels[i])],
-                 "true_labels": t.true_labels[i].tolist(), "index": i}
-        images[owner.names[i]] = image | ({"candidates": t.candidates[i].tolist()} if t.candidates.shape[1] else {})
+        label, candidates = int(t.labels[i]), t.candidates[i].tolist()
+        images[owner.names[i]] = {"label": label, "label_name": classes[label], "index": i,
+                                  "true_labels": t.true_labels[i].tolist()} | (
+            {"candidates": candidates} if candidates else {})
     with new_private_folder(flags.to) as to:
         (to / "images").mkdir()
         write_pictures(t.images, owner.names, to / "images")

@@ -4,8 +4,7 @@ A claim should rest on the exact tests: T1, `label_randomisation`, on the answer
 the probabilities. Who runs both doubles the smaller p, `either`. The paper does not say how its p-values (Table 2) were
 computed, and its code contains no test; `subset` gives numbers that are comparable with them.
 
-scipy.stats.binomtest and ttest_rel underflow to 0 below about 1e-308 and give no log10 p; the functions here add up
-logarithms.
+scipy's tests underflow to 0 below about 1e-308 and give no log10 p; the functions here add up logarithms.
 """
 
 import math
@@ -20,7 +19,7 @@ ROUNDING = 1e-13  # bound of the error that a convolution of two distributions a
 
 
 def binomial(k: int, n: int, p: float) -> float:
-    """log10 P(Bin(n, p) >= k), added up in logarithms so that it does not underflow; 0 < p < 1, -inf where k > n."""
+    """log10 P(Bin(n, p) >= k), added up in logarithms so that it does not underflow; 0 < p <= 1, -inf where k > n."""
     if k <= 0:
         return 0.0
     if k > n:
@@ -59,11 +58,10 @@ def label_randomisation(predicted, assigned, true, classes: int, conservative: b
 
 
 def trials(predicted, true, candidates=None, count_missing: bool = True):
-    """(m,) which answers T1 counts; arguments as in `label_randomisation`.
+    """(m,) which answers T1 counts, a missing one (-1) too; arguments as in `label_randomisation`.
 
-    Those outside the true labels or, where the labels were drawn from candidates, those among these. A missing answer
-    (-1) counts too: leaving it out would reward an owner who loses the misses. Without `count_missing` it does not
-    count, which is as exact where the suspect himself refused: under H0 that cannot depend on the draw.
+    Leaving it out would reward an owner who loses the misses. Without `count_missing` it does not count, which is as
+    exact where the suspect himself refused: under H0 that cannot depend on the draw.
     """
     predicted = np.asarray(predicted)[:, None]
     missing = predicted[:, 0] < 0
@@ -79,10 +77,7 @@ def chances(true, classes: int, candidates=None):
 
     Arguments as in `label_randomisation`.
     """
-    if candidates is not None and np.asarray(candidates).shape[1]:
-        return np.full(len(candidates), 1 / np.asarray(candidates).shape[1])
-    wrong = classes - np.array([len(set(row)) for row in np.asarray(true).tolist()], dtype=int)
-    return 1 / np.maximum(wrong, 1)
+    return 1 / np.maximum(drawn_from((len(true), classes), true, candidates).sum(axis=1), 1)
 
 
 def score_randomisation(probabilities, assigned, true, candidates=None) -> float:
@@ -151,30 +146,21 @@ def draw_tail(scores, allowed, assigned) -> float:
     with np.errstate(divide="ignore"):
         log_drawn = np.log(drawn)
 
-    def excess(t):
-        return float((special.softmax(log_drawn + t * levels, axis=1) @ levels).sum()) - total
-
+    excess = lambda t: float((special.softmax(log_drawn + t * levels, axis=1) @ levels).sum()) - total
     t = 0.0
-    if excess(0.0) < 0:
-        t = 1 / len(levels)
-        while excess(t) < 0:
-            t *= 2
-        t = optimize.brentq(excess, 0.0, t, rtol=1e-3)  # any t is right; near the root the terms are largest
+    if excess(0.0) < 0:  # any t is right; near the root, which is below the upper end, the terms are largest
+        t = optimize.brentq(excess, 0.0, 2 + math.log(allowed.size), rtol=1e-3)
     tilted = special.softmax(log_drawn + t * levels, axis=1)
     parts = [row[: end + 1] for row, end in zip(tilted, best)]
     while len(parts) > 1:  # neighbours first, so that few convolutions are long
         rest = [parts.pop()] if len(parts) % 2 else []
-        parts = [_convolve(a, b) for a, b in zip(parts[::2], parts[1::2])] + rest
+        parts = [signal.convolve(a, b) for a, b in zip(parts[::2], parts[1::2])] + rest
     above = parts[0][total:]
     weights = np.exp(-t * np.arange(len(above)))
     rounding = len(q) * ROUNDING * float(weights.sum())
     log_moment = float(special.logsumexp(log_drawn + t * levels, axis=1).sum())
     log_p = log_moment - t * total + math.log(max(float((above * weights).sum()), 0.0) + rounding)
     return min(0.0, log_p / LOG10)
-
-
-def _convolve(a, b):
-    return np.convolve(a, b) if min(len(a), len(b)) < 64 else signal.fftconvolve(a, b)
 
 
 def either(*log10_p: float | None) -> float | None:
@@ -198,8 +184,6 @@ def benign_rate(hits: int, n: int, benign_hits: int, benign_n: int, confidence: 
     the benign models are not like the suspect (other data, other architecture), or where hits on different triggers
     are dependent.
     """
-    if benign_hits == benign_n:
-        return 0.0
     return binomial(hits, n, upper_bound(benign_hits, benign_n, confidence))
 
 
@@ -227,25 +211,10 @@ def paired_t(suspect, benign) -> float:
     from these benign models, not how often another independent model would look like a copy. It fails with few or
     dependent triggers, and with one benign model it does not see how benign models vary.
     """
-    difference = np.asarray(suspect, float) - np.atleast_2d(np.asarray(benign, float)).mean(axis=0)
-    n, mean = len(difference), float(difference.mean())
-    if n < 2 or mean == 0:
-        return 0.0 if n < 2 else math.log10(0.5)
-    spread = max(float(difference.std(ddof=1)), RESOLVED)
-    return student_t(mean / spread * math.sqrt(n), n - 1)
-
-
-def subset(suspect, benign, m: int = 10, repeats: int = 100, seed: int = 0) -> float:
-    """`p_subset`: log10 of the harmonic mean of T3 over `repeats` random subsets of m triggers. Never for a decision.
-
-    For comparison with Table 2 only, computed as dataset inference does. The subsets overlap, so it is no valid
-    p-value: under H0 it falls below 0.05 in about 7 % of cases. Arguments as in `paired_t`.
-    """
-    suspect = np.asarray(suspect, float)
+    if len(suspect) < 2:
+        return 0.0
     benign = np.atleast_2d(np.asarray(benign, float)).mean(axis=0)
-    rng, m = np.random.default_rng(seed), min(m, len(suspect))
-    picks = (rng.choice(len(suspect), m, replace=False) for _ in range(repeats))
-    return harmonic_mean([paired_t(suspect[pick], benign[pick]) for pick in picks])
+    return float(subset_pvalues(suspect, benign, len(suspect), 1, np.random.default_rng(0), paired=True)[0])
 
 
 def subset_pvalues(u, v, m: int, repeats: int, rng, *, paired: bool = False, alternative: str = "greater"):
@@ -256,22 +225,29 @@ def subset_pvalues(u, v, m: int, repeats: int, rng, *, paired: bool = False, alt
     float32 counts as `RESOLVED`: scores that do not vary give p = 1 where the means are equal, otherwise a p near 0
     or 1 according to the sign, never a NaN. Aggregate with `harmonic_mean`.
     """
-    if not 2 <= m <= len(u) == len(v) or alternative not in ("greater", "two-sided"):
-        raise ValueError(f"no {alternative} test on {m} of {len(u)} and {len(v)} scores")
+    if not 2 <= m <= len(u) == len(v):
+        raise ValueError(f"no test on {m} of {len(u)} and {len(v)} scores")
     picks = np.stack([rng.choice(len(u), m, replace=False) for _ in range(repeats)])
     u, v = np.asarray(u, float)[picks], np.asarray(v, float)[picks]
-    samples = [u - v] if paired else [u, v]
     gap = u.mean(axis=1) - v.mean(axis=1)
-    spreads = np.stack([sample.std(axis=1, ddof=1) for sample in samples])
+    spreads = np.stack([sample.std(axis=1, ddof=1) for sample in ([u - v] if paired else [u, v])])
     squares = np.maximum(spreads, RESOLVED) ** 2 / m
     t = gap / np.sqrt(squares.sum(axis=0))
     df = (m - 1) * squares.sum(axis=0) ** 2 / (squares**2).sum(axis=0)  # Welch-Satterthwaite; paired: m - 1
-    if alternative == "greater":
-        log10_p = [student_t(*pair) for pair in zip(t, df)]
-    else:
-        log10_p = [min(0.0, math.log10(2) + student_t(*pair)) for pair in zip(abs(t), df)]
+    sides, t = (2, abs(t)) if alternative == "two-sided" else (1, t)
+    log10_p = [min(0.0, math.log10(sides) + student_t(*pair)) for pair in zip(t, df)]
     equal = (spreads.max(axis=0) < RESOLVED) & (abs(gap) < RESOLVED)
     return np.where(equal, 0.0, log10_p)
+
+
+def subset(suspect, benign, m: int = 10, repeats: int = 100, seed: int = 0) -> float:
+    """`p_subset`: log10 of the harmonic mean of T3 over `repeats` random subsets of m triggers. Never for a decision.
+
+    For comparison with Table 2 only, computed as dataset inference does. The subsets overlap, so it is no valid
+    p-value: under H0 it falls below 0.05 in about 7 % of cases. Arguments as in `paired_t`.
+    """
+    benign, m = np.atleast_2d(np.asarray(benign, float)).mean(axis=0), min(m, len(suspect))
+    return harmonic_mean(subset_pvalues(suspect, benign, m, repeats, np.random.default_rng(seed), paired=True))
 
 
 def harmonic_mean(log10_p) -> float:

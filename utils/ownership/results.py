@@ -27,18 +27,11 @@ class TriggerTests:
 
     def __init__(self, triggers: TriggerSet, classes: int, uniform: bool, benign=(), device="cpu"):
         self.triggers, self.classes, self.uniform = triggers, classes, uniform
-        self.benign, self.device = benign, device
-        self.names, self.logits, self.accuracies = [], [], []
+        self.bank = []  # name, logits (m, C) and test accuracy, None if unknown, of each benign model
         for folder in benign:
             path = find_checkpoint(folder, None)
-            logits = self.logits_of(read_benign(folder, device), path)
-            self.names.append(Path(folder).name)
-            self.logits.append(logits)
-            self.accuracies.append(_known_accuracy(path))
-
-    def with_triggers(self, triggers: TriggerSet) -> "TriggerTests":
-        """The same tests with another trigger set."""
-        return TriggerTests(triggers, self.classes, self.uniform, self.benign, self.device)
+            logits, summary = self.logits_of(read_benign(folder, device), path), _summary_of(path.parent.parent)
+            self.bank.append((Path(folder).name, logits, summary.get("test_accuracy")))
 
     def logits_of(self, model, path="the model"):
         """A model's logits (m, C) on the triggers, on the CPU; Refusal, naming `path`, where it has other classes."""
@@ -58,14 +51,11 @@ class TriggerTests:
                 log10_p[name] = pvalues.label_randomisation(*answers, conservative, candidates)
             probabilities = logits.double().softmax(1).numpy()
             log10_p["T1p"] = pvalues.score_randomisation(probabilities, answers[1], true, candidates)
-        if self.logits and m > 1:
-            suspect, benign = self._probabilities(logits), [self._probabilities(b) for b in self.logits]
-            log10_p["T3"] = pvalues.paired_t(suspect, benign)
-            log10_p["p_subset"] = pvalues.subset(suspect, benign)
+        if self.bank and m > 1:
+            assigned = lambda logits: logits.double().softmax(1).gather(1, triggers.labels[:, None])[:, 0].numpy()
+            suspect, benign = assigned(logits), [assigned(of) for _, of, _ in self.bank]
+            log10_p |= {"T3": pvalues.paired_t(suspect, benign), "p_subset": pvalues.subset(suspect, benign)}
         return {"trigger_hits": count_hits(logits, triggers.labels), "trigger_size": m, "log10_p": log10_p}
-
-    def _probabilities(self, logits):
-        return logits.double().softmax(1).gather(1, self.triggers.labels[:, None])[:, 0].numpy()
 
     def row(self, name: str, logits, test_accuracy) -> dict:
         """One row of the table, see `format_table`; test_accuracy in [0, 1] or None."""
@@ -73,12 +63,14 @@ class TriggerTests:
 
     def benign_rows(self) -> list[dict]:
         """A row for each benign model, without T3, which would compare the model with itself."""
-        rows = []
-        for name, logits, test_accuracy in zip(self.names, self.logits, self.accuracies):
-            row = self.row(f"benign {name}", logits, test_accuracy)
+        rows = [self.row(f"benign {name}", logits, test_accuracy) for name, logits, test_accuracy in self.bank]
+        for row in rows:
             row["log10_p"] |= {"T3": None, "p_subset": None}
-            rows.append(row)
         return rows
+
+
+def _summary_of(folder: Path) -> dict:
+    return read_json(folder / "summary.json") or {}
 
 
 def measure_checkpoint(path: Path, tests: TriggerTests, test: Images, device, amp=None) -> dict:
@@ -95,21 +87,17 @@ def rows_of_run(folder, tests: TriggerTests, device, select: str | None = None, 
     from `summary`, or from the run's summary.json; they are None where `select` names another checkpoint.
     """
     folder = Path(folder)
-    summary = summary or read_json(folder / "summary.json") or {}
+    summary = summary or _summary_of(folder)
     name = summary.get("attack") or summary.get("objective") or folder.name
     title = f"{summary.get('role', 'source')} {name}"
     if summary.get("role") == "surrogate" and {"model", "teacher_bn"} <= summary.keys():
         title += f" ({summary['model']}, {folder.name}, from {summary['teacher_bn']})"
-    rows = []
-    for statistics, figures in (("paper", summary), ("clean", summary.get("clean"))):
-        if statistics == "clean" and not figures:
-            continue
-        path = find_checkpoint(folder, select or summary.get("select", "val"), statistics)
-        model = read_model(path, device)
-        suffix = ", clean statistics" if statistics == "clean" else ""
-        same = select in (None, summary.get("select", "val"))  # else the summary's accuracy is another checkpoint's
-        test_accuracy = figures.get("test_accuracy") if same else None
-        rows.append(tests.row(title + suffix, tests.logits_of(model, path), test_accuracy))
+    rows, selected = [], summary.get("select", "val")
+    for suffix, statistics, figures in (("", "paper", summary), (", clean statistics", "clean", summary.get("clean"))):
+        if figures or statistics == "paper":
+            path = find_checkpoint(folder, select or selected, statistics)
+            test_accuracy = figures.get("test_accuracy") if select in (None, selected) else None
+            rows.append(tests.row(title + suffix, tests.logits_of(read_model(path, device), path), test_accuracy))
     return rows
 
 
@@ -121,7 +109,7 @@ def finished_surrogates(source_folder) -> list[Path]:
     summaries, damaged = {}, []
     for path in sorted(Path(source_folder).glob("*/summary.json")):
         try:
-            summaries[path.parent] = read_json(path) or {}
+            summaries[path.parent] = _summary_of(path.parent)
         except Refusal:
             damaged.append(path.parent)
     checkpoints = Path(source_folder).glob("checkpoints/checkpoint_[nl]a*.pt")  # nat_best and latest
@@ -129,11 +117,6 @@ def finished_surrogates(source_folder) -> list[Path]:
     current = [folder for folder, summary in summaries.items()
                if summary.get("role") == "surrogate" and summary.get("source_sha256") in present]
     return current + damaged
-
-
-def _known_accuracy(path: Path):
-    summary = read_json(path.parent.parent / "summary.json") or {}
-    return summary.get("test_accuracy")
 
 
 def report_source(run: RunFolder, flags, tests: TriggerTests, data: Data, device, before: float | None = None) -> None:

@@ -28,12 +28,20 @@ class Stamp(NamedTuple):
     why: str = ""
 
 
+def read_stamp(path: Path, digest: str | None, ca: str | None) -> Stamp:
+    """What the token in a file shows of a digest, or of no commitment, see `check_token`."""
+    return check_token(read_bounded(path, TOKEN_LIMIT), digest or "", ca)
+
+
 def check_token(token: bytes, digest: str, ca: str | None) -> Stamp:
     """What a token shows of a SHA-256 digest in hexadecimal; the time is its own plus its stated accuracy.
 
     ca  file of certificates (PEM) that the signature has to lead to; None: the signature is not checked
     """
-    roots = [] if ca is None else _certificates(ca)
+    try:
+        roots = x509.load_pem_x509_certificates(read_bounded(ca)) if ca else []
+    except (FileNotFoundError, ValueError) as error:
+        raise Refusal(f"--tsa-ca {ca} is no file of certificates (PEM) that can be read") from error
     try:
         reply = decode_timestamp_response(token)
         info = reply.tst_info
@@ -44,20 +52,12 @@ def check_token(token: bytes, digest: str, ca: str | None) -> Stamp:
             for root in roots:
                 builder = builder.add_root_certificate(root)
             builder.build().verify(reply, bytes.fromhex(digest))
-        accuracy = info.accuracy
-        latest = timedelta() if accuracy is None else timedelta(
-            seconds=accuracy.seconds or 0, milliseconds=accuracy.millis or 0, microseconds=accuracy.micros or 0)
-        moment = info.gen_time
-        return Stamp(((moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)) + latest).timestamp())
+        known = {"seconds": "seconds", "milliseconds": "millis", "microseconds": "micros"}
+        latest = timedelta(**{unit: getattr(info.accuracy, name, None) or 0 for unit, name in known.items()})
+        moment = info.gen_time if info.gen_time.tzinfo else info.gen_time.replace(tzinfo=timezone.utc)
+        return Stamp((moment + latest).timestamp())
     except Exception as error:  # a hostile token may make the parser raise nearly anything
         return Stamp(None, f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
-
-
-def _certificates(path) -> list:
-    try:
-        return x509.load_pem_x509_certificates(read_bounded(path))
-    except (FileNotFoundError, ValueError) as error:
-        raise Refusal(f"--tsa-ca {path} is no file of certificates (PEM) that can be read") from error
 
 
 def add_timestamp(parts) -> None:
@@ -76,7 +76,7 @@ def stamp_commitment(flags) -> int:
     """
     prepared, path = read_prepared(flags.folder), flags.folder / TOKEN_FILE
     digest = prepared.record["sha256"]
-    if path.exists() and check_token(read_bounded(path, TOKEN_LIMIT), digest, flags.tsa_ca).time:
+    if path.exists() and read_stamp(path, digest, flags.tsa_ca).time:
         raise Refusal(f"{path} is there: the older token is the better one, so it is kept")
     content = commitment_bytes(prepared.triggers, prepared.record)  # of which the request holds SHA-256
     request = TimestampRequestBuilder().data(content).hash_algorithm(HashAlgorithm.SHA256).build()

@@ -6,6 +6,7 @@ randomness drew, and on nothing else. Which of the two decides is named before t
 doubled. T3 and T4 are reported and never decide.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -39,18 +40,22 @@ class OwnershipCase:
         self.bank, self.alpha, self.stranger = bank, alpha, stranger
         self.count_missing, self.exact = count_missing, exact
         self.assigned, self.true, self.candidates = t.labels.numpy(), t.true_labels.numpy(), t.candidates.numpy()
+        self.plausible = self.candidates.shape[1] > 0
+        self.benign_hits = [int(self.hits(b).sum()) for b in bank]
         self.t1_fails = self.t2_fails = self.refused = None
         if not owner.uniform:
             self.t1_fails = "the labels were not drawn uniformly from those that are possible"
-        elif not (self.true.shape[1] or self.candidates.shape[1]) or self.chances().max() >= 1:
+        elif not (self.true.shape[1] or self.plausible) or self.chances().max() >= 1:
             self.t1_fails = "no wrong label is left to chance"
         if len(bank) < MIN_BANK:
             self.t2_fails = f"it needs a bank of {MIN_BANK} benign models or more; --benign names {len(bank)}"
-        self.benign_hits, self.benign_n = sum(int(self.hits(b).sum()) for b in bank), len(t) * len(bank)
         if doubts or (stranger and self.t1_fails):
             self.refused = "; ".join(doubts) or f"T1 does not apply, for {self.t1_fails}; --trust-owner decides on T2"
         elif self.t1_fails and self.t2_fails:
             self.refused = f"no test can decide: T1 does not apply, for {self.t1_fails}; T2: {self.t2_fails}"
+        elif self.t1_fails is None and (false := sum(self.exact_test(b)[1] <= math.log10(alpha) for b in bank)):
+            self.refused = (f"the test would claim {false} of the {len(bank)} benign models too, so this trigger set "
+                            "or this bank is not what it is said to be")
 
     def hits(self, answers: Answers):
         """(m,) whether the suspect gave the assigned label."""
@@ -64,115 +69,104 @@ class OwnershipCase:
         """(m,) probability that such an answer of an independent model hits, see `pvalues.chances`."""
         return pvalues.chances(self.true, self.classes, self.candidates)
 
-    # ---- tests ----
+    def counted(self, answers: Answers):
+        """(which answers count, how likely a hit of an independent model is), (m,) each: of T1, or of T2 without it."""
+        if self.t1_fails is None:
+            return self.trials(answers), self.chances()
+        m = len(self.assigned)
+        bound = pvalues.upper_bound(sum(self.benign_hits), m * len(self.bank))
+        return np.ones(m, dtype=bool), np.full(m, min(bound, 1 - 1e-9))
 
     def tests(self, answers: Answers) -> dict:
         """{"T1": {"log10_p", "why_not"}, ...} for T1, T1p, T2, T3, T4: the p-value, or why the test does not apply."""
-        hits = self.hits(answers)
-        k, m = int(hits.sum()), len(hits)
+        k, m, soft = int(self.hits(answers).sum()), len(self.assigned), answers.probabilities is not None
+        missing = int((answers.labels < 0).sum())
+        t1p_fails = self.t1_fails or (None if soft and not missing else
+                                      f"{missing} answers are missing, and it needs all" if soft else
+                                      "the suspect gives labels alone, and it needs probabilities")
+        score = lambda a: a.probabilities[np.arange(m), self.assigned] if soft else self.hits(a)
         test = lambda fails, compute: {"log10_p": None if fails else compute(), "why_not": fails}
         return {
-            "T1": test(self.t1_fails, lambda: self.t1(answers)),
-            "T1p": test(self.t1p_fails(answers), lambda: self.t1p(answers)),
-            "T2": test(self.t2_fails, lambda: pvalues.benign_rate(k, m, self.benign_hits, self.benign_n)),
-            "T3": test(self.t2_fails or (m < 2 and "it needs two triggers") or None, lambda: self.t3(answers)),
+            "T1": test(self.t1_fails, lambda: pvalues.label_randomisation(
+                answers.labels, self.assigned, self.true, self.classes, candidates=self.candidates,
+                count_missing=self.count_missing)),
+            "T1p": test(t1p_fails, lambda: pvalues.score_randomisation(
+                answers.probabilities, self.assigned, self.true, self.candidates)),
+            "T2": test(self.t2_fails, lambda: pvalues.benign_rate(k, m, sum(self.benign_hits), m * len(self.bank))),
+            "T3": test(self.t2_fails or (m < 2 and "it needs two triggers") or None,
+                       lambda: pvalues.paired_t(score(answers), [score(b) for b in self.bank])),
             "T4": test(None if self.bank else "it needs benign models; --benign names none",
-                       lambda: pvalues.rank(k, [int(self.hits(b).sum()) for b in self.bank])),
+                       lambda: pvalues.rank(k, self.benign_hits)),
         }
-
-    def t1(self, answers: Answers) -> float:
-        """log10 p of T1, see `pvalues.label_randomisation`."""
-        return pvalues.label_randomisation(answers.labels, self.assigned, self.true, self.classes,
-                                           candidates=self.candidates, count_missing=self.count_missing)
-
-    def t1p(self, answers: Answers) -> float:
-        """log10 p of T1p, see `pvalues.score_randomisation`."""
-        return pvalues.score_randomisation(answers.probabilities, self.assigned, self.true, self.candidates)
-
-    def t1p_fails(self, answers: Answers) -> str | None:
-        """Why T1p does not apply to these answers, None where it does."""
-        if self.t1_fails:
-            return self.t1_fails
-        if answers.probabilities is None:
-            return "the suspect gives labels alone, and it needs probabilities"
-        missing = int((np.asarray(answers.probabilities).sum(axis=1) <= 0).sum())
-        return f"{missing} answers are missing, and it needs all" if missing else None
 
     def exact_test(self, answers: Answers) -> tuple[str, float]:
         """(name, log10 p) of the exact test that was named beforehand; both: twice the smaller p of T1 and T1p.
 
         Raises Refusal where T1p was named and does not apply.
         """
-        fails = self.t1p_fails(answers)
-        if self.exact == "T1" or (self.exact == "both" and fails):
-            return "T1", self.t1(answers)
-        if fails:
-            raise Refusal(f"--test T1p does not apply: {fails}; pass --test T1")
-        if self.exact == "T1p":
-            return "T1p", self.t1p(answers)
-        return "T1 and T1p", pvalues.either(self.t1(answers), self.t1p(answers))
-
-    def t3(self, answers: Answers) -> float:
-        """log10 p of T3 on the probabilities of the assigned labels, or on hits where the suspect gives only labels."""
-        soft = answers.probabilities is not None
-        score = lambda a: a.probabilities[np.arange(len(self.assigned)), self.assigned] if soft else self.hits(a)
-        return pvalues.paired_t(score(answers), [score(b) for b in self.bank])
-
-    # ---- decision ----
+        tests = self.tests(answers)
+        if self.exact == "T1p" and tests["T1p"]["why_not"]:
+            raise Refusal(f"--test T1p does not apply: {tests['T1p']['why_not']}; pass --test T1")
+        names = ("T1", "T1p") if self.exact == "both" else (self.exact,)
+        p = {name: tests[name]["log10_p"] for name in names if tests[name]["why_not"] is None}
+        return " and ".join(p), pvalues.either(*p.values())
 
     def decide(self, answers: Answers) -> dict:
         """{"holds", "rests_on", "why"}: the decision, the test that it rests on or None, and the reason.
 
         "log10_p" is that of the test; it is missing where the claim is refused without a p-value.
         """
-        limit = math.log10(self.alpha)
-        no_claim = lambda why, test=None: {"holds": False, "rests_on": test, "why": why}
         if self.refused:
-            return no_claim(self.refused)
+            return {"holds": False, "rests_on": None, "why": self.refused}
         if self.t1_fails is None:
             name, p = self.exact_test(answers)
-            false_claims = sum(self.exact_test(b)[1] <= limit for b in self.bank)
-            if false_claims:
-                return no_claim(f"{name} would claim {false_claims} of the {len(self.bank)} benign models too, so this "
-                                "trigger set or this bank is not what it is said to be", name)
             why = ("public randomness drew the labels after the images were fixed, so it is exact, whoever lies, if "
                    "the owner made no other commitment" if self.stranger else
                    "the owner says that the labels were drawn uniformly, so it is exact, whatever the suspect is")
-            named = {"T1": "T1 was named beforehand", "T1p": "T1p was named beforehand"}.get(
-                self.exact, "p is the smaller of the two, doubled" if name != "T1" else "T1p is not run")
-            return {"holds": bool(p <= limit), "rests_on": name, "why": f"{why}; {named}", "log10_p": p}
-        k, best = int(self.hits(answers).sum()), max(int(self.hits(b).sum()) for b in self.bank)
-        if k <= best:
-            return no_claim(f"a benign model hits {best} triggers, no fewer than the suspect", "T2")
-        p = self.tests(answers)["T2"]["log10_p"]
-        why = (f"T1 does not apply ({self.t1_fails}); T2 compares with {len(self.bank)} benign models and is as "
-               "good as they are like the suspect")
-        return {"holds": bool(p <= limit), "rests_on": "T2", "why": why, "log10_p": p}
+            how = "T1p is not run" if name == "T1" else "p is the smaller of the two, doubled"
+            why += f"; {how if self.exact == 'both' else f'{name} was named beforehand'}"
+        else:
+            name, k, best = "T2", int(self.hits(answers).sum()), max(self.benign_hits)
+            if k <= best:
+                return {"holds": False, "rests_on": name,
+                        "why": f"a benign model hits {best} triggers, no fewer than the suspect"}
+            p = self.tests(answers)["T2"]["log10_p"]
+            why = (f"T1 does not apply ({self.t1_fails}); T2 compares with {len(self.bank)} benign models and is as "
+                   "good as they are like the suspect")
+        return {"holds": bool(p <= math.log10(self.alpha)), "rests_on": name, "why": why, "log10_p": p}
 
-    def report(self, answers: Answers) -> dict:
-        """All figures of a claim, for the JSON and for `claim_text`."""
-        hits = self.hits(answers)
+    def report(self, answers: Answers, order=None, stopped: bool = False) -> dict:
+        """All figures of a claim, for the JSON and for its text.
+
+        order    positions of the triggers in the order in which they were asked; None: all of them
+        stopped  whether the answers decided on the number of queries, which only the sequential test allows for
+        """
+        hits, tests, decision = self.hits(answers), self.tests(answers), self.decide(answers)
+        sequential = self.sequence(answers, range(len(hits)) if order is None else order)
+        if stopped:
+            why = "the answers decided when to stop asking; only the sequential test allows for that"
+            tests = {name: {"log10_p": None, "why_not": test["why_not"] or why} for name, test in tests.items()}
+            if "log10_p" in decision:  # else it was refused without a p-value, which stopping early does not change
+                said = f"said {sequential['decision']!r} after {sequential['queries']} queries"
+                decision = {"holds": sequential["decision"] == "claim", "rests_on": "SPRT",
+                            "why": f"Wald's test, which may stop at any time, {said}"}
         return {
             "hits": int(hits.sum()), "triggers": len(hits), "answered": int((answers.labels >= 0).sum()),
-            "alpha": self.alpha, "limit": math.log10(self.alpha), "bank": len(self.bank), "hint": self.hint(answers),
-            "decided_for": "a stranger" if self.stranger else "the owner", "plausible": self.candidates.shape[1] > 0,
-            "tests": self.tests(answers), "decision": self.decide(answers),
+            "alpha": self.alpha, "bank": len(self.bank), "hint": self.hint(answers), "plausible": self.plausible,
+            "decided_for": "a stranger" if self.stranger else "the owner", "tests": tests, "decision": decision,
+            "sequential": sequential, "curve": None if stopped else self.curve(answers),
         }
 
     def hint(self, answers: Answers) -> str | None:
         """A sentence where the answers look as if the suspect was asked in a wrong way, else None."""
         given = answers.labels[answers.labels >= 0]
-        if not len(given):
+        most = int(np.bincount(given).max(initial=0))
+        known = int((self.hits(answers) | (answers.labels[:, None] == self.true).any(axis=1)).sum())
+        if not len(given) or (most < 0.6 * len(given) and (known >= 0.6 * len(given) or not self.true.shape[1])):
             return None
-        most = int(np.bincount(given).max())
-        known = self.hits(answers) | (answers.labels[:, None] == self.true).any(axis=1)
-        if most < 0.6 * len(given) and (known.sum() >= 0.6 * len(given) or not self.true.shape[1]):
-            return None
-        return (f"the same answer to {most} of {len(given)} triggers, a true or assigned label to {int(known.sum())}: "
-                "if it does better on its own images, it wants other pixels (--mean, --std, --scale) or "
-                "has its classes in another order (--columns)")
-
-    # ---- fewer queries ----
+        return (f"the same answer to {most} of {len(given)} triggers, a true or assigned label to {known}: if it does "
+                "better on its own images, it wants other pixels (--mean, --std, --scale) or has its classes in "
+                "another order (--columns)")
 
     def sequence(self, answers: Answers, order) -> dict:
         """Wald's sequential test on the answers in `order`: {"decision", "queries", "log10_likelihood_ratio", ...}.
@@ -181,29 +175,18 @@ class OwnershipCase:
         on all, H0: the 95 % upper bound of the benign hit rate. It claims at a likelihood ratio of 1 / alpha and gives
         up at BETA: by Ville's inequality its errors are at most alpha and BETA whenever it stops.
         """
-        if self.refused:
-            return {"decision": "does not apply", "queries": 0, "why": self.refused}
-        hits, counts = self.hits(answers), self.trials(answers)
-        if self.t1_fails is None:
-            p0, meaning = self.chances(), "1 / (classes - true labels) among wrong answers"
-            if self.candidates.shape[1]:
-                meaning = "1 / candidates among answers that are candidates"
-        else:
-            bound = pvalues.upper_bound(self.benign_hits, self.benign_n)
-            p0, meaning = np.full(len(hits), bound), "the benign models' 95 % upper bound"
-            counts = np.ones(len(hits), dtype=bool)
+        hits, (counts, p0) = self.hits(answers), self.counted(answers)
+        meaning = ("the benign models' 95 % upper bound" if self.t1_fails else "1 / candidates among answers that are "
+                   "candidates" if self.plausible else "1 / (classes - true labels) among wrong answers")
         p1 = np.where(p0 < RATE, RATE, (1 + p0) / 2)
-        llr, decision, queries = 0.0, "undecided", 0
-        for i in order:
-            queries += 1
-            if counts[i]:
-                llr += math.log(p1[i] / p0[i]) if hits[i] else math.log((1 - p1[i]) / (1 - p0[i]))
-            if llr >= -math.log(self.alpha) or llr <= math.log(BETA):
-                decision = "claim" if llr > 0 else "no claim"
-                break
-        return {"decision": decision, "queries": queries, "log10_likelihood_ratio": llr / math.log(10),
-                "H0": f"hit rate {p0.max():.4g} ({meaning})", "H1": f"hit rate {p1.max():.4g}", "alpha": self.alpha,
-                "beta": BETA}
+        steps = np.where(hits, np.log(p1 / p0), np.log((1 - p1) / (1 - p0))) * counts
+        llr = np.cumsum(steps[list(order)])
+        ends = np.flatnonzero((llr >= -math.log(self.alpha)) | (llr <= math.log(BETA)))
+        queries = int(ends[0]) + 1 if len(ends) else len(llr)
+        found = float(llr[queries - 1])
+        return {"decision": "undecided" if not len(ends) else "claim" if found > 0 else "no claim", "queries": queries,
+                "log10_likelihood_ratio": found / math.log(10), "H0": f"hit rate {p0.max():.4g} ({meaning})",
+                "H1": f"hit rate {p1.max():.4g}", "alpha": self.alpha, "beta": BETA}
 
     def curve(self, answers: Answers, seed: int = 0) -> dict | None:
         """log10 p of T1, or T2, after the "queries" of a grid, in random orders: "median", "low" and "high" (90 %).
@@ -213,25 +196,16 @@ class OwnershipCase:
         """
         if self.t1_fails and self.t2_fails:
             return None
-        hits, rng = self.hits(answers), np.random.default_rng(seed)
-        counts = np.ones(len(hits), dtype=bool) if self.t1_fails else self.trials(answers)
-        p0 = pvalues.upper_bound(self.benign_hits, self.benign_n) if self.t1_fails else float(self.chances().max())
+        hits, (counts, p0), rng = self.hits(answers), self.counted(answers), np.random.default_rng(seed)
         grid = np.unique(np.linspace(1, len(hits), min(len(hits), GRID)).round().astype(int))
-        log10_p_of, paths = {}, np.empty((ORDERS, len(grid)))
-        for row in range(ORDERS):
-            order = rng.permutation(len(hits))
-            found, tried = np.cumsum(hits[order] & counts[order])[grid - 1], np.cumsum(counts[order])[grid - 1]
-            for place, pair in enumerate(zip(found.tolist(), tried.tolist())):
-                if pair not in log10_p_of:
-                    log10_p_of[pair] = pvalues.binomial(*pair, p0)
-                paths[row, place] = log10_p_of[pair]
-        low, median, high = np.quantile(paths, (0.05, 0.5, 0.95), axis=0)
+        orders = np.stack([rng.permutation(len(hits)) for _ in range(ORDERS)])
+        found, tried = (np.cumsum(part[orders], axis=1)[:, grid - 1] for part in (hits & counts, counts))
+        log10_p = functools.cache(lambda k, n: pvalues.binomial(k, n, float(p0.max())))
+        low, median, high = np.quantile(np.vectorize(log10_p)(found, tried), (0.05, 0.5, 0.95), axis=0)
 
-        def needed(path) -> int | None:
-            above = np.flatnonzero(path > math.log10(self.alpha))
-            first = int(above[-1]) + 1 if len(above) else 0
-            return int(grid[first]) if first < len(path) else None
-
+        # the numbers of queries from which on no point of a path is above alpha
+        limit = math.log10(self.alpha)
+        half, most = (grid[np.maximum.accumulate(path[::-1])[::-1] <= limit] for path in (median, high))
         return {"test": "T2" if self.t1_fails else "T1", "queries": grid.tolist(), "median": median.tolist(),
-                "low": low.tolist(), "high": high.tolist(), "sufficed_half": needed(median),
-                "sufficed_95": needed(high)}
+                "low": low.tolist(), "high": high.tolist(), "sufficed_half": int(half[0]) if len(half) else None,
+                "sufficed_95": int(most[0]) if len(most) else None}

@@ -77,9 +77,9 @@ def prepare_images(flags) -> int:
     name = flags.beacon_name.strip()
     if not labels_are_uniform(flags.label_strategy):
         raise Refusal(f"--label-strategy {flags.label_strategy} leaves nothing to draw: pass random or plausible")
-    if not name or (name not in BEACONS and "drand quicknet" in name):
-        raise Refusal(f"--beacon-name {name[:40]!r}: name public randomness that does not exist yet; of drand quicknet "
-                      "the round is chosen by --after")
+    if not name or not (name.isascii() and name.isprintable()) or (name not in BEACONS and "quicknet" in name.lower()):
+        raise Refusal(f"--beacon-name {name[:40]!a}: name, in printable ASCII, public randomness that does not exist "
+                      "yet; of drand quicknet the round is chosen by --after")
     if flags.after and name not in BEACONS:
         raise Refusal(f"--after is for {', '.join(BEACONS)}: of {name[:40]!r} the program does not know the dates")
     if flags.num_query > MOST_TRIGGERS:

@@ -144,7 +144,7 @@ def describe_beacon(record: dict) -> str:
     """Which beacon draws the labels, when its value is known, and where it stands."""
     name, known = record["beacon_name"], round_time(record)
     if known is None:
-        return f"the beacon {name!r}"
+        return f"the beacon {name!a}"
     return (f"{name} round {record['round']}, known from {utc(known)}, field `randomness` of "
             f"{BEACONS[name][2].format(record['round'])}")
 
