@@ -10,6 +10,7 @@ import json
 import statistics
 from pathlib import Path
 
+from figures.shared import markdown_table, write_result
 from utils.ownership import pvalues
 from utils.ownership.results import TriggerTests, rows_of_run
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint
@@ -93,20 +94,19 @@ def figures_at_last(run: Path) -> list[dict]:
     return [row | {"test_accuracy": None} for row in rows_of_run(run, tests, "cpu", "last")]
 
 
-def markdown_table(rows: list[dict]) -> str:
+def rows_table(rows: list[dict]) -> str:
     """The rows as a Markdown table; accuracies in per cent."""
-    lines = ["| watermark | role | statistics | seeds | test % | triggers | T1 | T1p | T1 cons. | harmonic mean |",
-             "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+    table = []
     for row in rows:
         accuracy = [100 * a for a in row["test_accuracy"] if a is not None]
         mean = f"{statistics.mean(accuracy):.2f}" if accuracy else "-"
         spread = f" ± {statistics.stdev(accuracy):.2f}" if len(accuracy) > 1 else ""
         hits = ", ".join(f"{k}/{row['trigger_size']}" for k in row["trigger_hits"])
-        cells = [row["watermark"], row["role"], row["statistics"], len(row["seeds"]),
-                 f"{mean}{spread}", hits, join_numbers(row["log10_T1"]), join_numbers(row["log10_T1p"]),
-                 join_numbers(row["log10_T1_conservative"]), join_numbers([row["log10_T1_harmonic_mean"]])]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        p = [row["log10_T1"], row["log10_T1p"], row["log10_T1_conservative"], [row["log10_T1_harmonic_mean"]]]
+        table.append([row["watermark"], row["role"], row["statistics"], len(row["seeds"]), f"{mean}{spread}", hits,
+                      *map(join_numbers, p)])
+    return markdown_table(["watermark", "role", "statistics", "seeds", "test %", "triggers", "T1", "T1p", "T1 cons.",
+                           "harmonic mean"], table)
 
 
 def join_numbers(values) -> str:
@@ -125,10 +125,10 @@ def main(argv=None):
     rows = collect_rows(args.dir, args.last)
     if not rows:
         raise Refusal(f"there is no finished run in {args.dir}: train one first or name another folder")
-    print(markdown_table(rows))
     if args.out:
-        args.out.with_suffix(".md").write_text(markdown_table(rows) + "\n")
-        args.out.with_suffix(".json").write_text(json.dumps(rows, indent=2) + "\n")
+        write_result(args.out, rows, rows_table(rows) + "\n", indent=2)
+    else:
+        print(rows_table(rows))
 
 
 if __name__ == "__main__":

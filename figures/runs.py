@@ -205,52 +205,73 @@ def _tidy(command: str) -> str:
     return " ".join(command.split())
 
 
-# ---- starting one ----
+# ---- starting them ----
 
 
-def run(step: RunStep) -> None:
-    """Run a step that is due, in a process of its own; one that was interrupted continues where it was.
+def run_steps(steps, jobs: int = 1, keep_going: bool = False) -> None:
+    """Run the steps that are due, at most `jobs` at once in processes of their own, each after those that it needs.
 
-    Whether it succeeded is decided by the file at its end, not by its exit status, because utils.verify exits with 1
-    where a claim does not hold. Raises Refusal where that file is missing. A signal that stops this process is passed
-    on as SIGTERM; the script then saves, says so and exits. Where it was stopped before it could say so, Interrupted
-    is raised.
+    A step that was interrupted continues where it was. Whether one succeeded is decided by the file at its end, not by
+    its exit status, because utils.verify exits with 1 where a claim does not hold. After a failure no further step is
+    begun, or, to `keep_going`, only those that do not need it; then Refusal names what failed. A signal that stops
+    this process is passed on as SIGTERM; the scripts then save, say so and exit. Where one was stopped before it could
+    say so, Interrupted is raised.
     """
-    if not step.due:
-        return
-    print(f"$ {step.command}", flush=True)
-    words = [sys.executable, *shlex.split(step.command)[1:]]
-    if words[1].endswith(".py"):
-        words[1] = str(ROOT / words[1])
-    step.folder.parent.mkdir(parents=True, exist_ok=True)
-    process, received = None, []  # received: (signal to this process, when)
+    waiting, running, failed, said, received = [step for step in steps if step.due], {}, [], [], []
 
     def stop(signum, frame):
         # `timeout` sends its signal twice, and a script that gets a second one while it saves ends at once
         if received and time.monotonic() < received[0][1] + 1:
             return
         received.append((signum, time.monotonic()))
-        if process is not None:
+        for process in running.values():
             process.terminate()
 
-    stops = [s for s in STOPS if signal.getsignal(s) != signal.SIG_IGN]
-    old = {s: signal.signal(s, stop) for s in stops}
+    old = {s: signal.signal(s, stop) for s in STOPS if signal.getsignal(s) != signal.SIG_IGN}
     try:
-        # in its own session the script does not also get a terminal's Ctrl-C, or what `timeout` sends to its group
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, start_new_session=True,
-                                   env={**os.environ, "PYTHONPATH": str(ROOT)})
-        if received:
+        while running or waiting:
+            full = received or len(running) == jobs or failed and not keep_going
+            free = [] if full else [step for step in waiting if not any(need.due for need in step.needs)]
+            for step in free[: jobs - len(running)]:
+                waiting.remove(step)
+                running[step] = _start(step)
+                if received:  # before this process could be told
+                    running[step].terminate()
+            if not running:
+                break  # what is left needs a step that failed
+            ended = next((step for step in running if running[step].poll() is not None), None)
+            if ended is None:
+                time.sleep(0.02)
+                continue
+            status = running.pop(ended).returncode
+            if received:
+                said.append(status > 0)
+            elif ended.due:
+                missing = ended.done if ended.result() is None else "a new report"
+                how = f"by signal {-status}" if status < 0 else f"with status {status}, without {missing}"
+                failed.append(f"this command ended {how}: {ended.command}")
+    except BaseException:
+        for process in running.values():
             process.terminate()
-        status = process.wait()
+        raise
     finally:
         for signum, handler in old.items():
             signal.signal(signum, handler)
-    if received and status > 0:
+    if received and said and all(said):
         sys.exit(128 + received[0][0])
     if received:
         raise Interrupted(received[0][0], "interrupted; what was saved is intact, and the same command goes on")
-    if step.due:
-        missing = step.done if step.result() is None else "a new report"
-        how = f"by signal {-status}" if status < 0 else f"with status {status}, without {missing}"
-        raise Refusal(f"this command ended {how}, see above; mend that, and the same figures.make goes on: "
-                      f"{step.command}")
+    if failed or waiting:
+        failed = failed or [f"no step makes what this command needs: {waiting[0].command}"]
+        raise Refusal(f"mend what stands above, and the same call goes on; {'; '.join(failed)}")
+
+
+def _start(step: RunStep) -> subprocess.Popen:
+    """The process of a step, in a session of its own, so that it gets no Ctrl-C of a terminal and no group's signal."""
+    print(f"$ {step.command}", flush=True)
+    words = [sys.executable, *shlex.split(step.command)[1:]]
+    if words[1].endswith(".py"):
+        words[1] = str(ROOT / words[1])
+    step.folder.parent.mkdir(parents=True, exist_ok=True)
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, start_new_session=True,
+                            env={**os.environ, "PYTHONPATH": str(ROOT)})

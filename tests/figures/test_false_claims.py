@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from figures import rivals
-from figures.errors import interval
 from figures.rivals import (
     HALVES,
     StillBatches,
@@ -18,11 +17,8 @@ from figures.rivals import (
     verdict_row,
     write_image_halves,
 )
+from figures.shared import interval
 from utils.data.sets import load_data
-
-
-class Bar:
-    update = lambda *_: None
 
 
 def test_clopper_pearson_interval_by_hand():
@@ -64,7 +60,7 @@ def test_a_bank_holds_five_other_models_and_t1_needs_none(monkeypatch):
 
     monkeypatch.setattr("figures.rivals.ask_verify", ask)
     benign = {"same": [f"same{i}" for i in range(7)], "other": ["other0", "other1"]}
-    source, verdicts = trigger_verdicts("RS", "source", benign, Bar())
+    source, verdicts = trigger_verdicts("RS", "source", benign)
     assert not source["claimed"] and len(verdicts) == 9 * 3
     for words in asked:
         suspect, bank = words[3], words[words.index("--benign") + 1 : words.index("--alpha")]
@@ -72,7 +68,7 @@ def test_a_bank_holds_five_other_models_and_t1_needs_none(monkeypatch):
     assert [v["claimed"] for v in verdicts if v["test"] == "T4"] == [i == 3 for i in range(9)]
     assert [v["claimed"] for v in verdicts if v["test"] == "T2"] == [True, False] * 9
     asked.clear()
-    _, verdicts = trigger_verdicts("margin", "source", benign, Bar())
+    _, verdicts = trigger_verdicts("margin", "source", benign)
     assert {v["test"] for v in verdicts} == {"T1"} and not any("--benign" in words for words in asked)
 
 
@@ -86,7 +82,7 @@ def test_the_models_that_calibrate_eef_are_not_its_suspects(monkeypatch):
 
     monkeypatch.setattr("figures.rivals.ask_verify", ask)
     benign = {"same": [f"same{i}" for i in range(8)], "other": ["other0"]}
-    _, verdicts = eef_verdicts("victim", benign, "images", Bar())
+    _, verdicts = eef_verdicts("victim", benign, "images")
     assert [v["shares"] for v in verdicts] == ["same"] * 4 + ["other"] * 2
     assert [v["claimed"] for v in verdicts] == [True, False] * 3
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from figures import demo, rows, toy
-from figures.rows import collect_rows, markdown_table
+from figures.rows import collect_rows, rows_table
 
 
 def summaries(margin_soft: float, benign: float, accuracy=0.99) -> dict:
@@ -60,7 +60,7 @@ def test_runs_that_differ_in_the_seed_share_a_row(tmp_path):
     # mean of 60 and 70 is 65, their sample deviation 10 / sqrt(2)
     text = "| margin | surrogate soft | paper | 2 | 65.00 ± 7.07 | 10/50, 14/50 | -3.00, -5.00 |"
     text += " -6.00, -10.00 | -1.50, -2.50 | -4.70 |"
-    assert text in markdown_table([paper, clean])
+    assert text in rows_table([paper, clean])
     about = json.loads((tmp_path / "s2" / "extraction" / "run.json").read_text())
     # flags of train.py that the source of s1 is older than
     off = {"trigger_strategy": None, "label_choices": None, "carriers": None}
