@@ -7,13 +7,13 @@ replaced.
 
 import shlex
 from pathlib import Path
+from statistics import mean
 
+from figures.shared import DECIDE, HERE
 from utils.system.files import check_output_file, read_json, write_json
 from utils.system.machine import new_figure
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 
-HERE = Path(__file__).resolve().parent
-DECIDE = -3  # log10 p of T1 at which a theft counts as shown
 MARKS = {"soft": ("#0072B2", "o"), "hard": ("#E69F00", "s"), "reg": ("#009E73", "^"), "margin": ("#7F3C8D", "D"),
          "finetune ftal": ("#D55E00", "X")}
 OTHER = ("0.4", "P")
@@ -31,10 +31,8 @@ def main(argv=None):
     check_output_file(args.json, "--json")
     path = Path(args.json)
     found = read_json(path) or {"benign_accuracy": None, "chosen": None, "rows": []}
-    rows = {tuple(row.get(key) for key in KEYS): row for row in found["rows"]}
-    for folder in args.runs:
-        for row in rows_of_run(Path(folder)):
-            rows[tuple(row.get(key) for key in KEYS)] = row
+    new = [row for folder in args.runs for row in rows_of_run(Path(folder))]
+    rows = {tuple(row.get(key) for key in KEYS): row for row in [*found["rows"], *new]}
     found["rows"] = sorted(rows.values(), key=lambda row: [str(row.get(key)) for key in KEYS])
     found["chosen"] = args.chosen or found["chosen"]
     benign = [row["source_accuracy"] for row in found["rows"] if row["setting"] == "benign"]
@@ -90,23 +88,18 @@ def setting_name(settings: dict) -> str:
     """What distinguishes a setting of the search, from the flags in run.json."""
     if settings["train_type"] == "none":
         return "benign"
-    parts = [settings["train_type"], settings["bn_stats"], f"m {settings['num_query']}",
-             f"lambda {settings['variable']:g}" + (" joint" if settings["reduction"] == "joint" else "")]
-    if settings["train_type"] == "margin":
-        parts.append(f"K {settings['steps']}, eps {settings['eps']:g}")
-    if settings.get("trigger_strategy"):
-        parts.append(f"{settings['trigger_strategy']} images")
-    if settings["label_strategy"] == "plausible":
-        parts.append(f"{settings['label_choices']} plausible labels")
-    elif settings["label_strategy"] != "random":
-        parts.append(f"{settings['label_strategy']} labels")
-    if settings.get("carriers"):
-        parts.append(f"{settings['carriers']} carriers")
-    if settings["num_mixup"] > 1:
-        parts.append(f"means of {settings['num_mixup']}")
-    if settings.get("init"):
-        parts.append(f"from a trained model, lr {settings['lr']:g}")
-    return ", ".join(parts)
+    on = settings.get
+    labels = {"random": "", "plausible": f"{on('label_choices')} plausible labels"}
+    return ", ".join(filter(None, [
+        settings["train_type"], settings["bn_stats"], f"m {settings['num_query']}",
+        f"lambda {settings['variable']:g}" + (" joint" if settings["reduction"] == "joint" else ""),
+        f"K {settings['steps']}, eps {settings['eps']:g}" if settings["train_type"] == "margin" else "",
+        f"{on('trigger_strategy')} images" if on("trigger_strategy") else "",
+        labels.get(settings["label_strategy"], f"{settings['label_strategy']} labels"),
+        f"{on('carriers')} carriers" if on("carriers") else "",
+        f"means of {settings['num_mixup']}" if settings["num_mixup"] > 1 else "",
+        f"from a trained model, lr {settings['lr']:g}" if on("init") else "",
+    ]))
 
 
 def format_settings(found: dict) -> str:
@@ -114,28 +107,26 @@ def format_settings(found: dict) -> str:
 
     Runs of one seed are averaged first, so that each seed counts once in a mean.
     """
-    groups = {}
+    groups, lines = {}, []
     for row in found["rows"]:
         what = "benign" if str(row["attack"]).startswith("benign") else row["attack"] or "source"
         what += f" ({row['copy']})" if row["copy"] not in (None, "res18") else ""
         groups.setdefault((row["sizes"], row["device"], row["setting"], row["statistics"], what), []).append(row)
-    lines = []
+
+    def percent(rows, key):
+        seeds = {}
+        for row in rows:
+            seeds.setdefault(row["seed"], []).append(100 * row[key])
+        return f"{mean(map(mean, seeds.values())):.2f} %"
+
     for (sizes, device, setting, statistics, what), rows in groups.items():
-        mean = lambda key, rows=rows: _mean_of_seeds(rows, key)
         claimed = sum(row["log10_p"] is not None and row["log10_p"] <= DECIDE for row in rows)
-        copy = "" if rows[0]["copy_accuracy"] is None else f", copy {100 * mean('copy_accuracy'):.2f} %"
-        source = f"source {100 * mean('source_accuracy'):.2f} %"
-        lines.append(f"{sizes}, {device}: {setting}, {statistics} statistics, {what}: {source}"
-                     f"{copy}, hits {', '.join(str(row['hits']) for row in rows)} of {rows[0]['m']}, "
-                     f"claimed {claimed} of {len(rows)} (seeds {', '.join(str(row['seed']) for row in rows)})")
+        copy = "" if rows[0]["copy_accuracy"] is None else f", copy {percent(rows, 'copy_accuracy')}"
+        hits, seeds = (", ".join(str(row[key]) for row in rows) for key in ("hits", "seed"))
+        lines.append(f"{sizes}, {device}: {setting}, {statistics} statistics, {what}: source "
+                     f"{percent(rows, 'source_accuracy')}{copy}, hits {hits} of {rows[0]['m']}, claimed {claimed} of "
+                     f"{len(rows)} (seeds {seeds})")
     return "\n".join(lines)
-
-
-def _mean_of_seeds(rows, key: str) -> float:
-    seeds = {}
-    for row in rows:
-        seeds.setdefault(row["seed"], []).append(row[key])
-    return sum(sum(values) / len(values) for values in seeds.values()) / len(seeds)
 
 
 def draw(found: dict, path: Path) -> None:
