@@ -1,7 +1,7 @@
 """`python -m figures.demo`: watermark, steal, prove, in a minute or two on a CPU, on scikit-learn's digits.
 
 It trains a benign model, a source whose triggers are learnt by ERM and one with the margin method, copies both with
-soft labels and the margin source with hard ones too, and makes one table and one picture. The settings are the demo's
+soft labels and the margin source with hard ones too, and makes one table. The settings are the demo's
 own, not the paper's, because digits are so well separated that eps = 5/255 has no effect: VGG-11 of an eighth of the
 width, triggers that are means of two digits, eps = 20/255 in two steps, lambda = 1 (Eq. 4), 12 epochs, last
 checkpoints. Eight settings were tried on seed 0 and two on seeds 0 to 2 (with 50 triggers the soft copy of one of three
@@ -25,7 +25,6 @@ from figures.shared import DECIDE, HERE, call, markdown_table, write_result
 from utils.ownership.pvalues import either
 from utils.runs.table import format_table
 from utils.system.files import read_json, write_json
-from utils.system.machine import new_figure
 from utils.system.refusals import SEED, Parser, refuse_in_one_sentence
 
 M = 25  # triggers
@@ -38,7 +37,7 @@ TITLES = {"none": "no watermark", "base": "ERM", "margin": "margin"}
 
 @refuse_in_one_sentence
 def main(argv=None):
-    """Run what is missing, print the table and draw the picture; a second call continues an interrupted one."""
+    """Run what is missing and print the table; a second call continues an interrupted one."""
     parser = Parser(prog="python -m figures.demo", description=__doc__.splitlines()[0])
     parser.add_argument("-d", "--dir", default="experiments/demo", help="folder of the demo's runs")
     parser.add_argument("--seed", type=SEED, default=0, help="seed of all runs")
@@ -55,10 +54,7 @@ def main(argv=None):
     rows = [figures | {"model": f"{TITLES[kind]}: {what}"} for (kind, what), figures in found.items()]
     print("\n" + format_table(rows))
     print(verdict(found))
-    picture = Path(args.dir) / "demo.png"
-    draw(found, picture)
     write_json(Path(args.dir) / "demo.json", {"torch": torch.__version__, "seed": args.seed, "rows": rows})
-    print(f"picture: {picture}")
 
 
 def run(folder: Path, seed: int) -> dict:
@@ -135,28 +131,6 @@ def seeds_markdown(table: dict) -> str:
             "smaller p doubled; bold: claimed, p <= 0.001. Accuracies: benign model, margin source.\n\n"
             + markdown_table(["torch", "threads", "seed", "accuracy %", *models], rows)
             + f"\n\nClaimed, of {len(rows)} rows: {', '.join(counts)}.\n")
-
-
-def draw(found: dict, path: Path) -> None:
-    """Draw the evidence against each model, -log10 p, with the line from which it is claimed."""
-    bars = {
-        ("base", "soft"): ("ERM:\nsoft copy", "#E69F00", "//"),
-        ("margin", "soft"): ("margin:\nsoft copy", "#0072B2", ""),
-        ("margin", "hard"): ("margin:\nhard copy", "#56B4E9", ""),
-        ("none", "benign"): ("benign\nmodel", "0.6", ".."),
-    }
-    figure, (ax,) = new_figure(6, 3.4, 1, 1)
-    for i, (key, (_, colour, hatch)) in enumerate(bars.items()):
-        bar = ax.bar(i, -log10_p(found[key]), 0.6, color=colour, hatch=hatch)
-        ax.bar_label(bar, [f"{found[key]['trigger_hits']} of {found[key]['trigger_size']} triggers"], fontsize=8)
-    ax.axhline(-DECIDE, color="0.2", linewidth=1, linestyle="--")
-    ax.text(0.99, -DECIDE, "claimed above, p = 0.001", fontsize=8, ha="right", va="bottom",
-            transform=ax.get_yaxis_transform())
-    ax.set_xticks(range(len(bars)), [title for title, *_ in bars.values()])
-    ax.set_ylabel("evidence, -log10 p of T1 and T1p")
-    ax.margins(y=0.15)
-    ax.set_title("Digits: is this model a copy?", fontsize=10)
-    figure.savefig(path, dpi=130)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Four suspects stay fixed: a good model of the digits, a poor one (one epoch), on
 one with its answers permuted among the triggers. Each draw takes another secret and beacon, draws the labels by
 `labels_from_beacon`, as train.py does, and tests the answers of the four. Labels are among the C - 1 wrong classes, or
 among k = 2 candidates, the two most probable classes of the good model, which knows them best. An exact test gives a p
-of at most alpha in a share alpha of the draws, or in fewer. Writes null.json, null.md and null.png.
+of at most alpha in a share alpha of the draws, or in fewer. Writes null.json and null.md.
 """
 
 import hashlib
@@ -18,7 +18,6 @@ from figures.shared import call, check_folder, experiment_parser, interval, mark
 from utils.data.sets import load_data
 from utils.ownership import pvalues
 from utils.runs.checkpoints import find_checkpoint, read_model
-from utils.system.machine import figure_png, new_figure
 from utils.system.refusals import COUNT, refuse_in_one_sentence
 from utils.training.metrics import accuracy, predict
 from utils.watermark.prepared import commitment_digest, labels_from_beacon
@@ -31,7 +30,7 @@ TESTS = ("T1", "T1p", "both")  # both: twice the smaller p, as `claim` decides
 
 @refuse_in_one_sentence
 def main(argv=None):
-    """Train the two models if they are missing, draw, and write the three files."""
+    """Train the two models if they are missing, draw, and write the two files."""
     parser = experiment_parser("null", __doc__)
     parser.add_argument("--draws", type=COUNT, default=1000, help="draws of all labels")
     args = parser.parse_args(argv)
@@ -47,7 +46,7 @@ def main(argv=None):
     log10_p = simulate_null(triggers, suspects_of(**probabilities), data.classes, args.draws)
     content = {"command": f"python -m figures.null --draws {args.draws}", "torch": torch.__version__.split("+")[0],
                "triggers": M, "accuracy": about, "log10_p": log10_p}
-    write_result(args.out / "null.json", content, null_markdown(content), draw_null(log10_p))
+    write_result(args.out / "null.json", content, null_markdown(content))
 
 
 def suspects_of(good, poor, seed: int = 0) -> dict:
@@ -96,22 +95,6 @@ def null_markdown(content: dict) -> str:
             f"{content['triggers']} triggers; accuracy of the good model {100 * about['good']:.1f} %, of the poor one "
             f"{100 * about['poor']:.1f} %. Share of draws with p <= alpha, and its 95 % interval.\n\n"
             + markdown_table(head, rows) + "\n")
-
-
-def draw_null(log10_p: dict) -> bytes:
-    """A PNG: the distribution of p of each suspect and test, beside the diagonal that an exact test may not exceed."""
-    figure, axes = new_figure(9, 4, 1, len(log10_p))
-    for ax, (kind, suspects) in zip(axes, log10_p.items()):
-        for color, (name, tests) in enumerate(suspects.items()):
-            for test, style in (("T1", "-"), ("T1p", "--")):
-                p = np.sort(10 ** np.array(tests[test]))
-                ax.step(p, np.arange(1, len(p) + 1) / len(p), style, where="post", color=f"C{color}", lw=1,
-                        label=f"{name}, {test}")
-        ax.plot([1e-4, 1], [1e-4, 1], color="black", lw=0.8, label="uniform")
-        ax.set(xscale="log", yscale="log", xlim=(1e-4, 1), ylim=(5e-4, 1.05), xlabel="p", ylabel="share of draws")
-        ax.set_title(f"labels among {kind}", fontsize=10)
-    axes[0].legend(fontsize=7)
-    return figure_png(figure)
 
 
 if __name__ == "__main__":

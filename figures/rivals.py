@@ -21,8 +21,7 @@ from tqdm import tqdm
 
 import train
 from figures.shared import call, check_folder, experiment_parser, interval, markdown_table, write_result
-from figures.toy import train_in_memory
-from utils.data.batches import Batches
+from figures.toy import PointBatches, train_in_memory
 from utils.data.sets import Images, load_data
 from utils.flags import source_folder, train_flags
 from utils.ownership.verdict import MIN_BANK
@@ -200,15 +199,6 @@ def eef_verdicts(source: Path, benign: dict, images: Path):
 # ---- Dataset Inference on perceptrons ----
 
 
-class StillBatches(Batches):
-    """Batches without crops: a perceptron does not learn from so few images if they are augmented."""
-
-    def plan(self, generator):
-        """As of `Batches`, but every crop is the middle of the padded image, which is the image itself."""
-        plan = super().plan(generator)
-        return plan._replace(shift=torch.full_like(plan.shift, self.pad))
-
-
 def perceptron_figures(seed: int) -> dict:
     """Dataset Inference on a source, a model of the same images and one of others: {"source", "same", "other"}.
 
@@ -232,8 +222,10 @@ def perceptron_figures(seed: int) -> dict:
     def perceptron(part, number):
         torch.manual_seed(3 * seed + number)
         model = nn.Sequential(nn.Flatten(), nn.Linear(3072, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 10))
-        return train_in_memory(model, PlainObjective(), StillBatches(parts[part], 32, flip=False),
-                               epochs=PERCEPTRON_EPOCHS, lr=0.05, seed=3 * seed + number)
+        # without crops: a perceptron does not learn from so few images if they are augmented
+        batches = PointBatches(parts[part].images.float().div(255), parts[part].labels, 32)
+        return train_in_memory(model, PlainObjective(), batches, epochs=PERCEPTRON_EPOCHS, lr=0.05,
+                               seed=3 * seed + number)
 
     models = [perceptron(0, 0), perceptron(0, 1), perceptron(1, 2)]
     return dict(zip(("source", "same", "other"), di_figures(models, *points, walk="blind", m=PERCEPTRON_M, seed=seed)))

@@ -61,17 +61,18 @@ def train_in_memory(model, objective, batches, **training):
 
 
 class PointBatches:
-    """Batches of points, with the interface of `utils.data.batches.Batches`, which is for images."""
+    """Batches of inputs x (N, ...) as they are, with labels y (N,): the interface of `utils.data.batches.Batches`."""
 
-    def __init__(self, x, y):
-        self.x, self.y, self.steps, self.batch_size, self.device = x, y, len(y) // BATCH, BATCH, x.device
+    def __init__(self, x, y, batch_size: int):
+        self.x, self.y, self.steps, self.batch_size, self.device = x, y, len(y) // batch_size, batch_size, x.device
 
     def plan(self, generator):
-        """The order of an epoch's points, (steps, BATCH); a partial batch is dropped."""
-        return (torch.randperm(len(self.y), generator=generator)[: self.steps * BATCH].view(self.steps, BATCH),)
+        """The order of an epoch's inputs, (steps, batch_size); a partial batch is dropped."""
+        order = torch.randperm(len(self.y), generator=generator)[: self.steps * self.batch_size]
+        return (order.view(self.steps, self.batch_size),)
 
     def batch(self, order):
-        """The points (BATCH, 2) and labels (BATCH,) at the positions `order`."""
+        """The inputs and labels at the positions `order`."""
         return self.x[order], self.y[order]
 
 
@@ -95,7 +96,7 @@ def experiment(seed: int) -> dict:
     def train(objective_of, seed):
         torch.manual_seed(seed)
         model = Net()
-        return train_in_memory(model, objective_of(model), PointBatches(x, y), epochs=EPOCHS, lr=RATE,
+        return train_in_memory(model, objective_of(model), PointBatches(x, y, BATCH), epochs=EPOCHS, lr=RATE,
                                weight_decay=DECAY, seed=seed)
 
     models = {}

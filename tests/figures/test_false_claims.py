@@ -4,12 +4,10 @@ import json
 import math
 
 import pytest
-import torch
 
 from figures import rivals
 from figures.rivals import (
     HALVES,
-    StillBatches,
     di_verdicts,
     eef_verdicts,
     perceptron_figures,
@@ -18,7 +16,6 @@ from figures.rivals import (
     write_image_halves,
 )
 from figures.shared import interval
-from utils.data.sets import load_data
 
 
 def test_clopper_pearson_interval_by_hand():
@@ -102,15 +99,6 @@ def test_bad_flags_of_figures_rivals_are_refused_before_any_run(tmp_path, capsys
     with pytest.raises(SystemExit) as end:
         rivals.main([*flags, "--out", str(tmp_path), "--dir", str(tmp_path / "runs")])
     assert end.value.code == 2 and words in capsys.readouterr().err and not list(tmp_path.iterdir())
-
-
-def test_perceptrons_learn_the_images_as_they_are():
-    images = load_data("digits").train.pick(torch.arange(64))
-    batches = StillBatches(images, 16, flip=False)
-    plan = batches.plan(torch.Generator().manual_seed(0))
-    for row in zip(*plan):
-        x, y = batches.batch(*row)
-        assert torch.equal(x, images.images[row[0]].float().div(255)) and torch.equal(y, images.labels[row[0]])
 
 
 def test_perceptron_figures_depend_on_the_seed_and_give_two_verdicts(monkeypatch):

@@ -17,7 +17,7 @@ def summaries(margin_soft: float, benign: float, accuracy=0.99) -> dict:
     return found | {("margin", "soft"): figures(margin_soft), ("none", "benign"): figures(benign, accuracy)}
 
 
-def test_the_demos_verdict_follows_from_its_table(tmp_path):
+def test_the_demos_verdict_follows_from_its_table():
     """Two tests double p: log10 p of -3.4 is -3.1 and claims, -3.2 is -2.9 and does not."""
     text = demo.verdict(summaries(-3.4, -0.1))
     assert text.startswith("Claimed as copies (p <= 0.001): the margin source's soft copy (p = 10^-3.1). Not claimed: ")
@@ -25,8 +25,6 @@ def test_the_demos_verdict_follows_from_its_table(tmp_path):
     assert text.endswith("costs 29 points of accuracy.")
     text = demo.verdict(summaries(-3.2, -3.4))
     assert "Claimed as copies (p <= 0.001): the benign model WRONGLY (p = 10^-3.1)." in text
-    demo.draw(summaries(-3.4, -0.1), tmp_path / "demo.png")
-    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_demos_table_counts_what_was_claimed():
