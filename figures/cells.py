@@ -101,14 +101,14 @@ def _table1(runs):
 
 def _table2(runs):
     cells, datasets = {}, {"CIFAR-10": runs.profile.dataset}
-    if runs.profile.wide:
+    if runs.profile.whole:
         datasets["CIFAR-100"] = "cifar100"
     for label, dataset in datasets.items():
         for method, (kind, values) in WATERMARKS.items():
             source = lambda seed, kind=kind, dataset=dataset: runs.source(seed, kind, dataset=dataset)
             for model in MODELS:
                 cells |= _row(f"{label} {method}, {model}", named(runs, model, source), values)
-        if runs.profile.controls and label == "CIFAR-10":
+        if runs.profile.whole and label == "CIFAR-10":
             cells |= _control_rows(runs, label)
         for method in ("DI", "EEF") if label == "CIFAR-10" else ("DI",):
             cells |= _rival_rows(runs, method, label, dataset)

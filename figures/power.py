@@ -24,7 +24,7 @@ from figures.shared import call, experiment_parser, markdown_table, write_result
 from utils.ownership import pvalues
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
 from utils.system.machine import figure_png, new_figure
-from utils.system.refusals import COUNT, refuse_in_one_sentence
+from utils.system.refusals import refuse_in_one_sentence
 from utils.training.metrics import predict
 from utils.watermark.trigger_files import unpack_source
 
@@ -63,10 +63,8 @@ def main(argv=None):
     """Train what is missing, compute all p-values and write the files."""
     parser = experiment_parser("power", __doc__)
     parser.set_defaults(dir=Path("experiments/demo"))  # the runs of figures.demo --seeds
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="seeds of the runs")
-    parser.add_argument("--sizes", nargs="+", type=COUNT, default=list(SIZES), help="numbers of triggers m")
     args = parser.parse_args(argv)
-    cases = [(seed, m) for m in args.sizes for seed in args.seeds if m < LARGE or seed in CHOSEN_ON]
+    cases = [(seed, m) for m in SIZES for seed in SEEDS if m < LARGE or seed in CHOSEN_ON]
     rows = []
     for seed, m in tqdm(cases, desc="sources with their copies", disable=None, leave=False):
         rows += measure(*make_runs(args.dir, seed, m), seed)

@@ -27,7 +27,8 @@ from utils.flags import source_folder, train_flags
 from utils.ownership.verdict import MIN_BANK
 from utils.rivals.dataset_inference import DI_ALPHA, di_figures
 from utils.rivals.embedded_features import EEF_ALPHA
-from utils.system.refusals import COUNT, Refusal, refuse_in_one_sentence
+from utils.system.files import read_json
+from utils.system.refusals import Refusal, refuse_in_one_sentence
 from utils.training.loop import PlainObjective
 from utils.verify import main as verify_main
 
@@ -43,60 +44,45 @@ SOURCES = {
 EEF_FLAGS = "--epochs 20"  # of utils.verify eef
 # what a benign model shares with the source: the same half of the training images, or the other one
 HALVES = {"same": "the source's images", "other": "none of its images"}
+SEEDS = {"same": range(100, 116), "other": range(200, 210)}  # of the benign models
 # perceptrons: training images, hidden units, epochs; private and as many unseen points; scores of one t-test
 PERCEPTRON_IMAGES, HIDDEN, PERCEPTRON_EPOCHS, PERCEPTRON_POINTS, PERCEPTRON_M = 128, 64, 200, 100, 10
-REDRAWN = 1 / 3  # share of random labels
+REPEATS, REDRAWN = 12, 1 / 3  # draws of Dataset Inference, two models each; share of random labels
 
 
 @refuse_in_one_sentence
 def main(argv=None):
     """Measure the false claims or read them, and write rivals.json and rivals.md."""
     parser = experiment_parser("rivals", __doc__)
-    parser.add_argument("--same", type=COUNT, default=16, help="benign models of the source's images (default: 16)")
-    parser.add_argument("--other", type=COUNT, default=10, help="benign models of other images (default: 10)")
-    parser.add_argument("--repeats", type=COUNT, default=12,
-                        help="draws of Dataset Inference, two models each (default: 12)")
     parser.add_argument("--redraw", action="store_true", help="write rivals.md from the verdicts in OUT/rivals.json")
     args = parser.parse_args(argv)
-    if args.same < MIN_BANK + 2:
-        raise Refusal(f"--same {args.same}: {MIN_BANK} models judge, EEF's classifier learns one, and one is left to "
-                      f"be judged; pass {MIN_BANK + 2} or more")
     check_folder("--out", args.out)
     path = args.out / "rivals.json"
-    if args.redraw:
-        try:
-            figures = json.loads(path.read_text())
-        except (FileNotFoundError, ValueError) as error:
-            raise Refusal(f"--redraw: {path} is not there or damaged; leave the flag out to measure anew") from error
-    else:
+    if args.redraw and (figures := read_json(path)) is None:
+        raise Refusal(f"--redraw: there is no {path}; leave the flag out to measure anew")
+    if not args.redraw:
         check_folder("--dir", args.dir)
-        figures = measure_false_claims(args.dir, args.same, args.other, args.repeats)
+        figures = measure_false_claims(args.dir)
     write_result(path, figures, rivals_markdown(figures))
 
 
-def measure_false_claims(folder: Path, same: int, other: int, repeats: int) -> dict:
-    """Train the models that are missing and test them; the content of rivals.json.
-
-    same, other  numbers of benign models trained on the source's half of the images, and on the other half
-    repeats      draws of Dataset Inference
-    """
+def measure_false_claims(folder: Path) -> dict:
+    """Train the models that are missing in `folder` and test them; the content of rivals.json."""
     torch.set_num_threads(1)
     halves = {name: folder / "images" / name for name in HALVES}
     write_image_halves(halves)
-    seeds = {"same": range(100, 100 + same), "other": range(200, 200 + other)}
     wanted = [(name, 0, "same", flags) for name, flags in SOURCES.items()]
-    wanted += [(half, seed, half, BENIGN) for half in HALVES for seed in seeds[half]]
+    wanted += [(half, seed, half, BENIGN) for half, seeds in SEEDS.items() for seed in seeds]
     runs = {(name, seed): train_run(folder, halves[half], flags, name, seed)
             for name, seed, half, flags in tqdm(wanted, desc="models", disable=None)}
-    benign = {half: [runs[half, seed] for seed in seeds[half]] for half in HALVES}
-    accuracy = lambda path: json.loads((path / "summary.json").read_text())["test_accuracy"]
-    figures = {"verdicts": [], "sources": {},
-               "benign": {name: [accuracy(path) for path in paths] for name, paths in benign.items()}}
+    benign = {half: [runs[half, seed] for seed in seeds] for half, seeds in SEEDS.items()}
+    accuracy = lambda path: read_json(path / "summary.json")["test_accuracy"]
+    figures = {"verdicts": [], "sources": {}, "benign": {half: list(map(accuracy, benign[half])) for half in HALVES}}
     for name in ("margin", "EWE", "RS"):
         figures["sources"][name], verdicts = trigger_verdicts(name, runs[name, 0], benign)
         figures["verdicts"] += verdicts
     figures["sources"]["EEF"], verdicts = eef_verdicts(runs["EEF", 0], benign, halves["same"])
-    figures["perceptrons"] = [perceptron_figures(seed) for seed in tqdm(range(repeats), desc="DI", disable=None)]
+    figures["perceptrons"] = [perceptron_figures(seed) for seed in tqdm(range(REPEATS), desc="DI", disable=None)]
     figures["verdicts"] += verdicts + di_verdicts(figures["perceptrons"])
     return figures | {"rows": count_verdicts(figures["verdicts"])}
 
@@ -155,25 +141,25 @@ def trigger_verdicts(name: str, source: Path, benign: dict):
     By the owner's T1 on the margin source, else by T2 and T4 with five other models of the source's images as the bank,
     which changes from suspect to suspect, so that no model is compared with itself.
     """
-    def decide(suspect, bank):
-        flags = ["claim", source, "--suspect", suspect, "--trust-owner", *(["--benign", *bank] if bank else [])]
+    same, test, level = benign["same"], "T1" if name == "margin" else "T2", 1 / (MIN_BANK + 1)
+
+    def decide(suspect, i):
+        bank = ["--benign", *(same[(i + j) % len(same)] for j in range(1, MIN_BANK + 1))] if test == "T2" else []
+        flags = ["claim", source, "--suspect", suspect, "--trust-owner", *bank]
         return [ask_verify(*flags, "--alpha", alpha) for alpha in ALPHAS]
 
-    same, test = benign["same"], "T1" if name == "margin" else "T2"
-    bank_without = lambda i: [] if test == "T1" else [same[(i + j) % len(same)] for j in range(1, MIN_BANK + 1)]
     verdicts = []
     for shares, suspects in benign.items():
         for i, suspect in enumerate(tqdm(suspects, desc=f"{name}, {shares}", disable=None, leave=False)):
-            decisions = decide(suspect, bank_without(i))
-            figures = decisions[0][1]
-            more = {"hits": figures["hits"], "of": figures["triggers"], "log10_p": figures["tests"][test]["log10_p"]}
+            decisions = decide(suspect, i)
+            figures, p = decisions[0][1], {key: found["log10_p"] for key, found in decisions[0][1]["tests"].items()}
+            more = {"hits": figures["hits"], "of": figures["triggers"], "log10_p": p[test]}
             verdicts += [verdict_row(name, test, alpha, shares, holds, **more)
                          for alpha, (holds, _) in zip(ALPHAS, decisions)]
             if test == "T2":
-                p = figures["tests"]["T4"]["log10_p"]
-                level = 1 / (MIN_BANK + 1)
-                verdicts.append(verdict_row(name, "T4", level, shares, 10**p < 1.5 * level, log10_p=p))
-    holds, figures = decide(source, bank_without(0))[-1]
+                claimed = 10 ** p["T4"] < 1.5 * level
+                verdicts.append(verdict_row(name, "T4", level, shares, claimed, log10_p=p["T4"]))
+    holds, figures = decide(source, 0)[-1]
     return {"claimed": holds, "hits": figures["hits"], "of": figures["triggers"]}, verdicts
 
 

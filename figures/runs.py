@@ -24,39 +24,24 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Profile(NamedTuple):
-    """Settings of all runs of a profile; flags are those of the three scripts.
-
-    flags      of every run
-    watermark  further flags of watermarked sources
-    m          number of triggers
-    finetune   epochs of fine-tuning (Table 9)
-    other      the thief's other data sets, {name in the paper: -dsrc}
-    wide       whether the rows for CIFAR-100 are made
-    rivals     {-tt of a rival, or (-tt, data set): flags in place of `watermark`}
-    judged     {command of utils.verify that tests a rival: its flags}
-    styled     flags of EEF's victim
-    K, sizes, weights  ascent steps, numbers of triggers and weights lambda of Figure 6
-    alphas     weights alpha of distillation in Figure 4
-    controls   whether Table 2 gets rows that the paper has not: ERM and clean BatchNorm statistics
-    """
+    """Settings of all runs of a profile; flags are those of the three scripts."""
 
     dataset: str
-    flags: str
-    watermark: str
+    flags: str  # of every run
+    watermark: str  # further flags of watermarked sources
     model: str
-    m: int
+    m: int  # number of triggers
     seeds: tuple
-    finetune: int
-    other: dict
-    wide: bool
-    rivals: dict
-    judged: dict
-    styled: str = "--embed-features 0.1"
-    K: tuple = (1, 3, 5, 8)
+    finetune: int  # epochs of fine-tuning (Table 9)
+    other: dict = {}  # the thief's other data sets, {name in the paper: -dsrc}
+    rivals: dict = {}  # {-tt of a rival, or (-tt, data set): flags in place of `watermark`}
+    judged: dict = {}  # {command of utils.verify that tests a rival: its flags}
+    styled: str = "--embed-features 0.1"  # flags of EEF's victim
+    K: tuple = (1, 3, 5, 8)  # ascent steps, then numbers of triggers and weights lambda of Figure 6
     sizes: tuple = (25, 50, 100, 200)
     weights: tuple = (0.25, 0.5, 1, 2, 4)
-    alphas: tuple = (0.1, 0.3, 0.5, 0.7, 0.9)
-    controls: bool = False
+    alphas: tuple = (0.1, 0.3, 0.5, 0.7, 0.9)  # weights alpha of distillation in Figure 4
+    whole: bool = False  # whether Table 2 gets CIFAR-100, and rows of ERM and of clean statistics, as the paper has not
 
     @property
     def data_dir(self) -> str | None:
@@ -66,23 +51,23 @@ class Profile(NamedTuple):
 
 
 PROFILES = {
-    "paper": Profile("cifar10", "", "", "res34", 100, (0, 1, 2), 100, {"SVHN": "svhn", "CIFAR-100": "cifar100"}, True,
+    "paper": Profile("cifar10", "", "", "res34", 100, (0, 1, 2), 100, {"SVHN": "svhn", "CIFAR-100": "cifar100"},
                      {"ewe": "", "rs": "", ("ewe", "cifar100"): "-ep 100 --ewe-epochs 8 --ewe-ratio 15 "
-                      "--ewe-temperature-lr 0.01 --ewe-steps 100"}, {"di": "", "eef": ""}, controls=True),
+                      "--ewe-temperature-lr 0.01 --ewe-steps 100"}, {"di": "", "eef": ""}, whole=True),
     "small": Profile("folder", "--data-dir data/cifar10-jpeg --width 16 --train-size 16000 -ep 14 --amp --device cpu",
-                     "--reduction sum -v 0.1", "res18", 50, (0, 1, 2), 7, {}, False,
+                     "--reduction sum -v 0.1", "res18", 50, (0, 1, 2), 7, {},
                      {"ewe": "-ep 8 --ewe-epochs 5 --ewe-source digits --bn-stats shared",
                       "rs": "-ep 100 --rs-draws 10 --rs-freeze-bn"},
                      {"di": "--points 200 --walk blind --device cpu", "eef": "--points 400 --device cpu"},
                      sizes=(25, 50, 100)),
     "smoke": Profile("digits", "--width 4 --train-size 512 --batch-size 64 -ep 2 --device cpu", "", "res18", 20, (0,),
-                     1, {}, False,
+                     1, {},
                      {"ewe": "-ep 1 --ewe-epochs 0.2 --ewe-source 9 --batch-size 32",
                       "rs": "--rs-draws 1 --rs-warmup 0"},
                      {"di": "--points 20 --m 5 --walk blind --device cpu", "eef": "--epochs 2 --device cpu"},
                      "--embed-features 0.2", K=(1, 3), sizes=(10, 20), weights=(0.5, 2), alphas=(0.3, 0.7)),
 }
-REGIME = Profile("folder", "--data-dir data/cifar10-jpeg --amp fp16", "", "res34", 100, (0, 1, 2), 0, {}, False, {}, {})
+REGIME = Profile("folder", "--data-dir data/cifar10-jpeg --amp fp16", "", "res34", 100, (0, 1, 2), 0)
 REGIMES = {  # the profiles of figures.regime
     "regime": REGIME,
     "regime-narrow": REGIME._replace(flags="--data-dir data/cifar10-jpeg --amp --width 16", model="res18"),

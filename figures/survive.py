@@ -51,19 +51,18 @@ def rows_of_run(folder: Path) -> list[dict]:
     run, summary = read_json(folder / "run.json"), read_json(folder / "summary.json")
     if run is None or summary is None:
         raise Refusal(f"{folder} is no finished run of train.py: it has no run.json or no summary.json")
-    settings, models = run["settings"], {settings_key(run): summary}
-    if summary.get("clean"):
-        models["clean"] = summary["clean"]
+    settings = run["settings"]
+    own = "clean" if settings["train_type"] == "none" else settings["bn_stats"]  # the statistics that serve the model
+    models = {own: summary} | ({"clean": summary["clean"]} if summary.get("clean") else {})
     about = {"setting": setting_name(settings), "seed": settings["seed"], "device": run["device_name"],
              "torch": run["torch"], "sizes": f"{settings['model_type']} width {settings['width']}, "
              f"{settings['train_size'] or 'all'} images, {settings['epoch']} epochs"}
     rows = [_row(about, statistics, model, None, None, model, run) for statistics, model in models.items()]
-    for row in summary["rows"]:
-        if row["model"].startswith("benign ") and settings["train_type"] != "none":
-            rows.append(_row(about, settings_key(run), summary, row["model"], row["test_accuracy"], row, run))
+    rows += [_row(about, own, summary, row["model"], row["test_accuracy"], row, run) for row in summary["rows"]
+             if row["model"].startswith("benign ") and settings["train_type"] != "none"]
     for attack in sorted(folder.glob("*/summary.json")):
         stolen, how = read_json(attack), read_json(attack.parent / "run.json")
-        statistics = stolen.get("teacher_bn") if settings["bn_stats"] == "paper" else settings_key(run)
+        statistics = stolen.get("teacher_bn") if settings["bn_stats"] == "paper" else own
         rows.append(_row(about, statistics, models.get(statistics, summary), stolen["attack"], stolen["test_accuracy"],
                          stolen, how, stolen["model"]))
     return rows
@@ -76,12 +75,6 @@ def _row(about, statistics, source, attack, accuracy, answers, run, model=None) 
         "log10_p": answers["log10_p"]["T1"], "log10_p_scores": answers["log10_p"].get("T1p"),
         "command": "python " + shlex.join(run["command"]), "started": run.get("started"),
     }
-
-
-def settings_key(run: dict) -> str:
-    """The BatchNorm statistics that a run's model is served with; a benign model's are clean."""
-    settings = run["settings"]
-    return "clean" if settings["train_type"] == "none" else settings["bn_stats"]
 
 
 def setting_name(settings: dict) -> str:
@@ -133,19 +126,17 @@ def draw(found: dict, path: Path) -> None:
     """Two panels against the source's accuracy: triggers that copies keep, and log10 p of T1, which is what decides."""
     figure, axes = new_figure(11, 4.8, 1, 2)
     copies = [row for row in found["rows"] if row["attack"] and not row["attack"].startswith("benign")]
-    for ax, value, label in zip(axes, (lambda row: 100 * row["hits"] / row["m"], lambda row: row["log10_p"]),
-                                ("triggers that a copy keeps (%)", "log10 p of T1 for a copy")):
-        for row in copies:
-            if value(row) is None:  # T1 does not apply
-                continue
+    values = {"triggers that a copy keeps (%)": lambda row: 100 * row["hits"] / row["m"],
+              "log10 p of T1 for a copy": lambda row: row["log10_p"]}
+    for ax, (label, value) in zip(axes, values.items()):
+        for row in (row for row in copies if value(row) is not None):  # where T1 applies
             colour, mark = MARKS.get(row["attack"], OTHER)
-            chosen = row["setting"] == found["chosen"]
-            ax.plot(100 * row["source_accuracy"], value(row), mark, color=colour, markersize=8 if chosen else 5,
-                    alpha=1 if chosen else 0.45, markeredgecolor="k" if chosen else colour)
+            look = {"markersize": 5, "alpha": 0.45, "markeredgecolor": colour}
+            look |= {"markersize": 8, "alpha": 1, "markeredgecolor": "k"} if row["setting"] == found["chosen"] else {}
+            ax.plot(100 * row["source_accuracy"], value(row), mark, color=colour, **look)
         if found["benign_accuracy"]:
             ax.axvline(100 * found["benign_accuracy"], color="0.3", linewidth=1, linestyle=":")
-        ax.set_xlabel("accuracy of the source (%); dotted: benign models")
-        ax.set_ylabel(label)
+        ax.set(xlabel="accuracy of the source (%); dotted: benign models", ylabel=label)
         ax.grid(alpha=0.3)
     axes[1].axhline(DECIDE, color="C3", linewidth=1, label="claimed below")
     for attack in dict.fromkeys(row["attack"] for row in copies):
