@@ -381,11 +381,9 @@ def run_page(folder: Path, show_triggers: bool) -> tuple[str, list[str]]:
         return [[shorten(key), *(shown_setting(key, one[key], seeds) if key in one else "" for one in parts)]
                 for key in keys]
 
-    about = {key: source.text(key) for key in ("train_type", "label_strategy", "dataset", "model_type", "width",
-                                               "num_mixup", "num_query")}
     text = render(
-        title=f"Watermark report: {folder_name(source, seeds)}", source=about,
-        ours=about["model_type"] in models.NAMES, finished=bool(source.summary), attacks=len(attacks),
+        title=f"Watermark report: {folder_name(source, seeds)}", text=source.text,
+        ours=source.text("model_type") in models.NAMES, finished=bool(source.summary), attacks=len(attacks),
         attacks_finished=sum(bool(attack.summary) for attack in attacks), asked=case is not None,
         claims=counts_of_claims(rows), columns=COLUMNS + PAPER_COLUMNS * paper,
         rows=[cells + (stated or [EMPTY] * len(PAPER_COLUMNS)) * paper for _, cells, stated in rows],
