@@ -22,7 +22,6 @@ from utils.ownership.commitment import Owner, read_owner
 from utils.ownership.pvalues import either
 from utils.ownership.verdict import ORDERS, OwnershipCase
 from utils.pages import chart, check_page_file, clean, legend, png_image, render, shorten, write_page
-from utils.published import ACC, SETTINGS, TRIG, P, paper_row
 from utils.runs.checkpoints import find_checkpoint, read_model
 from utils.runs.networks import add_named_architectures
 from utils.system.files import read_bounded, read_json, refuse_links, sha256_of_file
@@ -33,7 +32,6 @@ LARGEST = 1e30  # of a number that is drawn or written
 ALPHA, DECIDES = 1e-3, -3  # the level of a claim, and its log10
 TESTS = ("T1", "T1p", "T1_conservative", "T3", "p_subset")
 COLUMNS = ["model", "test accuracy, %", "triggers", "T1", "T1p", "T1 cons.", "T3", "p_subset", "decision"]
-PAPER_COLUMNS = ["paper: accuracy, %", "paper: triggers, %", "paper: log10 p", "paper's row"]
 CURVES = (("loss", "Training loss", "loss", 1.0), ("val_accuracy", "Validation accuracy", "accuracy, %", 100.0),
           ("trigger_accuracy", "Trigger accuracy", "answered as assigned, %", 100.0))
 EMPTY, NO_TAG = "-", "[tag withheld]"
@@ -245,33 +243,30 @@ def decision(t1: float | None, t1p: float | None) -> str:
     return "claimed" if either(t1, t1p) <= DECIDES else "not claimed"
 
 
-def result_rows(source: Record, attacks: list[Record], classes: tuple, seeds: frozenset) -> list[tuple]:
-    """[("source", "copy" or "benign", cells of `COLUMNS`, cells of `PAPER_COLUMNS`)], as the summaries state them."""
+def result_rows(source: Record, attacks: list[Record], seeds: frozenset) -> list[tuple]:
+    """[("source", "copies" or "benign models", cells of `COLUMNS`), ...], as the summaries state them."""
     rows, found = [], {}
     for record in (source, *attacks):
         name, summary_rows = model_name(record, seeds), dicts(record.summary.get("rows"))
-        group = "copy" if record.is_attack else "benign" if source.text("train_type") == "none" else "source"
+        group = "copies" if record.is_attack else "benign models" if source.text("train_type") == "none" else "source"
         for row in summary_rows:  # "benign none" is the row of a run without a watermark itself
             if str(row.get("model")).startswith("benign ") and row["model"] != "benign none":
                 found.setdefault(row["model"], row)
         if not record.summary:
             epochs = count(record.settings.get("epoch"))
             progress = f"not finished: {len(record.rows)} of {'?' if epochs is None else epochs} epochs"
-            rows.append((group, [name, progress, *[EMPTY] * (len(COLUMNS) - 2)], []))
+            rows.append((group, [name, progress, *[EMPTY] * (len(COLUMNS) - 2)]))
         elif record.edits:
             for row in summary_rows:
                 ratio, bits = number(row.get("ratio")), count(row.get("bits"))
                 if ratio is not None or bits is not None:
                     strength = f"{bits} bits" if ratio is None else f"{100 * ratio:g} % pruned"
-                    rows.append((group, _cells(f"{name}: {strength}", row), []))
+                    rows.append((group, _cells(f"{name}: {strength}", row)))
         else:
-            for clean_twin, figures in record.figures.items():
-                rows.append((group, _cells(model_name(record, seeds, clean_twin), figures),
-                             _paper_cells(source, classes, record, clean_twin)))
-    for i, (name, row) in enumerate(found.items()):  # each once; their folders' names may tell a seed
-        cells = _cells(f"benign model {i + 1}" if seeds else shorten(name), row)
-        rows.append(("benign", cells, _paper_cells(source, classes, None, False)))
-    return rows
+            rows += [(group, _cells(model_name(record, seeds, twin), figures))
+                     for twin, figures in record.figures.items()]
+    return rows + [("benign models", _cells(f"benign model {i + 1}" if seeds else shorten(name), row))
+                   for i, (name, row) in enumerate(found.items())]  # each once; their folders' names may tell a seed
 
 
 def _cells(name: str, figures: dict) -> list[str]:
@@ -279,24 +274,7 @@ def _cells(name: str, figures: dict) -> list[str]:
     hits, m = count(figures.get("trigger_hits")), count(figures.get("trigger_size"))
     values = [number(p.get(key)) if isinstance(p, dict) else None for key in TESTS]
     return [name, EMPTY if share is None else f"{100 * share:.2f}", EMPTY if None in (hits, m) else f"{hits}/{m}",
-            *(EMPTY if value is None else _minus(f"{value:.2f}") for value in values), decision(*values[:2])]
-
-
-def _paper_cells(source: Record, classes: tuple, record: Record | None, clean_twin: bool) -> list[str]:
-    """What the paper states of a run's model, or of benign ones (None); [] where it has no row."""
-    attack = "benign" if record is None else record.text("attack", record.summary) if record.is_attack else "source"
-    copy = record if record is not None and record.is_attack else None
-    table, stated = paper_row(
-        dataset=source.text("dataset"), classes=classes, train_type=source.text("train_type"), attack=attack,
-        images=copy.text("dataset_source") if copy else "", model=(record or source).text("model_type"),
-        mixup=count(source.settings.get("num_mixup")) or 1,
-        clean=clean_twin or bool(copy) and copy.text("teacher_bn") == "clean")
-    text = lambda mean, sd: _minus(f"{mean:g}" + (f" ± {sd:g}" if sd else ""))
-    return [*(text(*stated[c]) if c in stated else EMPTY for c in (ACC, TRIG, P)), table] if stated else []
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "−")
+            *(EMPTY if value is None else f"{value:.2f}".replace("-", "−") for value in values), decision(*values[:2])]
 
 
 def other_sources(source: Record, attacks: list[Record]) -> int:
@@ -314,11 +292,12 @@ def disagreements(judged: list[dict]) -> list[tuple]:
 
 
 def counts_of_claims(rows: list[tuple]) -> dict:
-    """{"source", "copies" or "benign models": (claimed, decided)} of `result_rows`, without groups of none."""
-    names, decided = {"source": "source", "copy": "copies", "benign": "benign models"}, {}
-    for group in names:
-        decided[names[group]] = [cells[-1] for own, cells, _ in rows if own == group and cells[-1] != EMPTY]
-    return {name: (said.count("claimed"), len(said)) for name, said in decided.items() if said}
+    """{group: (claimed, decided)} of `result_rows`, the source first, without groups of none."""
+    counts = {}
+    for name in ("source", "copies", "benign models"):
+        said = [cells[-1] for group, cells in rows if group == name and cells[-1] != EMPTY]
+        counts |= {name: (said.count("claimed"), len(said))} if said else {}
+    return counts
 
 
 # ---- the page ----
@@ -369,8 +348,7 @@ def run_page(folder: Path, show_triggers: bool) -> tuple[str, list[str]]:
     records = [source, *attacks]
     seeds = frozenset(record.text("seed") or "0" for record in records if not show_triggers)
     owner, case, judged, not_asked = judge_family(source, attacks, seeds)
-    rows = result_rows(source, attacks, tuple(owner.classes) if owner else (), seeds)
-    paper = any(cells for _, _, cells in rows)
+    rows = result_rows(source, attacks, seeds)
     training, training_legend = _training(source, attacks, seeds, case)
     counted = lambda model: [str(model["outcomes"].count(kind)) for kind in ("kept", "lost", "other")]
     by_chance = lambda model: EMPTY if model["by_chance"] is None else f"{model['by_chance']:.1f}"
@@ -385,9 +363,8 @@ def run_page(folder: Path, show_triggers: bool) -> tuple[str, list[str]]:
         title=f"Watermark report: {folder_name(source, seeds)}", text=source.text,
         ours=source.text("model_type") in models.NAMES, finished=bool(source.summary), attacks=len(attacks),
         attacks_finished=sum(bool(attack.summary) for attack in attacks), asked=case is not None,
-        claims=counts_of_claims(rows), columns=COLUMNS + PAPER_COLUMNS * paper,
-        rows=[cells + (stated or [EMPTY] * len(PAPER_COLUMNS)) * paper for _, cells, stated in rows],
-        paper=paper and SETTINGS, decides=_minus(str(DECIDES)), left_out=len(left_out), not_asked=len(not_asked),
+        claims=counts_of_claims(rows), columns=COLUMNS, rows=[cells for _, cells in rows], decides=DECIDES,
+        left_out=len(left_out), not_asked=len(not_asked),
         other_sources=other_sources(source, attacks), disagreements=disagreements(judged),
         training=training, legend=training_legend, models=judged, triggers=len(owner.triggers) if owner else 0,
         answers=[[m["name"], kept, by_chance(m), lost, other] for m in judged for kept, lost, other in [counted(m)]],
