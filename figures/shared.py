@@ -21,7 +21,7 @@ def experiment_parser(name: str, doc: str) -> Parser:
     """A parser of `figures.<name>` with --dir, the folder of its runs, and --out, that of its files."""
     parser = Parser(prog=f"python -m figures.{name}", description=doc.splitlines()[0], allow_abbrev=False)
     parser.add_argument("-d", "--dir", type=Path, default=Path(f"experiments/{name}"),
-                        help="folder of the runs; finished ones are taken as they are (default: %(default)s)")
+                        help="folder of the runs; finished ones are taken as they are")
     parser.add_argument("--out", type=Path, default=HERE, help=f"folder of {name}.json and {name}.md")
     return parser
 
