@@ -6,15 +6,13 @@ akh.json beside it. The models were trained on an H200 (torch 2.11.0) and are go
 
 import json
 import statistics
-from pathlib import Path
 
 import numpy as np
 
-from figures.errors import interval
+from figures.shared import HERE, interval, markdown_table, write_result
 from utils.ownership import pvalues
 from utils.rivals.akh import AKH_ALPHA, TOLERANCE, akh_figures
 
-HERE = Path(__file__).resolve().parent
 BANK = ("small/none-s0", "small/none-s1", "small/none-s2", "mark/none-s100")
 # sources -> their mark; a name is regime/objective-seed[/attack], @clean: with clean BatchNorm statistics
 KINDS = {"small/margin": "margin as published", "small/base": "ERM", "mark/marked": "surviving mark",
@@ -90,56 +88,60 @@ def di_cells() -> list[str]:
             "at most 3,000,000", "labels; the training images", "no"]
 
 
-def markdown(rows: list[dict], accuracies: dict) -> str:
-    """The content of akh.md."""
-    attack = lambda row: row["suspect"].split("/")[2]
+def claims_table(rows: list[dict], accuracies: dict) -> str:
+    """Which copies and which honest models AKH, T1 and T1p claim, by kind of source, and Dataset Inference's row."""
     mean = lambda names: 100 * statistics.mean(accuracies[name] for name in names)
-    clean = mean(BANK[:3])
+    clean, table = mean(BANK[:3]), []
     prices = {"margin as published": clean - mean(f"small/margin-s{i}" for i in range(3)),
               "surviving mark": 100 * accuracies[BANK[3]] - mean(f"mark/marked-s{i}" for i in (6, 7, 8))}
-    copies = [row for row in rows if row["relation"] == "copy" and not row["source"].endswith("@clean")]
-    false = lambda mark, kind: [row for row in rows if row["relation"] == kind and row["mark"] == mark]
+    for mark, price in prices.items():
+        own = [row for row in rows if row["mark"] == mark]
+        copies = [row for row in own if row["relation"] == "copy" and not row["source"].endswith("@clean")]
+        of = [[row for row in copies if row["suspect"].split("/")[2] == name] for name in ATTACKS]
+        queries, honest = [row["queries"] for row in own], [row for row in own if row["relation"] == "honest"]
+        for test, needs in (("T1", "labels"), ("T1p", "probabilities")):
+            table.append([mark, test, f"{price:.1f}", *(count(part, test) for part in of), "not counted: exact", 50,
+                          needs, "yes"])
+        table.append([mark, "AKH", "none", *(count(part, "akh") for part in of), count(honest, "akh"),
+                      f"{min(queries):,} to {max(queries):,}", "labels; benign models like the source",
+                      "over images, not over models"])
     head = ["sources", "test", "price, points", *ATTACKS.values(), "honest models claimed", "queries",
             "the verifier needs", "exact"]
-    lines = ["# AKH beside the marks", "", "`python -m figures.akh`. Claims at a level of 0.001, DI at its 0.01.", "",
-             f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
-    for mark, price in prices.items():
-        of = [[row for row in copies if row["mark"] == mark and attack(row) == name] for name in ATTACKS]
-        queries = [row["queries"] for row in rows if row["mark"] == mark]
-        for test in ("T1", "T1p"):
-            lines.append(f"| {mark} | {test} | {price:.1f} | {' | '.join(count(part, test) for part in of)} | not "
-                         f"counted: exact | 50 | {'labels' if test == 'T1' else 'probabilities'} | yes |")
-        lines.append(f"| {mark} | AKH | none | {' | '.join(count(part, 'akh') for part in of)} | "
-                     f"{count(false(mark, 'honest'), 'akh')} | {min(queries):,} to {max(queries):,} | labels; benign "
-                     "models like the source | over images, not over models |")
-    lines += [f"| {' | '.join(di_cells())} |", "", "## False claims, by test and source", "",
-              "Naive: McNemar's test on all mistakes of the source; equal: images that all three answer wrongly, odds "
-              f"of 1; AKH: the same, odds of {TOLERANCE:g}. Pairs of a source and a suspect; honest are benign models, "
-              "other sources and copies of other sources.", "",
-              "| sources | suspects | naive | equal | AKH | largest odds |", "| --- " * 6 + "|"]
+    return markdown_table(head, [*table, di_cells()])
+
+
+def false_claims_table(rows: list[dict]) -> str:
+    """How many pairs each variant of the test claims, by relation and kind of source."""
+    table = []
+    counts = lambda part: [count(part, test) for test in VARIANTS]
     for kind, name in RELATIONS.items():
         for mark in dict.fromkeys(KINDS.values()):
-            if part := false(mark, kind):
+            if part := [row for row in rows if (row["relation"], row["mark"]) == (kind, mark)]:
                 odds = max(row["k"] / max(row["n"] - row["k"], 1) for row in part)
-                lines.append(f"| {mark} | {name} | " + " | ".join(count(part, test) for test in VARIANTS)
-                             + f" | {odds:.2f} |")
+                table.append([mark, name, *counts(part), f"{odds:.2f}"])
     for kind in ("honest", "seed"):
         part = [row for row in rows if row["relation"] == kind]
-        low, high = interval(sum(claimed(row, "akh") for row in part), len(part))
-        lines.append(f"| all | {RELATIONS[kind]} | " + " | ".join(count(part, test) for test in VARIANTS)
-                     + f" | AKH's rate, were pairs independent: {low:.4f} to {high:.4f} |")
-    lines += ["", "## Every copy", "", "log10 p. Same label: of the mistakes that both make, beside the benign model's "
-              "largest.", "", "| source | copy | accuracy % | T1 | T1p | same label % | k of n | AKH | equal | naive |",
-              "| --- " * 10 + "|"]
-    for row in rows:
-        if row["relation"] == "copy":
-            mark = row["log10_mark"]
-            cells = [row["source"], attack(row), f"{100 * row['accuracy']:.2f}", f"{mark['T1']:.2f}",
-                     f"{mark['T1p']:.2f}", f"{100 * row['share']:.1f}, {100 * row['benign_share']:.1f}",
-                     f"{row['k']} of {row['n']}",
-                     *(f"{row[name]:.2f}" for name in ("log10_p", "log10_p_equal", "log10_p_naive"))]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rate = "{:.4f} to {:.4f}".format(*interval(sum(claimed(row, "akh") for row in part), len(part)))
+        table.append(["all", RELATIONS[kind], *counts(part), f"AKH's rate, were pairs independent: {rate}"])
+    return markdown_table(["sources", "suspects", "naive", "equal", "AKH", "largest odds"], table)
+
+
+def markdown(rows: list[dict], accuracies: dict) -> str:
+    """The content of akh.md."""
+    copies = [[row["source"], row["suspect"].split("/")[2], f"{100 * row['accuracy']:.2f}",
+               *(f"{row['log10_mark'][test]:.2f}" for test in ("T1", "T1p")),
+               f"{100 * row['share']:.1f}, {100 * row['benign_share']:.1f}", f"{row['k']} of {row['n']}",
+               *(f"{row[name]:.2f}" for name in ("log10_p", "log10_p_equal", "log10_p_naive"))]
+              for row in rows if row["relation"] == "copy"]
+    return "\n".join([
+        "# AKH beside the marks", "", "`python -m figures.akh`. Claims at a level of 0.001, DI at its 0.01.", "",
+        claims_table(rows, accuracies), "", "## False claims, by test and source", "",
+        "Naive: McNemar's test on all mistakes of the source; equal: images that all three answer wrongly, odds of 1; "
+        f"AKH: the same, odds of {TOLERANCE:g}. Pairs of a source and a suspect; honest are benign models, other "
+        "sources and copies of other sources.", "", false_claims_table(rows), "", "## Every copy", "",
+        "log10 p. Same label: of the mistakes that both make, beside the benign model's largest.", "",
+        markdown_table(["source", "copy", "accuracy %", "T1", "T1p", "same label %", "k of n", "AKH", "equal", "naive"],
+                       copies)]) + "\n"
 
 
 def main():
@@ -147,11 +149,9 @@ def main():
     with np.load(HERE / "akh.npz", allow_pickle=False) as data:
         rows = collect_rows(data)
         accuracies = dict(zip(data["names"].tolist(), (data["answers"] == data["labels"]).mean(axis=1).tolist()))
-    (HERE / "akh.json").write_text(json.dumps({"alpha": AKH_ALPHA, "tolerance": TOLERANCE, "accuracies": accuracies,
-                                               "rows": [row for row in rows if row["relation"] == "copy"
-                                                        or any(claimed(row, test) for test in VARIANTS)]}) + "\n")
-    (HERE / "akh.md").write_text(text := markdown(rows, accuracies))
-    print(text)
+    shown = [row for row in rows if row["relation"] == "copy" or any(claimed(row, test) for test in VARIANTS)]
+    content = {"alpha": AKH_ALPHA, "tolerance": TOLERANCE, "accuracies": accuracies, "rows": shown}
+    write_result(HERE / "akh.json", content, markdown(rows, accuracies))
 
 
 if __name__ == "__main__":

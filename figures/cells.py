@@ -11,27 +11,12 @@ import shlex
 from figures.runs import RunCommands, RunStep
 from utils.published import ACC, MODELS, P_SCORES, TRIG, P
 
-# ---- numbers of a step's JSON ----
+# ---- numbers of a step's JSON: functions of its content ----
 
-
-def accuracy_percent(result):
-    """Test accuracy."""
-    return 100 * result["test_accuracy"]
-
-
-def trigger_percent(result):
-    """Share of the triggers that are answered as assigned."""
-    return 100 * result["trigger_hits"] / result["trigger_size"]
-
-
-def t1_log10_p(result):
-    """log10 p of T1."""
-    return result["log10_p"]["T1"]
-
-
-def t1p_log10_p(result):
-    """log10 p of T1p; None in a report from before that test."""
-    return result["log10_p"].get("T1p")
+accuracy_percent = lambda result: 100 * result["test_accuracy"]
+trigger_percent = lambda result: 100 * result["trigger_hits"] / result["trigger_size"]
+t1_log10_p = lambda result: result["log10_p"]["T1"]
+t1p_log10_p = lambda result: result["log10_p"].get("T1p")  # None in a report from before that test
 
 
 def benign_trigger_percent(result):
@@ -61,20 +46,26 @@ def rival_log10_p(i):
 # ---- steps that several cells share; `source` is a function of a seed ----
 
 
-def soft_of(runs, source):
-    """The soft extractions of a source."""
-    return lambda seed: runs.attack(source(seed), "soft", "-at soft")
+def copies_of(runs, source, attack="soft", extra="", **more):
+    """The copies of a source by extraction with -at `attack`, for `RunCommands.attack`."""
+    tag = more.pop("tag", attack)
+    return lambda seed: runs.attack(source(seed), tag, f"-at {attack} {extra}", **more)
 
 
 def other_images(runs, source, label, extra=""):
     """The soft extractions with the images of another data set; `label` is its name in `Profile.other`."""
     data = runs.profile.other[label]
-    return lambda seed: runs.attack(source(seed), data, f"-at soft -dsrc {data} {extra}")
+    return copies_of(runs, source, extra=f"-dsrc {data} {extra}", tag=data)
 
 
 def mixup_source(runs, k):
     """Sources whose triggers are means of k images (appendix B.3)."""
     return lambda seed: runs.source(seed, tag=f"mix{k}-", extra=f"-nm {k}")
+
+
+def named(runs, model, of=None):
+    """The source or extraction that is called `model` in Table 2; `of` gives the source (default: margin's)."""
+    return lambda seed: runs.named((of or runs.source)(seed))[model]
 
 
 def rival_verdict(runs, method, seed, dataset) -> tuple[dict, RunStep]:
@@ -105,29 +96,22 @@ def _row(row, step, values=None) -> dict:
 
 def _table1(runs):
     source = lambda seed: runs.source(seed, "base")
-    return _row("source", source) | _row("soft", soft_of(runs, source))
+    return _row("source", source) | _row("soft", copies_of(runs, source))
 
 
 def _table2(runs):
     cells, datasets = {}, {"CIFAR-10": runs.profile.dataset}
-    if runs.profile.wide:
+    if runs.profile.whole:
         datasets["CIFAR-100"] = "cifar100"
     for label, dataset in datasets.items():
-        for method in WATERMARKS:
-            cells |= _watermark_rows(runs, method, label, dataset)
-        if runs.profile.controls and label == "CIFAR-10":
+        for method, (kind, values) in WATERMARKS.items():
+            source = lambda seed, kind=kind, dataset=dataset: runs.source(seed, kind, dataset=dataset)
+            for model in MODELS:
+                cells |= _row(f"{label} {method}, {model}", named(runs, model, source), values)
+        if runs.profile.whole and label == "CIFAR-10":
             cells |= _control_rows(runs, label)
         for method in ("DI", "EEF") if label == "CIFAR-10" else ("DI",):
             cells |= _rival_rows(runs, method, label, dataset)
-    return cells
-
-
-def _watermark_rows(runs, method, label, dataset) -> dict:
-    kind, values = WATERMARKS[method]
-    cells = {}
-    for model in MODELS:
-        step = lambda seed, model=model: runs.named(runs.source(seed, kind, dataset=dataset))[model]
-        cells |= _row(f"{label} {method}, {model}", step, values)
     return cells
 
 
@@ -138,7 +122,7 @@ def _control_rows(runs, label) -> dict:
     clean = {column: of_clean_statistics(value) for column, value in values.items()}
     return {
         **_row(f"{label} ERM, source", erm, values),
-        **_row(f"{label} ERM, soft", soft_of(runs, erm), values),
+        **_row(f"{label} ERM, soft", copies_of(runs, erm), values),
         **_row(f"{label} margin with clean statistics, source", runs.source, clean),
         **_row(f"{label} margin with clean statistics, soft", lambda seed: runs.clean_soft(runs.source(seed)), values),
     }
@@ -162,12 +146,11 @@ def _table4(runs):
     cells = _row("source", runs.source)
     if "SVHN" in runs.profile.other:
         cells |= _row("soft, SVHN images", other_images(runs, runs.source, "SVHN"))
-    return cells | _row("soft, VGG-11",
-                        lambda seed: runs.attack(runs.source(seed), "vgg11", "-at soft", model="vgg11"))
+    return cells | _row("soft, VGG-11", copies_of(runs, runs.source, tag="vgg11", model="vgg11"))
 
 
 def _table5(runs):
-    margin = lambda model: lambda seed: runs.analysis(runs.named(runs.source(seed))[model], "margin")
+    margin = lambda model: lambda seed: runs.analysis(named(runs, model)(seed), "margin")
     return {(model, "margin, pixels in [0, 1]"): (margin(model), value_of("mean")) for model in MODELS}
 
 
@@ -176,18 +159,17 @@ def _table6(runs):
     cells = {}
     for k in (2, 5):
         source, mixed = mixup_source(runs, k), f"-nm {k}"
-        cells |= _row(f"k = {k}, source", source)
-        cells |= _row(f"k = {k}, distill", lambda seed, source=source, mixed=mixed: runs.attack(
-            source(seed), "distill", mixed, script="distill"))
-        cells |= _row(f"k = {k}, soft", lambda seed, source=source, mixed=mixed: runs.attack(
-            source(seed), "soft", mixed))  # soft is the default of -at
+        distill = lambda seed, source=source, mixed=mixed: runs.attack(source(seed), "distill", mixed, "distill")
+        soft = lambda seed, source=source, mixed=mixed: runs.attack(source(seed), "soft", mixed)  # the default of -at
+        for model, step in (("source", source), ("distill", distill), ("soft", soft)):
+            cells |= _row(f"k = {k}, {model}", step)
         if "CIFAR-100" in runs.profile.other:
             cells |= _row(f"k = {k}, soft, CIFAR-100 images", other_images(runs, source, "CIFAR-100", mixed))
     return cells
 
 
 def _table7(runs):
-    models = {m: (lambda seed, m=m: runs.named(runs.source(seed))[m]) for m in ("source", "reg", "soft")}
+    models = {m: named(runs, m) for m in ("source", "reg", "soft")}
     if runs.profile.other:
         models["soft, other images"] = other_images(runs, runs.source, next(iter(runs.profile.other)))
     values = {ACC: accuracy_percent, "energy of D": value_of("energy_clean"),
@@ -200,13 +182,11 @@ def _table7(runs):
 
 
 def _table8(runs):
-    steal = lambda seed: runs.attack(runs.source(seed), "margin", "-at margin")
-    return _row("source", runs.source) | _row("margin extraction", steal)
+    return _row("source", runs.source) | _row("margin extraction", copies_of(runs, runs.source, "margin"))
 
 
 def _table9(runs):
-    flags = f"-at finetune -ep {runs.profile.finetune}"
-    tune = lambda seed: runs.attack(runs.source(seed), "finetune", flags, edits=True)
+    tune = copies_of(runs, runs.source, "finetune", f"-ep {runs.profile.finetune}", edits=True)
     return _row("source", runs.source) | _row("fine-tuned", tune)
 
 
@@ -218,7 +198,7 @@ def sweep_series(runs, variants):
     cells = {}
     for x, source in variants.items():
         cells["source, accuracy", x] = (source, accuracy_percent)
-        cells |= _copy_series(x, soft_of(runs, source))
+        cells |= _copy_series(x, copies_of(runs, source))
     return cells
 
 
@@ -266,8 +246,9 @@ def _figure6(runs):
 
 
 def _figure8(runs):
+    soft = copies_of(runs, runs.source)
     pruned = lambda seed: runs.attack(runs.source(seed), "prune", "-at prune --on extraction_soft", edits=True,
-                                      needs=(soft_of(runs, runs.source)(seed),))
+                                      needs=(soft(seed),))
     cells = {}
     for i in range(10):  # the rows of the pruning run are its ratios 0, 0.1, ..., 0.9
         cells |= _copy_series(round(0.1 * i, 1), pruned, i)
@@ -305,6 +286,6 @@ def _shown_steps(name, runs) -> list:
     if name == "figure5":
         return [mixup_source(runs, 2)]
     if name == "figure7":
-        return [lambda seed, m=m: runs.analysis(runs.named(runs.source(seed))[m], "tsne") for m in MODELS]
+        return [lambda seed, m=m: runs.analysis(named(runs, m)(seed), "tsne") for m in MODELS]
     panels = {name: TABLE_CELLS[name](runs)} if name in TABLES else PANELS[name](runs)
     return [step for cells in panels.values() for step, _ in cells.values()]

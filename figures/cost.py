@@ -2,13 +2,13 @@
 
 import argparse
 import json
-from pathlib import Path
 
+from figures.shared import HERE
 from utils.benchmark import Contenders, describe_machine, measure_steps, set_up
+from utils.system.files import write_atomically
 from utils.system.machine import new_figure
 from utils.system.refusals import refuse_in_one_sentence
 
-HERE = Path(__file__).resolve().parent
 # axis -> (flag of the benchmark, its values); the other flags are those of the command line
 AXES = {
     "ascent steps K": ("steps", (0, 2, 5, 10)),
@@ -17,24 +17,6 @@ AXES = {
     "width": ("width", (4, 8, 16)),
 }
 STYLE = {("official", "fp32"): "C3s-", ("ours", "fp32"): "C0o-", ("ours", "amp"): "C2^-"}
-
-
-def sweep(flags, device, write) -> None:
-    """Measure the benchmark's margin rows along each of `AXES`; settings that two axes share are measured once.
-
-    `write` is called with all rows after each setting, so that an interrupted sweep leaves what it has measured.
-    """
-    rows, measured = [], {}
-    for axis, (flag, values) in AXES.items():
-        for value in values:
-            setting = vars(flags) | {flag: value}
-            key = json.dumps(setting, sort_keys=True)
-            if key not in measured:
-                contenders = Contenders(argparse.Namespace(**setting), device)
-                measured[key] = measure_steps(contenders, ["margin"], flags.rounds)[0]
-            rows += [{"axis": axis, "value": value, **row} for row in measured[key]]
-            print(axis, value, ", ".join(f"{r['s_per_epoch']:.0f} s" for r in measured[key]), flush=True)
-            write(rows)
 
 
 def draw(result, path) -> None:
@@ -60,15 +42,24 @@ def draw(result, path) -> None:
 
 @refuse_in_one_sentence
 def main():
-    """Measure the sweep with the flags of `utils.benchmark`; JSON and picture are written again after each setting."""
+    """Measure the benchmark's margin rows along each of `AXES`, with the flags of `utils.benchmark`.
+
+    Settings that two axes share are measured once. JSON and picture are written again after each setting, so that an
+    interrupted sweep leaves what it has measured.
+    """
     flags, device = set_up(description=__doc__)
-
-    def write(rows):
-        result = {**describe_machine(flags, device), "rows": rows}
-        (HERE / "cost.json").write_text(json.dumps(result, indent=1) + "\n")
-        draw(result, HERE / "cost.png")
-
-    sweep(flags, device, write)
+    result, measured = {**describe_machine(flags, device), "rows": []}, {}
+    for axis, (flag, values) in AXES.items():
+        for value in values:
+            setting = vars(flags) | {flag: value}
+            key = json.dumps(setting, sort_keys=True)
+            if key not in measured:
+                contenders = Contenders(argparse.Namespace(**setting), device)
+                measured[key] = measure_steps(contenders, ["margin"], flags.rounds)[0]
+            result["rows"] += [{"axis": axis, "value": value, **row} for row in measured[key]]
+            print(axis, value, ", ".join(f"{r['s_per_epoch']:.0f} s" for r in measured[key]), flush=True)
+            write_atomically(HERE / "cost.json", (json.dumps(result, indent=1) + "\n").encode())
+            draw(result, HERE / "cost.png")
 
 
 if __name__ == "__main__":

@@ -7,23 +7,20 @@ the triggers answered as assigned, log10 p of T1, and how many of the copies are
 a miss; beside it stands T1 of the answered ones alone, which is as exact where the judge has asked himself.
 """
 
-import json
 import statistics
 from pathlib import Path
 
 import torch
 
+from figures.shared import DECIDE, HERE, markdown_table, write_result
 from utils.analyze import FinishedRun
 from utils.attacks.defences import DEFENCES, queries_of
 from utils.ownership.pvalues import label_randomisation
-from utils.system.files import check_output_file, read_json, write_atomically
+from utils.system.files import check_output_file, read_json
 from utils.system.machine import choose_device
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 from utils.training.metrics import predict
 from utils.watermark.carriers import last_features
-
-HERE = Path(__file__).resolve().parent
-DECIDE = -3  # log10 p of T1 at which a theft counts as shown
 
 
 @refuse_in_one_sentence
@@ -35,15 +32,10 @@ def main(argv=None):
     parser.add_argument("--json", default=str(HERE / "defences.json"), help="results; the table lies beside it")
     args = parser.parse_args(argv)
     check_output_file(args.json, "--json")
-    path, rows = Path(args.json), []
-    for folder in args.runs:
-        rows += rows_of_copy(folder, args.data_dir)
+    rows = [row for folder in args.runs for row in rows_of_copy(folder, args.data_dir)]
     command = "python -m figures.defences " + " ".join([*args.runs, "--data-dir", args.data_dir])
-    write_atomically(path, (json.dumps({"command": command, "torch": torch.__version__, "rows": rows}, indent=1)
-                            + "\n").encode())
-    table = defences_table(rows)
-    write_atomically(path.with_suffix(".md"), f"# Defences of a thief\n\n`{command}`\n\n{table}\n".encode())
-    print(table)
+    text = f"# Defences of a thief\n\n`{command}`\n\n{defences_table(rows)}\n"
+    write_result(Path(args.json), {"command": command, "torch": torch.__version__, "rows": rows}, text, indent=1)
 
 
 def rows_of_copy(folder, data_dir) -> list[dict]:
@@ -74,21 +66,17 @@ def rows_of_copy(folder, data_dir) -> list[dict]:
 
 def defences_table(rows: list[dict]) -> str:
     """Markdown: a line for each defence and attack, over copies."""
-    lines = ["| defence | copies | accuracy % | triggers of m (refused) | T1 of each | claimed | "
-             "T1 without refused ones |",
-             "| --- | --- | --- | --- | --- | --- | --- |"]
-    for name in dict.fromkeys(row["defence"] for row in rows):
-        for attack in dict.fromkeys(row["attack"] for row in rows):
-            own = [row for row in rows if (row["defence"], row["attack"]) == (name, attack)]
-            accuracy = 100 * statistics.mean(row["accuracy"] for row in own)
-            hits = ", ".join(f"{row['hits']}" + (f" ({row['refused']})" if row["refused"] else "") for row in own)
-            p, answered = (", ".join(format(row[key], ".2f") for row in own)
-                           for key in ("log10_p", "log10_p_answered"))
-            answered = answered if any(row["refused"] for row in own) else ""
-            claimed = sum(row["log10_p"] <= DECIDE for row in own)
-            lines.append(f"| {name} | {len(own)} {attack} | {accuracy:.2f} | {hits} of {own[0]['m']} | "
-                         f"{p} | {claimed} of {len(own)} | {answered} |")
-    return "\n".join(lines)
+    groups, lines, order = {}, [], list(dict.fromkeys(row["defence"] for row in rows))
+    for row in rows:
+        groups.setdefault((row["defence"], row["attack"]), []).append(row)
+    for (name, attack), own in sorted(groups.items(), key=lambda group: order.index(group[0][0])):
+        hits = ", ".join(f"{row['hits']}" + (f" ({row['refused']})" if row["refused"] else "") for row in own)
+        p, answered = (", ".join(f"{row[key]:.2f}" for row in own) for key in ("log10_p", "log10_p_answered"))
+        lines.append([name, f"{len(own)} {attack}", f"{100 * statistics.mean(row['accuracy'] for row in own):.2f}",
+                      f"{hits} of {own[0]['m']}", p, f"{sum(row['log10_p'] <= DECIDE for row in own)} of {len(own)}",
+                      answered if any(row["refused"] for row in own) else ""])
+    return markdown_table(["defence", "copies", "accuracy %", "triggers of m (refused)", "T1 of each", "claimed",
+                           "T1 without refused ones"], lines)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """`python -m figures.demo`: watermark, steal, prove, in a minute or two on a CPU, on scikit-learn's digits.
 
 It trains a benign model, a source whose triggers are learnt by ERM and one with the margin method, copies both with
-soft labels and the margin source with hard ones too, and makes one table and one picture. The settings are the demo's
+soft labels and the margin source with hard ones too, and makes one table. The settings are the demo's
 own, not the paper's, because digits are so well separated that eps = 5/255 has no effect: VGG-11 of an eighth of the
 width, triggers that are means of two digits, eps = 20/255 in two steps, lambda = 1 (Eq. 4), 12 epochs, last
 checkpoints. Eight settings were tried on seed 0 and two on seeds 0 to 2 (with 50 triggers the soft copy of one of three
@@ -13,7 +13,6 @@ import contextlib
 import io
 import os
 import shlex
-import sys
 import time
 from pathlib import Path
 
@@ -22,25 +21,23 @@ from tqdm import tqdm
 
 import extraction
 import train
+from figures.shared import DECIDE, HERE, call, markdown_table, write_result
 from utils.ownership.pvalues import either
 from utils.runs.table import format_table
-from utils.system.files import read_json, write_atomically, write_json
-from utils.system.machine import new_figure
+from utils.system.files import read_json, write_json
 from utils.system.refusals import SEED, Parser, refuse_in_one_sentence
 
-HERE = Path(__file__).resolve().parent
 M = 25  # triggers
 COMMON = f"-dt digits -nq {M} -nm 2 --width 8 --batch-size 32 -ep 12 --select last"
 WATERMARK = "--reduction sum -v 1 --trigger-batch 10"
 MARGIN = "--steps 2 --step-size 10"
 COPIES = (("base", "soft"), ("margin", "soft"), ("margin", "hard"))
 TITLES = {"none": "no watermark", "base": "ERM", "margin": "margin"}
-DECIDE = -3  # log10 p of T1 and T1p, the smaller one doubled, at which a model is claimed
 
 
 @refuse_in_one_sentence
 def main(argv=None):
-    """Run what is missing, print the table and draw the picture; a second call continues an interrupted one."""
+    """Run what is missing and print the table; a second call continues an interrupted one."""
     parser = Parser(prog="python -m figures.demo", description=__doc__.splitlines()[0])
     parser.add_argument("-d", "--dir", default="experiments/demo", help="folder of the demo's runs")
     parser.add_argument("--seed", type=SEED, default=0, help="seed of all runs")
@@ -57,37 +54,25 @@ def main(argv=None):
     rows = [figures | {"model": f"{TITLES[kind]}: {what}"} for (kind, what), figures in found.items()]
     print("\n" + format_table(rows))
     print(verdict(found))
-    picture = Path(args.dir) / "demo.png"
-    draw(found, picture)
     write_json(Path(args.dir) / "demo.json", {"torch": torch.__version__, "seed": args.seed, "rows": rows})
-    print(f"picture: {picture}")
 
 
 def run(folder: Path, seed: int) -> dict:
     """{(-tt, "source" or attack): summary} of the demo's six trainings in `folder`; finished ones are only read."""
     common = f"-d {shlex.quote(str(folder))} {COMMON} --seed {seed} --device cpu"
-    name = f"digits_vgg11_{{}}_{M}_"
-    benign = folder / name.format("none")
-    against = f"--benign {shlex.quote(str(benign))}"
+    of = lambda kind: folder / f"digits_vgg11_{kind}_{M}_"
+    against = f"--benign {shlex.quote(str(of('none')))}"
     call(train, f"{common} -mt vgg11 -tt none")
     call(train, f"{common} -mt vgg11 -tt base {WATERMARK} {against}")
     call(train, f"{common} -mt vgg11 -tt margin {WATERMARK} {MARGIN} {against}")
     for kind, attack in COPIES:
         call(extraction, f"{common} -tt {kind} -tmt vgg11 -dmt vgg11 -at {attack} -admsg _{attack} {against}")
-    found = {("none", "benign"): read_json(benign / "summary.json")}
-    for kind in ("base", "margin"):
-        source = folder / name.format(kind)
-        found[kind, "source"] = read_json(source / "summary.json")
-        for attack in (attack for copied, attack in COPIES if copied == kind):
-            found[kind, attack] = read_json(source / f"extraction_{attack}" / "summary.json")
+    found = {("none", "benign"): read_json(of("none") / "summary.json")}
+    for kind in ("base", "margin"):  # in the order of the table
+        found[kind, "source"] = read_json(of(kind) / "summary.json")
+        found |= {(kind, attack): read_json(of(kind) / f"extraction_{attack}" / "summary.json")
+                  for copied, attack in COPIES if copied == kind}
     return found
-
-
-def call(script, flags: str) -> None:
-    """Run an entry script in this process as if it were called with these flags; prints the command."""
-    print(f"\n$ python {script.__name__}.py {flags}", flush=True)
-    sys.argv = [f"{script.__name__}.py", *shlex.split(flags)]
-    script.main()
 
 
 def log10_p(figures: dict) -> float:
@@ -125,9 +110,7 @@ def confirm(args) -> None:
         same = lambda old, row=row: all(old[key] == row[key] for key in ("torch", "threads", "seed"))
         table["rows"] = [old for old in table["rows"] if not same(old)] + [row]
         table["rows"].sort(key=lambda row: (row["torch"], row["threads"], row["seed"]))
-        write_json(args.out, table)
-        write_atomically(args.out.with_suffix(".md"), seeds_markdown(table).encode())
-    print(seeds_markdown(table))
+        write_result(args.out, table, seeds_markdown(table), indent=2)
 
 
 def seed_folder(folder, seed: int) -> Path:
@@ -137,40 +120,17 @@ def seed_folder(folder, seed: int) -> Path:
 
 def seeds_markdown(table: dict) -> str:
     """demo_seeds.md: a row for each build, number of threads and seed; log10 p of T1 and T1p, the smaller doubled."""
-    models = ["margin: soft", "margin: hard", "ERM: soft", "no watermark: benign"]
-    lines = ["# The demo on ten seeds", "",
-             f"`{table['command']}`. Cells: hits of {M} triggers, log10 p of T1 and T1p, the smaller p doubled; bold: "
-             "claimed, p <= 0.001. Accuracies: benign model, margin source.", "",
-             "| torch | threads | seed | accuracy % | " + " | ".join(models) + " |", "|" + " --- |" * 8]
+    models, rows = ["margin: soft", "margin: hard", "ERM: soft", "no watermark: benign"], []
     for row in table["rows"]:
         accuracy = ", ".join(f"{100 * row[m]['test_accuracy']:.1f}" for m in (models[-1], "margin: source"))
-        cells = [f"{row[m]['hits']}, " + (f"**{row[m]['log10_p']:.2f}**" if row[m]["log10_p"] <= DECIDE else
-                                          f"{row[m]['log10_p']:.2f}") for m in models]
-        lines.append(f"| {row['torch']} | {row['threads']} | {row['seed']} | {accuracy} | " + " | ".join(cells) + " |")
+        bold = {m: "**" if row[m]["log10_p"] <= DECIDE else "" for m in models}
+        rows.append([row["torch"], row["threads"], row["seed"], accuracy,
+                     *(f"{row[m]['hits']}, {bold[m]}{row[m]['log10_p']:.2f}{bold[m]}" for m in models)])
     counts = [f"{m} {sum(row[m]['log10_p'] <= DECIDE for row in table['rows'])}" for m in models]
-    return "\n".join([*lines, "", f"Claimed, of {len(table['rows'])} rows: {', '.join(counts)}."]) + "\n"
-
-
-def draw(found: dict, path: Path) -> None:
-    """Draw the evidence against each model, -log10 p, with the line from which it is claimed."""
-    bars = {
-        ("base", "soft"): ("ERM:\nsoft copy", "#E69F00", "//"),
-        ("margin", "soft"): ("margin:\nsoft copy", "#0072B2", ""),
-        ("margin", "hard"): ("margin:\nhard copy", "#56B4E9", ""),
-        ("none", "benign"): ("benign\nmodel", "0.6", ".."),
-    }
-    figure, (ax,) = new_figure(6, 3.4, 1, 1)
-    for i, (key, (_, colour, hatch)) in enumerate(bars.items()):
-        bar = ax.bar(i, -log10_p(found[key]), 0.6, color=colour, hatch=hatch)
-        ax.bar_label(bar, [f"{found[key]['trigger_hits']} of {found[key]['trigger_size']} triggers"], fontsize=8)
-    ax.axhline(-DECIDE, color="0.2", linewidth=1, linestyle="--")
-    ax.text(0.99, -DECIDE, "claimed above, p = 0.001", fontsize=8, ha="right", va="bottom",
-            transform=ax.get_yaxis_transform())
-    ax.set_xticks(range(len(bars)), [title for title, *_ in bars.values()])
-    ax.set_ylabel("evidence, -log10 p of T1 and T1p")
-    ax.margins(y=0.15)
-    ax.set_title("Digits: is this model a copy?", fontsize=10)
-    figure.savefig(path, dpi=130)
+    return (f"# The demo on ten seeds\n\n`{table['command']}`. Cells: hits of {M} triggers, log10 p of T1 and T1p, the "
+            "smaller p doubled; bold: claimed, p <= 0.001. Accuracies: benign model, margin source.\n\n"
+            + markdown_table(["torch", "threads", "seed", "accuracy %", *models], rows)
+            + f"\n\nClaimed, of {len(rows)} rows: {', '.join(counts)}.\n")
 
 
 if __name__ == "__main__":

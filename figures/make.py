@@ -1,8 +1,8 @@
 """The paper's tables and figures: `python -m figures.make table2|figure4|...|all [--profile paper|small|smoke]`.
 
 Starts the runs that are missing, with the three scripts (a finished run is used as it is, an interrupted one is
-continued), then writes <name>.md, .json and, for figures, .png into OUT/<profile>, and report.html, one page of all
-that is there. A cell without its run says "not run". Profiles:
+continued), then writes <name>.md, .json and, for figures, .png into OUT/<profile>. A cell without its run says "not
+run". Profiles:
 
 paper  the paper's settings, three seeds
 small  res18 of width 16 on a folder of images, three seeds
@@ -13,12 +13,11 @@ same command goes on: `timeout --signal=TERM 25m python -m figures.make ...` end
 results of all runs into one small file.
 """
 
-import tempfile
 from pathlib import Path
 
 from figures.cells import FIGURES, TABLES, steps_of_target
-from figures.results_page import write_results_page
-from figures.runs import PROFILES, REGIMES, RunCommands, run
+from figures.runs import PROFILES, REGIMES, RunCommands, run_steps
+from figures.shared import HERE, check_folder
 from figures.write import write_archive, write_target
 from utils.system.files import check_output_file
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
@@ -43,11 +42,9 @@ def main(argv=None):
     if due and not args.no_run:
         check_folder("--dir", runs.dir)
         check_data(args.profile)
-        for step in due:
-            run(step)
+        run_steps(due)
     for name in names:
         write_target(name, runs, out)
-    write_results_page(out, args.profile)
     print(f"wrote {', '.join(names)} to {out}")
     if args.archive:
         print(write_archive(Path(args.archive), out, runs.dir, args.weights))
@@ -60,7 +57,7 @@ def parse_flags(argv=None):
     parser.add_argument("names", nargs="+", choices=names, metavar="NAME", help="all, table1 ... 9, figure1 ... 8")
     parser.add_argument("--profile", default="smoke", choices=tuple(PROFILES))
     parser.add_argument("-d", "--dir", help="folder of the runs (default: experiments/<profile>)")
-    parser.add_argument("--out", default=str(Path(__file__).parent), help="results go to OUT/<profile>")
+    parser.add_argument("--out", default=HERE, help="results go to OUT/<profile>")
     parser.add_argument("--list", action="store_true", help="print the commands still to be run, one a line, and end")
     parser.add_argument("--no-run", action="store_true", help="write from the finished runs; the rest is not run")
     parser.add_argument("--archive", metavar="FILE",
@@ -73,15 +70,6 @@ def parse_flags(argv=None):
     if args.list and args.archive:
         raise Refusal("--archive with --list: nothing is written with --list; leave one of them out")
     return args
-
-
-def check_folder(flag: str, folder: Path) -> None:
-    """Refuse a folder that cannot be created or written to, before hours of runs. Creates nothing."""
-    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    try:
-        tempfile.TemporaryFile(dir=existing).close()
-    except OSError as error:
-        raise Refusal(f"{flag} {folder}: {existing} takes no files ({error.strerror}); name another folder") from error
 
 
 def check_data(name: str) -> None:

@@ -4,42 +4,34 @@ Four suspects stay fixed: a good model of the digits, a poor one (one epoch), on
 one with its answers permuted among the triggers. Each draw takes another secret and beacon, draws the labels by
 `labels_from_beacon`, as train.py does, and tests the answers of the four. Labels are among the C - 1 wrong classes, or
 among k = 2 candidates, the two most probable classes of the good model, which knows them best. An exact test gives a p
-of at most alpha in a share alpha of the draws, or in fewer. Writes null.json, null.md and null.png.
+of at most alpha in a share alpha of the draws, or in fewer. Writes null.json and null.md.
 """
 
 import hashlib
-import json
-from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import train
-from figures.demo import call
-from figures.errors import interval
-from figures.make import check_folder
+from figures.shared import call, check_folder, experiment_parser, interval, markdown_table, write_result
 from utils.data.sets import load_data
 from utils.ownership import pvalues
 from utils.runs.checkpoints import find_checkpoint, read_model
-from utils.system.files import write_atomically
-from utils.system.machine import figure_png, new_figure
-from utils.system.refusals import COUNT, Parser, refuse_in_one_sentence
+from utils.system.refusals import COUNT, refuse_in_one_sentence
 from utils.training.metrics import accuracy, predict
 from utils.watermark.prepared import commitment_digest, labels_from_beacon
 from utils.watermark.triggers import TriggerSet, draw_triggers
 
-HERE, M, ALPHAS = Path(__file__).resolve().parent, 60, (0.1, 0.05, 0.01, 0.001)
+M, ALPHAS = 60, (0.1, 0.05, 0.01, 0.001)
 TRAIN = "-dt digits -tt none -nq 60 -mt vgg11 --width 8 --batch-size 32 --select last --device cpu"
 TESTS = ("T1", "T1p", "both")  # both: twice the smaller p, as `claim` decides
 
 
 @refuse_in_one_sentence
 def main(argv=None):
-    """Train the two models if they are missing, draw, and write the three files."""
-    parser = Parser(prog="python -m figures.null", description=__doc__.splitlines()[0])
-    parser.add_argument("-d", "--dir", type=Path, default=Path("experiments/null"), help="folder of the two runs")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of null.json, null.md and null.png")
+    """Train the two models if they are missing, draw, and write the two files."""
+    parser = experiment_parser("null", __doc__)
     parser.add_argument("--draws", type=COUNT, default=1000, help="draws of all labels")
     args = parser.parse_args(argv)
     check_folder("-d", args.dir)
@@ -47,19 +39,14 @@ def main(argv=None):
     data, probabilities, about = load_data("digits"), {}, {}
     triggers, _ = draw_triggers(data.held_out, M, 1, len(data.classes), 0)
     for name, epochs, seed in (("good", 10, 1), ("poor", 1, 2)):
-        words = f"-d {args.dir} {TRAIN} -ep {epochs} --seed {seed} -msg {name}"
-        call(train, words)
+        call(train, f"-d {args.dir} {TRAIN} -ep {epochs} --seed {seed} -msg {name}")
         model = read_model(find_checkpoint(args.dir / f"digits_vgg11_none_60_{name}", "last"))
         about[name] = accuracy(model, data.test.images, data.test.labels)
         probabilities[name] = predict(model, triggers.images).double().softmax(1).numpy()
     log10_p = simulate_null(triggers, suspects_of(**probabilities), data.classes, args.draws)
     content = {"command": f"python -m figures.null --draws {args.draws}", "torch": torch.__version__.split("+")[0],
                "triggers": M, "accuracy": about, "log10_p": log10_p}
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(args.out / "null.json", (json.dumps(content) + "\n").encode())
-    write_atomically(args.out / "null.md", null_markdown(content).encode())
-    write_atomically(args.out / "null.png", draw_null(log10_p))
-    print(null_markdown(content))
+    write_result(args.out / "null.json", content, null_markdown(content))
 
 
 def suspects_of(good, poor, seed: int = 0) -> dict:
@@ -95,38 +82,19 @@ def simulate_null(triggers: TriggerSet, suspects: dict, classes: list[str], draw
 
 def null_markdown(content: dict) -> str:
     """Markdown: the share of draws with p <= alpha, with its 95 % interval (Clopper-Pearson)."""
-    about = content["accuracy"]
-    lines = ["# T1 and T1p under H0", "", f"`{content['command']}`, torch {content['torch']}, CPU, one thread; digits, "
-             f"{content['triggers']} triggers; accuracy of the good model {100 * about['good']:.1f} %, of the poor "
-             f"one {100 * about['poor']:.1f} %. Share of draws with p <= alpha, and its 95 % interval.", "",
-             "| labels among | suspect | test | " + " | ".join(f"alpha {alpha:g}" for alpha in ALPHAS) + " |",
-             "| --- | --- | --- |" + " --- |" * len(ALPHAS)]
+    about, rows = content["accuracy"], []
     for kind, suspects in content["log10_p"].items():
         for name, tests in suspects.items():
             for test, log10_p in tests.items():
-                cells = []
-                for alpha in ALPHAS:
-                    k, n = int((np.array(log10_p) <= np.log10(alpha) + 1e-4).sum()), len(log10_p)
-                    low, high = interval(k, n)
-                    cells.append(f"{k / n:.4f} ({low:.4f} to {high:.4f})")
-                lines.append(f"| {kind} | {name} | {test} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def draw_null(log10_p: dict) -> bytes:
-    """A PNG: the distribution of p of each suspect and test, beside the diagonal that an exact test may not exceed."""
-    figure, axes = new_figure(9, 4, 1, len(log10_p))
-    for ax, (kind, suspects) in zip(axes, log10_p.items()):
-        for color, (name, tests) in enumerate(suspects.items()):
-            for test, style in (("T1", "-"), ("T1p", "--")):
-                p = np.sort(10 ** np.array(tests[test]))
-                ax.step(p, np.arange(1, len(p) + 1) / len(p), style, where="post", color=f"C{color}", lw=1,
-                        label=f"{name}, {test}")
-        ax.plot([1e-4, 1], [1e-4, 1], color="black", lw=0.8, label="uniform")
-        ax.set(xscale="log", yscale="log", xlim=(1e-4, 1), ylim=(5e-4, 1.05), xlabel="p", ylabel="share of draws")
-        ax.set_title(f"labels among {kind}", fontsize=10)
-    axes[0].legend(fontsize=7)
-    return figure_png(figure)
+                n, cells = len(log10_p), []
+                for k in (int((np.array(log10_p) <= np.log10(alpha) + 1e-4).sum()) for alpha in ALPHAS):
+                    cells.append("{:.4f} ({:.4f} to {:.4f})".format(k / n, *interval(k, n)))
+                rows.append([kind, name, test, *cells])
+    head = ["labels among", "suspect", "test", *(f"alpha {alpha:g}" for alpha in ALPHAS)]
+    return (f"# T1 and T1p under H0\n\n`{content['command']}`, torch {content['torch']}, CPU, one thread; digits, "
+            f"{content['triggers']} triggers; accuracy of the good model {100 * about['good']:.1f} %, of the poor one "
+            f"{100 * about['poor']:.1f} %. Share of draws with p <= alpha, and its 95 % interval.\n\n"
+            + markdown_table(head, rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ which score T1p should use; and what a suspect reaches who rounds his probabilit
 score was fixed after seed 0 alone; the table shows the demo's seeds 0 to 2 (`CHOSEN_ON`) and the others apart.
 """
 
-import contextlib
-import io
 import json
 import math
 import shlex
@@ -21,16 +19,15 @@ from tqdm import tqdm
 
 import extraction
 import train
-from figures.demo import COMMON, MARGIN, WATERMARK, M, call, seed_folder
+from figures.demo import COMMON, MARGIN, WATERMARK, M, seed_folder
+from figures.shared import call, experiment_parser, markdown_table, write_result
 from utils.ownership import pvalues
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
-from utils.system.files import write_atomically
 from utils.system.machine import figure_png, new_figure
-from utils.system.refusals import COUNT, Parser, refuse_in_one_sentence
+from utils.system.refusals import refuse_in_one_sentence
 from utils.training.metrics import predict
 from utils.watermark.trigger_files import unpack_source
 
-HERE = Path(__file__).resolve().parent
 SIZES, SEEDS, CHOSEN_ON = (12, M, 50), range(10), (0, 1, 2)
 LARGE = 50  # from as many triggers on only the seeds that chose are run, for their time
 COPIES = {"soft": "-at soft", "hard": "-at hard", "reg": "-at reg",
@@ -64,36 +61,28 @@ def doubled_ranks(p, allowed):
 @refuse_in_one_sentence
 def main(argv=None):
     """Train what is missing, compute all p-values and write the files."""
-    parser = Parser(prog="python -m figures.power", description=__doc__.splitlines()[0])
-    parser.add_argument("-d", "--dir", default="experiments/demo", help="folder of the runs of figures.demo --seeds")
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="seeds of the runs")
-    parser.add_argument("--sizes", nargs="+", type=COUNT, default=list(SIZES), help="numbers of triggers m")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of power.json, power.md and power.png")
+    parser = experiment_parser("power", __doc__)
+    parser.set_defaults(dir=Path("experiments/demo"))  # the runs of figures.demo --seeds
     args = parser.parse_args(argv)
-    cases = [(seed, m) for m in args.sizes for seed in args.seeds if m < LARGE or seed in CHOSEN_ON]
+    cases = [(seed, m) for m in SIZES for seed in SEEDS if m < LARGE or seed in CHOSEN_ON]
     rows = []
     for seed, m in tqdm(cases, desc="sources with their copies", disable=None, leave=False):
         rows += measure(*make_runs(args.dir, seed, m), seed)
     found = {"command": "python -m figures.power", "torch": torch.__version__.split("+")[0],
              "threads": torch.get_num_threads(), "rows": rows}
     found = json.loads(json.dumps(found), parse_float=lambda text: round(float(text), 3))  # as it stands in the file
-    text, picture = power_markdown(found), draw_power(found)
-    write_atomically(args.out / "power.json", (json.dumps(found) + "\n").encode())
-    write_atomically(args.out / "power.png", picture)
-    write_atomically(args.out / "power.md", text.encode())
-    print(text)
+    write_result(args.out / "power.json", found, power_markdown(found), draw_power(found))
 
 
 def make_runs(folder, seed: int, m: int) -> tuple[Path, dict]:
     """The folder of a margin source with m triggers, and {name: folder} of its copies; finished runs stay."""
     folder = seed_folder(folder, seed)
     common = f"-d {shlex.quote(str(folder))} {COMMON} -nq {m} --seed {seed} --device cpu"
-    with contextlib.redirect_stdout(io.StringIO()):
-        call(train, f"{common} -mt vgg11 -tt none -nq {M}")  # one for all m
-        call(train, f"{common} -mt vgg11 -tt margin {WATERMARK} {MARGIN}")
-        for name, attack in COPIES.items():
-            surrogate = "" if "finetune" in attack else "-dmt vgg11"
-            call(extraction, f"{common} -tt margin -tmt vgg11 {surrogate} -admsg _{name} {attack}")
+    call(train, f"{common} -mt vgg11 -tt none -nq {M}", quiet=True)  # one for all m
+    call(train, f"{common} -mt vgg11 -tt margin {WATERMARK} {MARGIN}", quiet=True)
+    for name, attack in COPIES.items():
+        surrogate = "" if "finetune" in attack else "-dmt vgg11"
+        call(extraction, f"{common} -tt margin -tmt vgg11 {surrogate} -admsg _{name} {attack}", quiet=True)
     source, benign = folder / f"digits_vgg11_margin_{m}_", folder / f"digits_vgg11_none_{M}_"
     return source, {name: source / f"extraction_{name}" for name in COPIES} | {"benign": benign}
 
@@ -111,19 +100,17 @@ def measure(source: Path, copies: dict, seed: int) -> list[dict]:
         t1 = lambda p, part=slice(None): pvalues.label_randomisation(p.argmax(1), assigned[part], true[part],
                                                                      p.shape[1])
         t1p = lambda p, part=slice(None): pvalues.score_randomisation(p, assigned[part], true[part])
-        row = {"copy": name, "seed": seed, "m": len(p), "hits": int((p.argmax(1) == assigned).sum()), "T1": t1(p)}
-        row["scores"] = {score: pvalues.draw_tail(of(p, allowed), allowed, assigned) for score, of in SCORES.items()}
-        row["disguises"] = {}
+        disguises, queries = {}, {}
         for disguise, change in DISGUISES.items():
             shown = change(p, rng)
             shown = np.where(shown.sum(axis=1, keepdims=True) > 0, shown, 1e-9)  # rounded away: no preference is left
-            row["disguises"][disguise] = {"T1": t1(shown), "T1p": t1p(shown)}
-        row["queries"] = {}
+            disguises[disguise] = {"T1": t1(shown), "T1p": t1p(shown)}
         for n in sorted({max(1, len(p) * k // 8) for k in range(1, 9)}):
             parts = [rng.permutation(len(p))[:n] for _ in range(ORDERS if n < len(p) else 1)]
-            row["queries"][n] = {"T1": [t1(p[part], part) for part in parts],
-                                 "T1p": [t1p(p[part], part) for part in parts]}
-        rows.append(row)
+            queries[n] = {"T1": [t1(p[part], part) for part in parts], "T1p": [t1p(p[part], part) for part in parts]}
+        scores = {score: pvalues.draw_tail(of(p, allowed), allowed, assigned) for score, of in SCORES.items()}
+        rows.append({"copy": name, "seed": seed, "m": len(p), "hits": int((p.argmax(1) == assigned).sum()),
+                     "T1": t1(p), "scores": scores, "disguises": disguises, "queries": queries})
     return rows
 
 
@@ -132,7 +119,13 @@ def claimed(log10_p) -> float:
     return sum(p <= LEVEL for p in log10_p) / len(log10_p)
 
 
-def _usual(rows) -> int:
+def count_claims(*tests) -> str:
+    """How many of the p-values of each test claim, of how many, and the median of the last test."""
+    counts = ", ".join(str(round(claimed(p) * len(p))) for p in tests)
+    return f"{counts} of {len(tests[0])}; {statistics.median(tests[-1]):.2f}" if tests[0] else "-"
+
+
+def usual_size(rows) -> int:
     """The number of triggers that most rows have, the larger of equally frequent ones."""
     counts = [r["m"] for r in rows]
     return max(set(counts), key=lambda m: (counts.count(m), m))
@@ -140,62 +133,47 @@ def _usual(rows) -> int:
 
 def power_markdown(found: dict) -> str:
     """power.md: claims by test and m, the scores on the seeds that chose and on the others, and the disguises."""
-    rows = found["rows"]
-    names = [*COPIES, "benign"]
-    of = lambda name, **where: [r for r in rows if r["copy"] == name and all(r[k] == v for k, v in where.items())]
-    sizes = sorted({r["m"] for r in rows})
-    usual, seeds = _usual(rows), sorted({r["seed"] for r in rows})
-    lines = ["# Power of T1 and T1p", "",
-             f"`{found['command']}`; digits, VGG-11 of the demo, {len(seeds)} seeds, torch {found['torch']}, CPU, "
-             f"{found['threads']} thread(s); from m = {LARGE} on seeds 0 to 2 alone. Claimed: p <= 0.001, each test "
-             "alone. Medians of log10 p over seeds.", "",
-             "| model | " + " | ".join(f"m = {m}: T1, T1p claimed; medians" for m in sizes) + " |",
-             "| --- |" + " --- |" * len(sizes)]
-    for name in names:
-        cells = []
-        for m in sizes:
-            t1, t1p = ([r["T1"] for r in of(name, m=m)], [r["scores"][next(iter(SCORES))] for r in of(name, m=m)])
-            cells.append(f"{round(claimed(t1) * len(t1))}, {round(claimed(t1p) * len(t1p))} of {len(t1)}; "
-                         f"{statistics.median(t1):.2f}, {statistics.median(t1p):.2f}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", f"Scores of T1p at m = {usual}: claimed, and median log10 p, on the seeds that chose and on the "
-              "others.", "", "| score | seeds | " + " | ".join(names) + " |", "| --- | --- |" + " --- |" * len(names)]
-    for score in SCORES:
-        for title, part in (("0 to 2", CHOSEN_ON), ("others", [s for s in seeds if s not in CHOSEN_ON])):
-            cells = []
-            for name in names:
-                p = [r["scores"][score] for r in of(name, m=usual) if r["seed"] in part]
-                cells.append(f"{round(claimed(p) * len(p))} of {len(p)}; {statistics.median(p):.2f}" if p else "-")
-            lines.append(f"| {score} | {title} | " + " | ".join(cells) + " |")
-    lines += ["", f"A suspect who changes his probabilities, m = {usual}: T1, T1p claimed; median of T1p.", "",
-              "| answers | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
-    for disguise in DISGUISES:
-        cells = []
-        for name in names:
-            t1, t1p = ([r["disguises"][disguise][test] for r in of(name, m=usual)] for test in ("T1", "T1p"))
-            cells.append(f"{round(claimed(t1) * len(t1))}, {round(claimed(t1p) * len(t1p))} of {len(t1)}; "
-                         f"{statistics.median(t1p):.2f}")
-        lines.append(f"| {disguise} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "![Power against m and against queries](power.png)"]) + "\n"
+    rows, names, t1p = found["rows"], [*COPIES, "benign"], next(iter(SCORES))
+    of = lambda name, m, seeds: [r for r in rows if (r["copy"], r["m"]) == (name, m) and r["seed"] in seeds]
+    sizes, usual, seeds = sorted({r["m"] for r in rows}), usual_size(rows), sorted({r["seed"] for r in rows})
+
+    def by_size(name, m):
+        t1, t1p_of = ([r["T1"] for r in of(name, m, seeds)], [r["scores"][t1p] for r in of(name, m, seeds)])
+        return count_claims(t1, t1p_of).replace("; ", f"; {statistics.median(t1):.2f}, ")
+
+    parts = {"0 to 2": CHOSEN_ON, "others": [s for s in seeds if s not in CHOSEN_ON]}
+    by_score = [[score, title, *(count_claims([r["scores"][score] for r in of(name, usual, part)]) for name in names)]
+                for score in SCORES for title, part in parts.items()]
+    by_disguise = [[disguise, *(count_claims(*([r["disguises"][disguise][test] for r in of(name, usual, seeds)]
+                                               for test in ("T1", "T1p"))) for name in names)]
+                   for disguise in DISGUISES]
+    return "\n".join([
+        "# Power of T1 and T1p", "",
+        f"`{found['command']}`; digits, VGG-11 of the demo, {len(seeds)} seeds, torch {found['torch']}, CPU, "
+        f"{found['threads']} thread(s); from m = {LARGE} on seeds 0 to 2 alone. Claimed: p <= 0.001, each test alone. "
+        "Medians of log10 p over seeds.", "",
+        markdown_table(["model", *(f"m = {m}: T1, T1p claimed; medians" for m in sizes)],
+                       [[name, *(by_size(name, m) for m in sizes)] for name in names]), "",
+        f"Scores of T1p at m = {usual}: claimed, and median log10 p, on the seeds that chose and on the others.", "",
+        markdown_table(["score", "seeds", *names], by_score), "",
+        f"A suspect who changes his probabilities, m = {usual}: T1, T1p claimed; median of T1p.", "",
+        markdown_table(["answers", *names], by_disguise), "",
+        "![Power against m and against queries](power.png)"]) + "\n"
 
 
 def draw_power(found: dict) -> bytes:
     """A PNG: the share claimed against m (above) and against the number of queries (below)."""
-    rows, sizes, usual = found["rows"], sorted({r["m"] for r in found["rows"]}), _usual(found["rows"])
+    rows, sizes, usual = found["rows"], sorted({r["m"] for r in found["rows"]}), usual_size(found["rows"])
     figure, axes = new_figure(10, 5.2, 2, len(COPIES))
-    for i, name in enumerate(COPIES):
-        above, below = axes[i], axes[len(COPIES) + i]
+    for name, above, below in zip(COPIES, axes, axes[len(COPIES):]):
         own = [r for r in rows if r["copy"] == name]
-        for test, style, value in (("T1p", "-", lambda r: r["scores"][next(iter(SCORES))]),
-                                   ("T1", "--", lambda r: r["T1"])):
-            look = {"linestyle": style, "marker": "o", "markersize": 3, "label": test,
-                    "color": "#0072B2" if test == "T1p" else "#D55E00"}
+        wide = [{int(n): p for n, p in r["queries"].items()} for r in own if r["m"] == usual]
+        numbers = sorted(wide[0])
+        for test, style, colour in (("T1p", "-", "#0072B2"), ("T1", "--", "#D55E00")):
+            look = {"linestyle": style, "marker": "o", "markersize": 3, "label": test, "color": colour}
+            value = (lambda r: r["T1"]) if test == "T1" else lambda r: r["scores"][next(iter(SCORES))]
             above.plot(sizes, [claimed([value(r) for r in own if r["m"] == m]) for m in sizes], **look)
-            wide = [r["queries"] for r in own if r["m"] == usual]
-            numbers = sorted({int(n) for q in wide for n in q})
-            share = lambda n, wide=wide, test=test: statistics.mean(
-                claimed({int(k): v for k, v in q.items()}[n][test]) for q in wide)
-            below.plot(numbers, [share(n) for n in numbers], **look)
+            below.plot(numbers, [statistics.mean(claimed(q[n][test]) for q in wide) for n in numbers], **look)
         above.set(title=f"{name} copies", ylim=(-0.05, 1.05), xlabel="triggers m", xlim=(0, sizes[-1] * 1.05))
         below.set(ylim=(-0.05, 1.05), xlabel=f"queries, of m = {usual}", xlim=(0, usual * 1.05))
     for ax in (axes[0], axes[len(COPIES)]):

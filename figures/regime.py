@@ -9,20 +9,14 @@ writes <profile>.md, .json and .png into --out. SIGTERM lets the running scripts
 """
 
 import json
-import os
-import shlex
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-from figures.make import check_data, check_folder
-from figures.runs import REGIMES, ROOT, RunCommands
+from figures.make import check_data
+from figures.runs import REGIMES, RunCommands, run_steps
+from figures.shared import check_folder, experiment_parser, markdown_table, write_result
 from utils.ownership import pvalues
-from utils.system.files import write_atomically, write_json
 from utils.system.machine import figure_png, new_figure
-from utils.system.refusals import COUNT, Interrupted, Parser, Refusal, refuse_in_one_sentence
+from utils.system.refusals import COUNT, Refusal, refuse_in_one_sentence
 
 LENGTHS = {"regime-smoke": ("-ep 4 --stop-after 2", "-ep 2")}  # of sources and of copies, in place of:
 LENGTH = ("-ep 200 --stop-after 45", "-ep 40")
@@ -32,13 +26,12 @@ COLOURS = {"margin": "C0", "margin, shared": "C2", "margin, eval": "C4", "ERM": 
 @refuse_in_one_sentence
 def main(argv=None):
     """Run the steps that are due, then write the table and the picture of what is finished."""
-    parser = Parser(prog="python -m figures.regime", description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="regime", choices=tuple(REGIMES))
+    parser = experiment_parser("regime", __doc__)
+    parser.set_defaults(dir=None)
+    parser.add_argument("--profile", default="regime", choices=tuple(REGIMES), help="runs in experiments/<profile>")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="in this order")
     parser.add_argument("--first", type=COUNT, default=99, metavar="N", help="only the first N runs of each seed")
     parser.add_argument("--jobs", type=COUNT, default=1, help="runs at once")
-    parser.add_argument("-d", "--dir", type=Path, help="folder of the runs (default: experiments/<profile>)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of table and picture")
     parser.add_argument("--no-run", action="store_true", help="write from the finished runs")
     args = parser.parse_args(argv)
     runs = RunCommands(args.profile, args.dir or Path(f"experiments/{args.profile}"))
@@ -47,7 +40,7 @@ def main(argv=None):
     if not args.no_run:
         check_folder("--dir", runs.dir)
         check_data(args.profile)
-        run_beside([step for steps in rows.values() for step in steps.values()], args.jobs)
+        run_steps([step for steps in rows.values() for step in steps.values()], args.jobs, keep_going=True)
     found = {}
     for seed, steps in rows.items():
         for name, step in steps.items():
@@ -55,12 +48,7 @@ def main(argv=None):
                 found.setdefault(name, []).append(row_of(seed, step))
     if not found:
         raise Refusal(f"--no-run: {runs.dir} holds no run; leave --no-run out")
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_json(args.out / f"{args.profile}.json", found)
-    text = format_table(found)
-    write_atomically(args.out / f"{args.profile}.md", text.encode())
-    draw(found, args.out / f"{args.profile}.png")
-    print(text)
+    write_result(args.out / f"{args.profile}.json", found, format_table(found), draw(found), indent=2)
 
 
 def steps_of_seed(runs: RunCommands, profile: str, seed: int) -> dict:
@@ -86,55 +74,6 @@ def steps_of_seed(runs: RunCommands, profile: str, seed: int) -> dict:
     }
 
 
-def run_beside(steps, jobs: int) -> None:
-    """Run the steps that are due, at most `jobs` at once, each after those that it needs.
-
-    A step that fails is named at the end, by Refusal, after the others have run. SIGINT, SIGTERM and SIGHUP are passed
-    on as SIGTERM; the scripts save, and Interrupted is raised.
-    """
-    waiting, running, failed, stopped, told = [step for step in steps if step.due], {}, [], [], False
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, lambda number, frame: stopped.append(number))
-    try:
-        while running or (waiting and not stopped):
-            for step in list(waiting):
-                if stopped or len(running) == jobs:
-                    break
-                if any(need in failed or need.due and need not in steps for need in step.needs):
-                    waiting.remove(step)
-                    failed.append(step)
-                elif not any(need.due for need in step.needs):
-                    waiting.remove(step)
-                    running[start(step)] = step
-            for process in [process for process in running if process.poll() is not None]:
-                step = running.pop(process)
-                print(f"{time.strftime('%H:%M:%S')} ended with status {process.returncode}: {step.folder}", flush=True)
-                if step.due:
-                    failed.append(step)
-            if stopped and not told:  # once: a script that gets a second signal while it saves ends at once
-                told = True
-                for process in running:
-                    process.terminate()
-            time.sleep(0.2)
-    except BaseException:
-        for process in running:
-            process.terminate()
-        raise
-    if stopped:
-        raise Interrupted(stopped[0], "interrupted; the scripts saved, and the same command goes on")
-    if failed:
-        raise Refusal("these runs did not end well, see above: " + ", ".join(str(step.folder) for step in failed))
-
-
-def start(step):
-    """The process of a step, in a session of its own, whose log lies in the run folder."""
-    print(f"{time.strftime('%H:%M:%S')} $ {step.command}", flush=True)
-    words = [sys.executable, *shlex.split(step.command)[1:]]
-    words[1] = str(ROOT / words[1])
-    return subprocess.Popen(words, stdout=subprocess.DEVNULL, start_new_session=True,
-                            env={**os.environ, "PYTHONPATH": str(ROOT)})
-
-
 def row_of(seed: int, step) -> dict:
     """Figures of a run: its summary, None where it is not finished, and its epochs."""
     epochs = [json.loads(line) for line in (step.folder / "metrics.jsonl").read_text().splitlines()]
@@ -148,18 +87,15 @@ def row_of(seed: int, step) -> dict:
 def format_table(found: dict) -> str:
     """The table: a line for each run and model of it."""
     first = next(iter(found.values()))[0]
-    lines = [f"On {first['device']}, torch {first['torch']}. T1, T1p: log10 p. Chosen: the checkpoint of the best "
-             "validation epoch, on the test images. Last: after the last epoch, on the validation images, with the "
-             "conservative T1, which counts a trigger that is answered with its true label as a miss. A run without a "
-             "chosen checkpoint was stopped in the epoch after its last.", "",
-             "| model | BatchNorm statistics | seed | chosen epoch | accuracy % | triggers | T1 | T1p | last epoch "
-             "| accuracy % | triggers | T1 cons. |", "|---|---|---|---|---|---|---|---|---|---|---|---|"]
-    for name, runs in found.items():
-        for run in runs:
-            for model, prefix in (("paper", ""), ("clean", "clean_")):
-                if f"{prefix}val_accuracy" in run["epochs"][-1]:
-                    lines.append(f"| {name} | {model} | {run['seed']} | {' | '.join(cells_of(run, model, prefix))} |")
-    return "\n".join(lines) + "\n"
+    rows = [[name, model, run["seed"], *cells_of(run, model, prefix)]
+            for name, runs in found.items() for run in runs for model, prefix in (("paper", ""), ("clean", "clean_"))
+            if f"{prefix}val_accuracy" in run["epochs"][-1]]
+    head = ["model", "BatchNorm statistics", "seed", "chosen epoch", "accuracy %", "triggers", "T1", "T1p",
+            "last epoch", "accuracy %", "triggers", "T1 cons."]
+    return (f"On {first['device']}, torch {first['torch']}. T1, T1p: log10 p. Chosen: the checkpoint of the best "
+            "validation epoch, on the test images. Last: after the last epoch, on the validation images, with the "
+            "conservative T1, which counts a trigger that is answered with its true label as a miss. A run without a "
+            f"chosen checkpoint was stopped in the epoch after its last.\n\n{markdown_table(head, rows, '')}\n")
 
 
 def cells_of(run: dict, model: str, prefix: str) -> list[str]:
@@ -173,16 +109,14 @@ def cells_of(run: dict, model: str, prefix: str) -> list[str]:
                  f"{chosen['trigger_hits']} of {m}", f"{p['T1']:.2f}", f"{p['T1p']:.2f}"]
     accuracy, hits = last[f"{prefix}val_accuracy"], last.get(f"{prefix}trigger_accuracy")
     cells += [str(last["epoch"]), f"{100 * accuracy:.1f}"]
-    return cells + (["-", "-"] if hits is None else [f"{hits * m:.0f} of {m}", f"{t1_of_hits(hits * m, m):.2f}"])
+    if hits is None:
+        return [*cells, "-", "-"]
+    t1 = pvalues.binomial(round(hits * m), m, 1 / 9)  # conservative: all m triggers of ten classes count
+    return [*cells, f"{hits * m:.0f} of {m}", f"{t1:.2f}"]
 
 
-def t1_of_hits(hits: float, m: int, classes: int = 10) -> float:
-    """log10 p of the conservative T1 for hits among m triggers of 10 classes."""
-    return pvalues.binomial(round(hits), m, 1 / (classes - 1))
-
-
-def draw(found: dict, path: Path) -> None:
-    """Accuracy and triggers of the sources against the epoch, plain and with clean statistics; chosen epochs marked."""
+def draw(found: dict) -> bytes:
+    """A PNG: accuracy and triggers of the sources by epoch, plain and with clean statistics; chosen epochs marked."""
     figure, axes = new_figure(9, 4, 1, 2)
     for name, colour in COLOURS.items():
         for run in found.get(name, []):
@@ -202,7 +136,7 @@ def draw(found: dict, path: Path) -> None:
     for axis in axes:
         axis.set_xlabel("epoch (of 200; the dot: the chosen checkpoint)")
     axes[0].legend(fontsize=7)
-    write_atomically(path, figure_png(figure))
+    return figure_png(figure)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,10 @@ Nothing was stolen, so every claim is false. Dataset Inference is measured on pe
 the boundary is cheap. Writes rivals.json and rivals.md; finished runs are used as they are.
 """
 
-import argparse
 import contextlib
 import io
 import json
 import shlex
-import sys
 import tempfile
 from pathlib import Path
 
@@ -22,20 +20,18 @@ from torch import nn
 from tqdm import tqdm
 
 import train
-from figures.errors import interval
-from figures.make import check_folder
-from figures.toy import train_in_memory
-from utils.data.batches import Batches
+from figures.shared import call, check_folder, experiment_parser, interval, markdown_table, write_result
+from figures.toy import PointBatches, train_in_memory
 from utils.data.sets import Images, load_data
 from utils.flags import source_folder, train_flags
 from utils.ownership.verdict import MIN_BANK
 from utils.rivals.dataset_inference import DI_ALPHA, di_figures
 from utils.rivals.embedded_features import EEF_ALPHA
-from utils.system.refusals import COUNT, Parser, Refusal, refuse_in_one_sentence
+from utils.system.files import read_json
+from utils.system.refusals import Refusal, refuse_in_one_sentence
 from utils.training.loop import PlainObjective
 from utils.verify import main as verify_main
 
-HERE = Path(__file__).resolve().parent
 ALPHAS = (0.05, 0.001)
 COMMON = "-dt folder -mt vgg11 --width 8 --batch-size 32 --select last --device cpu"
 BENIGN = "-tt none -nq 1 -ep 10"
@@ -48,71 +44,46 @@ SOURCES = {
 EEF_FLAGS = "--epochs 20"  # of utils.verify eef
 # what a benign model shares with the source: the same half of the training images, or the other one
 HALVES = {"same": "the source's images", "other": "none of its images"}
+SEEDS = {"same": range(100, 116), "other": range(200, 210)}  # of the benign models
 # perceptrons: training images, hidden units, epochs; private and as many unseen points; scores of one t-test
 PERCEPTRON_IMAGES, HIDDEN, PERCEPTRON_EPOCHS, PERCEPTRON_POINTS, PERCEPTRON_M = 128, 64, 200, 100, 10
-REDRAWN = 1 / 3  # share of random labels
+REPEATS, REDRAWN = 12, 1 / 3  # draws of Dataset Inference, two models each; share of random labels
 
 
 @refuse_in_one_sentence
 def main(argv=None):
     """Measure the false claims or read them, and write rivals.json and rivals.md."""
-    parser = Parser(prog="python -m figures.rivals", description=__doc__.splitlines()[0], allow_abbrev=False,
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("-d", "--dir", type=Path, default="experiments/rivals",
-                        help="folder of the runs; finished ones are taken as they are")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of rivals.json and rivals.md")
-    parser.add_argument("--same", type=COUNT, default=16, help="benign models of the source's images")
-    parser.add_argument("--other", type=COUNT, default=10, help="benign models of other images")
-    parser.add_argument("--repeats", type=COUNT, default=12, help="draws of Dataset Inference: two models each")
+    parser = experiment_parser("rivals", __doc__)
     parser.add_argument("--redraw", action="store_true", help="write rivals.md from the verdicts in OUT/rivals.json")
     args = parser.parse_args(argv)
-    if args.same < MIN_BANK + 2:
-        raise Refusal(f"--same {args.same}: {MIN_BANK} models judge, EEF's classifier learns one, and one is left to "
-                      f"be judged; pass {MIN_BANK + 2} or more")
     check_folder("--out", args.out)
     path = args.out / "rivals.json"
-    if args.redraw:
-        try:
-            figures = json.loads(path.read_text())
-        except (FileNotFoundError, ValueError) as error:
-            raise Refusal(f"--redraw: {path} is not there or damaged; leave the flag out to measure anew") from error
-    else:
+    if args.redraw and (figures := read_json(path)) is None:
+        raise Refusal(f"--redraw: there is no {path}; leave the flag out to measure anew")
+    if not args.redraw:
         check_folder("--dir", args.dir)
-        figures = measure_false_claims(args.dir, args.same, args.other, args.repeats)
-        args.out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures) + "\n")
-    (args.out / "rivals.md").write_text(rivals_markdown(figures))
-    print(rivals_markdown(figures))
+        figures = measure_false_claims(args.dir)
+    write_result(path, figures, rivals_markdown(figures))
 
 
-def measure_false_claims(folder: Path, same: int, other: int, repeats: int) -> dict:
-    """Train the models that are missing and test them; the content of rivals.json.
-
-    same, other  numbers of benign models trained on the source's half of the images, and on the other half
-    repeats      draws of Dataset Inference
-    """
+def measure_false_claims(folder: Path) -> dict:
+    """Train the models that are missing in `folder` and test them; the content of rivals.json."""
     torch.set_num_threads(1)
     halves = {name: folder / "images" / name for name in HALVES}
     write_image_halves(halves)
-    total = len(SOURCES) + (same + other) * (1 + len(SOURCES)) + repeats
-    with tqdm(total=total, desc="rivals", unit="model", disable=None) as bar:
-        sources = {name: train_run(folder, halves["same"], flags, name, 0, bar) for name, flags in SOURCES.items()}
-        benign = {name: [train_run(folder, path, BENIGN, name, 100 * (1 + i) + seed, bar)
-                         for seed in range({"same": same, "other": other}[name])]
-                  for i, (name, path) in enumerate(halves.items())}
-        accuracy = lambda path: json.loads((path / "summary.json").read_text())["test_accuracy"]
-        figures = {"verdicts": [], "sources": {},
-                   "benign": {name: [accuracy(path) for path in paths] for name, paths in benign.items()}}
-        for name in ("margin", "EWE", "RS"):
-            figures["sources"][name], verdicts = trigger_verdicts(name, sources[name], benign, bar)
-            figures["verdicts"] += verdicts
-        figures["sources"]["EEF"], verdicts = eef_verdicts(sources["EEF"], benign, halves["same"], bar)
+    wanted = [(name, 0, "same", flags) for name, flags in SOURCES.items()]
+    wanted += [(half, seed, half, BENIGN) for half, seeds in SEEDS.items() for seed in seeds]
+    runs = {(name, seed): train_run(folder, halves[half], flags, name, seed)
+            for name, seed, half, flags in tqdm(wanted, desc="models", disable=None)}
+    benign = {half: [runs[half, seed] for seed in seeds] for half, seeds in SEEDS.items()}
+    accuracy = lambda path: read_json(path / "summary.json")["test_accuracy"]
+    figures = {"verdicts": [], "sources": {}, "benign": {half: list(map(accuracy, benign[half])) for half in HALVES}}
+    for name in ("margin", "EWE", "RS"):
+        figures["sources"][name], verdicts = trigger_verdicts(name, runs[name, 0], benign)
         figures["verdicts"] += verdicts
-        figures["perceptrons"] = []
-        for seed in range(repeats):
-            figures["perceptrons"].append(perceptron_figures(seed))
-            bar.update()
-    figures["verdicts"] += di_verdicts(figures["perceptrons"])
+    figures["sources"]["EEF"], verdicts = eef_verdicts(runs["EEF", 0], benign, halves["same"])
+    figures["perceptrons"] = [perceptron_figures(seed) for seed in tqdm(range(REPEATS), desc="DI", disable=None)]
+    figures["verdicts"] += verdicts + di_verdicts(figures["perceptrons"])
     return figures | {"rows": count_verdicts(figures["verdicts"])}
 
 
@@ -136,21 +107,15 @@ def write_image_halves(halves: dict) -> None:
                     Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
 
 
-def train_run(folder: Path, images: Path, flags: str, message: str, seed: int, bar) -> Path:
+def train_run(folder: Path, images: Path, flags: str, message: str, seed: int) -> Path:
     """The folder of a finished run of train.py with `flags`, on the images in the folder `images`.
 
-    It runs in this process, which saves starting torch for each run; `bar` is a progress bar of runs.
+    It runs in this process, which saves starting torch for each run.
     """
-    words = [*shlex.split(f"{COMMON} {flags}"), "-d", str(folder), "--data-dir", str(images),
-             "-msg", f"{message}-{seed}", "--seed", str(seed)]
-    old, sys.argv = sys.argv, ["train.py", *words]
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            train.main()
-    finally:
-        sys.argv = old
-    bar.update()
-    flags = train_flags(words)
+    words = f"{COMMON} {flags} -d {shlex.quote(str(folder))} --data-dir {shlex.quote(str(images))}"
+    words += f" -msg {message}-{seed} --seed {seed}"
+    call(train, words, quiet=True)
+    flags = train_flags(shlex.split(words))
     return source_folder(flags, flags.model_type)
 
 
@@ -170,36 +135,35 @@ def verdict_row(method, test, level, shares, claimed, **more) -> dict:
     return {"method": method, "test": test, "level": level, "shares": shares, "claimed": bool(claimed), **more}
 
 
-def trigger_verdicts(name: str, source: Path, benign: dict, bar):
+def trigger_verdicts(name: str, source: Path, benign: dict):
     """(figures of the source `name`, verdicts on all models of `benign`) of `utils.verify claim`.
 
     By the owner's T1 on the margin source, else by T2 and T4 with five other models of the source's images as the bank,
     which changes from suspect to suspect, so that no model is compared with itself.
     """
-    def decide(suspect, bank):
-        flags = ["claim", source, "--suspect", suspect, "--trust-owner", *(["--benign", *bank] if bank else [])]
+    same, test, level = benign["same"], "T1" if name == "margin" else "T2", 1 / (MIN_BANK + 1)
+
+    def decide(suspect, i):
+        bank = ["--benign", *(same[(i + j) % len(same)] for j in range(1, MIN_BANK + 1))] if test == "T2" else []
+        flags = ["claim", source, "--suspect", suspect, "--trust-owner", *bank]
         return [ask_verify(*flags, "--alpha", alpha) for alpha in ALPHAS]
 
-    same, test = benign["same"], "T1" if name == "margin" else "T2"
-    bank_without = lambda i: [] if test == "T1" else [same[(i + j) % len(same)] for j in range(1, MIN_BANK + 1)]
     verdicts = []
     for shares, suspects in benign.items():
-        for i, suspect in enumerate(suspects):
-            decisions = decide(suspect, bank_without(i))
-            figures = decisions[0][1]
-            more = {"hits": figures["hits"], "of": figures["triggers"], "log10_p": figures["tests"][test]["log10_p"]}
+        for i, suspect in enumerate(tqdm(suspects, desc=f"{name}, {shares}", disable=None, leave=False)):
+            decisions = decide(suspect, i)
+            figures, p = decisions[0][1], {key: found["log10_p"] for key, found in decisions[0][1]["tests"].items()}
+            more = {"hits": figures["hits"], "of": figures["triggers"], "log10_p": p[test]}
             verdicts += [verdict_row(name, test, alpha, shares, holds, **more)
                          for alpha, (holds, _) in zip(ALPHAS, decisions)]
             if test == "T2":
-                p = figures["tests"]["T4"]["log10_p"]
-                level = 1 / (MIN_BANK + 1)
-                verdicts.append(verdict_row(name, "T4", level, shares, 10**p < 1.5 * level, log10_p=p))
-            bar.update()
-    holds, figures = decide(source, bank_without(0))[-1]
+                claimed = 10 ** p["T4"] < 1.5 * level
+                verdicts.append(verdict_row(name, "T4", level, shares, claimed, log10_p=p["T4"]))
+    holds, figures = decide(source, 0)[-1]
     return {"claimed": holds, "hits": figures["hits"], "of": figures["triggers"]}, verdicts
 
 
-def eef_verdicts(source: Path, benign: dict, images: Path, bar):
+def eef_verdicts(source: Path, benign: dict, images: Path):
     """(figures of the victim, verdicts on benign models) of `utils.verify eef`.
 
     The classifier is trained on the first model of the source's images; the next five are the bank of the calibrated
@@ -215,20 +179,10 @@ def eef_verdicts(source: Path, benign: dict, images: Path, bar):
         more = {"log10_p": row["log10_p"], "difference": row["difference"]}
         verdicts += [verdict_row("EEF", "published", EEF_ALPHA, shares, row["published"], **more),
                      verdict_row("EEF", "calibrated", EEF_ALPHA, shares, row["claim"], above=row["above"], **more)]
-    bar.update(len(benign["same"]) + len(benign["other"]))
     return {"claimed": victim["claim"], "difference": victim["difference"]}, verdicts
 
 
 # ---- Dataset Inference on perceptrons ----
-
-
-class StillBatches(Batches):
-    """Batches without crops: a perceptron does not learn from so few images if they are augmented."""
-
-    def plan(self, generator):
-        """As of `Batches`, but every crop is the middle of the padded image, which is the image itself."""
-        plan = super().plan(generator)
-        return plan._replace(shift=torch.full_like(plan.shift, self.pad))
 
 
 def perceptron_figures(seed: int) -> dict:
@@ -254,8 +208,10 @@ def perceptron_figures(seed: int) -> dict:
     def perceptron(part, number):
         torch.manual_seed(3 * seed + number)
         model = nn.Sequential(nn.Flatten(), nn.Linear(3072, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 10))
-        return train_in_memory(model, PlainObjective(), StillBatches(parts[part], 32, flip=False),
-                               epochs=PERCEPTRON_EPOCHS, lr=0.05, seed=3 * seed + number)
+        # without crops: a perceptron does not learn from so few images if they are augmented
+        batches = PointBatches(parts[part].images.float().div(255), parts[part].labels, 32)
+        return train_in_memory(model, PlainObjective(), batches, epochs=PERCEPTRON_EPOCHS, lr=0.05,
+                               seed=3 * seed + number)
 
     models = [perceptron(0, 0), perceptron(0, 1), perceptron(1, 2)]
     return dict(zip(("source", "same", "other"), di_figures(models, *points, walk="blind", m=PERCEPTRON_M, seed=seed)))
@@ -297,31 +253,28 @@ def count_verdicts(verdicts: list[dict]) -> list[dict]:
 
 def rivals_markdown(figures: dict) -> str:
     """The content of rivals.md; `figures` is that of rivals.json."""
-    lines = ["# False claims of benign models, measured", "", "`python -m figures.rivals`, on digits.", "",
-             "| method | test | level | benign models learnt | false claims | 95 % interval (Clopper-Pearson) |",
-             "|---|---|---|---|---|---|"]
-    for row in count_verdicts(figures["verdicts"]):
-        low, high = row["interval"]
-        lines.append(f"| {row['method']} | {TESTS[row['test']]} | {row['level']:.3g} | {HALVES[row['shares']]} | "
-                     f"{row['claims']} of {row['of']} | {low:.3f} to {high:.3f} |")
+    rows = [[row["method"], TESTS[row["test"]], f"{row['level']:.3g}", HALVES[row["shares"]],
+             f"{row['claims']} of {row['of']}", "{:.3f} to {:.3f}".format(*row["interval"])]
+            for row in count_verdicts(figures["verdicts"])]
     claims = []
     for name, source in figures["sources"].items():
         hits = f", {source['hits']} of {source['of']} triggers hit" if "hits" in source else ""
         claims.append(f"{name} {'claimed' if source['claimed'] else 'NOT claimed'}{hits}")
     draws = [repeat["source"]["claim"] for repeat in figures["perceptrons"]]
-    claims.append(f"DI claimed in {sum(draws)} of {len(draws)} draws")
-    lines += ["", f"The sources themselves: {'; '.join(claims)}.", ""]
-    lines += [f"Settings (`train.py {COMMON}` everywhere):", ""]
-    for name, values in figures["benign"].items():
-        lines.append(f"- {len(values)} benign models that learnt {HALVES[name]}: `{BENIGN}`, test accuracy "
-                     f"{100 * min(values):.1f} to {100 * max(values):.1f} %; same architecture, size and settings")
-    lines += [f"- source {name}: `{flags}`" + (f"; judged with `{EEF_FLAGS}`" if name == "EEF" else "")
-              for name, flags in SOURCES.items()]
+    benign = [f"- {len(values)} benign models that learnt {HALVES[name]}: `{BENIGN}`, test accuracy "
+              f"{100 * min(values):.1f} to {100 * max(values):.1f} %; same architecture, size and settings"
+              for name, values in figures["benign"].items()]
+    sources = [f"- source {name}: `{flags}`" + (f"; judged with `{EEF_FLAGS}`" if name == "EEF" else "")
+               for name, flags in SOURCES.items()]
     points = PERCEPTRON_POINTS
-    lines.append(f"- DI: perceptrons of {HIDDEN} hidden units on {PERCEPTRON_IMAGES} images, {PERCEPTRON_EPOCHS} "
-                 f"epochs, a third of the labels redrawn; {points} private and {points} unseen points, "
-                 f"m = {PERCEPTRON_M}")
-    return "\n".join([*lines, "", READING])
+    return "\n".join([
+        "# False claims of benign models, measured", "", "`python -m figures.rivals`, on digits.", "",
+        markdown_table(["method", "test", "level", "benign models learnt", "false claims",
+                        "95 % interval (Clopper-Pearson)"], rows, ""), "",
+        f"The sources themselves: {'; '.join(claims)}; DI claimed in {sum(draws)} of {len(draws)} draws.", "",
+        f"Settings (`train.py {COMMON}` everywhere):", "", *benign, *sources,
+        f"- DI: perceptrons of {HIDDEN} hidden units on {PERCEPTRON_IMAGES} images, {PERCEPTRON_EPOCHS} epochs, a "
+        f"third of the labels redrawn; {points} private and {points} unseen points, m = {PERCEPTRON_M}", "", READING])
 
 
 if __name__ == "__main__":

@@ -10,9 +10,11 @@ import json
 import statistics
 from pathlib import Path
 
+from figures.shared import markdown_table, write_result
 from utils.ownership import pvalues
 from utils.ownership.results import TriggerTests, rows_of_run
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint
+from utils.system.files import read_json
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 from utils.watermark.trigger_files import unpack_source
 from utils.watermark.triggers import labels_are_uniform
@@ -20,45 +22,38 @@ from utils.watermark.triggers import labels_are_uniform
 # entries of a summary that all runs of a row share; settings that may differ between them
 SAME = ("dataset", "dataset_source", "model", "width", "epochs", "train_size", "bn_stats", "select", "trigger_size")
 SEEDS = ("seed", "message", "additional_message", "source_checkpoint")
-# flags that runs from before them do not have, when they are off
-NEWER = {"trigger_strategy": None, "label_choices": None, "carriers": None, "init": None, "image_size": None}
-NEWER_OF_ATTACKS = {"image_size": None, "adam": None}
 # -tt -> its name in the table; the rows are in this order
 WATERMARK_NAMES = {"none": "no watermark", "base": "ERM", "margin": "margin", "ewe": "EWE", "rs": "RS"}
 
 
-def source_settings(run: Path) -> dict:
-    """Settings of the source of an attack, whose folder is above the attack's; {} where there is no such run."""
-    path = run.parent / "run.json"
-    return json.loads(path.read_text())["settings"] if path.exists() else {}
+def settings_of(run: Path) -> dict:
+    """The settings of a run that its row shares; {} where there is no run.
+
+    Flags that are off are left out: runs may be older than they.
+    """
+    settings = (read_json(run / "run.json") or {}).get("settings", {})
+    return {k: v for k, v in settings.items() if v and k not in SEEDS and (k == "data_sha256" or "sha256" not in k)}
 
 
 def collect_rows(folder: Path, last: bool = False) -> list[dict]:
     """One row for each kind of run below `folder`, its seeds in lists; `last`: of the last checkpoints."""
     groups = {}  # {(watermark, role, statistics, settings): [(figures, summary, content of run.json)]}
     for path in sorted(folder.glob("**/summary.json")):
-        summary = json.loads(path.read_text())
+        summary, run = read_json(path), read_json(path.parent / "run.json")
         if summary.get("role") == "edited":  # pruning and quantisation have rows of another kind, see figures.make
             continue
-        run = json.loads((path.parent / "run.json").read_text())
-        train_type = run["settings"]["train_type"]
-        figures_of = {"paper": summary, "clean": summary.get("clean")}  # by BatchNorm statistics
+        settings, train_type = settings_of(path.parent), run["settings"]["train_type"]
+        if summary["role"] == "surrogate":  # copies of different sources have different rows
+            settings["source"] = settings_of(path.parents[1])
+        role = f"{summary['role']} {summary.get('attack') or ''}".strip()
+        by_statistics = {"paper": summary, "clean": summary.get("clean")}
         if last:
-            figures_of = dict(zip(figures_of, figures_at_last(path.parent)))
-        for statistics_name, figures in figures_of.items():
-            if not figures:
-                continue
-            role = f"{summary['role']} {summary.get('attack') or ''}".strip()
-            watermark = WATERMARK_NAMES.get(train_type, train_type)
-            settings = {k: v for k, v in run["settings"].items() if k not in SEEDS and not k.endswith("sha256")}
-            settings["data"] = run["settings"].get("data_sha256")
-            if summary["role"] != "surrogate":
-                settings = {"embed_features": 0.0} | NEWER | settings  # runs may be older than these flags
-            if summary["role"] == "surrogate":  # copies of different sources have different rows
-                source, settings = source_settings(path.parent).items(), NEWER_OF_ATTACKS | settings
-                settings["source"] = {k: v for k, v in source if k not in SEEDS and (k, v) not in NEWER.items()}
-            key = (watermark, role, summary.get("teacher_bn", statistics_name), json.dumps(settings, sort_keys=True))
-            groups.setdefault(key, []).append((figures, summary, run))
+            by_statistics = dict(zip(by_statistics, figures_at_last(path.parent)))
+        for statistics_name, figures in by_statistics.items():
+            if figures:
+                key = (WATERMARK_NAMES.get(train_type, train_type), role, summary.get("teacher_bn", statistics_name),
+                       json.dumps(settings, sort_keys=True))
+                groups.setdefault(key, []).append((figures, summary, run))
     rows = [_row(*key[:3], group) for key, group in groups.items()]
     order = list(WATERMARK_NAMES.values())
     place = lambda name: order.index(name) if name in order else len(order)
@@ -93,20 +88,19 @@ def figures_at_last(run: Path) -> list[dict]:
     return [row | {"test_accuracy": None} for row in rows_of_run(run, tests, "cpu", "last")]
 
 
-def markdown_table(rows: list[dict]) -> str:
+def rows_table(rows: list[dict]) -> str:
     """The rows as a Markdown table; accuracies in per cent."""
-    lines = ["| watermark | role | statistics | seeds | test % | triggers | T1 | T1p | T1 cons. | harmonic mean |",
-             "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+    table = []
     for row in rows:
         accuracy = [100 * a for a in row["test_accuracy"] if a is not None]
         mean = f"{statistics.mean(accuracy):.2f}" if accuracy else "-"
         spread = f" ± {statistics.stdev(accuracy):.2f}" if len(accuracy) > 1 else ""
         hits = ", ".join(f"{k}/{row['trigger_size']}" for k in row["trigger_hits"])
-        cells = [row["watermark"], row["role"], row["statistics"], len(row["seeds"]),
-                 f"{mean}{spread}", hits, join_numbers(row["log10_T1"]), join_numbers(row["log10_T1p"]),
-                 join_numbers(row["log10_T1_conservative"]), join_numbers([row["log10_T1_harmonic_mean"]])]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        p = [row["log10_T1"], row["log10_T1p"], row["log10_T1_conservative"], [row["log10_T1_harmonic_mean"]]]
+        table.append([row["watermark"], row["role"], row["statistics"], len(row["seeds"]), f"{mean}{spread}", hits,
+                      *map(join_numbers, p)])
+    return markdown_table(["watermark", "role", "statistics", "seeds", "test %", "triggers", "T1", "T1p", "T1 cons.",
+                           "harmonic mean"], table)
 
 
 def join_numbers(values) -> str:
@@ -125,10 +119,10 @@ def main(argv=None):
     rows = collect_rows(args.dir, args.last)
     if not rows:
         raise Refusal(f"there is no finished run in {args.dir}: train one first or name another folder")
-    print(markdown_table(rows))
     if args.out:
-        args.out.with_suffix(".md").write_text(markdown_table(rows) + "\n")
-        args.out.with_suffix(".json").write_text(json.dumps(rows, indent=2) + "\n")
+        write_result(args.out, rows, rows_table(rows) + "\n", indent=2)
+    else:
+        print(rows_table(rows))
 
 
 if __name__ == "__main__":

@@ -24,39 +24,24 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Profile(NamedTuple):
-    """Settings of all runs of a profile; flags are those of the three scripts.
-
-    flags      of every run
-    watermark  further flags of watermarked sources
-    m          number of triggers
-    finetune   epochs of fine-tuning (Table 9)
-    other      the thief's other data sets, {name in the paper: -dsrc}
-    wide       whether the rows for CIFAR-100 are made
-    rivals     {-tt of a rival, or (-tt, data set): flags in place of `watermark`}
-    judged     {command of utils.verify that tests a rival: its flags}
-    styled     flags of EEF's victim
-    K, sizes, weights  ascent steps, numbers of triggers and weights lambda of Figure 6
-    alphas     weights alpha of distillation in Figure 4
-    controls   whether Table 2 gets rows that the paper has not: ERM and clean BatchNorm statistics
-    """
+    """Settings of all runs of a profile; flags are those of the three scripts."""
 
     dataset: str
-    flags: str
-    watermark: str
+    flags: str  # of every run
+    watermark: str  # further flags of watermarked sources
     model: str
-    m: int
+    m: int  # number of triggers
     seeds: tuple
-    finetune: int
-    other: dict
-    wide: bool
-    rivals: dict
-    judged: dict
-    styled: str = "--embed-features 0.1"
-    K: tuple = (1, 3, 5, 8)
+    finetune: int  # epochs of fine-tuning (Table 9)
+    other: dict = {}  # the thief's other data sets, {name in the paper: -dsrc}
+    rivals: dict = {}  # {-tt of a rival, or (-tt, data set): flags in place of `watermark`}
+    judged: dict = {}  # {command of utils.verify that tests a rival: its flags}
+    styled: str = "--embed-features 0.1"  # flags of EEF's victim
+    K: tuple = (1, 3, 5, 8)  # ascent steps, then numbers of triggers and weights lambda of Figure 6
     sizes: tuple = (25, 50, 100, 200)
     weights: tuple = (0.25, 0.5, 1, 2, 4)
-    alphas: tuple = (0.1, 0.3, 0.5, 0.7, 0.9)
-    controls: bool = False
+    alphas: tuple = (0.1, 0.3, 0.5, 0.7, 0.9)  # weights alpha of distillation in Figure 4
+    whole: bool = False  # whether Table 2 gets CIFAR-100, and rows of ERM and of clean statistics, as the paper has not
 
     @property
     def data_dir(self) -> str | None:
@@ -66,23 +51,23 @@ class Profile(NamedTuple):
 
 
 PROFILES = {
-    "paper": Profile("cifar10", "", "", "res34", 100, (0, 1, 2), 100, {"SVHN": "svhn", "CIFAR-100": "cifar100"}, True,
+    "paper": Profile("cifar10", "", "", "res34", 100, (0, 1, 2), 100, {"SVHN": "svhn", "CIFAR-100": "cifar100"},
                      {"ewe": "", "rs": "", ("ewe", "cifar100"): "-ep 100 --ewe-epochs 8 --ewe-ratio 15 "
-                      "--ewe-temperature-lr 0.01 --ewe-steps 100"}, {"di": "", "eef": ""}, controls=True),
+                      "--ewe-temperature-lr 0.01 --ewe-steps 100"}, {"di": "", "eef": ""}, whole=True),
     "small": Profile("folder", "--data-dir data/cifar10-jpeg --width 16 --train-size 16000 -ep 14 --amp --device cpu",
-                     "--reduction sum -v 0.1", "res18", 50, (0, 1, 2), 7, {}, False,
+                     "--reduction sum -v 0.1", "res18", 50, (0, 1, 2), 7, {},
                      {"ewe": "-ep 8 --ewe-epochs 5 --ewe-source digits --bn-stats shared",
                       "rs": "-ep 100 --rs-draws 10 --rs-freeze-bn"},
                      {"di": "--points 200 --walk blind --device cpu", "eef": "--points 400 --device cpu"},
                      sizes=(25, 50, 100)),
     "smoke": Profile("digits", "--width 4 --train-size 512 --batch-size 64 -ep 2 --device cpu", "", "res18", 20, (0,),
-                     1, {}, False,
+                     1, {},
                      {"ewe": "-ep 1 --ewe-epochs 0.2 --ewe-source 9 --batch-size 32",
                       "rs": "--rs-draws 1 --rs-warmup 0"},
                      {"di": "--points 20 --m 5 --walk blind --device cpu", "eef": "--epochs 2 --device cpu"},
                      "--embed-features 0.2", K=(1, 3), sizes=(10, 20), weights=(0.5, 2), alphas=(0.3, 0.7)),
 }
-REGIME = Profile("folder", "--data-dir data/cifar10-jpeg --amp fp16", "", "res34", 100, (0, 1, 2), 0, {}, False, {}, {})
+REGIME = Profile("folder", "--data-dir data/cifar10-jpeg --amp fp16", "", "res34", 100, (0, 1, 2), 0)
 REGIMES = {  # the profiles of figures.regime
     "regime": REGIME,
     "regime-narrow": REGIME._replace(flags="--data-dir data/cifar10-jpeg --amp --width 16", model="res18"),
@@ -205,52 +190,73 @@ def _tidy(command: str) -> str:
     return " ".join(command.split())
 
 
-# ---- starting one ----
+# ---- starting them ----
 
 
-def run(step: RunStep) -> None:
-    """Run a step that is due, in a process of its own; one that was interrupted continues where it was.
+def run_steps(steps, jobs: int = 1, keep_going: bool = False) -> None:
+    """Run the steps that are due, at most `jobs` at once in processes of their own, each after those that it needs.
 
-    Whether it succeeded is decided by the file at its end, not by its exit status, because utils.verify exits with 1
-    where a claim does not hold. Raises Refusal where that file is missing. A signal that stops this process is passed
-    on as SIGTERM; the script then saves, says so and exits. Where it was stopped before it could say so, Interrupted
-    is raised.
+    A step that was interrupted continues where it was. Whether one succeeded is decided by the file at its end, not by
+    its exit status, because utils.verify exits with 1 where a claim does not hold. After a failure no further step is
+    begun, or, to `keep_going`, only those that do not need it; then Refusal names what failed. A signal that stops
+    this process is passed on as SIGTERM; the scripts then save, say so and exit. Where one was stopped before it could
+    say so, Interrupted is raised.
     """
-    if not step.due:
-        return
-    print(f"$ {step.command}", flush=True)
-    words = [sys.executable, *shlex.split(step.command)[1:]]
-    if words[1].endswith(".py"):
-        words[1] = str(ROOT / words[1])
-    step.folder.parent.mkdir(parents=True, exist_ok=True)
-    process, received = None, []  # received: (signal to this process, when)
+    waiting, running, failed, said, received = [step for step in steps if step.due], {}, [], [], []
 
     def stop(signum, frame):
         # `timeout` sends its signal twice, and a script that gets a second one while it saves ends at once
         if received and time.monotonic() < received[0][1] + 1:
             return
         received.append((signum, time.monotonic()))
-        if process is not None:
+        for process in running.values():
             process.terminate()
 
-    stops = [s for s in STOPS if signal.getsignal(s) != signal.SIG_IGN]
-    old = {s: signal.signal(s, stop) for s in stops}
+    old = {s: signal.signal(s, stop) for s in STOPS if signal.getsignal(s) != signal.SIG_IGN}
     try:
-        # in its own session the script does not also get a terminal's Ctrl-C, or what `timeout` sends to its group
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, start_new_session=True,
-                                   env={**os.environ, "PYTHONPATH": str(ROOT)})
-        if received:
+        while running or waiting:
+            full = received or len(running) == jobs or failed and not keep_going
+            free = [] if full else [step for step in waiting if not any(need.due for need in step.needs)]
+            for step in free[: jobs - len(running)]:
+                waiting.remove(step)
+                running[step] = _start(step)
+                if received:  # before this process could be told
+                    running[step].terminate()
+            if not running:
+                break  # what is left needs a step that failed
+            ended = next((step for step in running if running[step].poll() is not None), None)
+            if ended is None:
+                time.sleep(0.02)
+                continue
+            status = running.pop(ended).returncode
+            if received:
+                said.append(status > 0)
+            elif ended.due:
+                missing = ended.done if ended.result() is None else "a new report"
+                how = f"by signal {-status}" if status < 0 else f"with status {status}, without {missing}"
+                failed.append(f"this command ended {how}: {ended.command}")
+    except BaseException:
+        for process in running.values():
             process.terminate()
-        status = process.wait()
+        raise
     finally:
         for signum, handler in old.items():
             signal.signal(signum, handler)
-    if received and status > 0:
+    if received and said and all(said):
         sys.exit(128 + received[0][0])
     if received:
         raise Interrupted(received[0][0], "interrupted; what was saved is intact, and the same command goes on")
-    if step.due:
-        missing = step.done if step.result() is None else "a new report"
-        how = f"by signal {-status}" if status < 0 else f"with status {status}, without {missing}"
-        raise Refusal(f"this command ended {how}, see above; mend that, and the same figures.make goes on: "
-                      f"{step.command}")
+    if failed or waiting:
+        failed = failed or [f"no step makes what this command needs: {waiting[0].command}"]
+        raise Refusal(f"mend what stands above, and the same call goes on; {'; '.join(failed)}")
+
+
+def _start(step: RunStep) -> subprocess.Popen:
+    """The process of a step, in a session of its own, so that it gets no Ctrl-C of a terminal and no group's signal."""
+    print(f"$ {step.command}", flush=True)
+    words = [sys.executable, *shlex.split(step.command)[1:]]
+    if words[1].endswith(".py"):
+        words[1] = str(ROOT / words[1])
+    step.folder.parent.mkdir(parents=True, exist_ok=True)
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, start_new_session=True,
+                            env={**os.environ, "PYTHONPATH": str(ROOT)})

@@ -7,13 +7,13 @@ replaced.
 
 import shlex
 from pathlib import Path
+from statistics import mean
 
+from figures.shared import DECIDE, HERE
 from utils.system.files import check_output_file, read_json, write_json
 from utils.system.machine import new_figure
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 
-HERE = Path(__file__).resolve().parent
-DECIDE = -3  # log10 p of T1 at which a theft counts as shown
 MARKS = {"soft": ("#0072B2", "o"), "hard": ("#E69F00", "s"), "reg": ("#009E73", "^"), "margin": ("#7F3C8D", "D"),
          "finetune ftal": ("#D55E00", "X")}
 OTHER = ("0.4", "P")
@@ -31,10 +31,8 @@ def main(argv=None):
     check_output_file(args.json, "--json")
     path = Path(args.json)
     found = read_json(path) or {"benign_accuracy": None, "chosen": None, "rows": []}
-    rows = {tuple(row.get(key) for key in KEYS): row for row in found["rows"]}
-    for folder in args.runs:
-        for row in rows_of_run(Path(folder)):
-            rows[tuple(row.get(key) for key in KEYS)] = row
+    new = [row for folder in args.runs for row in rows_of_run(Path(folder))]
+    rows = {tuple(row.get(key) for key in KEYS): row for row in [*found["rows"], *new]}
     found["rows"] = sorted(rows.values(), key=lambda row: [str(row.get(key)) for key in KEYS])
     found["chosen"] = args.chosen or found["chosen"]
     benign = [row["source_accuracy"] for row in found["rows"] if row["setting"] == "benign"]
@@ -53,19 +51,18 @@ def rows_of_run(folder: Path) -> list[dict]:
     run, summary = read_json(folder / "run.json"), read_json(folder / "summary.json")
     if run is None or summary is None:
         raise Refusal(f"{folder} is no finished run of train.py: it has no run.json or no summary.json")
-    settings, models = run["settings"], {settings_key(run): summary}
-    if summary.get("clean"):
-        models["clean"] = summary["clean"]
+    settings = run["settings"]
+    own = "clean" if settings["train_type"] == "none" else settings["bn_stats"]  # the statistics that serve the model
+    models = {own: summary} | ({"clean": summary["clean"]} if summary.get("clean") else {})
     about = {"setting": setting_name(settings), "seed": settings["seed"], "device": run["device_name"],
              "torch": run["torch"], "sizes": f"{settings['model_type']} width {settings['width']}, "
              f"{settings['train_size'] or 'all'} images, {settings['epoch']} epochs"}
     rows = [_row(about, statistics, model, None, None, model, run) for statistics, model in models.items()]
-    for row in summary["rows"]:
-        if row["model"].startswith("benign ") and settings["train_type"] != "none":
-            rows.append(_row(about, settings_key(run), summary, row["model"], row["test_accuracy"], row, run))
+    rows += [_row(about, own, summary, row["model"], row["test_accuracy"], row, run) for row in summary["rows"]
+             if row["model"].startswith("benign ") and settings["train_type"] != "none"]
     for attack in sorted(folder.glob("*/summary.json")):
         stolen, how = read_json(attack), read_json(attack.parent / "run.json")
-        statistics = stolen.get("teacher_bn") if settings["bn_stats"] == "paper" else settings_key(run)
+        statistics = stolen.get("teacher_bn") if settings["bn_stats"] == "paper" else own
         rows.append(_row(about, statistics, models.get(statistics, summary), stolen["attack"], stolen["test_accuracy"],
                          stolen, how, stolen["model"]))
     return rows
@@ -80,33 +77,22 @@ def _row(about, statistics, source, attack, accuracy, answers, run, model=None) 
     }
 
 
-def settings_key(run: dict) -> str:
-    """The BatchNorm statistics that a run's model is served with; a benign model's are clean."""
-    settings = run["settings"]
-    return "clean" if settings["train_type"] == "none" else settings["bn_stats"]
-
-
 def setting_name(settings: dict) -> str:
     """What distinguishes a setting of the search, from the flags in run.json."""
     if settings["train_type"] == "none":
         return "benign"
-    parts = [settings["train_type"], settings["bn_stats"], f"m {settings['num_query']}",
-             f"lambda {settings['variable']:g}" + (" joint" if settings["reduction"] == "joint" else "")]
-    if settings["train_type"] == "margin":
-        parts.append(f"K {settings['steps']}, eps {settings['eps']:g}")
-    if settings.get("trigger_strategy"):
-        parts.append(f"{settings['trigger_strategy']} images")
-    if settings["label_strategy"] == "plausible":
-        parts.append(f"{settings['label_choices']} plausible labels")
-    elif settings["label_strategy"] != "random":
-        parts.append(f"{settings['label_strategy']} labels")
-    if settings.get("carriers"):
-        parts.append(f"{settings['carriers']} carriers")
-    if settings["num_mixup"] > 1:
-        parts.append(f"means of {settings['num_mixup']}")
-    if settings.get("init"):
-        parts.append(f"from a trained model, lr {settings['lr']:g}")
-    return ", ".join(parts)
+    on = settings.get
+    labels = {"random": "", "plausible": f"{on('label_choices')} plausible labels"}
+    return ", ".join(filter(None, [
+        settings["train_type"], settings["bn_stats"], f"m {settings['num_query']}",
+        f"lambda {settings['variable']:g}" + (" joint" if settings["reduction"] == "joint" else ""),
+        f"K {settings['steps']}, eps {settings['eps']:g}" if settings["train_type"] == "margin" else "",
+        f"{on('trigger_strategy')} images" if on("trigger_strategy") else "",
+        labels.get(settings["label_strategy"], f"{settings['label_strategy']} labels"),
+        f"{on('carriers')} carriers" if on("carriers") else "",
+        f"means of {settings['num_mixup']}" if settings["num_mixup"] > 1 else "",
+        f"from a trained model, lr {settings['lr']:g}" if on("init") else "",
+    ]))
 
 
 def format_settings(found: dict) -> str:
@@ -114,47 +100,43 @@ def format_settings(found: dict) -> str:
 
     Runs of one seed are averaged first, so that each seed counts once in a mean.
     """
-    groups = {}
+    groups, lines = {}, []
     for row in found["rows"]:
         what = "benign" if str(row["attack"]).startswith("benign") else row["attack"] or "source"
         what += f" ({row['copy']})" if row["copy"] not in (None, "res18") else ""
         groups.setdefault((row["sizes"], row["device"], row["setting"], row["statistics"], what), []).append(row)
-    lines = []
+
+    def percent(rows, key):
+        seeds = {}
+        for row in rows:
+            seeds.setdefault(row["seed"], []).append(100 * row[key])
+        return f"{mean(map(mean, seeds.values())):.2f} %"
+
     for (sizes, device, setting, statistics, what), rows in groups.items():
-        mean = lambda key, rows=rows: _mean_of_seeds(rows, key)
         claimed = sum(row["log10_p"] is not None and row["log10_p"] <= DECIDE for row in rows)
-        copy = "" if rows[0]["copy_accuracy"] is None else f", copy {100 * mean('copy_accuracy'):.2f} %"
-        source = f"source {100 * mean('source_accuracy'):.2f} %"
-        lines.append(f"{sizes}, {device}: {setting}, {statistics} statistics, {what}: {source}"
-                     f"{copy}, hits {', '.join(str(row['hits']) for row in rows)} of {rows[0]['m']}, "
-                     f"claimed {claimed} of {len(rows)} (seeds {', '.join(str(row['seed']) for row in rows)})")
+        copy = "" if rows[0]["copy_accuracy"] is None else f", copy {percent(rows, 'copy_accuracy')}"
+        hits, seeds = (", ".join(str(row[key]) for row in rows) for key in ("hits", "seed"))
+        lines.append(f"{sizes}, {device}: {setting}, {statistics} statistics, {what}: source "
+                     f"{percent(rows, 'source_accuracy')}{copy}, hits {hits} of {rows[0]['m']}, claimed {claimed} of "
+                     f"{len(rows)} (seeds {seeds})")
     return "\n".join(lines)
-
-
-def _mean_of_seeds(rows, key: str) -> float:
-    seeds = {}
-    for row in rows:
-        seeds.setdefault(row["seed"], []).append(row[key])
-    return sum(sum(values) / len(values) for values in seeds.values()) / len(seeds)
 
 
 def draw(found: dict, path: Path) -> None:
     """Two panels against the source's accuracy: triggers that copies keep, and log10 p of T1, which is what decides."""
     figure, axes = new_figure(11, 4.8, 1, 2)
     copies = [row for row in found["rows"] if row["attack"] and not row["attack"].startswith("benign")]
-    for ax, value, label in zip(axes, (lambda row: 100 * row["hits"] / row["m"], lambda row: row["log10_p"]),
-                                ("triggers that a copy keeps (%)", "log10 p of T1 for a copy")):
-        for row in copies:
-            if value(row) is None:  # T1 does not apply
-                continue
+    values = {"triggers that a copy keeps (%)": lambda row: 100 * row["hits"] / row["m"],
+              "log10 p of T1 for a copy": lambda row: row["log10_p"]}
+    for ax, (label, value) in zip(axes, values.items()):
+        for row in (row for row in copies if value(row) is not None):  # where T1 applies
             colour, mark = MARKS.get(row["attack"], OTHER)
-            chosen = row["setting"] == found["chosen"]
-            ax.plot(100 * row["source_accuracy"], value(row), mark, color=colour, markersize=8 if chosen else 5,
-                    alpha=1 if chosen else 0.45, markeredgecolor="k" if chosen else colour)
+            look = {"markersize": 5, "alpha": 0.45, "markeredgecolor": colour}
+            look |= {"markersize": 8, "alpha": 1, "markeredgecolor": "k"} if row["setting"] == found["chosen"] else {}
+            ax.plot(100 * row["source_accuracy"], value(row), mark, color=colour, **look)
         if found["benign_accuracy"]:
             ax.axvline(100 * found["benign_accuracy"], color="0.3", linewidth=1, linestyle=":")
-        ax.set_xlabel("accuracy of the source (%); dotted: benign models")
-        ax.set_ylabel(label)
+        ax.set(xlabel="accuracy of the source (%); dotted: benign models", ylabel=label)
         ax.grid(alpha=0.3)
     axes[1].axhline(DECIDE, color="C3", linewidth=1, label="claimed below")
     for attack in dict.fromkeys(row["attack"] for row in copies):

@@ -6,7 +6,6 @@ training points, which do not include the trigger. The claim: only the surrogate
 trigger. The seed that is drawn is the first one, whatever it shows; the JSON counts all seeds.
 """
 
-import json
 import math
 from functools import partial
 from pathlib import Path
@@ -14,8 +13,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from figures.shared import HERE
 from utils.attacks.stealing import ExtractionObjective, soft_loss
-from utils.system.machine import new_figure
+from utils.system.files import write_atomically, write_json
+from utils.system.machine import figure_png, new_figure
 from utils.system.refusals import Parser, refuse_in_one_sentence
 from utils.training.loop import fit
 from utils.watermark.margin import WatermarkObjective, ascend
@@ -60,17 +61,18 @@ def train_in_memory(model, objective, batches, **training):
 
 
 class PointBatches:
-    """Batches of points, with the interface of `utils.data.batches.Batches`, which is for images."""
+    """Batches of inputs x (N, ...) as they are, with labels y (N,): the interface of `utils.data.batches.Batches`."""
 
-    def __init__(self, x, y):
-        self.x, self.y, self.steps, self.batch_size, self.device = x, y, len(y) // BATCH, BATCH, x.device
+    def __init__(self, x, y, batch_size: int):
+        self.x, self.y, self.steps, self.batch_size, self.device = x, y, len(y) // batch_size, batch_size, x.device
 
     def plan(self, generator):
-        """The order of an epoch's points, (steps, BATCH); a partial batch is dropped."""
-        return (torch.randperm(len(self.y), generator=generator)[: self.steps * BATCH].view(self.steps, BATCH),)
+        """The order of an epoch's inputs, (steps, batch_size); a partial batch is dropped."""
+        order = torch.randperm(len(self.y), generator=generator)[: self.steps * self.batch_size]
+        return (order.view(self.steps, self.batch_size),)
 
     def batch(self, order):
-        """The points (BATCH, 2) and labels (BATCH,) at the positions `order`."""
+        """The inputs and labels at the positions `order`."""
         return self.x[order], self.y[order]
 
 
@@ -94,7 +96,7 @@ def experiment(seed: int) -> dict:
     def train(objective_of, seed):
         torch.manual_seed(seed)
         model = Net()
-        return train_in_memory(model, objective_of(model), PointBatches(x, y), epochs=EPOCHS, lr=RATE,
+        return train_in_memory(model, objective_of(model), PointBatches(x, y, BATCH), epochs=EPOCHS, lr=RATE,
                                weight_decay=DECAY, seed=seed)
 
     models = {}
@@ -117,37 +119,21 @@ def experiment(seed: int) -> dict:
     return {"row": row, "models": models, "x": x, "y": y, "x_q": x_q}
 
 
-def draw(result: dict, path: Path) -> None:
-    """Draw the paper's eight panels, input space above and hidden layer below; `result` is that of `experiment`."""
-    x, y, x_q = result["x"], result["y"], result["x_q"]
+def draw(result: dict) -> bytes:
+    """A PNG of the paper's eight panels, input space above and hidden layer below; `result` is of `experiment`."""
+    x, y, x_q = result["x"][:400], result["y"][:400], result["x_q"]
     figure, axes = new_figure(11, 5.9, 2, 4)
-    shown = slice(0, 400)
     for column, name in enumerate(NAMES):
         model, panel = result["models"][name], result["row"]["panels"][name]
-        hidden = model.features(x[shown])
-        for row, (points, star) in enumerate(((x[shown], x_q), (hidden, model.features(x_q)))):
-            ax = axes[4 * row + column]
-            low, high = _frame(torch.cat([points, star]))
-            grid = torch.stack(torch.meshgrid(*(torch.linspace(a, b, 300) for a, b in zip(low, high)), indexing="xy"))
-            logits = (model if row == 0 else model.linear)(grid.flatten(1).T)
-            margin = (logits[:, 1] - logits[:, 0]).view(300, 300)
-            ax.contourf(*grid, margin, levels=(-math.inf, 0, math.inf), colors=TINTS)
-            ax.contour(*grid, margin, levels=(0,), colors="black", linewidths=1.2)
-            for label, marker in enumerate("o^"):
-                members = points[y[shown] == label].T
-                ax.scatter(*members, s=11, marker=marker, color=COLOURS[label], linewidths=0, alpha=0.75)
-            ax.scatter(*star.T, s=230, marker="*", color=STAR, edgecolors="black", linewidths=1.1, zorder=5)
-            ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
-            letter = "abcdefgh"[4 * row + column]
-            if row == 0:
-                verdict = "trigger kept" if panel["trigger_correct"] else "trigger lost"
-                ax.set_title(f"({letter}) {TITLES[column]}\n{verdict}, test {100 * panel['test_accuracy']:.1f} %",
-                             fontsize=10)
-            else:
-                ax.set_title(f"({letter}) hidden representation", fontsize=10)
-            ax.set_xlabel(("$x_1$", "hidden unit 1")[row], fontsize=9)
+        verdict = "trigger kept" if panel["trigger_correct"] else "trigger lost"
+        title = f"{TITLES[column]}\n{verdict}, test {100 * panel['test_accuracy']:.1f} %"
+        _draw_panel(axes[column], model, x, y, x_q, f"({'abcd'[column]}) {title}")
+        _draw_panel(axes[4 + column], model.linear, model.features(x), y, model.features(x_q),
+                    f"({'efgh'[column]}) hidden representation")
+        for row, (across, up) in enumerate((("$x_1$", "$x_2$"), ("hidden unit 1", "hidden unit 2"))):
+            axes[4 * row + column].set_xlabel(across, fontsize=9)
             if column == 0:
-                ax.set_ylabel(("$x_2$", "hidden unit 2")[row], fontsize=9)
+                axes[4 * row].set_ylabel(up, fontsize=9)
     box = axes[0]
     handles = [box.scatter([], [], s=40, marker=m, color=c, label=f"class {i + 1}")
                for i, (m, c) in enumerate(zip("o^", COLOURS))]
@@ -155,52 +141,59 @@ def draw(result: dict, path: Path) -> None:
                                label="trigger: a point of class 2 labelled class 1"))
     handles += box.plot([], [], color="black", label="decision boundary")
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=10, frameon=False)
-    figure.savefig(path, dpi=130, format="png")
+    return figure_png(figure, dpi=130)
 
 
-def _frame(points):
-    """Lower and upper corner around points (N, 2), with a margin of 6 %."""
-    low, high = points.min(0).values, points.max(0).values
-    pad = 0.06 * (high - low)
-    return (low - pad).tolist(), (high + pad).tolist()
+def _draw_panel(ax, model, points, y, star, title: str) -> None:
+    """The halves of the plane that `model` separates, points (N, 2) by their labels y (N,), and the trigger (1, 2)."""
+    both = torch.cat([points, star])
+    pad = 0.06 * (both.max(0).values - both.min(0).values)
+    low, high = (both.min(0).values - pad).tolist(), (both.max(0).values + pad).tolist()
+    grid = torch.stack(torch.meshgrid(*(torch.linspace(a, b, 300) for a, b in zip(low, high)), indexing="xy"))
+    logits = model(grid.flatten(1).T)
+    margin = (logits[:, 1] - logits[:, 0]).view(300, 300)
+    ax.contourf(*grid, margin, levels=(-math.inf, 0, math.inf), colors=TINTS)
+    ax.contour(*grid, margin, levels=(0,), colors="black", linewidths=1.2)
+    for label, marker in enumerate("o^"):
+        ax.scatter(*points[y == label].T, s=11, marker=marker, color=COLOURS[label], linewidths=0, alpha=0.75)
+    ax.scatter(*star.T, s=230, marker="*", color=STAR, edgecolors="black", linewidths=1.1, zorder=5)
+    ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
+    ax.set_title(title, fontsize=10)
 
 
 @refuse_in_one_sentence
 def main(argv=None):
     """Run the seeds, print what each shows, and write the picture of the first and the JSON of all."""
-    parser = Parser(prog="python -m figures.toy", description="The 2-D experiment of Figures 1 and 2.",
-                    allow_abbrev=False)
+    parser = Parser(prog="python -m figures.toy", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of figure2.png and figure2.json")
     parser.add_argument("--seed", type=int, default=0, help="the first seed, the one that is drawn (default: 0)")
     parser.add_argument("--seeds", type=int, default=10, help="how many seeds are run (default: 10)")
-    parser.add_argument("--out", default=str(Path(__file__).parent), help="folder of the picture and the JSON")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     rows = []
     for seed in range(args.seed, args.seed + args.seeds):
         result = experiment(seed)
         if seed == args.seed:
-            first = result
+            picture = draw(result)
         rows.append(result["row"])
         kept = {name: panel["trigger_correct"] for name, panel in rows[-1]["panels"].items()}
         print(f"seed {seed}: claim {'shows' if rows[-1]['claim_shows'] else 'does not show'}; trigger kept: {kept}")
-    settings = {"points": POINTS, "batch": BATCH, "epochs": EPOCHS, "lr": RATE, "weight_decay": DECAY, "width": WIDTH,
-                "K": STEPS, "eps": EPS, "lambda": WEIGHT, "triggers_a_step": TRIGGERS}
+    of = lambda name, key: [row["panels"][name][key] for row in rows]
     content = {
-        "figure": "2", "command": "python -m figures.toy", "settings": settings,
+        "figure": "2", "command": "python -m figures.toy",
+        "settings": {"points": POINTS, "batch": BATCH, "epochs": EPOCHS, "lr": RATE, "weight_decay": DECAY,
+                     "width": WIDTH, "K": STEPS, "eps": EPS, "lambda": WEIGHT, "triggers_a_step": TRIGGERS},
         "claim": "both sources keep the trigger; the surrogate keeps it under the margin and loses it under ERM",
         "claim_shows_in_the_drawn_seed": rows[0]["claim_shows"],
         "claim_shows": f"{sum(row['claim_shows'] for row in rows)} of {len(rows)} seeds",
-        "trigger_kept": {name: sum(row["panels"][name]["trigger_correct"] for row in rows) for name in NAMES},
-        "mean_test_accuracy": {
-            name: round(sum(row["panels"][name]["test_accuracy"] for row in rows) / len(rows), 4) for name in NAMES
-        },
+        "trigger_kept": {name: sum(of(name, "trigger_correct")) for name in NAMES},
+        "mean_test_accuracy": {name: round(sum(of(name, "test_accuracy")) / len(rows), 4) for name in NAMES},
         "seeds": rows,
     }
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    draw(first, out / "figure2.png")
-    (out / "figure2.json").write_text(json.dumps(content, indent=2) + "\n")
-    print(f"the claim shows in {content['claim_shows']}; wrote {out / 'figure2.png'} and figure2.json")
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(args.out / "figure2.png", picture)
+    write_json(args.out / "figure2.json", content)
+    print(f"the claim shows in {content['claim_shows']}; wrote {args.out / 'figure2.png'} and figure2.json")
 
 
 if __name__ == "__main__":

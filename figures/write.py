@@ -15,6 +15,7 @@ from pathlib import Path
 
 from figures.cells import FIGURES, PANELS, TABLE_CELLS, TABLES, mixup_source
 from figures.runs import ROOT, RunCommands
+from figures.shared import markdown_table
 from utils.analyze import PERPLEXITIES, add_class_legend, draw_features
 from utils.ownership import pvalues
 from utils.published import ACC, MODELS, NUMBERS, P_SCORES, TRIG, P
@@ -70,8 +71,8 @@ def show_paper_cell(number) -> str:
     return f"{number[0]:g}" + (f" ± {number[1]:g}" if number[1] is not None else "")
 
 
-def write_table(name: str, runs: RunCommands, out: Path, made: dict, paper: dict, title: str) -> None:
-    """Write <name>.md and <name>.json into the folder `out`.
+def write_table(name: str, runs: RunCommands, out: Path, made: dict, paper: dict, title: str, note: str = "") -> None:
+    """Write <name>.md, with `note` at its end, and <name>.json into the folder `out`.
 
     made   {(row, column): cell} that this profile makes
     paper  {(row, column): (mean, sd)} that the paper states, an entry of `NUMBERS`; all of them appear
@@ -81,20 +82,21 @@ def write_table(name: str, runs: RunCommands, out: Path, made: dict, paper: dict
     for key in sorted(keys, key=lambda key: order.index(key[0])):  # all columns of a row one after the other
         entry = {"row": str(key[0]), "column": str(key[1]), "paper": paper.get(key), "values": [], "command": None}
         rows.append(entry | (measure_cell(made[key], runs) if key in made else {}))
-    lines = [f"# {title}", "", "| row | column | paper | ours: mean ± sd (n) | command |"]
-    lines.append("| --- | --- | --- | --- | --- |")
-    for row in rows:
-        ours = show_cell(row["values"], row["column"])
-        command = f"`{row['command']}`" if row["values"] else "not run"
-        lines.append(f"| {row['row']} | {row['column']} | {show_paper_cell(row['paper'])} | {ours} | {command} |")
+    cells = [[row["row"], row["column"], show_paper_cell(row["paper"]), show_cell(row["values"], row["column"]),
+              f"`{row['command']}`" if row["values"] else "not run"] for row in rows]
+    lines = [f"# {title}", "", markdown_table(["row", "column", "paper", "ours: mean ± sd (n)", "command"], cells)]
     if any(row["column"] == P for row in rows):
         lines += ["", "log10 p of trigger sets is T1, of the answers, and T1p, of the probabilities, as the owner "
                   "reads them; what a stranger asks besides is in docs/verification.md."]
     if name in ("table2", "table3"):
         lines += ["", "EWE, RS, DI and EEF differ from their authors' settings in the six points that docs/rivals.md "
                   "numbers; a profile's own sizes stand in the commands."]
-    (out / f"{name}.md").write_text("\n".join(lines) + "\n")
-    (out / f"{name}.json").write_text(json.dumps({"name": name, "cells": rows}, indent=1, ensure_ascii=False) + "\n")
+    _write(out, name, {"name": name, "cells": rows}, "\n".join(lines) + "\n" + note)
+
+
+def _write(out: Path, name: str, content: dict, text: str) -> None:
+    (out / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    (out / f"{name}.md").write_text(text)
 
 
 # ---- figures of lines and bars ----
@@ -103,15 +105,14 @@ def write_table(name: str, runs: RunCommands, out: Path, made: dict, paper: dict
 def _write_panels(name: str, runs: RunCommands, out: Path) -> None:
     panels, stated = PANELS[name](runs), {}
     if name == "figure1":
-        table2, series = NUMBERS["table2"], (("accuracy", ACC), ("triggers", TRIG))
-        stated = {(s, m): table2[f"CIFAR-10 margin, {m}", column] for m in MODELS for s, column in series}
+        stated = {(series, m): NUMBERS["table2"][f"CIFAR-10 margin, {m}", column]
+                  for series, column in (("accuracy", ACC), ("triggers", TRIG)) for m in MODELS}
     cells = {(f"{label}: {x}", series): cell
              for label, points in panels.items() for (series, x), cell in points.items()}
     stated_cells = {(f"model: {m}", series): value for (series, m), value in stated.items()}
-    write_table(name, runs, out, cells, stated_cells, f"Figure {name[6:]}")
+    title = f"Figure {name[6:]}"
+    write_table(name, runs, out, cells, stated_cells, title, f"\n![{title}]({name}.png)\n")
     draw_panels(panels, runs, out / f"{name}.png", stated)
-    with open(out / f"{name}.md", "a") as file:
-        file.write(f"\n![Figure {name[6:]}]({name}.png)\n")
 
 
 def draw_panels(panels: dict, runs: RunCommands, path: Path, stated: dict) -> None:
@@ -125,13 +126,13 @@ def draw_panels(panels: dict, runs: RunCommands, path: Path, stated: dict) -> No
     for ax, (label, points) in zip(axes, panels.items()):
         xs = list(dict.fromkeys(x for _, x in points))
         for series, (colour, marker, line) in SERIES.items():
-            cells = [(i, points[series, x]) for i, x in enumerate(xs) if (series, x) in points]
-            measured = [(i, values) for i, cell in cells if (values := measure_cell(cell, runs)["values"])]
+            measured = {i: values for i, x in enumerate(xs) if (series, x) in points
+                        and (values := measure_cell(points[series, x], runs)["values"])}
             if measured:
-                counts = sorted({len(values) for _, values in measured})
+                counts = sorted({len(values) for values in measured.values()})
                 n = f"n = {counts[0]}" + (f" to {counts[-1]}" if counts[1:] else "")
-                spread = [statistics.stdev(v) if len(v) > 1 else 0 for _, v in measured]
-                ax.errorbar([i for i, _ in measured], [statistics.mean(v) for _, v in measured],
+                spread = [statistics.stdev(v) if len(v) > 1 else 0 for v in measured.values()]
+                ax.errorbar(list(measured), list(map(statistics.mean, measured.values())),
                             spread if any(spread) else None, marker=marker, ls="" if isinstance(xs[0], str) else line,
                             color=colour, label=f"{series} ({n})", capsize=3)
             diamonds = [(i, stated[series, x][0]) for i, x in enumerate(xs) if (series, x) in stated]
@@ -140,10 +141,8 @@ def draw_panels(panels: dict, runs: RunCommands, path: Path, stated: dict) -> No
         ax.set(xlabel=label, ylabel="rate (%)", ylim=(-4, 104))
         ax.set_xticks(range(len(xs)), [str(x) for x in xs])
         ax.grid(alpha=0.3)
-        handles, labels = ax.get_legend_handles_labels()
-        if handles:
-            ax.legend(handles, labels, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2,
-                      frameon=False)  # below the panel, where it covers nothing
+        if ax.get_legend_handles_labels()[0]:  # below the panel, where it covers nothing
+            ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False)
         else:
             ax.text(0.5, 0.5, "not run", ha="center", transform=ax.transAxes)
     figure.savefig(path, dpi=130)
@@ -166,10 +165,9 @@ def _write_figure5(runs: RunCommands, out: Path) -> None:
     made = step.result() is not None
     if made:
         shutil.copyfile(step.folder / "trigger.png", out / "figure5.png")
-    content = {"name": "figure5", "command": step.command, "made": made}
-    (out / "figure5.json").write_text(json.dumps(content) + "\n")
     text = f"`{step.command}`\n\n![Figure 5](figure5.png)" if made else "not run"
-    (out / "figure5.md").write_text(f"# Figure 5: triggers of two images\n\n{text}\n")
+    _write(out, "figure5", {"name": "figure5", "command": step.command, "made": made},
+           f"# Figure 5: triggers of two images\n\n{text}\n")
 
 
 def _write_figure7(runs: RunCommands, out: Path) -> None:
@@ -183,14 +181,14 @@ def _write_figure7(runs: RunCommands, out: Path) -> None:
             ax.text(0.5, 0.5, "not run", ha="center", transform=ax.transAxes)
         else:
             draw_features(ax, found[model], perplexity)
-    title = "features: dots are test images, stars triggers; colour: label (of a trigger, the assigned one)"
-    figure.suptitle(title, fontsize=10)
-    add_class_legend(figure, *(result for result in found.values() if result))
+    figure.suptitle("features: dots are test images, stars triggers; colour: label (of a trigger, the assigned one)",
+                    fontsize=10)
+    add_class_legend(figure, *filter(None, found.values()))
     figure.savefig(out / "figure7.png", dpi=120)
     commands = {m: "not run" if found[m] is None else step.command for m, step in steps.items()}
-    (out / "figure7.json").write_text(json.dumps({"name": "figure7", "commands": commands}, indent=1) + "\n")
     lines = [f"- {m}: `{command}`" for m, command in commands.items()]
-    (out / "figure7.md").write_text("\n".join(["# Figure 7", "", *lines, "", "![Figure 7](figure7.png)"]) + "\n")
+    _write(out, "figure7", {"name": "figure7", "commands": commands},
+           "\n".join(["# Figure 7", "", *lines, "", "![Figure 7](figure7.png)"]) + "\n")
 
 
 # ---- all results as one small file ----
@@ -221,29 +219,30 @@ def write_archive(path: Path, tables: Path, runs: Path, weights: bool) -> str:
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # a name where nobody has put a link
     try:
         with open(partial, "xb", opener=open_private if weights else open_no_link) as file:
-            for left_out in (set(), metrics):
-                file.seek(0)
-                file.truncate()
-                _pack(file, {name: members[name] for name in members if name not in left_out})
-                size = file.tell()
-                if weights or size <= LIMIT:
-                    break
+            size = _pack(file, members)
+            if size > LIMIT and not weights:
+                size = _pack(file, {name: members[name] for name in members if name not in metrics})
+                said = f"; left out, to stay below {LIMIT / 1e6:g} MB: the metrics of finished runs"
             else:
+                said = "; it holds weights and triggers: keep it private" if weights else ""
+            if size > LIMIT and not weights:
                 raise Refusal(f"--archive {path}: the results take {size / 1e6:.2f} MB without the metrics of finished "
                               f"runs, more than {LIMIT / 1e6:g} MB; archive the runs of fewer targets, with a --dir "
                               "of their own")
-            file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    text = f"packed the tables and {len(folders)} run(s) into {path}, {size / 1e3:.0f} kB"
-    text += f"; left out, to stay below {LIMIT / 1e6:g} MB: the metrics of finished runs" if left_out else ""
-    return text + ("; it holds weights and triggers: keep it private" if weights else "")
+    return f"packed the tables and {len(folders)} run(s) into {path}, {size / 1e3:.0f} kB{said}"
 
 
-def _pack(file, members: dict) -> None:
-    """Write the members as .tar.gz into an open file. JSON names this project's files by relative paths there."""
+def _pack(file, members: dict) -> int:
+    """Write the members as .tar.gz into an open file, over what it holds; returns its size in bytes.
+
+    JSON names this project's files by relative paths there.
+    """
+    file.seek(0)
+    file.truncate()
     with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as archive:
         for name, path in members.items():
             about = tarfile.TarInfo(name)
@@ -254,3 +253,5 @@ def _pack(file, members: dict) -> None:
                 about.size = content.seek(0, os.SEEK_END)
                 content.seek(0)
                 archive.addfile(about, content)
+    file.flush()
+    return file.tell()

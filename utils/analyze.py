@@ -84,13 +84,10 @@ def report_energy(run: FinishedRun) -> dict:
     clean_energy, trigger_energy = free_energy(clean_logits), free_energy(trigger_logits)
     hit = trigger_logits.argmax(1) == run.triggers.labels.to(trigger_logits.device)
     mean = lambda values: round(float(values.mean()), 6) if len(values) else None
-    return {
-        "test_accuracy": float((clean_logits.argmax(1).cpu() == run.test.labels).float().mean()),
-        "energy_clean": mean(clean_energy),
-        "energy_success": mean(trigger_energy[hit]), "energy_failed": mean(trigger_energy[~hit]),
-        "successes": int(hit.sum()), "triggers": len(hit),
-        "refused_at_5_percent": refused_share(clean_energy, trigger_energy),
-    }
+    return {"test_accuracy": float((clean_logits.argmax(1).cpu() == run.test.labels).float().mean()),
+            "energy_clean": mean(clean_energy), "energy_success": mean(trigger_energy[hit]),
+            "energy_failed": mean(trigger_energy[~hit]), "successes": int(hit.sum()), "triggers": len(hit),
+            "refused_at_5_percent": refused_share(clean_energy, trigger_energy)}
 
 
 # ---- margins (Table 5), distances in the maximum norm, in pixel units ----
@@ -105,23 +102,15 @@ def margin_bound(model, x, y, steps: int = 20, grid: float = GRID, cells: int = 
     from y; 0 where the model does not answer y in the first place, grid * cells where no eps of the grid changes the
     answer. The ascent, like any attack, may fail where another one succeeds: the true margin is at most this.
     """
-    shape = (-1, *[1] * (x.dim() - 1))
-
-    def still_y(eps):
-        radius = eps.to(x.dtype).view(shape)
-        moved = ascend(model, x, y, steps=steps, step_size=radius * 2.5 / steps, eps=radius)
-        with torch.no_grad():
-            return model(moved).argmax(1) == y
-
+    is_y = torch.no_grad()(lambda x: model(x).argmax(1) == y)
     low = torch.zeros(len(x), dtype=torch.long, device=x.device)
     high = torch.full_like(low, cells)
-    with torch.no_grad():
-        right = model(x).argmax(1) == y
     while bool((high - low > 1).any()):
         middle = (low + high) // 2
-        holds = still_y(middle * grid)
+        eps = (middle * grid).to(x.dtype).view(-1, *[1] * (x.dim() - 1))
+        holds = is_y(ascend(model, x, y, steps=steps, step_size=eps * 2.5 / steps, eps=eps))
         low, high = torch.where(holds, middle, low), torch.where(holds, high, middle)
-    return torch.where(right, high * grid, torch.zeros_like(high * grid))
+    return high * grid * is_y(x)
 
 
 def report_margin(run: FinishedRun) -> dict:
@@ -129,11 +118,9 @@ def report_margin(run: FinishedRun) -> dict:
     x = run.triggers.images.to(run.device).float().div(255)
     bound = margin_bound(run.model, x, run.triggers.labels.to(run.device)).cpu()
     positive = bound[bound > 0]
-    return {
-        "mean": round(float(bound.mean()), 6),
-        "mean_of_kept": round(float(positive.mean()), 6) if len(positive) else None,
-        "kept": len(positive), "triggers": len(bound), "margins": [round(v, 6) for v in bound.tolist()],
-    }
+    return {"mean": round(float(bound.mean()), 6),
+            "mean_of_kept": round(float(positive.mean()), 6) if len(positive) else None,
+            "kept": len(positive), "triggers": len(bound), "margins": [round(v, 6) for v in bound.tolist()]}
 
 
 # ---- recalibrated: does a mark live in BatchNorm's statistics? ----
@@ -145,17 +132,10 @@ def recalibrate(model, images, batch_size: int = 500):
     Raises Refusal for a model without BatchNorm layers.
     """
     model = copy.deepcopy(model)
-    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
-    if not layers:
+    if not any(isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
         raise Refusal("recalibrated: this model has no BatchNorm layers; name a run of another architecture")
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # a cumulative mean
-        layer.train()
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        for part in images.split(batch_size):
-            model(part.to(device).float().div(255))
+    batches = (part.float().div(255) for part in images.split(batch_size))
+    torch.optim.swa_utils.update_bn(batches, model, next(model.parameters()).device)
     return model.eval()
 
 
@@ -227,8 +207,6 @@ def report_traces(copy: FinishedRun) -> dict:
     answers = {name: [predict(model, images).cpu() for images in (train.images, test.images, triggers.images)]
                for name, model in (("source", source), ("copy", copy.model))}
     probability = answers["source"][0].softmax(1)
-    foreign = train.labels[:, None] != triggers.labels
-    everywhere = torch.stack([probability[foreign[:, i], label].mean() for i, label in enumerate(triggers.labels)])
     result = {"statistics": statistics, "attack": summary.get("attack"), "triggers": len(triggers)}
     for name, model in (("source", source), ("copy", copy.model)):
         # the source has learnt where a trigger lies; the copy shows where it lies for who never saw it
@@ -236,17 +214,15 @@ def report_traces(copy: FinishedRun) -> dict:
         near = probability[around].gather(2, triggers.labels[:, None, None].expand(-1, NEIGHBOURS, 1))
         result[f"assigned_near_for_{name}"] = float(near.mean())
     for name, (_, on_test, on_triggers) in answers.items():
-        hits = on_triggers.argmax(1) == triggers.labels
         result[f"{name}_accuracy"] = float((on_test.argmax(1) == test.labels).double().mean())
-        result[f"{name}_hits"] = int(hits.sum())
+        result[f"{name}_hits"] = int((on_triggers.argmax(1) == triggers.labels).sum())
         result[f"{name}_margin"] = float(assigned_margin(on_triggers, triggers.labels).mean())
     result["entropy"] = float(entropy(answers["source"][0]).mean())
     errors = copied_errors(*(answers[name][1].argmax(1) for name in ("source", "copy")), test.labels)
+    everywhere = torch.stack([probability[train.labels != label, label].mean() for label in triggers.labels])
     lift = class_lift(probability, train.labels, triggers.true_labels[:, 0], triggers.labels)
-    return result | errors | {
-        "assigned_everywhere": float(everywhere.mean()),
-        "assigned_in_own_class": lift["assigned"], "other_in_own_class": lift["other"],
-    }
+    return result | errors | {"assigned_everywhere": float(everywhere.mean()),
+                              "assigned_in_own_class": lift["assigned"], "other_in_own_class": lift["other"]}
 
 
 # ---- t-SNE (Figure 7) ----
@@ -296,9 +272,9 @@ def report_tsne(run: FinishedRun, shown: int = 500) -> dict:
 def draw_features(ax, found: dict, perplexity: int) -> None:
     """Draw what `report_tsne` found on `ax`: test images as dots, triggers as stars, coloured by (assigned) label."""
     points, n = found["points"].get(perplexity) or found["points"][str(perplexity)], len(found["labels"])
+    star = {"s": 75, "edgecolors": "black", "linewidths": 0.7, "marker": "*"}
     for group, labels, look in ((points[:n], found["labels"], {"s": 7, "edgecolors": "none"}),
-                                (points[n:], found["trigger_labels"],
-                                 {"s": 75, "edgecolors": "black", "linewidths": 0.7, "marker": "*"})):
+                                (points[n:], found["trigger_labels"], star)):
         if group:
             ax.scatter(*zip(*group), c=[COLOURS[c % len(COLOURS)] for c in labels], **look)
     ax.set(xticks=[], yticks=[])

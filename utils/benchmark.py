@@ -189,13 +189,13 @@ class Contenders:
             bn_stats="paper", ascent=partial(ascend, steps=k, step_size=PIXEL, eps=k * PIXEL) if k else None)
 
     def our_step(self, name, precision):
-        """(call, model, `Step`): a call is one training step of ours, batch and augmentation included."""
+        """(call, model): a call is one training step of ours, batch and augmentation included."""
         model, amp = self.model().train(), self.amp if precision == "amp" else None
         objective = self.objective(name, model, amp)
         step = Step(model, objective, self.batches, lr=LR, weight_decay=WEIGHT_DECAY, amp=amp,
                     compile=self.flags.compile, graph=self.flags.graph)
         rows = rows_without_end(objective, self.batches)
-        return lambda: step(next(rows)), model, step
+        return lambda: step(next(rows)), model
 
     def official_step(self, name, loader=False):
         """(call, model): a call is one official step, on batches prepared beforehand or made by the official loader."""
@@ -221,23 +221,19 @@ class Contenders:
 
         return step, model
 
-    def our_evaluation_s(self, model, precision):
-        """Seconds of our evaluation after an epoch: validation images and triggers, under both BatchNorm statistics."""
-        pixels, labels, triggers = *(part[:VALIDATION] for part in self.images[:2]), self.x_q.mul(255).round().byte()
-        amp = self.amp if precision == "amp" else None
+    def evaluation_s(self, model, key: str) -> float:
+        """Seconds of the evaluation after an epoch; `key` is "official" or one of `PRECISIONS`.
 
-        def evaluate():
-            for _ in range(2):
-                accuracy(model, pixels, labels, amp)
-                accuracy(model, triggers, self.y_q, amp)
-
-        return seconds_per_call(evaluate, 2, self.device)
-
-    def official_evaluation_s(self, model):
-        """Seconds of the official evaluation, which repeats all triggers with every batch; a tenth of it is timed."""
-        n = (VALIDATION + TEST) // 10
-        x, y = torch.rand(n, 3, 32, 32, device=self.device), torch.zeros(n, dtype=torch.long, device=self.device)
-        return 10 * seconds_per_call(lambda: official_evaluate(model, x, y, self.x_q, self.y_q), 2, self.device)
+        Ours: validation images and triggers, under both BatchNorm statistics. The official one repeats all triggers
+        with every batch of validation and test images; a tenth of it is timed.
+        """
+        if key == "official":
+            n = (VALIDATION + TEST) // 10
+            x, y = torch.rand(n, 3, 32, 32, device=self.device), torch.zeros(n, dtype=torch.long, device=self.device)
+            return 10 * seconds_per_call(lambda: official_evaluate(model, x, y, self.x_q, self.y_q), 2, self.device)
+        amp = self.amp if key == "amp" else None
+        sets = [[part[:VALIDATION] for part in self.images[:2]], [self.x_q.mul(255).round().byte(), self.y_q]]
+        return seconds_per_call(lambda: [accuracy(model, *one, amp) for one in 2 * sets], 2, self.device)
 
     def flop(self, name, official):
         """FLOP of a step of ours or of the official one, counted in forward passes of one image.
@@ -302,8 +298,7 @@ def measure_steps(contenders, names, rounds) -> tuple[list[dict], dict]:
     epoch is estimated: its number of steps times the seconds of a step, plus the seconds of the evaluation; the
     official step then takes its batches from the official loader.
     """
-    device, per_epoch, rows, ratios = contenders.device, contenders.steps, [], {}
-    ratio = lambda slow, fast: statistics.median(a / b for a, b in zip(slow, fast))
+    device, rows, ratios, median = contenders.device, [], {}, statistics.median
     # square matrix products, in the precision of the convolutions
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     n = SIDE[device.type]
@@ -312,33 +307,30 @@ def measure_steps(contenders, names, rounds) -> tuple[list[dict], dict]:
     products = {f"product {p}": partial(torch.matmul, a, a) for p, a in squares.items()}
     for name in names:
         ours = {p: contenders.our_step(name, p) for p in PRECISIONS}
-        calls, evaluation_s = {}, {}
+        steps, loader = dict(ours), {}
         if not contenders.flags.ours:
-            step, model = contenders.official_step(name)
-            calls = {"official": step, "loader": contenders.official_step(name, loader=True)[0]}
-            evaluation_s = {"official": contenders.official_evaluation_s(model)}
-        calls |= {p: ours[p][0] for p in PRECISIONS} | products
-        evaluation_s |= {p: contenders.our_evaluation_s(ours[p][1], p) for p in PRECISIONS}
-        peaks = {key: peak_memory(calls[key], device) for key in evaluation_s}
-        times = time_by_turns(calls, rounds, device, SECONDS)
-        epochs = {key: [per_epoch * t + seconds for t in times["loader" if key == "official" else key]]
-                  for key, seconds in evaluation_s.items()}
-        for key in evaluation_s:
-            seconds, rendering = statistics.median(times[key]), "official" if key == "official" else "ours"
-            precision = "amp" if key == "amp" else "fp32"
+            steps = {"official": contenders.official_step(name)} | steps
+            loader = {"loader": contenders.official_step(name, loader=True)[0]}
+        calls = {key: call for key, (call, _) in steps.items()}
+        evaluation_s = {key: contenders.evaluation_s(model, key) for key, (_, model) in steps.items()}
+        peaks = {key: peak_memory(call, device) for key, call in calls.items()}
+        times = time_by_turns(calls | loader | products, rounds, device, SECONDS)
+        epochs = {key: [contenders.steps * t + evaluation_s[key] for t in times["loader" if key == "official" else key]]
+                  for key in steps}
+        for key in steps:
+            seconds, precision = median(times[key]), "amp" if key == "amp" else "fp32"
             flop = contenders.flop(name, key == "official")
-            rate = 2 * n**3 / statistics.median(times[f"product {precision}"])
+            rate = 2 * n**3 / median(times[f"product {precision}"])
             rows.append({
-                "objective": name, "rendering": rendering, "precision": precision,
+                "objective": name, "rendering": "official" if key == "official" else "ours", "precision": precision,
                 "images_per_s": contenders.flags.batch_size / seconds, "ms_per_step": 1e3 * seconds,
-                "s_per_epoch": statistics.median(epochs[key]), "evaluation_s": evaluation_s[key],
+                "s_per_epoch": median(epochs[key]), "evaluation_s": evaluation_s[key],
                 "peak_memory_bytes": peaks[key], "flop_per_step": flop, "flop_per_s": flop / seconds,
                 "matmul_flop_per_s": rate, "fraction_of_matmul": flop / seconds / rate,
                 "rounds_ms_per_step": [1e3 * t for t in times[key]],
             })
-        for p in () if contenders.flags.ours else PRECISIONS:
-            ratios[f"{name}_step_{p}"] = ratio(times["official"], times[p])
-            ratios[f"{name}_epoch_{p}"] = ratio(epochs["official"], epochs[p])
+        for p, (what, t) in itertools.product(PRECISIONS if loader else (), (("step", times), ("epoch", epochs))):
+            ratios[f"{name}_{what}_{p}"] = median(slow / fast for slow, fast in zip(t["official"], t[p]))
     return rows, ratios
 
 
@@ -352,25 +344,25 @@ def rival_calls(contenders) -> dict:
     pixels = contenders.x_q.mul(255).round().to(torch.uint8).cpu()
     triggers = TriggerSet(pixels, torch.zeros(n, dtype=torch.long), unknown, unknown)
 
-    def step_of(objective, model):
+    def step_of(objective_of):
+        model = contenders.model().train()
+        objective = objective_of(model)
         step = Step(model, objective, batches, lr=1e-3, weight_decay=WEIGHT_DECAY)
         rows = rows_without_end(objective, batches)
         return lambda: step(next(rows))
 
-    def ewe_step(watermark: bool):
-        model = contenders.model().train()
-        return step_of(EntangledObjective(
-            model, batches, triggers, target=0, made=False, patch=False, epochs=0 if watermark else 1, w_epochs=2.0,
-            ratio=0.0, factor=1e5, temperature=1.0, temperature_lr=0.1, making={}, bn_stats="paper"), model)
+    def ewe_step(epochs: int):
+        return step_of(lambda model: EntangledObjective(
+            model, batches, triggers, target=0, made=False, patch=False, epochs=epochs, w_epochs=2.0,
+            ratio=0.0, factor=1e5, temperature=1.0, temperature_lr=0.1, making={}, bn_stats="paper"))
 
     model, smoothed = contenders.model().eval(), contenders.model().train()
     generator = torch.Generator(device).manual_seed(0)
     x = torch.rand(contenders.flags.batch_size, 3, 32, 32, device=device)
     y = torch.zeros(len(x), dtype=torch.long, device=device)
     return {
-        "plain step": step_of(PlainObjective(), contenders.model().train()),
-        "EWE normal step": ewe_step(False),
-        "EWE watermark step": ewe_step(True),
+        "plain step": step_of(lambda _: PlainObjective()), "EWE normal step": ewe_step(1),
+        "EWE watermark step": ewe_step(0),
         "RS noisy gradient": lambda: noisy_gradient(
             smoothed, contenders.x_q[:RS_BATCH], contenders.y_q[:RS_BATCH], 0.5, 1, generator),
         "DI question to a batch": torch.no_grad()(lambda: model(x)),
@@ -384,19 +376,17 @@ def rival_sums(ms: dict, steps: int, batch: int) -> dict:
     Trainings are relative to plain training of as many epochs; queries and gradients are in epochs of plain training.
     `steps` is the number of steps of an epoch, `batch` its batch size.
     """
-    plain = ms["plain step"]
-    watermark_epoch = ms["EWE watermark step"] + EWE_RATIO * ms["EWE normal step"]
-    phases = EWE_EPOCHS * ms["EWE normal step"] + EWE_W_EPOCHS * watermark_epoch
+    cost = {part: value / ms["plain step"] for part, value in ms.items()}  # in plain steps
+    watermark_epoch = cost["EWE watermark step"] + EWE_RATIO * cost["EWE normal step"]
+    questions = DI_POINTS * DI_CHECKS / batch * cost["DI question to a batch"]
     return {
-        "EWE, whole training": (phases / (EWE_EPOCHS * plain), 1.6),
-        "RS, an epoch with its robust pass":
-            (1 + RS_LEVELS * RS_DRAWS * ms["RS noisy gradient"] / (steps * plain), 3.7),
+        "EWE, whole training": (cost["EWE normal step"] + EWE_W_EPOCHS * watermark_epoch / EWE_EPOCHS, 1.6),
+        "RS, an epoch with its robust pass": (1 + RS_LEVELS * RS_DRAWS * cost["RS noisy gradient"] / steps, 3.7),
         "DI, training": (1.0, 1.0),
-        "DI, Blind Walk of a model at most, plain epochs":
-            (DI_POINTS * DI_CHECKS / batch * ms["DI question to a batch"] / (steps * plain), None),
+        "DI, Blind Walk of a model at most, plain epochs": (questions / steps, None),
         "EEF, training of victim and benign model": (2.0, 2.0),
         "EEF, gradients of both, plain epochs":
-            (EEF_IMAGES / EEF_AT_ONCE * ms["EEF signs of 8 images"] / (steps * plain), None),
+            (EEF_IMAGES / EEF_AT_ONCE * cost["EEF signs of 8 images"] / steps, None),
     }
 
 

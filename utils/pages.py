@@ -1,17 +1,16 @@
 """HTML pages of one file that run nothing and ask for nothing: a Jinja2 template, and curves by matplotlib.
 
-The template `report.html.j2` has style, head and tables; other templates extend it. Whatever is put into a template is
-escaped. A curve or a picture is an image with its data inside the page, so the page's Content-Security-Policy can
-forbid everything but those images and its own style sheet.
+The template `report.html.j2` has style, head and tables. Whatever is put into a template is escaped. A curve or a
+picture is an image with its data inside the page, so the page's Content-Security-Policy can forbid everything but those
+images and its own style sheet.
 """
 
 import base64
-import functools
+import contextlib
 import hashlib
 import io
 import itertools
 import os
-import struct
 import warnings
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from utils.system.machine import new_figure
 from utils.system.refusals import Refusal
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-LARGEST = 20_000  # pixels of a picture's side
 POINTS = 300  # of a drawn line, at most
 COLOURS = ("#0b57a4", "#a33b00", "#00664d", "#8a2a6b", "#1a1a1a", "#6b5200")  # at least 5:1 on white
 DASHES, MARKERS = ("-", "--", ":", "-.", (0, (6, 1, 1, 1))), "os^Dx"  # 6 and 5 and 5: 30 looks, 25 without colour
@@ -47,7 +45,7 @@ def shorten(text, limit: int = 120) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def render(template: Path, **values) -> str:
+def render(template: Path = TEMPLATE, **values) -> str:
     """The page that a template makes of values; each is escaped, and so are the characters that `clean` replaces."""
     environment = Environment(
         loader=FileSystemLoader([template.parent, TEMPLATE.parent]), autoescape=True, undefined=StrictUndefined,
@@ -59,36 +57,27 @@ def render(template: Path, **values) -> str:
     return environment.get_template(template.name).render(**values)
 
 
-def png_image(content: bytes, alt: str) -> dict:
-    """A PNG as an image of a page, {"src", "alt", "width", "height"}; Refusal where it is none."""
-    if content[:8] != b"\x89PNG\r\n\x1a\n" or content[12:16] != b"IHDR" or len(content) < 33:
-        raise Refusal(f"the picture of {alt!r} is no PNG")
-    width, height = struct.unpack(">II", content[16:24])
-    if not (0 < width <= LARGEST and 0 < height <= LARGEST):
-        raise Refusal(f"the picture of {alt!r} has sides of {width} and {height} pixels")
-    source = "data:image/png;base64," + base64.b64encode(content).decode()
-    return {"src": source, "alt": alt, "width": width, "height": height}
-
-
-def png_of(image) -> bytes:
-    """The PNG of an image uint8 (H, W, 3), a numpy array."""
+def png_image(image, alt: str) -> dict:
+    """An image uint8 (H, W, 3), a numpy array, as a PNG of a page: {"src", "alt", "width", "height"}."""
     Image.fromarray(image).save(buffer := io.BytesIO(), format="png")
-    return buffer.getvalue()
+    return {"src": _data_uri(buffer, "png"), "alt": alt, "width": image.shape[1], "height": image.shape[0]}
 
 
-def _with_svg_settings(draw):
-    """Decorator of a function that draws under the settings `SVG`."""
-    @functools.wraps(draw)
-    def drawing(*args, **kwargs):
-        import matplotlib  # not before a command began, which makes sure that matplotlib can be imported
-
-        with matplotlib.rc_context(SVG):
-            return draw(*args, **kwargs)
-
-    return drawing
+def _data_uri(buffer: io.BytesIO, kind: str) -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-@_with_svg_settings
+@contextlib.contextmanager
+def _svg_settings():
+    """Draw under the settings `SVG`, without warnings of scripts that the font lacks; the reader's browser has them."""
+    import matplotlib  # not before a command began, which makes sure that matplotlib can be imported
+
+    with matplotlib.rc_context(SVG), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        yield
+
+
+@_svg_settings()
 def chart(title: str, x_label: str, y_label: str, lines: list, percent=False, band=None, limits=()) -> dict:
     """Curves as an image of a page with its numbers: {"title", "src", "alt", "head", "rows"}; "src" "" without a line.
 
@@ -126,7 +115,7 @@ def chart(title: str, x_label: str, y_label: str, lines: list, percent=False, ba
     return result | {"src": _svg(figure), "alt": f"Chart: {title}, {y_label} against {x_label}. {ends}"}
 
 
-@_with_svg_settings
+@_svg_settings()
 def legend(names: list) -> dict:
     """The looks of the lines of charts with their names, one below the other: an image, {"src", "alt"}."""
     from matplotlib.lines import Line2D
@@ -146,17 +135,14 @@ def _looks():
 
 def _svg(figure) -> str:
     """A figure as a data URI."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # of scripts that the font lacks; the reader's browser has them
-        figure.savefig(buffer := io.BytesIO(), format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+    figure.savefig(buffer := io.BytesIO(), format="svg", metadata={"Date": None})
+    return _data_uri(buffer, "svg+xml")
 
 
 def _thin(points: list) -> list:
     """At most `POINTS` of the points, evenly chosen, the first and the last among them."""
-    if len(points) <= POINTS:
-        return list(points)
-    return [points[round(i * (len(points) - 1) / (POINTS - 1))] for i in range(POINTS)]
+    n = min(len(points), POINTS)
+    return [points[round(i * (len(points) - 1) / max(1, n - 1))] for i in range(n)]
 
 
 def check_page_file(path, flag: str) -> None:

@@ -4,13 +4,10 @@ import json
 import math
 
 import pytest
-import torch
 
 from figures import rivals
-from figures.errors import interval
 from figures.rivals import (
     HALVES,
-    StillBatches,
     di_verdicts,
     eef_verdicts,
     perceptron_figures,
@@ -18,11 +15,7 @@ from figures.rivals import (
     verdict_row,
     write_image_halves,
 )
-from utils.data.sets import load_data
-
-
-class Bar:
-    update = lambda *_: None
+from figures.shared import interval
 
 
 def test_clopper_pearson_interval_by_hand():
@@ -64,7 +57,7 @@ def test_a_bank_holds_five_other_models_and_t1_needs_none(monkeypatch):
 
     monkeypatch.setattr("figures.rivals.ask_verify", ask)
     benign = {"same": [f"same{i}" for i in range(7)], "other": ["other0", "other1"]}
-    source, verdicts = trigger_verdicts("RS", "source", benign, Bar())
+    source, verdicts = trigger_verdicts("RS", "source", benign)
     assert not source["claimed"] and len(verdicts) == 9 * 3
     for words in asked:
         suspect, bank = words[3], words[words.index("--benign") + 1 : words.index("--alpha")]
@@ -72,7 +65,7 @@ def test_a_bank_holds_five_other_models_and_t1_needs_none(monkeypatch):
     assert [v["claimed"] for v in verdicts if v["test"] == "T4"] == [i == 3 for i in range(9)]
     assert [v["claimed"] for v in verdicts if v["test"] == "T2"] == [True, False] * 9
     asked.clear()
-    _, verdicts = trigger_verdicts("margin", "source", benign, Bar())
+    _, verdicts = trigger_verdicts("margin", "source", benign)
     assert {v["test"] for v in verdicts} == {"T1"} and not any("--benign" in words for words in asked)
 
 
@@ -86,7 +79,7 @@ def test_the_models_that_calibrate_eef_are_not_its_suspects(monkeypatch):
 
     monkeypatch.setattr("figures.rivals.ask_verify", ask)
     benign = {"same": [f"same{i}" for i in range(8)], "other": ["other0"]}
-    _, verdicts = eef_verdicts("victim", benign, "images", Bar())
+    _, verdicts = eef_verdicts("victim", benign, "images")
     assert [v["shares"] for v in verdicts] == ["same"] * 4 + ["other"] * 2
     assert [v["claimed"] for v in verdicts] == [True, False] * 3
 
@@ -99,22 +92,10 @@ def test_the_two_halves_of_the_images_share_no_training_image(tmp_path):
     assert all(len(list(folder.glob("test/*/*.png"))) == 359 for folder in halves.values())
 
 
-@pytest.mark.parametrize("flags, words", [
-    (("--same", "6"), "--same 6"), (("--repeats", "0"), "at least 1"), (("--redraw",), "leave the flag out"),
-])
-def test_bad_flags_of_figures_rivals_are_refused_before_any_run(tmp_path, capsys, flags, words):
+def test_redrawing_what_is_not_there_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        rivals.main([*flags, "--out", str(tmp_path), "--dir", str(tmp_path / "runs")])
-    assert end.value.code == 2 and words in capsys.readouterr().err and not list(tmp_path.iterdir())
-
-
-def test_perceptrons_learn_the_images_as_they_are():
-    images = load_data("digits").train.pick(torch.arange(64))
-    batches = StillBatches(images, 16, flip=False)
-    plan = batches.plan(torch.Generator().manual_seed(0))
-    for row in zip(*plan):
-        x, y = batches.batch(*row)
-        assert torch.equal(x, images.images[row[0]].float().div(255)) and torch.equal(y, images.labels[row[0]])
+        rivals.main(["--redraw", "--out", str(tmp_path)])
+    assert end.value.code == 2 and "leave the flag out" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_perceptron_figures_depend_on_the_seed_and_give_two_verdicts(monkeypatch):

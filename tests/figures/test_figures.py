@@ -6,7 +6,7 @@ import math
 import pytest
 
 from figures import demo, rows, toy
-from figures.rows import collect_rows, markdown_table
+from figures.rows import collect_rows, rows_table
 
 
 def summaries(margin_soft: float, benign: float, accuracy=0.99) -> dict:
@@ -17,7 +17,7 @@ def summaries(margin_soft: float, benign: float, accuracy=0.99) -> dict:
     return found | {("margin", "soft"): figures(margin_soft), ("none", "benign"): figures(benign, accuracy)}
 
 
-def test_the_demos_verdict_follows_from_its_table(tmp_path):
+def test_the_demos_verdict_follows_from_its_table():
     """Two tests double p: log10 p of -3.4 is -3.1 and claims, -3.2 is -2.9 and does not."""
     text = demo.verdict(summaries(-3.4, -0.1))
     assert text.startswith("Claimed as copies (p <= 0.001): the margin source's soft copy (p = 10^-3.1). Not claimed: ")
@@ -25,8 +25,6 @@ def test_the_demos_verdict_follows_from_its_table(tmp_path):
     assert text.endswith("costs 29 points of accuracy.")
     text = demo.verdict(summaries(-3.2, -3.4))
     assert "Claimed as copies (p <= 0.001): the benign model WRONGLY (p = 10^-3.1)." in text
-    demo.draw(summaries(-3.4, -0.1), tmp_path / "demo.png")
-    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_demos_table_counts_what_was_claimed():
@@ -60,7 +58,7 @@ def test_runs_that_differ_in_the_seed_share_a_row(tmp_path):
     # mean of 60 and 70 is 65, their sample deviation 10 / sqrt(2)
     text = "| margin | surrogate soft | paper | 2 | 65.00 ± 7.07 | 10/50, 14/50 | -3.00, -5.00 |"
     text += " -6.00, -10.00 | -1.50, -2.50 | -4.70 |"
-    assert text in markdown_table([paper, clean])
+    assert text in rows_table([paper, clean])
     about = json.loads((tmp_path / "s2" / "extraction" / "run.json").read_text())
     # flags of train.py that the source of s1 is older than
     off = {"trigger_strategy": None, "label_choices": None, "carriers": None}

@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from figures.forger import HERE, forge_beacon, forge_seeds, forge_single_label, forger_table
+from figures.forger import forge_beacon, forge_seeds, forge_single_label, forger_table
+from figures.shared import HERE
 from utils.data.sets import load_data
 from utils.watermark.triggers import draw_triggers
 

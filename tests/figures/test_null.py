@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from figures.null import TESTS, draw_null, null_markdown, simulate_null, suspects_of
+from figures.null import TESTS, null_markdown, simulate_null, suspects_of
 from utils.ownership import pvalues
 from utils.watermark.triggers import TriggerSet
 
@@ -36,7 +36,7 @@ def test_no_innocent_model_is_claimed_more_often_than_alpha():
             k = int((np.array(tests[test]) <= math.log10(alpha) + 1e-4).sum())
             assert len(tests[test]) == 300 and stats.binom.sf(k - 1, 300, alpha) > 1e-4, (kind, name, test, alpha, k)
     content = {"command": "c", "torch": "t", "triggers": 16, "accuracy": {"good": 1, "poor": 0.5}, "log10_p": found}
-    assert null_markdown(content).count("\n| ") == 2 + 2 * 4 * 3 and draw_null(found)[:4] == b"\x89PNG"
+    assert null_markdown(content).count("\n| ") == 2 + 2 * 4 * 3
 
 
 def test_both_tests_are_exact_over_all_draws():

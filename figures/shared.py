@@ -1,0 +1,68 @@
+"""What the experiments share: flags, a script in this process, a Markdown table, an interval, files of a result."""
+
+import contextlib
+import io
+import json
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+from scipy import stats
+
+from utils.system.files import write_atomically
+from utils.system.refusals import Parser, Refusal
+
+HERE = Path(__file__).resolve().parent
+DECIDE = -3  # log10 p at which a claim holds
+
+
+def experiment_parser(name: str, doc: str) -> Parser:
+    """A parser of `figures.<name>` with --dir, the folder of its runs, and --out, that of its files."""
+    parser = Parser(prog=f"python -m figures.{name}", description=doc.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("-d", "--dir", type=Path, default=Path(f"experiments/{name}"),
+                        help="folder of the runs; finished ones are taken as they are")
+    parser.add_argument("--out", type=Path, default=HERE, help=f"folder of {name}.json and {name}.md")
+    return parser
+
+
+def check_folder(flag: str, folder: Path) -> None:
+    """Refuse a folder that cannot be created or written to, before hours of runs. Creates nothing."""
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise Refusal(f"{flag} {folder}: {existing} takes no files ({error.strerror}); name another folder") from error
+
+
+def call(script, flags: str, quiet: bool = False) -> None:
+    """Run an entry script in this process as if it were called with these flags; it prints nothing if `quiet`."""
+    old, sys.argv = sys.argv, [f"{script.__name__}.py", *shlex.split(flags)]
+    try:
+        with contextlib.redirect_stdout(io.StringIO() if quiet else sys.stdout):
+            print(f"\n$ python {script.__name__}.py {flags}", flush=True)
+            script.main()
+    finally:
+        sys.argv = old
+
+
+def markdown_table(head, rows, gap: str = " ") -> str:
+    """A table of cells that are shown by `str`; `gap` stands around the dashes below its head."""
+    lines = [f"| {' | '.join(map(str, row))} |" for row in (head, *rows)]
+    return "\n".join([lines[0], "|" + f"{gap}---{gap}|" * len(head), *lines[1:]])
+
+
+def interval(k: int, n: int) -> tuple[float, float]:
+    """Two-sided 95 % Clopper-Pearson interval of a rate, after k of n."""
+    low = stats.beta.ppf(0.025, k, n - k + 1) if k else 0.0
+    return float(low), float(stats.beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0
+
+
+def write_result(path: Path, content, text: str, picture: bytes | None = None, indent: int | None = None) -> None:
+    """Write `path` with .json, .md and .png in place of its suffix, each whole or not at all, and print the text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path.with_suffix(".json"), (json.dumps(content, indent=indent) + "\n").encode())
+    write_atomically(path.with_suffix(".md"), text.encode())
+    if picture:
+        write_atomically(path.with_suffix(".png"), picture)
+    print(text)
