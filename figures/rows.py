@@ -21,6 +21,7 @@ from utils.watermark.triggers import labels_are_uniform
 
 # entries of a summary that all runs of a row share; settings that may differ between them
 SAME = ("dataset", "dataset_source", "model", "width", "epochs", "train_size", "bn_stats", "select", "trigger_size")
+TAGS = ("message", "additional_message")
 SEEDS = ("seed", "message", "additional_message", "source_checkpoint")
 # -tt -> its name in the table; the rows are in this order
 WATERMARK_NAMES = {"none": "no watermark", "base": "ERM", "margin": "margin", "ewe": "EWE", "rs": "RS"}
@@ -66,6 +67,7 @@ def _row(watermark, role, statistics_name, group) -> dict:
     t1 = [f["log10_p"]["T1"] for f in figures]
     return {
         "watermark": watermark, "role": role, "statistics": statistics_name, "seeds": [s["seed"] for s in summaries],
+        "tags": ["".join(run["settings"].get(name) or "" for name in TAGS) for run in runs],
         "test_accuracy": [f["test_accuracy"] for f in figures],
         "trigger_hits": [f["trigger_hits"] for f in figures], "trigger_size": figures[0]["trigger_size"],
         "log10_T1": t1, "log10_T1p": [f["log10_p"].get("T1p") for f in figures],
@@ -97,10 +99,13 @@ def rows_table(rows: list[dict]) -> str:
         spread = f" ± {statistics.stdev(accuracy):.2f}" if len(accuracy) > 1 else ""
         hits = ", ".join(f"{k}/{row['trigger_size']}" for k in row["trigger_hits"])
         p = [row["log10_T1"], row["log10_T1p"], row["log10_T1_conservative"], [row["log10_T1_harmonic_mean"]]]
-        table.append([row["watermark"], row["role"], row["statistics"], len(row["seeds"]), f"{mean}{spread}", hits,
-                      *map(join_numbers, p)])
-    return markdown_table(["watermark", "role", "statistics", "seeds", "test %", "triggers", "T1", "T1p", "T1 cons.",
-                           "harmonic mean"], table)
+        thief = row["dataset_source"]
+        data = row["dataset"] + (f", thief's {thief}" if thief not in (None, row["dataset"]) else "")
+        model, tags = row["model"] + (f" width {row['width']}" if row["width"] else ""), filter(None, row["tags"])
+        table.append([row["watermark"], row["role"], row["statistics"], data, model, " ".join(tags), len(row["seeds"]),
+                      f"{mean}{spread}", hits, *map(join_numbers, p)])
+    return markdown_table(["watermark", "role", "statistics", "data", "model", "tags", "seeds", "test %", "triggers",
+                           "T1", "T1p", "T1 cons.", "harmonic mean"], table)
 
 
 def join_numbers(values) -> str:
