@@ -42,7 +42,7 @@ def a_run(folder, seed, hits, p, **more):
     figures = {"test_accuracy": 0.5 + seed / 10, "trigger_hits": hits, "trigger_size": 50, "log10_p": log10_p}
     summary = {"role": "surrogate", "attack": "soft", "seed": seed, "teacher_bn": "paper", **figures, "clean": None}
     summary |= {"dataset": "digits", "dataset_source": "svhn", "model": "res18", "width": 4}
-    about = {"settings": {"train_type": "margin", "message": f"s{seed}"}, "command": ["extraction.py", "--seed", str(seed)]}
+    about = {"settings": {"train_type": "margin", "message": f"s{seed}"}, "command": ["extraction.py", "--seed", "1"]}
     about |= {"device": "cpu", "torch": "2", "threads": 1, "git_commit": "abc"}
     (folder / "summary.json").write_text(json.dumps(summary | more))
     (folder / "run.json").write_text(json.dumps(about))
@@ -57,8 +57,8 @@ def test_runs_that_differ_in_the_seed_share_a_row(tmp_path):
     assert clean["statistics"] == "clean"
     assert paper["log10_T1_harmonic_mean"] == pytest.approx(math.log10(2 / (1e3 + 1e5)))
     # mean of 60 and 70 is 65, their sample deviation 10 / sqrt(2)
-    text = "| margin | surrogate soft | paper | digits, thief's svhn | res18 width 4 | s1 s2 | 2 | 65.00 ± 7.07 | 10/50, 14/50 | -3.00, -5.00 |"
-    text += " -6.00, -10.00 | -1.50, -2.50 | -4.70 |"
+    text = "| margin | surrogate soft | paper | digits, thief's svhn | res18 width 4 | s1 s2 | 2 | 65.00 ± 7.07 | "
+    text += "10/50, 14/50 | -3.00, -5.00 | -6.00, -10.00 | -1.50, -2.50 | -4.70 |"
     assert text in rows_table([paper, clean])
     about = json.loads((tmp_path / "s2" / "extraction" / "run.json").read_text())
     # flags of train.py that the source of s1 is older than
