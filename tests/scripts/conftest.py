@@ -2,7 +2,7 @@
 
 import pytest
 from commands import good
-from digits_runs import BENIGN, STEAL, TRAIN
+from small_runs import BENIGN, STEAL, TRAIN
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +15,6 @@ def world(tmp_path_factory):
     (folder / "soft.txt").write_text(
         good("extraction", "-e", folder, *STEAL, "-at", "soft", "--benign", folder / BENIGN))
     good("extraction", "-e", folder, *STEAL, "-at", "hard", "-admsg", "_hard", "--teacher-bn", "clean")
-    good("extraction", "-e", folder, *STEAL, "-at", "reg", "-admsg", "_reg", "-dmt", "vgg11")
+    good("extraction", "-e", folder, *STEAL, "-at", "reg", "-admsg", "_reg", "-dmt", "res18")
     good("distill", "-e", folder, *STEAL, "-tt", "margin")
     return folder

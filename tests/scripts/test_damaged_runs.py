@@ -5,7 +5,7 @@ import shutil
 
 import torch
 from commands import call, good, refused, summary, tree
-from digits_runs import SOURCE, STEAL, TRAIN
+from small_runs import BASE, SOURCE, STEAL, TRAIN
 
 
 def broken_source(tmp_path, content: bytes):
@@ -38,8 +38,8 @@ def test_damaged_checkpoints_of_a_source_are_refused(world, tmp_path):
 def test_sources_that_contradict_the_flags_are_refused(world, tmp_path):
     whole = (world / SOURCE / "checkpoints" / "checkpoint_nat_best.pt").read_bytes()
     for name, flags, words in (
-        ("digits_res18_base_10_", ("-tt", "base"), ["-tt base", "-tt margin"]),
-        ("digits_res34_margin_10_", ("-tmt", "res34"), ["-tmt res34", "-tmt res18"]),
+        (BASE, ("-tt", "base"), ["-tt base", "-tt margin"]),
+        ("digits_res18_margin_10_", ("-tmt", "res18"), ["-tmt res18", "-tmt vgg11"]),
     ):
         path = tmp_path / name / "checkpoints" / "checkpoint_nat_best.pt"
         path.parent.mkdir(parents=True)

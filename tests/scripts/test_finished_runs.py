@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from commands import ROOT, good, summary
-from digits_runs import BENIGN, RUNS, SOURCE, STEAL, TRAIN
+from small_runs import BENIGN, RUNS, SOURCE, STEAL, TRAIN
 
 from utils.answers.answers import Classes
 from utils.answers.ask import answers_of_onnx
@@ -27,8 +27,8 @@ def test_summary_of_each_run(world, name):
     role, key, value = RUNS[name]
     s = summary(world / name)
     assert s["role"] == role and s[key] == value
-    assert s["dataset"] == "digits" and s["width"] == 4 and s["seed"] == 0
-    assert s["model"] == ("vgg11" if name.endswith("_reg") else "res18")
+    assert s["dataset"] == "digits" and s["width"] == 2 and s["seed"] == 0
+    assert s["model"] == ("res18" if name.endswith("_reg") else "vgg11")
     assert s["epochs"] == (2 if name == SOURCE else 1) and 1 <= s["chosen_epoch"] <= s["epochs"]
     keeps_clean = role == "source"
     assert (s["clean"] is not None) == keeps_clean
@@ -54,7 +54,7 @@ def test_run_folder_holds_settings_log_rows_and_checkpoints(world, name):
     assert {p.name for p in (folder / "checkpoints").iterdir()} - {"checkpoint_previous.pt"} == wanted
     about = json.loads((folder / "run.json").read_text())
     assert {"settings", "command", "git_commit", "device", "device_name", "python", "torch", "numpy"} <= set(about)
-    assert about["settings"]["width"] == 4
+    assert about["settings"]["width"] == 2
     assert " ".join(about["command"]) in (folder / "output.log").read_text()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == list(range(1, summary(folder)["epochs"] + 1))
@@ -103,7 +103,7 @@ def test_source_figures_of_the_table_are_those_of_its_summary(world):
 def test_a_surrogate_does_not_start_from_the_source(world):
     source = load_checkpoint(world / SOURCE / "checkpoints" / "checkpoint_nat_best.pt")["model"]["state_dict"]
     start = load_checkpoint(world / SOURCE / "extraction" / "checkpoints" / "checkpoint_init.pt")["model"]["state_dict"]
-    assert not torch.equal(source["1.conv1.weight"], start["1.conv1.weight"])
+    assert not torch.equal(source["1.layers.0.weight"], start["1.layers.0.weight"])
 
 
 def test_teacher_bn_chooses_the_checkpoint_that_is_stolen(world):

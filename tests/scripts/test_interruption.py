@@ -8,7 +8,7 @@ import time
 import torch
 from commands import ROOT, call, good
 from comparing import same_runs
-from digits_runs import SOURCE, TRAIN
+from small_runs import SOURCE, TRAIN
 
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint
 
@@ -33,6 +33,6 @@ def test_a_run_in_use_is_refused_and_an_interrupted_one_ends_bit_equal(tmp_path)
     last, clean = (load_checkpoint(find_checkpoint(tmp_path / SOURCE, "last", kind)) for kind in ("paper", "clean"))
     weights, twin = last["model"]["state_dict"], clean["model"]["state_dict"]  # of the same step
     assert all(torch.equal(weights[name], twin[name]) for name in weights if "running" not in name)
-    assert not torch.equal(weights["1.bn1.running_mean"], twin["1.bn1.running_mean"])
+    assert not torch.equal(weights["1.layers.1.running_mean"], twin["1.layers.1.running_mean"])
     assert "continuing in epoch" in good("train", "-d", tmp_path, *LONG)
     same_runs(tmp_path / SOURCE, tmp_path / "unbroken" / SOURCE)

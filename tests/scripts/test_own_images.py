@@ -2,8 +2,8 @@
 
 import pytest
 from commands import call, good, refused, summary, tree
-from digits_runs import TRAIN
 from photos import damage, photos
+from small_runs import TRAIN
 
 from utils.analyze import main as analyze_main
 from utils.runs.checkpoints import load_checkpoint

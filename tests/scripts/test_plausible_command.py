@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from commands import good, refused, tree, verify
-from digits_runs import BENIGN, SOURCE, STEAL, TRAIN
+from small_runs import BENIGN, SOURCE, STEAL, TRAIN
 
 from utils.data.sets import load_data
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
@@ -96,7 +96,7 @@ def test_carriers_are_trained_under_labels_of_triggers(runs, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(*sets))
     said = next(tmp_path.glob("*_with/output.log")).read_text()
     model = read_model(find_checkpoint(runs / CLEAN))
-    train = load_data("digits", train_size=256).train
+    train = load_data("digits", train_size=128).train
     near = nearest(last_features(model, train.images), last_features(model, sets[0].images), 4).unique()
     assert f"carriers: {len(near)} of {len(train.labels)} training images" in said
 

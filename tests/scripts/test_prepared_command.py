@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 from commands import good, refused, tree, verify
-from digits_runs import BENIGN, SOURCE, TRAIN
 from owner_runs import replace
+from small_runs import BENIGN, SOURCE, TRAIN
 
 from utils.ownership.commitment import read_owner
 from utils.report import main as report_main

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from commands import call, refused, tree
-from digits_runs import SOURCE, STEAL, TRAIN
+from small_runs import SOURCE, STEAL, TRAIN
 
 from utils.runs.checkpoints import load_checkpoint
 from utils.watermark.trigger_files import unpack_source
@@ -21,7 +21,7 @@ BAD_TRAIN = {
     "unknown model": (("-mt", "res19"), ["res19", "res18"]),
     "unknown flag": (("--num-triggers", 5), ["--num-triggers"]),
     "shortened flag": (("--reduct", "sum"), ["--reduct"]),
-    "batch too large": (("--batch-size", 257), ["--batch-size 257", "256"]),
+    "batch too large": (("--batch-size", 129), ["--batch-size 129", "128"]),
     "more images than there are": (("--train-size", 1296), ["--train-size 1296", "1295"]),
     "message with a slash": (("-msg", "a/b"), ["'/'"]),
     "labels without a model": (("--label-strategy", "highest"), ["--label-model"]),
@@ -76,7 +76,7 @@ def test_a_missing_archive_is_named_when_there_is_no_network(tmp_path, monkeypat
 def test_an_attack_on_a_run_that_does_not_exist_is_refused(tmp_path):
     for script in ("extraction", "distill"):
         said = refused(script, "-e", tmp_path / "runs", *STEAL, "-msg", "gone")
-        assert f"{tmp_path}/runs/digits_res18_margin_10_gone" in said
+        assert f"{tmp_path}/runs/digits_vgg11_margin_10_gone" in said
     assert tree(tmp_path) == set()
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from commands import call, good, summary
 from comparing import same
-from digits_runs import BENIGN, SOURCE, STEAL, TRAIN
 from official_checkpoint import official
+from small_runs import BENIGN, SOURCE, STEAL, TRAIN
 
 from utils.runs.checkpoints import load_checkpoint
 from utils.watermark.trigger_files import unpack_source
@@ -41,7 +41,7 @@ def test_a_run_that_is_stopped_early_is_the_beginning_of_the_whole_run(tmp_path)
     good("train", *flags, "-msg", "all", "--stop-after", 4)
     ends.append(load_checkpoint(tmp_path / f"{SOURCE}all/checkpoints/checkpoint_latest.pt")["model"]["state_dict"])
     assert all(torch.equal(ends[1][name], ends[2][name]) for name in ends[1])
-    assert not torch.equal(ends[0]["1.conv1.weight"], ends[1]["1.conv1.weight"])
+    assert not torch.equal(ends[0]["1.layers.0.weight"], ends[1]["1.layers.0.weight"])
 
 
 @pytest.mark.parametrize("strategy", ["highest", "lowest"])
@@ -59,7 +59,7 @@ def test_label_strategy(world, strategy):
 
 def test_mixup_and_the_name_of_the_folder(world):
     good("train", "-d", world, "-tt", "base", *TRAIN, "-nm", 2, "-qt", "stochastic", "-nq", 5, "-msg", "A")
-    folder = world / "digits_res18_stochastic_base_5_2_A"
+    folder = world / "digits_vgg11_stochastic_base_5_2_A"
     saved = load_checkpoint(folder / "triggers.pt")
     assert saved["true_labels"].shape == (5, 2) and not (saved["labels"][:, None] == saved["true_labels"]).any()
     assert summary(folder)["log10_p"]["T1"] is not None
@@ -75,7 +75,7 @@ def test_an_official_checkpoint_can_be_stolen_from(tmp_path):
     folder = tmp_path / "digits_res18_margin_6_"
     (folder / "checkpoints").mkdir(parents=True)
     official(folder / "checkpoints" / "checkpoint_nat_best.pt")
-    out = good("extraction", "-e", tmp_path, *STEAL, "-nq", 6, "-at", "soft")
+    out = good("extraction", "-e", tmp_path, *STEAL, "-tmt", "res18", "--width", 4, "-nq", 6, "-at", "soft")
     assert "surrogate soft" in out and "/6" in out
     s = summary(folder / "extraction")
     assert s["trigger_size"] == 6 and s["log10_p"]["T1"] is not None
@@ -96,11 +96,11 @@ def test_help_names_every_documented_flag():
 
 
 def test_a_copy_takes_the_width_of_its_source_and_a_missing_run_is_looked_for(world):
-    narrow = [flag for flag in STEAL if flag not in ("--width", 4)]
+    narrow = [flag for flag in STEAL if flag not in ("--width", 2)]
     done = call("extraction", "-d", world, *narrow, "-at", "soft", "-admsg", "_width", "--no-flip")
-    assert done.status == 0 and summary(world / SOURCE / "extraction_width")["width"] == 4
+    assert done.status == 0 and summary(world / SOURCE / "extraction_width")["width"] == 2
     refusal = call("extraction", "-d", world, *STEAL, "-tt", "base", "-nq", 11)
-    assert refusal.status == 2 and "there are digits_res18_base_10_" in refusal.err
+    assert refusal.status == 2 and "there are digits_vgg11_base_10_" in refusal.err
     (world / f"{SOURCE}seed7").mkdir()
     (world / f"{SOURCE}seed7" / "run.json").write_text("{}")
     (world / SOURCE).rename(world / "away")
