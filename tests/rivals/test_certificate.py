@@ -52,7 +52,7 @@ def test_answers_that_are_not_finite_count_for_no_class():
 
 
 def test_smoothed_accuracy_is_of_noisy_copies():
-    model = small(4).eval()
+    model = small().eval()
     before = copy.deepcopy(model)
     images, labels = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 5, (6,))
     triggers = triggers_of(images, labels)

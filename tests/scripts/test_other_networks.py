@@ -31,12 +31,12 @@ MARGIN = ("--trigger-batch", 4, "--steps", 2)
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory):
-    """A source of the user's network, from a process of its own, stolen into a res18 and distilled into its kind."""
+    """A source of the user's network, from a process of its own, stolen into a vgg11 and distilled into its kind."""
     folder = tmp_path_factory.mktemp("plain")
     with pytest.MonkeyPatch.context() as patch, skip_fsync_git_and_pictures():
         patch.setenv("PYTHONPATH", str(ROOT / "tests"))
         run("train.py", "-d", folder, "-tt", "margin", *DATA, *MARGIN, "-mt", PLAIN)
-        good("extraction", "-e", folder, *DATA, "-tmt", PLAIN, "-dmt", "res18", "--width", 4, "-at", "soft")
+        good("extraction", "-e", folder, *DATA, "-tmt", PLAIN, "-dmt", "vgg11", "--width", 2, "-at", "soft")
         good("distill", "-e", folder, *DATA, "-tmt", PLAIN, "-dmt", PLAIN)
     return folder / "digits_own_networks-plain_margin_20_"
 
@@ -54,14 +54,14 @@ def vgg(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def large(tmp_path_factory):
-    """A torchvision source on a user's images of 48 pixels, stolen into a res18; returns its run and the data's flags.
+    """A torchvision source on a user's images of 48 pixels, stolen into a vgg11; returns its run and the data's flags.
     """
     folder = tmp_path_factory.mktemp("large")
     data = photos(folder / "photos", classes=("a", "b", "c"), n=30)
     flags = ("-d", folder / "runs", "-dt", "folder", "--data-dir", data, "-nq", 6, *SMALL)
     with skip_fsync_git_and_pictures():
         good("train", *flags, "-tt", "margin", *MARGIN, "-mt", MOBILE, "--image-size", 48)
-        good("extraction", *flags, "-tmt", MOBILE, "-dmt", "res18", "--width", 4, "--image-size", 48)
+        good("extraction", *flags, "-tmt", MOBILE, "-dmt", "vgg11", "--width", 2, "--image-size", 48)
     return folder / "runs" / "folder_tv-mobilenet_v3_small_margin_6_", flags
 
 
@@ -83,10 +83,10 @@ def test_a_network_without_batchnorm_is_trained_stolen_and_distilled(plain):
     assert (source["role"], source["model"], source["objective"]) == ("source", PLAIN, "margin")
     assert source["clean"] is None and not list(plain.glob("checkpoints/*_clean.pt"))  # it has no running statistics
     assert (stolen["model"], stolen["attack"], distilled["model"], distilled["attack"]) == (
-        "res18", "soft", PLAIN, "distill")
+        "vgg11", "soft", PLAIN, "distill")
     assert [row["model"].split(" (")[0] for row in distilled["rows"]] == [
         "source margin", "surrogate distill", "surrogate soft"]
-    for folder, name in ((plain, PLAIN), (plain / "extraction", "res18"), (plain / "distillation", PLAIN)):
+    for folder, name in ((plain, PLAIN), (plain / "extraction", "vgg11"), (plain / "distillation", PLAIN)):
         assert load_checkpoint(find_checkpoint(folder))["model"]["type"] == name
 
 
@@ -137,7 +137,7 @@ def test_a_report_needs_it_too(plain, tmp_path):
     assert f"add -mt {PLAIN}" in refused("utils.report", plain, "-o", page) and not page.exists()
     assert "not in the page" not in good("utils.report", plain, "-o", page, "-mt", PLAIN)
     text = read_safe_page(page.read_text()).text
-    for words in (PLAIN, "soft copy, res18", f"distill copy, {PLAIN}", "2 of 2 attacks finished"):
+    for words in (PLAIN, "soft copy, vgg11", f"distill copy, {PLAIN}", "2 of 2 attacks finished"):
         assert words in text, words
 
 
@@ -212,7 +212,7 @@ def test_every_step_draws_other_numbers(tmp_path, monkeypatch):
 
 def test_larger_images_are_trained_on_stolen_with_and_claimed_with(large, tmp_path):
     source, _ = large
-    for folder, name in ((source, MOBILE), (source / "extraction", "res18")):
+    for folder, name in ((source, MOBILE), (source / "extraction", "vgg11")):
         model = read_model(find_checkpoint(folder))
         assert (model.name, model.size, summary(folder)["model"]) == (name, 48, name)
         assert hits_of_claim(source, folder, tmp_path) == summary(folder)["trigger_hits"]
@@ -224,7 +224,7 @@ def test_an_attack_with_another_image_size_is_refused_and_leaves_nothing(large):
     source, flags = large
     before = tree(source.parent.parent)  # with the copies of decoded images that lie beside the images
     for script in ("extraction", "distill"):
-        said = refused(script, *flags, "-tmt", MOBILE, "-dmt", "res18", "--width", 4, "-admsg", "_other",
+        said = refused(script, *flags, "-tmt", MOBILE, "-dmt", "vgg11", "--width", 2, "-admsg", "_other",
                        "--image-size", 64)
         assert "pass --image-size 48" in said
     assert tree(source.parent.parent) == before

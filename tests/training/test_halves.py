@@ -68,7 +68,7 @@ def test_train_py_computes_the_same_with_two_threads(two_threads, tmp_path, monk
     weights = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        good("train", "-d", tmp_path, "-dt", "digits", "-tt", "margin", "-mt", "vgg11", "--width", 16, "-nq", 8,
+        good("train", "-d", tmp_path, "-dt", "digits", "-tt", "margin", "-mt", "vgg11", "--width", 4, "-nq", 8,
              "--train-size", 64, "--batch-size", 32, "--trigger-batch", 14, "--steps", 2, "-ep", 1,
              "--device", "cpu", "-msg", threads)
         checkpoint = load_checkpoint(tmp_path / f"digits_vgg11_margin_8_{threads}/checkpoints/checkpoint_latest.pt")
