@@ -4,10 +4,3 @@ DATA = ("-dt", "digits", "-nq", 10, "--train-size", 128, "--batch-size", 64, "--
 TRAIN = (*DATA, "-mt", "vgg11", "--trigger-batch", 4, "--steps", 2, "-ep", 1)
 STEAL = (*DATA, "-tmt", "vgg11", "-dmt", "vgg11", "-ep", 1)
 SOURCE, BASE, BENIGN = (f"digits_vgg11_{kind}_10_" for kind in ("margin", "base", "none"))
-RUNS = {  # of the fixture `world`: folder -> role, and a key of its summary with its value
-    BENIGN: ("benign", "objective", "none"), BASE: ("source", "objective", "base"),
-    SOURCE: ("source", "objective", "margin"), f"{SOURCE}/extraction": ("surrogate", "attack", "soft"),
-    f"{SOURCE}/extraction_hard": ("surrogate", "attack", "hard"),
-    f"{SOURCE}/extraction_reg": ("surrogate", "attack", "reg"),
-    f"{SOURCE}/distillation": ("surrogate", "attack", "distill"),
-}

@@ -12,13 +12,6 @@ from utils.rivals.randomized_smoothing import draw_rs_triggers
 from utils.training.metrics import pass_length
 
 
-def test_mean_and_deviation_are_those_of_the_pixels():
-    data = load_data("digits", image_size=48)
-    x = data.train.images.double().div(255)
-    assert data.mean == tuple(round(v, 4) for v in x.mean((0, 2, 3)).tolist())
-    assert data.std == tuple(round(v, 4) for v in x.std((0, 2, 3)).tolist())
-
-
 @pytest.mark.parametrize("name", models.NAMES)
 def test_the_architectures_take_larger_images(name):
     model = models.build(name, 7, width=4, size=64).eval()

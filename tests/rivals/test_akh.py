@@ -59,11 +59,11 @@ def simulated(rng, n, confusion, accuracy):
     return np.where(rng.random(n) < accuracy, 0, wrong)
 
 
-@pytest.mark.parametrize("suspect_accuracy", [0.8, 0.6, 0.2])
+@pytest.mark.parametrize("suspect_accuracy", [0.8, 0.2])
 def test_p_is_super_uniform_for_models_that_share_confusions(suspect_accuracy):
     """Honest models make the same mistakes on the same images, the weak ones more often; none is near the source."""
     rng, n, p = np.random.default_rng(0), 400, []
-    for _ in range(1500):
+    for _ in range(1000):
         confusion = rng.dirichlet(np.full(9, 0.3), n)  # of each image, common to all models
         source, benign = (simulated(rng, n, confusion, 0.6) for _ in range(2))
         suspect = simulated(rng, n, confusion, suspect_accuracy)

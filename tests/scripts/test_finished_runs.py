@@ -1,16 +1,17 @@
-"""What train.py, extraction.py and distill.py leave when they have finished."""
+"""What train.py, extraction.py and distill.py leave when they have finished, and what they say where it is damaged."""
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from commands import ROOT, good, summary
-from small_runs import BENIGN, RUNS, SOURCE, STEAL, TRAIN
+from commands import ROOT, call, good, refused, summary, tree
+from small_runs import BASE, BENIGN, SOURCE, STEAL, TRAIN
 
 from utils.answers.answers import Classes
 from utils.answers.ask import answers_of_onnx
@@ -20,6 +21,29 @@ from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
 from utils.system.files import sha256_of_file
 from utils.training.metrics import predict
 from utils.watermark.trigger_files import read_triggers
+
+RUNS = {  # of `world`: folder -> role, and a key of its summary with its value
+    BENIGN: ("benign", "objective", "none"), BASE: ("source", "objective", "base"),
+    SOURCE: ("source", "objective", "margin"), f"{SOURCE}/extraction": ("surrogate", "attack", "soft"),
+    f"{SOURCE}/extraction_hard": ("surrogate", "attack", "hard"),
+    f"{SOURCE}/extraction_reg": ("surrogate", "attack", "reg"),
+    f"{SOURCE}/distillation": ("surrogate", "attack", "distill"),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A benign model, an ERM and a margin source, and the surrogates of the last."""
+    folder = tmp_path_factory.mktemp("world")
+    good("train", "-d", folder, "-tt", "margin", *TRAIN, "-ep", 2)
+    good("train", "-d", folder, "-tt", "none", *TRAIN)
+    good("train", "-d", folder, "-tt", "base", *TRAIN)
+    (folder / "soft.txt").write_text(
+        good("extraction", "-e", folder, *STEAL, "-at", "soft", "--benign", folder / BENIGN))
+    good("extraction", "-e", folder, *STEAL, "-at", "hard", "-admsg", "_hard", "--teacher-bn", "clean")
+    good("extraction", "-e", folder, *STEAL, "-at", "reg", "-admsg", "_reg", "-dmt", "res18")
+    good("distill", "-e", folder, *STEAL, "-tt", "margin")
+    return folder
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -144,3 +168,91 @@ def test_the_recipe_that_ships_a_model_writes_the_one_that_was_reported(world, t
     model = read_model(find_checkpoint(world / SOURCE))
     assert np.allclose(answers.probabilities, predict(model, triggers.images).softmax(1), atol=1e-4)
     assert (answers.labels == triggers.labels.numpy()).sum() == summary(world / SOURCE)["trigger_hits"]
+
+
+# ---- damaged runs, and other flags ----------------------------------------------------------------------------------
+
+
+def test_scripts_refuse_other_settings(world):
+    before = tree(world)
+    said = refused("train", "-d", world, "-tt", "margin", *TRAIN, "-ep", 2, "--lr", 0.05)
+    assert "lr was 0.1, is 0.05" in said and "-msg" in said and "--overwrite" in said
+    said = refused("extraction", "-e", world, *STEAL, "-at", "hard")
+    assert "attack was 'soft', is 'hard'" in said and "-admsg" in said
+    assert tree(world) == before
+
+
+def test_damaged_checkpoints_of_a_source_are_refused(world, tmp_path):
+    whole = (world / SOURCE / "checkpoints" / "checkpoint_nat_best.pt").read_bytes()
+    (tmp_path / SOURCE / "checkpoints").mkdir(parents=True)
+    assert "checkpoint_nat_best.pt" in refused("extraction", "-e", tmp_path, *STEAL)  # missing
+    path = tmp_path / SOURCE / "checkpoints" / "checkpoint_nat_best.pt"
+    for content in (b"", whole[: len(whole) // 2], b"a text"):
+        path.write_bytes(content)
+        before = tree(tmp_path)
+        assert str(path) in refused("extraction", "-e", tmp_path, *STEAL)
+        assert tree(tmp_path) == before
+    surrogate = (world / SOURCE / "extraction" / "checkpoints" / "checkpoint_nat_best.pt").read_bytes()
+    path.write_bytes(surrogate)
+    assert "no trigger set" in refused("extraction", "-e", tmp_path, *STEAL)
+
+
+def test_sources_that_contradict_the_flags_are_refused(world, tmp_path):
+    whole = (world / SOURCE / "checkpoints" / "checkpoint_nat_best.pt").read_bytes()
+    for name, flags, words in (
+        (BASE, ("-tt", "base"), ["-tt base", "-tt margin"]),
+        ("digits_res18_margin_10_", ("-tmt", "res18"), ["-tmt res18", "-tmt vgg11"]),
+    ):
+        path = tmp_path / name / "checkpoints" / "checkpoint_nat_best.pt"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(whole)
+        before = tree(tmp_path)
+        said = refused("extraction", "-e", tmp_path, *STEAL, *flags)
+        assert all(word in said for word in words)
+        assert tree(tmp_path) == before
+    said = refused("extraction", "-e", world, *STEAL, "-tt", "none", "--teacher-bn", "clean", "-admsg", "_n")
+    assert "checkpoint_nat_best_clean.pt" in said and "--bn-stats paper" in said
+
+
+def test_a_damaged_summary_of_another_attack_does_no_harm(world, tmp_path):
+    shutil.copytree(world / SOURCE, tmp_path / SOURCE)
+    (tmp_path / SOURCE / "extraction" / "summary.json").write_text("")
+    (tmp_path / SOURCE / "summary.json").write_text('{"role": "surrogate"}')
+    said = good("extraction", "-e", tmp_path, *STEAL, "-at", "soft", "-admsg", "_beside")
+    assert "left out of the table: " in said and "extraction/summary.json is damaged" in said
+    assert summary(tmp_path / SOURCE / "extraction_beside")["role"] == "surrogate"
+
+
+def test_damaged_run_files_are_named(world, tmp_path):
+    train = ("-d", tmp_path, "-tt", "margin", *TRAIN, "-ep", 2)
+    for name, content, word in (("run.json", b'{"settings": null}', "run.json is damaged"),
+                                ("metrics.jsonl", b"\xff\xfe\0", "metrics.jsonl is damaged")):
+        shutil.rmtree(tmp_path / SOURCE, ignore_errors=True)
+        shutil.copytree(world / SOURCE, tmp_path / SOURCE)
+        (tmp_path / SOURCE / "summary.json").unlink()
+        (tmp_path / SOURCE / name).write_bytes(content)
+        done = call("train", *train)
+        assert done.status == 2 and word in done.err and done.err.count("\n") == 1
+    shutil.rmtree(tmp_path / SOURCE)
+    shutil.copytree(world / SOURCE, tmp_path / SOURCE)
+    (tmp_path / SOURCE / "summary.json").unlink()
+    folder = tmp_path / SOURCE / "checkpoints"
+    shutil.copy(folder / "checkpoint_nat_best.pt", folder / "checkpoint_latest.pt")
+    done = call("train", *train)
+    assert done.status == 2 and "not this run's last checkpoint" in done.err and done.err.count("\n") == 1
+
+
+def test_a_copy_takes_the_width_of_its_source_and_a_missing_run_is_looked_for(world):
+    narrow = [flag for flag in STEAL if flag not in ("--width", 2)]
+    good("extraction", "-d", world, *narrow, "-at", "soft", "-admsg", "_width", "--no-flip")
+    assert summary(world / SOURCE / "extraction_width")["width"] == 2
+    refusal = call("extraction", "-d", world, *STEAL, "-tt", "base", "-nq", 11)
+    assert refusal.status == 2 and "there are digits_vgg11_base_10_" in refusal.err
+    (world / f"{SOURCE}seed7").mkdir()
+    (world / f"{SOURCE}seed7" / "run.json").write_text("{}")
+    (world / SOURCE).rename(world / "away")
+    try:
+        refusal = call("extraction", "-d", world, *STEAL)
+    finally:
+        (world / "away").rename(world / SOURCE)
+    assert refusal.status == 2 and "pass -msg " in refusal.err and "seed7" in refusal.err

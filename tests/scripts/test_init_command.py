@@ -3,7 +3,7 @@
 import json
 
 import torch
-from commands import good, refused, tree
+from commands import good, refused
 from small_runs import BASE, BENIGN, SOURCE, TRAIN
 
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint
@@ -46,11 +46,3 @@ def test_a_label_model_may_be_plain_weights_of_the_architecture(tmp_path):
         assert "carriers: " in good(*command, "--label-model", model, "-msg", model.name[:5])
         sets.append(load_checkpoint(tmp_path / f"{BASE}{model.name[:5]}" / "triggers.pt"))
     assert torch.equal(sets[0]["candidates"], sets[1]["candidates"]) and torch.equal(*(s["labels"] for s in sets))
-
-
-def test_weights_of_another_width_are_refused_before_a_folder_is_made(tmp_path):
-    good("train", "-d", tmp_path, "-tt", "none", *TRAIN)
-    before = tree(tmp_path)
-    said = refused("train", "-d", tmp_path, "-tt", "margin", *TRAIN, "--width", 4, "--init", tmp_path / BENIGN)
-    assert "--init" in said and "pass the -mt and --width" in said
-    assert tree(tmp_path) == before

@@ -5,22 +5,18 @@ import json
 import shutil
 import signal
 
-import numpy as np
 import pytest
 import torch
 from commands import ROOT, call, good, refused, run, summary, tree
 from comparing import same_runs
 from photos import photos
-from PIL import Image
 from reading_html import read_safe_page
 from shortcuts import skip_fsync_git_and_pictures
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models import outside
-from utils.ownership.commitment import read_owner
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
 from utils.training.loop import Step
-from utils.watermark.trigger_files import read_triggers
 
 pytestmark = pytest.mark.usefixtures("quick", "unnamed")
 PLAIN, NOISY, MOBILE = "own_networks:plain", "own_networks:noisy", "tv:mobilenet_v3_small"
@@ -179,8 +175,7 @@ def interrupt_at(patch, number) -> None:
     patch.setattr(Step, "__call__", stepping)
 
 
-@pytest.mark.parametrize("script, name", [("train", NOISY), ("train", PLAIN), ("extraction", NOISY)])
-@pytest.mark.parametrize("step", [2, 7])
+@pytest.mark.parametrize("script, name, step", [("train", NOISY, 2), ("train", PLAIN, 7), ("extraction", NOISY, 7)])
 def test_an_interrupted_run_that_draws_random_numbers_ends_bit_equal(script, name, step, vgg, tmp_path):
     flags = (*DATA, "-ep", 2, *((*MARGIN, "-mt", name) if script == "train" else ("-tmt", "vgg11", "-dmt", name)))
     runs = []
@@ -228,12 +223,3 @@ def test_an_attack_with_another_image_size_is_refused_and_leaves_nothing(large):
                        "--image-size", 64)
         assert "pass --image-size 48" in said
     assert tree(source.parent.parent) == before
-
-
-def test_an_export_writes_pictures_of_48_pixels(large, tmp_path):
-    source, _ = large
-    good("utils.verify", "export", source, "--to", tmp_path / "out")
-    triggers = read_triggers(source / "triggers.pt", 3)
-    for name, trigger in zip(read_owner(source).names, triggers.images):
-        picture = Image.open(tmp_path / "out" / "images" / name)
-        assert picture.size == (48, 48) and (np.array(picture) == trigger.permute(1, 2, 0).numpy()).all()

@@ -58,17 +58,6 @@ def test_labels_of_other_classes_are_refused_where_they_are_needed(own_images):
     assert {p for p in tree(folder) - before if ".decoded-" not in p.name} == set()
 
 
-@pytest.mark.parametrize("make, words", [(lambda r: r.mkdir(), ["no class folders"]),
-                                         (lambda r: photos(r, classes=("cat",)), ["only the class cat"]),
-                                         (lambda r: [(r / c).mkdir(parents=True) for c in "ab"], ["holds no images"])])
-def test_train_refuses_folders_that_are_no_data_set(make, words, tmp_path):
-    make(tmp_path / "own")
-    before = tree(tmp_path)
-    said = refused("train", "-d", tmp_path / "runs", *TRAIN, "-dt", "folder", "--data-dir", tmp_path / "own")
-    assert all(word in said for word in [*words, "--data-dir"])
-    assert tree(tmp_path) == before
-
-
 def test_the_same_flags_on_other_images_are_refused(tmp_path):
     for name, seed in (("one", 0), ("two", 1)):
         photos(tmp_path / name, seed=seed)
@@ -95,9 +84,3 @@ def test_models_with_other_classes_are_refused(own_images, tmp_path):
     said = refused("train", "-d", tmp_path / "r", *TRAIN, "--benign", pets)
     assert f"--benign {pets} is no independent model but the result of 'margin'" in said
     assert tree(tmp_path) == set()
-
-
-def test_mirroring_is_said_and_can_be_left_out(own_images, tmp_path):
-    for more, words in ((), "mirrored (--no-flip: not)"), (("--no-flip",), "not mirrored"):
-        said = good("train", "-d", tmp_path, *own_images[1], "-mt", "vgg11", "-tt", "none", "-msg", len(more), *more)
-        assert f"cropped at random and {words}" in said

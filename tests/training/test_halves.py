@@ -87,19 +87,6 @@ def test_an_error_in_the_trigger_thread_is_raised(two_threads):
     assert step.halves and torch.get_num_threads() == 2
 
 
-def test_the_ascent_of_a_compiled_step_asks_for_no_gradients_of_weights():
-    """A compiled pass computes every gradient that could be asked for, so the weights of the ascent must need none."""
-    model, batches, x_q, y_q = setting()
-    asked = {}
-
-    def forward_of(twin):
-        asked[len(asked)] = any(p.requires_grad for p in twin.parameters())
-        return autocast_forward(twin, None)
-
-    step = HalvedStep(model, watermark(model, x_q, y_q, 2), forward_of, AtOnce(), compiled=True)
-    assert asked == {0: True, 1: False} and step.forward_of_ascent is not step.forward
-
-
 def test_both_streams_wait_for_each_other():
     """The side waits for what came before, the result for the side; else one reads what the other still writes."""
     told = []
