@@ -9,6 +9,8 @@ from commands import good, refused, summary, tree
 from utils.data.sets import load_data
 from utils.runs.checkpoints import load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 DATA = ("-dt", "digits", "-nq", 8, "--train-size", 128, "--batch-size", 64, "--width", 2, "--device", "cpu", "-ep", 1)
 STEAL = (*DATA, "-tmt", "vgg11")
 TAKEN = "digits_vgg11_margin_8_"

@@ -43,11 +43,16 @@ def test_folder_with_train_and_test_parts(tmp_path):
     assert torch.equal(again.train.images, data.train.images) and torch.equal(again.test.images, data.test.images)
 
 
-def test_folder_without_parts_is_split_80_20_in_the_same_way_each_time(tmp_path):
-    root = photos(tmp_path / "own", parts=(".",), classes=("a", "b", "c"), n=20)
-    data = load_data("folder", root)
-    assert (len(data.train.labels) + len(data.held_out.labels), len(data.test.labels)) == (48, 12)
-    again = load_data("folder", root)
+@pytest.mark.parametrize("parts, sizes, said", [  # images to train on and held out; to test
+    ((".",), (32, 8), None), (("train",), (32, 8), "a fifth of train/"), (("train", "val"), (40, 40), "those of val/"),
+    (("train", "valid"), (40, 40), "those of valid/"), (("train", "Test"), (40, 40), None),
+])
+def test_a_folder_is_split_by_its_parts_and_else_in_the_same_way_each_time(parts, sizes, said, tmp_path):
+    root = photos(tmp_path / "own", parts=parts, n=20)
+    data, again = load_data("folder", root), load_data("folder", root)
+    assert data.classes == ["cat", "dog"]
+    assert (len(data.train.labels) + len(data.held_out.labels), len(data.test.labels)) == sizes
+    assert said is None or any(said in note for note in data.notes)
     assert torch.equal(again.test.images, data.test.images) and torch.equal(again.test.labels, data.test.labels)
 
 
@@ -221,19 +226,6 @@ def test_textured_images_are_read_without_a_note(tmp_path):
         (folder := tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
         Image.fromarray(r.integers(0, 255, (32, 32, 3)).astype(np.uint8)).save(folder / f"{i}.png")
     assert load_data("folder", tmp_path).notes == []
-
-
-@pytest.mark.parametrize("other", ["val", "valid", "Test", None])
-def test_the_test_images_come_from_test_val_or_a_fifth_of_train(tmp_path, other):
-    root = photos(tmp_path / "own", parts=("train", "x") if other else ("train",), n=20)
-    if other:
-        (root / "x").rename(root / other)
-    data = load_data("folder", root)
-    assert data.classes == ["cat", "dog"]
-    assert (len(data.train.labels) + len(data.held_out.labels), len(data.test.labels)) == ((40, 40) if other else
-                                                                                          (32, 8))
-    said = {"val": "those of val/", "valid": "those of valid/", "Test": None, None: "a fifth of train/"}[other]
-    assert said is None or any(said in note for note in data.notes)
 
 
 def test_what_is_left_out_is_counted_and_named(tmp_path):

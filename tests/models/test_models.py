@@ -28,6 +28,7 @@ def test_every_model_builds_and_learns(name):
     features = model[1].features(model[0](x))
     assert torch.equal(model[1].linear(features), model(x))
     assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    assert models.build(name, 7, width=4, size=64)(torch.rand(2, 3, 64, 64)).shape == (2, 7)
 
 
 def test_normalisation_is_the_first_layer():

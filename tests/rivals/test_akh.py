@@ -14,6 +14,8 @@ from utils.rivals.akh import AKH_ALPHA, TOLERANCE, akh_figures, akh_log10_p, sam
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, pack_checkpoint, read_model, save_checkpoint
 from utils.training.metrics import predict
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 # ten images of class 0; the columns: what source, suspect and benign model answer
 TRUE = np.zeros(10, int)
 SOURCE = np.array([1, 1, 1, 1, 1, 1, 2, 2, 0, 0])

@@ -16,6 +16,8 @@ from utils.ownership.commitment import save_triggers
 from utils.rivals.ewe import EntangledObjective
 from utils.runs.checkpoints import load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 DATA = ("-dt", "digits", "-nq", 6, "--train-size", 192, "--batch-size", 16, "--width", 2, "--device", "cpu")
 TRAIN = (*DATA, "-mt", "vgg11", "-tt", "ewe", "-ep", 1, "--ewe-source", 8, "--ewe-epochs", 0.25, "--select", "last")
 SOURCE = "digits_vgg11_ewe_6_"

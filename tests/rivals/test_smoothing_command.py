@@ -13,6 +13,8 @@ from utils.runs.checkpoints import load_checkpoint
 from utils.system.machine import agree_on_signal
 from utils.verify import main as verify_main
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 DIGITS = ("-dt", "digits", "-nq", 8, "--train-size", 128, "--batch-size", 32, "--width", 2, "--device", "cpu")
 RS = ("-tt", "rs", *DIGITS, "-mt", "vgg11", "--rs-draws", 2, "--rs-sigma-step", 0.5, "--rs-warmup", 0, "-ep", 3,
       "--select", "last")

@@ -47,7 +47,7 @@ def world(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_summary_of_each_run(world, name):
+def test_run_folder_holds_settings_log_rows_checkpoints_and_summary(world, name):
     role, key, value = RUNS[name]
     s = summary(world / name)
     assert s["role"] == role and s[key] == value
@@ -62,12 +62,7 @@ def test_summary_of_each_run(world, name):
         assert {"T1", "T1_conservative", "T3", "p_subset"} <= set(figures["log10_p"])
         assert all(p is None or p <= 0 for p in figures["log10_p"].values())
         assert figures["log10_p"]["T1"] is not None
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_run_folder_holds_settings_log_rows_and_checkpoints(world, name):
     folder = world / name
-    role = RUNS[name][0]
     files = {"run.json", "metrics.jsonl", "output.log", "summary.json"}
     files |= set() if role == "surrogate" else {"trigger.png", "triggers.pt"}
     assert files <= {p.name for p in folder.iterdir()}
@@ -96,7 +91,6 @@ def test_run_folder_holds_settings_log_rows_and_checkpoints(world, name):
 def test_saved_triggers_record_their_source_images(world):
     saved = load_checkpoint(world / SOURCE / "triggers.pt")
     assert {"images", "labels", "true_labels", "sources"} <= set(saved)
-
     digits = load_data("digits")
     position = {int(i): p for p, i in enumerate(digits.held_out.indices)}
     for i, (source,) in enumerate(saved["sources"].tolist()):
@@ -115,23 +109,16 @@ def test_the_table_has_a_row_for_each_model(world):
     assert s["rows"][-1]["log10_p"]["T3"] is None  # it would be compared with itself
     last = summary(world / SOURCE / "distillation")["rows"]
     assert len([row for row in last if row["model"].startswith("surrogate")]) == 4  # all four surrogates so far
-
-
-def test_source_figures_of_the_table_are_those_of_its_summary(world):
-    source, rows = summary(world / SOURCE), summary(world / SOURCE / "extraction")["rows"]
-    for figures, row in zip((source, source["clean"]), rows):
+    source = summary(world / SOURCE)
+    for figures, row in zip((source, source["clean"]), s["rows"]):
         assert all(row[k] == figures[k] for k in ("test_accuracy", "trigger_hits", "trigger_size"))
         assert row["log10_p"]["T1"] == figures["log10_p"]["T1"]
 
 
-def test_a_surrogate_does_not_start_from_the_source(world):
+def test_a_copy_starts_anew_and_steals_the_checkpoint_that_teacher_bn_names(world):
     source = load_checkpoint(world / SOURCE / "checkpoints" / "checkpoint_nat_best.pt")["model"]["state_dict"]
     start = load_checkpoint(world / SOURCE / "extraction" / "checkpoints" / "checkpoint_init.pt")["model"]["state_dict"]
     assert not torch.equal(source["1.layers.0.weight"], start["1.layers.0.weight"])
-
-
-def test_teacher_bn_chooses_the_checkpoint_that_is_stolen(world):
-
     for name, twin in (("extraction", ""), ("extraction_hard", "_clean")):
         settings = json.loads((world / SOURCE / name / "run.json").read_text())["settings"]
         assert settings["source_sha256"] == sha256_of_file(world / SOURCE / f"checkpoints/checkpoint_nat_best{twin}.pt")
@@ -147,7 +134,6 @@ def test_a_finished_run_is_reported_and_not_repeated(world):
 
 
 def test_surrogates_of_another_source_are_not_listed(world):
-
     source = world / SOURCE
     assert source / "extraction" in finished_surrogates(source)
     summary_path = source / "extraction" / "summary.json"

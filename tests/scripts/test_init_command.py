@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
 import torch
 from commands import good, refused
 from small_runs import BASE, BENIGN, SOURCE, TRAIN
 
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_a_trained_model_is_fine_tuned(tmp_path):

@@ -45,56 +45,46 @@ def server():
         forkserver.ensure_running()
 
 
-def die_in_step(number):
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_for_go(folder):
+    (folder / "there").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+
+
+def in_step(number, act, *arguments):
     counter, step = itertools.count(1), Step.__call__
 
     def stepping(self, row):
         if next(counter) == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+            act(*arguments)
         return step(self, row)
 
     Step.__call__ = stepping
 
 
-def die_in_write(number):
+def in_write(number, act):
     """When a file is whole on the disk but not yet under its name (odd numbers), or just after that (even ones)."""
     counter, sync = itertools.count(1), files.sync
-
-    def syncing(descriptor):
-        sync(descriptor)
-        if next(counter) == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    files.sync = syncing
+    files.sync = lambda descriptor: (sync(descriptor), act() if next(counter) == number else None)
 
 
-def wait_in_step(number, folder):
-    """In that step wait until there is a file `go`."""
-    counter, step = itertools.count(1), Step.__call__
-
-    def stepping(self, row):
-        if next(counter) == number:
-            (folder / "there").touch()
-            while not (folder / "go").exists():
-                time.sleep(0.01)
-        return step(self, row)
-
-    Step.__call__ = stepping
-
-
-def run_command(printed, command, prepare, *numbers):
-    """In a child: the command, after `prepare(*numbers)`; what it prints goes into the file `printed`."""
+def run_command(printed, command, prepare, *when):
+    """In a child: the command, after `prepare(*when)`; what it prints goes into the file `printed`."""
     sys.stdout = sys.stderr = open(printed, "a", buffering=1)
     script, *flags = map(str, command)
     sys.argv = [f"{script}.py", *flags]
-    prepare(*numbers)
+    prepare(*when)
     importlib.import_module(script).main()
 
 
-def start(folder, name, prepare, *numbers):
+def start(folder, name, prepare, *when):
     """A process that runs the command in `folder`."""
     command = (*COMMANDS[name][0], "-d", folder)
-    process = SERVER.Process(target=run_command, args=(folder.parent / "printed", command, prepare, *numbers))
+    process = SERVER.Process(target=run_command, args=(folder.parent / "printed", command, prepare, *when))
     process.start()
     return process
 
@@ -113,15 +103,15 @@ def copy_source(whole, folder):
 
 
 @pytest.mark.parametrize("name, deaths", [  # an epoch has four steps
-    ("train", [(die_in_write, 13), (die_in_step, 3), (die_in_write, 26)]), ("distill", [(die_in_step, 6)]),
-    ("extraction", [(die_in_write, 17)]),
+    ("train", [(in_write, 13), (in_step, 3), (in_write, 26)]), ("distill", [(in_step, 6)]),
+    ("extraction", [(in_write, 17)]),
 ])
 def test_a_command_that_is_killed_again_and_again_ends_bit_equal(name, deaths, whole, tmp_path):
     (command, run), folder = COMMANDS[name], tmp_path / "runs"
     if name != "train":
         copy_source(whole, folder)
     for death in deaths:
-        child = start(folder, name, *death)
+        child = start(folder, name, *death, die)
         child.join()
         assert child.exitcode == -signal.SIGKILL, (tmp_path / "printed").read_text()
     assert (folder / run / "run.json").exists()
@@ -131,7 +121,7 @@ def test_a_command_that_is_killed_again_and_again_ends_bit_equal(name, deaths, w
 
 def test_a_run_in_use_is_refused_and_an_interrupted_one_ends_bit_equal(whole, tmp_path):
     folder, command = tmp_path / "runs", COMMANDS["train"][0]
-    child = start(folder, "train", wait_in_step, 6, tmp_path)
+    child = start(folder, "train", in_step, 6, wait_for_go, tmp_path)
     while not (tmp_path / "there").exists():
         assert child.is_alive(), (tmp_path / "printed").read_text()
         time.sleep(0.01)

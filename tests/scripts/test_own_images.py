@@ -8,6 +8,8 @@ from small_runs import TRAIN
 from utils.analyze import main as analyze_main
 from utils.runs.checkpoints import load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 
 @pytest.fixture(scope="module")
 def own_images(tmp_path_factory):
@@ -69,7 +71,6 @@ def test_the_same_flags_on_other_images_are_refused(tmp_path):
 
 
 def test_an_analysis_needs_the_runs_own_images(own_images, capsys):
-
     folder, other = own_images[0] / "runs" / "folder_vgg11_margin_3_", own_images[0] / "birds"
     with pytest.raises(SystemExit) as end:
         analyze_main(["energy", str(folder), "--data-dir", str(other)])

@@ -15,6 +15,8 @@ from utils.training.metrics import predict
 from utils.watermark.carriers import last_features, nearest
 from utils.watermark.trigger_files import read_triggers, unpack_source
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 FLAGS = ("--trigger-strategy", "uncertain", "--label-strategy", "plausible", "--label-choices", 3)
 CLEAN = f"{BENIGN}clean"
 

@@ -17,6 +17,8 @@ from utils.verify import main as verify_main
 from utils.watermark.prepared import commitment_digest, labels_from_beacon, read_prepared
 from utils.watermark.trigger_files import read_triggers
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 BEACON = "3c" * 32
 PLAUSIBLE = ("--trigger-strategy", "uncertain", "--label-strategy", "plausible", "--label-choices", 3)
 

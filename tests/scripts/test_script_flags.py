@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from commands import call, good, summary
 from comparing import same
 from official_checkpoint import official
@@ -9,6 +10,8 @@ from small_runs import BENIGN, SOURCE, STEAL, TRAIN
 
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
 from utils.training.metrics import predict
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_a_run_that_is_stopped_early_is_the_beginning_of_the_whole_run(tmp_path):

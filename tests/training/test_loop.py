@@ -126,34 +126,20 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     assert all(t.isfinite().all() for t in weights.values())
 
 
-def poison(path, at, batch=4, then=None):
-    """A `tiny_fit` whose weights become nan in step `at`."""
-    def hook(step, model):
-        if step == at:
+@pytest.mark.parametrize("step, signalled", [  # no loss of the epoch shows the weights after its last step
+    (1, None), (STEPS - 1, None), (1, STEPS + 2)])
+def test_a_loss_that_is_not_finite_in_a_later_epoch_keeps_the_earlier_ones(step, signalled, unbroken_run, tmp_path):
+    """Nor does a signal save what is not finite."""
+    def hook(at, model):
+        if at == STEPS + step:
             model[5].weight.register_hook(lambda gradient: gradient * math.nan)
-        if then:
-            then(step)
+        if at == signalled:
+            os.kill(os.getpid(), signal.SIGINT)
 
-    return tiny_fit(path, hook, batch=batch, with_model=True)
-
-
-@pytest.mark.parametrize("step", [1, STEPS - 1])  # no loss of the epoch shows the weights after its last step
-def test_a_loss_that_is_not_finite_in_a_later_epoch_keeps_the_earlier_ones(step, unbroken_run, tmp_path):
     with pytest.raises(Refusal, match="not finite in epoch 2"):
-        poison(tmp_path / "run", STEPS + step)
+        tiny_fit(tmp_path / "run", hook, with_model=True)
     latest = load_checkpoint(tmp_path / "run" / "checkpoints" / "checkpoint_latest.pt")
     assert latest["training"]["epoch"] == 1 and latest["epoch"] == 0
     assert all(t.isfinite().all() for t in latest["model"]["state_dict"].values())
     tiny_fit(tmp_path / "run")  # resumes on a repaired machine
-    same_runs(tmp_path / "run", unbroken_run)
-
-
-def test_a_signal_does_not_save_weights_that_are_not_finite(unbroken_run, tmp_path):
-    def then(step):
-        if step == STEPS + 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(Refusal, match="not finite in epoch 2"):
-        poison(tmp_path / "run", STEPS + 1, then=then)
-    tiny_fit(tmp_path / "run")
     same_runs(tmp_path / "run", unbroken_run)

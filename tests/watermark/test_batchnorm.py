@@ -41,7 +41,6 @@ def test_an_ascent_in_eval_mode_reads_the_averages_and_leaves_them():
 
 
 def test_batchnorm_layers_are_restored_after_an_error():
-
     model = models.place(models.build("vgg11", 3, width=4), "cpu").train()
     statistics = RunningStatistics(model, "paper")
     layer = statistics.layers[0]
