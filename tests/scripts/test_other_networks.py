@@ -53,7 +53,7 @@ def large(tmp_path_factory):
     """A torchvision source on a user's images of 48 pixels, stolen into a vgg11; returns its run and the data's flags.
     """
     folder = tmp_path_factory.mktemp("large")
-    data = photos(folder / "photos", classes=("a", "b", "c"), n=30)
+    data = photos(folder / "photos", classes=("a", "b", "c"), n=24)
     flags = ("-d", folder / "runs", "-dt", "folder", "--data-dir", data, "-nq", 6, *SMALL)
     with skip_fsync_git_and_pictures():
         good("train", *flags, "-tt", "margin", *MARGIN, "-mt", MOBILE, "--image-size", 48)
@@ -212,7 +212,6 @@ def test_larger_images_are_trained_on_stolen_with_and_claimed_with(large, tmp_pa
         assert (model.name, model.size, summary(folder)["model"]) == (name, 48, name)
         assert hits_of_claim(source, folder, tmp_path) == summary(folder)["trigger_hits"]
     assert summary(source)["clean"] is not None and has_batchnorm(read_model(find_checkpoint(source)))
-    assert "not in the page" not in good("utils.report", source, "-o", tmp_path / "page.html")
 
 
 def test_an_attack_with_another_image_size_is_refused_and_leaves_nothing(large):
