@@ -1,4 +1,4 @@
-"""A small ResNet, batches of noise and a watermark objective, for tests of single training steps."""
+"""A small VGG-11, batches of noise and a watermark objective, for tests of single training steps."""
 
 from functools import partial
 
@@ -12,14 +12,14 @@ from utils.watermark.margin import WatermarkObjective, ascend
 B, T, K, M = 8, 4, 3, 10  # images and triggers of a step, steps of the ascent, triggers
 
 
-def small(width=8, placed=False):
-    """A ResNet-18 of 5 classes, the same each time."""
+def small(width=4, placed=False):
+    """A VGG-11 of 5 classes, the same each time."""
     torch.manual_seed(1)
-    model = models.build("res18", 5, (0.5,) * 3, (0.25,) * 3, width)
+    model = models.build("vgg11", 5, (0.5,) * 3, (0.25,) * 3, width)
     return (models.place(model, "cpu") if placed else model).train()
 
 
-def setting(width=8, placed=False):
+def setting(width=4, placed=False):
     """(model, batches, trigger images, their labels)."""
     model = small(width, placed)
     images = Images(torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 5, (32,)),

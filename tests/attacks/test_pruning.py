@@ -10,10 +10,8 @@ from torch import nn
 import models
 from utils.attacks.editing import (
     CRITERIA,
-    FineTuningObjective,
     channel_activations,
     check_edit,
-    keep_pruned,
     layer_weights,
     prune,
     pruning_masks,
@@ -102,16 +100,6 @@ def test_magnitude_pruning_removes_the_smallest_weights_of_all_layers():
     assert largest <= min(weights[n][m].min() for n, m in kept.items() if m.any())
 
 
-def test_pruned_weights_stay_zero_during_training():
-    model = small()
-    kept = pruning_masks(model, 0.5, "activation", channel_activations(model, IMAGES))
-    prune(model, kept)
-    keep_pruned(model, kept)
-    step(model, FineTuningObjective(model, last=False))
-    parameters = dict(model.named_parameters())
-    assert all(bool((parameters[n][~m] == 0).all()) for n, m in kept.items())
-
-
 @pytest.mark.parametrize("bits", (8, 4, 2))
 def test_quantised_weights_are_on_their_grid(bits):
     before, after = small(), quantize(small(), bits)
@@ -123,36 +111,11 @@ def test_quantised_weights_are_on_their_grid(bits):
         assert ((new - old).abs() <= scale / 2 + 1e-7).all()
 
 
-def step(model, objective):
-    y = torch.arange(len(X)) % 10
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, weight_decay=1e-4)
-    model.train()
-    loss, _ = objective(model, X, y, None)
-    loss.backward()
-    optimizer.step()
-
-
-def test_ftll_changes_only_the_last_layer():
-    model = small()
-    before = copy.deepcopy(model.state_dict())
-    step(model, FineTuningObjective(model, last=True))
-    changed = {n for n, t in model.state_dict().items() if not torch.equal(t, before[n])}
-    assert changed == {"1.linear.weight", "1.linear.bias"}
-    everything = small()
-    step(everything, FineTuningObjective(everything, last=False))
-    assert not torch.equal(everything.state_dict()["1.conv1.weight"], before["1.conv1.weight"])
-
-
-def test_margin_extraction_is_soft_at_eps_zero_and_else_lowers_the_sources_confidence():
-    source, surrogate = small().requires_grad_(False), small()
-    plain, _ = ExtractionObjective(source, soft_loss, False)(surrogate, X, None, None)
-    still = ExtractionObjective(source, soft_loss, False, partial(ascend, steps=3, step_size=1 / 255, eps=0.0))
-    assert torch.equal(still(surrogate, X, None, None)[0], plain)
-    seen = []
+def test_margin_extraction_asks_where_the_source_is_less_confident():
+    source, surrogate, seen = small().requires_grad_(False), small(), []
     ball = ExtractionObjective(source, soft_loss, False, partial(ascend, steps=3, step_size=2 / 255, eps=4 / 255))
     ball(lambda x: seen.append(x) or surrogate(x), X, None, None)
     (moved,) = seen
     assert 0 < (moved - X).abs().max() <= 4 / 255 + 1e-6
     answer = source(X).argmax(1)
-    cost = lambda x: nn.functional.cross_entropy(source(x), answer)
-    assert cost(moved) > cost(X)
+    assert nn.functional.cross_entropy(source(moved), answer) > nn.functional.cross_entropy(source(X), answer)

@@ -36,17 +36,6 @@ def test_crops_and_flips_equal_torchvision_image_by_image():
             assert torch.equal(x[i], picture.float().div(255))
 
 
-def test_every_corner_of_the_padding_by_hand():
-    images = pictures(2)
-    batches = Batches(images, 2, flip=True)
-    for row, column in ((0, 0), (0, 8), (8, 0), (8, 8), (4, 4), (3, 7)):
-        for flip in (False, True):
-            x, _ = batches.batch(torch.tensor([0, 1]), torch.tensor([[row, column]] * 2), torch.tensor([flip] * 2))
-            for i in range(2):
-                picture = T.hflip(images.images[i]) if flip else images.images[i]
-                assert torch.equal(x[i], T.crop(T.pad(picture, 4), row, column, 32, 32).float().div(255))
-
-
 def test_plan_depends_on_the_generator_alone_and_draws_for_each_image():
     batches = Batches(pictures(64 * 9 + 5), 64, flip=True)
     one, two, other = (batches.plan(torch.Generator().manual_seed(s)) for s in (7, 7, 8))

@@ -5,24 +5,9 @@ import argparse
 import pytest
 import torch
 
-import models
 from utils.data.sets import image_size, load_data
 from utils.rivals.embedded_features import style_images
 from utils.rivals.randomized_smoothing import draw_rs_triggers
-from utils.training.metrics import pass_length
-
-
-def test_mean_and_deviation_are_those_of_the_pixels():
-    data = load_data("digits", image_size=48)
-    x = data.train.images.double().div(255)
-    assert data.mean == tuple(round(v, 4) for v in x.mean((0, 2, 3)).tolist())
-    assert data.std == tuple(round(v, 4) for v in x.std((0, 2, 3)).tolist())
-
-
-@pytest.mark.parametrize("name", models.NAMES)
-def test_the_architectures_take_larger_images(name):
-    model = models.build(name, 7, width=4, size=64).eval()
-    assert model(torch.rand(2, 3, 64, 64)).shape == (2, 7) and model.size == 64
 
 
 def test_rivals_draw_at_the_images_size():
@@ -33,10 +18,6 @@ def test_rivals_draw_at_the_images_size():
     assert triggers.images.shape[-1] == 48 and changed.any() and not changed[:, 24:].any()
     styled = style_images(data.test.images[:3, :, :45, :45], 1)
     assert styled.shape == (3, 3, 45, 45) and torch.equal(styled, style_images(data.test.images[:3, :, :45, :45], 1))
-
-
-def test_passes_take_fewer_large_images():
-    assert [pass_length(torch.empty(1, 3, size, size)) for size in (16, 32, 64, 224)] == [4000, 1000, 250, 20]
 
 
 def test_the_flag_takes_16_to_256_and_32_is_as_if_absent():

@@ -12,7 +12,7 @@ from utils.runs.checkpoints import load_checkpoint, pack_checkpoint, restore_mod
 from utils.runs.networks import check_architecture
 from utils.system.refusals import Refusal
 
-SMALL = ("tv:mobilenet_v3_small", "tv:shufflenet_v2_x0_5", "tv:squeezenet1_1", "tv:googlenet", "tv:vit_b_16")
+SMALL = ("tv:mobilenet_v3_small", "tv:shufflenet_v2_x0_5", "tv:squeezenet1_1", "tv:googlenet")
 
 
 @pytest.fixture
@@ -30,6 +30,11 @@ def test_a_classifier_of_torchvision_is_built_saved_and_restored(name, tmp_path)
     x = torch.rand(2, 3, 64, 64)
     assert torch.equal(again(x), model(x)) and model(x).shape == (2, 5)
     assert (again.num_classes, again.size, again.name) == (5, 64, name)
+
+
+def test_a_transformer_of_torchvision_takes_the_images_size():
+    with torch.device("meta"):
+        assert models.build("tv:vit_b_16", 5, size=64)(torch.empty(2, 3, 64, 64)).shape == (2, 5)
 
 
 def test_the_users_function_is_imported_because_the_command_names_it_only(unnamed, tmp_path):
@@ -57,15 +62,6 @@ def test_a_file_that_lies_about_its_architecture_is_refused_and_imports_nothing(
     with pytest.raises(Refusal, match="one.pt (does not hold|holds a model of)"):
         restore_model(checkpoint, "one.pt")
     assert not outside.named
-
-
-def test_a_size_or_width_that_does_not_fit_is_refused():
-    with pytest.raises(Refusal, match="-mt tv:vit_b_16 cannot be built.*33 x 33.*pass another --image-size"):
-        check_architecture("-mt", "tv:vit_b_16", 4, 33, 64)
-    with pytest.raises(Refusal, match="-dmt vgg11 halves its images five times: pass --image-size 32"):
-        check_architecture("-dmt", "vgg11", 4, 16, 64)
-    with pytest.raises(Refusal, match="--width 16: it is for res18"):
-        check_architecture("-mt", "tv:resnet18", 4, 32, 16)
 
 
 def test_lazy_layers_learn_their_sizes_when_the_network_is_built(unnamed):

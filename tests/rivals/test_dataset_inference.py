@@ -19,6 +19,8 @@ from utils.rivals.dataset_inference import (
 )
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, pack_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 
 def model_of(first):
     """Two logits: first(x) and 0."""

@@ -197,7 +197,7 @@ def test_below_the_benign_model_there_is_no_claim():
 
 
 TRAIN = ("-dt", "digits", "-tt", "none", "-nq", 10, "--train-size", 256, "--batch-size", 64, "--width", 4,
-         "--device", "cpu", "-mt", "res18")
+         "--device", "cpu", "-mt", "vgg11")
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def runs(quick, tmp_path_factory):
                            ("near", "--seed", 1, "-ep", 1), ("plain", "-ep", 1),
                            ("zero", "--embed-features", 0, "-ep", 1)):
         good("train", "-d", folder, *TRAIN, "-msg", message, *more)
-    save_checkpoint(folder / "wide", pack_checkpoint(models.build("res18", 10, width=8), "res18"))
+    save_checkpoint(folder / "wide", pack_checkpoint(models.build("vgg11", 10, width=8), "vgg11"))
     return {path.name.rsplit("_", 1)[-1]: path for path in folder.iterdir()}
 
 
@@ -306,7 +306,7 @@ def test_eef_refuses_bad_flags(runs, capsys, tmp_path):
 def test_a_surrogate_is_no_benign_model_and_other_data_are_refused(runs, capsys, tmp_path):
     folder = runs["victim"].parent
     good("extraction", "-e", folder, "-dt", "digits", "-tt", "none", "-nq", 10, "--batch-size", 64, "--width", 4,
-         "--device", "cpu", "-tmt", "res18", "-dmt", "res18", "-ep", 1, "-at", "soft", "-msg", "victim")
+         "--device", "cpu", "-tmt", "vgg11", "-dmt", "vgg11", "-ep", 1, "-at", "soft", "-msg", "victim")
     stolen = runs["victim"] / "extraction"
     assert "no independent model" in refused(capsys, runs["victim"], "--benign", stolen, "--suspect", stolen)
     settings = json.loads((runs["victim"] / "run.json").read_text())

@@ -16,7 +16,9 @@ from utils.ownership.commitment import save_triggers
 from utils.rivals.ewe import EntangledObjective
 from utils.runs.checkpoints import load_checkpoint
 
-DATA = ("-dt", "digits", "-nq", 6, "--train-size", 256, "--batch-size", 16, "--width", 2, "--device", "cpu")
+pytestmark = pytest.mark.usefixtures("quick")
+
+DATA = ("-dt", "digits", "-nq", 6, "--train-size", 192, "--batch-size", 16, "--width", 2, "--device", "cpu")
 TRAIN = (*DATA, "-mt", "vgg11", "-tt", "ewe", "-ep", 1, "--ewe-source", 8, "--ewe-epochs", 0.25, "--select", "last")
 SOURCE = "digits_vgg11_ewe_6_"
 
@@ -31,8 +33,8 @@ def unbroken(tmp_path_factory):
 @pytest.mark.parametrize("source", ["digits", "1"])
 def test_triggers_of_both_kinds_have_the_images_size(tmp_path, source):
     root = photos(tmp_path / "images", n=40)
-    good("train", "-d", tmp_path / "runs", "-dt", "folder", "--data-dir", root, "--image-size", 48, "-mt", "res18",
-         "--width", 4, "-nq", 4, "-tt", "ewe", "-ep", 1, "--batch-size", 8, "--ewe-source", source, "--ewe-epochs", 1,
+    good("train", "-d", tmp_path / "runs", "-dt", "folder", "--data-dir", root, "--image-size", 48, "-mt", "vgg11",
+         "--width", 2, "-nq", 4, "-tt", "ewe", "-ep", 1, "--batch-size", 8, "--ewe-source", source, "--ewe-epochs", 1,
          "--device", "cpu")
     (run,) = (tmp_path / "runs").iterdir()
     assert load_checkpoint(run / "triggers.pt")["images"].shape == (4, 3, 48, 48)
@@ -61,7 +63,7 @@ def test_the_run_keeps_its_triggers_and_surrogates_are_tested_on_them(unbroken):
     assert summary(run / "extraction")["trigger_size"] == 6 and summary(run / "extraction")["log10_p"]["T1"] is None
 
 
-@pytest.mark.parametrize("at", [5, 30, "commitment"])
+@pytest.mark.parametrize("at", [5, 20, "commitment"])
 def test_an_interrupted_ewe_run_resumes_bit_equal(at, unbroken, tmp_path, monkeypatch):
     """By SIGTERM in phase 1 and in phase 3, and by an interrupt between phase 2 and the next checkpoint."""
     if at == "commitment":
@@ -122,9 +124,7 @@ BAD = {
     "the data set itself": (("--ewe-source", "digits"), ["--ewe-source digits", "-dt digits"]),
     "more triggers than images": (("-nq", 60), ["-nq 60", "--ewe-source 8"]),
     "too few of the target": (("--batch-size", 64), ["--ewe-target 0", "--batch-size 64"]),
-    "no half of a batch": (("--batch-size", 1), ["--batch-size 1"]),
     "phase 3 too short": (("--ewe-epochs", 0.01), ["--ewe-epochs 0.01", "pass"]),
-    "no phase 3": (("--ewe-epochs", 0), ["--ewe-epochs"]),
     "compiled": (("--compile",), ["--compile"]),
     "mixup": (("-nm", 2), ["-nm", "--ewe-triggers shared"]),
     "another training": (("-tt", "margin"), ["-tt ewe"]),

@@ -1,11 +1,11 @@
-"""Randomised smoothing: `train.py -tt rs` end to end."""
+"""Randomised smoothing: `train.py -tt rs` and `utils.verify certify` end to end."""
 
 import json
 import signal
 
 import pytest
 import torch
-from commands import call, good, summary, tree
+from commands import call, good, summary, tree, verify
 from comparing import same_runs
 
 from utils.flags import extraction_flags, train_flags
@@ -13,7 +13,9 @@ from utils.runs.checkpoints import load_checkpoint
 from utils.system.machine import agree_on_signal
 from utils.verify import main as verify_main
 
-DIGITS = ("-dt", "digits", "-nq", 8, "--train-size", 128, "--batch-size", 64, "--width", 4, "--device", "cpu")
+pytestmark = pytest.mark.usefixtures("quick")
+
+DIGITS = ("-dt", "digits", "-nq", 8, "--train-size", 128, "--batch-size", 32, "--width", 2, "--device", "cpu")
 RS = ("-tt", "rs", *DIGITS, "-mt", "vgg11", "--rs-draws", 2, "--rs-sigma-step", 0.5, "--rs-warmup", 0, "-ep", 3,
       "--select", "last")
 RUN = "digits_vgg11_rs_8_"
@@ -31,30 +33,24 @@ class Stop:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    good("train", "-d", folder, *RS, "--batch-size", 32)
-    return folder / RUN
-
-
-@pytest.mark.parametrize("steps", [2, 6])  # inside the first epoch, which has no robust pass, and inside the second
-def test_smoothing_interrupted_inside_an_epoch_ends_bit_equal(whole, tmp_path, monkeypatch, steps):
-    monkeypatch.setattr("utils.training.loop.agree_on_signal", Stop(steps))
-    stopped = call("train", "-d", tmp_path, *RS, "--batch-size", 32)
-    assert stopped.status == 128 + signal.SIGTERM, stopped.err
-    saved = load_checkpoint(tmp_path / RUN / "checkpoints" / "checkpoint_latest.pt")["training"]
-    assert saved["step"] == (steps if steps < 4 else steps - 5) and "momentum_buffer" in saved["optimizer"][0]
-    monkeypatch.setattr("utils.training.loop.agree_on_signal", agree_on_signal)
-    assert "continuing in epoch" in good("train", "-d", tmp_path, *RS, "--batch-size", 32)
-    same_runs(tmp_path / RUN, whole)
-
-
-@pytest.fixture(scope="module")
 def world(tmp_path_factory):
+    """The runs of a source trained by RS and of a benign model."""
     folder = tmp_path_factory.mktemp("rs")
     good("train", "-d", folder, *RS)
     good("train", "-d", folder, "-tt", "none", *DIGITS, "-mt", "vgg11", "-ep", 1)
     return folder
+
+
+@pytest.mark.parametrize("steps", [2, 6])  # inside the first epoch, which has no robust pass, and inside the second
+def test_smoothing_interrupted_inside_an_epoch_ends_bit_equal(world, tmp_path, monkeypatch, steps):
+    monkeypatch.setattr("utils.training.loop.agree_on_signal", Stop(steps))
+    stopped = call("train", "-d", tmp_path, *RS)
+    assert stopped.status == 128 + signal.SIGTERM, stopped.err
+    saved = load_checkpoint(tmp_path / RUN / "checkpoints" / "checkpoint_latest.pt")["training"]
+    assert saved["step"] == (steps if steps < 4 else steps - 5) and "momentum_buffer" in saved["optimizer"][0]
+    monkeypatch.setattr("utils.training.loop.agree_on_signal", agree_on_signal)
+    assert "continuing in epoch" in good("train", "-d", tmp_path, *RS)
+    same_runs(tmp_path / RUN, world / RUN)
 
 
 def test_source_run(world):
@@ -98,15 +94,49 @@ def test_smoothing_defaults_are_the_authors_and_a_typed_flag_wins():
 
 @pytest.mark.parametrize("flags, words", [
     (("-tt", "margin", *DIGITS, "--rs-draws", 3), "--rs-draws is a flag of -tt rs"),
-    (("-tt", "none", *DIGITS, "--rs-freeze-bn"), "--rs-freeze-bn is a flag of -tt rs"),
     ((*RS, "--rs-sigma-step", 0.3), "--rs-sigma 1 is no multiple of --rs-sigma-step 0.3"),
-    ((*RS, "--rs-sigma-step", 0), "--rs-sigma-step"),
     ((*RS, "--rs-label", 10), "--rs-label 10: digits has 10 classes"),
     ((*RS, "-nq", 140), "-nq 140"),
     ((*RS, "-nm", 2), "--rs-triggers text"),
-    ((*RS, "--rs-triggers", "word"), "--rs-triggers"),
 ])
 def test_bad_smoothing_flags_are_refused_before_anything_is_written(tmp_path, flags, words):
     done = call("train", "-d", tmp_path / "new", *flags)
     assert done.status == 2 and done.err.count("\n") == 1 and words in done.err
     assert not tree(tmp_path)
+
+
+def test_certify_command(world, tmp_path, capsys):
+    command = (world / RUN, "--benign", world / "digits_vgg11_none_8_", "--draws", 40, "--device", "cpu", "--json",
+               tmp_path / "c.json")
+    status, out, _ = verify(capsys, "certify", *command)
+    assert status == 0
+    assert "answers under noise" in out and "eps 2: none" in out and f"benign {world}" in out
+    content = json.loads((tmp_path / "c.json").read_text())
+    assert content["settings"] == {"draws": 40, "sigma": 1.0, "confidence": 0.99, "seed": 0}
+    own, control = content["models"]
+    assert own["trigger_accuracy"] == summary(world / RUN)["trigger_hits"] / 8
+    assert control["role"] == "benign" and own != control
+    for model in content["models"]:
+        assert sum(model["histogram"]) == pytest.approx(1) and model["certified"]["2.0"] is None
+        bounds = [b for b in model["certified"].values() if b is not None]
+        assert bounds == sorted(bounds, reverse=True) and bounds[0] <= model["smoothed_median"]
+    assert verify(capsys, "certify", *command)[1] == out
+    assert json.loads((tmp_path / "c.json").read_text()) == content
+    out = verify(capsys, "certify", world / RUN, "--draws", 5, "--sigma", 1e-9, "--eps", 1e-12)[1]
+    assert f"under noise mean {100 * own['trigger_accuracy']:.2f}" in out
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("RUN", "--plot", "c.png"), "--curve"), (("RUN", "--curve", 0), "--curve"),
+    (("RUN", "--sigma", 0), "--sigma"), (("RUN", "--confidence", 1), "--confidence"),
+    (("RUN", "--draws", 0), "--draws"), (("RUN", "--json", "nowhere/c.json"), "there is no folder"),
+    (("no run",), "there is no run in"), (("SURROGATE",), "holds no trigger set"),
+])
+def test_certify_refuses_bad_flags(world, tmp_path, capsys, flags, words):
+    if "SURROGATE" in flags:
+        checkpoint = load_checkpoint(world / RUN / "checkpoints" / "checkpoint_latest.pt")
+        del checkpoint["query_model"]
+        torch.save(checkpoint, tmp_path / "bare.pt")
+    places = {"RUN": world / RUN, "SURROGATE": tmp_path / "bare.pt"}
+    status, _, err = verify(capsys, "certify", *(places.get(f, f) for f in flags))
+    assert status == 2 and words in err

@@ -69,7 +69,7 @@ def test_noisy_gradient_averages_its_draws(monkeypatch):
 
 
 def test_noise_enters_every_parameter_and_is_taken_out_again():
-    model, (x, y) = small(4), triggers()
+    model, (x, y) = small(), triggers()
     before, seen = copy.deepcopy(model), {}
     for name, module in model.named_modules():
         own = [f"{name}.{k}" for k, _ in module.named_parameters(recurse=False)]
@@ -80,25 +80,17 @@ def test_noise_enters_every_parameter_and_is_taken_out_again():
     gradient = noisy_gradient(model, x, y, 0.5, 1, generator)
     clean = dict(before.named_parameters())
     assert equal_parameters(model, before) and all(p.grad is None for p in model.parameters())
-    assert set(seen) == set(clean) and "1.bn1.bias" in seen
+    assert set(seen) == set(clean) and "1.layers.1.bias" in seen
     noise = torch.cat([(seen[name] - clean[name].detach()).flatten() for name in clean]) / 0.5
     assert not (noise == 0).any() and abs(float(noise.mean())) < 0.02 and abs(float(noise.std()) - 1) < 0.02
     assert [g.shape for g in gradient] == [p.shape for p in model.parameters()]
     # the running statistics follow the noisy passes, as in the official code, and carry no noise themselves
-    assert not torch.equal(model[1].bn1.running_mean, before[1].bn1.running_mean)
-    assert (model[1].bn1.running_var > 0).all()
-
-
-def test_with_learning_rate_zero_the_weights_stay_bit_identical():
-    model, (x, y) = small(4), triggers()
-    before = copy.deepcopy(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.0), momentum=0.9, weight_decay=1e-4, fused=True)
-    robust_pass(model, optimizer, x, y, [0, 0.5, 1], 2, torch.Generator().manual_seed(0))
-    assert equal_parameters(model, before)
+    assert not torch.equal(model[1].layers[1].running_mean, before[1].layers[1].running_mean)
+    assert (model[1].layers[1].running_var > 0).all()
 
 
 def test_without_noise_a_robust_pass_is_a_plain_step():
-    model, (x, y) = small(4), triggers()
+    model, (x, y) = small(), triggers()
     plain = copy.deepcopy(model)
     one, two = (torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4) for m in (model, plain))
     for _ in range(2):
@@ -106,7 +98,7 @@ def test_without_noise_a_robust_pass_is_a_plain_step():
         two.zero_grad()
         F.cross_entropy(plain(x), y).backward()
         two.step()
-    assert equal_parameters(model, plain) and not equal_parameters(model, small(4))
+    assert equal_parameters(model, plain) and not equal_parameters(model, small())
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), plain.buffers()))
 
 
@@ -142,11 +134,11 @@ def test_a_robust_pass_takes_whole_random_batches(monkeypatch, m, batch, picked)
 
 @pytest.mark.parametrize("freeze", [False, True])
 def test_the_noise_enters_the_running_statistics_unless_they_are_frozen(freeze):
-    model, rival = small(4), objective(freeze=freeze)
+    model, rival = small(), objective(freeze=freeze)
     before = copy.deepcopy(model)
     rival.begin(model, rival.optimizer(model.parameters(), 0.1, 0.0, False), 1, torch.Generator().manual_seed(0))
     assert not equal_parameters(model, before)
-    same = [torch.equal(a, b) for a, b in zip(model[1].bn1.buffers(), before[1].bn1.buffers())]
+    same = [torch.equal(a, b) for a, b in zip(model[1].layers[1].buffers(), before[1].layers[1].buffers())]
     assert same == [freeze] * 3
     assert all(layer.track_running_stats for layer in model.modules() if isinstance(layer, nn.BatchNorm2d))
 

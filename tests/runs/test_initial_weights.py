@@ -99,15 +99,6 @@ def test_classifiers_beside_the_one_that_are_not_built_are_left_out(tmp_path, na
     assert torch.equal(model.state_dict()["1.fc.weight"], whole.fc.weight)
 
 
-def test_no_file_changes_nothing():
-    model = network()
-    initial = read_initial_weights(None)
-    initial.check("res18", 4, 4)
-    initial.load_into(model, pytest.fail)
-    assert initial.record() == {}
-    assert all(map(torch.equal, model.state_dict().values(), network().state_dict().values()))
-
-
 @pytest.mark.parametrize("change, words", [
     (lambda w: w | {"1.extra": torch.ones(1)}, "the model has no 1.extra"),
     (lambda w: {n: t for n, t in w.items() if n != "1.conv1.weight"}, "lacks 1.conv1.weight; pass the -mt"),

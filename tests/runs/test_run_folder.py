@@ -1,8 +1,6 @@
 """Run folders: other settings, overwriting, damage, links, and two processes."""
 
-import contextlib
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -122,18 +120,6 @@ def test_a_run_goes_on_through_no_link(name, overwrite, unbroken_run, tmp_path):
     assert content() == before and (folder / name).is_symlink()
 
 
-def test_a_link_that_is_put_there_while_a_run_is_open_is_not_followed(tmp_path):
-    run, other = RunFolder(tmp_path / "run", {}, "").open(torch.device("cpu"), False), tmp_path / "other"
-    other.write_bytes(b"mine")
-    for name, write in (("output.log", lambda: run.log("text")), ("metrics.jsonl", lambda: run.write_rows([])),
-                        ("summary.json", lambda: run.write_json("summary.json", {}))):
-        (run.path / name).unlink(missing_ok=True)
-        (run.path / name).symlink_to(other)
-        with contextlib.suppress(Refusal):
-            write()  # or it takes the place of the link
-        assert other.read_bytes() == b"mine", name
-
-
 def test_a_folder_of_runs_or_a_run_may_be_a_link(unbroken_run, tmp_path):
     (tmp_path / "disk" / "run").mkdir(parents=True)
     (tmp_path / "experiments").symlink_to("disk")
@@ -142,20 +128,3 @@ def test_a_folder_of_runs_or_a_run_may_be_a_link(unbroken_run, tmp_path):
     for path in (tmp_path / "experiments" / "run", tmp_path / "link"):
         tiny_fit(path)
         same_runs(path, unbroken_run)
-
-
-def test_what_a_killed_write_left_is_removed_under_any_name(tmp_path, monkeypatch):
-    def fail(*a):
-        raise Death
-
-    run = tiny_fit(tmp_path / "run")
-    with monkeypatch.context() as patch:  # a kill runs no cleaning up
-        patch.setattr(os, "fsync", fail)
-        patch.setattr(Path, "unlink", fail)
-        for write in (lambda: run.write_rows([]), lambda: run.save("nat_best", {})):
-            with pytest.raises(Death):
-                write()
-    assert len(list((tmp_path / "run").rglob("*.partial"))) == 2
-    run._lock.close()
-    tiny_fit(tmp_path / "run")
-    assert not list((tmp_path / "run").rglob("*.partial"))

@@ -2,11 +2,13 @@
 
 import pytest
 from commands import call, good, refused, summary, tree
-from digits_runs import TRAIN
 from photos import damage, photos
+from small_runs import TRAIN
 
 from utils.analyze import main as analyze_main
 from utils.runs.checkpoints import load_checkpoint
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module")
@@ -16,24 +18,24 @@ def own_images(tmp_path_factory):
     data = damage(photos(folder / "pets", n=40))
     photos(folder / "cars", parts=(".",), classes=("a", "b", "c"), n=20)
     photos(folder / "birds", parts=(".",), classes=("a", "b", "c"), n=40)
-    flags = ("-dt", "folder", "--data-dir", data, "-nq", 3, "--batch-size", 16, "--width", 4, "--device", "cpu")
+    flags = ("-dt", "folder", "--data-dir", data, "-nq", 3, "--batch-size", 16, "--width", 2, "--device", "cpu")
     flags += ("-ep", 1)
-    bad = call("train", "-d", folder / "runs", *flags, "-mt", "res18", "-tt", "margin", "--trigger-batch", 4)
+    bad = call("train", "-d", folder / "runs", *flags, "-mt", "vgg11", "-tt", "margin", "--trigger-batch", 4)
     assert bad.status == 2 and not (folder / "runs").exists()
     assert "3 of 163 images" in bad.err and "train/cat/cut.jpg" in bad.err
     flags += ("--skip-bad-images",)
-    out = good("train", "-d", folder / "runs", *flags, "-mt", "res18", "-tt", "margin", "--trigger-batch", 4)
+    out = good("train", "-d", folder / "runs", *flags, "-mt", "vgg11", "-tt", "margin", "--trigger-batch", 4)
     assert "skipped 3 unreadable images" in out
     return folder, flags
 
 
 def test_own_images_end_to_end(own_images):
     folder, flags = own_images
-    source = folder / "runs" / "folder_res18_margin_3_"
+    source = folder / "runs" / "folder_vgg11_margin_3_"
     assert summary(source)["dataset"] == "folder" and summary(source)["train_size"] == 72
     assert load_checkpoint(source / "checkpoints/checkpoint_nat_best.pt")["about"]["classes"] == ["cat", "dog"]
     assert 0.0 in (summary(source)["log10_p"]["T1"], summary(source)["clean"]["log10_p"]["T1"])  # two classes
-    steal = ("-e", folder / "runs", *flags, "-tmt", "res18", "-dmt", "res18")
+    steal = ("-e", folder / "runs", *flags, "-tmt", "vgg11", "-dmt", "vgg11")
     # soft and hard need no labels: another folder, smaller and with other classes, will do
     said = good("extraction", *steal, "-at", "soft", "-dsrc", "folder", "--data-dir-source", folder / "cars")
     assert "cropped at random and mirrored" in said and "decode to nearly one colour" in said  # the thief's images
@@ -46,7 +48,7 @@ def test_own_images_end_to_end(own_images):
 
 def test_labels_of_other_classes_are_refused_where_they_are_needed(own_images):
     folder, flags = own_images
-    steal = ("-e", folder / "runs", *flags, "-tmt", "res18", "-dmt", "res18", "-admsg", "_none")
+    steal = ("-e", folder / "runs", *flags, "-tmt", "vgg11", "-dmt", "vgg11", "-admsg", "_none")
     before = tree(folder)
     for more in (("-dsrc", "folder", "--data-dir-source", folder / "cars"), ("-dsrc", "digits")):
         bad = refused("extraction", *steal, "-at", "reg", *more)
@@ -58,21 +60,10 @@ def test_labels_of_other_classes_are_refused_where_they_are_needed(own_images):
     assert {p for p in tree(folder) - before if ".decoded-" not in p.name} == set()
 
 
-@pytest.mark.parametrize("make, words", [(lambda r: r.mkdir(), ["no class folders"]),
-                                         (lambda r: photos(r, classes=("cat",)), ["only the class cat"]),
-                                         (lambda r: [(r / c).mkdir(parents=True) for c in "ab"], ["holds no images"])])
-def test_train_refuses_folders_that_are_no_data_set(make, words, tmp_path):
-    make(tmp_path / "own")
-    before = tree(tmp_path)
-    said = refused("train", "-d", tmp_path / "runs", *TRAIN, "-dt", "folder", "--data-dir", tmp_path / "own")
-    assert all(word in said for word in [*words, "--data-dir"])
-    assert tree(tmp_path) == before
-
-
 def test_the_same_flags_on_other_images_are_refused(tmp_path):
     for name, seed in (("one", 0), ("two", 1)):
         photos(tmp_path / name, seed=seed)
-    flags = ("-d", tmp_path / "runs", "-dt", "folder", "-nq", 2, "-mt", "res18", "--width", 4, "-ep", 1,
+    flags = ("-d", tmp_path / "runs", "-dt", "folder", "-nq", 2, "-mt", "vgg11", "--width", 2, "-ep", 1,
              "--batch-size", 8, "-tt", "none")
     good("train", *flags, "--data-dir", tmp_path / "one")
     done = call("train", *flags, "--data-dir", tmp_path / "two")
@@ -80,24 +71,17 @@ def test_the_same_flags_on_other_images_are_refused(tmp_path):
 
 
 def test_an_analysis_needs_the_runs_own_images(own_images, capsys):
-
-    folder, other = own_images[0] / "runs" / "folder_res18_margin_3_", own_images[0] / "birds"
+    folder, other = own_images[0] / "runs" / "folder_vgg11_margin_3_", own_images[0] / "birds"
     with pytest.raises(SystemExit) as end:
         analyze_main(["energy", str(folder), "--data-dir", str(other)])
     assert end.value.code == 2 and f"--data-dir {other}: these are not the images" in capsys.readouterr().err
     assert not (folder / "energy.json").exists()
 
 
-def test_models_with_other_classes_are_refused(world, own_images, tmp_path):
-    pets = own_images[0] / "runs" / "folder_res18_margin_3_"
+def test_models_with_other_classes_are_refused(own_images, tmp_path):
+    pets = own_images[0] / "runs" / "folder_vgg11_margin_3_"
     said = refused("train", "-d", tmp_path / "r", *TRAIN, "--label-strategy", "highest", "--label-model", pets)
     assert "--label-model" in said and "2 classes" in said
     said = refused("train", "-d", tmp_path / "r", *TRAIN, "--benign", pets)
     assert f"--benign {pets} is no independent model but the result of 'margin'" in said
     assert tree(tmp_path) == set()
-
-
-def test_mirroring_is_said_and_can_be_left_out(own_images, tmp_path):
-    for more, words in ((), "mirrored (--no-flip: not)"), (("--no-flip",), "not mirrored"):
-        said = good("train", "-d", tmp_path, *own_images[1], "-mt", "res18", "-tt", "none", "-msg", len(more), *more)
-        assert f"cropped at random and {words}" in said

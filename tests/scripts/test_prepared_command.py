@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 from commands import good, refused, tree, verify
-from digits_runs import BENIGN, SOURCE, TRAIN
 from owner_runs import replace
+from small_runs import BENIGN, SOURCE, TRAIN
 
 from utils.ownership.commitment import read_owner
 from utils.report import main as report_main
@@ -16,6 +16,8 @@ from utils.runs.checkpoints import find_checkpoint, load_checkpoint
 from utils.verify import main as verify_main
 from utils.watermark.prepared import commitment_digest, labels_from_beacon, read_prepared
 from utils.watermark.trigger_files import read_triggers
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 BEACON = "3c" * 32
 PLAUSIBLE = ("--trigger-strategy", "uncertain", "--label-strategy", "plausible", "--label-choices", 3)

@@ -2,32 +2,24 @@
 
 import pytest
 import torch
-from commands import call, refused, tree
-from digits_runs import SOURCE, STEAL, TRAIN
-
-from utils.runs.checkpoints import load_checkpoint
-from utils.watermark.trigger_files import unpack_source
+from commands import refused, tree
+from small_runs import STEAL, TRAIN
 
 BAD_TRAIN = {
     "more triggers than images": (("-nq", 143), ["-nq 143", "143 held-out", "-nq 142"]),
     "more mixed images than there are": (("-nq", 72, "-nm", 2), ["-nq", "-nm 2"]),
-    "mixup of all classes": (("-nm", 10), ["-nm 10", "10 classes"]),
-    "no triggers": (("-nq", 0), ["-nq", "at least 1"]),
     "no number": (("-ep", "many"), ["-ep", "whole number"]),
-    "rate of zero": (("--lr", 0), ["--lr"]),
     "rate that is none": (("--lr", "nan"), ["--lr"]),
     "rate beyond float32": (("--lr", "1e300"), ["--lr"]),
     "unknown data set": (("-dt", "mnist"), ["mnist", "digits"]),
     "unknown model": (("-mt", "res19"), ["res19", "res18"]),
     "unknown flag": (("--num-triggers", 5), ["--num-triggers"]),
-    "shortened flag": (("--reduct", "sum"), ["--reduct"]),
-    "batch too large": (("--batch-size", 257), ["--batch-size 257", "256"]),
+    "batch too large": (("--batch-size", 129), ["--batch-size 129", "128"]),
     "more images than there are": (("--train-size", 1296), ["--train-size 1296", "1295"]),
     "message with a slash": (("-msg", "a/b"), ["'/'"]),
     "labels without a model": (("--label-strategy", "highest"), ["--label-model"]),
     "a model without need": (("--label-model", "somewhere"), ["--label-strategy"]),
     "label model that does not exist": (("--label-strategy", "lowest", "--label-model", "/no/run"), ["/no/run"]),
-    "benign model that does not exist": (("--benign", "/no/run"), ["/no/run"]),
     "stopped after more epochs than there are": (("--stop-after", 2), ["--stop-after 2", "-ep 1"]),
     "no such precision": (("--amp", "fp8"), ["--amp", "bf16", "fp16"]),
     "fp16 without its scale": (("-tt", "ewe", "--amp", "fp16"), ["--amp fp16", "ewe", "bf16"]),
@@ -76,26 +68,5 @@ def test_a_missing_archive_is_named_when_there_is_no_network(tmp_path, monkeypat
 def test_an_attack_on_a_run_that_does_not_exist_is_refused(tmp_path):
     for script in ("extraction", "distill"):
         said = refused(script, "-e", tmp_path / "runs", *STEAL, "-msg", "gone")
-        assert f"{tmp_path}/runs/digits_res18_margin_10_gone" in said
+        assert f"{tmp_path}/runs/digits_vgg11_margin_10_gone" in said
     assert tree(tmp_path) == set()
-
-
-def test_scripts_refuse_other_settings(world):
-    before = tree(world)
-    said = refused("train", "-d", world, "-tt", "margin", *TRAIN, "-ep", 2, "--lr", 0.05)
-    assert "lr was 0.1, is 0.05" in said and "-msg" in said and "--overwrite" in said
-    said = refused("extraction", "-e", world, *STEAL, "-at", "hard")
-    assert "attack was 'soft', is 'hard'" in said and "-admsg" in said
-    assert tree(world) == before
-
-
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_train_stops_at_a_loss_that_is_not_finite(epochs, tmp_path):
-    done = call("train", "-d", tmp_path, "-tt", "margin", *TRAIN, "-ep", epochs, "--lr", "1e30")
-    assert done.status == 2 and done.err.count("\n") == 1 and "not finite" in done.err and "--lr" in done.err
-    assert not (tmp_path / SOURCE / "summary.json").exists()
-    for path in (tmp_path / SOURCE / "checkpoints").iterdir():
-        weights = load_checkpoint(path)["model"]["state_dict"]
-        assert all(t.isfinite().all() for t in weights.values())
-    model, triggers = unpack_source(load_checkpoint(tmp_path / SOURCE / "checkpoints" / "checkpoint_init.pt"), "init")
-    assert len(triggers) == 10

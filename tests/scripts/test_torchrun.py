@@ -1,68 +1,48 @@
-"""The scripts under torchrun, with two processes."""
+"""The scripts under torchrun, with two processes; what these do is in two_processes.py."""
 
 import json
-import os
-import re
-import signal
-import subprocess
-import time
+from types import SimpleNamespace
 
 import pytest
-from commands import ROOT, TORCHRUN, torchrun
+import torch
+import two_processes
+from commands import torchrun
 from comparing import same_runs
 
-COMMON = ("-dt", "digits", "-tt", "margin", "-nq", 4, "--width", 2, "--batch-size", 16, "--device", "cpu",
-          "--train-size", 96)
-TRAIN = ("train.py", "-mt", "vgg11", "-ep", 6, "--trigger-batch", 5, "--steps", 1, *COMMON)
+RUN = "digits_vgg11_margin_4_"
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The folder of a source that two processes trained without interruption."""
-    folder = tmp_path_factory.mktemp("whole")
-    done = torchrun(*TRAIN, "-d", folder)
-    assert all(done.stdout.count(f"epoch {i}/6") == 1 for i in range(1, 7))
-    return folder / "digits_vgg11_margin_4_"
+def done(tmp_path_factory):
+    """What the processes left: the runs `broken` and `whole`, the steps `two` and all that was printed, `text`."""
+    folder = tmp_path_factory.mktemp("torchrun")
+    (folder / "broken" / RUN).mkdir(parents=True)
+    (folder / "broken" / RUN / "run.json").write_text("{}")  # an earlier run with other settings
+    printed = torchrun("--max-restarts", 1, two_processes.__file__, folder)
+    two = torch.load(folder / "two.pt", weights_only=True)
+    return SimpleNamespace(broken=folder / "broken" / RUN, whole=folder / "whole" / RUN, two=two,
+                           text=printed.stdout + printed.stderr)
 
 
-def test_scripts_under_torchrun(whole):
-    """Training and extraction: only rank 0 writes, and the folder looks like that of one process."""
-    torchrun("extraction.py", "-at", "soft", "-tmt", "vgg11", "-dmt", "vgg11", "-ep", 1, *COMMON, "-d", whole.parent)
-    for folder, epochs in ((whole, 6), (whole / "extraction", 1)):
+@pytest.mark.parametrize("case", two_processes.CASES)
+def test_two_processes_equal_one(case, done):
+    one, two = two_processes.few_steps(case), done.two[case]
+    assert one[0].keys() == two[0].keys()
+    for mine, theirs in zip(one[:2], two[:2]):
+        for name, value in mine.items():
+            assert float((value - theirs[name]).abs().max()) <= 1e-9, name
+    assert two[2] == pytest.approx(one[2], abs=1e-9)
+
+
+def test_scripts_under_torchrun(done):
+    """Training and extraction: only rank 0 writes and prints, and the folder looks like that of one process."""
+    assert all(done.text.count(f"epoch {i}/3  lr") == 2 for i in (1, 2, 3)) and done.text.count("epoch 1/1  lr") == 1
+    for folder, epochs in ((done.whole, 3), (done.whole / "extraction", 1)):
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == epochs
         assert 1 <= json.loads((folder / "summary.json").read_text())["chosen_epoch"] <= epochs
 
 
-def test_a_killed_worker_is_restarted_and_sigterm_saves(whole, tmp_path):
-    """After SIGKILL to rank 0 in one epoch and SIGTERM to torchrun in a later one the run ends bit-equal.
-
-    With --overwrite, which must remove the files of an earlier run and none of its own.
-    """
-    folder, said = tmp_path / whole.name, tmp_path / "said"
-
-    def wait_for(pattern):
-        began = time.monotonic()
-        while not re.search(pattern, said.read_text(), re.DOTALL):
-            assert launcher.poll() is None and time.monotonic() < began + 120, said.read_text()
-            time.sleep(0.01)
-
-    folder.mkdir()
-    (folder / "run.json").write_text("{}")  # an earlier run with other settings
-    with open(said, "w") as output:
-        command = [*TORCHRUN, "--max-restarts", "1", *map(str, TRAIN), "-d", str(tmp_path), "--overwrite"]
-        launcher = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            wait_for("epoch 2/6")  # the first epoch is in `latest`
-            workers = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True).stdout.split()
-            os.kill(min(map(int, workers)), signal.SIGKILL)
-            wait_for("continuing in epoch.*/6  lr")
-            launcher.terminate()
-            assert launcher.wait(60) != 0
-        finally:
-            launcher.kill()
-    text = said.read_text()
-    assert text.count("continuing in epoch") == 1 and "another process of this run is lost" in text, text
-    assert text.count("train.py: ") == 2 and "train.py: SIGTERM: saved in epoch" in text, text
-    assert not (folder / "summary.json").exists()
-    torchrun(*TRAIN, "-d", tmp_path)
-    same_runs(folder, whole)
+def test_after_sigterm_to_one_rank_and_the_death_of_another_the_run_ends_bit_equal(done):
+    assert done.text.count("train.py: SIGTERM: saved in epoch 1") == 1, done.text
+    assert done.text.count("continuing in epoch") == 2 and "another process of this run is lost" in done.text, done.text
+    same_runs(done.broken, done.whole)

@@ -13,7 +13,7 @@ from hostile_files import refusal_of, write_good_files
 
 from utils.runs.checkpoints import load_checkpoint
 
-MUTATIONS = 200
+MUTATIONS = 100
 
 
 class Bomb:

@@ -49,8 +49,8 @@ def replace_write(monkeypatch, write):
         monkeypatch.setattr(f"{module}.write_atomically", write)
 
 
-@pytest.mark.parametrize("moment", ["before", "half"])  # before a write is after the last
-def test_a_run_killed_at_any_write_resumes_bit_equal(moment, unbroken_run, tmp_path, monkeypatch):
+def test_a_run_killed_at_any_write_resumes_bit_equal(unbroken_run, tmp_path, monkeypatch):
+    """Before each write, which is after the one before it, and half way through: a truncated file stays behind."""
     total = writes_of_a_run(tmp_path, monkeypatch)
     assert total > 15
     real = write_atomically
@@ -60,8 +60,7 @@ def test_a_run_killed_at_any_write_resumes_bit_equal(moment, unbroken_run, tmp_p
         def write(target, content, private=False, path=path, count=count, fatal=fatal):
             count[0] += 1
             if count[0] == fatal + 1:
-                if moment == "half":  # a truncated temporary file stays behind
-                    target.with_name(f".{target.name}.partial").write_bytes(bytes(content)[: len(content) // 2])
+                target.with_name(f".{target.name}.partial").write_bytes(bytes(content)[: len(content) // 2])
                 raise Death
             real(target, content, private)
 
@@ -127,34 +126,20 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     assert all(t.isfinite().all() for t in weights.values())
 
 
-def poison(path, at, batch=4, then=None):
-    """A `tiny_fit` whose weights become nan in step `at`."""
-    def hook(step, model):
-        if step == at:
+@pytest.mark.parametrize("step, signalled", [  # no loss of the epoch shows the weights after its last step
+    (1, None), (STEPS - 1, None), (1, STEPS + 2)])
+def test_a_loss_that_is_not_finite_in_a_later_epoch_keeps_the_earlier_ones(step, signalled, unbroken_run, tmp_path):
+    """Nor does a signal save what is not finite."""
+    def hook(at, model):
+        if at == STEPS + step:
             model[5].weight.register_hook(lambda gradient: gradient * math.nan)
-        if then:
-            then(step)
+        if at == signalled:
+            os.kill(os.getpid(), signal.SIGINT)
 
-    return tiny_fit(path, hook, batch=batch, with_model=True)
-
-
-@pytest.mark.parametrize("step", [1, STEPS - 1])  # no loss of the epoch shows the weights after its last step
-def test_a_loss_that_is_not_finite_in_a_later_epoch_keeps_the_earlier_ones(step, unbroken_run, tmp_path):
     with pytest.raises(Refusal, match="not finite in epoch 2"):
-        poison(tmp_path / "run", STEPS + step)
+        tiny_fit(tmp_path / "run", hook, with_model=True)
     latest = load_checkpoint(tmp_path / "run" / "checkpoints" / "checkpoint_latest.pt")
     assert latest["training"]["epoch"] == 1 and latest["epoch"] == 0
     assert all(t.isfinite().all() for t in latest["model"]["state_dict"].values())
     tiny_fit(tmp_path / "run")  # resumes on a repaired machine
-    same_runs(tmp_path / "run", unbroken_run)
-
-
-def test_a_signal_does_not_save_weights_that_are_not_finite(unbroken_run, tmp_path):
-    def then(step):
-        if step == STEPS + 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(Refusal, match="not finite in epoch 2"):
-        poison(tmp_path / "run", STEPS + 1, then=then)
-    tiny_fit(tmp_path / "run")
     same_runs(tmp_path / "run", unbroken_run)

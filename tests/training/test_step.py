@@ -22,7 +22,7 @@ def test_channels_last_computes_the_same_step():
         step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4)
         step(rows_of(batches, objective)[0])
         results.append(model)
-    assert results[0][1].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert results[0][1].layers[4].weight.is_contiguous(memory_format=torch.channels_last)
     assert apart(*results) <= 1e-9
 
 
@@ -33,7 +33,7 @@ def test_weights_are_cast_once_for_ascent_and_trigger_pass_without_a_difference(
         if not once:
             monkeypatch.setattr("utils.watermark.margin.cast_weights_once", lambda _: contextlib.nullcontext())
         torch.manual_seed(5)
-        model, batches, x_q, y_q = setting(width=4)
+        model, batches, x_q, y_q = setting()
         objective = watermark(model, x_q, y_q, K)
         step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4, amp=torch.bfloat16)
         step.halves = None

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny_training import train
 from torch import nn
 
 import models
@@ -41,16 +40,7 @@ def test_an_ascent_in_eval_mode_reads_the_averages_and_leaves_them():
     assert layer.running_mean.item() == pytest.approx(0.9 * 2 + 0.1 * 8)
 
 
-@pytest.mark.parametrize("bn_stats", ["paper", "clean", "shared", "eval"])
-def test_no_bn_mode_leaves_the_layers_changed(bn_stats):
-    _, model, _, _ = train(2, "sum", bn_stats)
-    for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            assert layer.momentum == 0.1 and layer.track_running_stats and layer.training
-
-
 def test_batchnorm_layers_are_restored_after_an_error():
-
     model = models.place(models.build("vgg11", 3, width=4), "cpu").train()
     statistics = RunningStatistics(model, "paper")
     layer = statistics.layers[0]

@@ -99,11 +99,6 @@ def test_impossible_trigger_sets_are_refused(held_out, m, k, flag):
         draw_triggers(held_out, m, k, CLASSES, 0)
 
 
-def test_largest_possible_trigger_set(held_out):
-    triggers, validation = draw_triggers(held_out, 999, 1, CLASSES, 0)
-    assert len(triggers) == 999 and len(validation.labels) == 1
-
-
 def test_no_trigger_is_a_training_or_validation_image():
     data = load_data("digits")
     triggers, validation = draw_triggers(data.held_out, 30, 2, 10, seed=3)
