@@ -75,7 +75,7 @@ def test_shared_triggers_are_those_of_the_margin_method(tmp_path, capsys):
     ours, rivals = (load_checkpoint(tmp_path / f"digits_vgg11_{tt}_8_" / "triggers.pt") for tt in ("base", "rs"))
     assert all(torch.equal(ours[k], rivals[k]) for k in ours)
     assert summary(tmp_path / RUN)["log10_p"]["T1"] is not None
-    verify_main(["claim", str(tmp_path / RUN), "--suspect", str(tmp_path / RUN)])
+    verify_main(["claim", str(tmp_path / RUN), "--suspect", str(tmp_path / RUN), "--trust-owner"])
     assert any(line.startswith("T1") and "log10 p" in line for line in capsys.readouterr().out.splitlines())
 
 

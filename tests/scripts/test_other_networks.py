@@ -63,8 +63,9 @@ def large(tmp_path_factory):
 
 def hits_of_claim(source, suspect, tmp_path, *flags) -> int:
     """How many of its triggers the claim of a run counts as hit by a suspect."""
-    good("utils.verify", "claim", source, "--suspect", suspect, "--json", tmp_path / "claim.json", *flags)
-    return json.loads((tmp_path / "claim.json").read_text())["hits"]
+    file = tmp_path / "claim.json"
+    good("utils.verify", "claim", source, "--suspect", suspect, "--trust-owner", "--json", file, *flags)
+    return json.loads(file.read_text())["hits"]
 
 
 def has_batchnorm(model) -> bool:
