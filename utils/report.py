@@ -329,7 +329,7 @@ def remarks(source: Record, attacks: list[Record], left_out: list, judgement) ->
         said.append(f"{len(not_asked)} of the models could not be asked for their answers; {printed}")
     paths = source.folder.glob("checkpoints/checkpoint_[nl]a*.pt")  # nat_best and latest
     present = {sha256_of_file(path) for path in paths if path.is_file()}
-    earlier = sum(bool(a.summary) and a.summary.get("source_sha256") not in present for a in attacks)
+    earlier = sum(bool(a.summary) and a.text("source_sha256", a.summary) not in present for a in attacks)
     if source.summary and earlier:
         said.append(f"{earlier} of the copies stole another source than the one that is in this folder now.")
     for model in judged:
