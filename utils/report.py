@@ -282,7 +282,7 @@ def other_sources(source: Record, attacks: list[Record]) -> int:
     """How many finished copies stole another source than the one whose checkpoints lie in its folder."""
     paths = source.folder.glob("checkpoints/checkpoint_[nl]a*.pt")  # nat_best and latest
     present = {sha256_of_file(path) for path in paths if path.is_file()}
-    return sum(bool(a.summary) and a.summary.get("source_sha256") not in present for a in attacks)
+    return sum(bool(a.summary) and a.text("source_sha256", a.summary) not in present for a in attacks)
 
 
 def disagreements(judged: list[dict]) -> list[tuple]:

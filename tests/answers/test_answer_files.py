@@ -1,6 +1,7 @@
 """Files of a suspect's answers: formats, missing answers, files made to do harm."""
 
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -23,6 +24,13 @@ def test_numbers_are_not_read_as_names_of_other_classes():
         number("0", ["1", "2"])
     with pytest.raises(Refusal, match="classes are not the 2 of the triggers; '3' is none"):
         Classes(["1", "2"], ["2", "3"])
+
+
+def test_a_hundred_thousand_classes_are_no_search_of_minutes():
+    names, begun = [f"class {i}" for i in range(100_000)], time.process_time()
+    classes = Classes(names, names[::-1])
+    assert classes.order[0] == 99_999 and all(classes.number(name, "") == i for i, name in enumerate(names))
+    assert time.process_time() - begun < 10
 
 
 def test_answers_in_npy_files(owner, tmp_path, capsys):

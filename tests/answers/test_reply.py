@@ -45,6 +45,8 @@ def test_a_class_may_have_a_name_that_looks_like_json():
     ("[0.5, 0.5]", "x/json", "2 probabilities for 3 classes"), ('[0.7, 0.2, "0.1"]', "x/json", "is none of"),
     ("[0.7, 0.7, 0.7]", "x/json", "add up to 1"), ("[2, -1, 0]", "x/json", "add up to 1"),
     ("[NaN, 0.5, 0.5]", "x/json", "add up to 1"), ("[1e999, 0, 0]", "x/json", "add up to 1"),
+    ('[{"label": "dog", "score": NaN}]', "x/json", "is none of"),
+    ('{"probabilities": {"dog": 1e999, "cat": 0.1}}', "x/json", "is none of"),
     ('{"probabilities": {}}', "x/json", "is none of"), ('[{"label": "dog"}]', "x/json", "is none of"),
     ('[{"label": "dog", "score": "high"}]', "x/json", "is none of"), ("[[1, 0, 0]]", "x/json", "is none of"),
     ('{"probabilities": {"cat": 0.7, "dog": 0.2, "3 cats": 0.1, "cow": 0}}', "x/json", "'cow' is no class"),

@@ -14,6 +14,7 @@ import torch
 from answering_server import answering, label_of
 from commands import verify
 from owner_runs import BEACON, CLASSES, SETTINGS, M, answer, make_run, names_of, record_of
+from scipy.optimize import linear_sum_assignment
 
 from utils.answers.answers import Answers
 from utils.ownership.claim import find_doubts
@@ -339,8 +340,10 @@ def test_memory_is_bounded_whatever_a_suspect_gives(owner, tmp_path, capsys):
         sparse.truncate(6 << 30)
         other.truncate(6 << 30)
     (tmp_path / "lines.csv").write_bytes(b"\n" * (20 << 20))
+    (tmp_path / "cells.csv").write_bytes(b"ab," * (20 << 20))
     tracemalloc.start()
-    for kind, name in (("--suspect", "big.onnx"), ("--suspect", "big.pt"), ("--predictions", "lines.csv")):
+    for kind, name in (("--suspect", "big.onnx"), ("--suspect", "big.pt"), ("--predictions", "lines.csv"),
+                       ("--predictions", "cells.csv")):
         status, _, err = verify(capsys, "claim", owner[0], "--trust-owner", kind, tmp_path / name)
         assert status == 2 and name in err
     peak = tracemalloc.get_traced_memory()[1]
@@ -377,6 +380,23 @@ def test_a_suspect_that_names_its_classes_is_compared_by_name(owner, tmp_path, c
 
     assert figures(tmp_path / "turned.pt") == figures(owner[0])
     assert "not the 10 of the triggers; 'c0' is none of them" in figures(tmp_path / "other.pt")
+
+
+def test_an_order_of_classes_that_is_chosen_after_the_answers_claims_anybody(committed, tmp_path, capsys):
+    """So `claim` says that --columns has to come from the suspect: no test can tell who chose the order."""
+    rng, claimed = np.random.default_rng(0), 0
+    for _ in range(100):
+        true, table, order = rng.integers(0, 10, 100), np.zeros((10, 10)), np.zeros(10, int)
+        assigned = (true + rng.integers(1, 10, 100)) % 10
+        np.add.at(table, (true, assigned), 1)  # an innocent suspect gives the true labels
+        rows, columns = linear_sum_assignment(-table)
+        order[rows] = columns
+        claimed += label_randomisation(order[true], assigned, true[:, None], 10) <= -3
+    assert claimed > 90
+    (tmp_path / "columns").write_text("\n".join(CLASSES))
+    claim = ("claim", committed[0], "--predictions", answer(committed, tmp_path, 0.0), *evidence(committed[0]))
+    for flags in ((), ("--columns", tmp_path / "columns")):
+        assert ("what the suspect says of itself" in verify(capsys, *claim, *flags)[1]) == bool(flags)
 
 
 def test_a_hint_says_when_a_suspect_seems_to_be_asked_wrongly(owner):

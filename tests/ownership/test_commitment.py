@@ -75,6 +75,7 @@ def test_no_bytes_have_two_openings():
 @pytest.mark.parametrize("parts", [
     {"secret": "5e" * 31}, {"secret": "5e" * 33}, {"secret": "5E" * 32}, {"secret": b"5e" * 32},
     {"classes": ["a"] * 10}, {"classes": "0123456789"}, {"mean": [0.3] * 2}, {"mean": [float("nan")] * 3},
+    {"mean": [0.3] * 2, "std": [0.3] * 4}, {"mean": ["0.3"] * 3},
     {"std": [0.0] * 3}, {"std": [float("inf")] * 3}, {"round": -1}, {"round": 1.5}, {"beacon_name": 7},
     {"beacon_name": "\ud800"}])
 def test_records_that_are_none_are_refused(parts):

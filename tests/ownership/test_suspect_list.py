@@ -68,6 +68,10 @@ def test_lists_that_are_none_are_refused(tmp_path, capsys, text, words):
     assert status == 2 and words in err
 
 
+def test_a_long_list_is_refused_at_once(tmp_path, capsys):
+    test_lists_that_are_none_are_refused(tmp_path, capsys, "".join(f"url {i}\n" for i in range(10**6)), "1001 suspects")
+
+
 def test_a_list_that_is_no_text_or_missing_is_refused(tmp_path, capsys):
     (tmp_path / "list").write_bytes(b"\xff\xfe")
     for name, words in (("list", "is no text"), ("none", "does not exist")):

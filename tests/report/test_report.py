@@ -173,6 +173,8 @@ def test_a_checkpoint_that_disagrees_with_its_summary_is_named(copied):
 def test_copies_of_another_source_are_named(copied):
     edit(copied / f"extraction_s{SEED}" / "summary.json", source_sha256="0" * 64)
     assert "1 of the copies stole another source" in read_safe_page(page_of(copied)).text
+    edit(copied / f"extraction_s{SEED}" / "summary.json", source_sha256=["0" * 64])  # what no set can hold
+    assert "1 of the copies stole another source" in read_safe_page(page_of(copied)).text
 
 
 def test_a_damaged_attack_is_left_out_and_named_on_the_terminal_only(copied):

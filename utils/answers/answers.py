@@ -47,11 +47,12 @@ class Classes:
 
     def __init__(self, names: list[str], columns: list[str] | None = None, where: str = "--columns"):
         self.names, self.given = names, columns is not None
+        self.places = {name: i for i, name in enumerate(names)}  # a search of the list would take minutes of 100,000
         if columns is not None and sorted(columns) != sorted(names):
-            other = next((name for name in columns if name not in names), "")
+            other = next((name for name in columns if name not in self.places), "")
             raise Refusal(f"{where}: its {len(columns)} classes are not the {len(names)} of the triggers"
                           + (f"; {other[:60]!r} is none of them" if other else "") + ": answers cannot be compared")
-        self.order = [names.index(name) for name in columns or names]
+        self.order = [self.places[name] for name in columns or names]
 
     def __len__(self):
         return len(self.names)
@@ -70,8 +71,8 @@ class Classes:
     def number(self, value, where) -> int:
         """The class that a text gives by name or number, or a whole number by number; Refusal for anything else."""
         text = str(value).strip()
-        if isinstance(value, str) and text in self.names:
-            return self.names.index(text)
+        if isinstance(value, str) and text in self.places:
+            return self.places[text]
         is_number = type(value) in (str, int) and text.isascii() and text.isdigit() and len(text) < 10
         if is_number and int(text) < len(self):
             return self.columns(f"{where}: {text!r}")[int(text)]
@@ -97,6 +98,8 @@ def answer_of(value, classes: Classes, where: str) -> Answer:
     scores = np.array(scores, dtype=float)
     columns = [classes.number(name, where) for name in value] if isinstance(value, dict) else classes.columns(where)
     if len(set(columns)) < len(classes):
+        if not np.isfinite(scores).all():  # the largest of them is not defined
+            raise ValueError
         return Answer(columns[scores.argmax()])
     if len(scores) != len(classes):
         raise Refusal(f"{where}: {len(scores)} probabilities for {len(classes)} classes")
@@ -113,7 +116,7 @@ def read_reply(reply: bytes, kind: str, classes: Classes, where: str) -> Answer:
     """
     try:
         value = reply.decode("utf-8-sig").strip()
-        if value not in classes.names and (kind.endswith("json") or value[:1] in ("{", "[", '"')):
+        if value not in classes.places and (kind.endswith("json") or value[:1] in ("{", "[", '"')):
             value = json.loads(value)
         return answer_of(value, classes, where)
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -199,8 +202,11 @@ def _npy_rows(path, names, classes: Classes):
 
 def _csv_rows(path, names, classes: Classes):
     most = 2 * len(names) + 100  # lines, the empty ones too; a whole file of line ends would take all memory
+    content = read_bounded(path, ANSWERS_LIMIT)
+    if content.count(b",") > most * (len(classes) + 100):  # each cell takes 50 bytes and more; names may have commas
+        raise Refusal(f"{path} has more columns than {len(names)} triggers and {len(classes)} classes need")
     try:
-        text = io.StringIO(read_bounded(path, ANSWERS_LIMIT).decode("utf-8-sig"), newline="")
+        text = io.StringIO(content.decode("utf-8-sig"), newline="")
         lines = list(itertools.islice(csv.reader(text, strict=True), most))
     except (UnicodeDecodeError, csv.Error) as error:
         raise Refusal(f"{path} is no CSV file in UTF-8 ({str(error)[:80]})") from error

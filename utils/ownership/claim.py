@@ -28,6 +28,8 @@ KINDS = ("predictions", "suspect", "command", "url")
 LIVE = ("command", "url")  # kinds of suspects that see the triggers when they are asked
 MOST_SUSPECTS = 1000
 AGAIN = "asking a suspect again that answers at random is not corrected for; --keep-answers asks each image once"
+CHOSEN = ("p holds if --columns, --mean, --std and --scale are what the suspect says of itself: who chooses them after "
+          "its answers can claim anybody")
 TITLES = {"T1": "label randomisation", "T1p": "score randomisation", "T2": "benign rate", "T3": "paired t",
           "T4": "rank among benign"}
 
@@ -64,7 +66,8 @@ def add_claim(parts) -> None:
     j.add_argument("--benign", nargs="+", default=[], metavar="RUN", help="the bank: models that know no watermark")
     a = c.add_argument_group("how suspects are asked")
     add_named_architectures(a, "a --suspect that is a plain state dict")
-    a.add_argument("--columns", metavar="FILE", help="the suspect's class names in its own order, one a line")
+    a.add_argument("--columns", metavar="FILE", help="the suspect's class names in its own order, one a line, as "
+                   "it says them itself, not as the owner does")
     for name, low, about in (("--mean", -1e6, "subtracted"), ("--std", 1e-6, "divided by")):
         a.add_argument(name, nargs="+", type=number(float, low, 1e6), metavar="X",
                        help=f"an ONNX file or plain weights: numbers {about} after --scale (1 or 3)")
@@ -120,8 +123,11 @@ def read_suspects(flags) -> list[Suspect]:
             raise Refusal(f"--suspects {value}, line {place}: {line[:60]!r} is there twice, or is not one of "
                           f"{', '.join(KINDS)} and what that flag takes")
         suspects.append(suspect)
+        if len(suspects) > MOST_SUSPECTS:
+            break
     if not 0 < len(suspects) <= MOST_SUSPECTS:
-        raise Refusal(f"--suspects {value} names {len(suspects)} suspects; 1 to {MOST_SUSPECTS} can be judged")
+        raise Refusal(f"--suspects {value} names {len(suspects)} suspects{' or more' if suspects else ''}; 1 to "
+                      f"{MOST_SUSPECTS} can be judged")
     return suspects
 
 
@@ -206,7 +212,7 @@ def judge_claim(flags) -> int:
             report = {"suspects": [{"kind": suspect.kind, "suspect": suspect.value} | report
                                    for suspect, report in zip(suspects, reports)]}
             lines += list_lines(report["suspects"], flags.alpha)
-        lines += [AGAIN] * bool(respondents)
+        lines += [AGAIN] * bool(respondents) + [CHOSEN] * bool(flags.columns or pixels)
     print(printable("\n".join(lines)))
     if flags.json:
         write_json(flags.json, {"commitment": about, "stamp": stamp and stamp._asdict()} | report, private=True)

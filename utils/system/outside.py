@@ -30,8 +30,8 @@ def _die_with(parent: int) -> None:
 def run_bounded(command: list, seconds: float, limit: int, given: bytes = b"", cwd=None) -> tuple[int, bytes, bytes]:
     """(exit status, stdout, the last 4 kB of stderr) of a program without a shell, which gets `given` on stdin.
 
-    The program and whatever it started are ended in the end. Raises subprocess.TimeoutExpired after `seconds`, Refusal
-    where it prints more than `limit` bytes, OSError or ValueError where it cannot be started.
+    The program and whatever it started in its session are ended in the end. Raises subprocess.TimeoutExpired after
+    `seconds`, Refusal where it prints more than `limit` bytes, OSError or ValueError where it cannot be started.
     """
     process = subprocess.Popen(command, stdin=subprocess.PIPE if given else subprocess.DEVNULL, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, cwd=cwd, start_new_session=True,

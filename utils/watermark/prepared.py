@@ -62,12 +62,13 @@ def commitment_bytes(triggers: TriggerSet, record: dict) -> bytes:
     """
     t, classes = triggers, record["classes"]
     (m, k), (c, size) = t.true_labels.shape, (t.candidates.shape[1], t.images.shape[-1])
-    numbers = [float(x) for x in (*record["mean"], *record["std"])]
+    numbers = [*record["mean"], *record["std"]]
     if not (isinstance(record["secret"], str) and re.fullmatch("[0-9a-f]{64}", record["secret"])):
         raise ValueError("the secret is not 32 bytes")
     if not (isinstance(classes, list) and k < len(set(classes)) == len(classes) <= MOST_CLASSES):
         raise ValueError("the classes are no list of distinct names")
-    if len(numbers) != 6 or not all(map(math.isfinite, numbers)) or min(numbers[3:]) <= 0:
+    lengths = len(record["mean"]), len(record["std"])
+    if lengths != (3, 3) or not all(map(math.isfinite, numbers)) or min(numbers[3:]) <= 0:
         raise ValueError("mean and std are not three finite numbers each")
     if t.images.shape != (m, 3, size, size) or t.images.dtype != torch.uint8 or len(t.candidates) != m:
         raise ValueError("the images are no squares of bytes")
