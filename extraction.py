@@ -97,9 +97,7 @@ def steal(flags, word: str) -> None:
             objective = ExtractionObjective(answers, loss, needs_labels, ascent)
         if flags.adam:
             objective.optimizer, objective.rate = ewe_adam, constant_rate
-        mirrors = own.flip and not flags.no_flip
-        run.log(f"training images are cropped at random and {'' if mirrors else 'not '}mirrored")
-        batches = Batches(own.train, flags.batch_size, mirrors, device)
+        batches = Batches(own.train, flags.batch_size, own.mirrors(flags.no_flip, run.log), device)
         of_run = {"classes": home.classes, "dataset": home.name, "attack": name, "seed": flags.seed}
         snapshot = lambda model, epoch, row: pack_checkpoint(model, model_type, epoch=epoch, figures=row, about=of_run)
         evaluate = partial(measure_epoch, validation=validation_images(home, triggers), triggers=lambda: triggers,

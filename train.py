@@ -81,11 +81,8 @@ def main():
             if data.name == "folder" and flags.train_type != "none":
                 run.log("triggers are drawn from images that --init should never have seen: those of val/ where there "
                         "are train/, test/ and val/, else a tenth of train/")
-        mirrors = data.flip and not flags.no_flip
-        how = "mirrored (--no-flip: not)" if mirrors else "not mirrored"
-        run.log(f"training images are cropped at random and {how}")
         images = training_images(flags, data, triggers, device, run.log)
-        batches = Batches(images, flags.batch_size, mirrors, device)
+        batches = Batches(images, flags.batch_size, data.mirrors(flags.no_flip, run.log), device)
         if rival:
             objective = rival.objective(flags, model, batches, triggers, data=data, run=run, commit=commit)
         else:

@@ -1,4 +1,4 @@
-"""Flags and folder names of runs of half a second on digits, which the tests of the scripts share."""
+"""Flags and folder names of runs of half a second on digits, which many tests share."""
 
 DATA = ("-dt", "digits", "-nq", 10, "--train-size", 128, "--batch-size", 64, "--width", 2, "--device", "cpu")
 TRAIN = (*DATA, "-mt", "vgg11", "--trigger-batch", 4, "--steps", 2, "-ep", 1)

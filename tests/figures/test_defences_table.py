@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from commands import good
-from digits_runs import SOURCE, STEAL, TRAIN
+from small_runs import SOURCE, STEAL, TRAIN
 
 from figures.defences import main
 from utils.attacks.defences import DEFENCES, TRANSFORMATIONS

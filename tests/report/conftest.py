@@ -2,8 +2,8 @@
 
 import pytest
 from commands import good
-from digits_runs import DATA, STEAL, TRAIN
 from shortcuts import skip_fsync_git_and_pictures
+from small_runs import DATA, STEAL, TRAIN
 
 SEED = 7391
 TAGS = ("-msg", f"s{SEED}", "--seed", SEED)
@@ -16,8 +16,8 @@ def source(tmp_path_factory):
     where = ("-d", folder)
     with skip_fsync_git_and_pictures():
         good("train", *TRAIN, *where, "-tt", "none", *TAGS)
-        benign = ("--benign", folder / f"digits_res18_none_10_s{SEED}")
+        benign = ("--benign", folder / f"digits_vgg11_none_10_s{SEED}")
         good("train", *TRAIN, *where, *TAGS, *benign)
         good("extraction", *STEAL, *where, *TAGS, "-at", "hard", "-admsg", f"_s{SEED}")
-        good("extraction", *DATA, *where, *TAGS, "-tmt", "res18", "-at", "quantize", "-admsg", "_bits")
-    return folder / f"digits_res18_margin_10_s{SEED}"
+        good("extraction", *DATA, *where, *TAGS, "-tmt", "vgg11", "-at", "quantize", "-admsg", "_bits")
+    return folder / f"digits_vgg11_margin_10_s{SEED}"

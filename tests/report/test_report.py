@@ -66,7 +66,7 @@ def test_a_page_states_what_the_summaries_state(source, tmp_path):
         assert f"{100 * figures['test_accuracy']:.2f}" in read.text
         assert f"{figures['trigger_hits']}/{figures['trigger_size']}" in read.text
         assert f"{figures['log10_p']['T1']:.2f}".replace("-", "−") in read.text
-    for words in ("source (margin)", "hard copy, res18 (extraction[tag withheld])", "benign model 1",
+    for words in ("source (margin)", "hard copy, vgg11 (extraction[tag withheld])", "benign model 1",
                   "quantize (extraction_bits): 4 bits", "2 of 2 attacks finished",
                   "that the labels were drawn is the owner's word"):
         assert words in read.text, words
@@ -111,7 +111,7 @@ def test_with_triggers_the_page_is_private_and_tells_all(copied, tmp_path):
     assert "keep it private" in report(copied, "-o", out, "--show-triggers")
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
     read = read_safe_page(out.read_text())
-    for words in (f"extraction_s{SEED}", f"benign digits_res18_none_10_s{SEED}", f"train.py --seed {SEED}"):
+    for words in (f"extraction_s{SEED}", f"benign digits_vgg11_none_10_s{SEED}", f"train.py --seed {SEED}"):
         assert words in read.text, words
 
 
@@ -225,7 +225,7 @@ def test_damaged_files_of_the_source_are_refused_by_name(copied, capsys):
 
 
 def test_a_benign_run_has_a_page_too(source):
-    benign = source.with_name(f"digits_res18_none_10_s{SEED}")
+    benign = source.with_name(f"digits_vgg11_none_10_s{SEED}")
     text = read_safe_page(page_of(benign)).text
     assert "no watermark" in text and "benign model" in text and "There is no p-value to draw" in text
 

@@ -148,6 +148,7 @@ def mirrored_too(images):
 
 # name -> images uint8 (N, 3, S, S) -> a list of such, over which the copy's probabilities are averaged
 TRANSFORMATIONS = {
+    "no transformation": lambda images: [images],
     "JPEG of quality 75": jpeg(75), "JPEG of quality 30": jpeg(30), "blur of sd 1 pixel": blurred(1.0),
     "4 bits a channel": fewer_levels(4), "2 bits a channel": fewer_levels(2),
     "mean with the mirror image": mirrored_too,

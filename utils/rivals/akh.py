@@ -83,7 +83,7 @@ def akh_figures(true, source, suspect, benign, tolerance: float = TOLERANCE) -> 
 def add_akh(parts) -> None:
     """Declare the command `akh` and its flags; `parts` are the subparsers of utils.verify."""
     p = parts.add_parser("akh", help="does a suspect repeat the source's mistakes on test images?")
-    p.set_defaults(call=run_akh, command_type=None)
+    p.set_defaults(call=run_akh)
     p.add_argument("run", metavar="RUN", help="the source: a run folder of train.py, or its checkpoint")
     p.add_argument("--benign", nargs="+", required=True, metavar="RUN",
                    help="models of train.py -tt none of other seeds, as like the source as an honest suspect could be; "

@@ -75,7 +75,7 @@ def add_certify(parts) -> None:
     """Declare the command `certify` and its flags; `parts` are the subparsers of utils.verify."""
     p = parts.add_parser("certify", help="how many triggers a model keeps under noise on its weights, and for certain "
                                          "under any edit of them within a radius (-tt rs is trained for that)")
-    p.set_defaults(call=run_certify, command_type=None)
+    p.set_defaults(call=run_certify)
     p.add_argument("run", metavar="RUN", help="folder of train.py, or a checkpoint that holds triggers")
     p.add_argument("--benign", nargs="+", default=[], metavar="RUN", help="controls, asked the same triggers")
     add_named_architectures(p)

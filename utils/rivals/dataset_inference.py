@@ -213,7 +213,7 @@ def di_figures(models, private, unseen, *, walk="mingd", layout="image", m=10, s
 def add_di(parts) -> None:
     """Declare the command `di` and its flags; `parts` are the subparsers of utils.verify."""
     p = parts.add_parser("di", help="Dataset Inference: does a suspect know the source's training images?")
-    p.set_defaults(call=run_di, command_type=None)
+    p.set_defaults(call=run_di)
     p.add_argument("run", metavar="RUN", help="the source: a run folder of train.py, or its checkpoint")
     p.add_argument("--suspect", nargs="+", required=True, metavar="RUN", help="run folders or checkpoints")
     add_named_architectures(p)

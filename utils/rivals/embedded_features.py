@@ -230,7 +230,7 @@ def compare_posteriors(suspect, benign, test: str = "paired", seed: int = 100) -
 def add_eef(parts) -> None:
     """Declare the command `eef` and its flags; `parts` are the subparsers of utils.verify."""
     p = parts.add_parser("eef", help="judge suspects' weights by the style that train.py --embed-features embedded")
-    p.set_defaults(call=run_eef, command_type=None)
+    p.set_defaults(call=run_eef)
     p.add_argument("run", metavar="RUN", help="the victim: a run of train.py with --embed-features")
     p.add_argument("--benign", required=True, nargs="+", metavar="RUN",
                    help="models of that architecture without the style: the classifier learns the first; further ones, "

@@ -8,7 +8,6 @@ import math
 import os
 import signal
 import sys
-from dataclasses import fields
 
 ULIMIT = "see ulimit"
 exit_hooks = []  # functions of the exit status, called at the end of a script
@@ -137,11 +136,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         raise Refusal(f"{message} (see {self.prog} --help)")
-
-
-def settings_from(kind, flags):
-    """An instance of the dataclass `kind` whose fields are the parsed flags of the same names."""
-    return kind(**{field.name: getattr(flags, field.name) for field in fields(kind)})
 
 
 def number(kind, low, high=math.inf, open_low=False):
