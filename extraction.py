@@ -50,9 +50,12 @@ def steal(flags, word: str) -> None:
     if flags.attack in REMOVALS:
         start, model_type, on = starting_model(flags, source, folder, device)
         check_edit(flags.attack, start, flags.finetune, flags.criterion)
-        needs_labels = flags.attack in ("finetune", "fineprune")
-        name = f"{flags.attack} {flags.finetune}" if needs_labels else flags.attack
-        if needs_labels and flags.batch_size == 1:
+        trains = flags.attack in ("finetune", "fineprune")
+        needs_labels = trains and flags.finetune != "shift"
+        name = f"{flags.attack} {flags.finetune}" if trains else flags.attack
+        if trains and flags.finetune == "wrk":
+            require_gradient_of_images("--finetune wrk", start)
+        if trains and flags.batch_size == 1:
             check_single_images(f"a {model_type}", start)
     else:
         start, model_type = None, flags.model_type
@@ -91,10 +94,12 @@ def steal(flags, word: str) -> None:
         else:  # normalised by the thief's data; the source is frozen
             model = models.build(model_type, source.num_classes, own.mean, own.std, flags.width, home.size)
             model = synchronize_batchnorm(models.place(model, device))
+            if flags.attack == "adversarial":
+                require_gradient_of_images("-at adversarial", model)
             answers, ascent = autocast_forward(source, amp, flags.compile), None
-            if flags.attack == "margin":
+            if flags.attack in ("margin", "adversarial"):
                 ascent = partial(ascend, steps=flags.steps, step_size=flags.step_size / 255, eps=flags.eps / 255)
-            objective = ExtractionObjective(answers, loss, needs_labels, ascent)
+            objective = ExtractionObjective(answers, loss, needs_labels, ascent, flags.attack == "adversarial")
         if flags.adam:
             objective.optimizer, objective.rate = ewe_adam, constant_rate
         batches = Batches(own.train, flags.batch_size, own.mirrors(flags.no_flip, run.log), device)

@@ -191,23 +191,27 @@ def extraction_flags(argv=None) -> argparse.Namespace:
     p.set_defaults(model_type=None)  # res18, or the model's own for an attack that edits
     group = p.add_argument_group("attack (Eqs. 2, 5 and 7)")
     group.add_argument("-at", "--attack", default="soft", choices=(*EXTRACTIONS, *REMOVALS),
-                       help="soft: its probabilities; hard: its labels; reg: probabilities and true labels; margin: "
-                       "probabilities at the least sure point of a ball (Eq. 7); finetune, fineprune, prune and "
+                       help="soft: its probabilities; hard: its labels; reg: probabilities and true labels; smooth: "
+                       "smoothed labels; margin: probabilities at the least sure point of a ball (Eq. 7); adversarial: "
+                       "probabilities of an image for its worst neighbour; finetune, fineprune, prune and "
                        "quantize start from the model itself")
     group.add_argument("-dsrc", "--dataset-source", choices=DATASETS,
                        help="data set of the thief's images (default: the source's own)")
     group.add_argument("--data-dir-source", help="folder of the thief's images (default: --data-dir)")
     group.add_argument("-a", "--alpha", type=SHARE, default=0.3, help="-at reg: weight of the source's answers")
-    group.add_argument("--steps", type=COUNT, default=5, help="-at margin: ascent steps")
-    group.add_argument("--step-size", type=number(float, 0, 255), default=1.0, help="-at margin: step in 1/255")
-    group.add_argument("--eps", type=number(float, 0, 255), help="-at margin: radius in 1/255 (default: steps * step)")
+    group.add_argument("--steps", type=COUNT, default=5, help="-at margin, adversarial: ascent steps")
+    group.add_argument("--step-size", type=number(float, 0, 255), default=1.0,
+                       help="-at margin, adversarial: step in 1/255")
+    group.add_argument("--eps", type=number(float, 0, 255),
+                       help="-at margin, adversarial: radius in 1/255 (default: steps * step)")
     group = p.add_argument_group("attacks that start from a model")
     group.add_argument("--on", type=folder_tag, default="", metavar="FOLDER",
                        help="the finished attack below the source's folder to start from, for example extraction; "
                        "default: the source")
     group.add_argument("--finetune", default="ftal", choices=tuple(FINETUNES),
                        help="-at finetune, fineprune: all or last layer (al, ll), the last kept or re-initialised "
-                       "(ft, rt)")
+                       "(ft, rt); shift: on the model's own labels from shifted weights; wrk: with images pushed over "
+                       "the boundary under random labels")
     group.add_argument("--criterion", default="activation", choices=CRITERIA,
                        help="-at prune, fineprune: channels of least activation in each layer, or smallest weights of "
                        "all")

@@ -14,6 +14,7 @@ from utils.attacks.stealing import (
     hard_loss,
     kl_divergence,
     reg_loss,
+    smooth_loss,
     soft_loss,
 )
 
@@ -50,6 +51,26 @@ def test_hard_labels_ignore_the_confidence_of_the_source():
     assert abs(hard_loss(s, unsure) - soft_loss(s, unsure)) > 0.1  # while it matters to soft labels
     t = unsure.clone().requires_grad_()
     assert torch.autograd.grad(hard_loss(s.requires_grad_(), t), [s, t], allow_unused=True)[1] is None
+
+
+def test_smoothed_labels_by_hand():
+    s, t = torch.tensor([[math.log(4.0), 0.0]]), torch.tensor([[0.0, 1.0]])  # (4/5, 1/5); the source says class 1
+    assert smooth_loss(s, t).item() == pytest.approx(-0.85 * math.log(0.2) - 0.15 * math.log(0.8), abs=1e-6)
+    assert smooth_loss(s, t, smoothing=0.0).item() == pytest.approx(hard_loss(s, t).item(), abs=1e-7)
+
+
+def test_adversarial_extraction_asks_the_unmoved_image_and_trains_on_the_moved_one():
+    source, surrogate = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+    source.weight.data, surrogate.weight.data = torch.eye(2), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    x, moved_by = torch.tensor([[0.9, 0.1]]), []
+
+    def ascent(forward, images, labels):
+        moved_by.append((forward, labels.tolist()))
+        return images - 0.1
+
+    loss, _ = ExtractionObjective(source, soft_loss, False, ascent, robust=True)(surrogate, x, None, None)
+    assert moved_by == [(surrogate, [0])]  # its own weakness, against the source's answer
+    assert loss.item() == pytest.approx(soft_loss(torch.tensor([[0.0, 0.8]]), torch.tensor([[0.9, 0.1]])).item())
 
 
 @pytest.mark.parametrize("label", [0, 1])

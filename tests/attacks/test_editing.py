@@ -6,6 +6,7 @@ import pytest
 import torch
 from commands import good, refused, summary, tree
 
+from utils.attacks.editing import BoundaryObjective, push_over, shift_weights
 from utils.data.sets import load_data
 from utils.runs.checkpoints import load_checkpoint
 
@@ -57,6 +58,13 @@ def test_margin_at_eps_zero_and_distillation_at_alpha_one_are_soft_extraction(wo
     assert not equal(weights(world, "extraction_ball"), soft_weights)
 
 
+@pytest.mark.parametrize("attack", ["smooth", "adversarial"])
+def test_smoothed_labels_and_adversarial_images_need_no_true_labels(world, attack):
+    good("extraction", "-d", world, *STEAL, "-dmt", "vgg11", "-at", attack, "--steps", 1, "-admsg", f"_{attack}")
+    assert summary(world / TAKEN / f"extraction_{attack}")["attack"] == attack
+    assert not equal(weights(world, f"extraction_{attack}"), weights(world, "extraction"))
+
+
 def test_a_thief_may_train_with_adam_at_a_constant_rate(world):
     good("extraction", "-d", world, *STEAL, "-dmt", "vgg11", "-at", "soft", "--adam", 0.002, "-admsg", "_adam")
     run = world / TAKEN / "extraction_adam"
@@ -64,6 +72,37 @@ def test_a_thief_may_train_with_adam_at_a_constant_rate(world):
     start, after = weights(world, "extraction_adam", "init"), weights(world, "extraction_adam")
     assert not equal(start, after) and not equal(after, weights(world, "extraction"))
     assert "--adam" in refused("extraction", "-d", world, *STEAL, "-at", "finetune", "--adam", 0.002, "-admsg", "_x")
+
+
+def test_weights_are_shifted_by_the_mean_filter_and_noise_of_their_own_size(monkeypatch):
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.Flatten(), torch.nn.Linear(2, 2))
+    model[0].weight.data, head = torch.tensor([3.0, 1.0]).view(2, 1, 1, 1), model[2].weight.clone()
+    monkeypatch.setattr(torch, "randn_like", lambda w: torch.ones_like(w))
+    shift_weights(model)  # mean 2, deviation sqrt(2): w - 3 - sqrt(2)
+    assert model[0].weight.flatten().tolist() == pytest.approx([-1.414214, -3.414214], abs=1e-5)
+    assert torch.equal(model[2].weight, head)
+
+
+def test_images_are_pushed_towards_a_class_and_get_labels_that_are_not_their_own():
+    forward = torch.nn.Linear(2, 2, bias=False)  # class 0: up in both, class 1: down in both
+    forward.weight.data = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
+    moved, classes = push_over(forward, torch.tensor([[0.5, 0.95]]))
+    assert classes == 2 and [round(v, 4) for v in moved[0].tolist()] in ([0.65, 1.0], [0.35, 0.8])
+    seen, objective = [], BoundaryObjective.__new__(BoundaryObjective)
+    objective.frozen = []
+    x, y = torch.rand(10, 2), torch.tensor([0, 1] * 5)
+    loss, _ = objective(lambda images: seen.append(images) or forward(images), x, y, None)
+    assert torch.equal(seen[-1][:10], x) and len(seen[-1]) == 12  # a fifth once more
+    labels = torch.cat([y, 1 - y[:2]])  # of two classes the other one
+    assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(forward(seen[-1]), labels).item())
+
+
+@pytest.mark.parametrize("kind", ["shift", "wrk"])
+def test_a_run_with_shifted_weights_or_pushed_images_is_made_and_is_no_plain_fine_tuning(world, kind):
+    good("extraction", "-d", world, *STEAL, "-at", "finetune", "--finetune", kind, "-admsg", f"_{kind}")
+    assert summary(world / TAKEN / f"extraction_{kind}")["attack"] == f"finetune {kind}"
+    start, source = weights(world, f"extraction_{kind}", "init"), weights(world, name="nat_best")
+    assert equal(start, source) == (kind == "wrk") and not equal(start, weights(world, f"extraction_{kind}"))
 
 
 def test_prune_and_quantize_report_a_row_for_each_strength(world):

@@ -7,12 +7,14 @@ import torch.nn.functional as F
 from torch import nn
 
 import models
+from utils.attacks.stealing import ExtractionObjective, hard_loss
 from utils.system.refusals import Refusal
 from utils.training.loop import PlainObjective
 from utils.training.ranks import synchronize_batchnorm
 
 # published fine-tuning attacks -> (train the last layer alone, re-initialise it)
-FINETUNES = {"ftal": (False, False), "ftll": (True, False), "rtal": (False, True), "rtll": (True, True)}
+FINETUNES = {"ftal": (False, False), "ftll": (True, False), "rtal": (False, True), "rtll": (True, True),
+             "shift": (False, False), "wrk": (False, False)}
 REMOVALS = ("finetune", "fineprune", "prune", "quantize")
 CRITERIA = ("activation", "magnitude")
 
@@ -60,6 +62,47 @@ class FineTuningObjective(PlainObjective):
         return super().__call__(forward, x, y, picks)
 
 
+class BoundaryObjective(FineTuningObjective):
+    """WRK (Xiao et al., "Class-feature Watermark", AAAI 2026): fine-tuning that redraws the decision boundary.
+
+    A fifth of each batch is trained once more after a step over the boundary, see `push_over`, under random labels
+    that are not their own.
+    """
+
+    static = False  # random numbers in a step
+
+    def __call__(self, forward, x, y, picks):
+        n = len(x) // 5
+        moved, classes = push_over(forward, x[:n])
+        others = (y[:n] + torch.randint_like(y[:n], 1, classes)) % classes
+        return super().__call__(forward, torch.cat([x, moved]), torch.cat([y, others]), picks)
+
+
+def push_over(forward, x, step: float = 0.15):
+    """(x moved by `step` along the sign of the gradient of a random class's logit, kept in [0, 1]; number of classes).
+
+    x (N, 3, H, W) in [0, 1]; the same class for all of a batch, as in the authors' code.
+    """
+    x = x.detach().requires_grad_()
+    logits = forward(x)
+    towards = torch.randint(logits.shape[1], (1,), device=x.device)
+    (gradient,) = torch.autograd.grad(logits.index_select(1, towards).sum(), x)
+    return (x.detach() + step * gradient.sign()).clamp(0, 1), logits.shape[1]
+
+
+@torch.no_grad()
+def shift_weights(model, strength: float = 1.5):
+    """Weight shifting (Lukas et al., S&P 2022), w - strength * mean of w over the filters - noise of w's deviation.
+
+    Of each convolution; changes `model` and returns it. The toolbox fine-tunes afterwards on the model's own labels.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            w = module.weight
+            w.sub_(strength * w.mean(0) + torch.randn_like(w) * w.std())
+    return model
+
+
 def fine_tune(start, finetune: str, kept: dict | None = None):
     """(model, objective) of one of `FINETUNES` on a copy of `start`; `kept` are masks of what pruning leaves."""
     only_last, reset_last = FINETUNES[finetune]
@@ -67,7 +110,10 @@ def fine_tune(start, finetune: str, kept: dict | None = None):
     if reset_last:
         models.last_linear(model)[1].reset_parameters()
     model = synchronize_batchnorm(model)
-    objective = FineTuningObjective(model, only_last)
+    objective = (BoundaryObjective if finetune == "wrk" else FineTuningObjective)(model, only_last)
+    if finetune == "shift":  # the labels are those that the stolen model gives
+        objective = ExtractionObjective(start, hard_loss, False)
+        shift_weights(model)
     if kept is not None:
         prune(model, kept)
         keep_pruned(model, kept)

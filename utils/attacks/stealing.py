@@ -32,6 +32,11 @@ def hard_loss(s, t, y=None):
     return F.cross_entropy(s, t.argmax(1))
 
 
+def smooth_loss(s, t, y=None, smoothing: float = 0.3):
+    """The source's argmax as a label of weight 1 - smoothing, the rest over all classes (Lukas et al., S&P 2022)."""
+    return F.cross_entropy(s, t.argmax(1), label_smoothing=smoothing)
+
+
 def reg_loss(s, t, y, alpha: float):
     """Eq. 5: alpha * KL + (1 - alpha) * cross-entropy with the true label (the paper: alpha = 0.3)."""
     return alpha * kl_divergence(s, t) + (1 - alpha) * F.cross_entropy(s, y)
@@ -47,7 +52,9 @@ EXTRACTIONS = {
     "soft": (soft_loss, False),
     "hard": (hard_loss, False),
     "reg": (reg_loss, True),
+    "smooth": (smooth_loss, False),
     "margin": (soft_loss, False),
+    "adversarial": (soft_loss, False),
 }
 
 
@@ -66,18 +73,22 @@ class ExtractionObjective(Objective):
     loss    one of the above with its numbers filled in
     ascent  `partial(ascend, steps=..., step_size=..., eps=...)`, which first moves each image to where the source is
             least sure of its own answer; both models see the moved images (Eq. 7). None for the other attacks
+    robust  the ascent moves images away from the surrogate's own answers instead, and the source answers the unmoved
+            ones: adversarial training (Madry et al., ICLR 2018) on stolen labels
     """
 
-    def __init__(self, source, loss, needs_labels: bool, ascent=None):
+    def __init__(self, source, loss, needs_labels: bool, ascent=None, robust: bool = False):
         self.source, self.loss, self.needs_labels, self.ascent = source, loss, needs_labels, ascent
+        self.robust = robust
 
     def __call__(self, forward, x, y, picks):
         with torch.no_grad():
             t = self.source(x)
         if self.ascent:
-            x = self.ascent(self.source, x, t.argmax(1))
-            with torch.no_grad():
-                t = self.source(x)
+            x = self.ascent(forward if self.robust else self.source, x, t.argmax(1))
+            if not self.robust:
+                with torch.no_grad():
+                    t = self.source(x)
         s = forward(x)
         loss = self.loss(s, t, y)
         stats = {"loss": loss.detach(), "agreement": batch_accuracy(s, t.argmax(1))}
