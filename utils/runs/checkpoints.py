@@ -1,7 +1,4 @@
-"""Checkpoints: a model under the official code's keys, in a file of tensors, numbers and strings.
-
-The official code's own checkpoints have the same keys and are read too.
-"""
+"""Checkpoints: a model under the official code's keys, in a file of tensors, numbers and strings as its own are."""
 
 import contextlib
 import io
@@ -19,8 +16,7 @@ STATISTICS = ("paper", "clean", "first", "last")  # which running statistics a s
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
     """Write a checkpoint whole or not at all. It is private, because it may hold the trigger set."""
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
+    torch.save(checkpoint, buffer := io.BytesIO())
     write_atomically(path, buffer.getbuffer(), private=True)
 
 
@@ -53,8 +49,8 @@ def load_checkpoint(path: Path) -> dict:
 
 def pack_checkpoint(model, model_type: str, **more) -> dict:
     """A checkpoint of `model` under the official keys; `more` are further entries."""
-    entry = {"state_dict": {name: t.detach().to("cpu", copy=True).contiguous()
-                            for name, t in model.state_dict().items()}, "type": model_type}
+    weights = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
+    entry = {"state_dict": weights, "type": model_type}
     if not (models.is_own(model) and model.size == models.SIZE):
         entry |= {"classes": model.num_classes, "size": model.size}
     return {"model": entry, **more}
@@ -189,9 +185,9 @@ def find_checkpoint(folder, select: str | None = "val", statistics: str = "paper
         raise Refusal(f"there is no run in {folder}: train it first, or correct the flags that name the folder"
                       f"{_runs_beside(folder)}")
     if not path.is_file():
-        hint = ("; only runs with --bn-stats paper of a network with BatchNorm layers keep clean statistics beside"
-                if statistics == "clean" else "")
-        raise Refusal(f"there is no checkpoint {path}: let the run finish its first epoch{hint}")
+        hint = "; only runs with --bn-stats paper of a network with BatchNorm layers keep clean statistics beside"
+        raise Refusal(f"there is no checkpoint {path}: let the run finish its first epoch"
+                      f"{hint if statistics == 'clean' else ''}")
     return path
 
 

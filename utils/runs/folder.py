@@ -29,9 +29,8 @@ class RunFolder:
     """
 
     def __init__(self, path, settings: dict, overwrite_hint: str):
-        self.path, self.checkpoints = Path(path), Path(path) / "checkpoints"
+        self.path, self.checkpoints, self.hint = Path(path), Path(path) / "checkpoints", overwrite_hint
         self.settings = {k: v for k, v in settings.items() if k not in NOT_COMPARED}
-        self.hint = overwrite_hint
 
     def check(self, overwrite: bool) -> None:
         """Refuse a folder that holds a run with other settings, or symbolic links. Makes nothing."""
@@ -47,13 +46,10 @@ class RunFolder:
         if not isinstance(old, dict):
             raise Refusal(f"{self.path / 'run.json'} is damaged: restore it, or pass --overwrite to begin anew")
         # a flag that did not exist when the run was made counts as off
-        differ = [k for k, v in self.settings.items() if old.get(k) != v and (k in old or v)]
-        if differ:
+        if differ := [k for k, v in self.settings.items() if old.get(k) != v and (k in old or v)]:
             key = differ[0]
-            raise Refusal(
-                f"{self.path} holds a run with other settings ({key.replace('_', '-')} was {old.get(key)!r}, "
-                f"is {self.settings[key]!r}{', ...' if len(differ) > 1 else ''}): pass {self.hint} or --overwrite"
-            )
+            raise Refusal(f"{self.path} holds a run with other settings ({key.replace('_', '-')} was {old.get(key)!r}, "
+                          f"is {self.settings[key]!r}{', ...' if differ[1:] else ''}): pass {self.hint} or --overwrite")
         self.settings = {k: v for k, v in self.settings.items() if k in old}  # those that the run was made with
 
     def open(self, device: torch.device, overwrite: bool) -> "RunFolder":

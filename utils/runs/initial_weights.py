@@ -49,11 +49,11 @@ class InitialWeights(NamedTuple):
     def load_into(self, model: nn.Module, log=lambda text: None, same_classes: bool = False) -> int | None:
         """Put them into a model of `models.build`; a last layer for another number of classes stays as it is.
 
-        log  takes a sentence that says which file it was and whether the last layer is new
+        log           takes a sentence that says which file it was and whether the last layer is new
         same_classes  whether such a last layer is refused instead
 
-        Returns the class count of such a last layer, None where the file's was taken. Raises Refusal where a weight is
-        missing, unknown, of another shape or not finite.
+        Returns its class count, None where the file's was taken. Raises Refusal where a weight is missing, unknown, of
+        another shape or not finite.
         """
         if not self.tensors:
             return None
@@ -95,9 +95,7 @@ class InitialWeights(NamedTuple):
 def read_initial_weights(path, flag: str = "--init") -> InitialWeights:
     """Read a state dict, a checkpoint, a .safetensors file or a run folder; no weights where `path` is None.
 
-    flag  the flag that named it, for messages
-
-    Read as data, see `read_tensors`. Raises Refusal where it is missing, damaged, or holds no weights.
+    Read as data, see `read_tensors`. Raises Refusal, which names `flag`, where it is missing, damaged, or holds none.
     """
     if path is None:
         return InitialWeights()
@@ -152,8 +150,7 @@ def _under_names_of(own: dict, tensors: dict) -> dict:
 
 
 def _head_of_other_classes(model, given: dict):
-    """Names of the weights of the layer that makes the logits and the file's class count, if that is not the model's;
-    else ().
+    """(Names of the weights of the layer that makes the logits, the file's class count); (), None if it is the model's.
 
     It is the last linear layer, or the last convolution where no linear layer follows it, as in a SqueezeNet.
     """

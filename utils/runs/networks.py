@@ -71,11 +71,10 @@ def check_training(flag: str, name: str, classes: int, size: int, width: int, de
                    deterministic: bool = False, batch_size: int = 2, compile: bool = False):
     """Refuse what `check_architecture` refuses, and a network that cannot be trained on `device`, saved and read again.
 
-    flag                the flag that named it, for the message
-    amp                 bf16 or fp16 of autocast, None: full precision
-    deterministic       whether the training passes without kernels whose results vary
-    batch_size          images of a step; BatchNorm cannot normalise one image whose activations are 1 x 1
-    compile             whether torch.compile has to find a compiler
+    amp            bf16 or fp16 of autocast, None: full precision
+    deterministic  whether the training passes without kernels whose results vary
+    batch_size     images of a step; BatchNorm cannot normalise one image whose activations are 1 x 1
+    compile        whether torch.compile has to find a compiler
 
     Returns the model of the trial, or None for one of `models.NAMES`, which are tried with a batch of one image alone.
     """
@@ -122,8 +121,7 @@ def check_single_images(what: str, model) -> None:
 
 
 def require_two_passes(what: str, model) -> None:
-    """Refuse a model that cannot be passed twice before one backward pass, as `what` passes clean images and triggers.
-    """
+    """Refuse a model that cannot pass clean images, then triggers, before one backward pass, as `what` does."""
     with refuse_errors(f"{what} passes clean images and triggers before one backward pass, which a {model.name} does "
                        "not allow", "let it clone what it changes in place, or pass --bn-stats shared"):
         x = _images(model.train())
