@@ -145,6 +145,13 @@ def rows_without_end(objective, batches):
     return itertools.cycle(list(zip(*objective.plan(batches, 0, torch.Generator().manual_seed(1)))))
 
 
+def repeated_step(model, objective, batches, **more):
+    """A function of no argument that is one training step of ours, batch and augmentation included."""
+    step = Step(model, objective, batches, weight_decay=WEIGHT_DECAY, **more)
+    rows = rows_without_end(objective, batches)
+    return lambda: step(next(rows))
+
+
 class Contenders:
     """Our step and the official one on the same model, images and triggers, for the flags of `set_up`.
 
@@ -169,10 +176,7 @@ class Contenders:
         return models.place(model, self.device) if placed else model.to(self.device)
 
     def our_step(self, name, amp=None):
-        """(call, model): a call is one training step of ours in the precision `amp`, with batch and augmentation.
-
-        The objective is one of `OBJECTIVES`, with the paper's eps = K/255.
-        """
+        """(call, model): a call is one training step in the precision `amp`, with the paper's eps = K/255."""
         model, k = self.model().train(), self.flags.steps if name == "margin" else 0
         if name == "soft":
             source = self.model().requires_grad_(False).eval()
@@ -181,17 +185,14 @@ class Contenders:
             objective = WatermarkObjective(
                 model, self.x_q, self.y_q, weight=WEIGHT, reduction="joint", batch=self.flags.trigger_batch,
                 bn_stats="paper", ascent=partial(ascend, steps=k, step_size=PIXEL, eps=k * PIXEL) if k else None)
-        step = Step(model, objective, self.batches, lr=LR, weight_decay=WEIGHT_DECAY, amp=amp,
-                    compile=self.flags.compile, graph=self.flags.graph)
-        rows = rows_without_end(objective, self.batches)
-        return lambda: step(next(rows)), model
+        return repeated_step(model, objective, self.batches, lr=LR, amp=amp, compile=self.flags.compile,
+                             graph=self.flags.graph), model
 
     def official_step(self, name, loader=False):
         """(call, model): a call is one official step, on batches prepared beforehand or made by the official loader."""
         model, teacher = self.model(placed=False).train(), self.model(placed=False).eval()
         optimizer = torch.optim.SGD(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY, foreach=False, fused=False)
-        picks = torch.randint(0, self.flags.num_query, (64, self.flags.trigger_batch))
-        picks = itertools.cycle(picks.to(self.device))
+        picks = itertools.cycle(torch.randint(0, self.flags.num_query, (64, self.flags.trigger_batch)).to(self.device))
         if loader:
             pictures = DataLoader(Pictures(*self.images[:2]), batch_size=self.flags.batch_size, shuffle=True,
                                   drop_last=True, num_workers=2, pin_memory=False)
@@ -331,10 +332,7 @@ def rival_calls(contenders) -> dict:
 
     def step_of(objective_of):
         model = contenders.model().train()
-        objective = objective_of(model)
-        step = Step(model, objective, batches, lr=1e-3, weight_decay=WEIGHT_DECAY)
-        rows = rows_without_end(objective, batches)
-        return lambda: step(next(rows))
+        return repeated_step(model, objective_of(model), batches, lr=1e-3)
 
     ewe = partial(EntangledObjective, batches=batches, triggers=triggers, target=0, made=False, patch=False,
                   w_epochs=2.0, ratio=0.0, factor=1e5, temperature=1.0, temperature_lr=0.1, making={},
