@@ -28,8 +28,8 @@ from utils.training.ranks import synchronize_batchnorm  # noqa: E402
 from utils.watermark.margin import WatermarkObjective, ascend  # noqa: E402
 
 COMMON = ("-dt", "digits", "-tt", "margin", "-nq", 4, "--width", 2, "--batch-size", 16, "--device", "cpu",
-          "--train-size", 96)
-TRAIN = (*COMMON, "-mt", "vgg11", "-ep", 3, "--trigger-batch", 5, "--steps", 1)
+          "--train-size", 48)
+TRAIN = (*COMMON, "-mt", "vgg11", "-ep", 2, "--trigger-batch", 5, "--steps", 1)
 STEAL = (*COMMON, "-tmt", "vgg11", "-dmt", "vgg11", "-ep", 1, "-at", "soft")
 # name -> objective, --bn-stats, --reduction
 CASES = {"margin": ("margin", "paper", "joint"), "shared": ("margin", "shared", "sum"), "soft": ("soft", "paper", "")}
@@ -43,7 +43,7 @@ def few_steps(case):
     """
     (kind, mode, reduction), dtype = CASES[case], torch.float64
     torch.manual_seed(0)
-    build = lambda: models.build("res18", 4, (0.5,) * 3, (0.25,) * 3, width=2).to(dtype)
+    build = lambda: models.build("vgg11", 4, (0.5,) * 3, (0.25,) * 3, width=2).to(dtype)
     model, source = synchronize_batchnorm(build()).train(), build().eval().requires_grad_(False)
     images = Images(torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 4, (64,)), None)
     batches = Batches(images, 16, True, dtype=dtype)
@@ -52,7 +52,7 @@ def few_steps(case):
         objective = ExtractionObjective(autocast_forward(source, None), soft_loss, False)
     else:
         objective = WatermarkObjective(model, x_q, y_q, weight=0.5, reduction=reduction, batch=5, bn_stats=mode,
-                                       ascent=partial(ascend, steps=3, step_size=1 / 255, eps=3 / 255))
+                                       ascent=partial(ascend, steps=2, step_size=1 / 255, eps=2 / 255))
     step = Step(model, objective, batches, lr=0.01, weight_decay=1e-4)
     generator = torch.Generator().manual_seed(1)
     rows = list(zip(*objective.plan(batches, 0, generator)))
@@ -72,9 +72,9 @@ def scripts(folder):
 
         def stepping(self, row):
             at = next(counter)
-            if (at, rank()) == (4, 1):
+            if (at, rank()) == (2, 1):
                 signal.raise_signal(signal.SIGTERM)
-            if (at, rank()) == (9, 0):
+            if (at, rank()) == (5, 0):
                 os.kill(os.getpid(), signal.SIGKILL)
             return step(self, row)
 
