@@ -29,7 +29,7 @@ from utils.attacks.stealing import ExtractionObjective, soft_loss
 from utils.data.batches import Batches
 from utils.data.sets import Images
 from utils.rivals.embedded_features import grad_sign_vector
-from utils.rivals.ewe import EntangledObjective
+from utils.rivals.ewe import DEFAULTS, EntangledObjective
 from utils.rivals.randomized_smoothing import noisy_gradient
 from utils.system.files import check_output_file
 from utils.system.machine import AMP, choose_device, prepare_torch
@@ -352,9 +352,9 @@ def rival_calls(contenders) -> dict:
         return lambda: step(next(rows))
 
     def ewe_step(epochs: int):
-        return step_of(lambda model: EntangledObjective(
-            model, batches, triggers, target=0, made=False, patch=False, epochs=epochs, w_epochs=2.0,
-            ratio=0.0, factor=1e5, temperature=1.0, temperature_lr=0.1, making={}, bn_stats="paper"))
+        flags = argparse.Namespace(**DEFAULTS | {
+            "epoch": epochs, "ewe_triggers": "shared", "ewe_epochs": 2.0, "ewe_ratio": 0.0, "bn_stats": "paper"})
+        return step_of(lambda model: EntangledObjective(flags, model, batches, triggers))
 
     model, smoothed = contenders.model().eval(), contenders.model().train()
     generator = torch.Generator(device).manual_seed(0)
