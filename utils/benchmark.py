@@ -28,7 +28,7 @@ from utils.attacks.stealing import ExtractionObjective, soft_loss
 from utils.data.batches import Batches
 from utils.data.sets import Images
 from utils.rivals.embedded_features import grad_sign_vector
-from utils.rivals.ewe import EntangledObjective
+from utils.rivals.ewe import DEFAULTS, EntangledObjective
 from utils.rivals.randomized_smoothing import noisy_gradient
 from utils.system.files import check_output_file
 from utils.system.machine import AMP, choose_device, prepare_torch
@@ -334,16 +334,18 @@ def rival_calls(contenders) -> dict:
         model = contenders.model().train()
         return repeated_step(model, objective_of(model), batches, lr=1e-3)
 
-    ewe = partial(EntangledObjective, batches=batches, triggers=triggers, target=0, made=False, patch=False,
-                  w_epochs=2.0, ratio=0.0, factor=1e5, temperature=1.0, temperature_lr=0.1, making={},
-                  bn_stats="paper")
+    def ewe_step(epochs: int):
+        flags = argparse.Namespace(**DEFAULTS | {
+            "epoch": epochs, "ewe_triggers": "shared", "ewe_epochs": 2.0, "ewe_ratio": 0.0, "bn_stats": "paper"})
+        return step_of(lambda model: EntangledObjective(flags, model, batches, triggers))
+
     model, smoothed = contenders.model().eval(), contenders.model().train()
     generator = torch.Generator(device).manual_seed(0)
     x = torch.rand(contenders.flags.batch_size, 3, 32, 32, device=device)
     y = torch.zeros(len(x), dtype=torch.long, device=device)
     return {
-        "plain step": step_of(lambda _: PlainObjective()), "EWE normal step": step_of(partial(ewe, epochs=1)),
-        "EWE watermark step": step_of(partial(ewe, epochs=0)),
+        "plain step": step_of(lambda _: PlainObjective()), "EWE normal step": ewe_step(1),
+        "EWE watermark step": ewe_step(0),
         "RS noisy gradient": lambda: noisy_gradient(
             smoothed, x_q[:RS_BATCH], contenders.y_q[:RS_BATCH], 0.5, 1, generator),
         "DI question to a batch": torch.no_grad()(lambda: model(x)),
