@@ -31,7 +31,6 @@ FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "PPM", "TIFF")  # which P
 ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp", ".ppm", ".pgm", ".pnm", ".pfm",
            ".tif", ".tiff")
 TEST_PARTS = ("test", "val", "valid", "validation")  # beside train/: the test images, then the held-out images
-FLAT, FLAT_SHARE = 16, 0.05  # levels of 255: an image that spans no more is of nearly one colour; share that is told
 
 
 def load_folder(root: Path, skip_bad_images: bool, size: int):
@@ -39,8 +38,8 @@ def load_folder(root: Path, skip_bad_images: bool, size: int):
 
     `root` holds `train/<class>/*` and `test/<class>/*` (or val, see `TEST_PARTS`), or `<class>/*` or `train/<class>/*`
     alone; then a fifth, drawn with seed 0, becomes the test set. Held-out images are those of val/ beside train/ and
-    test/. The notes name what is left out, and say where images decode to nearly one colour. Images are uint8
-    (N, 3, size, size), `StoredImages` where they are many. Raises Refusal for missing classes and unreadable images.
+    test/. The notes name what is left out. Images are uint8 (N, 3, size, size), `StoredImages` where they are many.
+    Raises Refusal for missing classes and unreadable images.
     """
     if not root.is_dir():
         raise Refusal(f"--data-dir {root}: no such folder; it should hold train/<class>/ and test/<class>/ images")
@@ -49,21 +48,18 @@ def load_folder(root: Path, skip_bad_images: bool, size: int):
     if len(folders) < 2:
         found = f"only the class {folders[0]}" if folders else "no class folders"
         raise Refusal(f"--data-dir {root}: {found} in {parts[0]}; a classifier needs two class folders or more")
-    left_out, files, labels, place = _left_out(parts), [], [], []
-    for i, part in enumerate(parts):
+    for part in parts[1:]:
         if unknown := [name for name in _subfolders(part) if name not in folders]:
             raise Refusal(f"--data-dir {root}: {part.name} has classes that {parts[0].name} has not: {some(unknown)}")
-        for label, name in enumerate(folders):
-            found = image_files(part / name)
-            if not found and i == 0:
-                raise Refusal(f"--data-dir {root}: the class folder {part / name} holds no images{left_out}")
-            files += found
-            labels += [label] * len(found)
-            place += [i] * len(found)
-        if i not in place:
-            raise Refusal(f"--data-dir {root}: {part} holds no images")
-    if left_out:
-        notes.append(f"--data-dir {root}{left_out}")
+    found = [(path, label, i) for i, part in enumerate(parts) for label, name in enumerate(folders)
+             for path in image_files(part / name)]
+    filled, left_out = {where[1:] for where in found}, _left_out(parts)
+    empty = [parts[0] / name for label, name in enumerate(folders) if (label, 0) not in filled]
+    empty += [part for i, part in enumerate(parts) if i not in {place for _, place in filled}]
+    if empty:
+        raise Refusal(f"--data-dir {root}: the folder {empty[0]} holds no images{left_out}")
+    notes += [f"--data-dir {root}{left_out}"] if left_out else []
+    files, labels, place = zip(*found)
 
     images, bad = _decode_files(root, files, skip_bad_images, size)
     good = torch.tensor([path not in bad for path in files])
@@ -71,7 +67,6 @@ def load_folder(root: Path, skip_bad_images: bool, size: int):
     if bad:
         images = pick_images(images, good.nonzero().flatten())
         notes.append(f"skipped {len(bad)} unreadable images: {some(list(bad), 20)}")
-    notes += _flat_images(images, [path for path in files if path not in bad])
     if len(parts) > 1:
         chosen = [(place == i).nonzero().flatten() for i in range(len(parts))]
     else:
@@ -131,19 +126,6 @@ def image_files(folder: Path) -> list[str]:
     """Paths of the image files in `folder` itself, in the order of their names; none without a folder."""
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
     return [str(folder / name) for name in names if name.lower().endswith(ENDINGS) and not name.startswith(".")]
-
-
-def _flat_images(images, files: list[str]) -> list[str]:
-    """A sentence where more than `FLAT_SHARE` of the images (N, 3, S, S) are nearly of one colour."""
-    flat = []
-    for part in images.split(chunk_length(images)):
-        low, high = part.flatten(2).aminmax(dim=2)
-        flat += ((high - low).amax(1) <= FLAT).tolist()  # levels from the darkest to the brightest pixel of a channel
-    if sum(flat) <= FLAT_SHARE * len(flat):
-        return []
-    return [f"warning: {sum(flat)} of {len(flat)} images decode to nearly one colour, black for example, so there is "
-            f"little to learn from them ({files[flat.index(True)]}, ...): look at what a viewer shows, and save shapes "
-            "that are in an alpha channel alone, or few of 16 bits, as ordinary 8-bit images"]
 
 
 def read_images(files: list[str], size: int, flag: str):
