@@ -113,9 +113,10 @@ def _left_out(parts: list[Path]) -> str:
     for folder in (part / name for part in parts for name in _subfolders(part)):
         found += [str(folder / name) for name in sorted(os.listdir(folder))
                   if not name.startswith(".") and not name.lower().endswith(ENDINGS)]
-    found = [os.path.relpath(path, parts[0].parent) for path in found]
-    return f": left out are {len(found)} files and folders that are no image in a class's own folder ({some(found)})" \
-        if found else ""
+    if not found:
+        return ""
+    told = some([os.path.relpath(path, parts[0].parent) for path in found])
+    return f": left out are {len(found)} files and folders that are no image in a class's own folder ({told})"
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -311,8 +312,8 @@ class StoredImages:
 
     Rows are read when they are asked for and are not mapped, so that what was read before does not count as memory of
     the process; the system's own cache keeps what is read often. Offers what this project asks of a tensor of images:
-    `shape`, `len`, iteration, `images[rows]` and `images.split(n)`; and `pick` and `join`, which read nothing. Raises
-    ValueError for a file of something else.
+    `shape`, `len`, iteration, `images[rows]` and `images.split(n)`; and `pick`, which reads nothing. Raises ValueError
+    for a file of something else.
     """
 
     dtype = torch.uint8
@@ -357,13 +358,6 @@ class StoredImages:
         picked.order = self.order[positions]
         return picked
 
-    def join(self, more) -> "StoredImages":
-        """These images, then those of a uint8 tensor."""
-        joined = copy.copy(self)
-        new = torch.arange(len(more)) + self.in_file + len(self.more)
-        joined.order, joined.more = torch.cat([self.order, new]), torch.cat([self.more, more])
-        return joined
-
 
 def chunk_length(images) -> int:
     """How many images a pass over all of them takes at once."""
@@ -378,7 +372,11 @@ def pick_images(images, positions):
 
 def join_images(images, more):
     """`images`, tensor or stored, then the uint8 tensor `more`."""
-    return images.join(more) if isinstance(images, StoredImages) else torch.cat([images, more])
+    if not isinstance(images, StoredImages):
+        return torch.cat([images, more])
+    joined, new = copy.copy(images), torch.arange(len(more)) + images.in_file + len(images.more)
+    joined.order, joined.more = torch.cat([images.order, new]), torch.cat([images.more, more])
+    return joined
 
 
 def replace_images(images, positions, by):
