@@ -112,8 +112,9 @@ def load_data(dataset: str, data_dir="data", *, train_size: int | None = None, s
             raise Refusal(f"--train-size {train_size}: {dataset} has {len(kept)} training images; that is the most")
         kept = kept[:train_size]
     train = train.pick(kept)
-    if absent := [name for label, name in enumerate(classes) if not (train.labels == label).any()]:
-        notes.append(f"warning: no training image is of the class {some(absent)}: all were held out or left out")
+    for part, images in (("training", train), ("test", test)):
+        if absent := [name for label, name in enumerate(classes) if not (images.labels == label).any()]:
+            notes.append(f"warning: no {part} image is of the class {some(absent)}: all are in other parts or left out")
     mean, std = STATISTICS.get(dataset) or _channel_statistics(train.images)
     flip = dataset != "digits"  # a mirrored digit is none
     return Data(dataset, train, held_out, test, classes, mean, std, flip, notes)
