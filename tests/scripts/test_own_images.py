@@ -33,7 +33,7 @@ def test_own_images_end_to_end(own_images):
     assert 0.0 in (summary(source)["log10_p"]["T1"], summary(source)["clean"]["log10_p"]["T1"])  # two classes
     # soft and hard need no labels: another folder, smaller and with other classes, will do
     said = good("extraction", *steal, "-at", "soft", "-dsrc", "folder", "--data-dir-source", folder / "cars")
-    assert "cropped at random and mirrored" in said and "decode to nearly one colour" in said  # the thief's images
+    assert "cropped at random and mirrored" in said
     s = summary(source / "extraction")
     assert s["dataset"] == s["dataset_source"] == "folder" and s["trigger_size"] == 3
     weights = load_checkpoint(source / "extraction/checkpoints/checkpoint_nat_best.pt")["model"]["state_dict"]
