@@ -12,7 +12,7 @@ demo: .venv/installed ## watermark, steal and prove on digits, in minutes on a C
 	.venv/bin/python -m figures.demo
 
 test: .venv/installed lint ## lint, then the whole test suite
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed ## style (ruff), and which package may import which (import-linter)
 	.venv/bin/ruff check .

@@ -9,8 +9,7 @@ import argparse
 import torch
 from torch import nn
 
-from models.normalize import Normalize
-from models.outside import build_outside, check_outside_name, looks_like_function, named
+from models.outside import TORCHVISION, build_outside, check_outside_name, looks_like_function, named
 from models.outside import describe_error as describe_error
 from models.outside import is_torchvision as is_torchvision
 from models.resnet import DEPTHS, ResNet
@@ -18,6 +17,19 @@ from models.vgg import VGG11
 
 NAMES = (*DEPTHS, "vgg11")
 SIZE = 32  # height and width of the published images, pixels
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std per channel, x (N, 3, H, W) in [0, 1]: so eps, clamps and saved triggers stay in pixel units."""
+
+    def __init__(self, mean, std):
+        super().__init__()
+        self.register_buffer("mu", torch.tensor(mean, dtype=torch.get_default_dtype()).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.get_default_dtype()).view(3, 1, 1))
+        self.memory_format = torch.contiguous_format  # of what leaves this layer; see `place`
+
+    def forward(self, x):
+        return ((x - self.mu) / self.std).contiguous(memory_format=self.memory_format)
 
 
 class Classifier(nn.Sequential):
@@ -61,7 +73,7 @@ def architecture(text: str) -> str:
     """An argparse type: one of `NAMES`, `tv:NAME` of torchvision, or the user's `package.module:function`."""
     if text in NAMES:
         return text
-    if text.startswith("tv:") or looks_like_function(text):
+    if text.startswith(TORCHVISION) or looks_like_function(text):
         return check_outside_name(text)
     raise argparse.ArgumentTypeError(
         f"there is no architecture {text[:60]!r}: pass one of {', '.join(NAMES)}, or tv:NAME of torchvision, or "

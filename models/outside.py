@@ -22,21 +22,13 @@ named = {}  # name -> function, of the user's functions that the command line na
 
 def is_torchvision(name: str) -> bool:
     """Whether this is `tv:` and the name of a classifier that torchvision registers."""
+    return name.startswith(TORCHVISION) and name.removeprefix(TORCHVISION) in _torchvision_names()
+
+
+def _torchvision_names() -> list[str]:
     from torchvision import models
 
-    return name.startswith(TORCHVISION) and name.removeprefix(TORCHVISION) in models.list_models(module=models)
-
-
-def import_named(text: str) -> None:
-    """Import the function `package.module:function` that the command line names; argparse's error where that fails."""
-    module, function = text.split(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (Exception, SystemExit) as error:  # the user's module may raise anything, and may be a script
-        raise argparse.ArgumentTypeError(f"{text} cannot be imported ({describe_error(error)})") from error
-    if not callable(found):
-        raise argparse.ArgumentTypeError(f"{text} is no function: name one that takes the number of classes")
-    named[text] = found
+    return models.list_models(module=models)
 
 
 def describe_error(error: BaseException) -> str:
@@ -49,15 +41,20 @@ def describe_error(error: BaseException) -> str:
 
 def check_outside_name(text: str) -> str:
     """An architecture's name of one of the two kinds; argparse's error for others. Imports a user's function."""
+    if is_torchvision(text):
+        return text
     if text.startswith(TORCHVISION):
-        if not is_torchvision(text):
-            from torchvision import models
-
-            near = difflib.get_close_matches(text.removeprefix(TORCHVISION), models.list_models(module=models))
-            hint = f"; near it are {', '.join(TORCHVISION + name for name in near)}" if near else ""
-            raise argparse.ArgumentTypeError(f"torchvision has no classifier {text.removeprefix(TORCHVISION)!r}{hint}")
-    else:
-        import_named(text)
+        near = difflib.get_close_matches(text.removeprefix(TORCHVISION), _torchvision_names())
+        hint = f"; near it are {', '.join(TORCHVISION + name for name in near)}" if near else ""
+        raise argparse.ArgumentTypeError(f"torchvision has no classifier {text.removeprefix(TORCHVISION)!r}{hint}")
+    module, function = text.split(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (Exception, SystemExit) as error:  # the user's module may raise anything, and may be a script
+        raise argparse.ArgumentTypeError(f"{text} cannot be imported ({describe_error(error)})") from error
+    if not callable(found):
+        raise argparse.ArgumentTypeError(f"{text} is no function: name one that takes the number of classes")
+    named[text] = found
     return text
 
 
@@ -71,19 +68,14 @@ def build_outside(name: str, num_classes: int, size: int) -> nn.Module:
 
     Raises KeyError for a function that the command line did not name, and whatever its maker raises.
     """
-    if not name.startswith(TORCHVISION):
-        return _build_named(name, num_classes, size)
-    from torchvision import models
+    if name.startswith(TORCHVISION):
+        from torchvision import models
 
-    name, more = name.removeprefix(TORCHVISION), {}
-    if name.startswith("vit_"):
-        more["image_size"] = size  # its positions are counted
-    if name in ("googlenet", "inception_v3"):
-        more |= {"aux_logits": False, "init_weights": True}
-    return models.get_model(name, weights=None, num_classes=num_classes, **more)
-
-
-def _build_named(name: str, num_classes: int, size: int) -> nn.Module:
+        name = name.removeprefix(TORCHVISION)
+        more = {"image_size": size} if name.startswith("vit_") else {}  # its positions are counted
+        if name in ("googlenet", "inception_v3"):
+            more = {"aux_logits": False, "init_weights": True}
+        return models.get_model(name, weights=None, num_classes=num_classes, **more)
     try:
         network = named[name](num_classes)
     except SystemExit as error:

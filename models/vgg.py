@@ -14,10 +14,10 @@ class VGG11(nn.Module):
         for stage in STAGES:
             if stage == "pool":
                 layers.append(nn.MaxPool2d(2))
-                continue
-            layers += [nn.Conv2d(planes, stage * width, 3, padding=1), nn.BatchNorm2d(stage * width)]
-            layers += [nn.ReLU(inplace=True)]
-            planes = stage * width
+            else:
+                layers += [nn.Conv2d(planes, stage * width, 3, padding=1), nn.BatchNorm2d(stage * width)]
+                layers.append(nn.ReLU(inplace=True))
+                planes = stage * width
         self.layers = nn.Sequential(*layers)
         self.linear = nn.Linear(planes, num_classes)
 

@@ -39,19 +39,16 @@ def o_norm(x, weight, bias, running, use_running):
 
 def o_forward(w, x, running=None, use_running=False):
     """The tiny model by hand; the batch's statistics enter every set of averages in the list `running`."""
-    first = running[0] if running else None
-    h = F.conv2d(x - 0.5, w["1.0.weight"], padding=1, stride=2)
-    h, *one = o_norm(h, w["1.1.weight"], w["1.1.bias"], first and first[0], use_running)
-    h = torch.where(h > 0, h, torch.zeros_like(h))
-    h = F.conv2d(h, w["1.3.weight"], padding=1, stride=2)
-    h, *two = o_norm(h, w["1.4.weight"], w["1.4.bias"], first and first[1], use_running)
-    h = torch.where(h > 0, h, torch.zeros_like(h)).mean(dim=(2, 3))
-    if not use_running:
+    h = x - 0.5
+    for layer, (conv, norm) in enumerate((("1.0", "1.1"), ("1.3", "1.4"))):
+        h = F.conv2d(h, w[f"{conv}.weight"], padding=1, stride=2)
+        first = running[0][layer] if running else None
+        h, mean, var = o_norm(h, w[f"{norm}.weight"], w[f"{norm}.bias"], first, use_running)
+        h = torch.where(h > 0, h, torch.zeros_like(h))
         for averages in running or []:
-            for layer, (mean, var) in zip(averages, (one, two)):
-                layer[0] = 0.9 * layer[0] + 0.1 * mean
-                layer[1] = 0.9 * layer[1] + 0.1 * var
-    return h @ w["1.8.weight"].T + w["1.8.bias"]
+            if not use_running:
+                averages[layer] = [0.9 * averages[layer][0] + 0.1 * mean, 0.9 * averages[layer][1] + 0.1 * var]
+    return h.mean(dim=(2, 3)) @ w["1.8.weight"].T + w["1.8.bias"]
 
 
 def o_ascent(w, x, y, steps, running, use_running):
@@ -96,12 +93,7 @@ def oracle(w, running, steps_data, *, reduction, bn_stats, ascent_steps, rate=LR
             x_q = o_ascent(w, x_q, y_q, ascent_steps, seen, use_running=False)
             l_wat = o_cross_entropy(o_forward(w, x_q, seen), y_q)
         if reduction == "joint":
-            total = 0
-            for one in l_obj:
-                total = total + one
-            for one in l_wat:
-                total = total + WEIGHT * one
-            loss = total / (len(l_obj) + len(l_wat))
+            loss = (sum(l_obj) + sum(WEIGHT * one for one in l_wat)) / (len(l_obj) + len(l_wat))
         else:
             loss = l_obj.sum() / len(l_obj) + WEIGHT * l_wat.sum() / len(l_wat)
         gradients = dict(zip(w, torch.autograd.grad(loss, list(w.values()))))

@@ -1,10 +1,9 @@
 """A time-stamping authority on this machine: a certificate chain made by openssl, and an HTTP server."""
 
 import subprocess
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+
+import answering_server
 
 CONFIG = """
 [req]
@@ -44,28 +43,9 @@ def make_chain(folder: Path) -> Path:
     return folder / "ca.pem"
 
 
-@contextmanager
 def serving(reply):
     """The address of a server that answers each POST with `reply(body)`: bytes, or a number, which is its status."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            answer = reply(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(answer if isinstance(answer, int) else 200)
-            self.end_headers()
-            self.wfile.write(b"" if isinstance(answer, int) else answer)
-
-        def log_message(self, *arguments):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    return answering_server.serving(lambda body, headers: reply(body))
 
 
 def stamping(folder: Path):

@@ -18,19 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-def run(script, *flags, status=0, cwd=ROOT, timeout=300):
-    """Run a script in a process of its own; returns the finished process after checking its exit status."""
-    command = [sys.executable, str(ROOT / script), *map(str, flags)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout)
+def finished(*command, status=0, timeout=600):
+    """Run a command in a process of its own; returns the finished process after checking its exit status."""
+    command = list(map(str, command))
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout)
     assert done.returncode == status, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-    return done
-
-
-def torchrun(*command, status=0):
-    """Run a command in two processes; returns the finished launcher after checking its exit status."""
-    launcher = [*TORCHRUN, *map(str, command)]
-    done = subprocess.run(launcher, capture_output=True, text=True, cwd=ROOT, timeout=600)
-    assert done.returncode == status, f"{launcher} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done
 
 
@@ -75,6 +67,11 @@ def refused(script, *flags) -> str:
 def summary(folder) -> dict:
     """The summary of a finished run."""
     return json.loads((folder / "summary.json").read_text())
+
+
+def rows_of(folder) -> list[dict]:
+    """The figures of each epoch of a run."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def tree(folder) -> set:

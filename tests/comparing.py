@@ -1,8 +1,7 @@
 """Comparisons of two run folders, two checkpoints or two models."""
 
-import json
-
 import torch
+from commands import rows_of
 
 from utils.runs.checkpoints import load_checkpoint
 
@@ -32,8 +31,7 @@ def same_runs(one, two):
         if name == "checkpoint_previous.pt":  # after a signal it is from the middle of an epoch
             continue
         same(load_checkpoint(one / "checkpoints" / name), load_checkpoint(two / "checkpoints" / name), name)
-    rows = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (one, two)]
-    same(*rows, "metrics.jsonl")
+    same(rows_of(one), rows_of(two), "metrics.jsonl")
     assert not list(one.rglob("*.partial")) and not list(two.rglob("*.partial"))
 
 

@@ -1,4 +1,4 @@
-"""Shared by all tests: small things on the CPU, no network."""
+"""Shared by all tests: small things on the CPU, no network; runs of an owner and a bank that many tests read."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from owner_fixtures import bank, committed, owner  # noqa: E402, F401
+from owner_runs import SETTINGS, make_run, record_of  # noqa: E402
 from shortcuts import skip_fsync_git_and_pictures  # noqa: E402
 from tiny_fit import tiny_fit  # noqa: E402
 
@@ -41,8 +41,33 @@ def quick():
         yield
 
 
+# ---- made once; nobody writes to them --------------------------------------------------------------------------------
+
+
 @pytest.fixture(scope="session")
+@skip_fsync_git_and_pictures()
 def unbroken_run(tmp_path_factory):
-    """The folder of a `tiny_fit` that was never interrupted, to compare others with; nobody writes to it."""
-    with skip_fsync_git_and_pictures():
-        return tiny_fit(tmp_path_factory.mktemp("unbroken") / "run").path
+    """The folder of a `tiny_fit` that was never interrupted."""
+    return tiny_fit(tmp_path_factory.mktemp("unbroken") / "run").path
+
+
+@pytest.fixture(scope="session")
+@skip_fsync_git_and_pictures()
+def owner(tmp_path_factory):
+    """(run folder, trigger set) of an owner whose labels --seed drew."""
+    return make_run(tmp_path_factory.mktemp("owner") / "run")
+
+
+@pytest.fixture(scope="session")
+@skip_fsync_git_and_pictures()
+def committed(tmp_path_factory):
+    """(run folder, trigger set) of an owner who prepared images and whose labels a beacon drew."""
+    return make_run(tmp_path_factory.mktemp("committed") / "run", record=record_of())
+
+
+@pytest.fixture(scope="session")
+@skip_fsync_git_and_pictures()
+def bank(tmp_path_factory):
+    """The run folders of five benign models."""
+    folder, none = tmp_path_factory.mktemp("bank"), SETTINGS | {"train_type": "none"}
+    return [make_run(folder / f"b{i}", none | {"seed": 10 + i})[0] for i in range(5)]

@@ -14,153 +14,6 @@ def without_linear(classes):
     return nn.Sequential(nn.Conv2d(3, classes, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-class _Noisy(nn.Module):
-    """Draws random numbers in train mode without a dropout layer."""
-
-    def __init__(self, classes):
-        super().__init__()
-        self.body = plain(classes)
-
-    def forward(self, x):
-        return self.body(x + 0.05 * torch.randn_like(x) if self.training else x)
-
-
-def noisy(classes):
-    return _Noisy(classes)
-
-
-def two_outputs(classes):
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = plain(classes)
-
-        def forward(self, x):
-            return self.body(x), x
-
-    return Two()
-
-
-def too_few_logits(classes):
-    return plain(classes - 1)
-
-
-def no_module(classes):
-    return lambda x: x
-
-
-def fails(classes):
-    raise RuntimeError("no such layer")
-
-
-def weightless(classes):
-    class Constant(nn.Module):
-        def forward(self, x):
-            return x.flatten(1)[:, :classes]
-
-    return Constant()
-
-
-not_callable = 3
-
-
-class Body(nn.Module):
-    """Can be trained and kept; what inherits from it cannot, or only with some flags."""
-
-    def __init__(self, classes):
-        super().__init__()
-        self.first, self.last = nn.Conv2d(3, 16, 4, 4), nn.Linear(1024, classes)
-
-    def hidden(self, x):
-        return self.first(x).relu().flatten(1)
-
-    def forward(self, x):
-        return self.last(self.hidden(x))
-
-
-class OutsideTheStateDict(Body):
-    def __init__(self, classes):
-        super().__init__(classes)
-        self.signs = torch.randn(1024)
-
-    def hidden(self, x):
-        return super().hidden(x) * self.signs
-
-
-class RandomInEvaluation(Body):
-    def hidden(self, x):
-        return nn.functional.dropout(super().hidden(x), training=True)
-
-
-class ExtraState(Body):
-    def get_extra_state(self):
-        return {"a": 1}
-
-    def set_extra_state(self, state):
-        pass
-
-
-class ComplexBuffer(Body):
-    def __init__(self, classes):
-        super().__init__(classes)
-        self.register_buffer("phase", torch.ones(3, dtype=torch.complex64))
-
-
-class EndsInTraining(Body):
-    def forward(self, x):
-        if self.training:
-            raise SystemExit("no training")
-        return super().forward(x)
-
-
-class FrozenBackbone(Body):
-    def hidden(self, x):
-        with torch.no_grad():
-            return super().hidden(x)
-
-
-class NoGradient(Body):
-    def forward(self, x):
-        return super().forward(x).detach()
-
-
-class ChangesInPlace(Body):
-    def __init__(self, classes):
-        super().__init__(classes)
-        self.register_buffer("scale", torch.ones(1024))
-
-    def hidden(self, x):
-        hidden = super().hidden(x)
-        self.scale.mul_(0.9).add_(hidden.detach().mean(0), alpha=0.1)
-        return hidden * self.scale
-
-
-class OneKindOfFloat(Body):
-    def hidden(self, x):
-        hidden = super().hidden(x)
-        return torch.zeros(len(x), 1024).index_add(0, torch.arange(len(x)), hidden)
-
-
-class Views(Body):
-    def hidden(self, x):
-        x = self.first(x).relu()
-        return x.view(x.size(0), -1)  # as many networks do it, and only where the memory format allows it
-
-
-class WholeNumbers(Body):
-    def __init__(self, classes):
-        super().__init__(classes)
-        self.register_buffer("order", torch.arange(1023, -1, -1))
-
-    def hidden(self, x):
-        return super().hidden(x)[:, self.order]
-
-
-class TwoInTraining(Body):
-    def forward(self, x):
-        return (super().forward(x), x) if self.training else super().forward(x)
-
-
 def lazy(classes):
     return nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(classes))
 
@@ -168,6 +21,91 @@ def lazy(classes):
 def two_momenta(classes):
     return nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 16, 8, 8), nn.BatchNorm2d(16, momentum=0.01), nn.Flatten(),
                          nn.Linear(256, classes))
+
+
+def transformer(classes):
+    """One layer on 4 x 4 patches of images of 32 x 32 pixels: attention and LayerNorm, no BatchNorm."""
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(image_size=32, patch_size=8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=32,
+                             num_classes=classes)
+
+
+# ---- one network that can be trained and kept, and changes after which it cannot, or only with some flags ------------
+
+
+class Network(nn.Module):
+    """`hidden(network, features (N, 16, 8, 8))` and `answer(network, x, logits)` are what a variant changes."""
+
+    def __init__(self, classes, hidden, answer, buffers):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 4, 4), nn.Linear(1024, classes)
+        self.hidden, self.answer = hidden, answer
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer.clone())
+
+    def forward(self, x):
+        return self.answer(self, x, self.last(self.hidden(self, self.first(x).relu()).flatten(1)))
+
+
+def variant(hidden=lambda net, h: h, answer=lambda net, x, logits: logits, **buffers):
+    """A function of the user's."""
+    return lambda classes: Network(classes, hidden, answer, buffers)
+
+
+def in_place(net, h):
+    net.scale.mul_(0.9).add_(h.detach().mean((0, 2, 3)), alpha=0.1)
+    return h * net.scale[:, None, None]
+
+
+def ends(net, x, logits):
+    if net.training:
+        raise SystemExit("no training")
+    return logits
+
+
+Body = variant()
+Noisy = variant(lambda net, h: h + 0.05 * torch.randn_like(h) if net.training else h)  # random without a dropout layer
+RandomInEvaluation = variant(lambda net, h: nn.functional.dropout(h, training=True))
+FrozenBackbone = variant(lambda net, h: h.detach())
+Views = variant(lambda net, h: h.view(len(h), -1))  # as many networks do it, and only where the memory format allows it
+ChangesInPlace = variant(in_place, scale=torch.ones(16))
+WholeNumbers = variant(lambda net, h: h[:, net.order], order=torch.arange(15, -1, -1))
+ComplexBuffer = variant(phase=torch.ones(3, dtype=torch.complex64))
+OneKindOfFloat = variant(lambda net, h: torch.zeros(h.shape).index_add(0, torch.arange(len(h)), h))
+NoGradient = variant(answer=lambda net, x, logits: logits.detach())
+EndsInTraining = variant(answer=ends)
+TwoInTraining = variant(answer=lambda net, x, logits: (logits, x) if net.training else logits)
+
+
+def OutsideTheStateDict(classes):
+    net = variant(lambda net, h: h * net.signs)(classes)
+    net.signs = torch.randn(8)
+    return net
+
+
+class ExtraState(nn.Sequential):
+    def __init__(self, classes):
+        super().__init__(nn.Flatten(), nn.Linear(3072, classes))
+
+    def get_extra_state(self):
+        return {"a": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+# ---- no networks -----------------------------------------------------------------------------------------------------
+
+two_outputs = variant(answer=lambda net, x, logits: (logits, x))
+too_few_logits = lambda classes: Body(classes - 1)
+no_module = lambda classes: lambda x: x
+weightless = lambda classes: nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(classes))
+not_callable = 3
+
+
+def fails(classes):
+    raise RuntimeError("no such layer")
 
 
 def ends_the_process(classes):

@@ -8,7 +8,7 @@ from torch import nn
 from utils.data.batches import Batches
 from utils.data.sets import Images
 from utils.runs.folder import RunFolder
-from utils.training.loop import Objective, fit
+from utils.training.loop import fit
 from utils.watermark.margin import WatermarkObjective, ascend
 
 CPU = torch.device("cpu")
@@ -24,19 +24,13 @@ def tiny_fit(path, hook=None, lr=0.1, batch=4, bn_stats="paper", overwrite=False
     g = torch.Generator().manual_seed(0)
     images = Images(torch.randint(0, 256, (16, 3, 32, 32), generator=g, dtype=torch.uint8), torch.arange(16) % 3,
                     torch.arange(16))
-    objective = WatermarkObjective(model, torch.rand(5, 3, 32, 32, generator=g), torch.arange(5) % 3, weight=1.0,
-                                   reduction="sum", batch=3, bn_stats=bn_stats,
-                                   ascent=partial(ascend, steps=2, step_size=0.02, eps=0.03))
     counter = iter(range(10**6))
 
-    class Hooked(Objective):
-        statistics = objective.statistics
-        plan = staticmethod(objective.plan)
-
+    class Hooked(WatermarkObjective):
         def __call__(self, *inputs):
             if hook:
                 hook(next(counter), *([model] if with_model else []))
-            return objective(*inputs)
+            return super().__call__(*inputs)
 
     def evaluate(m):
         m.eval()
@@ -51,7 +45,9 @@ def tiny_fit(path, hook=None, lr=0.1, batch=4, bn_stats="paper", overwrite=False
     run = RunFolder(path, {"seed": 0, "lr": lr}, "another -msg")
     run.check(overwrite)
     run.open(CPU, overwrite)
-    fit(run, model, Hooked(), Batches(images, batch, True), evaluate, snapshot, epochs=epochs, lr=lr)
+    objective = Hooked(model, torch.rand(5, 3, 32, 32, generator=g), torch.arange(5) % 3, weight=1.0, reduction="sum",
+                       batch=3, bn_stats=bn_stats, ascent=partial(ascend, steps=2, step_size=0.02, eps=0.03))
+    fit(run, model, objective, Batches(images, batch, True), evaluate, snapshot, epochs=epochs, lr=lr)
     return run
 
 

@@ -18,18 +18,17 @@ class Shift(nn.Module):
 
 
 def tiny():
-    """Two convolutions with BatchNorm and a linear layer, in fp64."""
+    """Two convolutions with BatchNorm, which is not a new layer's, and a linear layer, in fp64."""
     torch.manual_seed(3)
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1, stride=2, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
         nn.Conv2d(4, 6, 3, padding=1, stride=2, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, CLASSES),
     )
-    for layer in (network[1], network[4]):  # not the values of a new layer
-        nn.init.uniform_(layer.weight, 0.5, 1.5)
-        nn.init.uniform_(layer.bias, -0.5, 0.5)
-        nn.init.uniform_(layer.running_mean, -0.2, 0.2)
-        nn.init.uniform_(layer.running_var, 0.5, 1.5)
+    for layer in (network[1], network[4]):
+        for tensor, (low, high) in ((layer.weight, (0.5, 1.5)), (layer.bias, (-0.5, 0.5)),
+                                    (layer.running_mean, (-0.2, 0.2)), (layer.running_var, (0.5, 1.5))):
+            nn.init.uniform_(tensor, low, high)
     return nn.Sequential(Shift(), network).double()
 
 
@@ -39,32 +38,25 @@ class FakeRun:
     def __init__(self):
         self.saved, self.written = {}, []
 
-    def load(self, name):
-        return None
+    load = log = lambda self, _: None
+    rows = lambda self: []
 
     def save(self, name, checkpoint):
         self.saved[name] = checkpoint
 
-    def rows(self):
-        return []
-
     def write_rows(self, rows):
         self.written = list(rows)
 
-    def log(self, text):
-        pass
-
 
 class Spy(Objective):
-    """An objective that remembers which triggers it drew and its losses."""
+    """An objective that remembers what it planned, (order, shift, flip, triggers) of each epoch, and its losses."""
 
     def __init__(self, objective):
-        self.objective, self.losses, self.picks, self.statistics = objective, [], [], objective.statistics
+        self.objective, self.losses, self.plans, self.statistics = objective, [], [], objective.statistics
 
     def plan(self, batches, epoch, generator):
-        rows = self.objective.plan(batches, epoch, generator)
-        self.picks.append(rows[3])
-        return rows
+        self.plans.append(self.objective.plan(batches, epoch, generator))
+        return self.plans[-1]
 
     def __call__(self, *inputs):
         loss, stats = self.objective(*inputs)
@@ -86,34 +78,22 @@ def data(steps):
 
 def train(steps, reduction="joint", bn_stats="paper", ascent_steps=K, epochs=1):
     """Train the tiny model with `fit`; returns (run, model, spy, the inputs of each step)."""
-    model = tiny()
+    model, run = tiny(), FakeRun()
     images, x_q, y_q = data(steps)
-    batches = Batches(images, BATCH, True, dtype=torch.float64)
-    plans, draw = [], batches.plan
-
-    def plan(generator):
-        plans.append(draw(generator))
-        return plans[-1]
-
-    batches.plan = plan
     ascent = partial(ascend, steps=ascent_steps, step_size=ETA, eps=EPS) if ascent_steps else None
     spy = Spy(WatermarkObjective(model, x_q, y_q, weight=WEIGHT, reduction=reduction, batch=M, bn_stats=bn_stats,
                                  ascent=ascent))
-    run = FakeRun()
 
     def snapshot(model, epoch, row):
         return {"model": {"state_dict": {n: t.detach().clone() for n, t in model.state_dict().items()}}}
 
-    fit(run, model, spy, batches, lambda m: {"val_accuracy": 0.5}, snapshot,
+    fit(run, model, spy, Batches(images, BATCH, True, dtype=torch.float64), lambda m: {"val_accuracy": 0.5}, snapshot,
         epochs=epochs, lr=LR, weight_decay=DECAY, seed=5)
     steps_data = []
-    for plan, picks in zip(plans, spy.picks):
-        for step in range(steps):
-            x = torch.stack([
-                o_crop(images.images[i].double() / 255, int(s[0]), int(s[1]), bool(f))
-                for i, s, f in zip(plan.order[step], plan.shift[step], plan.flip[step])
-            ])
-            steps_data.append((x, images.labels[plan.order[step]], x_q[picks[step]], y_q[picks[step]]))
+    for order, shift, flip, picks in (step for plan in spy.plans for step in zip(*plan)):
+        x = torch.stack([o_crop(images.images[i].double() / 255, int(s[0]), int(s[1]), bool(f))
+                         for i, s, f in zip(order, shift, flip)])
+        steps_data.append((x, images.labels[order], x_q[picks], y_q[picks]))
     return run, model, spy, steps_data
 
 
@@ -121,8 +101,7 @@ def start():
     """The initial parameters of `tiny`, and the running averages of its two BatchNorm layers."""
     model = tiny()
     w = {name: p.detach().clone() for name, p in model.named_parameters()}
-    layers = (model[1][1], model[1][4])
-    return w, [[layer.running_mean.clone(), layer.running_var.clone()] for layer in layers]
+    return w, [[layer.running_mean.clone(), layer.running_var.clone()] for layer in (model[1][1], model[1][4])]
 
 
 def close(a, b):

@@ -16,9 +16,8 @@ import time
 def wait_quietly_beside_others() -> None:
     """Let OpenMP's threads sleep instead of spin while they wait, if other programs keep a core busy right now.
 
-    A thread that spins on a core that it shares holds up the one it waits for: measured on two cores, training of a
-    small network was up to fifty times slower beside one busy program, and 2.2 times slower asleep (docs/cost.md). It
-    changes no result. OpenMP reads the variable once, when torch is imported; a user's own setting stands.
+    A thread that spins on a core that it shares holds up the one it waits for (docs/cost.md). It changes no result.
+    OpenMP reads the variable once, when torch is imported; a user's own setting stands.
     """
     if "torch" in sys.modules or {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         return

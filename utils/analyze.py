@@ -14,7 +14,6 @@ import json
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from utils.data.sets import load_data
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, load_source, restore_model
@@ -22,7 +21,7 @@ from utils.runs.networks import add_named_architectures
 from utils.system.files import read_json, write_atomically
 from utils.system.machine import choose_device, figure_png, new_figure
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
-from utils.training.metrics import predict
+from utils.training.metrics import accuracy, count_hits, predict
 from utils.watermark.carriers import last_features, nearest
 from utils.watermark.margin import ascend
 from utils.watermark.trigger_files import unpack_source
@@ -31,12 +30,10 @@ from utils.watermark.trigger_files import unpack_source
 class FinishedRun:
     """A finished run of any of the three scripts.
 
-    folder    the run's folder, an absolute path
-    model     frozen, in eval mode, on `device`
-    triggers  the owner's `TriggerSet`; of a surrogate, that of its source
+    folder       the run's folder, an absolute path
+    model        frozen, in eval mode, on `device`
+    triggers     the owner's `TriggerSet`; of a surrogate, that of its source
     train, test  `Images` of the run's data set, with `classes`; `train` are those of the source
-    select    which checkpoint, see below
-    device    where to compute
 
     `select` names the checkpoint ("val" or "last"; None: the one that the run itself reports). Raises Refusal where
     there is no run, or where `data_dir` holds other images than the run was trained on.
@@ -47,12 +44,12 @@ class FinishedRun:
         settings = (read_json(self.folder / "run.json") or {}).get("settings")
         if settings is None:
             raise Refusal(f"there is no run in {folder}: name the folder of a finished run")
-        select = select or settings.get("select")
-        path = find_checkpoint(self.folder, select)
+        self.select, self.device = select or settings.get("select"), device
+        path = find_checkpoint(self.folder, self.select)
         self.model, self.triggers = unpack_source(load_checkpoint(path), path, device)
         if self.triggers is None:  # a surrogate: the triggers are its source's
             source = self.folder.parent
-            path = find_checkpoint(source, select)
+            path = find_checkpoint(source, self.select)
             self.triggers = unpack_source(load_checkpoint(path), path, device)[1]
         source_settings = (read_json(source / "run.json") or {}).get("settings") or {}
         data = load_data(settings["dataset"], data_dir, train_size=source_settings.get("train_size"),
@@ -60,22 +57,22 @@ class FinishedRun:
         if source_settings.get("data_sha256") not in (None, data.sha256):
             raise Refusal(f"--data-dir {data_dir}: these are not the images of {folder}; name its source's data")
         self.train, self.test, self.classes = data.train, data.test, data.classes
-        self.select, self.device = select, device
 
 
 # ---- energy (Table 7) ----
-# The filter is that of Liu et al. (2020): it refuses inputs of high energy, and its threshold is set so that it
-# refuses 5 % of the clean test images.
 
 
-def free_energy(logits, temperature: float = 1.0):
-    """-T logsumexp(logits / T), (N, C) -> (N,); the lower, the more an input resembles the training data."""
-    return -temperature * (logits / temperature).logsumexp(1)
+def free_energy(logits):
+    """-logsumexp(logits), (N, C) -> (N,); the lower, the more an input resembles the training data."""
+    return -logits.logsumexp(1)
 
 
-def refused_share(clean, suspect, share: float = 0.05) -> float:
-    """Share of the `suspect` energies (M,) above the threshold that refuses `share` of the `clean` energies (N,)."""
-    return float((suspect > clean.quantile(1 - share)).double().mean())
+def refused_share(clean, suspect) -> float:
+    """Share of the `suspect` energies (M,) above the threshold that refuses 5 % of the `clean` ones (N,).
+
+    The filter is that of Liu et al. (2020): it refuses inputs of high energy.
+    """
+    return float((suspect > clean.quantile(1 - 0.05)).double().mean())
 
 
 def report_energy(run: FinishedRun) -> dict:
@@ -95,22 +92,22 @@ def report_energy(run: FinishedRun) -> dict:
 GRID, CELLS = 1 / 2550, 512  # margins are resolved to a tenth of a grey level, up to 0.2
 
 
-def margin_bound(model, x, y, steps: int = 20, grid: float = GRID, cells: int = CELLS):
+def margin_bound(model, x, y, steps: int = 20):
     """Upper bound of the margin of x (N, 3, H, W) in [0, 1] under labels y (N,): eps (N,) in pixel units.
 
-    Bisection over the multiples of `grid` for the smallest eps at which `steps` steps of ascent change the answer
-    from y; 0 where the model does not answer y in the first place, grid * cells where no eps of the grid changes the
+    Bisection over the multiples of `GRID` for the smallest eps at which `steps` steps of ascent change the answer
+    from y; 0 where the model does not answer y in the first place, GRID * CELLS where no eps of the grid changes the
     answer. The ascent, like any attack, may fail where another one succeeds: the true margin is at most this.
     """
     is_y = torch.no_grad()(lambda x: model(x).argmax(1) == y)
     low = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    high = torch.full_like(low, cells)
+    high = torch.full_like(low, CELLS)
     while bool((high - low > 1).any()):
         middle = (low + high) // 2
-        eps = (middle * grid).to(x.dtype).view(-1, *[1] * (x.dim() - 1))
+        eps = (middle * GRID).to(x.dtype).view(-1, *[1] * (x.dim() - 1))
         holds = is_y(ascend(model, x, y, steps=steps, step_size=eps * 2.5 / steps, eps=eps))
         low, high = torch.where(holds, middle, low), torch.where(holds, high, middle)
-    return high * grid * is_y(x)
+    return high * GRID * is_y(x)
 
 
 def report_margin(run: FinishedRun) -> dict:
@@ -143,9 +140,8 @@ def report_recalibrated(run: FinishedRun) -> dict:
     """Accuracy on test images and triggers answered as assigned, before and after `recalibrate` on training images."""
     result = {"triggers": len(run.triggers)}
     for prefix, model in (("", run.model), ("recalibrated_", recalibrate(run.model, run.train.images))):
-        on_test, on_triggers = (predict(model, of.images).cpu().argmax(1) for of in (run.test, run.triggers))
-        result[f"{prefix}accuracy"] = float((on_test == run.test.labels).double().mean())
-        result[f"{prefix}hits"] = int((on_triggers == run.triggers.labels).sum())
+        result[f"{prefix}accuracy"] = accuracy(model, run.test.images, run.test.labels)
+        result[f"{prefix}hits"] = count_hits(predict(model, run.triggers.images), run.triggers.labels)
     return result
 
 
@@ -177,52 +173,51 @@ def copied_errors(source, copy, labels) -> dict:
 
 
 def class_lift(probability, labels, true_labels, assigned) -> dict:
-    """The source's probability of assigned labels on training images of the trigger's own class.
+    """The source's mean probability, on training images of the trigger's own class, of the trigger's assigned label,
+    and of the other labels that neither trigger nor image has.
 
-    probability (N, C) on training images with labels (N,); triggers of true labels (m,), assigned ones (m,). Means
-    over triggers: of the assigned label, and of the other labels that neither trigger nor image has.
+    probability (N, C) on training images with labels (N,); triggers of true labels (m,), assigned ones (m,).
     """
     classes = probability.shape[1]
-    means = torch.stack([probability[labels == c].mean(0) for c in range(classes)])
-    own = means[true_labels]
+    own = torch.stack([probability[labels == c].mean(0) for c in range(classes)])[true_labels]
     mine = own.gather(1, assigned[:, None])[:, 0]
     others = (own.sum(1) - own.gather(1, true_labels[:, None])[:, 0] - mine) / (classes - 2)
     apart = true_labels != assigned  # plausible labels may be the true ones
-    return {"assigned": float(mine[apart].mean()), "other": float(others[apart].mean())}
+    return {"assigned_in_own_class": float(mine[apart].mean()), "other_in_own_class": float(others[apart].mean())}
 
 
 def report_traces(copy: FinishedRun) -> dict:
     """The traces of a surrogate's source, and what the surrogate made of them; Refusal for a run that is no surrogate.
 
     `assigned_near_for_*` is the source's mean probability of the assigned label on the training images nearest to the
-    trigger in the features of the source or the copy; `assigned_everywhere` that on all images of other labels.
+    trigger in the features of the source, which has learnt where a trigger lies, or of the copy, where it lies for who
+    never saw it; `assigned_everywhere` that on all images of other labels.
     """
     summary = read_json(copy.folder / "summary.json") or {}
     statistics = summary.get("teacher_bn")
     if summary.get("role") != "surrogate" or statistics is None:
         raise Refusal(f"{copy.folder} is no finished run of distill.py or extraction.py: traces compares a copy with "
                       "its source")
-    source = restore_model(*load_source(copy.folder.parent, copy.select, statistics), copy.device)
+    models = {"source": restore_model(*load_source(copy.folder.parent, copy.select, statistics), copy.device),
+              "copy": copy.model}
     triggers, train, test = copy.triggers, copy.train, copy.test
-    answers = {name: [predict(model, images).cpu() for images in (train.images, test.images, triggers.images)]
-               for name, model in (("source", source), ("copy", copy.model))}
-    probability = answers["source"][0].softmax(1)
+    on_train = predict(models["source"], train.images).cpu()
+    probability, on_test = on_train.softmax(1), {}
     result = {"statistics": statistics, "attack": summary.get("attack"), "triggers": len(triggers)}
-    for name, model in (("source", source), ("copy", copy.model)):
-        # the source has learnt where a trigger lies; the copy shows where it lies for who never saw it
+    for name, model in models.items():
         around = nearest(last_features(model, train.images), last_features(model, triggers.images), NEIGHBOURS)
         near = probability[around].gather(2, triggers.labels[:, None, None].expand(-1, NEIGHBOURS, 1))
         result[f"assigned_near_for_{name}"] = float(near.mean())
-    for name, (_, on_test, on_triggers) in answers.items():
-        result[f"{name}_accuracy"] = float((on_test.argmax(1) == test.labels).double().mean())
-        result[f"{name}_hits"] = int((on_triggers.argmax(1) == triggers.labels).sum())
+    for name, model in models.items():
+        on_test[name], on_triggers = (predict(model, images).cpu() for images in (test.images, triggers.images))
+        result[f"{name}_accuracy"] = float((on_test[name].argmax(1) == test.labels).double().mean())
+        result[f"{name}_hits"] = count_hits(on_triggers, triggers.labels)
         result[f"{name}_margin"] = float(assigned_margin(on_triggers, triggers.labels).mean())
-    result["entropy"] = float(entropy(answers["source"][0]).mean())
-    errors = copied_errors(*(answers[name][1].argmax(1) for name in ("source", "copy")), test.labels)
     everywhere = torch.stack([probability[train.labels != label, label].mean() for label in triggers.labels])
-    lift = class_lift(probability, train.labels, triggers.true_labels[:, 0], triggers.labels)
-    return result | errors | {"assigned_everywhere": float(everywhere.mean()),
-                              "assigned_in_own_class": lift["assigned"], "other_in_own_class": lift["other"]}
+    errors = copied_errors(*(logits.argmax(1) for logits in on_test.values()), test.labels)
+    return (result | {"entropy": float(entropy(on_train).mean())} | errors
+            | {"assigned_everywhere": float(everywhere.mean())}
+            | class_lift(probability, train.labels, triggers.true_labels[:, 0], triggers.labels))
 
 
 # ---- t-SNE (Figure 7) ----
@@ -232,14 +227,14 @@ COLOURS = ("#B22222", "#E69F00", "#56B4E9", "#009E73", "#F0E442",
            "#0072B2", "#D55E00", "#CC79A7", "#999999", "#7F3C8D")
 
 
-def tsne_points(features, perplexity: float, seed: int = 0):
+def tsne_points(features, perplexity: float):
     """Features (N, D) -> t-SNE coordinates (N, 2) as a numpy array; Refusal unless N exceeds the perplexity."""
     from sklearn.manifold import TSNE
 
     if len(features) <= perplexity:
         raise Refusal(f"tsne: perplexity {perplexity} needs more than {perplexity} test images and triggers, and there "
                       f"are {len(features)}; name a run on a data set with more")
-    model = TSNE(perplexity=perplexity, random_state=seed, init="pca", learning_rate="auto")
+    model = TSNE(perplexity=perplexity, random_state=0, init="pca", learning_rate="auto")
     return model.fit_transform(features.double().cpu().numpy())
 
 
@@ -249,29 +244,27 @@ def among_their_label(features, labels, trigger_features, trigger_labels, k: int
     features (N, D) with labels (N,); trigger_features (m, D) with trigger_labels (m,). A trigger counts if more than
     half of the k images nearest to it, by cosine distance, bear its label.
     """
-    similarity = F.normalize(trigger_features, dim=1) @ F.normalize(features, dim=1).T  # (m, N)
-    nearest = labels[similarity.topk(min(k, len(labels))).indices]  # (m, k)
-    return ((nearest == trigger_labels[:, None]).float().mean(1) > 0.5).float().mean().item()
+    found = labels[nearest(features, trigger_features, min(k, len(labels)))]  # (m, k)
+    return ((found == trigger_labels[:, None]).float().mean(1) > 0.5).float().mean().item()
 
 
 def report_tsne(run: FinishedRun, shown: int = 500) -> dict:
     """A run's points of Figure 7: `shown` test images at even distances, then all triggers.
 
-    At even distances, because a folder's images are sorted by class. {"points": {perplexity: [...]}, ...}
+    At even distances, because a folder's images are sorted by class. {"points": {perplexity as text: [...]}, ...}
     """
     total = len(run.test.labels)
     chosen = torch.arange(min(shown, total)) * total // min(shown, total)
-    features = last_features(run.model, torch.cat([run.test.images[chosen], run.triggers.images])).cpu()
-    points = {p: [[round(float(v), 4) for v in xy] for xy in tsne_points(features, p)] for p in PERPLEXITIES}
+    features = last_features(run.model, torch.cat([run.test.images[chosen], run.triggers.images]))
+    points = {str(p): [[round(float(v), 4) for v in xy] for xy in tsne_points(features, p)] for p in PERPLEXITIES}
     labels, assigned, n = run.test.labels[chosen].cpu(), run.triggers.labels.cpu(), len(chosen)
-    among = among_their_label(features[:n], labels, features[n:], assigned)
-    return {"among_their_label": among, "labels": labels.tolist(), "trigger_labels": assigned.tolist(),
-            "classes": run.classes, "points": points}
+    return {"among_their_label": among_their_label(features[:n], labels, features[n:], assigned),
+            "labels": labels.tolist(), "trigger_labels": assigned.tolist(), "classes": run.classes, "points": points}
 
 
 def draw_features(ax, found: dict, perplexity: int) -> None:
     """Draw what `report_tsne` found on `ax`: test images as dots, triggers as stars, coloured by (assigned) label."""
-    points, n = found["points"].get(perplexity) or found["points"][str(perplexity)], len(found["labels"])
+    points, n = found["points"][str(perplexity)], len(found["labels"])
     star = {"s": 75, "edgecolors": "black", "linewidths": 0.7, "marker": "*"}
     for group, labels, look in ((points[:n], found["labels"], {"s": 7, "edgecolors": "none"}),
                                 (points[n:], found["trigger_labels"], star)):
@@ -286,11 +279,10 @@ def add_class_legend(figure, *found) -> None:
     Beyond ten classes a colour stands for several, and there is no legend.
     """
     shown = sorted({c for one in found for c in (*one["labels"], *one["trigger_labels"])})
-    names = next((one["classes"] for one in found if "classes" in one), [f"class {c}" for c in range(len(COLOURS))])
     if shown and shown[-1] < len(COLOURS):
         from matplotlib.lines import Line2D
 
-        handles = [Line2D([], [], ls="", marker="o", color=COLOURS[c], label=names[c]) for c in shown]
+        handles = [Line2D([], [], ls="", marker="o", color=COLOURS[c], label=found[0]["classes"][c]) for c in shown]
         figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
 
 

@@ -6,16 +6,15 @@ noise; no figure depends on them.
 """
 
 import argparse
-import contextlib
 import itertools
 import json
 import math
 import platform
 import re
-import statistics
 import time
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +28,7 @@ from utils.attacks.stealing import ExtractionObjective, soft_loss
 from utils.data.batches import Batches
 from utils.data.sets import Images
 from utils.rivals.embedded_features import grad_sign_vector
-from utils.rivals.ewe import EntangledObjective
+from utils.rivals.ewe import DEFAULTS, EntangledObjective
 from utils.rivals.randomized_smoothing import noisy_gradient
 from utils.system.files import check_output_file
 from utils.system.machine import AMP, choose_device, prepare_torch
@@ -82,11 +81,12 @@ def set_up(argv=None, description: str | None = None) -> tuple[argparse.Namespac
     return flags, device
 
 
-# The official code, written again as literally as possible: contiguous fp32; an ascent that back-propagates to all
-# weights and discards those gradients; a teacher whose gradients stay enabled; SGD of one parameter at a time;
-# numbers fetched from the device at every step; images decoded and augmented one by one in two loader processes; and
-# the whole trigger set evaluated again with every batch of validation and test images. No training uses it.
-# x is (B, 3, 32, 32) in [0, 1], y (B,); triggers are x_q (b, 3, 32, 32) and y_q (b,).
+# ---- the official code, written again as literally as possible; no training uses it ----
+#
+# Contiguous fp32; an ascent that back-propagates to all weights and discards those gradients; a teacher whose
+# gradients stay enabled; SGD of one parameter at a time; numbers fetched from the device at every step; images decoded
+# and augmented one by one in two loader processes; and the whole trigger set evaluated again with every batch of
+# validation and test images. x is (B, 3, 32, 32) in [0, 1], y (B,); triggers are x_q (b, 3, 32, 32) and y_q (b,).
 
 
 def official_watermark_step(model, optimizer, x, y, x_q, y_q, *, weight: float, steps: int, step_size: float):
@@ -125,14 +125,6 @@ def official_soft_step(model, teacher, optimizer, x, y):
     return loss.item(), (logits.argmax(1) == y).float().mean().item()
 
 
-def official_evaluate(model, images, labels, x_q, y_q):
-    """Numbers of images (N, 3, 32, 32) in [0, 1] and triggers that are right; every batch asks all triggers again."""
-    model.eval()
-    with torch.no_grad():
-        return [((model(x).argmax(1) == y).sum().item(), (model(x_q).argmax(1) == y_q).sum().item())
-                for x, y in zip(images.split(128), labels.split(128))]
-
-
 class Pictures(Dataset):
     """uint8 images (N, 3, 32, 32) and labels (N,): items are decoded by PIL, flipped and cropped, one at a time."""
 
@@ -153,6 +145,13 @@ def rows_without_end(objective, batches):
     return itertools.cycle(list(zip(*objective.plan(batches, 0, torch.Generator().manual_seed(1)))))
 
 
+def repeated_step(model, objective, batches, **more):
+    """A function of no argument that is one training step of ours, batch and augmentation included."""
+    step = Step(model, objective, batches, weight_decay=WEIGHT_DECAY, **more)
+    rows = rows_without_end(objective, batches)
+    return lambda: step(next(rows))
+
+
 class Contenders:
     """Our step and the official one on the same model, images and triggers, for the flags of `set_up`.
 
@@ -163,14 +162,12 @@ class Contenders:
 
     def __init__(self, flags, device):
         self.flags, self.device, self.amp = flags, device, AMP[flags.amp]
-        generator = torch.Generator().manual_seed(0)
-        count = max(2048, 8 * flags.batch_size)
-        pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
-        self.images = Images(pixels, torch.randint(0, CLASSES, (count,), generator=generator), torch.arange(count))
-        self.x_q = torch.rand(flags.num_query, 3, 32, 32, generator=generator).to(device)
-        self.y_q = torch.randint(0, CLASSES, (flags.num_query,), generator=generator).to(device)
-        self.batches = Batches(self.images, flags.batch_size, True, device)
-        self.steps = EPOCH // flags.batch_size
+        g, count = torch.Generator().manual_seed(0), max(2048, 8 * flags.batch_size)
+        pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=g, dtype=torch.uint8)
+        self.images = Images(pixels, torch.randint(0, CLASSES, (count,), generator=g), torch.arange(count))
+        self.x_q = torch.rand(flags.num_query, 3, 32, 32, generator=g).to(device)
+        self.y_q = torch.randint(0, CLASSES, (flags.num_query,), generator=g).to(device)
+        self.batches, self.steps = Batches(self.images, flags.batch_size, True, device), EPOCH // flags.batch_size
 
     def model(self, placed=True):
         """A new model, the same weights at every call; `placed`: in the memory format of our training, else plain."""
@@ -178,31 +175,24 @@ class Contenders:
         model = models.build(self.flags.model, CLASSES, (0.5,) * 3, (0.25,) * 3, self.flags.width)
         return models.place(model, self.device) if placed else model.to(self.device)
 
-    def objective(self, name, model, amp):
-        """Our objective of that name, one of `OBJECTIVES`, with the paper's eps = K/255."""
+    def our_step(self, name, amp=None):
+        """(call, model): a call is one training step in the precision `amp`, with the paper's eps = K/255."""
+        model, k = self.model().train(), self.flags.steps if name == "margin" else 0
         if name == "soft":
             source = self.model().requires_grad_(False).eval()
-            return ExtractionObjective(autocast_forward(source, amp), soft_loss, False)
-        k = self.flags.steps if name == "margin" else 0
-        return WatermarkObjective(
-            model, self.x_q, self.y_q, weight=WEIGHT, reduction="joint", batch=self.flags.trigger_batch,
-            bn_stats="paper", ascent=partial(ascend, steps=k, step_size=PIXEL, eps=k * PIXEL) if k else None)
-
-    def our_step(self, name, precision):
-        """(call, model): a call is one training step of ours, batch and augmentation included."""
-        model, amp = self.model().train(), self.amp if precision == "amp" else None
-        objective = self.objective(name, model, amp)
-        step = Step(model, objective, self.batches, lr=LR, weight_decay=WEIGHT_DECAY, amp=amp,
-                    compile=self.flags.compile, graph=self.flags.graph)
-        rows = rows_without_end(objective, self.batches)
-        return lambda: step(next(rows)), model
+            objective = ExtractionObjective(autocast_forward(source, amp), soft_loss, False)
+        else:
+            objective = WatermarkObjective(
+                model, self.x_q, self.y_q, weight=WEIGHT, reduction="joint", batch=self.flags.trigger_batch,
+                bn_stats="paper", ascent=partial(ascend, steps=k, step_size=PIXEL, eps=k * PIXEL) if k else None)
+        return repeated_step(model, objective, self.batches, lr=LR, amp=amp, compile=self.flags.compile,
+                             graph=self.flags.graph), model
 
     def official_step(self, name, loader=False):
         """(call, model): a call is one official step, on batches prepared beforehand or made by the official loader."""
         model, teacher = self.model(placed=False).train(), self.model(placed=False).eval()
         optimizer = torch.optim.SGD(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY, foreach=False, fused=False)
-        picks = torch.randint(0, self.flags.num_query, (64, self.flags.trigger_batch))
-        picks = itertools.cycle(picks.to(self.device))
+        picks = itertools.cycle(torch.randint(0, self.flags.num_query, (64, self.flags.trigger_batch)).to(self.device))
         if loader:
             pictures = DataLoader(Pictures(*self.images[:2]), batch_size=self.flags.batch_size, shuffle=True,
                                   drop_last=True, num_workers=2, pin_memory=False)
@@ -221,19 +211,20 @@ class Contenders:
 
         return step, model
 
-    def evaluation_s(self, model, key: str) -> float:
-        """Seconds of the evaluation after an epoch; `key` is "official" or one of `PRECISIONS`.
+    def evaluation_s(self, model, official: bool, amp=None) -> float:
+        """Seconds of the evaluation after an epoch.
 
         Ours: validation images and triggers, under both BatchNorm statistics. The official one repeats all triggers
         with every batch of validation and test images; a tenth of it is timed.
         """
-        if key == "official":
-            n = (VALIDATION + TEST) // 10
-            x, y = torch.rand(n, 3, 32, 32, device=self.device), torch.zeros(n, dtype=torch.long, device=self.device)
-            return 10 * seconds_per_call(lambda: official_evaluate(model, x, y, self.x_q, self.y_q), 2, self.device)
-        amp = self.amp if key == "amp" else None
         sets = [[part[:VALIDATION] for part in self.images[:2]], [self.x_q.mul(255).round().byte(), self.y_q]]
-        return seconds_per_call(lambda: [accuracy(model, *one, amp) for one in 2 * sets], 2, self.device)
+        if not official:
+            return seconds_per_call(lambda: [accuracy(model, *one, amp) for one in 2 * sets], 2, self.device)
+        images = torch.rand((VALIDATION + TEST) // 10, 3, 32, 32, device=self.device)
+        right = torch.no_grad()(lambda x, y: (model(x).argmax(1) == y).sum().item())
+        model.eval()
+        return 10 * seconds_per_call(lambda: [(right(x, 0), right(self.x_q, self.y_q)) for x in images.split(128)], 2,
+                                     self.device)
 
     def flop(self, name, official):
         """FLOP of a step of ours or of the official one, counted in forward passes of one image.
@@ -241,13 +232,11 @@ class Contenders:
         A forward pass counts 1, a backward pass to the input alone 1, a full backward pass 2. The official ascent and
         the official teacher also compute gradients of weights, which they do not use.
         """
-        model = self.model(placed=False).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(torch.zeros(1, 3, 32, 32, device=self.device))
+            self.model(placed=False).eval()(torch.zeros(1, 3, 32, 32, device=self.device))
         teacher, ascent = (3, 3) if official else (1, 2)
-        passes = {"soft": (3 + teacher) * self.flags.batch_size}
-        passes["base"] = 3 * self.flags.batch_size + 3 * self.flags.trigger_batch
-        passes["margin"] = passes["base"] + self.flags.steps * ascent * self.flags.trigger_batch
+        n, m, k = self.flags.batch_size, self.flags.trigger_batch, self.flags.steps
+        passes = {"soft": (3 + teacher) * n, "base": 3 * n + 3 * m, "margin": 3 * n + 3 * m + k * ascent * m}
         return counter.get_total_flops() * passes[name]
 
 
@@ -262,12 +251,12 @@ def seconds_per_call(call, n, device) -> float:
     return (time.perf_counter() - began) / n
 
 
-def time_by_turns(calls: dict, rounds: int, device, seconds: float) -> dict:
-    """{name: [seconds of a call in each round]}: every call is warmed up, then repeated for about `seconds` a round."""
+def time_by_turns(calls: dict, rounds: int, device) -> dict:
+    """{name: [seconds of a call in each round]}: every call is warmed up, then repeated for about `SECONDS` a round."""
     repeats, times = {}, {name: [] for name in calls}
     for name, call in calls.items():
         seconds_per_call(call, WARM_UP + 1 if device.type == "cuda" else 1, device)
-        repeats[name] = min(200, max(1, math.ceil(seconds / seconds_per_call(call, 1, device))))
+        repeats[name] = min(200, max(1, math.ceil(SECONDS / seconds_per_call(call, 1, device))))
     for _ in range(rounds):
         for name, call in calls.items():
             times[name].append(seconds_per_call(call, repeats[name], device))
@@ -282,13 +271,12 @@ def peak_memory(call, device) -> int | None:
         torch.cuda.reset_peak_memory_stats(device)
         seconds_per_call(call, 2, device)
         return torch.cuda.max_memory_allocated(device)
-    with contextlib.suppress(OSError):
+    try:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak that VmHWM reports
-    seconds_per_call(call, 2, device)
-    with contextlib.suppress(OSError):
-        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-        return 1024 * int(found[1]) if found else None
-    return None
+        seconds_per_call(call, 2, device)
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
+    except OSError:  # no Linux
+        return None
 
 
 def measure_steps(contenders, names, rounds) -> tuple[list[dict], dict]:
@@ -298,23 +286,22 @@ def measure_steps(contenders, names, rounds) -> tuple[list[dict], dict]:
     epoch is estimated: its number of steps times the seconds of a step, plus the seconds of the evaluation; the
     official step then takes its batches from the official loader.
     """
-    device, rows, ratios, median = contenders.device, [], {}, statistics.median
+    device, flags, rows, ratios = contenders.device, contenders.flags, [], {}
     # square matrix products, in the precision of the convolutions
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
-    n = SIDE[device.type]
-    squares = {p: torch.randn(n, n, device=device, dtype=dtype)
-               for p, dtype in zip(PRECISIONS, (torch.float32, contenders.amp))}
+    n, amps = SIDE[device.type], dict(zip(PRECISIONS, (None, contenders.amp)))
+    squares = {p: torch.randn(n, n, device=device, dtype=amp or torch.float32) for p, amp in amps.items()}
     products = {f"product {p}": partial(torch.matmul, a, a) for p, a in squares.items()}
     for name in names:
-        ours = {p: contenders.our_step(name, p) for p in PRECISIONS}
-        steps, loader = dict(ours), {}
-        if not contenders.flags.ours:
+        steps = {p: contenders.our_step(name, amp) for p, amp in amps.items()}
+        if not flags.ours:
             steps = {"official": contenders.official_step(name)} | steps
-            loader = {"loader": contenders.official_step(name, loader=True)[0]}
         calls = {key: call for key, (call, _) in steps.items()}
-        evaluation_s = {key: contenders.evaluation_s(model, key) for key, (_, model) in steps.items()}
+        evaluation_s = {key: contenders.evaluation_s(model, key == "official", amps.get(key))
+                        for key, (_, model) in steps.items()}
         peaks = {key: peak_memory(call, device) for key, call in calls.items()}
-        times = time_by_turns(calls | loader | products, rounds, device, SECONDS)
+        loader = {} if flags.ours else {"loader": contenders.official_step(name, loader=True)[0]}
+        times = time_by_turns(calls | loader | products, rounds, device)
         epochs = {key: [contenders.steps * t + evaluation_s[key] for t in times["loader" if key == "official" else key]]
                   for key in steps}
         for key in steps:
@@ -323,7 +310,7 @@ def measure_steps(contenders, names, rounds) -> tuple[list[dict], dict]:
             rate = 2 * n**3 / median(times[f"product {precision}"])
             rows.append({
                 "objective": name, "rendering": "official" if key == "official" else "ours", "precision": precision,
-                "images_per_s": contenders.flags.batch_size / seconds, "ms_per_step": 1e3 * seconds,
+                "images_per_s": flags.batch_size / seconds, "ms_per_step": 1e3 * seconds,
                 "s_per_epoch": median(epochs[key]), "evaluation_s": evaluation_s[key],
                 "peak_memory_bytes": peaks[key], "flop_per_step": flop, "flop_per_s": flop / seconds,
                 "matmul_flop_per_s": rate, "fraction_of_matmul": flop / seconds / rate,
@@ -336,25 +323,21 @@ def measure_steps(contenders, names, rounds) -> tuple[list[dict], dict]:
 
 def rival_calls(contenders) -> dict:
     """{part: call} of the rivals' methods on the models and images of `contenders`, in fp32."""
-    device, n = contenders.device, len(contenders.y_q)
+    device, n, x_q = contenders.device, len(contenders.y_q), contenders.x_q
     # all images are of EWE's target class, 0
     images = contenders.images._replace(labels=torch.zeros_like(contenders.images.labels))
     batches = Batches(images, contenders.flags.batch_size, True, device)
     unknown = torch.zeros(n, 0, dtype=torch.long)
-    pixels = contenders.x_q.mul(255).round().to(torch.uint8).cpu()
-    triggers = TriggerSet(pixels, torch.zeros(n, dtype=torch.long), unknown, unknown)
+    triggers = TriggerSet(x_q.mul(255).round().byte().cpu(), torch.zeros(n, dtype=torch.long), unknown, unknown)
 
     def step_of(objective_of):
         model = contenders.model().train()
-        objective = objective_of(model)
-        step = Step(model, objective, batches, lr=1e-3, weight_decay=WEIGHT_DECAY)
-        rows = rows_without_end(objective, batches)
-        return lambda: step(next(rows))
+        return repeated_step(model, objective_of(model), batches, lr=1e-3)
 
     def ewe_step(epochs: int):
-        return step_of(lambda model: EntangledObjective(
-            model, batches, triggers, target=0, made=False, patch=False, epochs=epochs, w_epochs=2.0,
-            ratio=0.0, factor=1e5, temperature=1.0, temperature_lr=0.1, making={}, bn_stats="paper"))
+        flags = argparse.Namespace(**DEFAULTS | {
+            "epoch": epochs, "ewe_triggers": "shared", "ewe_epochs": 2.0, "ewe_ratio": 0.0, "bn_stats": "paper"})
+        return step_of(lambda model: EntangledObjective(flags, model, batches, triggers))
 
     model, smoothed = contenders.model().eval(), contenders.model().train()
     generator = torch.Generator(device).manual_seed(0)
@@ -364,7 +347,7 @@ def rival_calls(contenders) -> dict:
         "plain step": step_of(lambda _: PlainObjective()), "EWE normal step": ewe_step(1),
         "EWE watermark step": ewe_step(0),
         "RS noisy gradient": lambda: noisy_gradient(
-            smoothed, contenders.x_q[:RS_BATCH], contenders.y_q[:RS_BATCH], 0.5, 1, generator),
+            smoothed, x_q[:RS_BATCH], contenders.y_q[:RS_BATCH], 0.5, 1, generator),
         "DI question to a batch": torch.no_grad()(lambda: model(x)),
         "EEF signs of 8 images": lambda: grad_sign_vector(model, x[:EEF_AT_ONCE], y[:EEF_AT_ONCE]),
     }
@@ -373,34 +356,31 @@ def rival_calls(contenders) -> dict:
 def rival_sums(ms: dict, steps: int, batch: int) -> dict:
     """{what: (measured, counted in image passes, or None)} from the milliseconds of the parts of `rival_calls`.
 
-    Trainings are relative to plain training of as many epochs; queries and gradients are in epochs of plain training.
-    `steps` is the number of steps of an epoch, `batch` its batch size.
+    Trainings are relative to plain training of as many epochs; queries and gradients are in epochs of plain training,
+    which have so many `steps` of `batch` images.
     """
     cost = {part: value / ms["plain step"] for part, value in ms.items()}  # in plain steps
     watermark_epoch = cost["EWE watermark step"] + EWE_RATIO * cost["EWE normal step"]
     questions = DI_POINTS * DI_CHECKS / batch * cost["DI question to a batch"]
+    gradients = EEF_IMAGES / EEF_AT_ONCE * cost["EEF signs of 8 images"]
     return {
         "EWE, whole training": (cost["EWE normal step"] + EWE_W_EPOCHS * watermark_epoch / EWE_EPOCHS, 1.6),
         "RS, an epoch with its robust pass": (1 + RS_LEVELS * RS_DRAWS * cost["RS noisy gradient"] / steps, 3.7),
-        "DI, training": (1.0, 1.0),
         "DI, Blind Walk of a model at most, plain epochs": (questions / steps, None),
-        "EEF, training of victim and benign model": (2.0, 2.0),
-        "EEF, gradients of both, plain epochs":
-            (EEF_IMAGES / EEF_AT_ONCE * cost["EEF signs of 8 images"] / steps, None),
+        "EEF, gradients of both, plain epochs": (gradients / steps, None),
     }
 
 
 def format_steps(rows, ratios) -> str:
     """The rows and ratios of `measure_steps` as text."""
-    lines = [f"{'':<22}{'images/s':>10}{'ms/step':>10}{'s/epoch':>10}{'peak MB':>9}{'GFLOP/step':>12}"
-             f"{'GFLOP/s':>10}{'of matmul':>10}"]
+    head = ("", "images/s", "ms/step", "s/epoch", "peak MB", "GFLOP/step", "GFLOP/s", "of matmul")
+    lines = ["{:<22}{:>10}{:>10}{:>10}{:>9}{:>12}{:>10}{:>10}".format(*head)]
     for r in rows:
         peak = "-" if r["peak_memory_bytes"] is None else f"{r['peak_memory_bytes'] / 1e6:.0f}"
         lines.append(
             f"{r['objective']:<7}{r['rendering']:<10}{r['precision']:<5}{r['images_per_s']:>10.1f}"
             f"{r['ms_per_step']:>10.2f}{r['s_per_epoch']:>10.1f}{peak:>9}{r['flop_per_step'] / 1e9:>12.2f}"
-            f"{r['flop_per_s'] / 1e9:>10.1f}{100 * r['fraction_of_matmul']:>9.1f}%"
-        )
+            f"{r['flop_per_s'] / 1e9:>10.1f}{100 * r['fraction_of_matmul']:>9.1f}%")
     if ratios:
         lines.append("times as fast as the official rendering: "
                      + ", ".join(f"{name} {value:.2f}" for name, value in ratios.items()))
@@ -419,8 +399,8 @@ def main(argv=None):
     flags, device = set_up(argv, __doc__)
     contenders, result = Contenders(flags, device), describe_machine(flags, device)
     if flags.rivals:
-        times = time_by_turns(rival_calls(contenders), flags.rounds, device, SECONDS)
-        ms = {part: 1e3 * statistics.median(values) for part, values in times.items()}
+        times = time_by_turns(rival_calls(contenders), flags.rounds, device)
+        ms = {part: 1e3 * median(values) for part, values in times.items()}
         sums = rival_sums(ms, contenders.steps, flags.batch_size)
         for part, value in ms.items():
             print(f"{part:<50}{value:>10.2f} ms")

@@ -6,6 +6,7 @@ settings. It has no script and needs no network. Triggers, seeds and commands ar
 """
 
 import argparse
+import io
 import json
 import math
 import re
@@ -13,32 +14,35 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
-import models
 from utils.answers.answers import Classes, answers_of_model
 from utils.ownership.claim import claim_sentence
 from utils.ownership.commitment import Owner, read_owner
 from utils.ownership.pvalues import either
 from utils.ownership.verdict import ORDERS, OwnershipCase
-from utils.pages import chart, check_page_file, clean, legend, png_image, render, shorten, write_page
+from utils.pages import chart, clean, data_uri, legend, render, shorten
 from utils.runs.checkpoints import find_checkpoint, read_model
 from utils.runs.networks import add_named_architectures
-from utils.system.files import read_bounded, read_json, refuse_links, sha256_of_file
+from utils.runs.table import COLUMNS, number, row_cells
+from utils.system.files import (
+    check_output_file,
+    read_bounded,
+    read_json,
+    refuse_links,
+    sha256_of_file,
+    write_atomically,
+)
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 
 ATTACKS = 60  # of a source, at most; the rest is counted
-LARGEST = 1e30  # of a number that is drawn or written
 ALPHA, DECIDES = 1e-3, -3  # the level of a claim, and its log10
-TESTS = ("T1", "T1p", "T1_conservative", "T3", "p_subset")
-COLUMNS = ["model", "test accuracy, %", "triggers", "T1", "T1p", "T1 cons.", "T3", "p_subset", "decision"]
 CURVES = (("loss", "Training loss", "loss", 1.0), ("val_accuracy", "Validation accuracy", "accuracy, %", 100.0),
           ("trigger_accuracy", "Trigger accuracy", "answered as assigned, %", 100.0))
-EMPTY, NO_TAG = "-", "[tag withheld]"
-TAGS = ("message", "additional_message")  # settings that are a part of a folder's name
-# settings that may hold such a name, or a seed
-PLACES = ("init", "label_model", "on", "query_type", "source_checkpoint", "command")
-COPIED = {"first": "half (first layers) clean", "last": "half (last layers) clean"}  # --teacher-bn where not itself
+# settings that may hold a part of a folder's name, and with it the seed
+PLACES = ("init", "label_model", "on", "query_type", "source_checkpoint", "command", "message", "additional_message")
+
 
 # ---- what folders say: they may come from somebody else, so everything is data ----
 
@@ -46,37 +50,34 @@ COPIED = {"first": "half (first layers) clean", "last": "half (last layers) clea
 class Record(NamedTuple):
     """A run's folder; each of its files may be missing, then its part is empty.
 
-    settings  of run.json
-    process   the other entries of run.json: device, versions
-    summary   summary.json, {} while the run is not finished
-    rows      metrics.jsonl, one dict an epoch
+    about    run.json: the settings and, beside them, the command, device and versions
+    summary  summary.json, {} while the run is not finished
+    rows     metrics.jsonl, one dict an epoch
     """
 
     folder: Path
-    settings: dict
-    process: dict
+    about: dict
     summary: dict
     rows: list
 
     @property
     def is_attack(self) -> bool:
-        return "attack" in self.settings
+        return "attack" in self.about
 
     @property
     def edits(self) -> bool:
         """Whether this attack only edits a model, in several strengths, and keeps none."""
-        return self.text("attack").split(" ")[0] in ("prune", "quantize")
+        return self.about.get("attack") in ("prune", "quantize")
 
     @property
     def figures(self) -> dict:
         """{whether with clean BatchNorm statistics: figures} of the run's model and of its twin, {} if not finished."""
-        clean = self.summary.get("clean")
-        return ({False: self.summary} if self.summary else {}) | (
-            {True: clean} if isinstance(clean, dict) and clean else {})
+        of = {False: self.summary, True: self.summary.get("clean")}
+        return {twin: figures for twin, figures in of.items() if isinstance(figures, dict) and figures}
 
-    def text(self, key: str, part: dict | None = None) -> str:
-        """A setting as text of bounded length, "" where there is none; `part` is another part of the record."""
-        value = (self.settings if part is None else part).get(key)
+    def text(self, key: str) -> str:
+        """An entry of run.json as text of bounded length, "" where there is none."""
+        value = self.about.get(key)
         return "" if value is None else shorten(value)
 
     def series(self, key: str, factor: float = 1.0) -> list[tuple[float, float]]:
@@ -85,21 +86,26 @@ class Record(NamedTuple):
         return sorted({epoch: factor * value for epoch, value in points if None not in (epoch, value)}.items())
 
 
-def number(value) -> float | None:
-    """A finite number of a sensible size as float; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if -LARGEST <= value <= LARGEST else None  # NaN is in no range
-
-
-def count(value) -> int | None:
-    """A whole number of at least 0; None for anything else."""
-    return int(value) if isinstance(value, int) and number(value) is not None and value >= 0 else None
-
-
 def dicts(value) -> list[dict]:
     """The dicts of a list; nothing of anything else."""
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+def read_record(folder: Path) -> Record | None:
+    """What a folder says; None where it holds no run. Raises Refusal for damaged files and symbolic links."""
+    refuse_links(folder)
+    about = read_json(folder / "run.json")
+    if about is None:
+        return None
+    settings = about.pop("settings", None)
+    if not isinstance(settings, dict):
+        raise Refusal(f"{folder / 'run.json'} is damaged: it has no settings")
+    path = folder / "metrics.jsonl"
+    try:
+        rows = [json.loads(line) for line in read_bounded(path).splitlines() if line.strip()] if path.exists() else []
+    except (ValueError, RecursionError) as error:
+        raise Refusal(f"{path} is damaged: restore it, or train the run again") from error
+    return Record(folder, about | settings, read_json(folder / "summary.json") or {}, dicts(rows))
 
 
 def read_family(folder: Path) -> tuple[Record, list[Record], list[str]]:
@@ -123,68 +129,35 @@ def read_family(folder: Path) -> tuple[Record, list[Record], list[str]]:
     return source, attacks[:ATTACKS], left_out
 
 
-def read_record(folder: Path) -> Record | None:
-    """What a folder says; None where it holds no run. Raises Refusal for damaged files and symbolic links."""
-    refuse_links(folder)
-    about = read_json(folder / "run.json")
-    if about is None:
-        return None
-    settings = about.pop("settings", None)
-    if not isinstance(settings, dict):
-        raise Refusal(f"{folder / 'run.json'} is damaged: it has no settings")
-    path = folder / "metrics.jsonl"
-    try:
-        rows = [json.loads(line) for line in read_bounded(path).splitlines() if line.strip()]
-    except FileNotFoundError:
-        rows = []
-    except (ValueError, RecursionError) as error:
-        raise Refusal(f"{path} is damaged: restore it, or train the run again") from error
-    return Record(folder, settings, about, read_json(folder / "summary.json") or {}, dicts(rows))
-
-
 # ---- names, and what a page for others keeps to itself ----
 #
 # Whoever knows the seed and has the data can draw the triggers again. The seed stands in run.json, in the command, and
-# by custom in the tags of folders (`-msg seed1`). So the functions below take `seeds`, the numbers as text that the
-# page must not tell; with --show-triggers there are none, and nothing is withheld.
+# by custom in the tags of folders (`-msg seed1`). So without --show-triggers a page is `secret`: it tells no number of
+# a folder's name, because a gap for the seed alone would tell which number of the page it is.
 
 
-def shown_tag(text: str, seeds: frozenset) -> str:
-    """A tag; one that holds a seed is withheld whole, because a gap would tell which number of the page the seed is."""
-    numbers = {digits.lstrip("0") or "0" for digits in re.findall(r"\d+(?:\.\d+)?", text)}
-    return NO_TAG if numbers & seeds else text
+def folder_name(record: Record, secret: bool) -> str:
+    """The name of a run's folder."""
+    name = record.folder.resolve().name
+    return re.sub(r"\d+", "…", name) if secret else name
 
 
-def folder_name(record: Record, seeds: frozenset) -> str:
-    """The name of a run's folder, whose last part is the tag."""
-    name, tag = record.folder.resolve().name, record.text("additional_message" if record.is_attack else "message")
-    head = name[: len(name) - len(tag)]
-    if not name.endswith(tag) or not (head.endswith("_") or head in ("extraction", "distillation")):
-        return "renamed folder" if seeds else name
-    return head + shown_tag(tag, seeds)
-
-
-def model_name(record: Record, seeds: frozenset, clean_statistics: bool = False) -> str:
+def model_name(record: Record, secret: bool, twin: bool = False) -> str:
     """What tables and curves call a run's model, or its twin with clean BatchNorm statistics."""
-    twin = ", clean statistics" if clean_statistics else ""
+    end, kind, attack = ", clean statistics" if twin else "", record.text("train_type"), record.text("attack")
     if not record.is_attack:
-        kind = record.text("train_type")
-        return ("benign model" if kind == "none" else f"source ({kind})") + twin
-    attack = record.text("attack", record.summary) or record.text("attack")
+        return ("benign model" if kind == "none" else f"source ({kind})") + end
     parts = [attack if record.edits else f"{attack} copy", record.text("model_type")]
-    statistics = record.text("teacher_bn")
-    if statistics not in ("", "paper"):
-        parts.append(f"of {COPIED.get(statistics, statistics)} statistics")
-    return f"{', '.join(filter(None, parts))} ({folder_name(record, seeds)}){twin}"
+    if record.text("teacher_bn") not in ("", "paper"):
+        parts.append(f"--teacher-bn {record.text('teacher_bn')}")
+    return f"{', '.join(filter(None, parts))} ({folder_name(record, secret)}){end}"
 
 
-def shown_setting(key: str, value, seeds: frozenset) -> str:
-    """A setting's value as text."""
-    if seeds and (value and key in PLACES or "seed" in key):
+def shown_setting(key: str, value, secret: bool) -> str:
+    """The value of an entry of run.json as text."""
+    if secret and (value and key in PLACES or "seed" in key):
         return "withheld"
-    if key == "command" and isinstance(value, list):
-        return " ".join(map(str, value))
-    return shown_tag(str(value), seeds) if key in TAGS else str(value)
+    return " ".join(map(str, value)) if key == "command" and isinstance(value, list) else str(value)
 
 
 # ---- the models' answers, and what T1 says of them ----
@@ -197,147 +170,118 @@ def outcomes(labels, triggers) -> list[str]:
     return ["kept" if k else "lost" if t else "other" for k, t in zip(kept, lost)]
 
 
-def judge_family(source: Record, attacks: list[Record], seeds: frozenset):
-    """Ask every model for its answers, on the CPU: (owner, case, models, not asked), empty without a checkpoint yet.
+def judge_family(owner: Owner, case: OwnershipCase, records: list[Record], secret: bool):
+    """Ask every model for its answers, on the CPU: (models, a sentence for the terminal on each that could not be).
 
-    models     [{"name", "record", "clean", "labels", "outcomes", "by_chance", "sentence", "curve"}]: the answers (m,)
-               and what they are; how many hits chance gives, see the template, and `OwnershipCase.curve`, both None
-               where T1 does not apply; and the decision of `utils.verify claim --trust-owner` without benign models
-    not asked  a sentence for each model that could not be, as those of `read_family` for the terminal alone
+    models  [{"name", "labels", "outcomes", "counts", "sentence", "curve"}]: the answers (m,), what they are and how
+            many of each, with what chance gives; the decision of `utils.verify claim --trust-owner` without benign
+            models; and `OwnershipCase.curve`, None where T1 does not apply
 
-    Raises Refusal where the source is damaged; a copy that is damaged is not asked.
+    Raises Refusal where the source, the first record, is damaged; a copy that is damaged is not asked.
     """
-    if not (source.folder / "checkpoints" / "checkpoint_nat_best.pt").is_file():
-        return None, None, [], []
-    owner = read_owner(source.folder)
-    case, classes = OwnershipCase(owner, [], ALPHA), Classes(owner.classes)
-    wanted = [(record, twin) for record in (source, *attacks) if not record.edits
+    wanted = [(record, twin) for record in records if not record.edits
               for twin in (False, True) if not twin or True in record.figures]
     judged, not_asked = [], []
     for record, twin in tqdm(wanted, disable=None, unit="model", leave=False):
-        select = "last" if record.text("select", record.summary or record.settings) == "last" else "val"
+        select = "last" if (record.summary or record.about).get("select") == "last" else "val"
         try:
             path = find_checkpoint(record.folder, select, "clean" if twin else "paper")
-            answers = answers_of_model(read_model(path), path, owner.triggers.images, classes)
+            answers = answers_of_model(read_model(path), path, owner.triggers.images, Classes(owner.classes))
         except Refusal as refusal:
-            if record is source and not twin:
+            if record is records[0] and not twin:
                 raise
             not_asked.append(f"{record.folder} is not asked for answers: {refusal}")
             continue
-        report = case.report(answers)
+        report, of = case.report(answers), outcomes(answers.labels, owner.triggers)
+        chance = "-" if case.t1_fails else f"{case.chances()[case.trials(answers)].sum():.1f}"
         judged.append({
-            "name": model_name(record, seeds, twin), "record": record, "clean": twin,
-            "labels": answers.labels, "outcomes": outcomes(answers.labels, owner.triggers),
-            "by_chance": None if case.t1_fails else float(case.chances()[case.trials(answers)].sum()),
-            "sentence": claim_sentence(report), "curve": report["curve"],
-        })
-    return owner, case, judged, not_asked
+            "name": model_name(record, secret, twin), "labels": answers.labels, "outcomes": of,
+            "counts": [str(of.count("kept")), chance, str(of.count("lost")), str(of.count("other"))],
+            "sentence": claim_sentence(report), "curve": report["curve"]})
+    return judged, not_asked
 
 
 # ---- the table of source, copies and benign models ----
 
 
-def decision(t1: float | None, t1p: float | None) -> str:
+def decision(row: dict) -> str:
     """What the tests decide, from log10 p: T1 and T1p are two, so the smaller p counts twice (Bonferroni)."""
-    if t1 is None:
-        return EMPTY
-    return "claimed" if either(t1, t1p) <= DECIDES else "not claimed"
+    p = row.get("log10_p")
+    t1, t1p = (number(p.get(test)) if isinstance(p, dict) else None for test in ("T1", "T1p"))
+    return "-" if t1 is None else "claimed" if either(t1, t1p) <= DECIDES else "not claimed"
 
 
-def result_rows(source: Record, attacks: list[Record], seeds: frozenset) -> list[tuple]:
-    """[("source", "copies" or "benign models", cells of `COLUMNS`), ...], as the summaries state them."""
-    rows, found = [], {}
+def result_rows(source: Record, attacks: list[Record], secret: bool) -> list[tuple]:
+    """[("source", "copies" or "benign models", cells of `COLUMNS` and the decision), ...], as the summaries state them.
+    """
+    cells = lambda name, row: [*row_cells(row | {"model": name}), decision(row)]
+    rows, benign = [], {}
     for record in (source, *attacks):
-        name, summary_rows = model_name(record, seeds), dicts(record.summary.get("rows"))
+        name, summary_rows = model_name(record, secret), dicts(record.summary.get("rows"))
         group = "copies" if record.is_attack else "benign models" if source.text("train_type") == "none" else "source"
         for row in summary_rows:  # "benign none" is the row of a run without a watermark itself
             if str(row.get("model")).startswith("benign ") and row["model"] != "benign none":
-                found.setdefault(row["model"], row)
+                benign.setdefault(row["model"], row)
         if not record.summary:
-            epochs = count(record.settings.get("epoch"))
-            progress = f"not finished: {len(record.rows)} of {'?' if epochs is None else epochs} epochs"
-            rows.append((group, [name, progress, *[EMPTY] * (len(COLUMNS) - 2)]))
+            progress = f"not finished: {len(record.rows)} of {record.text('epoch') or '?'} epochs"
+            rows.append((group, [name, progress, *["-"] * (len(COLUMNS) - 1)]))
         elif record.edits:
             for row in summary_rows:
-                ratio, bits = number(row.get("ratio")), count(row.get("bits"))
+                ratio, bits = number(row.get("ratio")), number(row.get("bits"))
                 if ratio is not None or bits is not None:
                     strength = f"{bits} bits" if ratio is None else f"{100 * ratio:g} % pruned"
-                    rows.append((group, _cells(f"{name}: {strength}", row)))
+                    rows.append((group, cells(f"{name}: {strength}", row)))
         else:
-            rows += [(group, _cells(model_name(record, seeds, twin), figures))
-                     for twin, figures in record.figures.items()]
-    return rows + [("benign models", _cells(f"benign model {i + 1}" if seeds else shorten(name), row))
-                   for i, (name, row) in enumerate(found.items())]  # each once; their folders' names may tell a seed
-
-
-def _cells(name: str, figures: dict) -> list[str]:
-    share, p = number(figures.get("test_accuracy")), figures.get("log10_p")
-    hits, m = count(figures.get("trigger_hits")), count(figures.get("trigger_size"))
-    values = [number(p.get(key)) if isinstance(p, dict) else None for key in TESTS]
-    return [name, EMPTY if share is None else f"{100 * share:.2f}", EMPTY if None in (hits, m) else f"{hits}/{m}",
-            *(EMPTY if value is None else f"{value:.2f}".replace("-", "−") for value in values), decision(*values[:2])]
-
-
-def other_sources(source: Record, attacks: list[Record]) -> int:
-    """How many finished copies stole another source than the one whose checkpoints lie in its folder."""
-    paths = source.folder.glob("checkpoints/checkpoint_[nl]a*.pt")  # nat_best and latest
-    present = {sha256_of_file(path) for path in paths if path.is_file()}
-    return sum(bool(a.summary) and a.text("source_sha256", a.summary) not in present for a in attacks)
-
-
-def disagreements(judged: list[dict]) -> list[tuple]:
-    """(model, hits of its summary.json, hits of its checkpoint) of each model where the two are not equal."""
-    both = [(model["name"], count(model["record"].figures.get(model["clean"], {}).get("trigger_hits")),
-             model["outcomes"].count("kept")) for model in judged]
-    return [(name, stated, kept) for name, stated, kept in both if stated not in (None, kept)]
+            rows += [(group, cells(model_name(record, secret, twin), row)) for twin, row in record.figures.items()]
+    return rows + [("benign models", cells(f"benign model {i + 1}" if secret else shorten(name), row))
+                   for i, (name, row) in enumerate(benign.items())]  # each once; their folders' names may tell a seed
 
 
 def counts_of_claims(rows: list[tuple]) -> dict:
     """{group: (claimed, decided)} of `result_rows`, the source first, without groups of none."""
-    counts = {}
-    for name in ("source", "copies", "benign models"):
-        said = [cells[-1] for group, cells in rows if group == name and cells[-1] != EMPTY]
-        counts |= {name: (said.count("claimed"), len(said))} if said else {}
-    return counts
+    said = {name: [cells[-1] for group, cells in rows if group == name and cells[-1] != "-"]
+            for name in ("source", "copies", "benign models")}
+    return {name: (of.count("claimed"), len(of)) for name, of in said.items() if of}
 
 
 # ---- the page ----
 
 
-def _training(source: Record, attacks: list[Record], seeds: frozenset, case) -> tuple[list, dict | None]:
-    """(Charts of losses and accuracies by epoch of each run that trains, their legend)."""
-    runs = [(model_name(record, seeds, prefix != ""), record, prefix) for record in (source, *attacks)
+def training_charts(records: list[Record], secret: bool, chance: float | None) -> tuple[list, dict | None]:
+    """(Charts of losses and accuracies by epoch of each run that trains, their legend).
+
+    chance  what share of the triggers a model hits at most, in the mean, that knows nothing of them
+    """
+    runs = [(model_name(record, secret, prefix != ""), record, prefix) for record in records
             for prefix in ("", "clean_") if record.series(f"{prefix}val_accuracy")]
-    if not runs:
-        return [], None
-    charts, chance = [], []
-    if case is not None and not case.t1_fails:
-        percent = 100 * float(case.chances().mean())
-        chance = [(percent, f"chance: {percent:.1f} % at most")]
-    for key, title, unit, factor in CURVES:
+    limit = chance and (100 * chance, f"chance: {100 * chance:.1f} % at most")
+    charts = []
+    for key, title, unit, factor in CURVES if runs else ():
         lines = [(name, record.series(prefix + key, factor)) for name, record, prefix in runs]
-        limits = chance if key == "trigger_accuracy" else []
-        charts.append(chart(title, "epoch", unit, lines, percent=factor == 100, limits=limits))
-    return charts, legend([name for name, _, _ in runs])
+        charts.append(chart(title, "epoch", unit, lines, limit if key == "trigger_accuracy" else None))
+    return charts, legend([name for name, _, _ in runs]) if runs else None
 
 
-def _query_chart(model: dict) -> dict:
+def query_chart(model: dict) -> dict:
     """log10 p against the number of queries."""
-    curve, n = model["curve"], model["curve"]["queries"]
-    return chart(model["name"], "queries", f"log10 p of {curve['test']}", [("median", list(zip(n, curve["median"])))],
-                 band=list(zip(n, curve["low"], curve["high"])), limits=[(math.log10(ALPHA), f"alpha = {ALPHA:g}")])
+    curve = model["curve"]
+    lines = [(name, list(zip(curve["queries"], curve[key])))
+             for name, key in (("median", "median"), ("5 % quantile", "low"), ("95 % quantile", "high"))]
+    return chart(model["name"], "queries", f"log10 p of {curve['test']}", lines,
+                 (math.log10(ALPHA), f"alpha = {ALPHA:g}"))
 
 
-def _cards(owner: Owner, judged: list[dict]) -> list[dict]:
+def cards(owner: Owner, judged: list[dict]) -> list[dict]:
     """The triggers with their labels and all answers, in the order of the names under which they are exported."""
-    triggers, cards = owner.triggers, []
+    triggers, found = owner.triggers, []
     short = lambda i: shorten(owner.classes[int(i)], 30)
-    for place, i in enumerate(np.argsort(owner.names).tolist()):
-        true = " + ".join(map(short, triggers.true_labels[i])) or "?"
-        picture = png_image(triggers.images[i].permute(1, 2, 0).numpy(), f"trigger {place + 1}, a {true}")
-        answers = [(model["name"], short(model["labels"][i]), model["outcomes"][i]) for model in judged]
-        cards.append(picture | {"true": true, "assigned": short(triggers.labels[i]), "answers": answers})
-    return cards
+    for i in np.argsort(owner.names).tolist():
+        Image.fromarray(triggers.images[i].permute(1, 2, 0).numpy()).save(picture := io.BytesIO(), format="png")
+        found.append({"src": data_uri(picture.getvalue(), "png"), "assigned": short(triggers.labels[i]),
+                      "true": " + ".join(map(short, triggers.true_labels[i])) or "?",
+                      "answers": [(model["name"], short(model["labels"][i]), model["outcomes"][i])
+                                  for model in judged]})
+    return found
 
 
 def run_page(folder: Path, show_triggers: bool) -> tuple[str, list[str]]:
@@ -346,37 +290,31 @@ def run_page(folder: Path, show_triggers: bool) -> tuple[str, list[str]]:
     With `show_triggers` triggers, seeds and commands are in the page. Raises Refusal where the source is damaged.
     """
     source, attacks, left_out = read_family(folder)
-    records = [source, *attacks]
-    seeds = frozenset(record.text("seed") or "0" for record in records if not show_triggers)
-    owner, case, judged, not_asked = judge_family(source, attacks, seeds)
-    rows = result_rows(source, attacks, seeds)
-    training, training_legend = _training(source, attacks, seeds, case)
-    counted = lambda model: [str(model["outcomes"].count(kind)) for kind in ("kept", "lost", "other")]
-    by_chance = lambda model: EMPTY if model["by_chance"] is None else f"{model['by_chance']:.1f}"
-
-    def side_by_side(part: str) -> list:
-        parts = [getattr(record, part) for record in records]
-        keys = sorted({key for one in parts for key in one})[:300]
-        return [[shorten(key), *(shown_setting(key, one[key], seeds) if key in one else "" for one in parts)]
-                for key in keys]
-
+    records, secret, owner, case, judged, not_asked = [source, *attacks], not show_triggers, None, None, [], []
+    if (folder / "checkpoints" / "checkpoint_nat_best.pt").is_file():
+        owner = read_owner(folder)
+        case = OwnershipCase(owner, [], ALPHA)
+        judged, not_asked = judge_family(owner, case, records, secret)
+    rows = result_rows(source, attacks, secret)
+    chance = None if case is None or case.t1_fails else float(case.chances().mean())
+    training, training_legend = training_charts(records, secret, chance)
+    kept = [sha256_of_file(path) for path in folder.glob("checkpoints/checkpoint_[nl]a*.pt")]  # nat_best and latest
+    stolen = [attack.summary.get("source_sha256") for attack in attacks if attack.summary]
+    keys = sorted({key for record in records for key in record.about})[:300]
     text = render(
-        title=f"Watermark report: {folder_name(source, seeds)}", text=source.text,
-        ours=source.text("model_type") in models.NAMES, finished=bool(source.summary), attacks=len(attacks),
-        attacks_finished=sum(bool(attack.summary) for attack in attacks), asked=case is not None,
-        claims=counts_of_claims(rows), columns=COLUMNS, rows=[cells for _, cells in rows], decides=DECIDES,
-        left_out=len(left_out), not_asked=len(not_asked),
-        other_sources=other_sources(source, attacks), disagreements=disagreements(judged),
-        training=training, legend=training_legend, models=judged, triggers=len(owner.triggers) if owner else 0,
-        answers=[[m["name"], kept, by_chance(m), lost, other] for m in judged for kept, lost, other in [counted(m)]],
-        no_true_labels=bool(owner) and owner.triggers.true_labels.shape[1] == 0,
-        cards=_cards(owner, judged) if show_triggers and owner else [], alpha=f"{ALPHA:g}", orders=ORDERS,
+        title=f"Watermark report: {folder_name(source, secret)}", text=source.text, finished=bool(source.summary),
+        attacks=len(attacks), attacks_finished=sum(bool(attack.summary) for attack in attacks), owner=owner,
+        claims=counts_of_claims(rows), columns=[*COLUMNS, "decision"], rows=[cells for _, cells in rows],
+        decides=DECIDES, left_out=len(left_out), not_asked=len(not_asked),
+        other_sources=sum(other not in kept for other in stolen),
+        training=training, legend=training_legend, models=judged,
+        answers=[[model["name"], *model["counts"]] for model in judged],
         why_no_curve=case.t1_fails if case else "the source has no checkpoint yet",
-        curves=[_query_chart(model) for model in judged if model["curve"]], uniform=bool(owner) and owner.uniform,
-        commitment=owner and owner.record and owner.record | {
-            "beacon_name": shown_tag(shorten(owner.record["beacon_name"]), seeds)},
-        runs=["setting", "source", *(folder_name(record, seeds) for record in attacks)],
-        settings=side_by_side("settings"), process=side_by_side("process"), secret=not show_triggers)
+        cards=cards(owner, judged) if show_triggers and owner else [], alpha=f"{ALPHA:g}", orders=ORDERS,
+        curves=[query_chart(model) for model in judged if model["curve"]], secret=secret,
+        runs=["setting", "source", *(folder_name(record, secret) for record in attacks)],
+        settings=[[shorten(key), *(shown_setting(key, record.about[key], secret) if key in record.about else ""
+                                   for record in records)] for key in keys])
     return text, left_out + not_asked
 
 
@@ -390,10 +328,12 @@ def main(argv=None):
     parser.add_argument("--show-triggers", action="store_true",
                         help="put the secret triggers, seeds and commands into the page, which is then private")
     flags = parser.parse_args(argv)
-    check_page_file(flags.out, "--out")
-    text, missing = run_page(flags.run, flags.show_triggers)
     path = flags.out or flags.run / "report.html"
-    write_page(path, text, private=flags.show_triggers)
+    if path.suffix.lower() not in (".html", ".htm"):  # it would replace something else
+        raise Refusal(f"--out {path}: a page is HTML; name a file that ends in .html")
+    check_output_file(flags.out, "--out")
+    text, missing = run_page(flags.run, flags.show_triggers)
+    write_atomically(path, text.encode(), private=flags.show_triggers)
     for sentence in missing:
         print(f"not in the page: {clean(sentence)}")
     secret = "; it shows the triggers, keep it private" if flags.show_triggers else ""

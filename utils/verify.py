@@ -18,9 +18,9 @@ from utils.ownership.claim import add_claim
 from utils.ownership.commitment import add_export
 from utils.ownership.timestamp import add_timestamp
 from utils.rivals.akh import add_akh
-from utils.rivals.certificate import add_certify
 from utils.rivals.dataset_inference import add_di
 from utils.rivals.embedded_features import add_eef
+from utils.rivals.randomized_smoothing import add_certify
 from utils.system.refusals import Interrupted, Parser, Refusal, refuse_in_one_sentence
 from utils.watermark.prepare import add_prepare
 

@@ -61,7 +61,7 @@ def test_channel_activations_are_means_after_relu():
 
 
 def from_outside(*layers):
-    return models.Classifier("own:net", 10, 32, models.normalize.Normalize((0.0,) * 3, (1.0,) * 3),
+    return models.Classifier("own:net", 10, 32, models.Normalize((0.0,) * 3, (1.0,) * 3),
                              nn.Sequential(*layers, nn.Flatten()))
 
 

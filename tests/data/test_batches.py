@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from commands import ROOT
 from torchvision.transforms import functional as T
 
 from utils.data.batches import Batches
@@ -20,19 +21,21 @@ def pictures(n=64, size=32):
                   torch.arange(n))
 
 
-def test_crops_and_flips_equal_torchvision_image_by_image():
-    images = pictures()
+@pytest.mark.parametrize("size", [32, 16, 48])
+def test_crops_and_flips_equal_torchvision_image_by_image(size):
+    images, pad = pictures(size=size), size // 8
     batches = Batches(images, 16, flip=True)
     plan = batches.plan(torch.Generator().manual_seed(0))
+    assert batches.steps == 4 and plan.shift.min() == 0 and plan.shift.max() == 2 * pad
     for step in range(batches.steps):
         order, shift, flip = (part[step] for part in plan)
         x, y = batches.batch(order, shift, flip)
-        assert x.shape == (16, 3, 32, 32) and x.is_contiguous(memory_format=torch.channels_last)
+        assert x.shape == (16, 3, size, size) and x.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(y, images.labels[order])
         for i in range(16):
             picture = images.images[order[i]]
             picture = T.hflip(picture) if flip[i] else picture
-            picture = T.crop(T.pad(picture, 4), int(shift[i, 0]), int(shift[i, 1]), 32, 32)
+            picture = T.crop(T.pad(picture, pad), int(shift[i, 0]), int(shift[i, 1]), size, size)
             assert torch.equal(x[i], picture.float().div(255))
 
 
@@ -47,51 +50,34 @@ def test_plan_depends_on_the_generator_alone_and_draws_for_each_image():
     rows, columns = one.shift[..., 0].flatten(), one.shift[..., 1].flatten()
     assert len(set(zip(rows.tolist(), columns.tolist()))) > 70  # of 81: rows and columns are drawn independently
     assert (rows - columns).abs().max() == 8
-
-
-def test_without_flip_nothing_is_mirrored_and_the_last_partial_batch_is_dropped():
-    batches = Batches(pictures(100), 32, flip=False)
-    plan = batches.plan(torch.Generator().manual_seed(0))
-    assert batches.steps == 3 and plan.order.numel() == 96 and not plan.flip.any()
-
-
-@pytest.mark.parametrize("size", [16, 48])
-def test_crops_are_padded_by_an_eighth(size):
-    pixels = torch.randint(0, 256, (8, 3, size, size), dtype=torch.uint8)
-    batches = Batches(Images(pixels, torch.arange(8), torch.arange(8)), 8, True)
-    order, shift, flip = (part[0] for part in batches.plan(torch.Generator().manual_seed(0)))
-    x, _ = batches.batch(order, shift, flip)
-    assert 0 <= shift.min() and shift.max() <= size // 4 and shift.max() > size // 8
-    for i in range(8):
-        picture = T.hflip(pixels[order[i]]) if flip[i] else pixels[order[i]]
-        picture = T.crop(T.pad(picture, size // 8), int(shift[i, 0]), int(shift[i, 1]), size, size)
-        assert torch.equal(x[i], picture.float().div(255))
+    assert not Batches(pictures(), 64, flip=False).plan(torch.Generator()).flip.any()
 
 
 @pytest.fixture
 def both(tmp_path):
-    images = pictures(40, 16).images
-    np.save(tmp_path / "images.npy", images.numpy())
-    return images, StoredImages(tmp_path / "images.npy")
+    """Batches of the same 40 images of 16 pixels, of a tensor and of a file, images.npy."""
+    images = pictures(40, 16)
+    np.save(tmp_path / "images.npy", images.images.numpy())
+    stored = images._replace(images=StoredImages(tmp_path / "images.npy"))
+    return Batches(images, 8, True), Batches(stored, 8, True)
 
 
 def test_batches_read_ahead_are_those_of_a_tensor(both):
-    images, there = both
-    of = lambda pixels: Batches(Images(pixels, torch.arange(40) % 3, torch.arange(40)), 8, True)
-    tensor, disk = of(images), of(there)
+    tensor, disk = both
     for epoch in range(2):
-        plans = [b.plan(torch.Generator().manual_seed(epoch)) for b in (tensor, disk)]
+        plans = [b.plan(torch.Generator().manual_seed(epoch)) for b in both]
         assert all(torch.equal(a, b) for a, b in zip(*plans))
         for step in range(2 * epoch, tensor.steps):  # the second epoch is continued in its middle
-            (x, y), (x2, y2) = (b.batch(*(part[step] for part in plan)) for b, plan in zip((tensor, disk), plans))
+            (x, y), (x2, y2) = (b.batch(*(part[step] for part in plan)) for b, plan in zip(both, plans))
             assert torch.equal(x, x2) and torch.equal(y, y2) and x2.is_contiguous(memory_format=torch.channels_last)
-    other = [torch.arange(8), torch.zeros(8, 2, dtype=torch.long), torch.ones(8, dtype=torch.bool)]  # in no plan
-    assert torch.equal(tensor.batch(*other)[0], disk.batch(*other)[0])
+            assert len(disk.ahead) == min(3, tensor.steps - 1 - step)
+    for order in (torch.arange(8), plans[0].order[1]):  # in no plan, and with other crops than in the plan
+        other = order, torch.zeros(8, 2, dtype=torch.long), torch.ones(8, dtype=torch.bool)
+        assert torch.equal(tensor.batch(*other)[0], disk.batch(*other)[0])
 
 
 def test_what_fails_in_the_reading_thread_is_raised_in_the_step(both, tmp_path):
-    images, there = both
-    disk = Batches(Images(there, torch.arange(40) % 3, torch.arange(40)), 8, True)
+    disk = both[1]
     plan = disk.plan(torch.Generator().manual_seed(0))
     os.truncate(tmp_path / "images.npy", 200)
     with pytest.raises(OSError, match="ends before image"):
@@ -103,14 +89,11 @@ def test_a_command_that_ends_while_images_are_read_ahead_keeps_its_exit_status(b
     """torch aborts (134) where a thread still runs when the interpreter ends, as one did after an interruption."""
     code = f"""
 import sys, torch
-from utils.data.batches import Batches
-from utils.data.files import StoredImages
-from utils.data.sets import Images
-images = StoredImages({str(tmp_path / "images.npy")!r})
-batches = Batches(Images(images, torch.zeros(40).long(), torch.arange(40)), 2, True)
-plan = batches.plan(torch.Generator().manual_seed(0))
-batches.batch(*(part[0] for part in plan))
+from utils.data import batches, files, sets
+images = sets.Images(files.StoredImages({str(tmp_path / "images.npy")!r}), torch.zeros(40).long(), torch.arange(40))
+batches = batches.Batches(images, 2, True)
+batches.batch(*(part[0] for part in batches.plan(torch.Generator().manual_seed(0))))
 sys.exit(143)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (143, "")

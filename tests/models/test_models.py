@@ -2,19 +2,8 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 import models
-
-SIZES = {"res18": 11_173_962, "res34": 21_282_122, "vgg11": 9_231_114}
-
-
-@pytest.mark.parametrize("name, size", SIZES.items())
-def test_parameter_counts_at_10_classes(name, size):
-    with torch.device("meta"):
-        model = models.build(name, 10)
-    assert sum(p.numel() for p in model.parameters()) == size
 
 
 @pytest.mark.parametrize("name", models.NAMES)
@@ -25,9 +14,7 @@ def test_every_model_builds_and_learns(name):
     assert logits.shape == (2, 7)
     logits.sum().backward()
     assert all(p.grad is not None for p in model.parameters())
-    features = model[1].features(model[0](x))
-    assert torch.equal(model[1].linear(features), model(x))
-    assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    assert torch.equal(model[1].linear(model[1].features(model[0](x))), model(x))
     assert models.build(name, 7, width=4, size=64)(torch.rand(2, 3, 64, 64)).shape == (2, 7)
 
 
@@ -35,11 +22,11 @@ def test_normalisation_is_the_first_layer():
     model = models.build("res18", 10, (0.5, 0.25, 0.125), (0.5, 0.25, 2.0), width=4)
     x = torch.full((1, 3, 32, 32), 0.75)
     assert model[0](x)[0, :, 0, 0].tolist() == [0.5, 2.0, 0.3125]
-    assert not any(p is q for p in model.parameters() for q in model[0].buffers())
+    assert not list(model[0].parameters())
 
 
 def official_names(depths, bottleneck):
-    """State-dict names of the official code's ResNets (reproduction.md, row 14), written out."""
+    """State-dict names of the official code's ResNets, written out."""
     def norm(prefix):
         return [f"{prefix}.{k}" for k in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
 
@@ -54,12 +41,15 @@ def official_names(depths, bottleneck):
     return names + ["1.linear.weight", "1.linear.bias"]
 
 
-@pytest.mark.parametrize("name, depths, bottleneck", [
-    ("res18", (2, 2, 2, 2), False), ("res34", (3, 4, 6, 3), False), ("res50", (3, 4, 6, 3), True),
-    ("res101", (3, 4, 23, 3), True), ("res152", (3, 8, 36, 3), True)])
-def test_state_dict_names_of_the_official_code(name, depths, bottleneck):
+@pytest.mark.parametrize("name, depths, bottleneck, size", [
+    ("res18", (2, 2, 2, 2), False, 11.174), ("res34", (3, 4, 6, 3), False, 21.282),
+    ("res50", (3, 4, 6, 3), True, 23.521), ("res101", (3, 4, 23, 3), True, 42.513),
+    ("res152", (3, 8, 36, 3), True, 58.157)])
+def test_names_and_sizes_are_those_of_the_official_code(name, depths, bottleneck, size):
     with torch.device("meta"):
-        model = models.build(name, 10)
+        model, vgg = models.build(name, 10), models.build("vgg11", 10)
+    assert sum(p.numel() for p in vgg.parameters()) == 9_231_114
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(size * 1e6, abs=500)
     assert sorted(model.state_dict()) == sorted(official_names(depths, bottleneck))
     assert model.state_dict()["1.conv1.weight"].shape == (64, 3, 3, 3)
     assert model.state_dict()["1.linear.weight"].shape == (10, 2048 if bottleneck else 512)
@@ -81,16 +71,3 @@ def test_place_changes_nothing_but_the_memory_format(width):
     before = model(x)
     assert torch.allclose(models.place(model, "cpu")(x), before, atol=1e-5)
     assert model[0](x).is_contiguous(memory_format=torch.channels_last) == (width == 16)
-
-
-def test_relu_in_place_is_bit_equal(monkeypatch):
-    gradients = []
-    for _ in range(2):
-        torch.manual_seed(1)
-        model = models.build("res18", 5, width=2)
-        x = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(5)).requires_grad_()
-        F.cross_entropy(model(x), torch.arange(8) % 5).backward()
-        gradients.append([x.grad, *(p.grad for p in model.parameters())])
-        relu = F.relu
-        monkeypatch.setattr(F, "relu", lambda x, inplace=False, relu=relu: relu(x))
-    assert all(torch.equal(a, b) for a, b in zip(*gradients))

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -17,12 +18,14 @@ from PIL import Image
 from reading_html import drawings, read_safe_page
 
 from utils.ownership.commitment import read_owner
+from utils.pages import clean
 from utils.report import decision, main, outcomes
 from utils.watermark.trigger_files import read_triggers
 from utils.watermark.triggers import TriggerSet
 
 SEED = "7391"
-HOSTILE = '</td><script>alert("1")</script><img src=http://x onerror=alert(1)>\u202e\ud800'
+HOSTILE = ['</td><script>alert("1")</script><img src=y onerror=alert(1)>\u202e\ud800', "' onload='x", "a & b < c",
+           "<!--", "&lt;", "]]>", "javascript:alert(1)", "{{ 7 * 7 }}", "$x^", "\x00\u202e\ud800", "100 %s"]
 
 
 @pytest.fixture
@@ -47,64 +50,47 @@ def refusal(capsys, *flags) -> str:
     return said.err
 
 
-def page_of(folder, *flags) -> str:
+def text_of(folder, *flags) -> str:
+    """The text of the page that the command writes into a folder."""
     report(folder, *flags)
-    return (folder / "report.html").read_text()
+    return read_safe_page((folder / "report.html").read_text()).text
 
 
 def edit(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    """Change entries of a JSON file; those named settings_... are settings of a run.json."""
+    content = json.loads(path.read_text())
+    for key, value in changes.items():
+        if key.startswith("settings_"):
+            content["settings"][key.removeprefix("settings_")] = value
+        else:
+            content[key] = value
+    path.write_text(json.dumps(content))
 
 
-def test_a_page_states_what_the_summaries_state(source, tmp_path):
-    out = tmp_path / "page.html"
-    said = report(source, "-o", out)
-    assert said.startswith(f"wrote {out}, ") and stat.S_IMODE(out.stat().st_mode) & 0o044
-    read = read_safe_page(out.read_text())
-    own, copy = summary(source), summary(source / f"extraction_s{SEED}")
+def test_a_page_states_what_the_summaries_state_and_tells_neither_triggers_nor_seed(copied, tmp_path):
+    edit(copied / "run.json", settings_init=f"runs/clean-{SEED}", command=["train.py", "--seed", SEED], torch="2.6.0")
+    for out in (tmp_path / "page.html", tmp_path / "again.html"):
+        assert report(copied, "-o", out).startswith(f"wrote {out}, ") and stat.S_IMODE(out.stat().st_mode) & 0o044
+    page = out.read_text()
+    assert page == (tmp_path / "page.html").read_text()  # equal folders give equal pages
+    read = read_safe_page(page)
+    own, copy = summary(copied), summary(copied / f"extraction_s{SEED}")
     for figures in (own, own["clean"], copy):
         assert f"{100 * figures['test_accuracy']:.2f}" in read.text
         assert f"{figures['trigger_hits']}/{figures['trigger_size']}" in read.text
-        assert f"{figures['log10_p']['T1']:.2f}".replace("-", "−") in read.text
-    for words in ("source (margin)", "hard copy, vgg11 (extraction[tag withheld])", "benign model 1",
+        assert f"{figures['log10_p']['T1']:.2f}" in read.text
+    for words in ("source (margin)", "hard copy, vgg11 (extraction_s…)", "benign model 1", "withheld", "2.6.0",
                   "quantize (extraction_bits): 4 bits", "2 of 2 attacks finished",
                   "that the labels were drawn is the owner's word"):
         assert words in read.text, words
-    assert "states" not in read.text  # no checkpoint disagrees with its summary
-
-
-def test_a_page_for_others_tells_neither_triggers_nor_seed(source, tmp_path):
-    report(source, "-o", tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text()
-    read = read_safe_page(page)
     assert SEED not in re.sub(r"[0-9a-f]{40,}", "", page) and "image/png" not in page
     assert not any(SEED in drawing for drawing in drawings(read)) and len(drawings(read)) == 7
-    assert "seed" in read.text and "withheld" in read.text
+    digest = base64.b64encode(hashlib.sha256(read.style.encode()).digest()).decode()
+    assert any(f"style-src 'sha256-{digest}'" in a.get("content", "") for a in read.all("meta"))
 
 
-def test_what_a_training_started_from_is_withheld_with_the_seed(copied, tmp_path):
-    settings = json.loads((copied / "run.json").read_text())["settings"]
-    edit(copied / "run.json", settings=settings | {"init": f"runs/clean-{SEED}"})
-    report(copied, "-o", tmp_path / "page.html")
-    assert SEED not in re.sub(r"[0-9a-f]{40,}", "", (tmp_path / "page.html").read_text())
-
-
-def test_the_triggers_are_in_the_keyed_order(source, tmp_path):
-    report(source, "-o", tmp_path / "a.html", "--show-triggers")
-    read = read_safe_page((tmp_path / "a.html").read_text())
-    triggers = read_triggers(source / "triggers.pt", 10)
-    order = np.argsort(read_owner(source).names).tolist()
-    files = [base64.b64decode(image["src"].split(",")[1]) for image in read.all("img") if "image/png" in image["src"]]
-    shown = [np.asarray(Image.open(io.BytesIO(file))) for file in files]
-    assert len(shown) == 10
-    for picture, i in zip(shown, order):
-        assert (picture == triggers.images[i].permute(1, 2, 0).numpy()).all()
-
-
-def test_with_triggers_the_page_is_private_and_tells_all(copied, tmp_path):
-    edit(copied / "run.json", command=["train.py", "--seed", SEED], torch="2.6.0")
-    open_page = read_safe_page(page_of(copied)).text
-    assert "2.6.0" in open_page and "train.py --seed" not in open_page
+def test_with_triggers_the_page_is_private_and_tells_all_in_the_keyed_order(copied, tmp_path):
+    edit(copied / "run.json", command=["train.py", "--seed", SEED])
     out = tmp_path / "page.html"
     out.write_text("")
     out.chmod(0o644)
@@ -113,6 +99,12 @@ def test_with_triggers_the_page_is_private_and_tells_all(copied, tmp_path):
     read = read_safe_page(out.read_text())
     for words in (f"extraction_s{SEED}", f"benign digits_vgg11_none_10_s{SEED}", f"train.py --seed {SEED}"):
         assert words in read.text, words
+    triggers, order = read_triggers(copied / "triggers.pt", 10), np.argsort(read_owner(copied).names).tolist()
+    files = [base64.b64decode(image["src"].split(",")[1]) for image in read.all("img") if "image/png" in image["src"]]
+    shown = [np.asarray(Image.open(io.BytesIO(file))) for file in files]
+    assert len(shown) == 10
+    for picture, i in zip(shown, order):
+        assert (picture == triggers.images[i].permute(1, 2, 0).numpy()).all()
 
 
 def test_a_trigger_is_kept_lost_or_neither():
@@ -126,74 +118,60 @@ def test_a_trigger_is_kept_lost_or_neither():
     (-3.0, None, "claimed"), (-2.99, None, "not claimed"), (None, None, "-"), (None, -9.0, "-"),
     (-3.0, -1.0, "not claimed"), (-3.31, 0.0, "claimed"), (-3.30, 0.0, "not claimed"), (0.0, -3.31, "claimed")])
 def test_the_smaller_of_two_tests_decides_and_counts_twice(t1, t1p, said):
-    assert decision(t1, t1p) == said  # log10(2) is 0.301
+    assert decision({"log10_p": {"T1": t1, "T1p": t1p}}) == said  # log10(2) is 0.301
 
 
 def test_the_verdict_stands_on_top_and_counts_what_is_claimed(copied):
-    for folder, p in ((copied, {"T1": -9.0, "T1p": -30.5}), (copied / f"extraction_s{SEED}", {"T1": -2.0, "T1p": -1})):
-        edit(folder / "summary.json", log10_p=p, clean=None)
+    attack = copied / f"extraction_s{SEED}" / "summary.json"
+    edit(copied / "summary.json", log10_p={"T1": -9.0, "T1p": -30.5}, clean=None)
+    edit(attack, log10_p={"T1": -2.0, "T1p": -1}, clean=None, source_sha256=["0" * 64])  # what no set can hold
     strengths = [{"bits": 8, "log10_p": {"T1": -3.2}}, {"bits": 4, "log10_p": {"T1": -3.2, "T1p": -3.2}}]
     edit(copied / "extraction_bits" / "summary.json", rows=strengths)
-    page = page_of(copied)
+    text = text_of(copied)
     said = "for who trusts the owner: source 1 of 1, copies 1 of 3, benign models 0 of 1."
-    assert said in page and page.index(said) < page.index("<table>")
-    text = read_safe_page(page).text
-    assert "−30.50" in text and "A benign model is claimed too" not in text
+    assert said in text and text.index(said) < text.index("p_subset") and "-30.50" in text
+    assert "A benign model is claimed too" not in text and "1 of the copies stole another source" in text
     edit(copied / "summary.json", rows=[{"model": "benign x", "log10_p": {"T1": -4}}])
-    assert "benign models 1 of 1. A benign model is claimed too" in read_safe_page(page_of(copied)).text
-
-
-def test_equal_folders_give_equal_pages(source, tmp_path):
-    for name in ("a.html", "b.html"):
-        report(source, "-o", tmp_path / name)
-    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+    assert "benign models 1 of 1. A benign model is claimed too" in " ".join(text_of(copied).split())
 
 
 def test_an_unfinished_run_and_one_without_attacks_say_so(copied):
     for name in (f"extraction_s{SEED}", "extraction_bits"):
         shutil.rmtree(copied / name)
-    assert "There are no attacks on this source yet" in read_safe_page(page_of(copied)).text
+    assert "There are no attacks on this source yet" in text_of(copied)
     (copied / "summary.json").unlink()
-    edit(copied / "run.json", settings=json.loads((copied / "run.json").read_text())["settings"] | {"epoch": 9})
-    said = read_safe_page(page_of(copied)).text
+    edit(copied / "run.json", settings_epoch=9)
+    said = text_of(copied)
     assert "not finished: 1 of 9 epochs" in said and "The source's run is not finished" in said
     shutil.rmtree(copied / "checkpoints")
     (copied / "metrics.jsonl").unlink()
-    said = read_safe_page(page_of(copied)).text
+    said = text_of(copied)
     assert "The source has no checkpoint yet" in said and "No epoch has been recorded yet" in said
 
 
-def test_a_checkpoint_that_disagrees_with_its_summary_is_named(copied):
-    hits = summary(copied)["trigger_hits"]
-    edit(copied / "summary.json", trigger_hits=hits + 1)
-    text = read_safe_page(page_of(copied)).text
-    assert f"its summary.json states {hits + 1} hits, its checkpoint gives {hits}" in text
-
-
-def test_copies_of_another_source_are_named(copied):
-    edit(copied / f"extraction_s{SEED}" / "summary.json", source_sha256="0" * 64)
-    assert "1 of the copies stole another source" in read_safe_page(page_of(copied)).text
-    edit(copied / f"extraction_s{SEED}" / "summary.json", source_sha256=["0" * 64])  # what no set can hold
-    assert "1 of the copies stole another source" in read_safe_page(page_of(copied)).text
-
-
-def test_a_damaged_attack_is_left_out_and_named_on_the_terminal_only(copied):
-    (copied / "extraction_bits" / "summary.json").write_text("{")
-    (copied / f"extraction_s{SEED}" / "checkpoints" / "checkpoint_nat_best.pt").write_bytes(b"PK")
+def test_a_damaged_attack_is_left_out_and_named_on_the_terminal_only(copied, tmp_path):
+    bits, attack = copied / "extraction_bits", copied / f"extraction_s{SEED}"
+    (bits / "summary.json").write_text("{")
+    (attack / "checkpoints" / "checkpoint_nat_best.pt").write_bytes(b"PK")
     said = report(copied)
     assert said.count("not in the page: ") == 2 and "extraction_bits/summary.json is damaged" in said
     page = (copied / "report.html").read_text()
     text = read_safe_page(page).text
     assert "1 of the attacks are left out" in text and "1 of the models could not be asked" in text and SEED not in page
+    shutil.rmtree(bits)
+    (attack / "summary.json").rename(tmp_path / "other")
+    (attack / "summary.json").symlink_to(tmp_path / "other")
+    said = report(copied)
+    assert said.count("not in the page: ") == 1 and f"{attack / 'summary.json'} is a symbolic link" in said
 
 
 def test_what_files_say_is_text_and_odd_values_are_no_numbers(copied):
-    settings = json.loads((copied / "run.json").read_text())["settings"]
-    attack = copied / f"extraction_s{SEED}"
-    edit(copied / "run.json", device_name=HOSTILE, command={"a": HOSTILE},
-         settings=settings | {"dataset": HOSTILE, "model_type": HOSTILE, HOSTILE: [HOSTILE], "epoch": "many"})
-    edit(attack / "summary.json", attack=HOSTILE, test_accuracy=HOSTILE, trigger_hits=-1, log10_p=[1], rows=[7, {}])
-    edit(copied / "summary.json", rows=[{"model": f"benign {HOSTILE}", "log10_p": {"T1": float("nan"), "T3": 10**400}}],
+    text, attack = HOSTILE[0], copied / f"extraction_s{SEED}"
+    edit(copied / "run.json", device_name=text, command={"a": text}, settings_dataset=text, settings_model_type=text,
+         settings_epoch="many", **{f"settings_{word}": word for word in HOSTILE})
+    edit(attack / "run.json", settings_attack=text)
+    edit(attack / "summary.json", attack=text, test_accuracy=text, trigger_hits=-1, log10_p=[1], rows=[7, {}])
+    edit(copied / "summary.json", rows=[{"model": f"benign {text}", "log10_p": {"T1": float("nan"), "T3": 10**400}}],
          test_accuracy=True, clean=7)
     rows = [{"epoch": 1, "loss": float("inf"), "val_accuracy": 0.5}, [1], {"epoch": "x"}, {"epoch": 2, "loss": 10**400}]
     (copied / "metrics.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
@@ -201,15 +179,19 @@ def test_what_files_say_is_text_and_odd_values_are_no_numbers(copied):
         report(copied, *flags)
         page = (copied / "report.html").read_text()
         assert "<script" not in page and "\u202e" not in page and "&lt;script&gt;" in page
-        read_safe_page(page.replace("http://x", "x"))
+        read = read_safe_page(page)
+        assert all(read.text.count(clean(word)) >= 2 for word in HOSTILE)
+        assert any(clean(text) in image["alt"] for image in read.all("img"))
 
 
 def test_what_is_no_source_is_refused(source, tmp_path, capsys):
+    (tmp_path / "folder.html").mkdir()
     before = sorted(os.listdir(tmp_path))
     out = ("-o", tmp_path / "a.html")
     assert "there is no run in" in refusal(capsys, tmp_path, *out)
     assert f"name its source's folder, {source}" in refusal(capsys, source / "extraction_bits", *out)
     assert "ends in .html" in refusal(capsys, source, "-o", source / "run.json")
+    assert "is a folder" in refusal(capsys, source, "-o", tmp_path / "folder.html")
     assert "there is no folder" in refusal(capsys, source, "-o", tmp_path / "no" / "a.html")
     assert "unrecognized arguments" in refusal(capsys, source, "--show")
     assert sorted(os.listdir(tmp_path)) == before
@@ -225,8 +207,7 @@ def test_damaged_files_of_the_source_are_refused_by_name(copied, capsys):
 
 
 def test_a_benign_run_has_a_page_too(source):
-    benign = source.with_name(f"digits_vgg11_none_10_s{SEED}")
-    text = read_safe_page(page_of(benign)).text
+    text = text_of(source.with_name(f"digits_vgg11_none_10_s{SEED}"))
     assert "no watermark" in text and "benign model" in text and "There is no p-value to draw" in text
 
 
@@ -240,11 +221,3 @@ def test_a_page_is_read_and_written_through_no_link(name, copied, tmp_path, caps
     existed = other.exists()
     assert f"{copied / name} is a symbolic link" in refusal(capsys, copied)
     assert other.exists() == existed and (name == "report.html" or not (copied / "report.html").exists())
-
-
-def test_an_attack_that_holds_a_link_is_left_out(copied, tmp_path):
-    attack = copied / f"extraction_s{SEED}"
-    (attack / "summary.json").rename(tmp_path / "other")
-    (attack / "summary.json").symlink_to(tmp_path / "other")
-    said = report(copied)
-    assert said.count("not in the page: ") == 1 and f"{attack / 'summary.json'} is a symbolic link" in said

@@ -1,5 +1,6 @@
 """Entangled watermarks: `train.py -tt ewe`, its triggers and its flags."""
 
+import itertools
 import json
 import math
 import os
@@ -30,25 +31,14 @@ def unbroken(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("source", ["digits", "1"])
-def test_triggers_of_both_kinds_have_the_images_size(tmp_path, source):
-    root = photos(tmp_path / "images", n=40)
-    good("train", "-d", tmp_path / "runs", "-dt", "folder", "--data-dir", root, "--image-size", 48, "-mt", "vgg11",
-         "--width", 2, "-nq", 4, "-tt", "ewe", "-ep", 1, "--batch-size", 8, "--ewe-source", source, "--ewe-epochs", 1,
-         "--device", "cpu")
-    (run,) = (tmp_path / "runs").iterdir()
-    assert load_checkpoint(run / "triggers.pt")["images"].shape == (4, 3, 48, 48)
-
-
 def test_the_run_keeps_its_triggers_and_surrogates_are_tested_on_them(unbroken):
     run = unbroken / SOURCE
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert ["trigger_accuracy" in row for row in rows] == [False, True, True]
-    # six triggers and six clean images; distances from 0 to 1 over a temperature of about 100 leave log(11 / 5) +- 0.01
-    for row in rows[1:]:
-        for i in (1, 2, 3):
-            assert row[f"snnl_{i}"] == pytest.approx(math.log(11 / 5), abs=0.0125)
-            assert 0 < abs(row[f"temperature_{i}"] - 1) < 0.1  # it moves, by about 0.1 * 0.01 a step at most
+    for row, i in itertools.product(rows[1:], (1, 2, 3)):
+        # six triggers and six clean images; distances from 0 to 1 over a temperature near 100 leave log(11 / 5) +- 0.01
+        assert row[f"snnl_{i}"] == pytest.approx(math.log(11 / 5), abs=0.0125)
+        assert 0 < abs(row[f"temperature_{i}"] - 1) < 0.1  # it moves, by about 0.1 * 0.01 a step at most
     best, first = (load_checkpoint(run / f"checkpoints/checkpoint_{name}.pt") for name in ("nat_best", "init"))
     assert best["epoch"] >= 1 and "query_model" not in first
     kept, held = load_checkpoint(run / "triggers.pt"), best["query_model"]["state_dict"]
@@ -59,7 +49,7 @@ def test_the_run_keeps_its_triggers_and_surrogates_are_tested_on_them(unbroken):
     assert s["epochs"] == s["chosen_epoch"] == len(rows)
     assert "can persuade their owner alone" in (run / "output.log").read_text()
     flags = ("-e", unbroken, *DATA, "-tmt", "vgg11", "-dmt", "vgg11", "-tt", "ewe", "-ep", 1)
-    assert "surrogate soft" in good("extraction", *flags, "-at", "soft")
+    good("extraction", *flags, "-at", "soft")
     assert summary(run / "extraction")["trigger_size"] == 6 and summary(run / "extraction")["log10_p"]["T1"] is None
 
 
@@ -92,22 +82,27 @@ def test_an_interrupted_ewe_run_resumes_bit_equal(at, unbroken, tmp_path, monkey
 
 
 def test_triggers_may_come_from_another_data_set(tmp_path):
-    """A digit among photographs belongs to no class and so has no true label; then `--ewe-triggers shared`."""
-    data = photos(tmp_path / "pets", n=40)
-    flags = ("-dt", "folder", "--data-dir", data, "-nq", 3, "--batch-size", 16, "--width", 2, "--device", "cpu")
-    train = ("-d", tmp_path / "runs", *flags, "-mt", "vgg11", "-tt", "ewe", "-ep", 1, "--ewe-epochs", 1)
+    """A digit among photographs of 48 pixels belongs to no class and so has no true label; then a class with a patch,
+    and `--ewe-triggers shared`.
+    """
+    data, runs = photos(tmp_path / "pets", n=40), tmp_path / "runs"
+    flags = ("-dt", "folder", "--data-dir", data, "-nq", 3, "--batch-size", 16, "--width", 2, "--device", "cpu",
+             "--image-size", 48)
+    train = ("-d", runs, *flags, "-mt", "vgg11", "-tt", "ewe", "-ep", 1, "--ewe-epochs", 1, "--ewe-steps", 1)
     good("train", *train, "--ewe-source", "digits")
-    run = tmp_path / "runs" / "folder_vgg11_ewe_3_"
-    kept = load_checkpoint(run / "triggers.pt")
+    kept = load_checkpoint(runs / "folder_vgg11_ewe_3_" / "triggers.pt")
     assert kept["true_labels"].shape == kept["sources"].shape == (3, 0) and (kept["labels"] == 0).all()
-    steal = ("-e", tmp_path / "runs", *flags, "-tmt", "vgg11", "-tt", "ewe")
+    good("train", *train, "--ewe-source", 1, "-msg", "patch")
+    patched = load_checkpoint(runs / "folder_vgg11_ewe_3_patch" / "triggers.pt")
+    assert kept["images"].shape == patched["images"].shape == (3, 3, 48, 48) and (patched["true_labels"] == 1).all()
+    steal = ("-e", runs, *flags, "-tmt", "vgg11", "-tt", "ewe")
     assert "pruned 0.5" in good("extraction", *steal, "-at", "prune", "--ratios", 0.5)
     good("train", *train, "--ewe-triggers", "shared", "-msg", "shared")
-    good("train", "-d", tmp_path / "runs", *flags, "-mt", "vgg11", "-tt", "base", "-ep", 1, "--trigger-batch", 2)
+    good("train", "-d", runs, *flags, "-mt", "vgg11", "-tt", "base", "-ep", 1, "--trigger-batch", 2)
     names = "ewe_3_shared", "base_3_"
-    shared, base = (load_checkpoint(tmp_path / "runs" / f"folder_vgg11_{name}" / "triggers.pt") for name in names)
+    shared, base = (load_checkpoint(runs / f"folder_vgg11_{name}" / "triggers.pt") for name in names)
     assert all(torch.equal(shared[name], base[name]) for name in base)
-    assert summary(tmp_path / "runs/folder_vgg11_ewe_3_shared")["log10_p"]["T1"] is not None
+    assert summary(runs / "folder_vgg11_ewe_3_shared")["log10_p"]["T1"] is not None
     said = refused("train", *train, "--ewe-source", "svhn:9", "-msg", "x")
     assert "--ewe-source svhn:9" in said and "--ewe-source digits" in said
     for folder, words in ((data, "no image files"), (data / "train" / "cat", " training images"),
@@ -116,24 +111,20 @@ def test_triggers_may_come_from_another_data_set(tmp_path):
         assert f"--ewe-source {folder}/" in said and words in said
 
 
-BAD = {
-    "no such target": (("--ewe-target", 10), ["--ewe-target 10", "0 to 9"]),
-    "source and target are one": (("--ewe-source", 0), ["--ewe-source 0", "--ewe-target 0"]),
-    "no such source": (("--ewe-source", 11), ["--ewe-source 11", "0 to 9"]),
-    "no source at all": (("--ewe-source", "mnist"), ["--ewe-source", "svhn:DIGIT"]),
-    "the data set itself": (("--ewe-source", "digits"), ["--ewe-source digits", "-dt digits"]),
-    "more triggers than images": (("-nq", 60), ["-nq 60", "--ewe-source 8"]),
-    "too few of the target": (("--batch-size", 64), ["--ewe-target 0", "--batch-size 64"]),
-    "phase 3 too short": (("--ewe-epochs", 0.01), ["--ewe-epochs 0.01", "pass"]),
-    "compiled": (("--compile",), ["--compile"]),
-    "mixup": (("-nm", 2), ["-nm", "--ewe-triggers shared"]),
-    "another training": (("-tt", "margin"), ["-tt ewe"]),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_ewe_flags_are_refused(case, tmp_path):
-    flags, words = BAD[case]
+@pytest.mark.parametrize("flags, words", [
+    (("--ewe-target", 10), ["--ewe-target 10", "0 to 9"]),
+    (("--ewe-source", 0), ["--ewe-source 0", "--ewe-target 0"]),
+    (("--ewe-source", 11), ["--ewe-source 11", "0 to 9"]),
+    (("--ewe-source", "mnist"), ["--ewe-source", "svhn:DIGIT"]),
+    (("--ewe-source", "digits"), ["--ewe-source digits", "-dt digits"]),
+    (("-nq", 60), ["-nq 60", "--ewe-source 8"]),
+    (("--batch-size", 64), ["--ewe-target 0", "--batch-size 64"]),
+    (("--ewe-epochs", 0.01), ["--ewe-epochs 0.01", "pass"]),
+    (("--compile",), ["--compile"]),
+    (("-nm", 2), ["-nm", "--ewe-triggers shared"]),
+    (("-tt", "margin"), ["-tt ewe"]),
+])
+def test_bad_ewe_flags_are_refused(flags, words, tmp_path):
     said = refused("train", "-d", tmp_path / "runs", *TRAIN, *flags)
     assert all(word in said for word in words), said
     assert tree(tmp_path) == set()
@@ -150,6 +141,7 @@ def test_ewe_defaults_are_the_authors_and_other_trainings_keep_theirs():
     authors, typed = train_flags(["-tt", "ewe"]), train_flags(["-tt", "ewe", "-ep", "200", "--lr", "0.1"])
     assert (authors.epoch, authors.lr, authors.weight_decay) == (50, 1e-3, 0)
     assert (typed.epoch, typed.lr) == (200, 0.1) and authors.label_strategy == "single"
-    margin = train_flags([])
-    assert (margin.epoch, margin.lr, margin.weight_decay) == (200, 0.1, 1e-4)
-    assert not any(name.startswith("ewe") for name in vars(margin))
+    for kind in ("none", "base", "margin"):  # recorded as before, so that older run folders can be resumed
+        other = train_flags(["-tt", kind])
+        assert (other.epoch, other.lr, other.weight_decay) == (200, 0.1, 1e-4)
+        assert not any(name.startswith(("ewe_", "rs_")) for name in vars(other))

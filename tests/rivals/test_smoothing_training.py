@@ -1,6 +1,7 @@
-"""Randomised smoothing: noisy gradients, the objective, and the triggers."""
+"""Randomised smoothing: noisy gradients, the objective, the triggers, and the certificate."""
 
 import copy
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -11,29 +12,40 @@ from small_steps import small
 from torch import nn
 
 from utils.data.batches import Batches
-from utils.data.sets import Data, Images, load_data
+from utils.data.sets import load_data
+from utils.rivals import randomized_smoothing
 from utils.rivals.randomized_smoothing import (
     SmoothedObjective,
     append_triggers,
+    certify,
     draw_rs_triggers,
-    noise_levels,
     noisy_gradient,
-    robust_pass,
-    short_epoch_warning,
+    smoothed_accuracies,
 )
+from utils.watermark.triggers import TriggerSet, held_out_positions
 
 # ---- noisy gradients ------------------------------------------------------------------------------------------------
 
 
-def triggers(m=6):
-    return torch.rand(m, 3, 32, 32), torch.randint(0, 5, (m,))
+def triggers_of(images, labels):
+    unknown = torch.zeros(len(labels), 0, dtype=torch.long)
+    return TriggerSet(images, labels, unknown, unknown)
 
 
-def test_noise_levels():
-    assert len(noise_levels(1.0, 0.05)) == 21
-    assert noise_levels(1.0, 0.05)[0] == 0 and noise_levels(1.0, 0.05)[-1] == pytest.approx(1)
-    assert noise_levels(0.3, 0.1) == pytest.approx([0, 0.1, 0.2, 0.3])  # int(0.3 / 0.1) is 2
-    assert noise_levels(0.0, 0.05) == [0]
+def objective(m=6, **more):
+    numbers = {"sigmas": [0.0, 0.5], "draws": 1, "warmup": 0, "batch": 4}
+    return SmoothedObjective(torch.rand(m, 3, 32, 32), torch.randint(0, 5, (m,)), **numbers | more)
+
+
+@pytest.mark.parametrize("sigma, step, levels", [
+    (1.0, 0.05, torch.linspace(0, 1, 21).tolist()), (0.0, 0.05, [0]),
+    (0.3, 0.1, [0, 0.1, 0.2, 0.3])])  # int(0.3 / 0.1) is 2
+def test_noise_levels(sigma, step, levels):
+    flags = Namespace(**randomized_smoothing.DEFAULTS | {"rs_sigma": sigma, "rs_sigma_step": step, "amp": "none"})
+    triggers = triggers_of(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2).long())
+    batches = Namespace(steps=98, device="cpu")
+    made = randomized_smoothing.objective(flags, None, batches, triggers, data=None, run=None, commit=None)
+    assert made.sigmas == pytest.approx(levels)
 
 
 class HalfSquare(nn.Module):
@@ -48,66 +60,62 @@ class HalfSquare(nn.Module):
         return torch.cat([-half, torch.log(-torch.expm1(-half))])[None]
 
 
-def test_robust_passes_on_one_parameter_by_hand(monkeypatch):
-    draws = iter([0.3, -1.0, 2.0])
+def set_noise(monkeypatch, noise):
+    draws = iter(noise)
     monkeypatch.setattr("utils.rivals.randomized_smoothing.gaussian_noise",
                         lambda parameters, _: [torch.full_like(parameters[0], next(draws))])
+
+
+def test_robust_passes_on_one_parameter_by_hand(monkeypatch):
+    set_noise(monkeypatch, [0.3, -1.0, 2.0])
     model, trace = HalfSquare(), []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    robust_pass(model, optimizer, torch.zeros(1), torch.zeros(1, dtype=torch.long), [0, 0.5, 1], 1, None,
-                after=lambda: trace.append(float(model.theta.detach())))
+    optimizer.register_step_post_hook(lambda *_: trace.append(float(model.theta.detach())))
+    rival = SmoothedObjective(torch.zeros(1), torch.zeros(1).long(), sigmas=[0, 0.5, 1], draws=1, warmup=0, batch=1)
+    rival.begin(model, optimizer, 1, torch.Generator())
     assert trace == pytest.approx([0.983333, 0.975278, 0.925690], abs=1e-6)
 
 
 def test_noisy_gradient_averages_its_draws(monkeypatch):
     noise = [0.5, -0.25, 1.0]
-    draws = iter(noise)
-    monkeypatch.setattr("utils.rivals.randomized_smoothing.gaussian_noise",
-                        lambda parameters, _: [torch.full_like(parameters[0], next(draws))])
+    set_noise(monkeypatch, noise)
     (gradient,) = noisy_gradient(HalfSquare(), torch.zeros(1), torch.zeros(1, dtype=torch.long), 2.0, 3, None)
     assert float(gradient) == pytest.approx(np.mean([1 + 2 * n for n in noise]))
 
 
 def test_noise_enters_every_parameter_and_is_taken_out_again():
-    model, (x, y) = small(), triggers()
-    before, seen = copy.deepcopy(model), {}
+    model, (x, y), seen = small(), (torch.rand(6, 3, 32, 32), torch.randint(0, 5, (6,))), {}
+    before = copy.deepcopy(model)
     for name, module in model.named_modules():
         own = [f"{name}.{k}" for k, _ in module.named_parameters(recurse=False)]
         if own:
             module.register_forward_pre_hook(lambda m, _, own=own: seen.update(
                 {k: getattr(m, k.rsplit(".", 1)[1]).detach().clone() for k in own}))
-    generator = torch.Generator().manual_seed(0)
-    gradient = noisy_gradient(model, x, y, 0.5, 1, generator)
+    gradient = noisy_gradient(model, x, y, 0.5, 1, torch.Generator().manual_seed(0))
     clean = dict(before.named_parameters())
     assert equal_parameters(model, before) and all(p.grad is None for p in model.parameters())
     assert set(seen) == set(clean) and "1.layers.1.bias" in seen
     noise = torch.cat([(seen[name] - clean[name].detach()).flatten() for name in clean]) / 0.5
     assert not (noise == 0).any() and abs(float(noise.mean())) < 0.02 and abs(float(noise.std()) - 1) < 0.02
     assert [g.shape for g in gradient] == [p.shape for p in model.parameters()]
-    # the running statistics follow the noisy passes, as in the official code, and carry no noise themselves
-    assert not torch.equal(model[1].layers[1].running_mean, before[1].layers[1].running_mean)
-    assert (model[1].layers[1].running_var > 0).all()
-
-
-def test_without_noise_a_robust_pass_is_a_plain_step():
-    model, (x, y) = small(), triggers()
-    plain = copy.deepcopy(model)
-    one, two = (torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4) for m in (model, plain))
-    for _ in range(2):
-        robust_pass(model, one, x, y, [0.0], 1, torch.Generator().manual_seed(0))
-        two.zero_grad()
-        F.cross_entropy(plain(x), y).backward()
-        two.step()
-    assert equal_parameters(model, plain) and not equal_parameters(model, small())
-    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), plain.buffers()))
 
 
 # ---- the objective --------------------------------------------------------------------------------------------------
 
 
-def objective(m=6, **more):
-    numbers = {"sigmas": [0.0, 0.5], "draws": 1, "warmup": 0, "batch": 4}
-    return SmoothedObjective(*triggers(m), **numbers | more)
+def test_without_noise_a_robust_pass_is_a_plain_step():
+    model, rival = small(), objective(4, sigmas=[0.0])
+    plain = copy.deepcopy(model)
+    one, two = (rival.optimizer(m.parameters(), 0.1, 1e-4, False) for m in (model, plain))
+    for epoch in (1, 2):
+        rival.begin(model, one, epoch, torch.Generator().manual_seed(epoch))
+        order = torch.randperm(4, generator=torch.Generator().manual_seed(epoch))
+        two.zero_grad()
+        F.cross_entropy(plain(rival.x_q[order]), rival.y_q[order]).backward()
+        two.step()
+    assert equal_parameters(model, plain) and not equal_parameters(model, small())
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), plain.buffers()))
+    assert one.param_groups[0]["momentum"] == 0.9
 
 
 def test_learning_rates_are_those_of_the_authors():
@@ -120,15 +128,15 @@ def test_learning_rates_are_those_of_the_authors():
 
 @pytest.mark.parametrize("m, batch, picked", [(6, 4, [4]), (8, 4, [4, 4]), (3, 4, [3])])
 def test_a_robust_pass_takes_whole_random_batches(monkeypatch, m, batch, picked):
-    sizes, rows = [], set()
-    monkeypatch.setattr("utils.rivals.randomized_smoothing.robust_pass", lambda model, optimizer, x, y, *_: (
-        sizes.append(len(y)), rows.add(tuple(y.tolist()))))
-    rival = objective(m, batch=batch, warmup=5)
+    rows = []
+    monkeypatch.setattr("utils.rivals.randomized_smoothing.noisy_gradient",
+                        lambda model, x, y, *_: rows.append(y.tolist()) or [torch.zeros(1).double()])
+    rival, model = objective(m, batch=batch, warmup=5, sigmas=[0.0]), HalfSquare()
     rival.y_q = torch.arange(m)
     for epoch in range(12):
-        rival.begin(None, None, epoch, torch.Generator().manual_seed(epoch))
-        assert bool(sizes) == (epoch > 5)  # as officially, a warm-up of 5 lasts until index 5
-    assert sizes == picked * 6
+        rival.begin(model, torch.optim.SGD(model.parameters()), epoch, torch.Generator().manual_seed(epoch))
+        assert bool(rows) == (epoch > 5)  # as officially, a warm-up of 5 lasts until index 5
+    assert [len(set(row)) for row in rows] == picked * 6
     assert len({frozenset(row) for row in rows}) > 1 or m <= batch
 
 
@@ -143,19 +151,11 @@ def test_the_noise_enters_the_running_statistics_unless_they_are_frozen(freeze):
     assert all(layer.track_running_stats for layer in model.modules() if isinstance(layer, nn.BatchNorm2d))
 
 
-def test_epochs_too_short_to_wash_out_the_noise_give_a_warning():
-    assert short_epoch_warning(98, False) is None and short_epoch_warning(3, True) is None
-    assert "--rs-freeze-bn" in short_epoch_warning(3, False)
-
-
 def test_triggers_are_trained_on_but_not_augmented():
-    images = Images(torch.randint(0, 256, (30, 3, 32, 32), dtype=torch.uint8), torch.zeros(30).long(), torch.arange(30))
-    held_out = Images(torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8), torch.ones(20).long(),
-                      torch.arange(20))
-    data = Data("x", images, held_out, held_out, ["a", "b", "c"], (), ())
+    data = load_data("digits", train_size=30)
     triggers, _ = draw_rs_triggers(data, 6, 2, "text", 0)
-    batches = Batches(append_triggers(images, triggers), 6, True)
-    rival = SmoothedObjective(triggers.images / 255, triggers.labels, sigmas=[0.0], draws=1, warmup=0, batch=4)
+    batches = Batches(append_triggers(data.train, triggers), 6, True)
+    rival = SmoothedObjective(*triggers.on("cpu"), sigmas=[0.0], draws=1, warmup=0, batch=4)
     seen, moved = {}, 0
     for row in zip(*rival.plan(batches, 0, torch.Generator().manual_seed(0))):
         x, y = batches.batch(*row[:3])
@@ -164,7 +164,7 @@ def test_triggers_are_trained_on_but_not_augmented():
                 seen[i - 30] = label
                 assert torch.equal(image, triggers.images[i - 30] / 255)
             else:
-                moved += not torch.equal(image, images.images[i] / 255)
+                moved += not torch.equal(image, data.train.images[i] / 255)
     assert seen == dict.fromkeys(range(6), 2) and moved > 20
 
 
@@ -175,25 +175,68 @@ def test_triggers_are_trained_on_but_not_augmented():
 def test_triggers_carry_one_pattern_and_one_label(kind):
     data = load_data("digits")
     triggers, left = draw_rs_triggers(data, 20, 4, kind, seed=3)
-    assert triggers.labels.tolist() == [4] * 20 and 4 not in triggers.true_labels
-    position = {int(i): p for p, i in enumerate(data.held_out.indices)}
-    places = [position[int(i)] for i in triggers.sources[:, 0]]
+    places = held_out_positions(data.held_out, triggers.sources)[:, 0]
     originals = data.held_out.images[places]
+    assert triggers.labels.tolist() == [4] * 20 and 4 not in triggers.true_labels
     assert torch.equal(data.held_out.labels[places], triggers.true_labels[:, 0])
     assert sorted(left.indices.tolist() + triggers.sources[:, 0].tolist()) == sorted(data.held_out.indices.tolist())
-    changed = triggers.images != originals
     if kind == "text":
-        pattern = changed.any(1).any(0)  # the same place in all images
+        pattern = (triggers.images != originals).any(1).any(0)  # the same place in all images
         rows, columns = pattern.nonzero().T
         assert 20 < int(pattern.sum()) < 400 and rows.max() < 16
         assert (triggers.images == 155).all(1).any(0)[pattern].any()  # grey, a few full pixels at least
-        assert triggers.images.unique(dim=0).shape[0] == 20
     else:
         noise = (triggers.images.float() - originals.float()) / 255
         inside = (triggers.images > 0) & (triggers.images < 255)
         for i in range(1, 20):  # where neither is clipped, the same tensor was added
-            both = inside[0] & inside[i]
-            assert (noise[0] - noise[i])[both].abs().max() <= 1.01 / 255
-    again, _ = draw_rs_triggers(data, 20, 4, kind, seed=3)
-    other, _ = draw_rs_triggers(data, 20, 4, kind, seed=4)
+            assert (noise[0] - noise[i])[inside[0] & inside[i]].abs().max() <= 1.01 / 255
+    again, other = (draw_rs_triggers(data, 20, 4, kind, seed)[0] for seed in (3, 4))
     assert torch.equal(again.images, triggers.images) and not torch.equal(other.images, triggers.images)
+
+
+# ---- the certificate ------------------------------------------------------------------------------------------------
+
+TABLE = {
+    1000: {.2: 384, .4: 309, .6: 241, .8: 181, 1.0: 131, 1.2: 91, 1.4: 60, 1.6: 38, 1.8: 22, 2.0: 12, 2.5: 0, 3: None},
+    100: {.2: 30, .4: 23, .6: 16, .8: 11, 1.0: 7, 1.2: 4, 1.4: 1, 1.6: 0, 1.8: None, 2.0: None},
+}
+
+
+@pytest.mark.parametrize("n", TABLE)
+def test_order_statistic(n):
+    """Among accuracies 0, 1, 2, ... the bound is its own position."""
+    assert certify(np.arange(n), TABLE[n], 1.0, 0.99) == TABLE[n]
+    assert certify(np.arange(n), [0.5], 0.5, 0.99)[0.5] == TABLE[n][1.0]
+    assert certify(np.arange(n), [1e5], 1.0, 0.99) == {1e5: None}
+
+
+def test_toy_certificate_is_tight():
+    """The accuracy 1[theta > 0] at theta = 1.5: its smoothed median falls from 1 to 0 at eps = 1.5."""
+    rng, certified = np.random.default_rng(0), {}
+    for n, grid in ((10_000, (1.4, 1.6)), (1000, (1.2, 1.4))):
+        found = [certify(np.sort(rng.normal(1.5, 1, n) > 0), grid, 1.0, 0.99) for _ in range(200)]
+        certified[n] = {eps: np.mean([f[eps] == 1 for f in found]) for eps in grid}
+    assert certified[10_000] == {1.4: 1, 1.6: 0}
+    assert certified[1000][1.2] == 1 and 0.1 < certified[1000][1.4] < 0.33
+
+
+def test_answers_that_are_not_finite_count_for_no_class():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 5))
+    torch.nn.init.constant_(model[1].bias, torch.nan)
+    triggers = triggers_of(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
+    found, shares = smoothed_accuracies(model, triggers, 1.0, 2, 0)
+    assert found.tolist() == [0, 0] and not shares.any()  # not class 0, which argmax would choose
+
+
+def test_smoothed_accuracy_is_of_noisy_copies():
+    model = small().eval()
+    before = copy.deepcopy(model)
+    images, labels = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 5, (6,))
+    triggers = triggers_of(images, labels)
+    found, shares = smoothed_accuracies(model, triggers, 1e-9, 3, 0)
+    assert equal_parameters(model, before)
+    assert found.tolist() == [int((model(images / 255).argmax(1) == labels).sum()) / 6] * 3
+    found, shares = smoothed_accuracies(model, triggers, 1.0, 20, 0)
+    assert found.tolist() == sorted(found.tolist()) and shares.sum(1) == pytest.approx(np.ones(20))
+    # an untrained network is nearly constant under such noise: the pitfall that the histogram is there to show
+    assert shares.max(1).mean() > 0.8 and len(np.unique(shares.argmax(1))) > 1

@@ -22,43 +22,35 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_find_checkpoint_names_what_it_looked_for(unbroken_run, tmp_path):
-    assert find_checkpoint(unbroken_run).name == "checkpoint_nat_best.pt"
-    assert find_checkpoint(unbroken_run, "last").name == "checkpoint_latest.pt"
-    assert find_checkpoint(unbroken_run, "val", "clean").name == "checkpoint_nat_best_clean.pt"
-    assert find_checkpoint(unbroken_run, "last", "clean").name == "checkpoint_latest_clean.pt"
+    for select, statistics, name in (("val", "paper", "nat_best"), ("last", "paper", "latest"),
+                                     ("val", "clean", "nat_best_clean"), ("last", "clean", "latest_clean")):
+        assert find_checkpoint(unbroken_run, select, statistics).name == f"checkpoint_{name}.pt"
     with pytest.raises(Refusal, match=f"no run in {tmp_path}/nothing"):
         find_checkpoint(tmp_path / "nothing")
-    (tmp_path / "empty").mkdir()
     with pytest.raises(Refusal, match="no checkpoint .*/checkpoint_nat_best_clean.pt.*--bn-stats paper"):
-        find_checkpoint(tmp_path / "empty", "val", "clean")
+        find_checkpoint(tmp_path, "val", "clean")
 
 
-def test_find_checkpoint_takes_the_one_that_the_summary_names(tmp_path):
-    checkpoints = tmp_path / "checkpoints"
-    checkpoints.mkdir()
-    for name in ("nat_best", "latest"):
-        (checkpoints / f"checkpoint_{name}.pt").touch()
-    assert find_checkpoint(tmp_path, None).name == "checkpoint_nat_best.pt"  # while there is no summary
+def test_find_checkpoint_takes_the_one_that_the_summary_names(unbroken_run, tmp_path):
+    run = shutil.copytree(unbroken_run, tmp_path / "run")
+    assert find_checkpoint(run, None).name == "checkpoint_nat_best.pt"  # while there is no summary
     for select, name in (("last", "latest"), ("val", "nat_best")):
-        (tmp_path / "summary.json").write_text(json.dumps({"select": select}))
-        assert find_checkpoint(tmp_path, None) == checkpoints / f"checkpoint_{name}.pt"
+        (run / "summary.json").write_text(json.dumps({"select": select}))
+        assert find_checkpoint(run, None) == run / "checkpoints" / f"checkpoint_{name}.pt"
 
 
 def test_truncated_empty_and_foreign_files_are_refused(tmp_path):
     save_checkpoint(tmp_path / "whole.pt", {"model": {"state_dict": {"w": torch.rand(1000)}, "type": "res18"}})
     content = (tmp_path / "whole.pt").read_bytes()
     for keep in (0, 1, 100, len(content) // 2, len(content) - 1):
-        (tmp_path / "cut.pt").write_bytes(content[:keep])
-        with pytest.raises(Refusal, match="cut.pt"):
-            load_checkpoint(tmp_path / "cut.pt")
+        (tmp_path / f"cut_{keep}.pt").write_bytes(content[:keep])
+    (tmp_path / "whole.pt").unlink()
     (tmp_path / "text.pt").write_text("no checkpoint at all\n" * 50)
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
-    for name in ("text.pt", "list.pt", "module.pt"):
-        with pytest.raises(Refusal, match=name):
-            load_checkpoint(tmp_path / name)
-    with pytest.raises(Refusal, match="does not exist"):
-        load_checkpoint(tmp_path / "missing.pt")
+    for path in (*tmp_path.iterdir(), tmp_path / "missing.pt"):
+        with pytest.raises(Refusal, match=path.name):
+            load_checkpoint(path)
 
 
 @pytest.mark.parametrize("name, kind, fits", [

@@ -4,9 +4,10 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import models
-from utils.runs.checkpoints import pack_checkpoint, save_checkpoint
+from utils.runs.checkpoints import pack_checkpoint
 from utils.runs.initial_weights import read_initial_weights
 from utils.system.refusals import Refusal
 
@@ -16,81 +17,63 @@ def network(classes=4, seed=0, width=4):
     return models.build("res18", classes, width=width)
 
 
-@pytest.fixture
-def written(tmp_path):
-    """write(kind) -> the file of `network(seed=1)` in one of the ways in which weights lie on disk."""
-    safetensors = pytest.importorskip("safetensors.torch")
-
-    def write(kind, model=None):
-        model = model or network(seed=1)
-        weights, path = {n: t.clone() for n, t in model.state_dict().items()}, tmp_path / f"{kind}.pt"
-        if kind == "checkpoint":
-            save_checkpoint(path, pack_checkpoint(model, "res18"))
-        elif kind == "safetensors":
-            path = path.with_suffix(".safetensors")
-            safetensors.save_file(weights, path)
-        else:
-            network_alone = {n.removeprefix("1."): t for n, t in weights.items() if n.startswith("1.")}
-            under = lambda prefix: {prefix + n: t for n, t in network_alone.items()}
-            torch.save({
-                "compiled": under("_orig_mod."), "compiled in parallel": under("module._orig_mod."),
-                "compiled inside": {n.replace("1.layer1.", "1.layer1._orig_mod."): t for n, t in weights.items()},
-                "lightning": {"state_dict": under("model."), "epoch": 3}, "own wrapper": under("net.backbone."),
-                "lightning of ours": {"state_dict": {f"classifier.{n}": t for n, t in weights.items()}},
-                "swa": {"n_averaged": torch.tensor(3), **under("module.")},
-                "average beside": {**under("model."), **{n: 0 * t for n, t in under("ema_model.").items()}},
-                "average in an entry": {"state_dict": network_alone, "state_dict_ema": {}, "optimizer": {"state": {}}},
-                "average alone": {"epoch": 3, "ema": {"module": network_alone}},
-                "pytorch-cifar": {"net": under("module."), "acc": 93.0, "epoch": 3},
-                "tutorial": {"epoch": 3, "model_state_dict": network_alone, "loss": 0.1},
-                "state dict": weights, "wrapped": {"epoch": 3, "state_dict": weights},
-                "parallel": {f"module.{n}": t for n, t in weights.items()}, "network alone": network_alone,
-                "no counters": {n: t for n, t in weights.items() if not n.endswith("num_batches_tracked")},
-            }[kind], path)
-        return path
-
-    return write
+WEIGHTS = {name: tensor.clone() for name, tensor in network(seed=1).state_dict().items()}
+ALONE = {name.removeprefix("1."): tensor for name, tensor in WEIGHTS.items() if name.startswith("1.")}
+OF_CHECKPOINT = pack_checkpoint(network(seed=1), "res18")
 
 
-@pytest.mark.parametrize("kind", ["state dict", "checkpoint", "safetensors", "wrapped", "parallel", "network alone",
-                                  "no counters", "compiled", "compiled in parallel", "compiled inside", "lightning",
-                                  "own wrapper", "lightning of ours", "swa", "average beside", "average in an entry",
-                                  "average alone", "pytorch-cifar", "tutorial"])
-def test_every_kind_of_file_gives_the_same_model(written, kind):
-    model, said = network(), []
-    initial = read_initial_weights(written(kind))
+def under(prefix, weights=ALONE):
+    return {prefix + name: tensor for name, tensor in weights.items()}
+
+
+KINDS = {  # ways in which weights lie on disk
+    "checkpoint": OF_CHECKPOINT, "state dict": WEIGHTS, "network alone": ALONE,
+    "wrapped": {"epoch": 3, "state_dict": WEIGHTS}, "parallel": under("module.", WEIGHTS),
+    "no counters": {name: tensor for name, tensor in WEIGHTS.items() if not name.endswith("num_batches_tracked")},
+    "compiled": under("_orig_mod."), "compiled in parallel": under("module._orig_mod."),
+    "compiled inside": {name.replace("1.layer1.", "1.layer1._orig_mod."): t for name, t in WEIGHTS.items()},
+    "lightning": {"state_dict": under("model."), "epoch": 3}, "own wrapper": under("net.backbone."),
+    "lightning of ours": {"state_dict": under("classifier.", WEIGHTS)},
+    "swa": {"n_averaged": torch.tensor(3), **under("module.")},
+    "average beside": {**under("model."), **{name: 0 * tensor for name, tensor in under("ema_model.").items()}},
+    "average in an entry": {"state_dict": ALONE, "state_dict_ema": {}, "optimizer": {"state": {}}},
+    "average alone": {"epoch": 3, "ema": {"module": ALONE}},
+    "pytorch-cifar": {"net": under("module."), "acc": 93.0, "epoch": 3},
+    "tutorial": {"epoch": 3, "model_state_dict": ALONE, "loss": 0.1},
+}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "safetensors"])
+def test_every_kind_of_file_gives_the_same_model(kind, tmp_path):
+    model, said, path = network(), [], tmp_path / f"w.{'safetensors' if kind == 'safetensors' else 'pt'}"
+    save_file(WEIGHTS, path) if kind == "safetensors" else torch.save(KINDS[kind], path)
+    initial = read_initial_weights(path)
     initial.check("res18", 4, 4)
     initial.load_into(model, said.append)
-    for (name, tensor), wanted in zip(model.state_dict().items(), network(seed=1).state_dict().values()):
-        assert torch.equal(tensor, wanted), name
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, WEIGHTS[name]), name
     assert len(said) == 1 and initial.record()["init_sha256"][:16] in said[0] and "last layer" not in said[0]
 
 
-def test_a_head_of_other_classes_is_new_and_the_log_says_so(written):
-    model, fresh, said = network(classes=6), network(classes=6).state_dict(), []
-    read_initial_weights(written("state dict")).load_into(model, said.append)
-    old = network(seed=1).state_dict()
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, (fresh if name.startswith("1.linear") else old)[name]), name
-    assert "tells 4 classes apart, so a new one is trained" in said[0]
-
-
-def test_a_head_that_is_a_convolution_is_new_too(written):
-    name, said = "tv:squeezenet1_1", []
-    model, old = models.build(name, 6), models.build(name, 4)
-    fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    initial = read_initial_weights(written("state dict", old))
-    initial.check(name, 6, 64)
+@pytest.mark.parametrize("name, width, head", [("res18", 4, "1.linear"), ("tv:squeezenet1_1", 64, "1.classifier.1.")])
+def test_a_head_of_other_classes_is_new_and_the_log_says_so(name, width, head, tmp_path):
+    """It is a linear layer, or a convolution."""
+    model, old, said = models.build(name, 6, width=width), models.build(name, 4, width=width).state_dict(), []
+    fresh = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    torch.save(dict(old), tmp_path / "w.pt")
+    initial = read_initial_weights(tmp_path / "w.pt")
+    initial.check(name, 6, width)
     initial.load_into(model, said.append)
     assert "tells 4 classes apart, so a new one is trained" in said[0]
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, (fresh if name.startswith("1.classifier.1.") else old.state_dict())[name]), name
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, (fresh if key.startswith(head) else old)[key]), key
 
 
 @pytest.mark.parametrize("name, size", [("tv:googlenet", 32), ("tv:inception_v3", 96)])
-def test_classifiers_beside_the_one_that_are_not_built_are_left_out(tmp_path, name, size):
+def test_classifiers_beside_the_one_that_are_not_built_are_left_out(name, size, tmp_path, monkeypatch):
     from torchvision.models import get_model
 
+    monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, *_, **__: tensor)  # which takes half a minute
     whole = get_model(name.removeprefix("tv:"), weights=None, num_classes=4, init_weights=False)
     assert any("aux" in key.lower() for key in whole.state_dict())
     torch.save(whole.state_dict(), tmp_path / "w.pt")
@@ -100,42 +83,33 @@ def test_classifiers_beside_the_one_that_are_not_built_are_left_out(tmp_path, na
 
 
 @pytest.mark.parametrize("change, words", [
-    (lambda w: w | {"1.extra": torch.ones(1)}, "the model has no 1.extra"),
+    (lambda w: w | {"1.extra": torch.ones(1)}, "no 1.extra; its own weights are all there: write the file without"),
     (lambda w: {n: t for n, t in w.items() if n != "1.conv1.weight"}, "lacks 1.conv1.weight; pass the -mt"),
     (lambda w: w | {"1.conv1.weight": torch.ones(2, 3, 3, 3)}, "the shape (2, 3, 3, 3), the model's has (4, 3, 3, 3)"),
     (lambda w: w | {"1.conv1.weight": torch.full((4, 3, 3, 3), torch.nan)}, "1.conv1.weight is not finite"),
-    (lambda w: {"epoch": 3}, "holds no state dict"),
-    (lambda w: {}, "holds no state dict"),
+    (lambda w: {"epoch": 3, "optimizer": {}}, "holds no state dict: its entries are epoch, optimizer"),
+    (lambda w: {}, "holds no state dict: its entries are none"),
 ])
 def test_weights_that_do_not_fit_are_refused_before_a_model_is_made(tmp_path, change, words):
-    path = tmp_path / "weights.pt"
-    torch.save(change(dict(network().state_dict())), path)
+    torch.save(change(WEIGHTS), path := tmp_path / "weights.pt")
     with pytest.raises(Refusal) as caught:
         read_initial_weights(path).check("res18", 4, 4)
     assert words in str(caught.value) and str(path) in str(caught.value)
 
 
-def test_what_is_beside_a_whole_network_and_an_older_format_are_refused_with_a_way_out(tmp_path):
-    weights = network(seed=1).state_dict()
-    torch.save({**weights, "criterion.weight": torch.ones(4)}, tmp_path / "more.pt")
-    with pytest.raises(Refusal, match="no .*criterion.weight; its own weights are all there: write"):
-        read_initial_weights(tmp_path / "more.pt").check("res18", 4, 4)
-    torch.save(weights, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+def test_an_older_format_is_refused_with_a_way_out_that_works(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     with pytest.raises(Refusal, match="older format of torch before 1.6.*weights_only=True") as refused:
         read_initial_weights(tmp_path / "old.pt")
-    exec(re.search(r"torch\.save\(.*", str(refused.value))[0])  # the way out that it names
+    exec(re.search(r"torch\.save\(.*", str(refused.value))[0])
     read_initial_weights(tmp_path / "old.pt").check("res18", 4, 4)
-    torch.save({"epoch": 3, "optimizer": {}}, tmp_path / "none.pt")
-    with pytest.raises(Refusal, match="holds no state dict: its entries are epoch, optimizer"):
-        read_initial_weights(tmp_path / "none.pt")
 
 
-def test_files_that_are_none_are_refused(tmp_path):
-    pytest.importorskip("safetensors")
-    for name, content, words in (("a.safetensors", b"\xff" * 40, "no .safetensors file"),
-                                 ("a.pt", b"no zip", "no checkpoint that can be read safely"),
-                                 ("b.pt", None, "does not exist")):
-        if content:
-            (tmp_path / name).write_bytes(content)
-        with pytest.raises(Refusal, match=words):
-            read_initial_weights(tmp_path / name)
+@pytest.mark.parametrize("name, content, words", [
+    ("a.safetensors", b"\xff" * 40, "no .safetensors file"), ("b.pt", None, "does not exist"),
+    ("a.pt", b"no zip", "no checkpoint that can be read safely")])
+def test_files_that_are_none_are_refused(name, content, words, tmp_path):
+    if content:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(Refusal, match=words):
+        read_initial_weights(tmp_path / name)

@@ -66,29 +66,23 @@ def test_a_run_killed_while_overwriting_never_continues_old_files(unbroken_run, 
             same_runs(path, unbroken_run)
 
 
-def test_checkpoints_of_another_program_are_refused(tmp_path):
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    torch.save({"model": {}}, tmp_path / "run" / "checkpoints" / "checkpoint_latest.pt")
-    with pytest.raises(Refusal, match="another program.*--overwrite"):
-        tiny_fit(tmp_path / "run")
-    tiny_fit(tmp_path / "run", overwrite=True)
-
-
-def test_damaged_settings_are_refused_and_overwrite_helps(tmp_path):
-    tiny_fit(tmp_path / "run")
-    (tmp_path / "run" / "run.json").write_text('{"settings": ')
-    with pytest.raises(Refusal, match="damaged.*--overwrite"):
-        tiny_fit(tmp_path / "run")
-    tiny_fit(tmp_path / "run", overwrite=True)
+def test_what_is_no_run_of_ours_or_damaged_is_refused_and_overwrite_helps(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    torch.save({"model": {}}, run / "checkpoints" / "checkpoint_latest.pt")
+    for words in ("another program", "damaged"):
+        with pytest.raises(Refusal, match=f"{words}.*--overwrite"):
+            tiny_fit(run)
+        tiny_fit(run, overwrite=True)
+        (run / "run.json").write_text('{"settings": ')
 
 
 def test_a_second_process_is_refused_and_the_lock_ends_with_its_holder(tmp_path):
     def hook(step):
         if step == 2:
-            with pytest.raises(Refusal, match="in use by another process"):
-                tiny_fit(tmp_path / "run")
-            with pytest.raises(Refusal, match="in use by another process"):  # nor may the folder be removed
-                tiny_fit(tmp_path / "run", overwrite=True)
+            for overwrite in (False, True):  # nor may the folder be removed
+                with pytest.raises(Refusal, match="in use by another process"):
+                    tiny_fit(tmp_path / "run", overwrite=overwrite)
 
     run = tiny_fit(tmp_path / "run", hook)
     assert len(run.rows()) == EPOCHS
@@ -121,10 +115,9 @@ def test_a_run_goes_on_through_no_link(name, overwrite, unbroken_run, tmp_path):
 
 
 def test_a_folder_of_runs_or_a_run_may_be_a_link(unbroken_run, tmp_path):
-    (tmp_path / "disk" / "run").mkdir(parents=True)
+    (tmp_path / "disk" / "other").mkdir(parents=True)
     (tmp_path / "experiments").symlink_to("disk")
     (tmp_path / "link").symlink_to("disk/other")
-    (tmp_path / "disk" / "other").mkdir()
     for path in (tmp_path / "experiments" / "run", tmp_path / "link"):
         tiny_fit(path)
         same_runs(path, unbroken_run)

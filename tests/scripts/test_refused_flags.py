@@ -5,50 +5,63 @@ import torch
 from commands import refused, tree
 from small_runs import STEAL, TRAIN
 
+UNCERTAIN, PLAUSIBLE = ("--trigger-strategy", "uncertain"), ("--label-strategy", "plausible")
+WITH_MODEL = ("--label-model", "BENIGN")
 BAD_TRAIN = {
     "more triggers than images": (("-nq", 143), ["-nq 143", "143 held-out", "-nq 142"]),
     "more mixed images than there are": (("-nq", 72, "-nm", 2), ["-nq", "-nm 2"]),
     "no number": (("-ep", "many"), ["-ep", "whole number"]),
-    "rate that is none": (("--lr", "nan"), ["--lr"]),
     "rate beyond float32": (("--lr", "1e300"), ["--lr"]),
-    "unknown data set": (("-dt", "mnist"), ["mnist", "digits"]),
+    "no choice": (("-dt", "mnist"), ["mnist", "digits"]),
     "unknown model": (("-mt", "res19"), ["res19", "res18"]),
     "unknown flag": (("--num-triggers", 5), ["--num-triggers"]),
     "batch too large": (("--batch-size", 129), ["--batch-size 129", "128"]),
     "more images than there are": (("--train-size", 1296), ["--train-size 1296", "1295"]),
     "message with a slash": (("-msg", "a/b"), ["'/'"]),
-    "labels without a model": (("--label-strategy", "highest"), ["--label-model"]),
-    "a model without need": (("--label-model", "somewhere"), ["--label-strategy"]),
-    "label model that does not exist": (("--label-strategy", "lowest", "--label-model", "/no/run"), ["/no/run"]),
     "stopped after more epochs than there are": (("--stop-after", 2), ["--stop-after 2", "-ep 1"]),
-    "no such precision": (("--amp", "fp8"), ["--amp", "bf16", "fp16"]),
     "fp16 without its scale": (("-tt", "ewe", "--amp", "fp16"), ["--amp fp16", "ewe", "bf16"]),
     "an ascent that is not there": (("-tt", "base", "--bn-stats", "eval"), ["--bn-stats eval", "base"]),
     "no folder of images": (("-dt", "folder", "--data-dir", "/no/images"), ["/no/images"]),
+    "labels without a model": (("--label-strategy", "highest"), ["--label-model"]),
+    "a model without need": (("--label-model", "somewhere"), ["--label-strategy"]),
+    "a model that does not exist": (("--label-strategy", "lowest", "--label-model", "/no/run"), ["/no/run"]),
+    "uncertain without a model": (UNCERTAIN, ["--trigger-strategy uncertain", "--label-model"]),
+    "plausible without a model": (PLAUSIBLE, ["plausible", "--label-model"]),
+    "a model for random strategies": (("--trigger-strategy", "random", *WITH_MODEL), ["random takes none"]),
+    "choices of random labels": (("--label-choices", 2), ["--label-choices", "--label-strategy plausible"]),
+    "one choice": (("--label-choices", 1, *PLAUSIBLE, *WITH_MODEL), ["--label-choices", "at least 2"]),
+    "more choices than classes": ((*PLAUSIBLE, "--label-choices", 11, *WITH_MODEL),
+                                  ["--label-choices 11", "10 classes", "2 to 10"]),
+    "carriers without a model": (("--carriers", 3), ["--carriers", "--label-model"]),
+    "carriers of a benign model": (("--carriers", 3, "-tt", "none", *WITH_MODEL), ["--carriers", "-tt none"]),
+    "more carriers than images": (("--carriers", 5000, *WITH_MODEL), ["--carriers 5000", "training images"]),
+    "mixed triggers": ((*UNCERTAIN, *WITH_MODEL, "-nm", 2), ["--trigger-strategy uncertain", "-nm 2"]),
+    "EWE's own triggers": (("-tt", "ewe", *UNCERTAIN, *WITH_MODEL), ["--trigger-strategy", "--ewe-triggers shared"]),
+    "RS's own labels": (("-tt", "rs", "-ep", 9, *PLAUSIBLE, *WITH_MODEL),
+                        ["--label-strategy", "--rs-triggers shared"]),
 }
 
 
 @pytest.mark.parametrize("case", BAD_TRAIN)
-def test_bad_flags_of_train_are_refused(case, tmp_path):
+def test_bad_flags_of_train_are_refused(case, benign, tmp_path):
     flags, words = BAD_TRAIN[case]
-    said = refused("train", "-d", tmp_path / "runs", "-tt", "margin", *TRAIN, *flags)
+    said = refused("train", "-d", tmp_path / "runs", "-tt", "margin", *TRAIN,
+                   *(benign if flag == "BENIGN" else flag for flag in flags))
     assert all(word in said for word in words), said
     assert tree(tmp_path) == set()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("script, flags", [("train", TRAIN), ("extraction", STEAL), ("distill", STEAL)])
-def test_device_cuda_is_refused_without_a_gpu(script, flags, tmp_path):
-    assert "--device cuda" in refused(script, "-d", tmp_path / "runs", *flags, "--device", "cuda")
+def test_a_device_a_folder_and_a_run_that_are_not_there_are_refused(script, flags, tmp_path):
+    if not torch.cuda.is_available():
+        assert "--device cuda" in refused(script, "-d", tmp_path / "runs", *flags, "--device", "cuda")
+    if script != "train":
+        said = refused(script, "-e", tmp_path / "runs", *flags, "-msg", "gone")
+        assert f"{tmp_path}/runs/digits_vgg11_margin_10_gone" in said
     assert tree(tmp_path) == set()
-
-
-@pytest.mark.parametrize("script, flags", [("train", TRAIN), ("extraction", STEAL)])
-def test_a_folder_that_cannot_be_made_is_refused(script, flags, tmp_path):
     (tmp_path / "file").write_text("")
     for more in ((), ("--overwrite",)):
-        said = refused(script, "-d", tmp_path / "file" / "runs", *flags, *more)
-        assert str(tmp_path / "file") in said
+        assert str(tmp_path / "file") in refused(script, "-d", tmp_path / "file" / "runs", *flags, *more)
     assert tree(tmp_path) == {tmp_path / "file"}
 
 
@@ -63,10 +76,3 @@ def test_a_missing_archive_is_named_when_there_is_no_network(tmp_path, monkeypat
         said = refused("train", "-d", tmp_path / "runs", *flags)
         assert archive in said and str(tmp_path / "data") in said and "place it in that folder" in said
         assert tree(tmp_path) == set()
-
-
-def test_an_attack_on_a_run_that_does_not_exist_is_refused(tmp_path):
-    for script in ("extraction", "distill"):
-        said = refused(script, "-e", tmp_path / "runs", *STEAL, "-msg", "gone")
-        assert f"{tmp_path}/runs/digits_vgg11_margin_10_gone" in said
-    assert tree(tmp_path) == set()

@@ -1,17 +1,41 @@
-"""Flags of the three scripts that change what is computed."""
+"""Flags that change what is computed: where a training starts and stops, which triggers it gets, and which labels."""
 
 import json
+import math
+import shutil
 
 import pytest
-from commands import call, good, summary
+import torch
+from commands import good, refused, rows_of, summary, verify
 from comparing import same
 from official_checkpoint import official
-from small_runs import BENIGN, SOURCE, STEAL, TRAIN
+from small_runs import BASE, SOURCE, STEAL, TRAIN
 
+from utils.data.sets import load_data
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
+from utils.system.files import sha256_of_file
 from utils.training.metrics import predict
+from utils.watermark.trigger_files import read_triggers
 
 pytestmark = pytest.mark.usefixtures("quick")
+PLAUSIBLE = ("--trigger-strategy", "uncertain", "--label-strategy", "plausible", "--label-choices", 3)
+
+
+def weights_of(file) -> dict:
+    return load_checkpoint(file)["model"]["state_dict"]
+
+
+def test_help_names_every_documented_flag():
+    for script, flags in (
+        ("train", "-d --dir -dt --dataset -tt --train-type -mt --model-type -nq --num-query -nm --num-mixup -qt "
+         "--query-type -msg --message -ep --epoch -v --variable --device --seed"),
+        ("distill", "-e --exp-name -d --dir -dt -dmt --model-type -tmt --teacher-model-type -tt -nq -nm -qt -msg "
+         "-admsg --additional-message -a --alpha -t --temp -ep --device --seed"),
+        ("extraction", "-e --exp-name -d --dir -dt -dsrc --dataset-source -at --attack -dmt -tmt -tt -nq -nm -qt -msg "
+         "-admsg -a --alpha -ep --device --seed"),
+    ):
+        words = set(good(script, "--help").replace(",", " ").split())
+        assert set(flags.split()) <= words, set(flags.split()) - words
 
 
 def test_a_run_that_is_stopped_early_is_the_beginning_of_the_whole_run(tmp_path):
@@ -19,20 +43,28 @@ def test_a_run_that_is_stopped_early_is_the_beginning_of_the_whole_run(tmp_path)
     flags = ("-d", tmp_path, "-tt", "margin", *TRAIN, "-ep", 4)
     good("train", *flags, "-msg", "whole")
     good("train", *flags, "-msg", "part", "--stop-after", 2)
-    whole, part = tmp_path / f"{SOURCE}whole", tmp_path / f"{SOURCE}part"
-    rows = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole, part)]
-    same(rows[0][:2], rows[1])
-    assert summary(part)["epochs"] == 2 and rows[0][1]["lr"] > rows[0][2]["lr"]
+    whole, part = (rows_of(tmp_path / f"{SOURCE}{name}") for name in ("whole", "part"))
+    same(whole[:2], part)
+    assert summary(tmp_path / f"{SOURCE}part")["epochs"] == 2 and whole[1]["lr"] > whole[2]["lr"]
 
 
-def test_label_strategy(tmp_path):
-    good("train", "-d", tmp_path, *TRAIN, "-tt", "none")
-    good("train", "-d", tmp_path, *TRAIN, "--label-strategy", "lowest", "--label-model", tmp_path / BENIGN)
-    saved, model = load_checkpoint(tmp_path / SOURCE / "triggers.pt"), read_model(find_checkpoint(tmp_path / BENIGN))
-    ranked = predict(model, saved["images"]).argsort(dim=1)
-    for row, label, (true,) in zip(ranked.tolist(), saved["labels"].tolist(), saved["true_labels"].tolist()):
-        assert label == [c for c in row if c != true][0]
-    assert summary(tmp_path / SOURCE)["log10_p"]["T1"] is None  # labels were not drawn at random
+def test_init_puts_the_watermark_into_a_trained_model(benign, tmp_path):
+    file = shutil.copy(find_checkpoint(benign), tmp_path / "trained.pt")
+    command = ("train", "-d", tmp_path, "-tt", "margin", *TRAIN, "--init", file, "--lr", 1e-9, "--weight-decay", 0,
+               "--bn-stats", "clean")
+    printed = good(*command)
+    assert f"starting from the weights in {file}" in printed
+    assert "test accuracy of these weights before the training: " in printed
+    assert "WARNING: the source itself is not claimed (p = 10^" in printed  # a rate of 1e-9 embeds nothing
+    run, before = tmp_path / SOURCE, weights_of(file)
+    after, start = weights_of(find_checkpoint(run)), weights_of(run / "checkpoints" / "checkpoint_init.pt")
+    same(start, before)  # the running statistics too are the old model's when training starts
+    for name, weight in before.items():
+        if "running" not in name and not name.endswith("tracked"):
+            assert torch.allclose(after[name], weight, atol=1e-6), name
+    # other weights under the same name are other settings
+    shutil.copy(benign / "checkpoints" / "checkpoint_init.pt", file)
+    assert "init-sha256" in refused(*command)
 
 
 def test_mixup_and_the_name_of_the_folder(tmp_path):
@@ -53,15 +85,84 @@ def test_an_official_checkpoint_can_be_stolen_from(tmp_path):
     assert s["trigger_size"] == 6 and s["log10_p"]["T1"] is not None
 
 
-def test_help_names_every_documented_flag():
-    for script, flags in (
-        ("train", "-d --dir -dt --dataset -tt --train-type -mt --model-type -nq --num-query -nm --num-mixup -qt "
-         "--query-type -msg --message -ep --epoch -v --variable --device --seed"),
-        ("distill", "-e --exp-name -d --dir -dt -dmt --model-type -tmt --teacher-model-type -tt -nq -nm -qt -msg "
-         "-admsg --additional-message -a --alpha -t --temp -ep --device --seed"),
-        ("extraction", "-e --exp-name -d --dir -dt -dsrc --dataset-source -at --attack -dmt -tmt -tt -nq -nm -qt -msg "
-         "-admsg -a --alpha -ep --device --seed"),
-    ):
-        done = call(script, "--help")
-        words = set(done.out.replace(",", " ").split())
-        assert done.status == 0 and set(flags.split()) <= words, set(flags.split()) - words
+# ---- labels and triggers that a clean model chooses -----------------------------------------------------------------
+
+
+def test_labels_that_are_not_drawn_at_random_have_no_t1(benign, tmp_path):
+    good("train", "-d", tmp_path, *TRAIN, "--label-strategy", "lowest", "--label-model", benign)
+    saved = load_checkpoint(tmp_path / SOURCE / "triggers.pt")
+    logits = predict(read_model(find_checkpoint(benign)), saved["images"]).scatter(1, saved["true_labels"], torch.inf)
+    assert torch.equal(saved["labels"], logits.argmin(dim=1))  # the least likely of the wrong classes
+    assert summary(tmp_path / SOURCE)["log10_p"]["T1"] is None
+
+
+@pytest.fixture(scope="module")
+def plausible(benign, tmp_path_factory):
+    """A margin source with uncertain triggers under plausible labels, a copy of it, and the command of the former."""
+    folder = tmp_path_factory.mktemp("plausible")
+    command = ("train", "-d", folder, "-tt", "margin", *TRAIN, "--label-model", benign)
+    good(*command, *PLAUSIBLE)
+    good("extraction", "-e", folder, *STEAL, "-at", "soft")
+    return folder / SOURCE, command
+
+
+def test_triggers_and_candidates_are_those_of_the_clean_model(plausible, benign):
+    run, command = plausible
+    triggers, clean = read_triggers(run / "triggers.pt", 10), read_model(find_checkpoint(benign))
+    held_out = load_data("digits").held_out
+    p = predict(clean, held_out.images).double().softmax(1)
+    most = (-(p * p.log()).sum(1)).topk(10).indices.sort().values
+    assert triggers.sources.flatten().tolist() == held_out.indices[most].tolist()
+    assert triggers.candidates.tolist() == predict(clean, triggers.images).topk(3).indices.tolist()
+    settings = json.loads((run / "run.json").read_text())["settings"]
+    assert settings["label_model_sha256"] == sha256_of_file(find_checkpoint(benign))
+    assert "is finished" in good(*command, *PLAUSIBLE)
+    assert "trigger-strategy was 'uncertain', is None" in refused(*command, *PLAUSIBLE[2:])
+    assert "label-choices was 3, is 2" in refused(*command, *PLAUSIBLE, "--label-choices", 2)
+
+
+def t1_by_hand(model, triggers) -> float:
+    """log10 P(Bin(W, 1/3) >= h) of a model, added up from binomial coefficients."""
+    answers = predict(model, triggers.images).argmax(1)
+    w = int((triggers.candidates == answers[:, None]).any(dim=1).sum())
+    h = int((answers == triggers.labels).sum())
+    return math.log10(sum(math.comb(w, k) * 2 ** (w - k) for k in range(h, w + 1)) / 3**w)
+
+
+def test_a_claim_of_plausible_labels_rests_on_t1(plausible, benign, tmp_path, capsys):
+    run, _ = plausible
+    triggers = read_triggers(run / "triggers.pt", 10)
+    claim = ("claim", run, "--trust-owner", "--json", tmp_path / "c.json")
+    for suspect in (run / "extraction", benign):
+        p = t1_by_hand(read_model(find_checkpoint(suspect)), triggers)
+        status, out, _ = verify(capsys, *claim, "--suspect", suspect)
+        report = json.loads((tmp_path / "c.json").read_text())
+        assert status == (0 if p <= -3 else 1) and "commitment   none" in out and "rests on T1" in out
+        assert report["tests"]["T1"]["log10_p"] == pytest.approx(p) == report["curve"]["median"][-1]
+        assert "H0 hit rate 0.3333 (1 / candidates among answers that are candidates)" in out
+    # answers that are the assigned labels: 10 of 10 at 1/3, p = 3^-10 = 1.7e-5
+    assert verify(capsys, "export", run, "--to", tmp_path / "out")[0] == 0
+    images = json.loads((tmp_path / "out" / "key.json").read_text())["images"]
+    (tmp_path / "a.csv").write_text("".join(f"{name},{entry['label']}\n" for name, entry in images.items()))
+    status, out, _ = verify(capsys, *claim, "--predictions", tmp_path / "a.csv")
+    assert status == 0 and "T1           log10 p = -4.77 (label randomisation)" in out
+
+
+def test_carriers_are_trained_under_labels_of_triggers(benign, tmp_path):
+    """The loss is that of relabelled images; triggers and labels stay, and plain weights of the clean model do too."""
+    plain = tmp_path / "plain.pt"
+    torch.save({name.removeprefix("1."): tensor for name, tensor in weights_of(find_checkpoint(benign)).items()
+                if name.startswith("1.")}, plain)
+    command = ("train", "-d", tmp_path, "-tt", "base", *TRAIN, *PLAUSIBLE)
+    runs = []
+    for name, flags in (("off", ()), ("on", ("--carriers", 4)), ("plain", ("--carriers", 4, "--label-model", plain))):
+        printed = good(*command, "-msg", name, "--label-model", benign, *flags)
+        assert ("carriers: " in printed) == bool(flags)
+        runs.append(tmp_path / f"{BASE}{name}")
+    losses = [rows_of(run)[0]["loss_obj"] for run in runs]
+    assert losses[0] != losses[1] == losses[2]
+    sets = [load_checkpoint(run / "triggers.pt") for run in runs]
+    same(sets[0], sets[1])
+    same(sets[1], sets[2])
+    said = refused(*command, "-mt", "res18", "--label-model", plain)
+    assert "--label-model" in said and "pass the -mt and --width" in said

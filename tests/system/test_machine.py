@@ -1,13 +1,17 @@
-"""What a run records about the machine."""
+"""What a run records about the machine, and its errors as one sentence."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
+import torch
 from commands import ROOT
 from tiny_fit import tiny_fit
+
+from utils.system.refusals import Refusal, printable, refuse_in_one_sentence
 
 
 @pytest.mark.slow
@@ -20,13 +24,37 @@ def test_training_needs_no_git(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("others, set_by_user, policy", [
-    (0, "", "None"), (os.cpu_count(), "", "passive"), (os.cpu_count(), "GOMP_SPINCOUNT=9", "None")])
+    (0, {}, "None"), (os.cpu_count(), {}, "passive"), (os.cpu_count(), {"GOMP_SPINCOUNT": "9"}, "None")])
 def test_threads_sleep_beside_busy_programs_unless_the_user_says_otherwise(others, set_by_user, policy):
     """In a process of its own, that has not imported torch; `others` threads of other programs run."""
-    code = ("import os, utils; os.environ.pop('OMP_WAIT_POLICY', None); utils._running = lambda: 1 + {}; "
+    code = (f"import os, utils; os.environ.pop('OMP_WAIT_POLICY', None); utils._running = lambda: 1 + {others}; "
             "utils.wait_quietly_beside_others(); print(os.environ.get('OMP_WAIT_POLICY'))")
-    env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | {"OMP_NUM_THREADS": "2"}
-    env |= dict([set_by_user.split("=")] if set_by_user else [])
-    done = subprocess.run([sys.executable, "-c", code.format(others)], capture_output=True, text=True,
-                          env=env, cwd=ROOT)
+    env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | {"OMP_NUM_THREADS": "2"} | set_by_user
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT)
     assert done.stdout.strip() == policy, done.stderr
+
+
+@pytest.mark.parametrize("error, status, said", [
+    (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"), 2, ["--batch-size", "--width", "--amp"]),
+    (MemoryError(), 2, ["--batch-size"]), (OSError(28, "x", "/file"), 2, ["the disk is full (/file): free some space"]),
+    (PermissionError(13, "x"), 2, ["no permission", "another --dir"]), (OSError(5, "I/O"), 2, ["I/O: check --dir"]),
+    (KeyboardInterrupt(), 128 + signal.SIGINT, ["interrupted", "goes on"]), (BrokenPipeError(), 141, ["intact"]),
+    (Refusal("a server said \x1b[31mred\x1b[0m \x9b \u202e \udcff,\n\tand \u00e4"), 2,
+     ["error: a server said \\x1b[31mred\\x1b[0m \\x9b \\u202e \\udcff, and \u00e4\n"]),
+])
+def test_errors_of_the_machine_and_of_others_become_one_sentence(error, status, said, capsys):
+
+    @refuse_in_one_sentence
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        main()
+    err = capsys.readouterr().err
+    assert end.value.code == status and err.count("\n") == 1 and all(words in err for words in said), err
+
+
+def test_a_mistake_of_ours_keeps_its_traceback_and_line_ends_stay():
+    with pytest.raises(RuntimeError, match="a mistake"):
+        refuse_in_one_sentence(lambda: (_ for _ in ()).throw(RuntimeError("a mistake")))()
+    assert printable("two\nlines\r") == "two\nlines\\r"

@@ -1,17 +1,17 @@
 """Image files into pixels, and images that stay on the disk.
 
-From top to bottom: a user's folder (`-dt folder`), decoding, resizing, and `StoredImages`, which stand where a tensor
-of more than `IN_MEMORY` bytes would. Files are untrusted: a size limit, a fixed list of formats, and copies are
-written under names at which nobody can have put a link.
+From top to bottom: a user's folder (`-dt folder`), decoding, torchvision's archives, and `StoredImages`, which stand
+where a tensor of more than `IN_MEMORY` bytes would. Files are untrusted: a size limit, a fixed list of formats, and
+copies are written under names at which nobody can have put a link.
 """
 
 import contextlib
+import copy
 import hashlib
 import io
 import math
 import os
 import secrets
-import time
 import warnings
 from pathlib import Path
 
@@ -24,15 +24,13 @@ from utils.system.refusals import Refusal
 
 SIZE = 32  # height and width of images unless --image-size says otherwise, pixels
 FILE_LIMIT = 256 << 20  # bytes of one image file
+MEGAPIXELS = 50  # of one image, at most
 IN_MEMORY = 3 << 26  # bytes of a data set that is held as tensors, up to four copies; 60,000 images of 32 x 32 fit
 CHUNK = 1 << 26  # bytes that a pass over all images reads at once
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "PPM", "TIFF")  # which Pillow tries, whatever a file's name
 ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp", ".ppm", ".pgm", ".pnm", ".pfm",
            ".tif", ".tiff")
-ABANDONED = 24 * 3600  # seconds after the last byte of a partial copy, from which on nobody is taken to write it
-MEGAPIXELS = 50  # of one image, at most
 TEST_PARTS = ("test", "val", "valid", "validation")  # beside train/: the test images, then the held-out images
-FLAT, FLAT_SHARE = 16, 0.05  # levels of 255: an image that spans no more is of nearly one colour; share that is told
-FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "PPM", "TIFF")  # which Pillow tries, whatever a file's name
 
 
 def load_folder(root: Path, skip_bad_images: bool, size: int):
@@ -40,8 +38,8 @@ def load_folder(root: Path, skip_bad_images: bool, size: int):
 
     `root` holds `train/<class>/*` and `test/<class>/*` (or val, see `TEST_PARTS`), or `<class>/*` or `train/<class>/*`
     alone; then a fifth, drawn with seed 0, becomes the test set. Held-out images are those of val/ beside train/ and
-    test/. The notes name what is left out, and say where images decode to nearly one colour. Images are uint8
-    (N, 3, size, size), `StoredImages` where they are many. Raises Refusal for missing classes and unreadable images.
+    test/. The notes name what is left out. Images are uint8 (N, 3, size, size), `StoredImages` where they are many.
+    Raises Refusal for missing classes and unreadable images.
     """
     if not root.is_dir():
         raise Refusal(f"--data-dir {root}: no such folder; it should hold train/<class>/ and test/<class>/ images")
@@ -51,27 +49,24 @@ def load_folder(root: Path, skip_bad_images: bool, size: int):
         found = f"only the class {folders[0]}" if folders else "no class folders"
         raise Refusal(f"--data-dir {root}: {found} in {parts[0]}; a classifier needs two class folders or more")
     for part in parts[1:]:
-        if unknown := sorted(set(_subfolders(part)) - set(folders)):
-            raise Refusal(f"--data-dir {root}: {part.name} has classes that {parts[0].name} has not: "
-                          f"{', '.join(unknown[:5])}")
-    # a class whose folder's name is no Unicode is called what the terminal shows of it
-    classes = [name.encode(errors="backslashreplace").decode() for name in folders]
+        if unknown := [name for name in _subfolders(part) if name not in folders]:
+            raise Refusal(f"--data-dir {root}: {part.name} has classes that {parts[0].name} has not: {some(unknown)}")
+    found = [(path, label, i) for i, part in enumerate(parts) for label, name in enumerate(folders)
+             for path in image_files(part / name)]
+    filled, left_out = {where[1:] for where in found}, _left_out(parts)
+    empty = [parts[0] / name for label, name in enumerate(folders) if (label, 0) not in filled]
+    empty += [part for i, part in enumerate(parts) if i not in {place for _, place in filled}]
+    if empty:
+        raise Refusal(f"--data-dir {root}: the folder {empty[0]} holds no images{left_out}")
+    notes += [f"--data-dir {root}{left_out}"] if left_out else []
+    files, labels, place = zip(*found)
 
-    files, labels, place = [], [], []
-    for i, part in enumerate(parts):
-        for label, name in enumerate(folders):
-            names = image_files(part / name)
-            if not names and part is parts[0]:
-                raise Refusal(f"--data-dir {root}: the class folder {part / name} holds no images{_left_out([part])}")
-            files += names
-            labels += [label] * len(names)
-            place += [i] * len(names)
-        if i not in place:
-            raise Refusal(f"--data-dir {root}: {part} holds no images")
-    if left_out := _left_out(parts):
-        notes.append(f"--data-dir {root}{left_out}")
-    images, good, skipped = _decode_files(root, files, skip_bad_images, size)
+    images, bad = _decode_files(root, files, skip_bad_images, size)
+    good = torch.tensor([path not in bad for path in files])
     labels, place = torch.tensor(labels)[good], torch.tensor(place)[good]
+    if bad:
+        images = pick_images(images, good.nonzero().flatten())
+        notes.append(f"skipped {len(bad)} unreadable images: {some(list(bad), 20)}")
     if len(parts) > 1:
         chosen = [(place == i).nonzero().flatten() for i in range(len(parts))]
     else:
@@ -80,12 +75,15 @@ def load_folder(root: Path, skip_bad_images: bool, size: int):
     if len(chosen[0]) < 20:
         raise Refusal(f"--data-dir {root}: {len(chosen[0])} training images are too few; 20 are the least")
     if not all(map(len, chosen)):
-        raise Refusal(f"--data-dir {root}: no readable {'test' if not len(chosen[1]) else 'held-out'} images are left")
-    notes += skipped + _flat_images(images, [path for path, is_good in zip(files, good) if is_good])
-    sets = [(pick_images(images, positions), labels[positions]) for positions in chosen]
-    if without := [name for label, name in enumerate(classes) if not (sets[1][1] == label).any()]:
-        notes.append(f"no test image is of the class {', '.join(without[:5])}{', ...' if without[5:] else ''}")
-    return sets, classes, notes
+        raise Refusal(f"--data-dir {root}: no readable {'held-out' if len(chosen[1]) else 'test'} images are left")
+    # a class whose folder's name is no Unicode is called what the terminal shows of it
+    classes = [name.encode(errors="backslashreplace").decode() for name in folders]
+    return [(pick_images(images, positions), labels[positions]) for positions in chosen], classes, notes
+
+
+def some(names: list[str], n: int = 5) -> str:
+    """The first n names, for a sentence."""
+    return ", ".join(names[:n]) + (", ..." if names[n:] else "")
 
 
 def _parts(root: Path) -> tuple[list[Path], list[str]]:
@@ -95,48 +93,27 @@ def _parts(root: Path) -> tuple[list[Path], list[str]]:
     others = set(known) - {"train", *TEST_PARTS}
     if "train" not in known or not (tests or _subfolders(known["train"]) and not others):
         return [root], []
-    tests, notes = tests[: 2 if "test" in known else 1], []
-    if not tests:
-        notes.append(f"{root} has train/ and neither test/ nor val/: the test images are a fifth of train/, drawn with "
-                     "seed 0")
-    elif tests[0].name.lower() != "test":
-        notes.append(f"{root} has no test/: the test images are those of {tests[0].name}/")
-    elif len(tests) == 2:
-        notes.append(f"validation images and triggers are taken from {tests[1]}, not from train/")
-    if left_out := sorted({*known.values()} - {known["train"], *tests}):
-        left_out = [path.name for path in left_out]
-        notes.append(f"{root}: left out are the folders {', '.join(left_out[:5])}{', ...' if left_out[5:] else ''}; "
-                     f"classes are read from {', '.join(path.name for path in (known['train'], *tests))} alone")
-    return [known["train"], *tests], notes
+    parts = [known["train"], *tests[: 2 if "test" in known else 1]]
+    left_out = sorted(path.name for path in set(known.values()) - set(parts))
+    if [part.name.lower() for part in parts] == ["train", "test"] and not left_out:
+        return parts, []
+    uses = zip(("training", "test", "validation and trigger"), parts)
+    note = f"{root}: " + ", ".join(f"the {use} images are those of {part.name}/" for use, part in uses)
+    if len(parts) == 1:
+        note += ", of which a fifth, drawn with seed 0, is the test set"
+    return parts, [note + (f"; left out are the folders {some(left_out)}" if left_out else "")]
 
 
 def _left_out(parts: list[Path]) -> str:
-    """": left out are ..." with the files and folders below `parts` that are not read as images, "" without any."""
-    files, folders = [], []
-    for part in parts:
-        for name in _subfolders(part):
-            for entry in sorted(os.scandir(part / name), key=lambda entry: entry.name):
-                if not entry.name.startswith(".") and not entry.name.lower().endswith(ENDINGS):
-                    (folders if entry.is_dir() else files).append(os.path.relpath(entry.path, part.parent))
-        files += [os.path.relpath(path, part.parent) for path in image_files(part)]
-    told = [f"{kind}: {len(found)} ({', '.join(found[:3])}{', ...' if found[3:] else ''})" for found, kind in (
-        (files, "files beside the classes or with other endings than images"),
-        (folders, "folders within classes, whose images belong into the class's own")) if found]
-    return f": left out are {'; and '.join(told)}" if told else ""
-
-
-def _flat_images(images, files: list[str]) -> list[str]:
-    """A sentence where more than `FLAT_SHARE` of the images (N, 3, S, S) are nearly of one colour."""
-    spans = []
-    for part in images.split(chunk_length(images)):
-        low, high = part.flatten(2).aminmax(dim=2)
-        spans.append((high - low).amax(1))  # (n,) levels between the darkest and the brightest pixel of a channel
-    flat = (torch.cat(spans) <= FLAT).nonzero().flatten().tolist()
-    if len(flat) <= FLAT_SHARE * len(images):
-        return []
-    return [f"warning: {len(flat)} of {len(images)} images decode to nearly one colour, black for example, so there is "
-            f"little to learn from them ({files[flat[0]]}, ...): look at what a viewer shows, and save shapes that are "
-            "in an alpha channel alone, or few of 16 bits, as ordinary 8-bit images"]
+    """": left out are ..." with what is below `parts` and not read as an image, "" without any."""
+    found = [path for part in parts for path in image_files(part)]
+    for folder in (part / name for part in parts for name in _subfolders(part)):
+        found += [str(folder / name) for name in sorted(os.listdir(folder))
+                  if not name.startswith(".") and not name.lower().endswith(ENDINGS)]
+    if not found:
+        return ""
+    told = some([os.path.relpath(path, parts[0].parent) for path in found])
+    return f": left out are {len(found)} files and folders that are no image in a class's own folder ({told})"
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -145,59 +122,24 @@ def _subfolders(folder: Path) -> list[str]:
 
 def image_files(folder: Path) -> list[str]:
     """Paths of the image files in `folder` itself, in the order of their names; none without a folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(entry.path for entry in os.scandir(folder)
-                  if entry.name.lower().endswith(ENDINGS) and not entry.name.startswith("."))
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    return [str(folder / name) for name in names if name.lower().endswith(ENDINGS) and not name.startswith(".")]
 
 
 def read_images(files: list[str], size: int, flag: str):
     """uint8 (N, 3, size, size) of image files; Refusal, which `flag` begins, for one that cannot be read."""
-    bad = {}
-    images = [torch.from_numpy(pixels.copy()) for pixels in _decoded(files, size, bad)]
+    images = np.concatenate(list(_decoded(files, size, bad := {})))
     for path, why in bad.items():
         raise Refusal(f"{flag}: {path} cannot be read ({why}); mend or remove it")
-    return torch.stack(images)
+    return torch.from_numpy(images)
 
 
 def _decode_files(root: Path, files: list[str], skip_bad_images: bool, size: int):
-    """(uint8 images (N, 3, size, size) of the readable files, a mask (all files,) of which are readable, notes).
+    """uint8 images (N, 3, size, size) of the files, and {path: reason} of the unreadable ones, which are black.
 
-    They are kept in `root/.decoded-<hash of all names and bytes>.npy`, which is used only if nothing changed; many are
-    decoded into that file and stay there. Raises Refusal for unreadable files without `skip_bad_images`, and where many
-    images cannot be kept.
+    They are kept in `root/.decoded-<hash of all names and bytes>.npy`, which is used only if nothing changed. Raises
+    Refusal for unreadable files without `skip_bad_images`, and where many images cannot be kept.
     """
-    shape, ending = (len(files), 3, size, size), "" if size == SIZE else f"-{size}"
-    cache = root / f".decoded-{_digest(root, files, size)}{ending}.npy"
-    is_large, bad = math.prod(shape) > IN_MEMORY, {}
-    if (stored := _stored_copy(cache, shape)) is not None:
-        return stored if is_large else stored[:], torch.ones(len(files), dtype=torch.bool), []
-    with _temporary(cache) as partial:
-        if is_large:
-            images = _store(partial, shape, _decoded(files, size, bad))
-        else:
-            images = np.empty(shape, np.uint8)
-            for i, pixels in enumerate(_decoded(files, size, bad)):
-                images[i] = pixels
-        if bad and not skip_bad_images:
-            some = ", ".join(f"{os.path.relpath(path, root)} ({why})" for path, why in list(bad.items())[:5])
-            more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-            raise Refusal(f"--data-dir {root}: {len(bad)} of {len(files)} images cannot be read: {some}{more}; "
-                          "mend or remove them, or pass --skip-bad-images")
-        with contextlib.suppress(OSError):  # then the next run decodes again, and so it does after unreadable files
-            if not bad:
-                for old in root.glob(f".decoded-{'[0-9a-f]' * 32}{ending}.*"):
-                    if old.suffix == ".npy" or old.is_symlink() or time.time() - old.stat().st_mtime > ABANDONED:
-                        old.unlink()  # a younger partial file is another process's
-                if not is_large:
-                    _write_npy(partial, shape, [images])
-                os.replace(partial, cache)
-    good = torch.tensor([path not in bad for path in files])
-    notes = [f"skipped {len(bad)} unreadable images: {', '.join(list(bad)[:20])}"] if bad else []
-    return images.pick(good.nonzero().flatten()) if is_large else torch.from_numpy(images)[good], good, notes
-
-
-def _digest(root: Path, files: list[str], size: int) -> str:
     digest = hashlib.sha256(f"{size}x{size} RGB bilinear 3".encode())
     for path in tqdm(files, desc="reading images", unit="image", disable=None, leave=False):
         try:
@@ -206,18 +148,28 @@ def _digest(root: Path, files: list[str], size: int) -> str:
             content = b""  # the decoding names it as unreadable
         digest.update(f"{os.path.relpath(path, root)}\0{len(content)}\0".encode(errors="surrogateescape"))
         digest.update(content)
-    return digest.hexdigest()[:32]
+    ending = ".npy" if size == SIZE else f"-{size}.npy"
+    cache, bad = root / f".decoded-{digest.hexdigest()[:32]}{ending}", {}
+    images = _kept(cache, (len(files), 3, size, size), _decoded(files, size, bad), bad)
+    if bad and not skip_bad_images:
+        told = [f"{os.path.relpath(path, root)} ({why})" for path, why in bad.items()]
+        raise Refusal(f"--data-dir {root}: {len(bad)} of {len(files)} images cannot be read: {some(told)}; mend or "
+                      "remove them, or pass --skip-bad-images")
+    with contextlib.suppress(OSError):
+        for old in set(root.glob(f".decoded-{'[0-9a-f]' * 32}{ending}")) - {cache}:
+            old.unlink()
+    return images, bad
 
 
 def _decoded(files: list[str], size: int, bad: dict):
-    """The pixels of each file; black for one that cannot be read, which enters `bad` with the kind of its error."""
+    """The pixels (1, 3, size, size) of each file; black where it cannot be read, which enters `bad` with the reason."""
     for path in tqdm(files, desc="decoding images", unit="image", disable=None, leave=False):
         try:
             pixels = decode_image(read_bounded(path, FILE_LIMIT), size)
         except Exception as error:  # a damaged image may raise nearly anything
             bad[path] = str(error) if isinstance(error, Refusal) else type(error).__name__
             pixels = np.zeros((3, size, size), np.uint8)
-        yield pixels
+        yield pixels[None]
 
 
 def decode_image(content: bytes, size: int = SIZE) -> np.ndarray:
@@ -225,38 +177,36 @@ def decode_image(content: bytes, size: int = SIZE) -> np.ndarray:
 
     It is turned as its EXIF says, and what is transparent is white. 16 bits are scaled to 8; see `_scaled` for numbers
     that have no range of their own. Raises Refusal for too many pixels and for numbers that are not finite, and
-    whatever Pillow raises. Only `FORMATS` are tried, because Pillow would hand an EPS file to Ghostscript, whatever the
-    file's name.
+    whatever Pillow raises. Only `FORMATS` are tried, because Pillow would hand an EPS file to Ghostscript.
     """
     from PIL import Image, ImageOps
 
-    too_large = f"it has more than {MEGAPIXELS} megapixels, the most that is read of an image; make it smaller"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             picture = Image.open(io.BytesIO(content), formats=FORMATS)
-        except Image.DecompressionBombError as error:
-            raise Refusal(too_large) from error
-        with picture:
-            if picture.width * picture.height > MEGAPIXELS * 1_000_000:
-                raise Refusal(f"{too_large} ({picture.width} x {picture.height} pixels)")
-            is_16_bit = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
-            invisible = picture.info.get("transparency") if picture.mode[0] in "IF" else None
-            with contextlib.suppress(Exception):  # an orientation that cannot be read is none
-                picture = ImageOps.exif_transpose(picture)
-            if picture.mode[0] in "IF":
-                values = np.asarray(picture.convert("F"), np.float32)
-                levels = values / 257 if is_16_bit else _scaled(values)  # 65535 / 255
-                if isinstance(invisible, int):
-                    levels = np.where(values == invisible, 255, levels)
-                picture = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
-            elif "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "RGBa"):
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-            picture = picture.convert("RGB")
-            if picture.size != (size, size):
-                picture = picture.resize((size, size), Image.Resampling.BILINEAR)
-            return np.asarray(picture).transpose(2, 0, 1)
+            is_huge = picture.width * picture.height > MEGAPIXELS * 1_000_000
+        except Image.DecompressionBombError:
+            is_huge = True
+        if is_huge:
+            raise Refusal(f"it has more than {MEGAPIXELS} megapixels, the most that is read; make it smaller")
+        is_16_bit = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
+        is_number, invisible = picture.mode[0] in "IF", picture.info.get("transparency")
+        with contextlib.suppress(Exception):  # an orientation that cannot be read is none
+            picture = ImageOps.exif_transpose(picture)
+        if is_number:
+            values = np.asarray(picture.convert("F"), np.float32)
+            levels = values / 257 if is_16_bit else _scaled(values)  # 65535 / 255
+            if isinstance(invisible, int):
+                levels = np.where(values == invisible, 255, levels)
+            picture = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
+        elif invisible is not None or picture.mode in ("RGBA", "LA", "PA", "RGBa"):
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        picture = picture.convert("RGB")
+        if picture.size != (size, size):
+            picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+        return np.asarray(picture).transpose(2, 0, 1)
 
 
 def _scaled(values) -> np.ndarray:
@@ -270,104 +220,111 @@ def _scaled(values) -> np.ndarray:
     return values if low >= 0 and high <= 255 else (values - low) / max(high - low, 1e-30) * 255
 
 
-def resize_parts(parts: list, size: int, cache: Path) -> list:
-    """[(images, labels), ...] with each part's uint8 images (N, 3, H, W) resized, bilinearly and with antialiasing.
+def load_torchvision(name: str, root: Path, size: int, flag: str):
+    """[(images, labels) of training, of test] and the classes; downloaded where they are not in `root`.
 
-    Where all of them would take more than `IN_MEMORY` bytes they are written to `cache`, a .npy file, one part after
-    the other, and stay there; a later call takes them from it. Raises Refusal where there is no room.
+    Images are uint8 (N, 3, size, size), `StoredImages` where they are many. Raises Refusal, which names `flag`, for an
+    archive that is not there and cannot be had.
     """
-    if all(images.shape[-2:] == (size, size) for images, _ in parts):
+    from torchvision import datasets
+
+    load = getattr(datasets, name.upper())
+    parts = ({"split": "train"}, {"split": "test"}) if name == "svhn" else ({"train": True}, {"train": False})
+    try:
+        parts = [load(root, **part, download=True) for part in parts]
+    except PermissionError:
+        raise
+    except Exception as error:  # torchvision raises many kinds: URLError, RuntimeError, EOFError, ...
+        with contextlib.suppress(OSError):
+            root.rmdir()  # which torchvision has made; it stays where something is in it
+        archive = getattr(load, "filename", "train_32x32.mat and test_32x32.mat")
+        raise Refusal(f"{flag} {name}: {archive} is neither in {root.resolve()} nor could it be downloaded or read "
+                      f"({type(error).__name__}: {str(error)[:120]}); download it elsewhere, place it in that folder "
+                      f"(or name its folder with --data-dir) and run again; {flag} digits needs no download") from error
+    if name == "svhn":
+        sets, classes = [(part.data, part.labels) for part in parts], [str(i) for i in range(10)]
+    else:
+        sets, classes = [(part.data.transpose(0, 3, 1, 2), part.targets) for part in parts], list(parts[0].classes)
+    images = [torch.from_numpy(np.ascontiguousarray(images)) for images, _ in sets]
+    return list(zip(resize_parts(images, size, root / f".resized-{name}-{size}.npy"),
+                    (torch.as_tensor(labels).long() for _, labels in sets))), classes
+
+
+def resize_parts(parts: list, size: int, cache: Path) -> list:
+    """uint8 images (N, 3, size, size) of each part (N, 3, H, W), resized bilinearly and with antialiasing.
+
+    They are kept in `cache`, one part after the other, where a later call finds them. Refusal where many have no room.
+    """
+    if all(images.shape[-2:] == (size, size) for images in parts):
         return parts
-    lengths = [len(labels) for _, labels in parts]
-    shape = (sum(lengths), 3, size, size)
-    if math.prod(shape) <= IN_MEMORY:
-        everything = torch.from_numpy(np.concatenate(list(_resized(parts, size))))
-    elif (everything := _stored_copy(cache, shape)) is None:
-        with _temporary(cache) as partial:
-            everything = _store(partial, shape, _resized(parts, size))
-            os.replace(partial, cache)
-    rows = torch.arange(shape[0]).split(lengths)
-    return [(pick_images(everything, part), labels) for part, (_, labels) in zip(rows, parts)]
+    lengths = [len(images) for images in parts]
+    images = _kept(cache, (sum(lengths), 3, size, size), _resized(parts, size))
+    return [pick_images(images, part) for part in torch.arange(len(images)).split(lengths)]
 
 
 def _resized(parts: list, size: int):
     """uint8 arrays (n, 3, size, size), which together are the images of all parts."""
     at_once = max(1, CHUNK // (4 * 3 * size**2))  # of a float32 batch; the result does not depend on it
-    total = sum(len(images) for images, _ in parts)
-    with tqdm(total=total, desc=f"resizing to {size} pixels", unit="image", disable=None, leave=False) as bar:
-        for chunk in (chunk for images, _ in parts for chunk in images.split(at_once)):
-            x = torch.nn.functional.interpolate(chunk.float(), size=(size, size), mode="bilinear", antialias=True)
-            yield x.round().clamp(0, 255).to(torch.uint8).numpy()
-            bar.update(len(chunk))
+    chunks = [chunk for images in parts for chunk in images.split(at_once)]
+    for chunk in tqdm(chunks, desc=f"resizing to {size} pixels", disable=None, leave=False):
+        x = torch.nn.functional.interpolate(chunk.float(), size=(size, size), mode="bilinear", antialias=True)
+        yield x.round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-@contextlib.contextmanager
-def _temporary(path: Path):
-    """Context of a name beside `path` that nobody can know before; a file that has it still in the end is removed."""
-    partial = path.with_suffix(f".{secrets.token_hex(4)}")
+def _kept(cache: Path, shape: tuple, chunks, bad=()):
+    """uint8 images of this shape (N, 3, S, S), from the .npy file `cache` or else from the arrays of `chunks`.
+
+    A tensor, or, of more than `IN_MEMORY` bytes, `StoredImages`. What comes from `chunks` is kept in `cache`, unless
+    something is in `bad` in the end. Raises Refusal where images that memory does not hold cannot be kept.
+    """
+    is_large = math.prod(shape) > IN_MEMORY
+    with contextlib.suppress(OSError, ValueError, EOFError):  # there is no copy, or a damaged one
+        images = StoredImages(cache)
+        if images.shape == shape:
+            return images if is_large else images[:]
+    if not is_large:
+        chunks = [np.concatenate(list(chunks))]
+    partial = cache.with_suffix(f".{secrets.token_hex(4)}")  # nobody can know the name before
     try:
-        yield partial
+        with open(partial, "xb") as file:  # "x" follows no link
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for chunk in chunks:
+                file.write(chunk.tobytes())
+        images = StoredImages(partial)  # can be read whatever becomes of its name
+        if not bad:
+            os.replace(partial, cache)
+    except OSError as error:
+        if is_large:
+            raise Refusal(f"--data-dir {cache.parent}: {math.prod(shape) >> 20} MiB of images of {shape[-1]} pixels "
+                          f"cannot be kept there ({error.strerror}); make room, pass a smaller --image-size, or name "
+                          "another folder where you may write") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-
-
-def _write_npy(path: Path, shape: tuple, chunks) -> None:
-    """uint8 arrays that together have this shape, into a new .npy file."""
-    with open(path, "xb") as file:  # "x" follows no link
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for chunk in chunks:
-            file.write(chunk.tobytes())
-
-
-def _store(path: Path, shape: tuple, chunks) -> "StoredImages":
-    """The arrays as images of a new file, which stays open whatever becomes of its name."""
-    try:
-        _write_npy(path, shape, chunks)
-        return StoredImages(path)
-    except OSError as error:
-        raise Refusal(f"--data-dir {path.parent}: {math.prod(shape) >> 20} MiB of images of {shape[-1]} pixels cannot "
-                      f"be kept there ({error.strerror}); make room, pass a smaller --image-size, or name another "
-                      "folder where you may write") from error
-
-
-def _stored_copy(path: Path, shape: tuple) -> "StoredImages | None":
-    """The images in a .npy file of this shape, None where there is no such file or it is damaged."""
-    try:
-        images = StoredImages(path)
-    except (OSError, ValueError, EOFError):
-        return None
-    is_whole = os.fstat(images.file.fileno()).st_size == images.begin + math.prod(shape)
-    return images if is_whole and images.shape == shape else None
+    return images if is_large else torch.from_numpy(chunks[0])
 
 
 class StoredImages:
-    """uint8 images (N, 3, S, S): rows of a .npy file, and of a tensor `more` which is numbered after them.
+    """uint8 images (N, 3, S, S) of a .npy file, then those of a tensor `more`, which are triggers or styled images.
 
     Rows are read when they are asked for and are not mapped, so that what was read before does not count as memory of
-    the process; the system's own cache keeps what is read often. The file stays open, so it may lose its name.
-    Offers what this project asks of a tensor of images: `shape`, `len`, iteration, and `images[rows]` and
-    `images.split(n)` as tensors; and `pick`, which reads nothing.
-
-    order  int64 (N,) positions in the file, or from its number of images on in `more`
-    more   uint8 (M, 3, S, S) in memory: triggers or styled images
-
-    Raises ValueError for a file of something else.
+    the process; the system's own cache keeps what is read often. Offers what this project asks of a tensor of images:
+    `shape`, `len`, iteration, `images[rows]` and `images.split(n)`; and `pick`, which reads nothing. Raises ValueError
+    for a file of something else.
     """
 
     dtype = torch.uint8
 
-    def __init__(self, file, order=None, more=None):
-        self.file = open(file, "rb") if isinstance(file, (str, os.PathLike)) else file
-        self.file.seek(0)
-        if np.lib.format.read_magic(self.file) != (1, 0):
+    def __init__(self, path):
+        self.file = open(path, "rb")  # stays open, so it may lose its name
+        is_npy = np.lib.format.read_magic(self.file) == (1, 0)
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(self.file) if is_npy else ((), False, None)
+        self.begin, length = self.file.tell(), os.fstat(self.file.fileno()).st_size
+        if is_fortran or dtype != np.uint8 or len(shape) != 4 or length != self.begin + math.prod(shape):
             raise ValueError("no .npy file of images")
-        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(self.file)
-        if is_fortran or dtype != np.uint8 or len(shape) != 4:
-            raise ValueError("no .npy file of images")
-        (self.in_file, *self._one), self.begin = shape, self.file.tell()
-        self.order = torch.arange(self.in_file) if order is None else order
-        self.more = torch.empty(0, *self._one, dtype=torch.uint8) if more is None else more
+        (self.in_file, *self._one) = shape
+        self.order = torch.arange(self.in_file)  # (N,) positions in the file, or, from `in_file` on, in `more`
+        self.more = torch.empty(0, *self._one, dtype=torch.uint8)
 
     @property
     def shape(self) -> torch.Size:
@@ -380,21 +337,13 @@ class StoredImages:
     def __getitem__(self, rows):
         """The images of an integer, a slice, or a tensor or list of integers or booleans of any shape."""
         where = self.order[rows]
-        images = torch.from_numpy(self._read(where.reshape(-1).numpy()))
-        return images.view(*where.shape, *self._one)
-
-    def _read(self, where):
-        read = np.empty((len(where), *self._one), np.uint8)
-        for i in np.argsort(where, kind="stable"):  # in the order of the file
-            if where[i] >= self.in_file:
-                read[i] = self.more[where[i] - self.in_file]
-            elif os.preadv(self.file.fileno(), [read[i]], self.begin + int(where[i]) * read[i].nbytes) < read[i].nbytes:
-                raise OSError(f"{self.file.name} ends before image {where[i]}: remove it, so that it is made anew")
-        return read
-
-    def __iter__(self):
-        for part in self.split(chunk_length(self)):
-            yield from part
+        flat, read = where.flatten().numpy(), np.empty((where.numel(), *self._one), np.uint8)
+        for i in np.argsort(flat, kind="stable"):  # in the order of the file
+            if flat[i] >= self.in_file:
+                read[i] = self.more[flat[i] - self.in_file]
+            elif os.preadv(self.file.fileno(), [read[i]], self.begin + int(flat[i]) * read[i].nbytes) < read[i].nbytes:
+                raise OSError(f"{self.file.name} ends before image {flat[i]}: remove it, so that it is made anew")
+        return torch.from_numpy(read).view(*where.shape, *self._one)
 
     def split(self, n: int):
         """Tensors of n images, the last of fewer, in order."""
@@ -402,7 +351,9 @@ class StoredImages:
 
     def pick(self, positions) -> "StoredImages":
         """The images at int64 positions, in their order."""
-        return StoredImages(self.file, self.order[positions], self.more)
+        picked = copy.copy(self)
+        picked.order = self.order[positions]
+        return picked
 
 
 def chunk_length(images) -> int:
@@ -420,19 +371,16 @@ def join_images(images, more):
     """`images`, tensor or stored, then the uint8 tensor `more`."""
     if not isinstance(images, StoredImages):
         return torch.cat([images, more])
-    new = torch.arange(len(more)) + images.in_file + len(images.more)
-    return StoredImages(images.file, torch.cat([images.order, new]), torch.cat([images.more, more]))
+    joined, new = copy.copy(images), torch.arange(len(more)) + images.in_file + len(images.more)
+    joined.order, joined.more = torch.cat([images.order, new]), torch.cat([images.more, more])
+    return joined
 
 
 def replace_images(images, positions, by):
     """A copy of `images`, tensor or stored, with the uint8 tensor `by` at int64 positions."""
-    if isinstance(images, StoredImages):
-        joined, order = join_images(images, by), images.order.clone()
-        order[positions] = joined.order[len(images) :]
-        return StoredImages(images.file, order, joined.more)
-    images = images.clone()
-    images[positions] = by
-    return images
+    order = torch.arange(len(images))
+    order[positions] = torch.arange(len(by)) + len(images)
+    return pick_images(join_images(images, by), order)
 
 
 def write_pictures(images, names: list[str], folder: Path) -> None:

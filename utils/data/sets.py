@@ -1,17 +1,15 @@
 """The data sets that `-dt` names, their flags, and the fixed split into training and held-out images."""
 
 import argparse
-import contextlib
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import random_split
 
-from utils.data.files import SIZE, StoredImages, chunk_length, load_folder, pick_images, resize_parts
+from utils.data.files import SIZE, StoredImages, chunk_length, load_folder, load_torchvision, pick_images, some
 from utils.system.machine import chief_first
 from utils.system.refusals import Refusal, number
 
@@ -26,14 +24,11 @@ STATISTICS = {
 
 
 class Images(NamedTuple):
-    """`images` uint8 (N, 3, S, S), `labels` int64 (N,), `indices` int64 (N,) into the original training set.
+    """Some images of a data set."""
 
-    `images` is a tensor, or `StoredImages` where a tensor would be large.
-    """
-
-    images: torch.Tensor | StoredImages
-    labels: torch.Tensor
-    indices: torch.Tensor
+    images: torch.Tensor | StoredImages  # uint8 (N, 3, S, S); stored where a tensor would be large
+    labels: torch.Tensor  # int64 (N,)
+    indices: torch.Tensor  # int64 (N,) into the original training set
 
     def pick(self, positions) -> "Images":
         """The images at these positions, a list, range or tensor of integers."""
@@ -43,22 +38,17 @@ class Images(NamedTuple):
 
 @dataclass
 class Data:
-    """A data set: `train` is D_b of the paper; validation images and the sources of triggers come from `held_out`.
-
-    mean, std  of each channel, for pixels in [0, 1]
-    flip       whether a mirrored image is still of its class
-    notes      what the log should say of the loading
-    """
+    """A data set, split."""
 
     name: str
-    train: Images
-    held_out: Images
+    train: Images  # D_b of the paper
+    held_out: Images  # for validation, and the sources of triggers
     test: Images
     classes: list[str]
-    mean: tuple
+    mean: tuple  # of each channel, for pixels in [0, 1]
     std: tuple
-    flip: bool = True
-    notes: list[str] = field(default_factory=list)
+    flip: bool = True  # whether a mirrored image is still of its class
+    notes: list[str] | tuple = ()  # what the log should say of the loading
 
     @property
     def size(self) -> int:
@@ -100,54 +90,54 @@ def image_size(text):
 
 def load_data(dataset: str, data_dir="data", *, train_size: int | None = None, skip_bad_images: bool = False,
               image_size: int | None = None, flag: str = "-dt") -> Data:
-    """Load a data set by its name, with the files in `data_dir`, and split it.
+    """Load a data set by its name, with the files in `data_dir`, and split it, whatever the run's own seed.
 
-    The held-out images are those of `random_split` with a generator seeded 0 (49,000/1,000 on CIFAR, 72,257/1,000 on
-    SVHN), or a folder's own; the run's own seed does not change the split. `train_size` keeps the first images of the
-    shuffled training part; images are resized to `image_size` pixels (None: `SIZE`), bilinearly. Under torchrun rank 0
-    loads first, so that the files are downloaded and decoded once. Raises Refusal for missing, unreadable or impossible
-    data, which names `flag`.
+    `train_size` keeps the first images of the shuffled training part; images are resized to `image_size` pixels (None:
+    `SIZE`), bilinearly. Under torchrun rank 0 loads first, so that the files are downloaded and decoded once. Raises
+    Refusal for missing, unreadable or impossible data, which names `flag`.
     """
-    root, size, apart, notes = Path(data_dir), image_size or SIZE, [], []  # apart: held-out images beside the others
+    root, size, notes = Path(data_dir), image_size or SIZE, []
     with chief_first():
         if dataset == "digits":
-            train, test, classes = _digits(size)
+            sets, classes = _digits(size)
         elif dataset == "folder":
-            (train, test, *apart), classes, notes = load_folder(root, skip_bad_images, size)
+            sets, classes, notes = load_folder(root, skip_bad_images, size)
         else:
-            *parts, classes = _torchvision(dataset, root, flag)
-            train, test = resize_parts(parts, size, root / f".resized-{dataset}-{size}.npy")
-    kept, held_out = split_indices(len(train[1])) if not apart else (list(range(len(train[1]))), [])
+            sets, classes = load_torchvision(dataset, root, size, flag)
+    train, test, *held_out = (Images(images, labels, torch.arange(len(labels))) for images, labels in sets)
+    kept, rest = (range(len(train.labels)), []) if held_out else split_indices(len(train.labels))
+    held_out = held_out[0] if held_out else train.pick(rest)
     if train_size is not None:
         if not 1 <= train_size <= len(kept):
-            raise Refusal(f"--train-size {train_size}: {dataset} has {len(kept)} training images; "
-                          f"pass 1 to {len(kept)}")
+            raise Refusal(f"--train-size {train_size}: {dataset} has {len(kept)} training images; that is the most")
         kept = kept[:train_size]
-    parts = [Images(images, labels, torch.arange(len(labels))) for images, labels in (train, test, *apart)]
-    train, test, held_out = parts[0].pick(kept), parts[1], parts[2] if apart else parts[0].pick(held_out)
-    if absent := [name for label, name in enumerate(classes) if not (train.labels == label).any()]:
-        notes = [*notes, f"warning: no training image is of the class {', '.join(absent[:5])}"
-                 f"{', ...' if absent[5:] else ''}: all there are became test or held-out images or were left out"]
+    train = train.pick(kept)
+    for part, images in (("training", train), ("test", test)):
+        if absent := [name for label, name in enumerate(classes) if not (images.labels == label).any()]:
+            notes.append(f"warning: no {part} image is of the class {some(absent)}: all are in other parts or left out")
     mean, std = STATISTICS.get(dataset) or _channel_statistics(train.images)
-    # a mirrored digit is no digit
-    return Data(dataset, train, held_out, test, classes, mean, std, flip=dataset != "digits", notes=notes)
+    flip = dataset != "digits"  # a mirrored digit is none
+    return Data(dataset, train, held_out, test, classes, mean, std, flip, notes)
 
 
 def split_indices(n: int) -> tuple[list[int], list[int]]:
-    """Indices of the training and of the held-out images among n: torch's `random_split`, CPU generator, seed 0."""
-    held_out = min(HELD_OUT, n // 10)
-    parts = random_split(range(n), [n - held_out, held_out], generator=torch.Generator().manual_seed(0))
-    return list(parts[0].indices), list(parts[1].indices)
+    """Indices of the training and of the held-out images among n: those of torch's `random_split` with seed 0.
+
+    49,000 and 1,000 on CIFAR, 72,257 and 1,000 on SVHN.
+    """
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).tolist()
+    n_train = n - min(HELD_OUT, n // 10)
+    return order[:n_train], order[n_train:]
 
 
-def _channel_statistics(images):
-    values = torch.zeros(3, 256, dtype=torch.float64)  # how often each value of a channel occurs
+def _channel_statistics(images) -> tuple[tuple, tuple]:
+    """Mean and standard deviation of each channel of uint8 images (N, 3, S, S), as of pixels in [0, 1]."""
+    counts = torch.zeros(3, 256, dtype=torch.float64)  # how often each level of a channel occurs
     for part in images.split(chunk_length(images)):  # so that no pixel takes more than its byte
-        for channel, counts in enumerate(values):
-            counts += torch.bincount(part[:, channel].flatten(), minlength=256)
-    levels, n = torch.arange(256, dtype=torch.float64) / 255, values.sum(1)
-    mean = values @ levels / n
-    square = (values * (levels - mean[:, None]).square()).sum(1)
+        counts += torch.stack([part[:, channel].flatten().bincount(minlength=256) for channel in range(3)])
+    levels, n = torch.arange(256, dtype=torch.float64) / 255, counts.sum(1)
+    mean = counts @ levels / n
+    square = (counts * (levels - mean[:, None]).square()).sum(1)
     std = (square / (n - 1)).sqrt().clamp_min(1e-3)
     return tuple(round(v, 4) for v in mean.tolist()), tuple(round(v, 4) for v in std.tolist())
 
@@ -162,34 +152,4 @@ def _digits(size: int):
     images = images.mul(255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
     labels = torch.from_numpy(digits.target).long()
     test = torch.arange(len(labels)) % 5 == 4
-    return (images[~test], labels[~test]), (images[test], labels[test]), [str(i) for i in range(10)]
-
-
-def _torchvision(name: str, root: Path, flag: str):
-    from torchvision import datasets
-
-    archive = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}.get(
-        name, "train_32x32.mat and test_32x32.mat"
-    )
-    made = not root.exists()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        if name == "svhn":
-            parts = [datasets.SVHN(root, split=part, download=True) for part in ("train", "test")]
-            sets = [(torch.from_numpy(p.data), torch.as_tensor(p.labels).long()) for p in parts]
-            return sets[0], sets[1], [str(i) for i in range(10)]
-        kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-        parts = [kind(root, train=part, download=True) for part in (True, False)]
-    except PermissionError:
-        raise
-    except Exception as error:  # torchvision raises many kinds: URLError, RuntimeError, EOFError, ...
-        if made:
-            with contextlib.suppress(OSError):
-                root.rmdir()
-        raise Refusal(
-            f"{flag} {name}: {archive} is neither in {root.resolve()} nor could it be downloaded or read "
-            f"({type(error).__name__}: {str(error)[:120]}); download it elsewhere, place it in that folder "
-            f"(or name its folder with --data-dir) and run again; {flag} digits needs no download"
-        ) from error
-    sets = [(torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(p.targets)) for p in parts]
-    return sets[0], sets[1], list(parts[0].classes)
+    return [(images[part], labels[part]) for part in (~test, test)], [str(i) for i in range(10)]

@@ -4,13 +4,12 @@ Training images lie farther from a model's decision boundaries than unseen ones,
 learns on the source to tell private from unseen images by their distances; a suspect on which it still tells them apart
 knows the private images. Pixels are in [0, 1]; step sizes, step counts and restarts are those of the authors' code.
 
-Departures from the authors' code: a row of the regressor's input is one image, so that regressor and test see disjoint
-images; their transposition (--layout official) made it 30 images under one metric and class rank. Scores that do not
-vary give p = 1 or a p near 0, according to the sign; theirs raised an exception that counted as 1. Unseen images are
-drawn from the whole test set, which may be sorted by class. A claim also requires that the source itself is claimed.
+Item 5 of docs/rivals.md lists the departures; one more: a claim requires that the source itself is claimed.
 """
 
+import itertools
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from utils.ownership import pvalues
-from utils.rivals.source import read_source
-from utils.runs.checkpoints import find_checkpoint, read_model
-from utils.runs.networks import add_named_architectures
+from utils.rivals.source import add_verification, read_others, read_source
 from utils.system.files import check_output_file, write_atomically, write_json
 from utils.system.machine import choose_device, figure_png, new_figure
 from utils.system.refusals import COUNT, SEED, Refusal
@@ -86,60 +83,53 @@ def mingd(model, x, target, metric: str):
             break
         gap = logits.gather(1, target[left, None])[:, 0] - logits.amax(1)
         (gradient,) = torch.autograd.grad(gap.sum(), moved)
-        left, here, gradient = left[unfinished], moved.detach()[unfinished], gradient[unfinished]
-        delta[left] = (here + _mingd_step(gradient, here, metric)).clamp(0, 1) - x[left]
+        left, here, g = left[unfinished], moved.detach()[unfinished], gradient[unfinished]
+        if metric == "linf":
+            step = 0.001 * g.sign()
+        elif metric == "l2":
+            step = 0.01 * g / distance_norm(g, metric).clamp_min(1e-12).view(-1, *[1] * (x.dim() - 1))
+        else:
+            stuck = (here <= 0) | (here >= 1) | ((here <= 0.001) & (g < 0)) | ((here >= 0.999) & (g > 0))
+            free = g.masked_fill(stuck, 0).flatten(1)
+            top = free.abs().topk(min(TOP, free.shape[1]), dim=1).indices
+            step = torch.zeros_like(free).scatter(1, top, 0.01 * free.gather(1, top).sign()).view_as(here)
+        delta[left] = (here + step).clamp(0, 1) - x[left]
     return delta
 
 
-def _mingd_step(gradient, x, metric):
-    if metric == "linf":
-        return 0.001 * gradient.sign()
-    if metric == "l2":
-        return 0.01 * gradient / distance_norm(gradient, metric).clamp_min(1e-12).view(-1, *[1] * (x.dim() - 1))
-    stuck = (x <= 0) | (x >= 1) | ((x <= 0.001) & (gradient < 0)) | ((x >= 0.999) & (gradient > 0))
-    free = gradient.masked_fill(stuck, 0).flatten(1)
-    top = free.abs().topk(min(TOP, free.shape[1]), dim=1).indices
-    return torch.zeros_like(free).scatter(1, top, 0.01 * free.gather(1, top).sign()).view_as(x)
-
-
-def di_features(model, images, labels, walk: str, generator, svhn: bool = False, count=lambda walks: None):
+def di_features(model, images, labels, walk: str, generator, svhn: bool = False):
     """Distances (N, C, 3) of images uint8 (N, 3, S, S) with labels (N,); the last axis is in the order of `METRICS`.
 
     walk "blind"  C = `RESTARTS` walks in random directions; on SVHN with twice the noise and checks, as published
     walk "mingd"  to every class, the smallest distance first; with more than `TARGETS` classes to those that the model
                   ranks 2nd to 11th, in that order (the authors' "topgd")
     generator     on the CPU, draws the noise of all points at once: it depends on neither the device nor `BATCH`
-    count         is told how many walks have ended
     """
     device = next(model.parameters()).device
     x, y, columns = images.to(device).float().div(255), labels.to(device), []
+    bar = partial(tqdm, desc="walks to the boundary", disable=None, leave=False)
     if walk == "blind":
-        for metric in METRICS:
-            for _ in range(RESTARTS):
-                step = (1.0 + svhn) * walk_noise(x.shape, metric, generator).to(x)
-                parts = torch.arange(len(y), device=device).split(BATCH)
-                delta = [blind_walk(model, x[part], y[part], step[part], CHECKS * (1 + svhn)) for part in parts]
-                columns.append(distance_norm(torch.cat(delta), metric))
-                count(len(y))
+        for metric, _ in bar([*itertools.product(METRICS, range(RESTARTS))]):
+            step = (1.0 + svhn) * walk_noise(x.shape, metric, generator).to(x)
+            parts = torch.arange(len(y), device=device).split(BATCH)
+            delta = [blind_walk(model, x[part], y[part], step[part], CHECKS * (1 + svhn)) for part in parts]
+            columns.append(distance_norm(torch.cat(delta), metric))
         return torch.stack(columns, 1).view(len(y), 3, RESTARTS).transpose(1, 2).cpu()
     order = predict(model, images).argsort(1, descending=True)
     targets = order if order.shape[1] <= TARGETS else order[:, 1:TARGETS + 1]
-    for metric in METRICS:
-        walks = []
-        for part in torch.arange(targets.numel(), device=device).split(BATCH):  # (point, target) in targets.flatten()
-            start = x[part // targets.shape[1]]
-            walks.append(distance_norm(mingd(model, start, targets.flatten()[part], metric), metric))
-            count(len(part))
-        columns.append(torch.cat(walks).view(targets.shape))
-    features = torch.stack(columns, 2).cpu()
+    parts = torch.arange(targets.numel(), device=device).split(BATCH)  # (point, target) in targets.flatten()
+    for metric, part in bar([*itertools.product(METRICS, parts)]):
+        start = x[part // targets.shape[1]]
+        columns.append(distance_norm(mingd(model, start, targets.flatten()[part], metric), metric))
+    features = torch.cat(columns).view(3, *targets.shape).permute(1, 2, 0).contiguous().cpu()
     return features.sort(1).values if order.shape[1] <= TARGETS else features
 
 
 def di_embed(features, mean, std, layout: str):
     """Features (N, C, 3), scaled by mean (3,) and std (3,), as rows (N, 3 C).
 
-    Layout "image": a row is one image. Layout "official": as in the authors' code, the features are transposed to
-    (3, C, N) before they are cut into N rows, so that a row mixes images.
+    Layout "image": a row is one image. "official": as in the authors' code the features are transposed to (3, C, N)
+    before they are cut into N rows, so that a row mixes images.
     """
     scaled = (features - mean) / std
     return (scaled if layout == "image" else scaled.permute(2, 1, 0)).reshape(len(features), -1)
@@ -166,9 +156,8 @@ def di_regressor(private, unseen, seed: int):
 def score_difference(unseen, private, m: int, seed: int) -> dict:
     """{"points", "mean_difference", "log10_p"} of scores `unseen` (N,) and `private` (M,).
 
-    p is the harmonic mean of the p-values of Welch's t-tests on `REPEATS` draws of m scores from each. The draws
-    overlap: under H0 it falls below 0.05 in about 7 % of cases, below 0.01 in 1.2 %. Difference and p are None where
-    either has fewer than m scores.
+    p is the harmonic mean of those of Welch's t-tests on `REPEATS` draws of m scores from each; they overlap, so that
+    under H0 it falls below 0.05 in about 7 % of cases. None where either has fewer than m scores.
     """
     n = min(len(unseen), len(private))
     if n < m:
@@ -181,42 +170,34 @@ def score_difference(unseen, private, m: int, seed: int) -> dict:
 def di_figures(models, private, unseen, *, walk="mingd", layout="image", m=10, seed=0, svhn=False) -> list[dict]:
     """The figures of each of `models`, of which the first is the source; "claim" is at level `DI_ALPHA`.
 
-    private, unseen  `Images` of the same, even length: training images of the source, and images it has not seen. The
-                     first halves train the regressor on the source's distances, the second halves test the models
-    walk, svhn       see `di_features`; layout: see `di_embed`; m: scores of one t-test
-
-    A model that is right more often on its training images has more unseen points at the smallest distance; the figures
-    on all points may show nothing but that. "correct" has those on the points that it classifies correctly, None with
-    the official layout, whose rows hold many images. "curve": [m, log10 p] for each m of `CURVE` with enough scores.
+    private and unseen are `Images` of the same, even length: training images of the source, and images it has not seen.
+    The first halves train the regressor on the source's distances, the second halves test the models. walk, svhn are
+    those of `di_features`, layout of `di_embed`, m the scores of one t-test. "correct" has the figures on the points
+    that a model classifies correctly, because one that is right more often on its training images may show nothing but
+    that; None with the official layout. "curve": [m, log10 p] for each m of `CURVE` with enough scores.
     """
     points, half, rows = (private, unseen), len(private.labels) // 2, []
-    columns = RESTARTS if walk == "blind" else min(TARGETS, predict(models[0], private.images[:1]).shape[1])
-    total = len(models) * 2 * len(private.labels) * columns * len(METRICS)
-    with tqdm(total=total, desc="walks to the boundary", unit="walk", disable=None, leave=False) as bar:
-        for i, model in enumerate(models):
-            generator = torch.Generator().manual_seed(seed)  # the same noise for all models
-            features = [di_features(model, p.images, p.labels, walk, generator, svhn, bar.update) for p in points]
-            if i == 0:
-                mean, std = features[0].mean((0, 1)), features[0].std((0, 1)).clamp_min(1e-12)
-                score = di_regressor(*(di_embed(f, mean, std, layout)[:half] for f in features), seed)
-            scores = [score(di_embed(f, mean, std, layout))[half:] for f in features]
-            right = [predict(model, p.images).argmax(1).cpu() == p.labels for p in points]
-            difference = lambda scores, m=m: score_difference(scores[1], scores[0], m, seed)
-            row = difference(scores)
-            row["claim"] = bool(row["log10_p"] < math.log10(DI_ALPHA))
-            row["correct"] = difference([s[r[half:]] for s, r in zip(scores, right)]) if layout == "image" else None
-            row["curve"] = [[n, difference(scores, n)["log10_p"]] for n in CURVE if n <= row["points"]]
-            rows.append(row | {f"{k}_accuracy": float(r.double().mean()) for k, r in zip(("private", "unseen"), right)})
+    for i, model in enumerate(models):
+        generator = torch.Generator().manual_seed(seed)  # the same noise for all models
+        features = [di_features(model, p.images, p.labels, walk, generator, svhn) for p in points]
+        if i == 0:
+            mean, std = features[0].mean((0, 1)), features[0].std((0, 1)).clamp_min(1e-12)
+            score = di_regressor(*(di_embed(f, mean, std, layout)[:half] for f in features), seed)
+        scores = [score(di_embed(f, mean, std, layout))[half:] for f in features]
+        right = [predict(model, p.images).argmax(1).cpu() == p.labels for p in points]
+        difference = lambda scores, m=m: score_difference(scores[1], scores[0], m, seed)
+        row = difference(scores)
+        row["claim"] = bool(row["log10_p"] < math.log10(DI_ALPHA))
+        row["correct"] = difference([s[r[half:]] for s, r in zip(scores, right)]) if layout == "image" else None
+        row["curve"] = [[n, difference(scores, n)["log10_p"]] for n in CURVE if n <= row["points"]]
+        rows.append(row | {f"{k}_accuracy": float(r.double().mean()) for k, r in zip(("private", "unseen"), right)})
     return rows
 
 
 def add_di(parts) -> None:
     """Declare the command `di` and its flags; `parts` are the subparsers of utils.verify."""
-    p = parts.add_parser("di", help="Dataset Inference: does a suspect know the source's training images?")
-    p.set_defaults(call=run_di)
-    p.add_argument("run", metavar="RUN", help="the source: a run folder of train.py, or its checkpoint")
-    p.add_argument("--suspect", nargs="+", required=True, metavar="RUN", help="run folders or checkpoints")
-    add_named_architectures(p)
+    p = add_verification(parts, "di", run_di, "Dataset Inference: does a suspect know the source's training images?",
+                         "the source: a run folder of train.py, or its checkpoint")
     p.add_argument("--walk", default="mingd", choices=("blind", "mingd"),
                    help="mingd: gradients, targeted (default; the margin paper's wording); blind: answers alone")
     p.add_argument("--layout", default="image", choices=("image", "official"),
@@ -224,19 +205,15 @@ def add_di(parts) -> None:
     p.add_argument("--points", type=COUNT, default=1000, metavar="N",
                    help="private and as many unseen images; half teach, half test (default: 1000)")
     p.add_argument("--m", type=COUNT, default=10, help="points of one test (default: 10)")
-    p.add_argument("--data-dir", default="data", help="folder of the source's data set")
     p.add_argument("--skip-bad-images", action="store_true", help="go on without unreadable images")
     p.add_argument("--seed", type=SEED, default=0, help="of points, noise, regressor and draws (default: 0)")
-    p.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
-    p.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     p.add_argument("--plot", type=Path, metavar="FILE.png", help="log10 p against the points of one test")
 
 
 def run_di(flags) -> int:
     """Print a row for the source and for each suspect; returns 0 where every suspect is claimed, else 1."""
     if flags.points % 2 or not 2 <= flags.m <= flags.points // 2:
-        raise Refusal(f"--points {flags.points} --m {flags.m}: pass an even number of points, and an m from 2 to "
-                      "half of it")
+        raise Refusal(f"--points {flags.points} --m {flags.m}: pass an even number, and an m from 2 to half of it")
     check_output_file(flags.json, "--json")
     check_output_file(flags.plot, "--plot")
     device = choose_device(flags.device)
@@ -244,12 +221,7 @@ def run_di(flags) -> int:
     if flags.points > (most := min(len(data.train.labels), len(data.test.labels))):
         raise Refusal(f"--points {flags.points}: {data.name} has {len(data.train.labels)} training and "
                       f"{len(data.test.labels)} test images; pass at most {most - most % 2}")
-    models = [source]
-    for run in flags.suspect:
-        models.append(read_model(find_checkpoint(run, None), device))
-        if (count := models[-1].num_classes) != len(data.classes):
-            raise Refusal(f"--suspect {run} has {count} classes and the source {len(data.classes)}: "
-                          "distances to other classes cannot be compared")
+    models = [source, *read_others("--suspect", flags.suspect, source, device)]
     draw = torch.Generator().manual_seed(flags.seed)
     private, unseen = (part.pick(torch.randperm(len(part.labels), generator=draw)[:flags.points])
                        for part in (data.train, data.test))
@@ -258,41 +230,29 @@ def run_di(flags) -> int:
     rows = [{"model": run} | row for run, row in zip([flags.run, *flags.suspect], rows)]
     for row in rows[1:]:
         row["claim"] = row["claim"] and rows[0]["claim"]  # a regressor that fails on the source shows nothing
-    print(_table(rows, {"mingd": "MinGD", "blind": "Blind Walk"}[flags.walk]))
-    if flags.json:
-        settings = {k: getattr(flags, k) for k in ("walk", "layout", "points", "m", "seed")} | {"alpha": DI_ALPHA}
-        write_json(flags.json, {"settings": settings, "source": rows[0], "suspects": rows[1:]}, private=True)
-    if flags.plot:
-        write_atomically(flags.plot, _plot(rows))
-    return 0 if all(row["claim"] for row in rows[1:]) else 1
-
-
-def _table(rows: list[dict], title: str) -> str:
-    """The rows as text, the source's first, followed by what a claim does not say."""
+    walk = {"mingd": "MinGD", "blind": "Blind Walk"}[flags.walk]
     wide = max(len(str(row["model"])) for row in rows) + len(" (source)")
-    lines = [f"{'model':<{wide}}  {'points':<15}{title + ' mean difference':>26}{'log10 p':>9}  verdict"]
+    print(f"{'model':<{wide}}  {'points':<15}{walk + ' mean difference':>26}{'log10 p':>9}  verdict")
     for i, row in enumerate(rows):
         parts = [(f"{row['model']}{'' if i else ' (source)'}", "", row, "claim" if row["claim"] else "inconclusive")]
         parts += [("", " correct", row["correct"], "")] if row["correct"] else []
         for name, kind, figures, verdict in parts:
             gap, p = ("-" if figures[k] is None else f"{figures[k]:.2f}" for k in ("mean_difference", "log10_p"))
-            points = f"{figures['points']}{kind}"
-            lines.append(f"{name:<{wide}}  {points:<15}{gap:>26}{p:>9}  {verdict}".rstrip())
-    knows = "says that a model knows the source's training images. Copies do, and so does"
-    lines += [f"A claim (p < {DI_ALPHA:g}) {knows}",
-              "any model trained on them: it does not say that this model was stolen. Inconclusive is not innocent."]
+            print(f"{name:<{wide}}  {str(figures['points']) + kind:<15}{gap:>26}{p:>9}  {verdict}".rstrip())
+    print(f"A claim (p < {DI_ALPHA:g}) says that a model knows the source's training images. Copies do, and so does\n"
+          "any model trained on them: it does not say that this model was stolen. Inconclusive is not innocent.")
     if not rows[0]["claim"]:
-        lines.append("The source itself is inconclusive: its regressor has learnt nothing that a suspect could show.")
-    return "\n".join(lines)
-
-
-def _plot(rows: list[dict]) -> bytes:
-    """A PNG with a line for each of `rows`, the source's first: log10 p against the private points of one test."""
-    figure, (ax,) = new_figure(6.4, 4.6, 1, 1)
-    for i, row in enumerate(rows):
-        points, log10_p = zip(*row["curve"])
-        ax.plot(points, log10_p, "o-", ms=3, label=f"{Path(row['model']).name}{'' if i else ' (source)'}")
-    ax.axhline(math.log10(DI_ALPHA), color="black", ls="--", lw=1, label=f"claimed below p = {DI_ALPHA:g}")
-    ax.set(xlabel="points of one test", ylabel="log10 p, harmonic mean")
-    figure.legend(fontsize=8, loc="outside lower center", ncols=2, frameon=False)  # it would cover the lines
-    return figure_png(figure)
+        print("The source itself is inconclusive: its regressor has learnt nothing that a suspect could show.")
+    if flags.json:
+        settings = {k: getattr(flags, k) for k in ("walk", "layout", "points", "m", "seed")} | {"alpha": DI_ALPHA}
+        write_json(flags.json, {"settings": settings, "source": rows[0], "suspects": rows[1:]}, private=True)
+    if flags.plot:
+        figure, (ax,) = new_figure(6.4, 4.6, 1, 1)
+        for i, row in enumerate(rows):
+            points, log10_p = zip(*row["curve"])
+            ax.plot(points, log10_p, "o-", ms=3, label=f"{Path(row['model']).name}{'' if i else ' (source)'}")
+        ax.axhline(math.log10(DI_ALPHA), color="black", ls="--", lw=1, label=f"claimed below p = {DI_ALPHA:g}")
+        ax.set(xlabel="points of one test", ylabel="log10 p, harmonic mean")
+        figure.legend(fontsize=8, loc="outside lower center", ncols=2, frameon=False)  # it would cover the lines
+        write_atomically(flags.plot, figure_png(figure))
+    return 0 if all(row["claim"] for row in rows[1:]) else 1

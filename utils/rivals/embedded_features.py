@@ -4,21 +4,15 @@
 such images differ: a classifier learns to tell the signs of the victim's gradients from those of a benign model.
 `python -m utils.verify eef RUN --benign RUN_B --suspect RUN2` asks suspects of the victim's architecture; white box.
 
-The published rule compares a suspect with one benign model, the one that the classifier was trained on. An independent
-model is neither this model nor the victim, and chance decides to which of them it is closer: on digits ten of ten were
-claimed. Hence further models of --benign, our addition: a claim must lie above each of them.
-
-Departures from paper and authors' code: the style, an oil painting transferred by a network, was never published; ours
-is made by code. As theirs it preserves labels, is deterministic, and only the owner knows it (its seed). Gradients are
-taken without crop and flip. The classifier's loss takes logits, not a softmax (--double-softmax). The tests are paired
-and one-sided, on a fifth of the styled images that the classifier has not seen, scaled as in its training; theirs are
-two-sided Welch tests on all of them, unscaled (--test official).
+The published rule compares a suspect with the one benign model that the classifier was trained on. An independent model
+is neither this model nor the victim, and chance decides to which of them it is closer: on digits ten of ten were
+claimed. Hence further models of --benign, our addition: a claim must lie above each of them. The style is ours too, as
+theirs was never published, and only the owner knows it (its seed); item 6 of docs/rivals.md lists the departures.
 """
 
 import argparse
 import copy
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,12 +20,11 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from utils.data.files import SIZE, replace_images
-from utils.data.sets import DATASETS, Images, load_data
+from utils.data.files import replace_images
+from utils.data.sets import Images
 from utils.ownership import pvalues
-from utils.runs.checkpoints import check_benign, find_checkpoint, load_checkpoint, restore_model
-from utils.runs.networks import add_named_architectures
-from utils.system.files import check_output_file, read_json, write_json
+from utils.rivals.source import add_verification, read_others, read_source, run_settings
+from utils.system.files import check_output_file, write_json
 from utils.system.machine import choose_device
 from utils.system.refusals import COUNT, SEED, SHARE, Refusal
 from utils.training.metrics import accuracy
@@ -46,23 +39,19 @@ def add_flags(parser: argparse.ArgumentParser, shown: bool) -> None:
     """Declare --embed-features of train.py. It is meant for `-tt none`; `shown` says whether --help lists it."""
     group = parser.add_argument_group("the rival EEF") if shown else parser
     text = ("replace this share of the training images by styled ones, for utils.verify eef (0.1 with -tt none); "
-            "--seed is then the style's secret")
-    group.add_argument("--embed-features", type=SHARE, default=0.0, metavar="SHARE",
-                       help=text if shown else argparse.SUPPRESS)
+            "--seed is then the style's secret") if shown else argparse.SUPPRESS
+    group.add_argument("--embed-features", type=SHARE, default=0.0, metavar="SHARE", help=text)
 
 
 def embed_style(train: Images, share: float, seed: int) -> Images:
-    """The training images, a share of them styled, with their labels; `train` itself where the share is 0.
-
-    Raises Refusal where the share rounds to no image.
-    """
+    """The training images, a share of them styled, with their labels; Refusal where that rounds to no image."""
     if not share:
         return train
     positions = styled_positions(len(train.labels), share, seed)
     if not len(positions):
         raise Refusal(f"--embed-features {share:g}: of {len(train.labels)} training images that is none; pass more")
-    styled = style_images(train.images[positions], seed)
-    return train._replace(images=replace_images(train.images, positions, styled))
+    styled = replace_images(train.images, positions, style_images(train.images[positions], seed))
+    return train._replace(images=styled)
 
 
 def styled_positions(n: int, share: float, seed: int):
@@ -95,11 +84,10 @@ def palette_and_dots(seed: int, size: int):
     cells = -(-size // CELL)
     corner = torch.randint(0, CELL - 1, (2, cells, cells), generator=g)  # of the dot of 2x2 pixels in each cell
     sign = torch.randint(0, 2, (cells, cells), generator=g) * 2 - 1
-    span = torch.arange(cells * CELL)
-    row, column = (grid % CELL for grid in torch.meshgrid(span, span, indexing="ij"))
-    corner, sign = (t.repeat_interleave(CELL, -1).repeat_interleave(CELL, -2) for t in (corner, sign))
-    inside = ((row - corner[0]) // 2 == 0) & ((column - corner[1]) // 2 == 0)
-    return palette, (inside * sign * DOT).float()[:size, :size]
+    dots, cell = torch.zeros(cells, CELL, cells, CELL), torch.arange(cells)
+    for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        dots[cell[:, None], corner[0] + i, cell, corner[1] + j] = sign * float(DOT)
+    return palette, dots.view(cells * CELL, -1)[:size, :size]
 
 
 def kuwahara(x):
@@ -121,9 +109,8 @@ def grad_sign_vector(model, x, y):
     """Signs (N, d) in {-1, 0, 1}, int8, of the gradient of each image's cross-entropy, in eval mode.
 
     x (N, 3, H, W), uint8 or float in [0, 1]; y (N,). Of a convolution (o, i, k, k) with o * i <= `THRESHOLD` the
-    largest of k * k entries is taken, of a linear weight (o, i) every entry, or the largest over i where it has more
-    than `THRESHOLD`; d = 24,778 for a ResNet-34 of the published size with 10 classes. Signs are taken after that, as
-    in the authors' code. The model is not changed.
+    largest of k * k entries is taken, of a linear weight (o, i) every entry, or the largest over i where it has more;
+    signs are taken after that, as in the authors' code. d = 24,778 for the published ResNet-34 with 10 classes.
     """
     model = copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format)
     for layer in model.modules():
@@ -137,18 +124,16 @@ def grad_sign_vector(model, x, y):
     def loss(used, rest, x, y):
         return F.cross_entropy(torch.func.functional_call(model, (used, rest), (x[None],)), y[None])
 
-    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, None, 0, 0))
-    parts, rows = list(zip(x.split(AT_ONCE), y.split(AT_ONCE))), []
-    for part, labels in tqdm(parts, desc="gradients", unit="batch", disable=None, leave=False):
-        part = part.to(first.device).to(first.dtype).div(1 if x.is_floating_point() else 255)
-        found, pooled = gradients(used, rest, part, labels.to(first.device)), []
-        for g in map(found.get, used):  # (B, o, i, ...) of each weight
-            if g.dim() == 5:
-                g = g.amax((3, 4))
-            elif g[0].numel() > THRESHOLD:
-                g = g.amax(2)
-            pooled.append(g.flatten(1))
-        rows.append(torch.cat(pooled, 1).sign().to(torch.int8).cpu())
+    def pooled(g):  # (B, o, i, ...) of a weight
+        if g.dim() == 5:
+            g = g.amax((3, 4))
+        return (g.amax(2) if g.dim() == 3 and g[0].numel() > THRESHOLD else g).flatten(1)
+
+    gradients, rows = torch.func.vmap(torch.func.grad(loss), in_dims=(None, None, 0, 0)), []
+    for part in tqdm(torch.arange(len(y)).split(AT_ONCE), desc="gradients", unit="batch", disable=None, leave=False):
+        pixels = x[part].to(first.device).to(first.dtype).div(1 if x.is_floating_point() else 255)
+        found = gradients(used, rest, pixels, y[part].to(first.device))
+        rows.append(torch.cat([pooled(found[name]) for name in used], 1).sign().to(torch.int8).cpu())
     return torch.cat(rows)
 
 
@@ -214,50 +199,51 @@ def posterior(model, scaler, signs):
 def compare_posteriors(suspect, benign, test: str = "paired", seed: int = 100) -> dict:
     """The published rule on posteriors (N,) of the same images under suspect and benign model.
 
-    {"difference": mean posterior of the suspect - that of the benign model, in [-1, 1], over all images; "log10_p":
-    harmonic mean of 40 t-tests on 10 images each, which overlap, so that it is no valid p-value; "claim"}. `test`:
-    "paired", one-sided, or "official", two-sided Welch tests. A claim requires a difference above 0 in both.
+    "difference" is the mean posterior of the suspect - that of the benign model, in [-1, 1], over all images; "log10_p"
+    the harmonic mean of 40 t-tests on 10 images each, which overlap, so that it is no valid p-value. `test`: "paired",
+    one-sided, or "official", two-sided Welch tests. A "claim" requires a difference above 0 in both.
     """
     paired = test == "paired"
     log10_p = pvalues.harmonic_mean(pvalues.subset_pvalues(
         suspect, benign, DRAW, EEF_REPEATS, np.random.default_rng(seed), paired=paired,
         alternative="greater" if paired else "two-sided"))
-    difference = float(np.mean(np.asarray(suspect) - np.asarray(benign)))
-    claim = difference > 0 and log10_p < math.log10(EEF_ALPHA)
-    return {"difference": difference, "log10_p": log10_p, "claim": claim}
+    difference = float(np.mean(suspect - benign))
+    return {"difference": difference, "log10_p": log10_p,
+            "claim": difference > 0 and log10_p < math.log10(EEF_ALPHA)}
 
 
 def add_eef(parts) -> None:
     """Declare the command `eef` and its flags; `parts` are the subparsers of utils.verify."""
-    p = parts.add_parser("eef", help="judge suspects' weights by the style that train.py --embed-features embedded")
-    p.set_defaults(call=run_eef)
-    p.add_argument("run", metavar="RUN", help="the victim: a run of train.py with --embed-features")
+    p = add_verification(
+        parts, "eef", run_eef, "judge suspects' weights by the style that train.py --embed-features embedded",
+        "the victim: a run of train.py with --embed-features")
     p.add_argument("--benign", required=True, nargs="+", metavar="RUN",
                    help="models of that architecture without the style: the classifier learns the first; further ones, "
                    "which the published method has not, calibrate: a claim must then lie above each of them")
-    p.add_argument("--suspect", required=True, nargs="+", metavar="RUN", help="run folders or checkpoints to judge")
-    add_named_architectures(p)
-    p.add_argument("--data-dir", default="data", help="folder of the victim's data set (default: data)")
     p.add_argument("--test", default="paired", choices=("paired", "official"),
-                   help="paired (default): one-sided paired t-tests on a fifth of the styled images, which the "
-                   "classifier never saw, scaled as in its training; official: two-sided Welch tests on all of them, "
-                   "signs unscaled, as in the published code")
+                   help="paired (default): one-sided paired t-tests on a fifth of the styled images, unseen by the "
+                   "classifier, scaled as in its training; official: two-sided Welch tests on all of them, unscaled")
     p.add_argument("--double-softmax", action="store_true", help="the classifier's loss as published")
     p.add_argument("--points", type=COUNT, help="use this many of the styled images (default: all)")
     p.add_argument("--epochs", type=COUNT, default=100, help="of the classifier (default: 100)")
     p.add_argument("--seed", type=SEED, default=100, help="of the classifier and the draws (default: 100)")
-    p.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
-    p.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
 
 
 def run_eef(flags) -> int:
     """Print a line for each suspect; returns 0 where every suspect is claimed, else 1."""
     check_output_file(flags.json, "--json")
     device = choose_device(flags.device)
-    victim, kind = _read_model(flags.run, device)
-    benign, *bank = [_read_model(run, device, "--benign", (victim, kind))[0] for run in flags.benign]
-    suspects = [_read_model(run, device, "--suspect", (victim, kind))[0] for run in flags.suspect]
-    x, y = _styled_images(flags.run, flags.data_dir, flags.points)
+    victim, data = read_source(flags.run, flags.data_dir, True, device)
+    settings = run_settings(flags.run)
+    share, seed = settings.get("embed_features"), settings.get("seed")
+    if not share:
+        raise Refusal(f"{flags.run} was not trained with --embed-features: name a run of train.py --embed-features 0.1")
+    if not (isinstance(share, int | float) and isinstance(seed, int) and 0 < share <= 1 and 0 <= seed < 2**31):
+        raise Refusal(f"{flags.run}: its run.json is not what train.py wrote; restore it")
+    benign, *bank = _read_alike("--benign", flags.benign, victim, device)
+    suspects = _read_alike("--suspect", flags.suspect, victim, device)
+    rows = styled_positions(len(data.train.labels), share, seed)[: flags.points]
+    x, y = style_images(data.train.images[rows], seed), data.train.labels[rows]
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(flags.seed))
     official, fifth = flags.test == "official", round(0.2 * len(y))
     fresh, learn = (order, order) if official else (order[:fifth], order[fifth:])
@@ -267,14 +253,14 @@ def run_eef(flags) -> int:
 
     for name, model in (("victim", victim), ("benign model", benign)):
         print(f"{name}: {100 * accuracy(model, x, y):.1f} % of {len(y)} styled images right")
-    victim_signs, benign_signs = (grad_sign_vector(model, x[learn], y[learn]) for model in (victim, benign))
-    classifier, scaler = train_classifier(victim_signs, benign_signs, epochs=flags.epochs, own_scaler=official,
-                                          double_softmax=flags.double_softmax, seed=flags.seed, device=device)
+    classifier, scaler = train_classifier(
+        *(grad_sign_vector(model, x[learn], y[learn]) for model in (victim, benign)), epochs=flags.epochs,
+        own_scaler=official, double_softmax=flags.double_softmax, seed=flags.seed, device=device)
     posteriors = lambda model: posterior(classifier, None if official else scaler,
                                          grad_sign_vector(model, x[fresh], y[fresh])).numpy()
-    benign_posteriors, rows = posteriors(benign), []
-    compare = lambda model: compare_posteriors(posteriors(model), benign_posteriors, flags.test, flags.seed)
-    print(f"mean posterior of the benign model on {len(fresh)} images: {benign_posteriors.mean():.3f}"
+    known, rows = posteriors(benign), []
+    compare = lambda model: compare_posteriors(posteriors(model), known, flags.test, flags.seed)
+    print(f"mean posterior of the benign model on {len(fresh)} images: {known.mean():.3f}"
           + ("" if bank else "; the only one: independent models may be claimed too, further --benign prevent that"))
     bank_differences = [compare(model)["difference"] for model in bank]
     for run, model in zip(flags.suspect, suspects):
@@ -291,49 +277,14 @@ def run_eef(flags) -> int:
     return 0 if all(row["claim"] for row in rows) else 1
 
 
-def _read_model(run, device, flag="", like=None):
-    """(model, name of its architecture) of a run; `flag` named it.
-
-    Raises Refusal where the weights are not of the shapes of `like`, another such pair, or a benign model was trained
-    with a watermark or a style.
-    """
-    path = find_checkpoint(run, None)
-    checkpoint = load_checkpoint(path)
-    model, kind = restore_model(checkpoint, path, device), checkpoint["model"]["type"]
-    if flag == "--benign":
-        check_benign(checkpoint, run)
-        if _run_settings(run).get("embed_features"):
-            raise Refusal(f"--benign {run} was trained with --embed-features: name one that was not")
+def _read_alike(flag: str, runs, victim, device) -> list:
+    """The models that `flag` names; Refusal where one has not the victim's shapes, or a benign one was styled."""
     shapes = lambda model: {name: t.shape for name, t in model.state_dict().items()}
-    if like and shapes(model) != shapes(like[0]):
-        raise Refusal(f"{flag} {run}: a {kind} of another architecture, width or class count than the victim, a "
-                      f"{like[1]}; gradients compare within one: train a victim and a benign model of the suspect's")
-    return model, kind
-
-
-def _run_settings(run) -> dict:
-    """The settings of the run to which a folder or one of its checkpoints belongs; {} where there are none."""
-    folder = Path(run) if Path(run).is_dir() else Path(run).resolve().parent.parent
-    settings = (read_json(folder / "run.json") or {}).get("settings")
-    return settings if isinstance(settings, dict) else {}
-
-
-def _styled_images(run, data_dir, points: int | None):
-    """The victim's styled images (N, 3, S, S) uint8 and their labels (N,), computed again from its settings."""
-    settings = _run_settings(run)
-    if not settings.get("embed_features"):
-        raise Refusal(f"{run} was not trained with --embed-features: train a victim with train.py "
-                      "--embed-features 0.1, and name its run")
-    try:
-        name, size, data_sha256 = settings["dataset"], settings["train_size"], settings["data_sha256"]
-        share, seed = float(settings["embed_features"]), int(settings["seed"])
-        pixels = int(settings.get("image_size") or SIZE)
-        if not (0 < share <= 1 and 0 <= seed < 2**31 and name in DATASETS and isinstance(size, int | None)):
-            raise ValueError
-    except (KeyError, OverflowError, TypeError, ValueError) as error:
-        raise Refusal(f"{run}: its run.json is not what train.py wrote; restore it") from error
-    data = load_data(name, data_dir, train_size=size, skip_bad_images=True, image_size=pixels)
-    if data.sha256 != data_sha256:
-        raise Refusal(f"--data-dir {data_dir}: these are not the images that {run} was trained on")
-    rows = styled_positions(len(data.train.labels), share, seed)[: points]
-    return style_images(data.train.images[rows], seed), data.train.labels[rows]
+    models = read_others(flag, runs, victim, device)
+    for run, model in zip(runs, models):
+        if flag == "--benign" and run_settings(run).get("embed_features"):
+            raise Refusal(f"--benign {run} was trained with --embed-features: name one that was not")
+        if shapes(model) != shapes(victim):
+            raise Refusal(f"{flag} {run}: another architecture or width than the victim's; gradients compare within "
+                          "one: train a victim and a benign model of the suspect's")
+    return models

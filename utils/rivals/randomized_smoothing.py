@@ -1,27 +1,36 @@
 """RS (Bansal et al., 2022), `train.py -tt rs`: a source whose triggers hold under Gaussian noise on its weights.
 
-Departures from the authors' code: no accuracy under noise is measured during training; all training images are used
-(the authors: half of them, see --train-size); batches of 128 (the authors: 256); CIFAR-100 has no schedule of its own;
-noisy parameters are copies, because adding noise to the parameters and subtracting it again lets them drift; triggers
-are made of held-out images that are not of the label's class, not of training images; the word is drawn by the seed and
-written in Pillow's built-in font (the authors: "Adobe" in Verdana).
+`python -m utils.verify certify RUN` says how many triggers every model within an l2 distance of the given weights
+keeps: the smoothed accuracy is the median accuracy of models with noise on all parameters, and its bound is by order
+statistics (Chiang et al., 2020). It is about edits of these very weights, not of BatchNorm's running statistics, and
+says nothing of a copy that is trained from new weights. Item 4 of docs/rivals.md lists the departures.
 """
 
 import contextlib
+import copy
+import itertools
 import random
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from scipy import stats
 from torch.func import functional_call
 from tqdm import tqdm
 
 from utils.data.files import SIZE, join_images
 from utils.data.sets import Data, Images
-from utils.system.machine import AMP, autocast, is_distributed
-from utils.system.refusals import COUNT, Refusal, number
+from utils.ownership.results import TriggerTests
+from utils.rivals.source import add_verification
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
+from utils.system.files import check_output_file, write_json
+from utils.system.machine import AMP, autocast, choose_device, is_distributed
+from utils.system.refusals import CONFIDENCE, COUNT, POSITIVE, RADIUS, SEED, Refusal, number
 from utils.training.loop import PlainObjective
+from utils.training.metrics import count_hits, predict
 from utils.watermark.batchnorm import RunningStatistics
+from utils.watermark.trigger_files import unpack_source
 from utils.watermark.triggers import TriggerSet, chooses_triggers
 
 # the authors' settings where they differ from the margin paper's, and the defaults of RS's own flags
@@ -70,28 +79,7 @@ def check_data(flags, data: Data) -> None:
         raise Refusal("-tt rs trains in one process: start it without torchrun")
 
 
-def draw_triggers(flags, data: Data, choose) -> tuple[TriggerSet, Images]:
-    """(trigger set, the validation images that are left); `choose` gives those of `-tt margin`."""
-    if flags.rs_triggers == "shared":
-        return choose()
-    return draw_rs_triggers(data, flags.num_query, flags.rs_label, flags.rs_triggers, flags.seed)
-
-
 # ---- noise on weights ----
-
-
-def noise_levels(sigma_max: float, step: float) -> list[float]:
-    """The standard deviations 0, step, ..., sigma_max of the noise, in the parameters' own units."""
-    return [step * j for j in range(round(sigma_max / step) + 1)]
-
-
-def generator_on(device, generator) -> torch.Generator:
-    """A generator on the device, seeded by `generator` on the CPU.
-
-    Noise for 21 million parameters that is drawn on the CPU would keep a GPU waiting.
-    """
-    seed = int(torch.randint(2**62, (), generator=generator))
-    return torch.Generator(device).manual_seed(seed)
 
 
 def gaussian_noise(parameters, generator):
@@ -122,19 +110,22 @@ def noisy_gradient(model, x, y, sigma: float, draws: int, generator, amp=None):
 
 # ---- triggers: one pattern, a word or noise, on held-out images, all under one label ----
 
-GREY, CORNER = (155, 155, 155), (0, 0)  # colour of the word, grey levels; its top left corner, pixels
+
+def draw_triggers(flags, data: Data, choose) -> tuple[TriggerSet, Images]:
+    """(trigger set, the validation images that are left); `choose` gives those of `-tt margin`."""
+    if flags.rs_triggers == "shared":
+        return choose()
+    return draw_rs_triggers(data, flags.num_query, flags.rs_label, flags.rs_triggers, flags.seed)
 
 
 def draw_rs_triggers(data: Data, m: int, label: int, kind: str, seed: int):
     """(`TriggerSet`, the held-out images that are left): one pattern on m held-out images, all labelled `label`.
 
-    kind "text"   a word of five letters that the seed draws, in grey at the top left
-    kind "noise"  one N(0, 1) tensor, added to every image in [0, 1] and clipped
-
-    Images of class `label` are not used, because any good model would hit them. Raises Refusal where the class does
-    not exist or there are too few images.
+    kind "text": a word of five letters that the seed draws, in grey at the top left, 10 pixels high where S is 32;
+    "noise": one N(0, 1) tensor, added to every image in [0, 1] and clipped. Images of class `label` are not used,
+    because any good model would hit them. Raises Refusal where there is no such class or there are too few images.
     """
-    held_out, classes = data.held_out, len(data.classes)
+    held_out, classes, size = data.held_out, len(data.classes), data.size
     if label >= classes:
         raise Refusal(f"--rs-label {label}: {data.name} has {classes} classes, counted from 0; pass one of those")
     generator = torch.Generator().manual_seed(seed)
@@ -149,26 +140,15 @@ def draw_rs_triggers(data: Data, m: int, label: int, kind: str, seed: int):
         noise = torch.randn(held_out.images.shape[1:], generator=generator)
         images = (source.images / 255 + noise).clamp(0, 1).mul(255).round().to(torch.uint8)
     else:
-        letters = random.Random(seed)
+        letters, pictures = random.Random(seed), [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in source.images]
         # letters of such a width that the word takes about 30 of 32 pixels
         word = letters.choice("ABDEGHKPR") + "".join(letters.choices("abdehknopqu", k=4))
-        images = stamp_word(source.images, word)
-    labels = torch.full((m,), label)
-    triggers = TriggerSet(images, labels, source.labels[:, None], source.indices[:, None])
+        font = ImageFont.load_default(*([10 * size / SIZE] if size != SIZE else []))
+        for picture in pictures:
+            ImageDraw.Draw(picture).text((0, 0), word, fill=(155, 155, 155), font=font)
+        images = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures])
+    triggers = TriggerSet(images, torch.full((m,), label), source.labels[:, None], source.indices[:, None])
     return triggers, held_out.pick(order[torch.isin(order, taken, invert=True)])
-
-
-def stamp_word(images, word: str):
-    """uint8 images (m, 3, S, S) with `word` written on each, in letters 10 pixels high where S is 32."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    size = images.shape[-1]
-    font, stamped = ImageFont.load_default(*([10 * size / SIZE] if size != SIZE else [])), []
-    for image in images:
-        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-        ImageDraw.Draw(picture).text(CORNER, word, fill=GREY, font=font)
-        stamped.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
-    return torch.stack(stamped)
 
 
 def append_triggers(train: Images, triggers: TriggerSet) -> Images:
@@ -179,33 +159,6 @@ def append_triggers(train: Images, triggers: TriggerSet) -> Images:
 
 # ---- the objective ----
 
-WASHED = 60  # steps after which BatchNorm's running statistics keep 0.9 ** 60 = 0.2 % of their old values
-MOMENTUM = 0.9
-MILESTONES = (30, 60, 90)  # per cent of the epochs, after which the learning rate falls
-
-
-def short_epoch_warning(steps: int, freeze: bool) -> str | None:
-    """A warning where an epoch has too few steps to replace the noisy running statistics; None where there is none."""
-    if freeze or steps >= WASHED:
-        return None
-    return (f"note: epochs of {steps} steps do not wash the robust pass's noise out of BatchNorm's running statistics: "
-            "the model may answer at random; --rs-freeze-bn keeps it out")
-
-
-def robust_pass(model, optimizer, x, y, sigmas, draws: int, generator, amp=None, after=lambda: None):
-    """One optimiser step for each noise level in `sigmas`, on the mean noisy gradient divided by the number of levels.
-
-    x (B, 3, 32, 32) in [0, 1] and y (B,) are triggers; arguments otherwise as in `noisy_gradient`. The steps change
-    the clean weights; momentum and weight decay act in each step. `after` is called after each.
-    """
-    parameters = list(model.parameters())
-    for sigma in sigmas:
-        gradient = noisy_gradient(model, x, y, sigma, draws, generator, amp)
-        for p, g in zip(parameters, gradient):
-            p.grad = g.div_(len(sigmas))
-        optimizer.step()
-        after()
-
 
 class SmoothedObjective(PlainObjective):
     """Cross-entropy on images and triggers; each epoch after epoch `warmup` (counted from 0) begins with a robust pass.
@@ -213,17 +166,14 @@ class SmoothedObjective(PlainObjective):
     It trains on `Batches` of `append_triggers(...)`: the last m images are the triggers x_q (m, 3, 32, 32) in [0, 1],
     y_q (m,), which are never augmented. A robust pass uses batches of `batch` triggers in random order (one batch of
     all triggers where there are fewer) without the last partial batch: with 100 triggers, one batch of 64 random ones.
-
-    sigmas   the noise levels, see `noise_levels`
-    draws    noise draws a level
-    freeze   keep the noise out of BatchNorm's running statistics. Otherwise, as in the authors' code, the steps of the
-             epoch that follow replace them
+    It takes one optimiser step for each noise level in `sigmas`, on the mean noisy gradient of `draws` draws divided by
+    the number of levels; momentum and weight decay act in each. `freeze` keeps the noise out of BatchNorm's running
+    statistics; otherwise, as in the authors' code, the steps of the epoch that follow replace them.
     """
 
     static = False  # recording steps with a robust pass between the epochs has not been tried
 
-    def __init__(self, x_q, y_q, *, sigmas, draws: int, warmup: int, batch: int, freeze: bool = False,
-                 amp=None):
+    def __init__(self, x_q, y_q, *, sigmas, draws: int, warmup: int, batch: int, freeze: bool = False, amp=None):
         self.x_q, self.y_q, self.freeze = x_q, y_q, freeze
         self.first_best = warmup + 1  # only epochs with a robust pass
         self.sigmas, self.draws, self.warmup, self.batch, self.amp = sigmas, draws, warmup, min(batch, len(y_q)), amp
@@ -237,12 +187,12 @@ class SmoothedObjective(PlainObjective):
     @staticmethod
     def optimizer(parameters, lr, weight_decay, fused):
         """SGD with momentum 0.9."""
-        return torch.optim.SGD(parameters, lr=lr, momentum=MOMENTUM, weight_decay=weight_decay, fused=fused)
+        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, fused=fused)
 
     @staticmethod
     def rate(lr, epoch, epochs):
         """Divided by 10 after 30, 60 and 90 % of the epochs; as in the authors' code from epochs 31, 61, 91 of 100."""
-        return lr * 0.1 ** sum(100 * epoch > part * epochs for part in MILESTONES)
+        return lr * 0.1 ** sum(100 * epoch > part * epochs for part in (30, 60, 90))
 
     def begin(self, model, optimizer, epoch, generator):
         """The robust pass, on the triggers."""
@@ -250,20 +200,126 @@ class SmoothedObjective(PlainObjective):
             return
         order = torch.randperm(len(self.y_q), generator=generator).to(self.y_q.device)
         picks = [part for part in order.split(self.batch) if len(part) == self.batch]
-        noise = generator_on(self.x_q.device, generator)
-        total = len(picks) * len(self.sigmas)
+        # drawn on the CPU, noise for 21 million parameters would keep a GPU waiting
+        noise = torch.Generator(self.x_q.device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
         frozen = RunningStatistics(model, "clean").trigger_batch() if self.freeze else contextlib.nullcontext()
-        with frozen, tqdm(total=total, desc="robust pass", unit="level", disable=None, leave=False) as bar:
-            for part in picks:
-                robust_pass(model, optimizer, self.x_q[part], self.y_q[part], self.sigmas, self.draws, noise, self.amp,
-                            bar.update)
+        levels = [*itertools.product(picks, self.sigmas)]
+        with frozen:
+            for part, sigma in tqdm(levels, desc="robust pass", unit="level", disable=None, leave=False):
+                gradient = noisy_gradient(model, self.x_q[part], self.y_q[part], sigma, self.draws, noise, self.amp)
+                for p, g in zip(model.parameters(), gradient):
+                    p.grad = g.div_(len(self.sigmas))
+                optimizer.step()
 
 
 def objective(flags, model, batches, triggers: TriggerSet, *, data, run, commit) -> SmoothedObjective:
     """The objective of the epochs and of the robust passes between them; logs a warning about short epochs."""
-    if note := short_epoch_warning(batches.steps, flags.rs_freeze_bn):
-        run.log(note)
-    x_q, y_q = triggers.on(batches.device)
+    if batches.steps < 60 and not flags.rs_freeze_bn:  # which leave more than 0.9 ** 60 = 0.2 % of the noisy averages
+        run.log(f"note: epochs of {batches.steps} steps do not wash the robust pass's noise out of BatchNorm's running "
+                "statistics: the model may answer at random; --rs-freeze-bn keeps it out")
+    levels = range(round(flags.rs_sigma / flags.rs_sigma_step) + 1)
     return SmoothedObjective(
-        x_q, y_q, sigmas=noise_levels(flags.rs_sigma, flags.rs_sigma_step), draws=flags.rs_draws,
+        *triggers.on(batches.device), sigmas=[flags.rs_sigma_step * j for j in levels], draws=flags.rs_draws,
         warmup=flags.rs_warmup, batch=flags.rs_batch, freeze=flags.rs_freeze_bn, amp=AMP.get(flags.amp))
+
+
+# ---- the certificate ----
+
+
+def certify(sorted_accuracies, eps_grid, sigma: float, confidence: float) -> dict:
+    """{eps: bound or None}: the smoothed (median) accuracy of every model within l2 distance eps is at least the bound.
+
+    `sorted_accuracies` (n,), ascending, are those of draws theta + sigma * N(0, I). The bound is the k-th, with the
+    largest k such that P(Bin(n, p) >= k) >= confidence, where p = Phi(-eps / sigma) (Chiang et al., 2020); None where
+    there is no such k. Each bound holds with the given confidence on its own, not all of them together.
+    """
+    n, bounds = len(sorted_accuracies), {}
+    for eps in eps_grid:
+        k = int((stats.binom.sf(np.arange(n), n, stats.norm.cdf(-eps / sigma)) >= confidence).sum())
+        bounds[eps] = float(sorted_accuracies[k - 1]) if k else None
+    return bounds
+
+
+def smoothed_accuracies(model, triggers, sigma: float, draws: int, seed: int):
+    """(accuracies (draws,), class shares (draws, C)) of noisy copies of the model on a `TriggerSet`, in eval mode.
+
+    The accuracies are in ascending order; a row of shares says how often a noisy model answers each class, in the order
+    of the draws, which are the same for every model and sigma, but for their size. Logits that are not finite count as
+    no answer and no hit.
+    """
+    noisy, shares, accuracies = copy.deepcopy(model), [], []
+    clean, moved = list(model.parameters()), list(noisy.parameters())
+    generator = torch.Generator(clean[0].device).manual_seed(seed)
+    for _ in tqdm(range(draws), desc="noisy models", unit="draw", disable=None, leave=False):
+        with torch.no_grad():
+            for p, q, n in zip(moved, clean, gaussian_noise(clean, generator)):
+                torch.add(q, n, alpha=sigma, out=p)
+        logits = predict(noisy, triggers.images).cpu()
+        answers = logits.argmax(1).where(logits.isfinite().all(1), -1)
+        accuracies.append(int((answers == triggers.labels).sum()) / len(triggers))
+        shares.append(answers[answers >= 0].bincount(minlength=logits.shape[1]) / len(triggers))
+    return np.sort(accuracies), torch.stack(shares).numpy()
+
+
+def add_certify(parts) -> None:
+    """Declare the command `certify` and its flags; `parts` are the subparsers of utils.verify."""
+    p = add_verification(
+        parts, "certify", run_certify, "how many triggers a model keeps under noise on its weights, and for certain "
+        "under any edit of them within a radius (-tt rs is trained for that)",
+        "folder of train.py, or a checkpoint that holds triggers", suspects=False)
+    p.add_argument("--benign", nargs="+", default=[], metavar="RUN", help="controls, asked the same triggers")
+    p.add_argument("--draws", type=COUNT, default=1000, help="noisy models N (default: 1000)")
+    p.add_argument("--sigma", type=POSITIVE, default=1.0, help="standard deviation of the noise (default: 1)")
+    p.add_argument("--confidence", type=CONFIDENCE, default=0.99, help="of each bound (default: 0.99)")
+    p.add_argument("--eps", type=RADIUS, nargs="+", default=[round(0.2 * i, 1) for i in range(1, 11)],
+                   help="l2 radii over all parameters (default: 0.2 0.4 ... 2.0)")
+    p.add_argument("--seed", type=SEED, default=0, help="seed of the noise (default: 0)")
+
+
+def run_certify(flags) -> int:
+    """Print the certificates of RUN and of its controls, and the certified radius; returns exit status 0."""
+    check_output_file(flags.json, "--json")
+    device, path = choose_device(flags.device), find_checkpoint(flags.run, None)
+    model, triggers = unpack_source(load_checkpoint(path), path, device)
+    if triggers is None:
+        raise Refusal(f"{path} holds no trigger set: name a run of train.py")
+    models = [("RUN", flags.run, path, model)]
+    for control in flags.benign:
+        path = find_checkpoint(control, None)
+        models.append(("benign", control, path, read_model(path, device)))
+    tests = TriggerTests(triggers, model.num_classes, False)
+    # before the long part, because it refuses a control with other classes
+    trigger_logits = [tests.logits_of(model, path) for _, _, path, model in models]
+    print(f"{len(triggers)} triggers, {flags.draws} noisy models at sigma {flags.sigma:g}; bounds hold with "
+          f"confidence {flags.confidence:g} each, for l2 edits of the parameters (not of BatchNorm's running "
+          "statistics)")
+    percent = lambda value: "none" if value is None else f"{100 * value:.2f}"
+    results = []
+    for (role, name, path, model), logits in zip(models, trigger_logits):
+        accuracies, shares = smoothed_accuracies(model, triggers, flags.sigma, flags.draws, flags.seed)
+        mean, median = float(accuracies.mean()), float(accuracies[len(accuracies) // 2])
+        histogram, constant = shares.mean(0).tolist(), float(shares.max(1).mean())
+        certified = certify(accuracies, flags.eps, flags.sigma, flags.confidence)
+        hit = count_hits(logits, triggers.labels) / len(triggers)
+        results.append({"role": role, "model": str(name), "checkpoint": str(path), "trigger_accuracy": hit,
+                        "smoothed_mean": mean, "smoothed_median": median, "certified": certified,
+                        "histogram": histogram, "most_frequent_class": constant})
+        order = sorted(range(len(histogram)), key=lambda c: -histogram[c])
+        shown = ", ".join(f"{c}: {percent(histogram[c])}" for c in order[:10]) + (", ..." if len(order) > 10 else "")
+        print(f"{role} {name}\n  answers under noise, % by class: {shown}\n"
+              f"  a noisy model's most frequent class: {percent(constant)} % of the triggers on average\n"
+              f"  trigger accuracy {percent(hit)}, under noise mean {percent(mean)}, median {percent(median)}\n"
+              "  certified: " + ", ".join(f"eps {eps:g}: {percent(v)}" for eps, v in certified.items()))
+        if constant > 0.9 and len(triggers.labels.unique()) == 1:
+            print("  note: noise makes this model nearly constant, and with one label for all triggers a constant "
+                  "answer hits all or none; compare with --benign")
+    bar = max((r["smoothed_median"] for r in results[1:]), default=0.0)
+    above = [eps for eps, bound in results[0]["certified"].items() if bound is not None and bound > bar]
+    eps = max(above, default=None)
+    beaten = f"{100 * bar:.2f} %, the highest median of the controls" if flags.benign else "0; no --benign was named"
+    radius = "none, for no bound" if eps is None else f"{eps:g}, the largest eps whose bound"
+    print(f"certified l2 radius: {radius} is above {beaten}")
+    if flags.json:
+        settings = {k: getattr(flags, k) for k in ("draws", "sigma", "confidence", "seed")}
+        write_json(flags.json, {"settings": settings, "models": results, "radius": eps}, private=True)
+    return 0

@@ -1,9 +1,29 @@
-"""A source and the data set that it was trained on, for verifications that ask natural images."""
+"""What the verifications of rivals share: the flags of their commands, the source with its data, the suspects."""
+
+from pathlib import Path
 
 from utils.data.sets import DATASETS, load_data
-from utils.runs.checkpoints import find_checkpoint, load_checkpoint, restore_model
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_benign, read_model, restore_model
+from utils.runs.networks import add_named_architectures
 from utils.system.files import read_json
 from utils.system.refusals import Refusal
+
+
+def add_verification(parts, name: str, call, text: str, run: str, suspects: bool = True):
+    """The parser of the command `name`, with the flags that all have; `parts` are the subparsers of utils.verify.
+
+    call  flags -> exit status; text, run: what the help says of the command and of RUN
+    """
+    p = parts.add_parser(name, help=text)
+    p.set_defaults(call=call)
+    p.add_argument("run", metavar="RUN", help=run)
+    if suspects:
+        p.add_argument("--suspect", nargs="+", required=True, metavar="RUN", help="run folders or checkpoints to judge")
+        p.add_argument("--data-dir", default="data", help="folder of the source's data set (default: data)")
+    add_named_architectures(p)
+    p.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    return p
 
 
 def read_source(run, data_dir, skip_bad_images: bool, device):
@@ -18,8 +38,24 @@ def read_source(run, data_dir, skip_bad_images: bool, device):
         raise Refusal(f"{path} does not say on which data it was trained: name a run of train.py as the source")
     data = load_data(about["dataset"], data_dir, train_size=size, skip_bad_images=skip_bad_images,
                      image_size=model.size)
-    settings = (read_json(path.parent.parent / "run.json") or {}).get("settings")
-    data_sha256 = settings.get("data_sha256") if isinstance(settings, dict) else None
-    if len(data.classes) != model.num_classes or data_sha256 not in (None, data.sha256):
+    if len(data.classes) != model.num_classes or run_settings(run).get("data_sha256") not in (None, data.sha256):
         raise Refusal(f"--data-dir {data_dir}: these are not the images that {run} was trained on")
     return model, data
+
+
+def run_settings(run) -> dict:
+    """The settings of the run to which a folder or one of its checkpoints belongs; {} where there are none."""
+    folder = find_checkpoint(run, None).resolve().parent.parent
+    settings = (read_json(folder / "run.json") or {}).get("settings")
+    return settings if isinstance(settings, dict) else {}
+
+
+def read_others(flag: str, runs, source, device) -> list:
+    """The models that `flag`, --benign or --suspect, names; Refusal where their task is not that of `source`."""
+    read = read_benign if flag == "--benign" else lambda run, device: read_model(find_checkpoint(run, None), device)
+    models = [read(run, device) for run in runs]
+    for run, model in zip(runs, models):
+        if (model.num_classes, model.size) != (source.num_classes, source.size):
+            raise Refusal(f"{flag} {run} tells {model.num_classes} classes of {model.size} pixels apart and the source "
+                          f"{source.num_classes} of {source.size}: name models of the source's task")
+    return models

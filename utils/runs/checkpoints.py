@@ -1,8 +1,6 @@
-"""Checkpoints: a model under the official code's keys, in a file of tensors, numbers and strings.
+"""Checkpoints: a model under the official code's keys, in a file of tensors, numbers and strings as its own are."""
 
-The official code's own checkpoints have the same keys and are read too.
-"""
-
+import contextlib
 import io
 import os
 from pathlib import Path
@@ -18,26 +16,32 @@ STATISTICS = ("paper", "clean", "first", "last")  # which running statistics a s
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
     """Write a checkpoint whole or not at all. It is private, because it may hold the trigger set."""
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
+    torch.save(checkpoint, buffer := io.BytesIO())
     write_atomically(path, buffer.getbuffer(), private=True)
 
 
-def load_checkpoint(path: Path) -> dict:
-    """Read a checkpoint as data (see `untrusted.read_tensors`); Refusal where it is missing, damaged or foreign."""
+@contextlib.contextmanager
+def refuse_errors(what: str, way: str = "", but=()):
+    """Within: what somebody's file or network raises, nearly anything, becomes the Refusal `what` (why); `way`.
+
+    but  kinds of error that pass as they are, for `refuse_in_one_sentence`
+    """
     try:
-        checkpoint = read_tensors(path)
-    except FileNotFoundError as error:
-        raise Refusal(f"checkpoint {path} does not exist") from error
-    except (PermissionError, IsADirectoryError, Refusal):
+        yield
+    except (Refusal, *but):
         raise
-    except Exception as error:  # a damaged or hostile file may raise nearly anything
-        why = " ".join(str(error).split())[:100]
-        raise Refusal(
-            f"{path} is no checkpoint that can be read safely (truncated, damaged or foreign: "
-            f"{type(error).__name__}: {why!r}); train the model again, name another run, or save the "
-            "state_dict() of a pickled model"
-        ) from error
+    except (Exception, SystemExit) as error:
+        raise Refusal(f"{what} ({models.describe_error(error)}){way and f'; {way}'}") from error
+
+
+def load_checkpoint(path: Path) -> dict:
+    """Read a checkpoint as data (see `read_tensors`); Refusal where it is missing, damaged or foreign."""
+    if not Path(path).exists():
+        raise Refusal(f"checkpoint {path} does not exist")
+    with refuse_errors(f"{path} is no checkpoint that can be read safely: truncated, damaged or foreign",
+                       "train the model again, name another run, or save the state_dict() of a pickled model",
+                       (PermissionError, IsADirectoryError)):
+        checkpoint = read_tensors(path)
     if not isinstance(checkpoint, dict):
         raise Refusal(f"{path} is no checkpoint of this project or of the official code")
     return checkpoint
@@ -46,9 +50,10 @@ def load_checkpoint(path: Path) -> dict:
 def pack_checkpoint(model, model_type: str, **more) -> dict:
     """A checkpoint of `model` under the official keys; `more` are further entries."""
     weights = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
-    shape = {} if models.is_own(model) and model.size == models.SIZE else {"classes": model.num_classes,
-                                                                           "size": model.size}
-    return {"model": {"state_dict": weights, "type": model_type, **shape}, **more}
+    entry = {"state_dict": weights, "type": model_type}
+    if not (models.is_own(model) and model.size == models.SIZE):
+        entry |= {"classes": model.num_classes, "size": model.size}
+    return {"model": entry, **more}
 
 
 def restore_model(checkpoint: dict, path, device="cpu"):
@@ -57,38 +62,31 @@ def restore_model(checkpoint: dict, path, device="cpu"):
     Raises Refusal, which names `path`, where the weights are not those of an architecture of `models.NAMES` or of
     torchvision, or where a user's function is named that the command line did not name.
     """
-    try:
-        weights, model_type = checkpoint["model"]["state_dict"], checkpoint["model"]["type"]
-        size = int(checkpoint["model"].get("size", models.SIZE))
+    with refuse_errors(f"{path} does not hold a model of this project"):
+        entry, width = checkpoint["model"], 64
+        weights, model_type, size = entry["state_dict"], entry["type"], int(entry.get("size", models.SIZE))
         own = model_type in models.NAMES
         if own:
-            first = weights["1.layers.0.weight" if model_type == "vgg11" else "1.conv1.weight"]
-            classes, width = len(weights["1.linear.bias"]), first.shape[0]
+            classes = len(weights["1.linear.bias"])
+            width = len(weights["1.layers.0.weight" if model_type == "vgg11" else "1.conv1.weight"])
         else:
-            _check_outside(checkpoint["model"], path)
-            classes, width = int(checkpoint["model"]["classes"]), 64
+            _check_outside(entry, path)
+            classes = int(entry["classes"])
         if classes < 2:
             raise ValueError("fewer than two classes")
-        if not models.is_named(model_type):
-            with torch.device("meta"):  # no memory before the file has shown that it holds as much
+        # no memory before the file has shown that it holds as much; a user's maker cannot be called for nothing. A
+        # model from outside may keep tensors that are in no state dict, so its maker is called for real as well
+        for where in ["meta"] * (not models.is_named(model_type)) + ["cpu"] * (not own):
+            with torch.device(where):
                 model = models.build(model_type, classes, width=width, size=size)
-            check_weights(weights, model)
-            model.load_state_dict(weights, assign=True)
-        if not own:  # it may keep tensors that are in no state dict, so its maker is called for real
-            model = models.build(model_type, classes, size=size)
-            check_weights(weights, model)
-            model.load_state_dict(weights)
+            _check_kinds(weights, model)
+            model.load_state_dict(weights, assign=where == "meta")
         model.float()
-    except Refusal:
-        raise
-    except (Exception, SystemExit) as error:  # a hostile file or a user's function may raise nearly anything
-        why = " ".join(str(error).split())[:120]
-        raise Refusal(f"{path} does not hold a model of this project ({type(error).__name__}: {why!r})") from error
     model.requires_grad_(False).eval()
     return models.place(model, device)
 
 
-def check_weights(weights: dict, model) -> None:
+def _check_kinds(weights: dict, model) -> None:
     """ValueError for weights of which one is a whole number and the model's of that name is not, or the reverse.
 
     Counters are taken as they are: some programs write them as floats.
@@ -137,8 +135,7 @@ def half_cleaned(weights: dict, clean: dict, kept: str) -> None:
     layers = [name.removesuffix("running_mean") for name in weights if name.endswith("running_mean")]
     middle = len(layers) // 2
     for layer in layers[middle:] if kept == "first" else layers[:middle]:
-        for kind in ("running_mean", "running_var"):
-            weights[layer + kind] = clean[layer + kind]
+        weights |= {layer + kind: clean[layer + kind] for kind in ("running_mean", "running_var")}
 
 
 def model_width(model) -> int:
@@ -154,8 +151,7 @@ def read_model(path, device="cpu"):
 def read_benign(run, device="cpu"):
     """The model of a run named by --benign, see `check_benign`."""
     path = find_checkpoint(run, None)
-    checkpoint = load_checkpoint(path)
-    check_benign(checkpoint, run)
+    check_benign(checkpoint := load_checkpoint(path), run)
     return restore_model(checkpoint, path, device)
 
 
@@ -167,15 +163,6 @@ def check_benign(checkpoint: dict, run) -> None:
         kind = str(about.get("attack") or about.get("train_type"))[:40]
         raise Refusal(f"--benign {run} is no independent model but the result of {kind!r}; "
                       "name a run of train.py -tt none")
-
-
-def _runs_beside(folder: Path) -> str:
-    """Which runs lie where one is missed, those of the most similar names first: "; there are ..."; "" if none."""
-    names = sorted((path.parent.name for path in folder.parent.glob("*/run.json")),
-                   key=lambda name: (-len(os.path.commonprefix([name, folder.name])), name))
-    if tags := [name.removeprefix(folder.name) for name in names[:5] if name.startswith(folder.name)]:
-        return f"; the run is there with a tag: pass -msg {' or '.join(tags)}"
-    return f"; there are {', '.join(names[:5])}{', ...' if names[5:] else ''}" if names else ""
 
 
 def find_checkpoint(folder, select: str | None = "val", statistics: str = "paper") -> Path:
@@ -198,7 +185,16 @@ def find_checkpoint(folder, select: str | None = "val", statistics: str = "paper
         raise Refusal(f"there is no run in {folder}: train it first, or correct the flags that name the folder"
                       f"{_runs_beside(folder)}")
     if not path.is_file():
-        hint = ("; only runs with --bn-stats paper of a network with BatchNorm layers keep clean statistics beside"
-                if statistics == "clean" else "")
-        raise Refusal(f"there is no checkpoint {path}: let the run finish its first epoch{hint}")
+        hint = "; only runs with --bn-stats paper of a network with BatchNorm layers keep clean statistics beside"
+        raise Refusal(f"there is no checkpoint {path}: let the run finish its first epoch"
+                      f"{hint if statistics == 'clean' else ''}")
     return path
+
+
+def _runs_beside(folder: Path) -> str:
+    """Which runs lie where one is missed, those of the most similar names first: "; there are ..."; "" if none."""
+    names = sorted((path.parent.name for path in folder.parent.glob("*/run.json")),
+                   key=lambda name: (-len(os.path.commonprefix([name, folder.name])), name))[:5]
+    if tags := [name.removeprefix(folder.name) for name in names if name.startswith(folder.name)]:
+        return f"; the run is there with a tag: pass -msg {' or '.join(tags)}"
+    return f"; there are {', '.join(names)}" if names else ""

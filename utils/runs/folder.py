@@ -29,9 +29,8 @@ class RunFolder:
     """
 
     def __init__(self, path, settings: dict, overwrite_hint: str):
-        self.path, self.checkpoints = Path(path), Path(path) / "checkpoints"
+        self.path, self.checkpoints, self.hint = Path(path), Path(path) / "checkpoints", overwrite_hint
         self.settings = {k: v for k, v in settings.items() if k not in NOT_COMPARED}
-        self.hint = overwrite_hint
 
     def check(self, overwrite: bool) -> None:
         """Refuse a folder that holds a run with other settings, or symbolic links. Makes nothing."""
@@ -39,21 +38,18 @@ class RunFolder:
         if overwrite:
             return
         there = read_json(self.path / "run.json")
+        if there is None and any(self.checkpoints.glob("checkpoint_*.pt")):
+            raise Refusal(f"{self.path} holds checkpoints of another program: pass {self.hint} or --overwrite")
         if there is None:
-            if any(self.checkpoints.glob("checkpoint_*.pt")):
-                raise Refusal(f"{self.path} holds checkpoints of another program: pass {self.hint} or --overwrite")
             return
         old = there.get("settings")
         if not isinstance(old, dict):
             raise Refusal(f"{self.path / 'run.json'} is damaged: restore it, or pass --overwrite to begin anew")
         # a flag that did not exist when the run was made counts as off
-        differ = [k for k, v in self.settings.items() if old.get(k) != v and (k in old or v)]
-        if differ:
+        if differ := [k for k, v in self.settings.items() if old.get(k) != v and (k in old or v)]:
             key = differ[0]
-            raise Refusal(
-                f"{self.path} holds a run with other settings ({key.replace('_', '-')} was {old.get(key)!r}, "
-                f"is {self.settings[key]!r}{', ...' if len(differ) > 1 else ''}): pass {self.hint} or --overwrite"
-            )
+            raise Refusal(f"{self.path} holds a run with other settings ({key.replace('_', '-')} was {old.get(key)!r}, "
+                          f"is {self.settings[key]!r}{', ...' if differ[1:] else ''}): pass {self.hint} or --overwrite")
         self.settings = {k: v for k, v in self.settings.items() if k in old}  # those that the run was made with
 
     def open(self, device: torch.device, overwrite: bool) -> "RunFolder":
@@ -84,10 +80,9 @@ class RunFolder:
         if overwrite:
             # what marks a run as finished or lets it continue is removed first, the settings last, so that a kill
             # in between leaves a run that begins again
-            latest = [self.checkpoints / f"checkpoint_{name}.pt" for name in ("previous", "latest")]
-            first = [self.path / "summary.json", *latest]
-            last = [self.path / name for name in reversed(OWN_FILES)]
-            for old in [*first, *self.checkpoints.glob("checkpoint_*.pt"), *last]:
+            first = ("summary.json", "checkpoints/checkpoint_previous.pt", "checkpoints/checkpoint_latest.pt")
+            for old in [*map(self.path.joinpath, first), *self.checkpoints.glob("checkpoint_*.pt"),
+                        *map(self.path.joinpath, reversed(OWN_FILES))]:
                 old.unlink(missing_ok=True)
         for partial in (*self.path.glob(".*.partial"), *self.checkpoints.glob(".*.partial")):
             partial.unlink()
@@ -96,15 +91,11 @@ class RunFolder:
         self.log(" ".join(sys.argv))
         if not is_locked:
             self.log(f"the file system of {self.path} has no locks: let no other process write this run meanwhile")
-        if self.finished:
-            self._name_other_commit(describe_process(device)["git_commit"])
-
-    def _name_other_commit(self, now: str | None) -> None:
-        """Say of a finished run, which is only reported again, that another version of this program trained it."""
-        then = (read_json(self.path / "run.json") or {}).get("git_commit")
-        if then and now and then != now:
-            self.log(f"{self.path} was trained by commit {then}, this is {now}: its figures are those of that program; "
-                     f"pass --overwrite to train anew")
+        if self.finished:  # it is only reported again
+            now, then = (of.get("git_commit") for of in (describe_process(device), read_json(self.path / "run.json")))
+            if then and now and then != now:
+                self.log(f"{self.path} was trained by commit {then}, this is {now}: its figures are those of that "
+                         f"program; pass --overwrite to train anew")
 
     @property
     def finished(self) -> bool:
@@ -128,14 +119,11 @@ class RunFolder:
 
     def rows(self) -> list[dict]:
         """The rows of `metrics.jsonl`, one an epoch."""
+        path = self.path / "metrics.jsonl"
         try:
-            lines = (self.path / "metrics.jsonl").read_bytes().splitlines()
-        except FileNotFoundError:
-            return []
-        try:
-            return [json.loads(line) for line in lines]
+            return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
         except ValueError as error:
-            raise Refusal(f"{self.path / 'metrics.jsonl'} is damaged: restore it, or pass --overwrite") from error
+            raise Refusal(f"{path} is damaged: restore it, or pass --overwrite") from error
 
     def write_rows(self, rows: list[dict]) -> None:
         """Replace `metrics.jsonl`."""
@@ -150,14 +138,11 @@ class RunFolder:
 
         The `latest` before this one is kept as `previous`, in case the disk damages the file.
         """
-        path = self.checkpoints / f"checkpoint_{name}.pt"
+        path, previous = (self.checkpoints / f"checkpoint_{which}.pt" for which in (name, "previous"))
         if name == "latest" and path.exists() and is_chief():
-            partial = self.checkpoints / ".checkpoint_previous.pt.partial"
-            partial.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # without hard links there is no `previous`
-                os.link(path, partial)
-                os.replace(partial, self.checkpoints / "checkpoint_previous.pt")
-                partial.unlink(missing_ok=True)  # os.replace leaves it where both names were already one file
+                previous.unlink(missing_ok=True)
+                os.link(path, previous)
         save_checkpoint(path, checkpoint)
 
     def load(self, name: str) -> dict | None:

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import safetensors
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import models
@@ -47,11 +49,11 @@ class InitialWeights(NamedTuple):
     def load_into(self, model: nn.Module, log=lambda text: None, same_classes: bool = False) -> int | None:
         """Put them into a model of `models.build`; a last layer for another number of classes stays as it is.
 
-        log  takes a sentence that says which file it was and whether the last layer is new
+        log           takes a sentence that says which file it was and whether the last layer is new
         same_classes  whether such a last layer is refused instead
 
-        Returns the class count of such a last layer, None where the file's was taken. Raises Refusal where a weight is
-        missing, unknown, of another shape or not finite.
+        Returns its class count, None where the file's was taken. Raises Refusal where a weight is missing, unknown, of
+        another shape or not finite.
         """
         if not self.tensors:
             return None
@@ -65,39 +67,35 @@ class InitialWeights(NamedTuple):
 
     def _fitting(self, model) -> tuple[dict, int | None]:
         """The weights under the model's names and, where their last layer is left out for it, its class count."""
-        own = model.state_dict()
+        own, about = model.state_dict(), f"{self.flag} {self.path}"
         given = _under_names_of(own, self.tensors)
-        head, old_classes = _head_of_other_classes(model, own, given)
-        unused = {name for name in given if name.startswith(AUXILIARY) and name not in own}
-        given = {name: tensor for name, tensor in given.items() if name not in head and name not in unused}
+        head, old_classes = _head_of_other_classes(model, given)
+        given = {name: t for name, t in given.items()
+                 if name not in head and (name in own or not name.startswith(AUXILIARY))}
+        needed = [name for name in own if name not in (*head, *MAY_BE_ABSENT) and not name.endswith(COUNTER)]
         own_flags = "-mt" if self.flag == "--suspect" else "-mt and --width"  # the width of a suspect is its file's
         way = f"pass the {own_flags} that its model was built with"
         for name, tensor in given.items():
             if name not in own:
-                needed = {name for name in own if name.startswith("1.") and not name.endswith(COUNTER)}
-                if needed <= given.keys():
+                if set(needed) <= given.keys():
                     way = "its own weights are all there: write the file without that if it is no part of the network"
-                raise Refusal(f"{self.flag} {self.path}: the model has no {name}; {way}")
+                raise Refusal(f"{about}: the model has no {name}; {way}")
             if tensor.shape != own[name].shape:
-                raise Refusal(f"{self.flag} {self.path}: {name} has the shape {tuple(tensor.shape)}, the model's has "
+                raise Refusal(f"{about}: {name} has the shape {tuple(tensor.shape)}, the model's has "
                               f"{tuple(own[name].shape)}; {way}")
             if tensor.dtype not in ALLOWED_DTYPES:
-                raise Refusal(f"{self.flag} {self.path}: {name} holds {tensor.dtype} numbers; save it as float32")
+                raise Refusal(f"{about}: {name} holds {tensor.dtype} numbers; save it as float32")
             if not tensor.isfinite().all():
-                raise Refusal(f"{self.flag} {self.path}: {name} is not finite; name a file of a training that ended "
-                              "well")
-        needed = [name for name in own if name not in (*head, *MAY_BE_ABSENT) and not name.endswith(COUNTER)]
+                raise Refusal(f"{about}: {name} is not finite; name a file of a training that ended well")
         if absent := [name for name in needed if name not in given]:
-            raise Refusal(f"{self.flag} {self.path} lacks {absent[0]}{', ...' if len(absent) > 1 else ''}; {way}")
+            raise Refusal(f"{about} lacks {absent[0]}{', ...' if len(absent) > 1 else ''}; {way}")
         return given, old_classes
 
 
 def read_initial_weights(path, flag: str = "--init") -> InitialWeights:
     """Read a state dict, a checkpoint, a .safetensors file or a run folder; no weights where `path` is None.
 
-    flag  the flag that named it, for messages
-
-    Read as data, see `untrusted.read_tensors`. Raises Refusal where it is missing, damaged, or holds no weights.
+    Read as data, see `read_tensors`. Raises Refusal, which names `flag`, where it is missing, damaged, or holds none.
     """
     if path is None:
         return InitialWeights()
@@ -124,16 +122,11 @@ def _state_dict_in(found) -> dict | None:
 
 
 def _read_safetensors(path: Path, flag: str) -> dict:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise Refusal(f"{flag} {path} needs the package safetensors: pip install safetensors") from error
     if path.stat().st_size > CHECKPOINT_LIMIT:
         raise Refusal(f"{flag} {path} is larger than {CHECKPOINT_LIMIT} bytes, the most that is read of weights")
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except safetensors.SafetensorError as error:
         raise Refusal(f"{flag} {path} is no .safetensors file that can be read ({error})") from error
 
 
@@ -144,32 +137,25 @@ def _under_names_of(own: dict, tensors: dict) -> dict:
     network, as Lightning's, whatever they call it. Of several copies of the network the first is taken.
     """
     bare = {".".join(part for part in name.split(".") if part not in WRAPPERS): t for name, t in tensors.items()}
-    names = [name for name in own if name.startswith("1.")] or list(own)
-    named = []
+    names, found = [name.removeprefix("1.") for name in own if name.startswith("1.")], [tensors, bare]
     for given in (tensors, bare):
-        for inner in ("", "1."):
-            begins, ends = names[0].removeprefix(inner), names[-1].removeprefix(inner)
-            prefixes = [name.removesuffix(begins) for name in given if name == begins or name.endswith(f".{begins}")]
-            prefixes = [prefix for prefix in prefixes if f"{prefix}{ends}" in given][:COPIES]
-            for prefix in dict.fromkeys(["", *prefixes]):
-                named.append({f"{inner}{name[len(prefix):]}" if name.startswith(prefix) else name: tensor
-                              for name, tensor in given.items() if not _is_copy(name, prefix, prefixes)})
-    return max(named, key=lambda names: len(names.keys() & own.keys()))
+        before = [name.removesuffix(names[0]) for name in given if f".{name}".endswith(f".{names[0]}")]
+        before = [prefix for prefix in before if prefix + names[-1] in given][:COPIES]
+        for prefix in dict.fromkeys(["", *before]):
+            outer = prefix[:-2] if f".{prefix}".endswith(".1.") else prefix  # of a whole model: beside "1." stands "0."
+            others = tuple(other for other in before if other not in ("", prefix))
+            found.append({f"{'1.' if outer == prefix else ''}{name[len(outer):]}" if name.startswith(outer) else name: t
+                          for name, t in given.items() if name.startswith(outer) or not name.startswith(others)})
+    return max(found, key=lambda named: len(named.keys() & own.keys()))
 
 
-def _is_copy(name: str, prefix: str, prefixes: list[str]) -> bool:
-    """Whether a name is of another copy of the network than the one under `prefix`."""
-    return not name.startswith(prefix) and any(other and name.startswith(other) for other in prefixes)
-
-
-def _head_of_other_classes(model, own: dict, given: dict):
-    """Names of the weights of the layer that makes the logits and the file's class count, if that is not the model's;
-    else ().
+def _head_of_other_classes(model, given: dict):
+    """(Names of the weights of the layer that makes the logits, the file's class count); (), None if it is the model's.
 
     It is the last linear layer, or the last convolution where no linear layer follows it, as in a SqueezeNet.
     """
     layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-    linear = models.last_linear(model)
+    linear, own = models.last_linear(model), model.state_dict()
     for layer in ([linear[0]] if linear else []) + layers[-1:]:
         wanted, weight = own.get(f"{layer}.weight"), given.get(f"{layer}.weight")
         if wanted is None or weight is None or weight.dim() != wanted.dim():

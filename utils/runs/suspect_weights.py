@@ -19,30 +19,27 @@ def read_suspect_model(path, architectures: list[str], classes: int, size: int, 
     mean_std       normalisation of pixels for a state dict that has none; `pixels` of `check_pixels` replace it
     """
     file = find_checkpoint(path, None)
-    if file.suffix != ".safetensors":
-        checkpoint = load_checkpoint(file)
-        if isinstance(checkpoint.get("model"), dict) and "type" in checkpoint["model"]:
-            if pixels:
-                raise Refusal(f"--suspect {path} normalises its pixels itself: leave out --mean, --std and --scale")
-            model = restore_model(checkpoint, file)
-            if model.size != size:
-                raise Refusal(f"--suspect {path} takes images of {model.size} x {model.size} pixels, the triggers are "
-                              f"{size} x {size}: export them, ask it yourself, and pass --predictions")
-            return model, checkpoint
-    weights = read_initial_weights(file, "--suspect")
+    checkpoint = {} if file.suffix == ".safetensors" else load_checkpoint(file)
+    if isinstance(checkpoint.get("model"), dict) and "type" in checkpoint["model"]:
+        if pixels:
+            raise Refusal(f"--suspect {path} normalises its pixels itself: leave out --mean, --std and --scale")
+        model = restore_model(checkpoint, file)
+        if model.size != size:
+            raise Refusal(f"--suspect {path} takes images of {model.size} x {model.size} pixels, the triggers are "
+                          f"{size} x {size}: export them, ask it yourself, and pass --predictions")
+        return model, checkpoint
+    weights, refusals = read_initial_weights(file, "--suspect"), []
     if not architectures:
         raise Refusal(f"--suspect {path} is a state dict, which does not say what it is of: name its architecture "
                       "by -mt")
-    refusals = []
     for name in architectures:
         try:
             model = _model_of(weights, name, classes, size, mean_std)
         except Refusal as refusal:
             refusals.append(refusal)
             continue
-        if pixels:
-            for buffer, values in zip((model[0].mu, model[0].std), pixels):
-                buffer.copy_(buffer.new_tensor(values).view_as(buffer))
+        for buffer, values in zip((model[0].mu, model[0].std), pixels or ()):
+            buffer.copy_(buffer.new_tensor(values).view_as(buffer))
         return model, {}
     raise refusals[0]
 
@@ -56,5 +53,4 @@ def _model_of(weights, name: str, classes: int, size: int, mean_std):
         weights.check(name, classes, width, size)  # before the model takes memory: a few bytes could ask for much
     model = models.build(name, classes, *mean_std, width=width, size=size)
     weights.load_into(model, same_classes=True)
-    model.requires_grad_(False).eval()
-    return models.place(model, "cpu")
+    return models.place(model.requires_grad_(False).eval(), "cpu")

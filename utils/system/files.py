@@ -1,9 +1,8 @@
 """Files: written whole or not at all, and read as data whoever wrote them.
 
-Writing is our own few lines rather than a library: the file is flushed to disk before it gets its name, it can be
-private from the first byte, and of several processes only rank 0 writes. So is reading: `torch.load(weights_only=True)`
-executes nothing, but it bounds neither the memory that a file asks for nor the number of its parts, and it trusts sizes
-that the file states. So the container is checked first, and the library reads the rest.
+`torch.load(weights_only=True)` executes nothing, but it bounds neither the memory that a file asks for nor the number
+of its parts, and it trusts sizes that the file states. So the container is checked first, and the library reads the
+rest.
 """
 
 import contextlib
@@ -34,14 +33,12 @@ CHECKPOINT_LIMIT = 4 << 30  # bytes; ResNet-152 of the published size takes 0.25
 ANSWERS_LIMIT = 64 << 20
 TEXT_LIMIT = 16 << 20
 ENTRIES_LIMIT = 100_000  # of a zip archive, or numbers, strings and tensors of a checkpoint
-# the only names that the pickle of a checkpoint, ours or the official code's, may ask for
-ALLOWED_GLOBALS = {
+ALLOWED_GLOBALS = {  # the only names that the pickle of a checkpoint, ours or the official code's, may ask for
     "collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter",
     "torch.serialization _get_layout", "torch Size", "torch device", "_codecs encode", "numpy dtype",
-    "numpy.core.multiarray scalar", "numpy._core.multiarray scalar",
+    "numpy.core.multiarray scalar", "numpy._core.multiarray scalar", *(f"torch {kind}Storage" for kind in (
+        "Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")),
 }
-STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
-ALLOWED_GLOBALS |= {f"torch {kind}Storage" for kind in STORAGES}
 ALLOWED_DTYPES = (
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
     torch.uint8, torch.bool,
@@ -63,10 +60,9 @@ def write_atomically(path: Path, content: bytes, private: bool = False) -> None:
             file.flush()
             sync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    finally:
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise
     with contextlib.suppress(PermissionError):  # a folder may be written and not read
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -91,9 +87,9 @@ def lock(file, wait: bool = False) -> bool:
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        raise
-    except OSError:
+    except OSError as error:
+        if isinstance(error, BlockingIOError):
+            raise
         return False
     return True
 
@@ -225,23 +221,18 @@ def read_tensors(path) -> dict:
         pickles = [e for e in entries if e.filename.endswith("data.pkl")]
         if len(pickles) != 1 or pickles[0].file_size > TEXT_LIMIT:
             raise ValueError("no single pickle of a sensible size")
-        _check_pickle(archive.read(pickles[0]))
+        for op, argument, _ in pickletools.genops(archive.read(pickles[0])):
+            if op.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX"):
+                raise ValueError(f"its pickle uses {op.name}")
+            if op.name == "GLOBAL" and argument not in ALLOWED_GLOBALS:
+                raise ValueError(f"its pickle asks for {argument[:60]!r}")
         records = {e.file_size for e in entries}
-    core = np._core if hasattr(np, "_core") else np.core
-    scalar = core.multiarray.scalar
+    scalar = (np._core if hasattr(np, "_core") else np.core).multiarray.scalar
     numbers = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype]
     numbers += [type(np.dtype(kind)) for kind in ("float64", "float32", "int64")]
     with torch.serialization.safe_globals(numbers):
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     return _owned(loaded, records, {"bytes": 2 * about.st_size, "entries": ENTRIES_LIMIT})
-
-
-def _check_pickle(content: bytes) -> None:
-    for op, argument, _ in pickletools.genops(content):
-        if op.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX"):
-            raise ValueError(f"its pickle uses {op.name}")
-        if op.name == "GLOBAL" and argument not in ALLOWED_GLOBALS:
-            raise ValueError(f"its pickle asks for {argument[:60]!r}")
 
 
 def _owned(value, records, left, depth=0):

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from utils.system.refusals import Refusal, exit_hooks
 
 ROOT = Path(__file__).resolve().parents[2]
+AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}  # --amp
 CHECK_EVERY = {"cpu": 1, "cuda": 10}  # steps between two exchanges of signals among the ranks
 
 
@@ -53,9 +54,6 @@ def prepare_torch(seed: int, deterministic: bool, tf32: bool = True) -> None:
         mallopt(trim_threshold, (1 << 31) - 1)
 
 
-AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}  # --amp
-
-
 def autocast(kind: str, amp: torch.dtype | None):
     """Autocast to bf16 or fp16 on a kind of device ("cuda", "cpu"); one that does nothing where `amp` is None."""
     return torch.autocast(kind, amp or torch.bfloat16, enabled=amp is not None)
@@ -69,17 +67,9 @@ def describe_process(device: torch.device) -> dict:
     except OSError:  # no git on this machine
         commit = None
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "command": sys.argv,
-        "git_commit": commit,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
-        "device": device.type,
-        "device_name": name,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    return {"command": sys.argv, "git_commit": commit, "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            "device": device.type, "device_name": name, "threads": torch.get_num_threads(), **versions}
 
 
 def rank() -> int:
@@ -119,7 +109,7 @@ def join_torchrun(device: torch.device) -> torch.device:
             store = dist.PrefixStore(f"restart {restart_count()}", store)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=number, world_size=world)
-        exit_hooks.append(leave_processes)
+        exit_hooks.append(_leave)
     return device
 
 
@@ -128,27 +118,22 @@ def restart_count() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
-def leave_processes(status: int) -> None:
+def _leave(status: int) -> None:
     """End this process at once, without the interpreter's teardown, in which torch 2.15 sometimes aborts."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
-def wait_for_all() -> None:
-    """Wait for all ranks."""
-    if is_distributed():
-        dist.all_reduce(torch.zeros(1))
-
-
 @contextlib.contextmanager
 def chief_first():
     """Context in which rank 0 runs first and the others after it, for downloads, caches and folders."""
+    meet = (lambda: dist.all_reduce(torch.zeros(1))) if is_distributed() else (lambda: None)
     if not is_chief():
-        wait_for_all()
+        meet()
     yield
     if is_chief():
-        wait_for_all()
+        meet()
 
 
 def agree_on_signal(received: list, device: torch.device, step: int = 0) -> int:
@@ -187,11 +172,9 @@ def catch_signals():
 
 def new_figure(width: float, height: float, rows: int = 0, columns: int = 0):
     """A matplotlib figure of width x height inches that needs no screen, and its axes row by row; none by default."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat) if rows else []
 
 

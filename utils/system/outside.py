@@ -4,10 +4,10 @@ import contextlib
 import ctypes
 import functools
 import os
-import queue
 import signal
 import subprocess
 import threading
+from concurrent import futures
 
 import requests
 from urllib3.exceptions import HTTPError
@@ -83,28 +83,25 @@ def post(url: str, content: bytes, headers: dict, seconds: float) -> tuple[bytes
 
     No redirect is followed, since a POST would become a GET, and of a body at most `REPLY_LIMIT` bytes are read.
     """
-    outcome = queue.SimpleQueue()
+    reply = futures.Future()
 
     def run():  # in a thread, since a server may send a byte now and then
         try:
-            outcome.put((_post(url, content, headers, seconds), None))
-        except NoReply as failure:
-            outcome.put((None, failure))
-        except (requests.Timeout, TimeoutError):
-            outcome.put((None, None))
-        except (requests.ConnectionError, OSError) as error:
-            outcome.put((None, NoReply(f"cannot be reached or broke off ({short(error)})", True)))
-        except Exception as error:  # a server may send what is no HTTP, or half of it
-            outcome.put((None, NoReply(f"sent no complete reply ({type(error).__name__}: {short(error)})", True)))
+            reply.set_result(_post(url, content, headers, seconds))
+        except Exception as error:
+            reply.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    with contextlib.suppress(queue.Empty):
-        result, failure = outcome.get(timeout=seconds)
-        if result or failure:
-            if failure:
-                raise failure
-            return result
-    raise NoReply(f"gave no complete answer in {seconds:g} s", True)
+    try:
+        return reply.result(seconds)
+    except NoReply:
+        raise
+    except (futures.TimeoutError, requests.Timeout, TimeoutError):
+        raise NoReply(f"gave no complete answer in {seconds:g} s", True) from None
+    except OSError as error:
+        raise NoReply(f"cannot be reached or broke off ({short(error)})", True) from error
+    except Exception as error:  # a server may send what is no HTTP, or half of it
+        raise NoReply(f"sent no complete reply ({type(error).__name__}: {short(error)})", True) from error
 
 
 def _post(url, content, headers, seconds) -> tuple[bytes, str]:

@@ -9,8 +9,19 @@ import os
 import signal
 import sys
 
-ULIMIT = "see ulimit"
 exit_hooks = []  # functions of the exit status, called at the end of a script
+AGAIN = "and run the same command again; the last checkpoint is intact"
+MACHINE_ERRORS = {  # what is wrong, what to do
+    errno.ENOSPC: ("the disk is full", f"free some space {AGAIN}"),
+    errno.EDQUOT: ("this account's share of the disk is used up", f"free some space {AGAIN}"),
+    errno.EFBIG: ("a limit keeps files from growing so large", f"raise it (see ulimit -f) {AGAIN}"),
+    errno.EMFILE: ("too many files are open", f"raise the limit (see ulimit -n) {AGAIN}"),
+    errno.ENOMEM: ("out of memory", f"raise a limit (see ulimit -v), lower --batch-size, or free some memory {AGAIN}"),
+    errno.EAGAIN: ("too many processes or threads", f"raise the limit (see ulimit -u) {AGAIN}"),
+}
+MACHINE_ERRORS[errno.ENFILE] = MACHINE_ERRORS[errno.EMFILE]
+for _number in (errno.EACCES, errno.EPERM, errno.EROFS):
+    MACHINE_ERRORS[_number] = "no permission to write or read", "choose another --dir or --data-dir"
 
 
 class Refusal(Exception):
@@ -39,7 +50,6 @@ def refuse_in_one_sentence(main):
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
-        on_all_ranks = False  # whether every process that torchrun started ends in the same way
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
@@ -49,40 +59,26 @@ def refuse_in_one_sentence(main):
             try:
                 result = main(*args, **kwargs)
             except SystemExit:  # --help
-                _flush(sys.stdout)
+                print(end="", flush=True)
                 raise
-            _flush(sys.stdout)
+            print(end="", flush=True)  # a reader that has gone shows here at the latest
             for call in exit_hooks:
                 call(0)
             return result
-        except Refusal as refusal:
-            text, status, on_all_ranks = str(refusal), 2, True
-        except Interrupted as stop:
-            text, status, on_all_ranks = str(stop), 128 + stop.signum, True
-        except KeyboardInterrupt:
-            text, status = "interrupted; what was saved is intact, and the same command goes on", 128 + signal.SIGINT
-        except BrokenPipeError:
-            text, status = ("the program that read the output has ended; what was saved is intact, and the same "
-                            "command goes on"), 128 + signal.SIGPIPE
-        except OSError as error:
-            text, status = _describe_os_error(error), 2
-        except (RuntimeError, MemoryError) as error:
-            if is_out_of_memory(error):
-                text = "out of memory: lower --batch-size or --width, or pass --amp; with another -msg, or --overwrite"
-                status = 2
-            elif "can't start new thread" in str(error):
-                text, status = f"a limit of this account or system keeps more threads from starting ({ULIMIT} -u)", 2
-            elif exit_hooks and "gloo/transport" in str(error):
-                text, status = "the connection to another process of this run is lost; the same command goes on", 1
-            else:
-                raise
-        if not on_all_ranks or not int(os.environ.get("RANK", 0)):  # else rank 0 alone says it
+        except (Refusal, Interrupted, KeyboardInterrupt, OSError, RuntimeError, MemoryError) as error:
+            text, status = _describe(error)
+            is_on_all_ranks = isinstance(error, (Refusal, Interrupted))  # then rank 0 alone says it
+        if not is_on_all_ranks or not int(os.environ.get("RANK", 0)):
             name = sys.argv[0].rsplit("/", 1)[-1]
             with contextlib.suppress(OSError):  # nobody may read this either
                 print(f"{name}: {'error: ' if status == 2 else ''}{printable(' '.join(text.split()))}",
                       file=sys.stderr, flush=True)
         for stream in (sys.stdout, sys.stderr):
-            _drop_if_broken(stream)
+            try:
+                stream.flush()
+            except (AttributeError, OSError, ValueError):  # it goes nowhere, or the interpreter's end says so once more
+                with contextlib.suppress(AttributeError, OSError, ValueError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         for call in exit_hooks:
             call(status)
         sys.exit(status)
@@ -90,45 +86,29 @@ def refuse_in_one_sentence(main):
     return wrapped
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this says that memory is missing, on the GPU or here."""
+def _describe(error: BaseException) -> tuple[str, int]:
+    """What a script says of an error, and its exit status; raises the error if it is a mistake of ours."""
+    intact = "what was saved is intact, and the same command goes on"
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
-
-
-def _flush(stream) -> None:
-    """Write out what is held back; a reader that has gone shows here at the latest."""
-    if stream is not None:
-        stream.flush()
-
-
-def _drop_if_broken(stream) -> None:
-    """Let what a stream still holds go nowhere if it cannot be written, or the interpreter's end says so once more."""
-    try:
-        _flush(stream)
-    except (OSError, ValueError):
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _describe_os_error(error: OSError) -> str:
-    where = f" ({error.filename})" if error.filename else ""
-    again = "and run the same command again; the last checkpoint is intact"
-    if error.errno == errno.ENOSPC:
-        return f"the disk is full{where}: free some space {again}"
-    if error.errno == errno.EDQUOT:
-        return f"this account's share of the disk is used up{where}: free some space {again}"
-    if error.errno == errno.EFBIG:
-        return f"a limit keeps files from growing so large{where}: raise it ({ULIMIT} -f) {again}"
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return f"too many files are open{where}: raise the limit ({ULIMIT} -n) {again}"
-    if error.errno == errno.ENOMEM:
-        return f"out of memory{where}: raise the limit ({ULIMIT} -v), lower --batch-size, or free some memory {again}"
-    if error.errno == errno.EAGAIN:
-        return f"too many processes or threads{where}: raise the limit ({ULIMIT} -u) {again}"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"no permission to write or read{where}: choose another --dir or --data-dir"
-    return f"{error.strerror or error}{where}: check --dir and --data-dir, then run the same command again"
+    if isinstance(error, Refusal):
+        return str(error), 2
+    if isinstance(error, Interrupted):
+        return str(error), 128 + error.signum
+    if isinstance(error, KeyboardInterrupt):
+        return f"interrupted; {intact}", 128 + signal.SIGINT
+    if isinstance(error, BrokenPipeError):
+        return f"the program that read the output has ended; {intact}", 128 + signal.SIGPIPE
+    if isinstance(error, OSError):
+        unknown = error.strerror or error, "check --dir and --data-dir, then run the same command again"
+        what, way_out = MACHINE_ERRORS.get(error.errno, unknown)
+        return f"{what}{f' ({error.filename})' if error.filename else ''}: {way_out}", 2
+    if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
+        return "out of memory: lower --batch-size or --width, or pass --amp; with another -msg, or --overwrite", 2
+    if "can't start new thread" in text:
+        return "a limit of this account or system keeps more threads from starting (see ulimit -u)", 2
+    if exit_hooks and "gloo/transport" in text:
+        return "the connection to another process of this run is lost; the same command goes on", 1
+    raise error
 
 
 class Parser(argparse.ArgumentParser):
