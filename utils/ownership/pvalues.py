@@ -31,7 +31,7 @@ def label_randomisation(predicted, assigned, true, classes: int, conservative: b
     """T1, exact: log10 of the probability that a model which knows nothing of the assigned labels hits as many.
 
     predicted, assigned  (m,) the suspect's answers, -1 where there is none, and the assigned labels
-    true           (m, k) the true labels of each trigger's source images; `classes` is their number
+    true           (m, k) the true labels of each trigger's source images, of `classes` classes
     candidates     (m, c) the distinct labels from which each assigned one was drawn; None or (m, 0) for every class
                    that is no true label
     count_missing  see `trials`
@@ -87,7 +87,7 @@ def score_randomisation(probabilities, assigned, true, candidates=None) -> float
 
 
 def label_scores(probabilities, allowed):
-    """The v_i(c) of `score_randomisation`, int64 (m, C): log-probabilities in steps of 1 / `GRID`, floored."""
+    """The v_i(c) of `score_randomisation`, int64 (m, C): log max(p, `FLOOR`) in steps of 1 / `GRID`."""
     return np.rint(np.log(np.maximum(probabilities, FLOOR)) * GRID).astype(np.int64)
 
 
