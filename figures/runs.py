@@ -140,9 +140,9 @@ class RunCommands(NamedTuple):
         command = f"python {script}.py {copied} {p.flags} -tmt {p.model} {surrogate} -admsg _{tag} {extra}"
         return RunStep(_tidy(command), source.folder / f"{name}_{tag}" / "summary.json", (source, *needs))
 
-    def copy(self, source: RunStep, attack="soft", extra="", **more) -> RunStep:
-        """The extraction of a source with -at `attack`, its tag by default; `more` is for the method `attack`."""
-        return self.attack(source, more.pop("tag", attack), f"-at {attack} {extra}", **more)
+    def copy(self, source: RunStep, attack="soft", extra="", tag=None, model=None, edits=False) -> RunStep:
+        """The extraction of a source with -at `attack`, which is also its tag by default."""
+        return self.attack(source, tag or attack, f"-at {attack} {extra}", model=model, edits=edits)
 
     def models(self, source: RunStep) -> dict:
         """{name: step} of the source and its three extractions in Table 2, in the order of `MODELS`."""

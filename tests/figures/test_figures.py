@@ -31,7 +31,7 @@ def test_the_demos_verdict_follows_from_its_table():
 TABLES = {  # a page beside its JSON -> the text or the table that this gives
     "demo_seeds": demo.seeds_markdown, "null": null.null_markdown, "power": power.power_markdown,
     "regime": regime.format_table, "regime-narrow": regime.format_table,
-    "forger": lambda found: forger.forger_table(found["rows"]), "small_h200": rows_table, "marked_h200": rows_table,
+    "forger": lambda found: forger.forger_table(found["rows"]), "marked_beacon": rows_table,
     "defences": lambda found: defences.defences_table(found["rows"]),
     "defences_digits": lambda found: defences.defences_table(found["rows"])}
 
