@@ -1,10 +1,7 @@
-"""`python started_make.py FLAG ...`: `python -m figures.make` with a profile `tiny`; the process id of its script goes
-into the file `script`."""
+"""`python started_make.py FLAG ...`: `python -m figures.make` with a profile `tiny` of small runs."""
 
 import shlex
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from commands import good
@@ -13,7 +10,8 @@ from figures import make
 from figures.cells import WATERMARKS
 from figures.runs import PROFILES
 
-TINY = PROFILES["smoke"]._replace(flags="--width 4 --train-size 128 --batch-size 64 -ep 8 --device cpu", m=8)
+TINY = PROFILES["smoke"]._replace(flags="--width 4 --train-size 128 --batch-size 64 -ep 6 --device cpu", m=8,
+                                  watermark="--steps 2")
 BENIGN, MARGIN = (f"experiments/tiny/digits_res18_{kind}_8_s0" for kind in ("none", "margin"))
 
 
@@ -28,15 +26,6 @@ def run_here(step) -> None:
     good(*shlex.split(step.command.removeprefix("python ").replace(".py", "", 1)))
 
 
-class NotedProcess(subprocess.Popen):
-    """A process whose id is in the file `script`."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        Path("script").write_text(str(self.pid))
-
-
 if __name__ == "__main__":
     set_tiny(pytest.MonkeyPatch())
-    subprocess.Popen = NotedProcess
     make.main(sys.argv[1:])

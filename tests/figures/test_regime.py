@@ -2,13 +2,10 @@
 
 import json
 
-import pytest
 from started_make import run_here
 
 from figures import regime
 from figures.runs import REGIMES, RunCommands
-
-pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_finished_and_stopped_runs_are_in_the_table(tmp_path, capsys):
