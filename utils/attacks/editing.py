@@ -9,6 +9,7 @@ from torch import nn
 import models
 from utils.system.refusals import Refusal
 from utils.training.loop import PlainObjective
+from utils.training.metrics import predict
 from utils.training.ranks import synchronize_batchnorm
 
 # published fine-tuning attacks -> (train the last layer alone, re-initialise it)
@@ -60,17 +61,17 @@ class FineTuningObjective(PlainObjective):
         return super().__call__(forward, x, y, picks)
 
 
-def fine_tune(start, finetune: str, kept: dict | None = None):
-    """(model, objective) of one of `FINETUNES` on a copy of `start`; `kept` are masks of what pruning leaves."""
+def fine_tune(start, finetune: str, kept: dict):
+    """(model, objective) of one of `FINETUNES` on a copy of `start`, pruned to the masks `kept`, {} for all of it."""
     only_last, reset_last = FINETUNES[finetune]
-    model = copy.deepcopy(start)
+    model = prune(copy.deepcopy(start), kept)
     if reset_last:
         models.last_linear(model)[1].reset_parameters()
     model = synchronize_batchnorm(model)
     objective = FineTuningObjective(model, only_last)
-    if kept is not None:
-        prune(model, kept)
-        keep_pruned(model, kept)
+    for name, mask in kept.items():  # what is pruned stays at zero in further training
+        if (parameter := model.get_parameter(name)).requires_grad:
+            parameter.register_hook(lambda gradient, mask=mask: gradient * mask)
     return model, objective
 
 
@@ -103,10 +104,7 @@ def channel_activations(model, images, batch_size: int = 500) -> dict:
 
     handles = [m.register_forward_hook(watch(n)) for n, m in _layers_of_channels(model).items()]
     try:
-        with torch.no_grad():
-            for part in images.split(batch_size):
-                parameter = next(model.parameters())
-                model.eval()(part.to(parameter.device).to(parameter.dtype).div(255))
+        predict(model, images, batch_size)
     finally:
         for handle in handles:
             handle.remove()
@@ -138,18 +136,9 @@ def pruning_masks(model, ratio: float, criterion: str, activation: dict | None =
 @torch.no_grad()
 def prune(model, kept: dict):
     """Set to zero what the masks leave out; changes `model` and returns it."""
-    parameters = dict(model.named_parameters())
     for name, mask in kept.items():
-        parameters[name].mul_(mask)
+        model.get_parameter(name).mul_(mask)
     return model
-
-
-def keep_pruned(model, kept: dict) -> None:
-    """Keep pruned parameters at zero in further training, by masking their gradients."""
-    parameters = dict(model.named_parameters())
-    for name, mask in kept.items():
-        if parameters[name].requires_grad:
-            parameters[name].register_hook(lambda gradient, mask=mask: gradient * mask)
 
 
 # ---- quantisation ----

@@ -43,12 +43,8 @@ def distill_loss(s, t, y, alpha: float, temperature: float):
 
 
 # -at of extraction.py -> (loss, whether it needs true labels in the source's classes)
-EXTRACTIONS = {
-    "soft": (soft_loss, False),
-    "hard": (hard_loss, False),
-    "reg": (reg_loss, True),
-    "margin": (soft_loss, False),
-}
+EXTRACTIONS = {"soft": (soft_loss, False), "hard": (hard_loss, False), "reg": (reg_loss, True),
+               "margin": (soft_loss, False)}
 
 
 def extraction_loss(flags):
