@@ -1,8 +1,7 @@
 """The flags of train.py, distill.py and extraction.py: declared here, checked together, and recorded in `run.json`.
 
-A script reads the namespace that these functions return; what computes takes its numbers as keyword arguments. The
-flags of the data are declared beside the data sets, those that choose triggers beside these, because `utils.verify
-prepare` has them too, and a rival's beside the rival.
+Those of the data stand beside the data sets, those that choose triggers beside these, because `utils.verify prepare`
+has them too, and a rival's beside the rival.
 """
 
 import argparse
@@ -269,10 +268,7 @@ def _add_output_flags(parser, *folder_flags) -> None:
 
 
 def source_folder(flags, model_type: str) -> Path:
-    """The folder of the source's run that the flags name; `model_type` is the source's architecture.
-
-    The official name: dataset_model[_querytype]_traintype_m[_mixup]_message.
-    """
+    """The run of a source of this architecture, by its official name: dataset_model[_kind]_method_m[_mixup]_message."""
     model_type = model_type.replace(":", "-")  # which many programs take for something else in a file's name
     kind, mixup = ([flags.query_type], [flags.num_mixup]) if flags.query_type else ([], [])
     parts = [flags.dataset, model_type, *kind, flags.train_type, flags.num_query, *mixup, flags.message]

@@ -1,28 +1,19 @@
 """What makes a step faster: autocast, a CUDA graph that is recorded once and replayed, two halves side by side.
 
-What CUDA and torch 2.6 to 2.15 ask of such a recording, and what meets it. `make gpu` checks it on a GPU (done on an
-H100 with torch 2.11), and tests/training/test_recorded_step.py replays a recording of every objective on the CPU.
+What CUDA and torch 2.6 to 2.15 ask of such a recording, and what meets it; `make gpu` checks it on a GPU (done on an
+H100 with torch 2.11), tests/training/test_recorded_step.py replays every objective's step on the CPU.
 
-Streams       Warm-up runs on a side stream, the recording on another than the default one. A gradient accumulator
-              remembers the stream it was made on, and one that is left over from another stream breaks the recording:
-              warm-up and recording share the one stream of `RecordedStep`, and no autograd graph outlives its step.
-Warm-up       cuDNN's benchmarks, cuBLAS's workspaces and torch.compile must have seen every pass of a step before:
-              `WARM_UP` whole steps, in which torch.compile meets each batch size, mode and momentum.
-Gradients     They are None at the beginning, so that the recorded backward pass makes them in the graph's own memory
-              pool, where `zero_grad(set_to_none=True)`, which is no work of the GPU, leaves them to the next replay.
-Memory        Every replay uses the same addresses: rows are copied into `buffers`; the rate, the sums, the weights and
-              all running averages are changed in place. Garbage is collected before, since freeing it during a
-              recording is work of the GPU that the recording does not hold.
-Host          No `.item()`, no branch on data, no copy from or to the host, no tensor made on the host, no random
-              number: those are drawn before an epoch (tests/training/test_recorded_step.py).
-Autocast      Its cache of bf16 weights must not outlive the recording: a step enters and leaves every autocast, so
-              the casts are recorded, and each replay casts the current weights.
-Optimiser     The rate is a float32 tensor on the device, which fused SGD reads in its kernel. SGD keeps no step count,
-              so it needs no `capturable`, as Adam would.
-One at a time Only one recording may run in a process, and no other thread of it may use the GPU meanwhile: none does.
-Two streams   The halves of a watermark step run on two streams, which wait for each other at its beginning and end:
-              the recording forks and joins there (`SideStream`).
-NCCL          Not recorded in several processes.
+Streams    A gradient accumulator remembers the stream it was made on: warm-up and recording share the one side stream
+           of `RecordedStep`, and no autograd graph outlives its step.
+Warm-up    cuDNN's benchmarks, cuBLAS's workspaces and torch.compile (each batch size, mode and momentum) must have seen
+           every pass of a step: `WARM_UP` whole steps.
+Gradients  They are None at the beginning, so that the recorded backward pass makes them in the graph's own memory pool.
+Memory     Every replay uses the same addresses: rows are copied into `buffers`; the rate, the sums, the weights and all
+           running averages are changed in place. Garbage is collected before, not in the recording.
+Host       No `.item()`, no branch on data, no copy from or to the host, no random number: a step has no generator.
+Autocast   Its cache must not outlive the recording: a step enters and leaves every autocast, so replays cast anew.
+Optimiser  Fused SGD reads the rate, a float32 tensor, in its kernel, and keeps no step count (Adam would).
+Threads    One recording in a process, and no other thread of it may use the GPU meanwhile; none in several processes.
 """
 
 import contextlib
@@ -136,11 +127,8 @@ SLACK = 1.1  # the longer half may take this many times as long as an even share
 
 
 def halves_of(model, objective, batches, forward_of, compiled: bool):
-    """The `HalvedStep` with which an objective's passes are faster on this machine, or None.
-
-    None where the objective has no halves, where they depend on each other, where a pass may draw random numbers, whose
-    order would change, and in several processes.
-    """
+    """The `HalvedStep` with which an objective's passes are faster on this machine, or None."""
+    # a pass of another's network may draw random numbers, whose order would change
     if not objective.halves or is_distributed() or not models.is_own(model):
         return None
     device = next(model.parameters()).device
@@ -220,10 +208,9 @@ def twin_of(model: nn.Module, learns: bool = True) -> nn.Module:
 
 
 class SideStream(contextlib.nullcontext):
-    """The halves on two streams of a CUDA GPU.
+    """The halves on two streams of a CUDA GPU, which become two branches of a recorded graph.
 
-    The ascent is a long chain of small kernels that leave most of a large GPU idle. In a recorded step the two streams
-    become two branches of the graph, and the clean pass fills what the ascent leaves.
+    The ascent is a long chain of small kernels that leave most of a large GPU idle; the clean pass fills that.
     """
 
     def __init__(self, device):
@@ -245,11 +232,10 @@ class SideStream(contextlib.nullcontext):
 class SideThread:
     """The halves in two threads of the CPU, in the process that created it: a forked process lacks the second thread.
 
-    In a narrow model two threads that share each layer of a small batch spend much of their time waiting for each
-    other. Measured on two cores only: a step of ResNet-18 of width 16 takes an eighth less time this way; at full width
-    it takes a little more. With one thread for each half the gradients are bit-equal to those of the ordinary step.
-    OpenMP threads that have just worked keep spinning for some milliseconds and would slow down the other half: hence
-    the context gives this thread its share of them from the beginning of the step to its end.
+    In a narrow model two threads that share each layer of a small batch wait much for each other: on two cores a step
+    of ResNet-18 of width 16 takes an eighth less time this way, at full width a little more (docs/cost.md). OpenMP
+    threads that have just worked keep spinning for some milliseconds and would slow down the other half: hence the
+    context gives this thread its share of them from the beginning of the step to its end.
     """
 
     def __init__(self, threads: tuple[int, int]):
