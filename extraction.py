@@ -46,7 +46,7 @@ def steal(flags, word: str) -> None:
     same_kind = models.is_own(source) and flags.model_type in models.NAMES
     flags.width = flags.width or (model_width(source) if same_kind else 64)
     flags.image_size = None if source.size == SIZE else source.size
-    about, name, on, start = checkpoint.get("about", {}), flags.attack, None, None
+    about, name, on, start, model_type = checkpoint.get("about", {}), flags.attack, None, None, flags.model_type
     if flags.attack in REMOVALS:
         start, model_type, on = starting_model(flags, source, folder, device)
         check_edit(flags.attack, start, flags.finetune, flags.criterion)
@@ -55,7 +55,6 @@ def steal(flags, word: str) -> None:
         if needs_labels and flags.batch_size == 1:
             check_single_images(f"a {model_type}", start)
     else:
-        model_type = flags.model_type
         loss, needs_labels = extraction_loss(flags)
         check_training("-dmt", model_type, source.num_classes, source.size, flags.width, device, amp,
                        flags.deterministic, flags.batch_size, flags.compile)
@@ -88,7 +87,6 @@ def steal(flags, word: str) -> None:
     if not run.finished:
         prepare_torch(flags.seed, flags.deterministic, flags.tf32)
         if start is not None:
-            prunes = flags.attack == "fineprune"
             kept = pruning_masks(start, flags.ratio, flags.criterion, active) if prunes else {}
             model, objective = fine_tune(start, flags.finetune, kept)
         else:  # normalised by the thief's data; the source is frozen
@@ -127,10 +125,7 @@ def check_source(flags, checkpoint: dict, source, triggers, path) -> None:
 
 
 def starting_model(flags, source, folder, device):
-    """The frozen model that an attack of `REMOVALS` edits, its architecture's name, and its file, None for the source.
-
-    It is the source, or the result of the finished attack --on.
-    """
+    """The frozen model that an attack of `REMOVALS` edits, its architecture, and its file if it is that of --on."""
     model, kind, path = source, flags.teacher_model_type, None
     if flags.on:
         path = find_checkpoint(folder / flags.on, flags.select)

@@ -65,10 +65,10 @@ class FineTuningObjective(PlainObjective):
 def fine_tune(start, finetune: str, kept: dict):
     """(model, objective) of one of `FINETUNES` on a copy of `start`, pruned to the masks `kept`, {} for all of it."""
     only_last, reset_last = FINETUNES[finetune]
-    model = prune(copy.deepcopy(start), kept)
+    model = copy.deepcopy(start)
     if reset_last:
         models.last_linear(model)[1].reset_parameters()
-    model = synchronize_batchnorm(model)
+    model = synchronize_batchnorm(prune(model, kept))
     objective = FineTuningObjective(model, only_last)
     for name, mask in kept.items():  # what is pruned stays at zero in further training
         if (parameter := model.get_parameter(name)).requires_grad:
