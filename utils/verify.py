@@ -22,7 +22,7 @@ from utils.rivals.dataset_inference import add_di
 from utils.rivals.embedded_features import add_eef
 from utils.rivals.randomized_smoothing import add_certify
 from utils.system.refusals import Interrupted, Parser, Refusal, refuse_in_one_sentence
-from utils.watermark.prepare import add_prepare
+from utils.watermark.prepared import add_prepare
 
 
 @refuse_in_one_sentence

@@ -17,8 +17,7 @@ from utils.runs.checkpoints import check_benign, find_checkpoint, load_checkpoin
 from utils.runs.networks import add_named_architectures
 from utils.system.files import check_output_file, write_json
 from utils.system.refusals import Refusal, number, printable
-from utils.watermark.prepare import ALPHA
-from utils.watermark.prepared import checked_beacon, describe_beacon, round_time, utc
+from utils.watermark.prepared import ALPHA, checked_beacon, describe_beacon, round_time, utc
 
 KINDS = ("predictions", "suspect", "command", "url")  # a file of answers, weights, a program, a server
 LIVE = ("command", "url")  # kinds of suspects that see the triggers when they are asked

@@ -16,7 +16,7 @@ from utils.runs.networks import add_named_architectures
 from utils.system.files import write_atomically, write_json
 from utils.system.refusals import Refusal
 from utils.watermark import prepared
-from utils.watermark.prepare import MOST_TRIGGERS, never_claimed, new_private_folder
+from utils.watermark.prepared import MOST_TRIGGERS, never_claimed, new_private_folder
 from utils.watermark.trigger_files import draw_trigger_picture, read_triggers, unpack_source
 from utils.watermark.triggers import TriggerSet, labels_are_uniform
 
