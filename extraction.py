@@ -20,11 +20,11 @@ from utils.system.files import sha256_of_file
 from utils.system.machine import AMP, choose_device, is_chief, prepare_torch
 from utils.system.refusals import Refusal, refuse_in_one_sentence
 from utils.training.loop import autocast_forward, fit
-from utils.training.metrics import accuracy
+from utils.training.metrics import accuracies, accuracy
 from utils.training.ranks import synchronize_batchnorm
 from utils.watermark.margin import ascend
 from utils.watermark.trigger_files import unpack_source
-from utils.watermark.triggers import labels_are_uniform, measure_epoch, validation_images
+from utils.watermark.triggers import labels_are_uniform, validation_images
 
 
 @refuse_in_one_sentence
@@ -46,7 +46,7 @@ def steal(flags, word: str) -> None:
     same_kind = models.is_own(source) and flags.model_type in models.NAMES
     flags.width = flags.width or (model_width(source) if same_kind else 64)
     flags.image_size = None if source.size == SIZE else source.size
-    about, name, on = checkpoint.get("about", {}), flags.attack, None
+    about, name, on, start, model_type = checkpoint.get("about", {}), flags.attack, None, None, flags.model_type
     if flags.attack in REMOVALS:
         start, model_type, on = starting_model(flags, source, folder, device)
         check_edit(flags.attack, start, flags.finetune, flags.criterion)
@@ -58,7 +58,6 @@ def steal(flags, word: str) -> None:
         if trains and flags.batch_size == 1:
             check_single_images(f"a {model_type}", start)
     else:
-        start, model_type = None, flags.model_type
         loss, needs_labels = extraction_loss(flags)
         check_training("-dmt", model_type, source.num_classes, source.size, flags.width, device, amp,
                        flags.deterministic, flags.batch_size, flags.compile)
@@ -73,40 +72,43 @@ def steal(flags, word: str) -> None:
     run = RunFolder(folder / f"{word}{flags.additional_message}", record, "another -admsg")
     run.check(flags.overwrite)
     made = {"dataset": home.name, "dataset_source": own.name, "model": model_type,
-            "width": model_width(start) if start is not None else flags.width, "attack": name, "source": folder.name,
+            "width": flags.width if start is None else model_width(start), "attack": name, "source": folder.name,
             "source_sha256": record["source_sha256"], "seed": flags.seed}
 
     run.open(device, flags.overwrite)
+    trains = flags.attack not in ("prune", "quantize")
     if not run.finished:
         run.log_all(own.notes)
-    if flags.attack in ("prune", "quantize"):
-        report_edited(flags, run, made, start, tests, own, home.test, amp)
-        return
-    if run.finished:
+    elif trains:
         run.log(f"{run.path} is finished; its figures:")
-    else:
+    active, prunes = None, flags.attack == "prune" or flags.attack == "fineprune" and not run.finished
+    if prunes and flags.criterion == "activation":
+        active = channel_activations(start, own.train.images)
+    if not trains:
+        report_edited(flags, run, made, start, active, tests, home.test, amp)
+        return
+    if not run.finished:
         prepare_torch(flags.seed, flags.deterministic, flags.tf32)
         if start is not None:
-            kept = None
-            if flags.attack == "fineprune":
-                kept = pruning_masks(start, flags.ratio, flags.criterion, activations(flags, start, own))
+            kept = pruning_masks(start, flags.ratio, flags.criterion, active) if prunes else {}
             model, objective = fine_tune(start, flags.finetune, kept)
         else:  # normalised by the thief's data; the source is frozen
             model = models.build(model_type, source.num_classes, own.mean, own.std, flags.width, home.size)
             model = synchronize_batchnorm(models.place(model, device))
-            if flags.attack == "adversarial":
+            robust, ascent = flags.attack == "adversarial", None
+            if robust:
                 require_gradient_of_images("-at adversarial", model)
-            answers, ascent = autocast_forward(source, amp, flags.compile), None
-            if flags.attack in ("margin", "adversarial"):
+            if robust or flags.attack == "margin":
                 ascent = partial(ascend, steps=flags.steps, step_size=flags.step_size / 255, eps=flags.eps / 255)
-            objective = ExtractionObjective(answers, loss, needs_labels, ascent, flags.attack == "adversarial")
+            answers = autocast_forward(source, amp, flags.compile)
+            objective = ExtractionObjective(answers, loss, needs_labels, ascent, robust)
         if flags.adam:
             objective.optimizer, objective.rate = ewe_adam, constant_rate
         batches = Batches(own.train, flags.batch_size, own.mirrors(flags.no_flip, run.log), device)
         of_run = {"classes": home.classes, "dataset": home.name, "attack": name, "seed": flags.seed}
         snapshot = lambda model, epoch, row: pack_checkpoint(model, model_type, epoch=epoch, figures=row, about=of_run)
-        evaluate = partial(measure_epoch, validation=validation_images(home, triggers), triggers=lambda: triggers,
-                           amp=amp)
+        validation = validation_images(home, triggers)
+        evaluate = lambda model: accuracies(model, amp, val=validation, trigger=triggers)
         fit(run, model, objective, batches, evaluate, snapshot, epochs=flags.epoch, lr=flags.adam or flags.lr,
             weight_decay=flags.weight_decay, seed=flags.seed, amp=amp, compile=flags.compile,
             graph=flags.graph and not flags.adam)  # Adam's count of steps has not been tried in a recording
@@ -129,10 +131,7 @@ def check_source(flags, checkpoint: dict, source, triggers, path) -> None:
 
 
 def starting_model(flags, source, folder, device):
-    """The frozen model that an attack of `REMOVALS` edits, its architecture's name, and its file, None for the source.
-
-    It is the source, or the result of the finished attack --on.
-    """
+    """The frozen model that an attack of `REMOVALS` edits, its architecture, and its file if it is that of --on."""
     model, kind, path = source, flags.teacher_model_type, None
     if flags.on:
         path = find_checkpoint(folder / flags.on, flags.select)
@@ -144,11 +143,7 @@ def starting_model(flags, source, folder, device):
 
 
 def load_both(flags, about: dict):
-    """The thief's and the source's data.
-
-    Where they are one set, the thief gets as many images as the source had (`about`), unless --train-size says
-    otherwise.
-    """
+    """The thief's and the source's data; where they are one set, he gets as many images as the source had (`about`)."""
     more = {"skip_bad_images": flags.skip_bad_images, "image_size": flags.image_size}
     same = (flags.dataset_source, flags.data_dir_source) == (flags.dataset, flags.data_dir)
     count = flags.train_size or (about.get("train_size") if same else None)
@@ -156,12 +151,7 @@ def load_both(flags, about: dict):
     return own, own if same else load_data(flags.dataset, flags.data_dir, **more)
 
 
-def activations(flags, model, own):
-    """What --criterion activation prunes by, measured on the thief's training images; None for another criterion."""
-    return channel_activations(model, own.train.images) if flags.criterion == "activation" else None
-
-
-def report_edited(flags, run, made: dict, start, tests: TriggerTests, own, test, amp) -> None:
+def report_edited(flags, run, made: dict, start, active, tests: TriggerTests, test, amp) -> None:
     """Edit copies of `start`, one for each strength, print their table and write the summary."""
     of = flags.on or "source"
 
@@ -169,8 +159,7 @@ def report_edited(flags, run, made: dict, start, tests: TriggerTests, own, test,
         return strength | tests.row(title, tests.logits_of(model), accuracy(model, test.images, test.labels, amp))
 
     before = row(of, start)
-    variants = edited_models(flags, start, activations(flags, start, own) if flags.attack == "prune" else None)
-    rows = [row(f"{of}, {title}", model, **strength) for title, strength, model in variants]
+    rows = [row(f"{of}, {title}", model, **strength) for title, strength, model in edited_models(flags, start, active)]
     summary = {"role": "edited", **made, "on": of, **{k: v for k, v in before.items() if k != "model"}, "clean": None}
     if flags.attack == "prune":
         summary["criterion"] = flags.criterion

@@ -19,20 +19,14 @@ from utils.system.files import sha256_of_file
 from utils.system.machine import AMP, choose_device, is_chief, prepare_torch
 from utils.system.refusals import Refusal, refuse_in_one_sentence
 from utils.training.loop import PlainObjective, fit
-from utils.training.metrics import accuracy
+from utils.training.metrics import accuracies, accuracy
 from utils.training.ranks import synchronize_batchnorm
 from utils.watermark.batchnorm import RunningStatistics
 from utils.watermark.carriers import carriers_each, last_features, relabel_carriers, require_features
 from utils.watermark.margin import WatermarkObjective, ascend, effective_weight
-from utils.watermark.prepared import check_images, read_prepared
+from utils.watermark.prepared import read_prepared
 from utils.watermark.trigger_files import pack_triggers, read_triggers
-from utils.watermark.triggers import (
-    labels_are_uniform,
-    measure_epoch,
-    read_label_model,
-    triggers_of_flags,
-    validation_images,
-)
+from utils.watermark.triggers import labels_are_uniform, read_label_model, triggers_of_flags
 
 
 @refuse_in_one_sentence
@@ -54,10 +48,14 @@ def main():
 
     check_method(flags, data, device)
     initial.check(flags.model_type, len(data.classes), flags.width, data.size)
-    draw = partial(draw_triggers, flags, prepared, data, device)
+    clean = read_label_model(flags, data, device) if flags.label_model else None
+    if flags.carriers:
+        require_features(clean)
+    draw = lambda: prepared.draw(flags.beacon, data) if prepared else triggers_of_flags(flags, data, clean)
     triggers, validation = rival.draw_triggers(flags, data, draw) if rival else draw()
-    uniform = labels_are_uniform(flags.label_strategy)
-    tests = TriggerTests(triggers, len(data.classes), uniform, flags.benign, device)
+    tests_of = partial(TriggerTests, classes=len(data.classes), uniform=labels_are_uniform(flags.label_strategy),
+                       benign=flags.benign, device=device)
+    tests = tests_of(triggers)
     made_later = getattr(flags, "ewe_triggers", "shared") == "own"  # from the model after a part of the training
 
     before = None
@@ -81,7 +79,7 @@ def main():
             if data.name == "folder" and flags.train_type != "none":
                 run.log("triggers are drawn from images that --init should never have seen: those of val/ where there "
                         "are train/, test/ and val/, else a tenth of train/")
-        images = training_images(flags, data, triggers, device, run.log)
+        images = training_images(flags, data, triggers, clean, run.log)
         batches = Batches(images, flags.batch_size, data.mirrors(flags.no_flip, run.log), device)
         if rival:
             objective = rival.objective(flags, model, batches, triggers, data=data, run=run, commit=commit)
@@ -92,14 +90,13 @@ def main():
                  "train_type": flags.train_type, "label_strategy": flags.label_strategy, "seed": flags.seed}
         snapshot = lambda model, epoch, row: pack_checkpoint(
             model, flags.model_type, epoch=epoch, figures=row, about=about, **pack_triggers(current()))
-        evaluate = partial(measure_epoch, validation=validation, triggers=current, amp=amp)
+        evaluate = lambda model: accuracies(model, amp, val=validation, trigger=current())
         fit(run, model, objective, batches, evaluate, snapshot, epochs=flags.epoch, lr=flags.lr,
             weight_decay=flags.weight_decay, seed=flags.seed, amp=amp, compile=flags.compile, graph=flags.graph,
             stop_after=flags.stop_after)
     if is_chief():
         if made_later:
-            triggers = read_triggers(run.path / "triggers.pt", len(data.classes))
-            tests = TriggerTests(triggers, len(data.classes), uniform, flags.benign, device)
+            tests = tests_of(read_triggers(run.path / "triggers.pt", len(data.classes)))
         report_source(run, flags, tests, data, device, before)
 
 
@@ -115,7 +112,6 @@ def check_method(flags, data, device) -> None:
         return
     if flags.carriers:
         carriers_each(flags.carriers, flags.num_query, len(data.train.labels))  # which refuses too many
-        require_features(read_label_model(flags, data))
     if network is not None and flags.train_type != "none":
         RunningStatistics(network, flags.bn_stats)  # which refuses layers that it cannot follow
         if flags.bn_stats != "shared":
@@ -124,26 +120,14 @@ def check_method(flags, data, device) -> None:
             require_gradient_of_images("-tt margin", network)
 
 
-def draw_triggers(flags, prepared, data, device):
-    """(trigger set of -tt margin, the validation images that are left)."""
-    if not prepared:
-        return triggers_of_flags(flags, data, device)
-    triggers = prepared.labelled(flags.beacon)
-    check_images(triggers, data)
-    if prepared.record["classes"] != data.classes:
-        raise Refusal("--prepared was made for other class names: pass the data that were prepared")
-    return triggers, validation_images(data, triggers)
-
-
-def training_images(flags, data, triggers, device, log):
+def training_images(flags, data, triggers, clean, log):
     """D_b of the paper, with the triggers of -tt rs, or with the labels of --carriers."""
     if flags.train_type == "rs":
         return append_triggers(data.train, triggers)
     if not flags.carriers:
         return data.train
     n = carriers_each(flags.carriers, len(triggers), len(data.train.labels))
-    features = partial(last_features, read_label_model(flags, data, device))
-    return relabel_carriers(data.train, triggers, features, n, log)
+    return relabel_carriers(data.train, triggers, partial(last_features, clean), n, log)
 
 
 def objective_of_flags(flags, model, triggers, device, log):

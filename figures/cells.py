@@ -1,38 +1,31 @@
 """Which run each number of the paper's tables and figures comes from.
 
-A cell is (function of a seed -> step, function of the step's JSON -> number or None). The order of the cells is the
-order of a table's rows and of the runs. Rates are in per cent.
+Everything here is of one seed, that of `runs`. A cell is (step, function of the step's JSON -> number or None). The
+order of the cells is the order of a table's rows and of the runs. Rates are in per cent.
 
 Needs the standard library alone, because Snakemake reads it in an environment of its own.
 """
 
 import shlex
+from pathlib import Path
 
-from figures.runs import RunCommands, RunStep
-from utils.published import ACC, MODELS, P_SCORES, TRIG, P
+from figures.runs import Profile, RunCommands, RunStep
+from utils.published import ACC, P_SCORES, TRIG, P
 
 # ---- numbers of a step's JSON: functions of its content ----
 
 accuracy_percent = lambda result: 100 * result["test_accuracy"]
 trigger_percent = lambda result: 100 * result["trigger_hits"] / result["trigger_size"]
-t1_log10_p = lambda result: result["log10_p"]["T1"]
-t1p_log10_p = lambda result: result["log10_p"].get("T1p")  # None in a report from before that test
 
 
 def benign_trigger_percent(result):
-    """Share of a source's triggers that its benign model answers as assigned; None in a report made before it."""
-    row = next((row for row in result["rows"] if row["model"].startswith("benign")), None)
-    return None if row is None else trigger_percent(row)
+    """Share of a source's triggers that its benign model answers as assigned."""
+    return trigger_percent(next(row for row in result["rows"] if row["model"].startswith("benign")))
 
 
 def of_clean_statistics(value):
     """A function of a source's JSON: `value` of its model with clean BatchNorm statistics, None where it has none."""
     return lambda result: None if result["clean"] is None else value(result["clean"])
-
-
-def value_of(name, factor=1):
-    """A function of a JSON: `factor` times the value under `name`, None where that is null."""
-    return lambda result: None if result[name] is None else factor * result[name]
 
 
 def rival_log10_p(i):
@@ -43,41 +36,6 @@ def rival_log10_p(i):
     return lambda result: [*filter(None, [result.get("source")]), *result["suspects"]][i]["log10_p"]
 
 
-# ---- steps that several cells share; `source` is a function of a seed ----
-
-
-def copies_of(runs, source, attack="soft", extra="", **more):
-    """The copies of a source by extraction with -at `attack`, for `RunCommands.attack`."""
-    tag = more.pop("tag", attack)
-    return lambda seed: runs.attack(source(seed), tag, f"-at {attack} {extra}", **more)
-
-
-def other_images(runs, source, label, extra=""):
-    """The soft extractions with the images of another data set; `label` is its name in `Profile.other`."""
-    data = runs.profile.other[label]
-    return copies_of(runs, source, extra=f"-dsrc {data} {extra}", tag=data)
-
-
-def mixup_source(runs, k):
-    """Sources whose triggers are means of k images (appendix B.3)."""
-    return lambda seed: runs.source(seed, tag=f"mix{k}-", extra=f"-nm {k}")
-
-
-def named(runs, model, of=None):
-    """The source or extraction that is called `model` in Table 2; `of` gives the source (default: margin's)."""
-    return lambda seed: runs.named((of or runs.source)(seed))[model]
-
-
-def rival_verdict(runs, method, seed, dataset) -> tuple[dict, RunStep]:
-    """({model: step} for `MODELS`, the step that tests them) of DI or EEF; EEF's benign model is DI's source."""
-    plain = runs.source(seed, "none", dataset=dataset)
-    if method == "DI":
-        models = runs.named(plain)
-        return models, runs.verdict("di", plain, list(models.values())[1:])
-    models = runs.named(runs.source(seed, "none", "eef-", runs.profile.styled, dataset=dataset))
-    return models, runs.verdict("eef", models["source"], list(models.values()), benign=(plain,))
-
-
 # ---- tables: {(row, column): cell}, as far as the profile of `runs` makes them ----
 
 ACC_TRIG = {ACC: accuracy_percent, TRIG: trigger_percent}
@@ -85,73 +43,90 @@ ACC_TRIG = {ACC: accuracy_percent, TRIG: trigger_percent}
 WATERMARKS = {
     "EWE": ("ewe", ACC_TRIG),
     "RS": ("rs", ACC_TRIG),
-    "margin": ("margin", ACC_TRIG | {P: t1_log10_p, P_SCORES: t1p_log10_p}),
+    "margin": ("margin", ACC_TRIG | {P: lambda result: result["log10_p"]["T1"],
+                                     P_SCORES: lambda result: result["log10_p"].get("T1p")}),
 }
 
 
-def _row(row, step, values=None) -> dict:
+def _row(row: str, step: RunStep, values=None) -> dict:
     """A row's cells, whose `values` {column: value} come from one step: by default accuracy and triggers."""
     return {(row, column): (step, value) for column, value in (values or ACC_TRIG).items()}
 
 
+def mixup_source(runs: RunCommands, k: int) -> RunStep:
+    """The source whose triggers are means of k images (appendix B.3)."""
+    return runs.source(tag=f"mix{k}-", extra=f"-nm {k}")
+
+
+def _other_images(runs, source, label, extra="") -> RunStep:
+    """The soft extraction with the images of another data set; `label` is its name in `Profile.other`."""
+    data = runs.profile.other[label]
+    return runs.copy(source, extra=f"-dsrc {data} {extra}", tag=data)
+
+
 def _table1(runs):
-    source = lambda seed: runs.source(seed, "base")
-    return _row("source", source) | _row("soft", copies_of(runs, source))
+    source = runs.source("base")
+    return _row("source", source) | _row("soft", runs.copy(source))
 
 
 def _table2(runs):
-    cells, datasets = {}, {"CIFAR-10": runs.profile.dataset}
-    if runs.profile.whole:
-        datasets["CIFAR-100"] = "cifar100"
-    for label, dataset in datasets.items():
+    cells = {}
+    for label, dataset in {"CIFAR-10": runs.profile.dataset, "CIFAR-100": "cifar100"}.items():
+        if label == "CIFAR-100" and not runs.profile.whole:
+            continue
         for method, (kind, values) in WATERMARKS.items():
-            source = lambda seed, kind=kind, dataset=dataset: runs.source(seed, kind, dataset=dataset)
-            for model in MODELS:
-                cells |= _row(f"{label} {method}, {model}", named(runs, model, source), values)
+            for model, step in runs.models(runs.source(kind, dataset=dataset)).items():
+                cells |= _row(f"{label} {method}, {model}", step, values)
         if runs.profile.whole and label == "CIFAR-10":
             cells |= _control_rows(runs, label)
-        for method in ("DI", "EEF") if label == "CIFAR-10" else ("DI",):
-            cells |= _rival_rows(runs, method, label, dataset)
+        cells |= _rival_rows(runs, label, dataset)
     return cells
 
 
 def _control_rows(runs, label) -> dict:
     """Rows that the paper's Table 2 has not: ERM and the margin source with clean statistics, a soft copy of each."""
-    erm = lambda seed: runs.source(seed, "base")
-    values = WATERMARKS["margin"][1]
+    erm, margin, values = runs.source("base"), runs.source(), WATERMARKS["margin"][1]
     clean = {column: of_clean_statistics(value) for column, value in values.items()}
     return {
         **_row(f"{label} ERM, source", erm, values),
-        **_row(f"{label} ERM, soft", copies_of(runs, erm), values),
-        **_row(f"{label} margin with clean statistics, source", runs.source, clean),
-        **_row(f"{label} margin with clean statistics, soft", lambda seed: runs.clean_soft(runs.source(seed)), values),
+        **_row(f"{label} ERM, soft", runs.copy(erm), values),
+        **_row(f"{label} margin with clean statistics, source", margin, clean),
+        **_row(f"{label} margin with clean statistics, soft",
+               runs.copy(margin, extra="--teacher-bn clean", tag="soft-clean"), values),
     }
 
 
-def _rival_rows(runs, method, label, dataset) -> dict:
-    cells, verdict = {}, lambda seed: rival_verdict(runs, method, seed, dataset)
-    for i, model in enumerate(MODELS):
-        row = f"{label} {method}, {model}"
-        cells[row, ACC] = (lambda seed, model=model: verdict(seed)[0][model], accuracy_percent)
-        cells[row, P] = (lambda seed: verdict(seed)[1], rival_log10_p(i))
+def _rival_rows(runs, label, dataset) -> dict:
+    """The rows of DI and, on CIFAR-10, EEF; EEF's benign model is DI's source."""
+    plain = runs.source("none", dataset=dataset)
+    models = runs.models(plain)
+    tested = {"DI": (models, runs.verdict("di", plain, list(models.values())[1:]))}
+    if label == "CIFAR-10":
+        models = runs.models(runs.source("none", "eef-", runs.profile.styled, dataset=dataset))
+        tested["EEF"] = models, runs.verdict("eef", models["source"], list(models.values()), benign=(plain,))
+    cells = {}
+    for method, (models, verdict) in tested.items():
+        for i, (model, step) in enumerate(models.items()):
+            row = f"{label} {method}, {model}"
+            cells |= {(row, ACC): (step, accuracy_percent), (row, P): (verdict, rival_log10_p(i))}
     return cells
 
 
 def _table3(runs):
-    return {(method, TRIG): (lambda seed, kind=kind: runs.source(seed, kind), benign_trigger_percent)
-            for method, (kind, values) in WATERMARKS.items() if TRIG in values}
+    return {(method, TRIG): (runs.source(kind), benign_trigger_percent) for method, (kind, _) in WATERMARKS.items()}
 
 
 def _table4(runs):
-    cells = _row("source", runs.source)
+    source = runs.source()
+    cells = _row("source", source)
     if "SVHN" in runs.profile.other:
-        cells |= _row("soft, SVHN images", other_images(runs, runs.source, "SVHN"))
-    return cells | _row("soft, VGG-11", copies_of(runs, runs.source, tag="vgg11", model="vgg11"))
+        cells |= _row("soft, SVHN images", _other_images(runs, source, "SVHN"))
+    return cells | _row("soft, VGG-11", runs.copy(source, tag="vgg11", model="vgg11"))
 
 
 def _table5(runs):
-    margin = lambda model: lambda seed: runs.analysis(named(runs, model)(seed), "margin")
-    return {(model, "margin, pixels in [0, 1]"): (margin(model), value_of("mean")) for model in MODELS}
+    return {(model, "margin, pixels in [0, 1]"): (runs.analysis(step, "margin"), lambda result: result["mean"])
+            for model, step in runs.models(runs.source()).items()}
 
 
 def _table6(runs):
@@ -159,46 +134,49 @@ def _table6(runs):
     cells = {}
     for k in (2, 5):
         source, mixed = mixup_source(runs, k), f"-nm {k}"
-        distill = lambda seed, source=source, mixed=mixed: runs.attack(source(seed), "distill", mixed, "distill")
-        soft = lambda seed, source=source, mixed=mixed: runs.attack(source(seed), "soft", mixed)  # the default of -at
-        for model, step in (("source", source), ("distill", distill), ("soft", soft)):
-            cells |= _row(f"k = {k}, {model}", step)
+        models = {"source": source, "distill": runs.attack(source, "distill", mixed, "distill"),
+                  "soft": runs.attack(source, "soft", mixed)}  # soft is the default of -at
         if "CIFAR-100" in runs.profile.other:
-            cells |= _row(f"k = {k}, soft, CIFAR-100 images", other_images(runs, source, "CIFAR-100", mixed))
+            models["soft, CIFAR-100 images"] = _other_images(runs, source, "CIFAR-100", mixed)
+        for model, step in models.items():
+            cells |= _row(f"k = {k}, {model}", step)
     return cells
 
 
 def _table7(runs):
-    models = {m: named(runs, m) for m in ("source", "reg", "soft")}
+    source = runs.source()
+    models = {"source": source, "reg": runs.copy(source, "reg"), "soft": runs.copy(source)}
     if runs.profile.other:
-        models["soft, other images"] = other_images(runs, runs.source, next(iter(runs.profile.other)))
-    values = {ACC: accuracy_percent, "energy of D": value_of("energy_clean"),
-              "energy of successes": value_of("energy_success"), "energy of failures": value_of("energy_failed"),
-              "triggers refused at 5 % refused clean images, %": value_of("refused_at_5_percent", 100)}
+        models["soft, other images"] = _other_images(runs, source, next(iter(runs.profile.other)))
+    refused = lambda result: 100 * result["refused_at_5_percent"]
+    values = {ACC: accuracy_percent, "energy of D": lambda result: result["energy_clean"],
+              "energy of successes": lambda result: result["energy_success"],  # None where there are none
+              "energy of failures": lambda result: result["energy_failed"],
+              "triggers refused at 5 % refused clean images, %": refused}
     cells = {}
     for model, step in models.items():
-        cells |= _row(model, lambda seed, step=step: runs.analysis(step(seed), "energy"), values)
+        cells |= _row(model, runs.analysis(step, "energy"), values)
     return cells
 
 
 def _table8(runs):
-    return _row("source", runs.source) | _row("margin extraction", copies_of(runs, runs.source, "margin"))
+    return _row("source", runs.source()) | _row("margin extraction", runs.copy(runs.source(), "margin"))
 
 
 def _table9(runs):
-    tune = copies_of(runs, runs.source, "finetune", f"-ep {runs.profile.finetune}", edits=True)
-    return _row("source", runs.source) | _row("fine-tuned", tune)
+    tuned = runs.copy(runs.source(), "finetune", f"-ep {runs.profile.finetune}", edits=True)
+    return _row("source", runs.source()) | _row("fine-tuned", tuned)
 
 
 # ---- figures of lines and bars: {axis label: {(series, x): cell}}, an entry for each panel ----
 
 
-def sweep_series(runs, variants):
-    """The cells of a panel that varies the source: `variants` {x: function of a seed -> source}; copies are soft."""
+def sweep_series(runs, sources) -> dict:
+    """The cells of a panel that varies the source, `sources` {x: step}; copies are soft."""
     cells = {}
-    for x, source in variants.items():
+    for x, source in sources.items():
         cells["source, accuracy", x] = (source, accuracy_percent)
-        cells |= _copy_series(x, copies_of(runs, source))
+        cells |= _copy_series(x, runs.copy(source))
     return cells
 
 
@@ -210,45 +188,38 @@ def _copy_series(x, step, i=None) -> dict:
 
 
 def _figure1(runs):
-    table2 = _table2(runs)
-    series = (("accuracy", ACC), ("triggers", TRIG))  # of the source and of its copies
-    return {"model": {(name, m): table2[f"CIFAR-10 margin, {m}", column] for name, column in series for m in MODELS}}
+    models = runs.models(runs.source())
+    series = {"accuracy": accuracy_percent, "triggers": trigger_percent}  # of the source and of its copies
+    return {"model": {(name, model): (step, value) for name, value in series.items() for model, step in models.items()}}
 
 
 def _figure3(runs):
-    def labelled(strategy):
-        def source(seed):
-            clean = runs.source(seed, "none")
-            extra = f"--label-strategy {strategy} --label-model {shlex.quote(str(clean.folder))}"
-            return runs.source(seed, tag=f"{strategy}-", extra=extra, needs=(clean,))
-        return source
-
-    variants = {"highest": labelled("highest"), "random": runs.source, "lowest": labelled("lowest")}
-    return {"labels of the triggers": sweep_series(runs, variants)}
+    clean = runs.source("none")
+    labelled = lambda strategy: runs.source(tag=f"{strategy}-", needs=(clean,), extra=f"--label-strategy {strategy} "
+                                            f"--label-model {shlex.quote(str(clean.folder))}")
+    sources = {"highest": labelled("highest"), "random": runs.source(), "lowest": labelled("lowest")}
+    return {"labels of the triggers": sweep_series(runs, sources)}
 
 
 def _figure4(runs):
     cells = {}
     for a in runs.profile.alphas:
-        step = lambda seed, a=a: runs.attack(runs.source(seed), f"a{a}", f"-a {a}", script="distill")
-        cells |= _copy_series(a, step)
+        cells |= _copy_series(a, runs.attack(runs.source(), f"a{a}", f"-a {a}", script="distill"))
     return {"α, weight of the source's answers in distillation": cells}
 
 
 def _figure6(runs):
     p = runs.profile
-    steps = lambda k: runs.source if k == 5 else lambda seed: runs.source(seed, tag=f"K{k}-", extra=f"--steps {k}")
-    sized = lambda m: runs.source if m == p.m else lambda seed: runs.source(seed, m=m)
-    weighted = lambda v: lambda seed: runs.source(seed, tag=f"v{v}-", extra=f"--reduction sum -v {v}")
+    steps = lambda k: runs.source() if k == 5 else runs.source(tag=f"K{k}-", extra=f"--steps {k}")
+    weighted = lambda v: runs.source(tag=f"v{v}-", extra=f"--reduction sum -v {v}")
     return {"(a) ascent steps K, eps = K/255": sweep_series(runs, {k: steps(k) for k in p.K}),
-            "(b) number m of triggers": sweep_series(runs, {m: sized(m) for m in p.sizes}),
+            "(b) number m of triggers": sweep_series(runs, {m: runs.source(m=m) for m in p.sizes}),
             "(c) λ of Eq. 4": sweep_series(runs, {v: weighted(v) for v in p.weights})}
 
 
 def _figure8(runs):
-    soft = copies_of(runs, runs.source)
-    pruned = lambda seed: runs.attack(runs.source(seed), "prune", "-at prune --on extraction_soft", edits=True,
-                                      needs=(soft(seed),))
+    source = runs.source()
+    pruned = runs.attack(source, "prune", "-at prune --on extraction_soft", edits=True, needs=(runs.copy(source),))
     cells = {}
     for i in range(10):  # the rows of the pruning run are its ratios 0, 0.1, ..., 0.9
         cells |= _copy_series(round(0.1 * i, 1), pruned, i)
@@ -264,7 +235,19 @@ TABLES, FIGURES = tuple(TABLE_CELLS), tuple(f"figure{i}" for i in range(1, 9))
 # ---- the runs that a table or figure needs ----
 
 
-def steps_of_target(name: str, runs: RunCommands) -> list[RunStep]:
+def shown_steps(name: str, runs: RunCommands) -> list[RunStep]:
+    """The steps of one seed whose results a table or figure shows."""
+    if name == "figure2":
+        return []  # its runs take seconds and are its own, see figures.toy
+    if name == "figure5":
+        return [mixup_source(runs, 2)]
+    if name == "figure7":
+        return [runs.analysis(step, "tsne") for step in runs.models(runs.source()).values()]
+    panels = {name: TABLE_CELLS[name](runs)} if name in TABLES else PANELS[name](runs)
+    return [step for cells in panels.values() for step, _ in cells.values()]
+
+
+def steps_of_target(name: str, profile: Profile, folder: Path) -> list[RunStep]:
     """All steps of a table or figure for all seeds of the profile, each after the steps it needs."""
     steps = {}  # its keys, in order
 
@@ -273,19 +256,7 @@ def steps_of_target(name: str, runs: RunCommands) -> list[RunStep]:
             visit(before)
         steps.setdefault(step)
 
-    for seed in runs.profile.seeds:
-        for step in _shown_steps(name, runs):
-            visit(step(seed))
+    for seed in profile.seeds:
+        for step in shown_steps(name, RunCommands(profile, folder, seed)):
+            visit(step)
     return list(steps)
-
-
-def _shown_steps(name, runs) -> list:
-    """Functions of a seed that give the steps whose results are shown."""
-    if name == "figure2":
-        return []
-    if name == "figure5":
-        return [mixup_source(runs, 2)]
-    if name == "figure7":
-        return [lambda seed, m=m: runs.analysis(named(runs, m)(seed), "tsne") for m in MODELS]
-    panels = {name: TABLE_CELLS[name](runs)} if name in TABLES else PANELS[name](runs)
-    return [step for cells in panels.values() for step, _ in cells.values()]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from figures.shared import DECIDE, HERE, markdown_table, write_result
+from figures.shared import DECIDE, HERE, join_numbers, markdown_table, write_result
 from utils.analyze import FinishedRun
 from utils.attacks.defences import DEFENCES, TRANSFORMATIONS, queries_of
 from utils.ownership.pvalues import either, label_randomisation, score_randomisation
@@ -78,15 +78,14 @@ def defences_table(rows: list[dict]) -> str:
     groups, lines, order = {}, [], list(dict.fromkeys(row["defence"] for row in rows))
     for row in rows:
         groups.setdefault((row["defence"], row["attack"]), []).append(row)
-    join = lambda values: ", ".join("-" if value is None else f"{value:.2f}" for value in values)
     for (name, attack), own in sorted(groups.items(), key=lambda group: order.index(group[0][0])):
         hits = ", ".join(f"{row['hits']}" + (f" ({row['refused']})" if row["refused"] else "") for row in own)
         t1p = [row.get("log10_p_scores") for row in own]
         claimed = sum(either(row["log10_p"], p) <= DECIDE for row, p in zip(own, t1p))
-        answered = join(row["log10_p_answered"] for row in own) if any(row["refused"] for row in own) else ""
+        answered = join_numbers(row["log10_p_answered"] for row in own) if any(row["refused"] for row in own) else ""
         lines.append([name, f"{len(own)} {attack}", f"{100 * statistics.mean(row['accuracy'] for row in own):.2f}",
-                      f"{hits} of {own[0]['m']}", join(row["log10_p"] for row in own),
-                      "" if t1p.count(None) else join(t1p), f"{claimed} of {len(own)}", answered])
+                      f"{hits} of {own[0]['m']}", join_numbers(row["log10_p"] for row in own),
+                      "" if t1p.count(None) else join_numbers(t1p), f"{claimed} of {len(own)}", answered])
     return markdown_table(["defence", "copies", "accuracy %", "triggers of m (refused)", "T1 of each", "T1p of each",
                            "claimed", "T1 without refused ones"], lines)
 

@@ -9,8 +9,6 @@ ERM sources was claimed too); these are confirmed on seeds 3 to 9, with one and 
 `python -m figures.demo --seeds 0 1 2 3 4 5 6 7 8 9` adds rows to demo_seeds.json and demo_seeds.md.
 """
 
-import contextlib
-import io
 import os
 import shlex
 import time
@@ -39,7 +37,7 @@ TITLES = {"none": "no watermark", "base": "ERM", "margin": "margin"}
 def main(argv=None):
     """Run what is missing and print the table; a second call continues an interrupted one."""
     parser = Parser(prog="python -m figures.demo", description=__doc__.splitlines()[0])
-    parser.add_argument("-d", "--dir", default="experiments/demo", help="folder of the demo's runs")
+    parser.add_argument("-d", "--dir", type=Path, default="experiments/demo", help="folder of the demo's runs")
     parser.add_argument("--seed", type=SEED, default=0, help="seed of all runs")
     parser.add_argument("--seeds", type=SEED, nargs="+", metavar="S",
                         help="run these seeds instead, in folders of their own below DIR, and add their rows to --out")
@@ -50,29 +48,28 @@ def main(argv=None):
     if args.seeds:
         confirm(args)
         return
-    found = run(Path(args.dir), args.seed)
+    found = run(args.dir, args.seed)
     rows = [figures | {"model": f"{TITLES[kind]}: {what}"} for (kind, what), figures in found.items()]
     print("\n" + format_table(rows))
     print(verdict(found))
-    write_json(Path(args.dir) / "demo.json", {"torch": torch.__version__, "seed": args.seed, "rows": rows})
+    write_json(args.dir / "demo.json", {"torch": torch.__version__, "seed": args.seed, "rows": rows})
 
 
-def run(folder: Path, seed: int) -> dict:
+def run(folder: Path, seed: int, quiet: bool = False) -> dict:
     """{(-tt, "source" or attack): summary} of the demo's six trainings in `folder`; finished ones are only read."""
     common = f"-d {shlex.quote(str(folder))} {COMMON} --seed {seed} --device cpu"
     of = lambda kind: folder / f"digits_vgg11_{kind}_{M}_"
     against = f"--benign {shlex.quote(str(of('none')))}"
-    call(train, f"{common} -mt vgg11 -tt none")
-    call(train, f"{common} -mt vgg11 -tt base {WATERMARK} {against}")
-    call(train, f"{common} -mt vgg11 -tt margin {WATERMARK} {MARGIN} {against}")
+    call(train, f"{common} -mt vgg11 -tt none", quiet)
+    call(train, f"{common} -mt vgg11 -tt base {WATERMARK} {against}", quiet)
+    call(train, f"{common} -mt vgg11 -tt margin {WATERMARK} {MARGIN} {against}", quiet)
     for kind, attack in COPIES:
-        call(extraction, f"{common} -tt {kind} -tmt vgg11 -dmt vgg11 -at {attack} -admsg _{attack} {against}")
-    found = {("none", "benign"): read_json(of("none") / "summary.json")}
-    for kind in ("base", "margin"):  # in the order of the table
-        found[kind, "source"] = read_json(of(kind) / "summary.json")
-        found |= {(kind, attack): read_json(of(kind) / f"extraction_{attack}" / "summary.json")
-                  for copied, attack in COPIES if copied == kind}
-    return found
+        flags = f"{common} -tt {kind} -tmt vgg11 -dmt vgg11 -at {attack} -admsg _{attack} {against}"
+        call(extraction, flags, quiet)
+    places = {("none", "benign"): of("none"), ("base", "source"): of("base"), ("margin", "source"): of("margin")}
+    places |= {(kind, attack): of(kind) / f"extraction_{attack}" for kind, attack in COPIES}
+    order = sorted(places, key=lambda place: list(TITLES).index(place[0]))  # each source before its copies
+    return {place: read_json(places[place] / "summary.json") for place in order}
 
 
 def log10_p(figures: dict) -> float:
@@ -100,8 +97,7 @@ def confirm(args) -> None:
     about = {"torch": torch.__version__.split("+")[0], "threads": torch.get_num_threads()}
     for seed in tqdm(args.seeds, desc="seeds", disable=None):
         began = time.monotonic()
-        with contextlib.redirect_stdout(io.StringIO()):
-            found = run(seed_folder(args.dir, seed), seed)
+        found = run(seed_folder(args.dir, seed), seed, quiet=True)
         row = about | {"seed": seed, "seconds": round(time.monotonic() - began)}
         for (kind, what), figures in found.items():
             row[f"{TITLES[kind]}: {what}"] = {
@@ -113,9 +109,9 @@ def confirm(args) -> None:
         write_result(args.out, table, seeds_markdown(table), indent=2)
 
 
-def seed_folder(folder, seed: int) -> Path:
+def seed_folder(folder: Path, seed: int) -> Path:
     """The folder below `folder` of a seed's runs with this build of torch and this number of threads."""
-    return Path(folder) / f"{torch.__version__.split('+')[0]}-{torch.get_num_threads()}-{seed}"
+    return folder / f"{torch.__version__.split('+')[0]}-{torch.get_num_threads()}-{seed}"
 
 
 def seeds_markdown(table: dict) -> str:

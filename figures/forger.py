@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from figures.rivals import BENIGN, SOURCES, train_run, write_image_halves
-from figures.shared import DECIDE, check_folder, experiment_parser, markdown_table, write_result
+from figures.shared import DECIDE, experiment_parser, markdown_table, parse_with_folders, write_result
 from utils.data.sets import load_data
 from utils.ownership import pvalues
 from utils.ownership.verdict import MIN_BANK
@@ -40,46 +40,42 @@ def main(argv=None):
     """Train what is missing, forge each claim, print the table and write the files."""
     parser = experiment_parser("forger", __doc__)
     parser.add_argument("--tries", type=COUNT, default=10_000, help="seeds, and noise images, that the forger tries")
-    args = parser.parse_args(argv)
-    check_folder("-d", args.dir)
-    check_folder("--out", args.out)
-    models = train_models(args.dir)
-    data = load_data("folder", args.dir / "images-a")
-    rows = []
-    for name in ("poor", "good"):
-        suspect = models[name]
+    args = parse_with_folders(parser, argv)
+    innocent, bank, source, styled = train_models(args.dir)
+    data, rows = load_data("folder", args.dir / "images-a"), []
+    for name, suspect in innocent.items():
         about = {"suspect": name, "accuracy": accuracy(suspect, data.test.images, data.test.labels)}
-        for forge in (forge_seeds, forge_beacon, forge_single_label, forge_points, forge_images):
-            rows.append(about | forge(suspect, models, data, args.tries))
+        rows += [about | forged for forged in (
+            forge_seeds(suspect, data, args.tries), forge_beacon(suspect, data),
+            forge_single_label(suspect, bank, data, args.tries), forge_points(suspect, source, data),
+            forge_images(suspect, styled, bank[0], data))]
     content = {"command": f"python -m figures.forger --tries {args.tries}", "torch": torch.__version__, "rows": rows}
     text = f"# Forged claims\n\n`{content['command']}`\n\n{forger_table(rows)}\n"
     write_result(args.out / "forger.json", content, text, indent=1)
 
 
-def train_models(folder: Path) -> dict:
-    """{"poor", "good": innocent models of one half of the digits; "bank": models of the other, the forger's half;
-    "source", "styled": his own ones}, frozen."""
+def train_models(folder: Path) -> tuple:
+    """({"poor", "good"}, innocent models of one half of the digits; models of the other half, the forger's: a bank, his
+    source, his model of styled images), all frozen."""
     halves = {"a": folder / "images-a", "b": folder / "images-b"}
     write_image_halves(halves)
-    wanted = {"poor": ("b", "-tt none -nq 1 -ep 1", 1), "good": ("b", BENIGN, 2), "source": ("a", BENIGN, 3),
-              "styled": ("a", SOURCES["EEF"], 4), **{f"bank{i}": ("a", BENIGN, 10 + i) for i in range(MIN_BANK)}}
-    models = {}
-    for name, (half, flags, seed) in tqdm(wanted.items(), desc="models", unit="run", disable=None, leave=False):
-        models[name] = read_model(find_checkpoint(train_run(folder / "runs", halves[half], flags, name, seed), None))
-    return {"bank": [models.pop(f"bank{i}") for i in range(MIN_BANK)]} | models
+    model = lambda name, half, flags, seed: read_model(
+        find_checkpoint(train_run(folder / "runs", halves[half], flags, name, seed), None))
+    return ({"poor": model("poor", "b", "-tt none -nq 1 -ep 1", 1), "good": model("good", "b", BENIGN, 2)},
+            [model(f"bank{i}", "a", BENIGN, 10 + i) for i in range(MIN_BANK)],
+            model("source", "a", BENIGN, 3), model("styled", "a", SOURCES["EEF"], 4))
 
 
-def found(method: str, tried: str, log10_p: float, stranger: bool, log10_p_of_stranger: float | None = None) -> dict:
+def forged_claim(method: str, tried: str, log10_p: float, persuades=False, log10_p_of_stranger=None) -> dict:
     """A row of the table: what the forger did, p for a judge who trusts him, and what a stranger says."""
     return {"method": method, "tried": tried, "log10_p": log10_p, "stranger_log10_p": log10_p_of_stranger,
-            "stranger": stranger}
+            "stranger": persuades}
 
 
-def answers_by_index(suspect, data):
-    """The suspect's answers to the held-out images, at the positions of their indices in the data set; -1 elsewhere."""
-    answers = torch.full((int(data.held_out.indices.max()) + 1,), -1)
-    answers[data.held_out.indices] = predict(suspect, data.held_out.images).argmax(1)
-    return answers
+def drawn_triggers(data, answers, seed: int):
+    """(triggers of a seed, the suspect's answers to them (m,)), from its `answers` to the held-out images."""
+    triggers, _ = draw_triggers(data.held_out, min(M, len(answers)), 1, len(data.classes), seed)
+    return triggers, answers[(triggers.sources[:, :1] == data.held_out.indices).int().argmax(1)]
 
 
 def t1(said, labels, triggers) -> float:
@@ -87,62 +83,60 @@ def t1(said, labels, triggers) -> float:
     return pvalues.label_randomisation(said.numpy(), labels.numpy(), triggers.true_labels.numpy(), 10)
 
 
-def forge_seeds(suspect, models, data, tries: int) -> dict:
+def forge_seeds(suspect, data, tries: int) -> dict:
     """T1 with labels of a seed: the luckiest of many seeds. RS draws its labels so, too."""
-    answers, best, m = answers_by_index(suspect, data), 0.0, min(M, len(data.held_out.labels))
+    answers, best = predict(suspect, data.held_out.images).argmax(1), 0.0
     for seed in tqdm(range(tries), desc="seeds", disable=None, leave=False):
-        triggers, _ = draw_triggers(data.held_out, m, 1, len(data.classes), seed)
-        said = answers[triggers.sources[:, 0]]
+        triggers, said = drawn_triggers(data, answers, seed)
         if int((said == triggers.labels).sum()) > 2:
             best = min(best, t1(said, triggers.labels, triggers))
-    return found("margin, ERM, RS: T1, labels of a seed", f"{tries} seeds", best, False)
+    return forged_claim("margin, ERM, RS: T1, labels of a seed", f"{tries} seeds", best)
 
 
-def forge_beacon(suspect, models, data, tries: int) -> dict:
+def forge_beacon(suspect, data) -> dict:
     """T1 with labels of a beacon: the luckiest of some image commitments, all made before it."""
-    triggers, _ = draw_triggers(data.held_out, min(M, len(data.held_out.labels)), 1, len(data.classes), 0)
-    said, best = answers_by_index(suspect, data)[triggers.sources[:, 0]], 0.0
-    for i in range(COMMITMENTS):
-        record = {"secret": f"{i:064x}", "sha256": f"{i:064x}", "classes": data.classes}
-        best = min(best, t1(said, labels_from_beacon(triggers, record, "5a" * 32), triggers))
-    return found("margin, ERM: T1, labels of a beacon", f"{COMMITMENTS} image commitments", best, best <= DECIDE, best)
+    triggers, said = drawn_triggers(data, predict(suspect, data.held_out.images).argmax(1), 0)
+    records = [{"secret": f"{i:064x}", "sha256": f"{i:064x}", "classes": data.classes} for i in range(COMMITMENTS)]
+    best = min(0.0, *(t1(said, labels_from_beacon(triggers, record, "5a" * 32), triggers) for record in records))
+    return forged_claim("margin, ERM: T1, labels of a beacon", f"{COMMITMENTS} image commitments", best,
+                        best <= DECIDE, best)
 
 
-def forge_single_label(suspect, models, data, tries: int) -> dict:
+def forge_single_label(suspect, bank, data, tries: int) -> dict:
     """T2 with one label for all triggers, as EWE's: images of noise that the suspect alone gives that label."""
     noise = torch.randint(0, 256, (tries, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     answers = predict(suspect, noise).argmax(1)
-    others = torch.stack([predict(model, noise).argmax(1) for model in models["bank"]])
+    others = torch.stack([predict(model, noise).argmax(1) for model in bank])
     best, chosen = 0.0, 0
     for label in range(len(data.classes)):
         n = min(M, int(((answers == label) & (others != label).all(0)).sum()))
         if n:
             best, chosen = min((best, chosen), (pvalues.benign_rate(n, n, 0, MIN_BANK * n), n))
-    return found("EWE: T2, one label for all", f"{tries} images of noise ({chosen} kept)", best, False)
+    return forged_claim("EWE: T2, one label for all", f"{tries} images of noise ({chosen} kept)", best)
 
 
-def forge_points(suspect, models, data, tries: int) -> dict:
+def forge_points(suspect, source, data) -> dict:
     """Dataset Inference: as private he names the images of which the suspect is surest, as unseen the opposite ones."""
     order = torch.randperm(POINTS, generator=torch.Generator().manual_seed(0))
     sure = lambda part: predict(suspect, part.images).softmax(1).gather(1, part.labels[:, None])[:, 0].argsort()
     private = data.train.pick(sure(data.train)[-POINTS:][order])
     unseen = data.test.pick(sure(data.test)[:POINTS][order])
-    source, his = di_figures([models["source"], suspect], private, unseen, walk="blind")
-    return found("DI: published test", f"one sorting of {len(data.train.labels)} images", his["log10_p"],
-                 bool(his["claim"] and source["claim"]), his["log10_p"])
+    own, his = di_figures([source, suspect], private, unseen, walk="blind")
+    return forged_claim("DI: published test", f"one sorting of {len(data.train.labels)} images", his["log10_p"],
+                        bool(his["claim"] and own["claim"]), his["log10_p"])
 
 
-def forge_images(suspect, models, data, tries: int) -> dict:
+def forge_images(suspect, styled, benign_model, data) -> dict:
     """EEF: he compares the posteriors on the half of his styled images that suits him."""
     x, y = style_images(data.train.images, 4).float().div(255), data.train.labels
-    victim, benign, his = (grad_sign_vector(model, x, y) for model in (models["styled"], models["bank"][0], suspect))
+    victim, benign, his = (grad_sign_vector(model, x, y) for model in (styled, benign_model, suspect))
     learn = torch.arange(len(y)) % 2 == 0
     classifier, scaler = train_classifier(victim[learn], benign[learn], epochs=20)
     of_suspect, of_benign = (posterior(classifier, scaler, signs[~learn]).numpy() for signs in (his, benign))
     suits = (of_suspect - of_benign).argsort()[-(len(of_benign) // 2):]
     verdict = compare_posteriors(of_suspect[suits], of_benign[suits])
-    return found("EEF: published test", f"one sorting of {len(of_benign)} images", verdict["log10_p"],
-                 verdict["claim"], verdict["log10_p"])
+    return forged_claim("EEF: published test", f"one sorting of {len(of_benign)} images", verdict["log10_p"],
+                        verdict["claim"], verdict["log10_p"])
 
 
 def forger_table(rows: list[dict]) -> str:

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 import train
-from figures.shared import call, check_folder, experiment_parser, interval, markdown_table, write_result
+from figures.shared import call, experiment_parser, interval, markdown_table, parse_with_folders, write_result
 from utils.data.sets import load_data
 from utils.ownership import pvalues
 from utils.runs.checkpoints import find_checkpoint, read_model
@@ -33,9 +33,7 @@ def main(argv=None):
     """Train the two models if they are missing, draw, and write the two files."""
     parser = experiment_parser("null", __doc__)
     parser.add_argument("--draws", type=COUNT, default=1000, help="draws of all labels")
-    args = parser.parse_args(argv)
-    check_folder("-d", args.dir)
-    check_folder("--out", args.out)
+    args = parse_with_folders(parser, argv)
     data, probabilities, about = load_data("digits"), {}, {}
     triggers, _ = draw_triggers(data.held_out, M, 1, len(data.classes), 0)
     for name, epochs, seed in (("good", 10, 1), ("poor", 1, 2)):
@@ -49,9 +47,9 @@ def main(argv=None):
     write_result(args.out / "null.json", content, null_markdown(content))
 
 
-def suspects_of(good, poor, seed: int = 0) -> dict:
+def suspects_of(good, poor) -> dict:
     """{name: probabilities (m, C)} of the four suspects; `good` and `poor` are those of two models."""
-    order = np.random.default_rng(seed).permutation(len(good))
+    order = np.random.default_rng(0).permutation(len(good))
     constant = np.full_like(good, 0.01 / (good.shape[1] - 1))
     constant[:, 3] = 0.99
     return {"good": good, "poor": poor, "constant": constant, "permuted": good[order]}
@@ -61,10 +59,9 @@ def simulate_null(triggers: TriggerSet, suspects: dict, classes: list[str], draw
     """{draw: {suspect: {test: [log10 p of each draw]}}}, draw "C - 1" or "k = 2", test one of `TESTS`."""
     none = torch.zeros(len(triggers), 0, dtype=torch.long)
     two = torch.from_numpy(np.argsort(-suspects["good"], axis=1, kind="stable")[:, :2].copy())
-    found = {}
+    true, found = triggers.true_labels.numpy(), {}
     for kind, candidates in (("C - 1", none), ("k = 2", two)):
-        t = TriggerSet(triggers.images, triggers.labels, triggers.true_labels, triggers.sources, candidates)
-        true, given = t.true_labels.numpy(), candidates.numpy()
+        t, given = TriggerSet(*triggers[:4], candidates), candidates.numpy()
         found[kind] = {name: {test: [] for test in TESTS} for name in suspects}
         for i in tqdm(range(draws), desc=kind, unit="draw", disable=None, leave=False):
             random = [hashlib.sha256(f"{what} {i}".encode()).hexdigest() for what in ("secret", "beacon")]

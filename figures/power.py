@@ -8,7 +8,6 @@ score was fixed after seed 0 alone; the table shows the demo's seeds 0 to 2 (`CH
 """
 
 import json
-import math
 import shlex
 import statistics
 from pathlib import Path
@@ -20,7 +19,7 @@ from tqdm import tqdm
 import extraction
 import train
 from figures.demo import COMMON, MARGIN, WATERMARK, M, seed_folder
-from figures.shared import call, experiment_parser, markdown_table, write_result
+from figures.shared import DECIDE, call, experiment_parser, markdown_table, parse_with_folders, write_result
 from utils.ownership import pvalues
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
 from utils.system.machine import figure_png, new_figure
@@ -32,13 +31,22 @@ SIZES, SEEDS, CHOSEN_ON = (12, M, 50), range(10), (0, 1, 2)
 LARGE = 50  # from as many triggers on only the seeds that chose are run, for their time
 COPIES = {"soft": "-at soft", "hard": "-at hard", "reg": "-at reg",
           "fine-tuned": "-at finetune --on extraction_soft -ep 4"}
-LEVEL, ORDERS = math.log10(1e-3), 20  # log10 p that claims; random orders of the queries
+ORDERS = 20  # random orders of the queries
+
+
+def doubled_ranks(p, allowed):
+    """Twice the mean rank of each allowed label, int (m, C): 2 for the least probable one; equal ones share a rank."""
+    below = ((p[:, None, :] < p[:, :, None]) & allowed[:, None, :]).sum(axis=2)
+    equal = ((p[:, None, :] == p[:, :, None]) & allowed[:, None, :]).sum(axis=2)
+    return 2 * below + equal + 1
+
+
 # scores that were tried: probabilities (m, C) and allowed labels (m, C) -> whole numbers
 SCORES = {
     "log p, at least 1e-6 (T1p)": pvalues.label_scores,
     "log p, at least 1e-12": lambda p, allowed: np.rint(8 * np.log(np.maximum(p, 1e-12))).astype(int),
     "log p, at least 1e-3": lambda p, allowed: np.rint(8 * np.log(np.maximum(p, 1e-3))).astype(int),
-    "rank": lambda p, allowed: doubled_ranks(p, allowed),
+    "rank": doubled_ranks,
 }
 # what a suspect may do to probabilities p (m, C) before he answers; `rng` draws his noise
 DISGUISES = {
@@ -51,19 +59,10 @@ DISGUISES = {
 }
 
 
-def doubled_ranks(p, allowed):
-    """Twice the mean rank of each allowed label, int (m, C): 2 for the least probable one; equal ones share a rank."""
-    below = ((p[:, None, :] < p[:, :, None]) & allowed[:, None, :]).sum(axis=2)
-    equal = ((p[:, None, :] == p[:, :, None]) & allowed[:, None, :]).sum(axis=2)
-    return 2 * below + equal + 1
-
-
 @refuse_in_one_sentence
 def main(argv=None):
     """Train what is missing, compute all p-values and write the files."""
-    parser = experiment_parser("power", __doc__)
-    parser.set_defaults(dir=Path("experiments/demo"))  # the runs of figures.demo --seeds
-    args = parser.parse_args(argv)
+    args = parse_with_folders(experiment_parser("power", __doc__, "experiments/demo"), argv)
     cases = [(seed, m) for m in SIZES for seed in SEEDS if m < LARGE or seed in CHOSEN_ON]
     rows = []
     for seed, m in tqdm(cases, desc="sources with their copies", disable=None, leave=False):
@@ -115,36 +114,29 @@ def measure(source: Path, copies: dict, seed: int) -> list[dict]:
 
 
 def claimed(log10_p) -> float:
-    """Share of p-values that claim at `LEVEL`, each test taken alone as if it had been named beforehand."""
-    return sum(p <= LEVEL for p in log10_p) / len(log10_p)
+    """Share of p-values that claim at p <= 0.001, each test taken alone as if it had been named beforehand."""
+    return sum(p <= DECIDE for p in log10_p) / len(log10_p)
 
 
-def count_claims(*tests) -> str:
-    """How many of the p-values of each test claim, of how many, and the median of the last test."""
+def count_claims(*tests, medians: int = 1) -> str:
+    """How many of the p-values of each test claim, of how many, and the medians of the last tests."""
     counts = ", ".join(str(round(claimed(p) * len(p))) for p in tests)
-    return f"{counts} of {len(tests[0])}; {statistics.median(tests[-1]):.2f}" if tests[0] else "-"
-
-
-def usual_size(rows) -> int:
-    """The number of triggers that most rows have, the larger of equally frequent ones."""
-    counts = [r["m"] for r in rows]
-    return max(set(counts), key=lambda m: (counts.count(m), m))
+    shown = ", ".join(f"{statistics.median(p):.2f}" for p in tests[-medians:])
+    return f"{counts} of {len(tests[0])}; {shown}"
 
 
 def power_markdown(found: dict) -> str:
     """power.md: claims by test and m, the scores on the seeds that chose and on the others, and the disguises."""
     rows, names, t1p = found["rows"], [*COPIES, "benign"], next(iter(SCORES))
     of = lambda name, m, seeds: [r for r in rows if (r["copy"], r["m"]) == (name, m) and r["seed"] in seeds]
-    sizes, usual, seeds = sorted({r["m"] for r in rows}), usual_size(rows), sorted({r["seed"] for r in rows})
-
-    def by_size(name, m):
-        t1, t1p_of = ([r["T1"] for r in of(name, m, seeds)], [r["scores"][t1p] for r in of(name, m, seeds)])
-        return count_claims(t1, t1p_of).replace("; ", f"; {statistics.median(t1):.2f}, ")
-
+    sizes, seeds = sorted({r["m"] for r in rows}), sorted({r["seed"] for r in rows})
+    by_size = [[name, *(count_claims([r["T1"] for r in of(name, m, seeds)],
+                                     [r["scores"][t1p] for r in of(name, m, seeds)], medians=2) for m in sizes)]
+               for name in names]
     parts = {"0 to 2": CHOSEN_ON, "others": [s for s in seeds if s not in CHOSEN_ON]}
-    by_score = [[score, title, *(count_claims([r["scores"][score] for r in of(name, usual, part)]) for name in names)]
+    by_score = [[score, title, *(count_claims([r["scores"][score] for r in of(name, M, part)]) for name in names)]
                 for score in SCORES for title, part in parts.items()]
-    by_disguise = [[disguise, *(count_claims(*([r["disguises"][disguise][test] for r in of(name, usual, seeds)]
+    by_disguise = [[disguise, *(count_claims(*([r["disguises"][disguise][test] for r in of(name, M, seeds)]
                                                for test in ("T1", "T1p"))) for name in names)]
                    for disguise in DISGUISES]
     return "\n".join([
@@ -152,22 +144,21 @@ def power_markdown(found: dict) -> str:
         f"`{found['command']}`; digits, VGG-11 of the demo, {len(seeds)} seeds, torch {found['torch']}, CPU, "
         f"{found['threads']} thread(s); from m = {LARGE} on seeds 0 to 2 alone. Claimed: p <= 0.001, each test alone. "
         "Medians of log10 p over seeds.", "",
-        markdown_table(["model", *(f"m = {m}: T1, T1p claimed; medians" for m in sizes)],
-                       [[name, *(by_size(name, m) for m in sizes)] for name in names]), "",
-        f"Scores of T1p at m = {usual}: claimed, and median log10 p, on the seeds that chose and on the others.", "",
+        markdown_table(["model", *(f"m = {m}: T1, T1p claimed; medians" for m in sizes)], by_size), "",
+        f"Scores of T1p at m = {M}: claimed, and median log10 p, on the seeds that chose and on the others.", "",
         markdown_table(["score", "seeds", *names], by_score), "",
-        f"A suspect who changes his probabilities, m = {usual}: T1, T1p claimed; median of T1p.", "",
+        f"A suspect who changes his probabilities, m = {M}: T1, T1p claimed; median of T1p.", "",
         markdown_table(["answers", *names], by_disguise), "",
         "![Power against m and against queries](power.png)"]) + "\n"
 
 
 def draw_power(found: dict) -> bytes:
     """A PNG: the share claimed against m (above) and against the number of queries (below)."""
-    rows, sizes, usual = found["rows"], sorted({r["m"] for r in found["rows"]}), usual_size(found["rows"])
+    rows, sizes = found["rows"], sorted({r["m"] for r in found["rows"]})
     figure, axes = new_figure(10, 5.2, 2, len(COPIES))
     for name, above, below in zip(COPIES, axes, axes[len(COPIES):]):
         own = [r for r in rows if r["copy"] == name]
-        wide = [{int(n): p for n, p in r["queries"].items()} for r in own if r["m"] == usual]
+        wide = [{int(n): p for n, p in r["queries"].items()} for r in own if r["m"] == M]
         numbers = sorted(wide[0])
         for test, style, colour in (("T1p", "-", "#0072B2"), ("T1", "--", "#D55E00")):
             look = {"linestyle": style, "marker": "o", "markersize": 3, "label": test, "color": colour}
@@ -175,7 +166,7 @@ def draw_power(found: dict) -> bytes:
             above.plot(sizes, [claimed([value(r) for r in own if r["m"] == m]) for m in sizes], **look)
             below.plot(numbers, [statistics.mean(claimed(q[n][test]) for q in wide) for n in numbers], **look)
         above.set(title=f"{name} copies", ylim=(-0.05, 1.05), xlabel="triggers m", xlim=(0, sizes[-1] * 1.05))
-        below.set(ylim=(-0.05, 1.05), xlabel=f"queries, of m = {usual}", xlim=(0, usual * 1.05))
+        below.set(ylim=(-0.05, 1.05), xlabel=f"queries, of m = {M}", xlim=(0, M * 1.05))
     for ax in (axes[0], axes[len(COPIES)]):
         ax.set_ylabel("share claimed, p <= 0.001")
     axes[0].legend(fontsize=8, loc="lower right")

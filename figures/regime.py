@@ -21,6 +21,7 @@ from utils.system.refusals import COUNT, Refusal, refuse_in_one_sentence
 LENGTHS = {"regime-smoke": ("-ep 4 --stop-after 2", "-ep 2")}  # of sources and of copies, in place of:
 LENGTH = ("-ep 200 --stop-after 45", "-ep 40")
 COLOURS = {"margin": "C0", "margin, shared": "C2", "margin, eval": "C4", "ERM": "C1"}
+MODELS = {"paper": "", "clean": "clean_"}  # BatchNorm statistics of a model -> prefix of its figures in metrics.jsonl
 
 
 @refuse_in_one_sentence
@@ -30,40 +31,34 @@ def main(argv=None):
     parser.set_defaults(dir=None)
     parser.add_argument("--profile", default="regime", choices=tuple(REGIMES), help="runs in experiments/<profile>")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="in this order")
-    parser.add_argument("--first", type=COUNT, default=99, metavar="N", help="only the first N runs of each seed")
+    parser.add_argument("--first", type=COUNT, metavar="N", help="only the first N runs of each seed")
     parser.add_argument("--jobs", type=COUNT, default=1, help="runs at once")
     parser.add_argument("--no-run", action="store_true", help="write from the finished runs")
     args = parser.parse_args(argv)
-    runs = RunCommands(args.profile, args.dir or Path(f"experiments/{args.profile}"))
-    rows = {seed: dict(list(steps_of_seed(runs, args.profile, seed).items())[: args.first]) for seed in args.seeds}
+    profile, folder = REGIMES[args.profile], args.dir or Path(f"experiments/{args.profile}")
+    steps = [(name, seed, step) for seed in args.seeds for name, step in list(
+        steps_of_seed(RunCommands(profile, folder, seed), *LENGTHS.get(args.profile, LENGTH)).items())[: args.first]]
     check_folder("--out", args.out)
     if not args.no_run:
-        check_folder("--dir", runs.dir)
-        check_data(args.profile)
-        run_steps([step for steps in rows.values() for step in steps.values()], args.jobs, keep_going=True)
+        check_folder("--dir", folder)
+        check_data(args.profile, profile)
+        run_steps([step for *_, step in steps], args.jobs, keep_going=True)
     found = {}
-    for seed, steps in rows.items():
-        for name, step in steps.items():
-            if (step.folder / "metrics.jsonl").is_file():
-                found.setdefault(name, []).append(row_of(seed, step))
+    for name, seed, step in steps:
+        if (step.folder / "metrics.jsonl").is_file():
+            found.setdefault(name, []).append(figures_of_run(seed, step))
     if not found:
-        raise Refusal(f"--no-run: {runs.dir} holds no run; leave --no-run out")
+        raise Refusal(f"--no-run: {folder} holds no run; leave --no-run out")
     write_result(args.out / f"{args.profile}.json", found, format_table(found), draw(found), indent=2)
 
 
-def steps_of_seed(runs: RunCommands, profile: str, seed: int) -> dict:
-    """{name: `RunStep`} of a seed, in the order in which they teach most."""
-    ours, theirs = LENGTHS.get(profile, LENGTH)
-
-    def source(kind, mode="paper"):
-        tag, extra = ("", "") if mode == "paper" else (f"{mode}-", f" --bn-stats {mode}")
-        return runs.source(seed, kind, tag, ours + extra, compared=False)
-
-    def copy(of, attack="soft", model="paper"):
-        return runs.attack(of, f"{attack}-{model}", f"-at {attack} --teacher-bn {model} {theirs}")
-
-    margin, shared, in_eval = (source("margin", mode) for mode in ("paper", "shared", "eval"))
-    erm = source("base")
+def steps_of_seed(runs: RunCommands, ours: str, theirs: str) -> dict:
+    """{name: step}, what teaches most first; `ours` and `theirs` are the lengths of sources and of copies."""
+    source = lambda kind, tag="", flags="": runs.source(kind, tag, ours + flags, compared=False)
+    copy = lambda of, attack="soft", model="paper": runs.copy(
+        of, attack, f"--teacher-bn {model} {theirs}", tag=f"{attack}-{model}")
+    margin, erm = source("margin"), source("base")
+    shared, in_eval = (source("margin", f"{mode}-", f" --bn-stats {mode}") for mode in ("shared", "eval"))
     return {
         "margin": margin, "margin, soft copy": copy(margin), "margin, soft copy of clean": copy(margin, model="clean"),
         "margin, shared": shared, "margin, shared, soft copy": copy(shared),
@@ -74,7 +69,7 @@ def steps_of_seed(runs: RunCommands, profile: str, seed: int) -> dict:
     }
 
 
-def row_of(seed: int, step) -> dict:
+def figures_of_run(seed: int, step) -> dict:
     """Figures of a run: its summary, None where it is not finished, and its epochs."""
     epochs = [json.loads(line) for line in (step.folder / "metrics.jsonl").read_text().splitlines()]
     epochs = [{key: round(value, 4) for key, value in row.items()
@@ -87,8 +82,8 @@ def row_of(seed: int, step) -> dict:
 def format_table(found: dict) -> str:
     """The table: a line for each run and model of it."""
     first = next(iter(found.values()))[0]
-    rows = [[name, model, run["seed"], *cells_of(run, model, prefix)]
-            for name, runs in found.items() for run in runs for model, prefix in (("paper", ""), ("clean", "clean_"))
+    rows = [[name, model, run["seed"], *chosen_cells(run, model), *last_cells(run, prefix)]
+            for name, runs in found.items() for run in runs for model, prefix in MODELS.items()
             if f"{prefix}val_accuracy" in run["epochs"][-1]]
     head = ["model", "BatchNorm statistics", "seed", "chosen epoch", "accuracy %", "triggers", "T1", "T1p",
             "last epoch", "accuracy %", "triggers", "T1 cons."]
@@ -98,17 +93,22 @@ def format_table(found: dict) -> str:
             f"chosen checkpoint was stopped in the epoch after its last.\n\n{markdown_table(head, rows, '')}\n")
 
 
-def cells_of(run: dict, model: str, prefix: str) -> list[str]:
-    """The cells of a line of the table, from "chosen epoch" on."""
-    summary, last, m = run["summary"], run["epochs"][-1], run["triggers"]
-    cells = ["-"] * 5
-    if summary:
-        chosen = summary if model == "paper" else summary["clean"]
-        p = chosen["log10_p"]
-        cells = [str(summary["chosen_epoch"]), f"{100 * chosen['test_accuracy']:.2f}",
-                 f"{chosen['trigger_hits']} of {m}", f"{p['T1']:.2f}", f"{p['T1p']:.2f}"]
-    accuracy, hits = last[f"{prefix}val_accuracy"], last.get(f"{prefix}trigger_accuracy")
-    cells += [str(last["epoch"]), f"{100 * accuracy:.1f}"]
+def chosen_cells(run: dict, model: str) -> list[str]:
+    """Epoch, accuracy, triggers, T1 and T1p of the chosen checkpoint."""
+    summary = run["summary"]
+    if not summary:
+        return ["-"] * 5
+    chosen = summary if model == "paper" else summary["clean"]
+    return [str(summary["chosen_epoch"]), f"{100 * chosen['test_accuracy']:.2f}",
+            f"{chosen['trigger_hits']} of {run['triggers']}",
+            *(f"{chosen['log10_p'][test]:.2f}" for test in ("T1", "T1p"))]
+
+
+def last_cells(run: dict, prefix: str) -> list[str]:
+    """Epoch, accuracy, triggers and conservative T1 after the last epoch; no triggers where none were asked."""
+    last, m = run["epochs"][-1], run["triggers"]
+    hits = last.get(f"{prefix}trigger_accuracy")
+    cells = [str(last["epoch"]), f"{100 * last[f'{prefix}val_accuracy']:.1f}"]
     if hits is None:
         return [*cells, "-", "-"]
     t1 = pvalues.binomial(round(hits * m), m, 1 / 9)  # conservative: all m triggers of ten classes count
@@ -118,19 +118,17 @@ def cells_of(run: dict, model: str, prefix: str) -> list[str]:
 def draw(found: dict) -> bytes:
     """A PNG: accuracy and triggers of the sources by epoch, plain and with clean statistics; chosen epochs marked."""
     figure, axes = new_figure(9, 4, 1, 2)
-    for name, colour in COLOURS.items():
-        for run in found.get(name, []):
-            for prefix, style in (("", "-"), ("clean_", "--")):
-                rows = [row for row in run["epochs"] if f"{prefix}val_accuracy" in row]
-                if not rows:
-                    continue
-                x = [row["epoch"] for row in rows]
-                for axis, key in zip(axes, ("val_accuracy", "trigger_accuracy")):
-                    y = [100 * row[prefix + key] for row in rows]
-                    label = f"{name}{', clean statistics' if prefix else ''}" if run is found[name][0] else None
-                    axis.plot(x, y, style, color=colour, linewidth=1, label=label)
-                    if (chosen := (run["summary"] or {}).get("chosen_epoch")) in x:
-                        axis.plot([chosen], [y[x.index(chosen)]], "o", color=colour, markersize=5)
+    curves = [(name, run, prefix, style) for name in COLOURS for run in found.get(name, [])
+              for prefix, style in (("", "-"), ("clean_", "--")) if f"{prefix}val_accuracy" in run["epochs"][-1]]
+    for name, run, prefix, style in curves:
+        rows = [row for row in run["epochs"] if f"{prefix}val_accuracy" in row]
+        x, chosen = [row["epoch"] for row in rows], (run["summary"] or {}).get("chosen_epoch")
+        label = f"{name}{', clean statistics' if prefix else ''}" if run is found[name][0] else None
+        for axis, key in zip(axes, ("val_accuracy", "trigger_accuracy")):
+            y = [100 * row[prefix + key] for row in rows]
+            axis.plot(x, y, style, color=COLOURS[name], linewidth=1, label=label)
+            if chosen in x:
+                axis.plot([chosen], [y[x.index(chosen)]], "o", color=COLOURS[name], markersize=5)
     axes[0].set_ylabel("validation accuracy %")
     axes[1].set_ylabel("triggers with their assigned label %")
     for axis in axes:

@@ -9,7 +9,6 @@ the boundary is cheap. Writes rivals.json and rivals.md; finished runs are used 
 
 import contextlib
 import io
-import json
 import shlex
 import tempfile
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 import train
-from figures.shared import call, check_folder, experiment_parser, interval, markdown_table, write_result
+from figures.shared import call, experiment_parser, interval, markdown_table, parse_with_folders, write_result
 from figures.toy import PointBatches, train_in_memory
 from utils.data.sets import Images, load_data
 from utils.flags import source_folder, train_flags
@@ -55,14 +54,11 @@ def main(argv=None):
     """Measure the false claims or read them, and write rivals.json and rivals.md."""
     parser = experiment_parser("rivals", __doc__)
     parser.add_argument("--redraw", action="store_true", help="write rivals.md from the verdicts in OUT/rivals.json")
-    args = parser.parse_args(argv)
-    check_folder("--out", args.out)
+    args = parse_with_folders(parser, argv)
     path = args.out / "rivals.json"
-    if args.redraw and (figures := read_json(path)) is None:
+    figures = read_json(path) if args.redraw else measure_false_claims(args.dir)
+    if figures is None:
         raise Refusal(f"--redraw: there is no {path}; leave the flag out to measure anew")
-    if not args.redraw:
-        check_folder("--dir", args.dir)
-        figures = measure_false_claims(args.dir)
     write_result(path, figures, rivals_markdown(figures))
 
 
@@ -76,15 +72,18 @@ def measure_false_claims(folder: Path) -> dict:
     runs = {(name, seed): train_run(folder, halves[half], flags, name, seed)
             for name, seed, half, flags in tqdm(wanted, desc="models", disable=None)}
     benign = {half: [runs[half, seed] for seed in seeds] for half, seeds in SEEDS.items()}
-    accuracy = lambda path: read_json(path / "summary.json")["test_accuracy"]
-    figures = {"verdicts": [], "sources": {}, "benign": {half: list(map(accuracy, benign[half])) for half in HALVES}}
-    for name in ("margin", "EWE", "RS"):
-        figures["sources"][name], verdicts = trigger_verdicts(name, runs[name, 0], benign)
-        figures["verdicts"] += verdicts
-    figures["sources"]["EEF"], verdicts = eef_verdicts(runs["EEF", 0], benign, halves["same"])
-    figures["perceptrons"] = [perceptron_figures(seed) for seed in tqdm(range(REPEATS), desc="DI", disable=None)]
-    figures["verdicts"] += verdicts + di_verdicts(figures["perceptrons"])
-    return figures | {"rows": count_verdicts(figures["verdicts"])}
+    accuracy = lambda run: read_json(run / "summary.json")["test_accuracy"]
+    sources, verdicts = {}, []
+    for name in SOURCES:
+        source = runs[name, 0]
+        sources[name], found = (eef_verdicts(source, benign, halves["same"]) if name == "EEF"
+                                else trigger_verdicts(name, source, benign))
+        verdicts += found
+    perceptrons = [perceptron_figures(seed) for seed in tqdm(range(REPEATS), desc="DI", disable=None)]
+    verdicts += di_verdicts(perceptrons)
+    return {"verdicts": verdicts, "sources": sources,
+            "benign": {half: list(map(accuracy, own)) for half, own in benign.items()},
+            "perceptrons": perceptrons, "rows": count_verdicts(verdicts)}
 
 
 # ---- images and runs of train.py on them ----
@@ -108,10 +107,7 @@ def write_image_halves(halves: dict) -> None:
 
 
 def train_run(folder: Path, images: Path, flags: str, message: str, seed: int) -> Path:
-    """The folder of a finished run of train.py with `flags`, on the images in the folder `images`.
-
-    It runs in this process, which saves starting torch for each run.
-    """
+    """The folder of a finished run of train.py with `flags`, on the images in the folder `images`."""
     words = f"{COMMON} {flags} -d {shlex.quote(str(folder))} --data-dir {shlex.quote(str(images))}"
     words += f" -msg {message}-{seed} --seed {seed}"
     call(train, words, quiet=True)
@@ -126,8 +122,7 @@ def ask_verify(*words) -> tuple[bool, dict]:
     """(whether all suspects were claimed, the JSON that it writes) of a command of utils.verify."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         path = Path(folder) / "figures.json"
-        status = verify_main([*map(str, words), "--json", str(path)])
-        return status == 0, json.loads(path.read_text())
+        return verify_main([*map(str, words), "--json", str(path)]) == 0, read_json(path)
 
 
 def verdict_row(method, test, level, shares, claimed, **more) -> dict:
@@ -152,13 +147,13 @@ def trigger_verdicts(name: str, source: Path, benign: dict):
     for shares, suspects in benign.items():
         for i, suspect in enumerate(tqdm(suspects, desc=f"{name}, {shares}", disable=None, leave=False)):
             decisions = decide(suspect, i)
-            figures, p = decisions[0][1], {key: found["log10_p"] for key, found in decisions[0][1]["tests"].items()}
-            more = {"hits": figures["hits"], "of": figures["triggers"], "log10_p": p[test]}
+            figures = decisions[0][1]
+            more = {"hits": figures["hits"], "of": figures["triggers"], "log10_p": figures["tests"][test]["log10_p"]}
             verdicts += [verdict_row(name, test, alpha, shares, holds, **more)
                          for alpha, (holds, _) in zip(ALPHAS, decisions)]
             if test == "T2":
-                claimed = 10 ** p["T4"] < 1.5 * level
-                verdicts.append(verdict_row(name, "T4", level, shares, claimed, log10_p=p["T4"]))
+                t4 = figures["tests"]["T4"]["log10_p"]
+                verdicts.append(verdict_row(name, "T4", level, shares, 10**t4 < 1.5 * level, log10_p=t4))
     holds, figures = decide(source, 0)[-1]
     return {"claimed": holds, "hits": figures["hits"], "of": figures["triggers"]}, verdicts
 
@@ -218,7 +213,7 @@ def perceptron_figures(seed: int) -> dict:
 
 
 def di_verdicts(repeats: list[dict]) -> list[dict]:
-    """The verdicts on the benign models of `perceptron_figures`, one dictionary for each repeat."""
+    """The verdicts on the benign models of `perceptron_figures`, a dictionary for each repeat."""
     return [verdict_row("DI", "Blind Walk", DI_ALPHA, shares, repeat[shares]["claim"],
                         log10_p=repeat[shares]["log10_p"]) for shares in HALVES for repeat in repeats]
 
@@ -236,7 +231,7 @@ READING = f"""How to read it. None of these models is a copy, so every claim is 
 learnt the source's images is its design: it asks for knowledge of images, not for theft. Few models say little: with
 none of 10 claimed a rate of 0.3 is still possible, and a level of 0.001 cannot be confirmed here. But for DI, whose
 every draw is new, the models of a row face one source, one trigger set or style and, under EEF, one benign model and
-one bank: the interval is about further models, not about further sources. T1 is exact whatever a suspect is (errors.md
+one bank: the interval is about further models, not about further sources. T1 is exact whatever a suspect is (null.md
 draws labels anew). T2 and T4 hold as far as their bank is like the suspect; with {MIN_BANK} others T4 has a level of
 1/{MIN_BANK + 1}. The p of DI and EEF is a harmonic mean of overlapping tests, which has no level even on paper.
 """

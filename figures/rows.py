@@ -10,7 +10,7 @@ import json
 import statistics
 from pathlib import Path
 
-from figures.shared import markdown_table, write_result
+from figures.shared import join_numbers, markdown_table, write_result
 from utils.ownership import pvalues
 from utils.ownership.results import TriggerTests, rows_of_run
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint
@@ -19,8 +19,8 @@ from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 from utils.watermark.trigger_files import unpack_source
 from utils.watermark.triggers import labels_are_uniform
 
-# entries of a summary that all runs of a row share; settings that may differ between them
-SAME = ("dataset", "dataset_source", "model", "width", "epochs", "train_size", "bn_stats", "select", "trigger_size")
+# entries of a summary that all runs of a row share; settings that are its tags; settings that may differ between them
+SAME = ("dataset", "dataset_source", "model", "width", "epochs", "train_size", "bn_stats", "select")
 TAGS = ("message", "additional_message")
 SEEDS = ("seed", "message", "additional_message", "source_checkpoint")
 # -tt -> its name in the table; the rows are in this order
@@ -38,43 +38,39 @@ def settings_of(run: Path) -> dict:
 
 def collect_rows(folder: Path, last: bool = False) -> list[dict]:
     """One row for each kind of run below `folder`, its seeds in lists; `last`: of the last checkpoints."""
-    groups = {}  # {(watermark, role, statistics, settings): [(figures, summary, content of run.json)]}
+    groups = {}  # {(-tt, role, statistics, settings): [(figures, summary, content of run.json)]}
     for path in sorted(folder.glob("**/summary.json")):
         summary, run = read_json(path), read_json(path.parent / "run.json")
         if summary.get("role") == "edited":  # pruning and quantisation have rows of another kind, see figures.make
             continue
-        settings, train_type = settings_of(path.parent), run["settings"]["train_type"]
+        settings = settings_of(path.parent)
         if summary["role"] == "surrogate":  # copies of different sources have different rows
             settings["source"] = settings_of(path.parents[1])
-        role = f"{summary['role']} {summary.get('attack') or ''}".strip()
-        by_statistics = {"paper": summary, "clean": summary.get("clean")}
-        if last:
-            by_statistics = dict(zip(by_statistics, figures_at_last(path.parent)))
-        for statistics_name, figures in by_statistics.items():
+        models = figures_at_last(path.parent) if last else [summary, summary.get("clean")]
+        for statistics_name, figures in zip(("paper", "clean"), models):
             if figures:
-                key = (WATERMARK_NAMES.get(train_type, train_type), role, summary.get("teacher_bn", statistics_name),
-                       json.dumps(settings, sort_keys=True))
+                key = (run["settings"]["train_type"], f"{summary['role']} {summary.get('attack') or ''}".strip(),
+                       summary.get("teacher_bn", statistics_name), json.dumps(settings, sort_keys=True))
                 groups.setdefault(key, []).append((figures, summary, run))
-    rows = [_row(*key[:3], group) for key, group in groups.items()]
-    order = list(WATERMARK_NAMES.values())
-    place = lambda name: order.index(name) if name in order else len(order)
-    return sorted(rows, key=lambda row: (place(row["watermark"]), "surrogate" in row["role"]))
+    order = list(WATERMARK_NAMES)
+    groups = sorted(groups.items(), key=lambda item: (order.index(item[0][0]), "surrogate" in item[0][1]))
+    return [_row(WATERMARK_NAMES[train_type], role, statistics_name, group)
+            for (train_type, role, statistics_name, _), group in groups]
 
 
 def _row(watermark, role, statistics_name, group) -> dict:
     """A row from the (figures, summary, content of run.json) of its seeds."""
     figures, summaries, runs = zip(*group)
-    t1 = [f["log10_p"]["T1"] for f in figures]
+    t1, t1p, conservative = ([f["log10_p"].get(test) for f in figures] for test in ("T1", "T1p", "T1_conservative"))
     return {
         "watermark": watermark, "role": role, "statistics": statistics_name, "seeds": [s["seed"] for s in summaries],
         "tags": ["".join(run["settings"].get(name) or "" for name in TAGS) for run in runs],
         "test_accuracy": [f["test_accuracy"] for f in figures],
         "trigger_hits": [f["trigger_hits"] for f in figures], "trigger_size": figures[0]["trigger_size"],
-        "log10_T1": t1, "log10_T1p": [f["log10_p"].get("T1p") for f in figures],
-        "log10_T1_conservative": [f["log10_p"]["T1_conservative"] for f in figures],
+        "log10_T1": t1, "log10_T1p": t1p, "log10_T1_conservative": conservative,
         "log10_T1_harmonic_mean": None if None in t1 else pvalues.harmonic_mean(t1),
         "commands": [" ".join(run["command"]) for run in runs],
-        **{name: summaries[0].get(name) for name in SAME if name != "trigger_size"},
+        **{name: summaries[0].get(name) for name in SAME},
         **{name: runs[0][name] for name in ("device", "torch", "threads", "git_commit")},
     }
 
@@ -106,11 +102,6 @@ def rows_table(rows: list[dict]) -> str:
                       f"{mean}{spread}", hits, *map(join_numbers, p)])
     return markdown_table(["watermark", "role", "statistics", "data", "model", "tags", "seeds", "test %", "triggers",
                            "T1", "T1p", "T1 cons.", "harmonic mean"], table)
-
-
-def join_numbers(values) -> str:
-    """Numbers to two digits, separated by commas; "-" for None."""
-    return ", ".join("-" if v is None else f"{v:.2f}" for v in values)
 
 
 @refuse_in_one_sentence

@@ -100,40 +100,30 @@ class RunStep(NamedTuple):
         except ValueError as error:
             raise Refusal(f"{self.done} is damaged: remove it, and the same command makes it anew") from error
 
-    @property
-    def due(self) -> bool:
-        """Whether the command is to be run: it is not finished, or its report is from before T1p.
 
-        Such a report is made anew from the run's checkpoints, where they still are.
-        """
-        result = self.result()
-        if result is None:
-            return True
-        return "T1p" not in result.get("log10_p", {"T1p": None}) and (self.folder / "checkpoints").is_dir()
+class RunCommands(NamedTuple):
+    """The steps of one seed of a profile, whose runs are in the folder `dir`."""
 
+    profile: Profile
+    dir: Path
+    seed: int
 
-class RunCommands:
-    """The steps of a profile, of `PROFILES` or `REGIMES`, whose runs are in `folder`; a step is for one seed."""
-
-    def __init__(self, name: str, folder: Path):
-        self.profile, self.dir = (PROFILES | REGIMES)[name], folder
-
-    def source(self, seed, kind="margin", tag="", extra="", m=None, dataset=None, needs=(), compared=True) -> RunStep:
+    def source(self, kind="margin", tag="", extra="", m=None, dataset=None, needs=(), compared=True) -> RunStep:
         """A run of train.py with -tt `kind`; the report of a watermarked one names the benign model of the same seed,
         unless it is not to be `compared`.
 
         `tag` distinguishes its folder, `extra` are further flags; `m` and `dataset` are the profile's by default.
         """
         p = self.profile
-        m, dataset, message = m or p.m, dataset or p.dataset, f"{tag}s{seed}"
-        folder = self.dir / f"{dataset}_{p.model}_{kind}_{m}_{message}"
+        m, dataset, message = m or p.m, dataset or p.dataset, f"{tag}s{self.seed}"
         watermark, benign = "", ()
         if kind != "none":
             watermark = p.rivals.get((kind, dataset), p.rivals.get(kind, p.watermark))
-            benign = (self.source(seed, "none", dataset=dataset),) if compared else ()
-        command = _tidy(f"python train.py -d {shlex.quote(str(self.dir))} -dt {dataset} -tt {kind} -nq {m} "
-                        f"-msg {message} --seed {seed} {p.flags} {watermark} -mt {p.model} {_benign(benign)} {extra}")
-        return RunStep(command, folder / "summary.json", tuple(dict.fromkeys((*needs, *benign))))
+            benign = (self.source("none", dataset=dataset),) if compared else ()
+        command = (f"python train.py -d {shlex.quote(str(self.dir))} -dt {dataset} -tt {kind} -nq {m} -msg {message} "
+                   f"--seed {self.seed} {p.flags} {watermark} -mt {p.model} {_folders('--benign', benign)} {extra}")
+        done = self.dir / f"{dataset}_{p.model}_{kind}_{m}_{message}" / "summary.json"
+        return RunStep(_tidy(command), done, tuple(dict.fromkeys((*needs, *benign))))
 
     def attack(self, source: RunStep, tag: str, extra="", script="extraction", model=None, needs=(),
                edits=False) -> RunStep:
@@ -142,48 +132,44 @@ class RunCommands:
         `model` is the surrogate's architecture (default: the profile's), which attacks that edit the source's weights
         (`edits`) do not have. `needs` are steps that must be finished besides the source.
         """
-        p = self.profile
-        words = shlex.split(source.command)
-        value = lambda flag: words[words.index(flag) + 1]
-        copied = " ".join(f"{f} {shlex.quote(value(f))}" for f in ("-d", "-dt", "-tt", "-nq", "-msg", "--seed"))
+        p, words = self.profile, shlex.split(source.command)
+        copied = " ".join(f"{flag} {shlex.quote(words[words.index(flag) + 1])}"
+                          for flag in ("-d", "-dt", "-tt", "-nq", "-msg", "--seed"))
         surrogate = "" if edits else f"-dmt {model or p.model}"
         name = "distillation" if script == "distill" else "extraction"
-        command = _tidy(f"python {script}.py {copied} {p.flags} -tmt {p.model} {surrogate} -admsg _{tag} {extra}")
-        return RunStep(command, source.folder / f"{name}_{tag}" / "summary.json", (source, *needs))
+        command = f"python {script}.py {copied} {p.flags} -tmt {p.model} {surrogate} -admsg _{tag} {extra}"
+        return RunStep(_tidy(command), source.folder / f"{name}_{tag}" / "summary.json", (source, *needs))
 
-    def clean_soft(self, source: RunStep) -> RunStep:
-        """The soft extraction of a source's model with clean BatchNorm statistics."""
-        return self.attack(source, "soft-clean", "-at soft --teacher-bn clean")
+    def copy(self, source: RunStep, attack="soft", extra="", tag=None, model=None, edits=False) -> RunStep:
+        """The extraction of a source with -at `attack`, which is also its tag by default."""
+        return self.attack(source, tag or attack, f"-at {attack} {extra}", model=model, edits=edits)
 
-    def named(self, source: RunStep) -> dict:
+    def models(self, source: RunStep) -> dict:
         """{name: step} of the source and its three extractions in Table 2, in the order of `MODELS`."""
-        return {"source": source} | {a: self.attack(source, a, f"-at {a}") for a in MODELS[1:]}
+        return {"source": source} | {name: self.copy(source, name) for name in MODELS[1:]}
 
     def analysis(self, step: RunStep, what: str) -> RunStep:
         """`utils.analyze` of a finished run; `what` is energy, margin or tsne."""
-        command = _tidy(f"python -m utils.analyze {what} {_folders(step)} {self._data}")
-        return RunStep(command, step.folder / f"{what}.json", (step,))
+        command = f"python -m utils.analyze {what} {_folders('', [step])} {self._data_flag}"
+        return RunStep(_tidy(command), step.folder / f"{what}.json", (step,))
 
     def verdict(self, what: str, source: RunStep, suspects, benign=()) -> RunStep:
         """`utils.verify di` or `eef` (`what`) on the suspects; its exit status 1 says that a claim does not hold."""
         done = source.folder / f"{what}.json"
-        command = _tidy(f"python -m utils.verify {what} {_folders(source)} {_benign(benign)} "
-                        f"--suspect {_folders(*suspects)} --json {shlex.quote(str(done))} {self._data} "
-                        f"{self.profile.judged[what]}")
-        return RunStep(command, done, tuple(dict.fromkeys((source, *suspects, *benign))))
+        command = (f"python -m utils.verify {what} {_folders('', [source])} {_folders('--benign', benign)} "
+                   f"{_folders('--suspect', suspects)} --json {shlex.quote(str(done))} {self._data_flag} "
+                   f"{self.profile.judged[what]}")
+        return RunStep(_tidy(command), done, tuple(dict.fromkeys((source, *suspects, *benign))))
 
     @property
-    def _data(self) -> str:
+    def _data_flag(self) -> str:
         folder = self.profile.data_dir
         return f"--data-dir {folder}" if folder else ""
 
 
-def _benign(steps) -> str:
-    return f"--benign {_folders(*steps)}" if steps else ""
-
-
-def _folders(*steps: RunStep) -> str:
-    return " ".join(shlex.quote(str(step.folder)) for step in steps)
+def _folders(flag: str, steps) -> str:
+    """The flag with the run folders of the steps; nothing where there are none."""
+    return " ".join([flag, *(shlex.quote(str(step.folder)) for step in steps)]) if steps else ""
 
 
 def _tidy(command: str) -> str:
@@ -202,10 +188,10 @@ def run_steps(steps, jobs: int = 1, keep_going: bool = False) -> None:
     this process is passed on as SIGTERM; the scripts then save, say so and exit. Where one was stopped before it could
     say so, Interrupted is raised.
     """
-    waiting, running, failed, said, received = [step for step in steps if step.due], {}, [], [], []
+    waiting, running, failed, said, received = [step for step in steps if step.result() is None], {}, [], [], []
 
     def stop(signum, frame):
-        # `timeout` sends its signal twice, and a script that gets a second one while it saves ends at once
+        # timeout sends its signal twice, and a script that gets a second one while it saves ends at once
         if received and time.monotonic() < received[0][1] + 1:
             return
         received.append((signum, time.monotonic()))
@@ -216,7 +202,7 @@ def run_steps(steps, jobs: int = 1, keep_going: bool = False) -> None:
     try:
         while running or waiting:
             full = received or len(running) == jobs or failed and not keep_going
-            free = [] if full else [step for step in waiting if not any(need.due for need in step.needs)]
+            free = [] if full else [step for step in waiting if all(need.result() is not None for need in step.needs)]
             for step in free[: jobs - len(running)]:
                 waiting.remove(step)
                 running[step] = _start(step)
@@ -231,9 +217,8 @@ def run_steps(steps, jobs: int = 1, keep_going: bool = False) -> None:
             status = running.pop(ended).returncode
             if received:
                 said.append(status > 0)
-            elif ended.due:
-                missing = ended.done if ended.result() is None else "a new report"
-                how = f"by signal {-status}" if status < 0 else f"with status {status}, without {missing}"
+            elif ended.result() is None:
+                how = f"by signal {-status}" if status < 0 else f"with status {status}, without {ended.done}"
                 failed.append(f"this command ended {how}: {ended.command}")
     except BaseException:
         for process in running.values():
@@ -246,8 +231,7 @@ def run_steps(steps, jobs: int = 1, keep_going: bool = False) -> None:
         sys.exit(128 + received[0][0])
     if received:
         raise Interrupted(received[0][0], "interrupted; what was saved is intact, and the same command goes on")
-    if failed or waiting:
-        failed = failed or [f"no step makes what this command needs: {waiting[0].command}"]
+    if failed:
         raise Refusal(f"mend what stands above, and the same call goes on; {'; '.join(failed)}")
 
 

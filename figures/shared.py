@@ -17,13 +17,21 @@ HERE = Path(__file__).resolve().parent
 DECIDE = -3  # log10 p at which a claim holds
 
 
-def experiment_parser(name: str, doc: str) -> Parser:
+def experiment_parser(name: str, doc: str, runs: str | None = None) -> Parser:
     """A parser of `figures.<name>` with --dir, the folder of its runs, and --out, that of its files."""
     parser = Parser(prog=f"python -m figures.{name}", description=doc.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("-d", "--dir", type=Path, default=Path(f"experiments/{name}"),
+    parser.add_argument("-d", "--dir", type=Path, default=Path(runs or f"experiments/{name}"),
                         help="folder of the runs; finished ones are taken as they are")
     parser.add_argument("--out", type=Path, default=HERE, help=f"folder of {name}.json and {name}.md")
     return parser
+
+
+def parse_with_folders(parser: Parser, argv):
+    """The flags of an `experiment_parser`, of folders that can be written to."""
+    args = parser.parse_args(argv)
+    check_folder("--dir", args.dir)
+    check_folder("--out", args.out)
+    return args
 
 
 def check_folder(flag: str, folder: Path) -> None:
@@ -50,6 +58,11 @@ def markdown_table(head, rows, gap: str = " ") -> str:
     """A table of cells that are shown by `str`; `gap` stands around the dashes below its head."""
     lines = [f"| {' | '.join(map(str, row))} |" for row in (head, *rows)]
     return "\n".join([lines[0], "|" + f"{gap}---{gap}|" * len(head), *lines[1:]])
+
+
+def join_numbers(values) -> str:
+    """Numbers to two digits, separated by commas; "-" for None."""
+    return ", ".join("-" if v is None else f"{v:.2f}" for v in values)
 
 
 def interval(k: int, n: int) -> tuple[float, float]:

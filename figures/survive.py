@@ -26,11 +26,10 @@ def main(argv=None):
     parser = Parser(prog="python -m figures.survive", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of train.py's runs to add, attacks inside them")
     parser.add_argument("--chosen", help="name of the setting that was fixed before the other seeds were run")
-    parser.add_argument("--json", default=str(HERE / "survive.json"), help="results; the picture lies beside it")
+    parser.add_argument("--json", type=Path, default=HERE / "survive.json", help="results; the picture lies beside it")
     args = parser.parse_args(argv)
     check_output_file(args.json, "--json")
-    path = Path(args.json)
-    found = read_json(path) or {"benign_accuracy": None, "chosen": None, "rows": []}
+    found = read_json(args.json) or {"benign_accuracy": None, "chosen": None, "rows": []}
     new = [row for folder in args.runs for row in rows_of_run(Path(folder))]
     rows = {tuple(row.get(key) for key in KEYS): row for row in [*found["rows"], *new]}
     found["rows"] = sorted(rows.values(), key=lambda row: [str(row.get(key)) for key in KEYS])
@@ -38,11 +37,11 @@ def main(argv=None):
     benign = [row["source_accuracy"] for row in found["rows"] if row["setting"] == "benign"]
     found["benign_accuracy"] = sum(benign) / len(benign) if benign else None
     if not found["rows"]:
-        raise Refusal(f"{path} holds no runs yet: name some folders of train.py's runs")
+        raise Refusal(f"{args.json} holds no runs yet: name some folders of train.py's runs")
     if found["chosen"] not in {None, *(row["setting"] for row in found["rows"])}:
         raise Refusal(f"--chosen {found['chosen']}: no run has that setting; see the names that are printed without it")
-    draw(found, path.with_suffix(".png"))
-    write_json(path, found)
+    draw(found, args.json.with_suffix(".png"))
+    write_json(args.json, found)
     print(format_settings(found))
 
 
@@ -57,24 +56,26 @@ def rows_of_run(folder: Path) -> list[dict]:
     about = {"setting": setting_name(settings), "seed": settings["seed"], "device": run["device_name"],
              "torch": run["torch"], "sizes": f"{settings['model_type']} width {settings['width']}, "
              f"{settings['train_size'] or 'all'} images, {settings['epoch']} epochs"}
-    rows = [_row(about, statistics, model, None, None, model, run) for statistics, model in models.items()]
-    rows += [_row(about, own, summary, row["model"], row["test_accuracy"], row, run) for row in summary["rows"]
-             if row["model"].startswith("benign ") and settings["train_type"] != "none"]
+
+    def add(statistics, attack, answers, run=run, model=None):
+        rows.append({
+            **about, "statistics": statistics, "source_accuracy": models.get(statistics, summary)["test_accuracy"],
+            "attack": attack, "copy": model, "copy_accuracy": answers["test_accuracy"] if attack else None,
+            "hits": answers["trigger_hits"], "m": answers["trigger_size"], "log10_p": answers["log10_p"]["T1"],
+            "log10_p_scores": answers["log10_p"].get("T1p"), "command": "python " + shlex.join(run["command"]),
+            "started": run.get("started")})
+
+    rows = []
+    for statistics, model in models.items():
+        add(statistics, None, model)
+    for row in summary["rows"]:
+        if row["model"].startswith("benign ") and settings["train_type"] != "none":
+            add(own, row["model"], row)
     for attack in sorted(folder.glob("*/summary.json")):
-        stolen, how = read_json(attack), read_json(attack.parent / "run.json")
+        stolen = read_json(attack)
         statistics = stolen.get("teacher_bn") if settings["bn_stats"] == "paper" else own
-        rows.append(_row(about, statistics, models.get(statistics, summary), stolen["attack"], stolen["test_accuracy"],
-                         stolen, how, stolen["model"]))
+        add(statistics, stolen["attack"], stolen, read_json(attack.parent / "run.json"), stolen["model"])
     return rows
-
-
-def _row(about, statistics, source, attack, accuracy, answers, run, model=None) -> dict:
-    return {
-        **about, "statistics": statistics, "source_accuracy": source["test_accuracy"], "attack": attack, "copy": model,
-        "copy_accuracy": accuracy, "hits": answers["trigger_hits"], "m": answers["trigger_size"],
-        "log10_p": answers["log10_p"]["T1"], "log10_p_scores": answers["log10_p"].get("T1p"),
-        "command": "python " + shlex.join(run["command"]), "started": run.get("started"),
-    }
 
 
 def setting_name(settings: dict) -> str:
@@ -104,7 +105,8 @@ def format_settings(found: dict) -> str:
     for row in found["rows"]:
         what = "benign" if str(row["attack"]).startswith("benign") else row["attack"] or "source"
         what += f" ({row['copy']})" if row["copy"] not in (None, "res18") else ""
-        groups.setdefault((row["sizes"], row["device"], row["setting"], row["statistics"], what), []).append(row)
+        name = f"{row['sizes']}, {row['device']}: {row['setting']}, {row['statistics']} statistics, {what}"
+        groups.setdefault(name, []).append(row)
 
     def percent(rows, key):
         seeds = {}
@@ -112,13 +114,12 @@ def format_settings(found: dict) -> str:
             seeds.setdefault(row["seed"], []).append(100 * row[key])
         return f"{mean(map(mean, seeds.values())):.2f} %"
 
-    for (sizes, device, setting, statistics, what), rows in groups.items():
+    for name, rows in groups.items():
         claimed = sum(row["log10_p"] is not None and row["log10_p"] <= DECIDE for row in rows)
         copy = "" if rows[0]["copy_accuracy"] is None else f", copy {percent(rows, 'copy_accuracy')}"
         hits, seeds = (", ".join(str(row[key]) for row in rows) for key in ("hits", "seed"))
-        lines.append(f"{sizes}, {device}: {setting}, {statistics} statistics, {what}: source "
-                     f"{percent(rows, 'source_accuracy')}{copy}, hits {hits} of {rows[0]['m']}, claimed {claimed} of "
-                     f"{len(rows)} (seeds {seeds})")
+        lines.append(f"{name}: source {percent(rows, 'source_accuracy')}{copy}, hits {hits} of {rows[0]['m']}, claimed "
+                     f"{claimed} of {len(rows)} (seeds {seeds})")
     return "\n".join(lines)
 
 

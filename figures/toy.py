@@ -23,8 +23,8 @@ from utils.watermark.margin import WatermarkObjective, ascend
 
 POINTS, TEST, BATCH, EPOCHS, RATE, DECAY = 1000, 1000, 100, 80, 0.1, 1e-4
 WIDTH, STEPS, EPS, WEIGHT, TRIGGERS = 100, 5, 0.06, 0.15, 25  # margin: K steps of eps / K; lambda of Eqs. 3 and 4
-NAMES = ("source_erm", "surrogate_erm", "source_margin", "surrogate_margin")
-TITLES = ("Source, ERM", "Surrogate of ERM", "Source, margin (the paper's)", "Surrogate of margin")
+TITLES = {"source_erm": "Source, ERM", "surrogate_erm": "Surrogate of ERM",
+          "source_margin": "Source, margin (the paper's)", "surrogate_margin": "Surrogate of margin"}
 COLOURS, TINTS, STAR = ("#0072B2", "#D55E00"), ("#CFE3F2", "#FBE0CF"), "#F0E442"  # Okabe and Ito's colours
 
 
@@ -87,7 +87,7 @@ def moons(n: int, generator):
 
 
 def experiment(seed: int) -> dict:
-    """Train the four models of `NAMES` with one seed: {"row": for the JSON, "models", "x", "y", "x_q"}."""
+    """Train the four models of `TITLES` with one seed: {"row": for the JSON, "models", "x", "y", "x_q"}."""
     generator = torch.Generator().manual_seed(seed)
     (x, y), (x_test, y_test) = moons(POINTS, generator), moons(TEST, generator)
     x_q, _ = moons(2, generator)  # the second point is of class 2
@@ -106,15 +106,11 @@ def experiment(seed: int) -> dict:
         source = models[f"source_{name}"] = train(objective, seed)
         copy = ExtractionObjective(source, soft_loss, False)
         models[f"surrogate_{name}"] = train(lambda _, copy=copy: copy, seed + 1000)
-    panels = {
-        name: {
-            "trigger_correct": bool(models[name](x_q).argmax(1) == y_q),
-            "trigger_probability": round(float(models[name](x_q).softmax(1)[0, 0]), 4),
-            "test_accuracy": round(float((models[name](x_test).argmax(1) == y_test).float().mean()), 4),
-        }
-        for name in NAMES
-    }
-    shows = [panels[name]["trigger_correct"] for name in NAMES] == [True, False, True, True]
+    panels = {name: {"trigger_correct": bool(model(x_q).argmax(1) == y_q),
+                     "trigger_probability": round(float(model(x_q).softmax(1)[0, 0]), 4),
+                     "test_accuracy": round(float((model(x_test).argmax(1) == y_test).float().mean()), 4)}
+              for name, model in models.items()}
+    shows = [panel["trigger_correct"] for panel in panels.values()] == [True, False, True, True]
     row = {"seed": seed, "claim_shows": shows, "panels": panels}
     return {"row": row, "models": models, "x": x, "y": y, "x_q": x_q}
 
@@ -123,11 +119,11 @@ def draw(result: dict) -> bytes:
     """A PNG of the paper's eight panels, input space above and hidden layer below; `result` is of `experiment`."""
     x, y, x_q = result["x"][:400], result["y"][:400], result["x_q"]
     figure, axes = new_figure(11, 5.9, 2, 4)
-    for column, name in enumerate(NAMES):
+    for column, (name, title) in enumerate(TITLES.items()):
         model, panel = result["models"][name], result["row"]["panels"][name]
         verdict = "trigger kept" if panel["trigger_correct"] else "trigger lost"
-        title = f"{TITLES[column]}\n{verdict}, test {100 * panel['test_accuracy']:.1f} %"
-        _draw_panel(axes[column], model, x, y, x_q, f"({'abcd'[column]}) {title}")
+        title = f"({'abcd'[column]}) {title}\n{verdict}, test {100 * panel['test_accuracy']:.1f} %"
+        _draw_panel(axes[column], model, x, y, x_q, title)
         _draw_panel(axes[4 + column], model.linear, model.features(x), y, model.features(x_q),
                     f"({'efgh'[column]}) hidden representation")
         for row, (across, up) in enumerate((("$x_1$", "$x_2$"), ("hidden unit 1", "hidden unit 2"))):
@@ -186,8 +182,8 @@ def main(argv=None):
         "claim": "both sources keep the trigger; the surrogate keeps it under the margin and loses it under ERM",
         "claim_shows_in_the_drawn_seed": rows[0]["claim_shows"],
         "claim_shows": f"{sum(row['claim_shows'] for row in rows)} of {len(rows)} seeds",
-        "trigger_kept": {name: sum(of(name, "trigger_correct")) for name in NAMES},
-        "mean_test_accuracy": {name: round(sum(of(name, "test_accuracy")) / len(rows), 4) for name in NAMES},
+        "trigger_kept": {name: sum(of(name, "trigger_correct")) for name in TITLES},
+        "mean_test_accuracy": {name: round(sum(of(name, "test_accuracy")) / len(rows), 4) for name in TITLES},
         "seeds": rows,
     }
     args.out.mkdir(parents=True, exist_ok=True)

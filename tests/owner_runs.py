@@ -15,6 +15,7 @@ from utils.watermark.triggers import TriggerSet, draw_triggers
 
 M, CLASSES = 40, [str(i) for i in range(10)]
 SETTINGS = {"dataset": "digits", "train_type": "margin", "label_strategy": "random", "seed": 3, "num_query": M}
+PLAUSIBLE = SETTINGS | {"label_strategy": "plausible", "label_choices": 2}
 BEACON = "3c" * 32
 
 

@@ -1,13 +1,12 @@
 """The flags of train.py, distill.py and extraction.py: declared here, checked together, and recorded in `run.json`.
 
-A script reads the namespace that these functions return; what computes takes its numbers as keyword arguments. The
-flags of the data are declared beside the data sets, those that choose triggers beside these, because `utils.verify
-prepare` has them too, and a rival's beside the rival.
+Those of the data stand beside the data sets, those that choose triggers beside these, because `utils.verify prepare`
+has them too, and a rival's beside the rival.
 """
 
 import argparse
 import shutil
-import time
+import sys
 from pathlib import Path
 
 import models
@@ -22,14 +21,11 @@ from utils.system.refusals import COUNT, POSITIVE, SEED, SHARE, Parser, Refusal,
 from utils.watermark.batchnorm import BN_MODES
 from utils.watermark.carriers import count_or_share
 from utils.watermark.margin import REDUCTIONS
-from utils.watermark.prepared import checked_beacon, describe_beacon, read_prepared, round_time
-from utils.watermark.triggers import NUM_QUERY, add_label_flags, add_trigger_flags, complete_label_flags
+from utils.watermark.prepared import take_prepared_flags
+from utils.watermark.triggers import add_label_flags, add_trigger_flags, complete_label_flags
 
 TRAIN_TYPES = ("none", "base", "margin", "ewe", "rs")
 RIVALS = {"ewe": ewe, "rs": randomized_smoothing}  # -tt -> where its flags, triggers and objective are made
-PREPARED_FLAGS = {"num_query": NUM_QUERY, "num_mixup": 1, "label_strategy": "random", "label_choices": None,
-                  "trigger_strategy": None}  # flags that --prepared decides, and their defaults
-WIDTH = 110  # columns of the help at most
 
 
 class ShortHelp(argparse.ArgumentDefaultsHelpFormatter):
@@ -52,7 +48,7 @@ class ShortHelp(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def parser_of(description: str, script: str) -> Parser:
-    width = min(WIDTH, shutil.get_terminal_size().columns - 2)
+    width = min(110, shutil.get_terminal_size().columns - 2)
     formatter = lambda prog: ShortHelp(prog, max_help_position=32, width=width)
     return Parser(prog=script, usage=f"python {script} [flags]", description=description, formatter_class=formatter,
                   allow_abbrev=False)
@@ -66,6 +62,7 @@ def train_flags(argv=None) -> argparse.Namespace:
 
     A rival's flags are in the help, and in the record, only with its `-tt`.
     """
+    argv = sys.argv[1:] if argv is None else argv
     first = Parser(prog="train.py", add_help=False, allow_abbrev=False)
     _add_train_type(first)
     kind = first.parse_known_args(argv)[0].train_type  # it decides what the help shows and which defaults hold
@@ -83,9 +80,7 @@ def train_flags(argv=None) -> argparse.Namespace:
     group.add_argument("-v", "--variable", type=number(float, 0), default=0.1, help="weight of the trigger loss")
     group.add_argument("--reduction", default="joint", choices=REDUCTIONS,
                        help="joint: weighted mean over all samples (official code); sum: Eq. 4 with lambda = -v")
-    group.add_argument("--steps", type=COUNT, default=5, help="ascent steps K of -tt margin")
-    group.add_argument("--step-size", type=number(float, 0, 255), default=1.0, help="ascent step in 1/255")
-    group.add_argument("--eps", type=number(float, 0, 255), help="radius of the ball in 1/255 (default: K * step)")
+    _add_ascent_flags(group, "-tt margin")
     group.add_argument("--trigger-batch", type=number(int, 2), default=25, help="triggers a step, with replacement")
     group.add_argument("--bn-stats", default="paper", choices=BN_MODES,
                        help="BatchNorm's running statistics: paper: triggers enter, clean ones are kept beside; clean: "
@@ -105,67 +100,35 @@ def train_flags(argv=None) -> argparse.Namespace:
                        help="end after E of the -ep epochs, finished and reported; the rates are those of -ep")
     _add_output_flags(p, "-d", "--dir")
     embedded_features.add_flags(p, shown=kind == "none")
-    for name, rival in RIVALS.items():
-        rival.add_flags(_adder(p, rival, shown=name == kind))
-    p.set_defaults(**(RIVALS[kind].DEFAULTS if kind in RIVALS else {}))
+    if rival := RIVALS.get(kind):
+        group = p.add_argument_group("the rival", rival.DESCRIPTION)
+        rival.add_flags(lambda flag, text, **more: group.add_argument(flag, help=text, **more))
+        p.set_defaults(**rival.DEFAULTS)
+    for word in argv:
+        if (name := word.removeprefix("--").partition("-")[0]) in RIVALS and name != kind and word.startswith("--"):
+            raise Refusal(f"{word.partition('=')[0]} is a flag of -tt {name}: leave it out or pass that")
     flags = p.parse_args(argv)
     if (flags.stop_after or 1) > flags.epoch:
         raise Refusal(f"--stop-after {flags.stop_after}: the run has only -ep {flags.epoch} epochs; pass at most that")
     if flags.bn_stats == "eval" and kind != "margin":
         raise Refusal(f"--bn-stats eval: -tt {kind} has no ascent that could run in eval mode; pass another")
-    if flags.amp == "fp16" and kind in RIVALS:
+    if flags.amp == "fp16" and rival:
         raise Refusal(f"--amp fp16: the gradients of -tt {kind} are not scaled for it; pass --amp bf16")
     if flags.eps is None:
         flags.eps = flags.steps * flags.step_size
-    for name, rival in RIVALS.items():
-        for key in rival.DEFAULTS:
-            if name != kind and key.startswith(f"{name}_") and hasattr(flags, key):
-                raise Refusal(f"--{key.replace('_', '-')} is a flag of -tt {name}: leave it out or pass that")
-    if kind in RIVALS:
-        RIVALS[kind].check_flags(flags)
-    complete_watermark_flags(flags)
+    if rival:
+        rival.check_flags(flags)
+    take_prepared_flags(flags)
+    for name in ("carriers", "prepared"):
+        if getattr(flags, name) and kind not in ("base", "margin"):
+            raise Refusal(f"--{name} is for -tt base and margin: leave it out with -tt {kind}")
+    if not flags.prepared:
+        complete_label_flags(flags, flags.carriers)
+    elif bool(flags.carriers) != (flags.label_model is not None):
+        raise Refusal("--carriers needs --label-model RUN, and with --prepared nothing else does")
     if getattr(flags, f"{kind}_triggers", "shared") != "shared":
         flags.label_strategy = "single"
     return flags
-
-
-def complete_watermark_flags(flags) -> None:
-    """Check the flags of the triggers of train.py together, and fill in what depends on others; Refusal on a clash."""
-    if (flags.prepared is None) != (flags.beacon is None):
-        raise Refusal("--prepared and --beacon go together: the one has the images, the other draws their labels")
-    if flags.prepared:
-        _take_prepared_flags(flags)
-    for name in ("carriers", "prepared"):
-        if getattr(flags, name) and flags.train_type not in ("base", "margin"):
-            raise Refusal(f"--{name} is for -tt base and margin: leave it out with -tt {flags.train_type}")
-    if flags.prepared and bool(flags.carriers) != (flags.label_model is not None):
-        raise Refusal("--carriers needs --label-model RUN, and with --prepared nothing else does")
-    if not flags.prepared:
-        complete_label_flags(flags, flags.carriers)
-
-
-def _take_prepared_flags(flags) -> None:
-    """Take the flags that the preparation decided from its settings; Refusal where the command says otherwise."""
-    flags.beacon = checked_beacon(flags.beacon)
-    prepared = read_prepared(flags.prepared)
-    if (round_time(prepared.record) or 0) > time.time():
-        raise Refusal(f"--beacon {flags.beacon[:16]}... cannot be the value of {describe_beacon(prepared.record)}")
-    settings = prepared.settings
-    for name, default in PREPARED_FLAGS.items():
-        if getattr(flags, name) not in (default, settings.get(name)):
-            raise Refusal(f"--prepared {flags.prepared} was made with {name.replace('_', '-')} {settings.get(name)}, "
-                          f"not {getattr(flags, name)}: leave that flag out")
-        setattr(flags, name, settings.get(name))
-
-
-def _adder(parser, rival, shown: bool):
-    """`add(flag, help, **options)` of a rival's flags: absent from the namespace unless its `-tt` sets the defaults."""
-    group = parser.add_argument_group("the rival", rival.DESCRIPTION) if shown else parser
-
-    def add(flag, text, **more):
-        group.add_argument(flag, default=argparse.SUPPRESS, help=text if shown else argparse.SUPPRESS, **more)
-
-    return add
 
 
 # ---- distill.py and extraction.py ----
@@ -199,11 +162,7 @@ def extraction_flags(argv=None) -> argparse.Namespace:
                        help="data set of the thief's images (default: the source's own)")
     group.add_argument("--data-dir-source", help="folder of the thief's images (default: --data-dir)")
     group.add_argument("-a", "--alpha", type=SHARE, default=0.3, help="-at reg: weight of the source's answers")
-    group.add_argument("--steps", type=COUNT, default=5, help="-at margin, adversarial: ascent steps")
-    group.add_argument("--step-size", type=number(float, 0, 255), default=1.0,
-                       help="-at margin, adversarial: step in 1/255")
-    group.add_argument("--eps", type=number(float, 0, 255),
-                       help="-at margin, adversarial: radius in 1/255 (default: steps * step)")
+    _add_ascent_flags(group, "-at margin, adversarial")
     group = p.add_argument_group("attacks that start from a model")
     group.add_argument("--on", type=folder_tag, default="", metavar="FOLDER",
                        help="the finished attack below the source's folder to start from, for example extraction; "
@@ -268,6 +227,12 @@ def _add_train_type(parser) -> None:
                         "ewe, rs (their flags: train.py -tt ewe --help)")
 
 
+def _add_ascent_flags(group, of: str) -> None:
+    group.add_argument("--steps", type=COUNT, default=5, help=f"{of}: ascent steps K")
+    group.add_argument("--step-size", type=number(float, 0, 255), default=1.0, help=f"{of}: ascent step in 1/255")
+    group.add_argument("--eps", type=number(float, 0, 255), help=f"{of}: radius in 1/255 (default: K * step)")
+
+
 def _add_training_flags(parser):
     """Declare the flags of training and machine; returns the group of the first."""
     training = p = parser.add_argument_group("training")
@@ -305,10 +270,7 @@ def _add_output_flags(parser, *folder_flags) -> None:
 
 
 def source_folder(flags, model_type: str) -> Path:
-    """The folder of the source's run that the flags name; `model_type` is the source's architecture.
-
-    The official name: dataset_model[_querytype]_traintype_m[_mixup]_message.
-    """
+    """The run of a source of this architecture, by its official name: dataset_model[_kind]_method_m[_mixup]_message."""
     model_type = model_type.replace(":", "-")  # which many programs take for something else in a file's name
     kind, mixup = ([flags.query_type], [flags.num_mixup]) if flags.query_type else ([], [])
     parts = [flags.dataset, model_type, *kind, flags.train_type, flags.num_query, *mixup, flags.message]

@@ -22,9 +22,7 @@ from utils.rivals.dataset_inference import add_di
 from utils.rivals.embedded_features import add_eef
 from utils.rivals.randomized_smoothing import add_certify
 from utils.system.refusals import Interrupted, Parser, Refusal, refuse_in_one_sentence
-from utils.watermark.prepare import add_prepare
-
-COMMANDS = (add_prepare, add_timestamp, add_export, add_claim, add_akh, add_di, add_eef, add_certify)
+from utils.watermark.prepared import add_prepare
 
 
 @refuse_in_one_sentence
@@ -33,7 +31,7 @@ def main(argv=None) -> int:
     parser = Parser(prog="python -m utils.verify", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="what", required=True)
-    for add in COMMANDS:
+    for add in (add_prepare, add_timestamp, add_export, add_claim, add_akh, add_di, add_eef, add_certify):
         add(parts)
     try:
         flags = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Files of a suspect's answers: formats, missing answers, files made to do harm."""
+"""Answers as data: replies about one image, files of answers, missing ones, and what is made to do harm."""
 
 import struct
 import time
@@ -9,10 +9,69 @@ from commands import verify
 from hostile_files import NAMES, refusal_of
 from owner_runs import CLASSES, M, answer, names_of
 
-from utils.answers.answers import Classes
+from utils.answers.answers import Answer, Classes, read_reply
 from utils.system.refusals import Refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
+
+# ---- replies --------------------------------------------------------------------------------------------------------
+
+PETS = ["cat", "dog", "3 cats"]
+CAT = Answer(0, [0.7, 0.2, 0.1])
+
+
+def read(reply, kind="text/plain", classes=PETS):
+    return read_reply(reply if isinstance(reply, bytes) else reply.encode(), kind, Classes(classes), "here")
+
+
+@pytest.mark.parametrize("reply, kind, answer", [
+    ("dog", "text/plain", Answer(1)), ("  1\n", "text/html", Answer(1)), ("3 cats", "text/plain", Answer(2)),
+    (b"\xef\xbb\xbfdog", "text/plain", Answer(1)), ("1", "application/json", Answer(1)),
+    ('"dog"', "text/plain", Answer(1)), ('"dog"', "application/json", Answer(1)),
+    ('{"label": "dog"}', "text/plain", Answer(1)), ('{"label": 1, "time": 3}', "application/json", Answer(1)),
+    ('{"probabilities": [0.7, 0.2, 0.1]}', "application/json", CAT), ("[0.7, 0.2, 0.1]", "text/plain", CAT),
+    ('{"probabilities": {"3 cats": 0.1, "cat": 0.7, "dog": 0.2}}', "application/json", CAT),
+    ('[{"label": "dog", "score": 0.2}, {"label": "cat", "score": 0.7}, {"label": 2, "score": 0.1}]', "x/json", CAT),
+    ('[{"label": "dog", "score": 0.9}, {"label": "cat", "score": 0.1}]', "x/json", Answer(1)),  # the best of some
+    ('{"probabilities": {"dog": 0.9, "cat": 0.05}}', "x/json", Answer(1)),
+    ("[0.33, 0.33, 0.33]", "text/plain", Answer(0, [0.33] * 3)),  # rounded
+])
+def test_forms_that_are_read(reply, kind, answer):
+    assert read(reply, kind) == answer
+
+
+def test_a_class_may_have_a_name_that_looks_like_json():
+    assert read("[a]", classes=["b", "[a]"]) == Answer(1)
+    assert read('"a"', classes=["b", '"a"']) == Answer(1)
+
+
+@pytest.mark.parametrize("reply, kind, words", [
+    ("mouse", "text/plain", "'mouse' is no class"), ("3", "text/plain", "'3' is no class"),
+    ("", "text/plain", "'' is no class"), ("dog cat", "text/plain", "is no class"),
+    (b"\xff\xfe", "text/plain", "is none of"), ("{", "text/plain", "is none of"),
+    ("mouse", "application/json", "is none of"), ("null", "application/json", "is no class"),
+    ("true", "application/json", "is no class"), ("1.0", "application/json", "is no class"),
+    ("[]", "x/json", "classes"),
+    ('{"class": "dog"}', "x/json", "is none of"), ('{"label": ["dog"]}', "x/json", "is none of"),
+    ("[0.5, 0.5]", "x/json", "2 probabilities for 3 classes"), ('[0.7, 0.2, "0.1"]', "x/json", "is none of"),
+    ("[0.7, 0.7, 0.7]", "x/json", "add up to 1"), ("[2, -1, 0]", "x/json", "add up to 1"),
+    ("[NaN, 0.5, 0.5]", "x/json", "add up to 1"), ("[1e999, 0, 0]", "x/json", "add up to 1"),
+    ('[{"label": "dog", "score": NaN}]', "x/json", "is none of"),
+    ('{"probabilities": {"dog": 1e999, "cat": 0.1}}', "x/json", "is none of"),
+    ('{"probabilities": {}}', "x/json", "is none of"), ('[{"label": "dog"}]', "x/json", "is none of"),
+    ('[{"label": "dog", "score": "high"}]', "x/json", "is none of"), ("[[1, 0, 0]]", "x/json", "is none of"),
+    ('{"probabilities": {"cat": 0.7, "dog": 0.2, "3 cats": 0.1, "cow": 0}}', "x/json", "'cow' is no class"),
+    ("[" * 100_000, "x/json", "is none of"), ("1" * 5000, "x/json", "is none of"),
+    ('[{"label": "dog", "score": 1}, 3]', "x/json", "is none of"),
+])
+def test_anything_else_is_refused_in_one_short_sentence(reply, kind, words):
+    with pytest.raises(Refusal) as caught:
+        read(reply, kind)
+    sentence = str(caught.value)
+    assert sentence.startswith("here") and words in sentence and "\n" not in sentence and len(sentence) < 350
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
 
 
 def test_numbers_are_not_read_as_names_of_other_classes():
@@ -33,31 +92,23 @@ def test_a_hundred_thousand_classes_are_no_search_of_minutes():
     assert time.process_time() - begun < 10
 
 
-def test_answers_in_npy_files(owner, tmp_path, capsys):
+def test_labels_and_probabilities_in_npy_and_csv_files_with_columns_in_any_order(owner, tmp_path, capsys):
     folder, triggers = owner
-    order = np.argsort(names_of(folder))
-    sharp = np.eye(10)[triggers.labels.numpy()[order]]
-    np.save(tmp_path / "p.npy", sharp)
-    np.save(tmp_path / "y.npy", triggers.labels.numpy()[order])
-    for name in ("p.npy", "y.npy"):
-        status, out, _ = verify(capsys, "claim", folder, "--trust-owner", "--predictions", tmp_path / name)
+    names, labels = names_of(folder), triggers.labels.numpy()
+    order, sharp = np.argsort(names), np.eye(10)[labels]
+    np.save(tmp_path / "y.npy", labels[order])
+    np.save(tmp_path / "p.npy", sharp[order])
+    rows = [",".join([name, *map(str, p[::-1])]) for name, p in zip(names, sharp)]
+    (tmp_path / "p.csv").write_text("\n".join([",".join(["name", *CLASSES[::-1]]), *rows]))
+    claim = ("claim", folder, "--trust-owner", "--predictions")
+    for name in ("y.npy", "p.npy", "p.csv"):
+        status, out, _ = verify(capsys, *claim, tmp_path / name)
         assert status == 0 and f"hits         {M} of {M}" in out
     sharp[3] = np.nan
-    np.save(tmp_path / "p.npy", sharp)
-    assert verify(capsys, "claim", folder, "--trust-owner", "--predictions", tmp_path / "p.npy")[0] == 2
-    status, out, _ = verify(capsys, "claim", folder, "--trust-owner", "--predictions", tmp_path / "p.npy",
-                            "--allow-missing")
+    np.save(tmp_path / "p.npy", sharp[order])
+    assert verify(capsys, *claim, tmp_path / "p.npy")[0] == 2
+    status, out, _ = verify(capsys, *claim, tmp_path / "p.npy", "--allow-missing")
     assert status == 0 and f"{M - 1} of {M}, {M - 1} answered" in out
-
-
-def test_probabilities_in_another_order_of_columns(owner, tmp_path, capsys):
-    folder, triggers = owner
-    lines = ["name," + ",".join(reversed(CLASSES))]
-    for name, y in zip(names_of(folder), triggers.labels.tolist()):
-        lines.append(f"{name}," + ",".join("0.91" if c == y else "0.01" for c in reversed(range(10))))
-    (tmp_path / "p.csv").write_text("\n".join(lines))
-    status, out, _ = verify(capsys, "claim", folder, "--trust-owner", "--predictions", tmp_path / "p.csv")
-    assert status == 0 and f"{M} of {M}" in out
 
 
 @pytest.mark.parametrize("spoil, words", [
@@ -89,8 +140,8 @@ def test_missing_answers_are_misses_when_allowed(owner, tmp_path, capsys):
     assert status == 0 and "log10 p = -9.54" in out  # 10 of 10, a ninth each
 
 
-def npy(descr, shape, body=b"", fortran=False, version=b"\x01\x00") -> bytes:
-    header = f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+def npy(descr, shape, body=b"", version=b"\x01\x00") -> bytes:
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
     return b"\x93NUMPY" + version + struct.pack("<H", len(header)) + header + body
 
 

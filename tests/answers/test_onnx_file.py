@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from commands import verify
-from onnx import TensorProto, load_model
-from onnx_models import matrix, write_linear, write_with_external_data
+from onnx import TensorProto, helper, load_model
+from onnx_models import FLOAT, matrix, write_linear, write_with_external_data
 
 from utils.answers import ask
 from utils.answers.answers import Classes
@@ -41,18 +41,12 @@ def test_answers_are_those_of_the_model_on_pixels_between_0_and_1(onnx, batch):
     assert np.allclose(answers.probabilities, logits.softmax(1).numpy(), atol=1e-4)
 
 
-@pytest.mark.parametrize("kind, scale", [(TensorProto.UINT8, 255), (TensorProto.FLOAT16, 1), (TensorProto.DOUBLE, 1)])
-def test_a_model_is_given_the_numbers_it_takes(onnx, kind, scale):
-    weights = matrix() / 100
-    answers = answers_of_onnx(write_linear(onnx, weights, kind=kind), IMAGES, TEN)
-    logits = scale * FLAT @ torch.from_numpy(weights).double()
+@pytest.mark.parametrize("kind, scale, softmax", [
+    (TensorProto.UINT8, 255, False), (TensorProto.FLOAT16, 1, False), (TensorProto.DOUBLE, 1, False), (FLOAT, 1, True)])
+def test_a_model_is_given_the_numbers_it_takes_and_probabilities_are_not_normalised_again(onnx, kind, scale, softmax):
+    answers = answers_of_onnx(write_linear(onnx, matrix() / 100, kind=kind, softmax=softmax), IMAGES, TEN)
+    logits = scale * FLAT @ torch.from_numpy(matrix() / 100).double()
     assert np.allclose(answers.probabilities, logits.softmax(1).numpy(), atol=2e-3)
-
-
-def test_probabilities_are_not_normalised_again(onnx):
-    answers = answers_of_onnx(write_linear(onnx, matrix() / 100, softmax=True), IMAGES, TEN)
-    expected = (FLAT @ torch.from_numpy(matrix() / 100).double()).softmax(1).numpy()
-    assert np.allclose(answers.probabilities, expected, atol=1e-5)
 
 
 def test_a_claim_on_an_onnx_file(quick, owner, onnx, capsys):
@@ -63,8 +57,7 @@ def test_a_claim_on_an_onnx_file(quick, owner, onnx, capsys):
     write_linear(onnx, weights)
     status, out, _ = verify(capsys, "claim", folder, "--trust-owner", "--suspect", onnx)
     assert status == 0 and "hits         40 of 40" in out
-    status, out, _ = verify(capsys, "claim", folder, "--trust-owner", "--suspect", write_linear(onnx, matrix()))
-    assert status == 1
+    assert verify(capsys, "claim", folder, "--trust-owner", "--suspect", write_linear(onnx, matrix()))[0] == 1
 
 
 def test_models_that_do_not_fit_are_refused_in_one_sentence(onnx):
@@ -74,14 +67,13 @@ def test_models_that_do_not_fit_are_refused_in_one_sentence(onnx):
     assert "takes 2 inputs" in refusal(write_linear(onnx, matrix(), inputs=2))
     assert "not a row of logits for each" in refusal(write_linear(onnx, matrix(), output="images"))
     assert "takes tensor(int64)" in refusal(write_linear(onnx, matrix(), kind=TensorProto.INT64))
-    for value in (np.nan, np.inf):
-        weights = matrix()
-        weights[0] = value
-        assert "not finite" in refusal(write_linear(onnx, weights))
+    weights = matrix()
+    weights[0] = np.nan
+    assert "not finite" in refusal(write_linear(onnx, weights))
 
 
 def test_files_that_are_no_model_are_refused_in_one_sentence(onnx, owner, capsys):
-    for content in (b"", b"no model", bytes(range(256)) * 40):
+    for content in (b"", bytes(range(256)) * 40):
         onnx.write_bytes(content)
         assert "is no ONNX model that onnxruntime can run" in refusal(onnx)
     assert verify(capsys, "claim", owner[0], "--trust-owner", "--suspect", onnx)[0] == 2
@@ -137,18 +129,20 @@ def test_the_judge_says_which_pixels_a_model_wants(onnx):
         check_pixels([0.1, 0.2], None, None)
 
 
-def test_columns_in_another_order_are_refused_unless_the_judge_names_them(onnx):
-    write_linear(onnx, matrix())
-    folders = sorted(str(i) for i in range(1, 11))  # 1, 10, 2, ...: a folder's order of class names
-    with pytest.raises(Refusal, match="ambiguous.*--columns"):
-        answers_of_onnx(onnx, IMAGES, Classes(folders))
-    named = answers_of_onnx(onnx, IMAGES, Classes(folders, [str(i) for i in range(1, 11)]))
-    plain = answers_of_onnx(onnx, IMAGES, TEN)
-    assert [folders[label] for label in named.labels] == [str(label + 1) for label in plain.labels]
-
-
 def test_without_onnxruntime_one_sentence_says_how_to_get_it(onnx, monkeypatch):
     write_linear(onnx, matrix())
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
     assert "pip install onnxruntime" in refusal(onnx)
+
+
+@pytest.mark.parametrize("domain", ["", "\x1b[31mmine"])
+def test_what_is_in_a_model_does_not_reach_the_terminal_raw(domain, quick, owner, tmp_path, capsys):
+    images = helper.make_tensor_value_info("images", FLOAT, ["batch", 3, 32, 32])
+    logits = helper.make_tensor_value_info("logits", FLOAT, None)
+    node = helper.make_node("\x1b[31mEvil", ["images"], ["logits"], domain=domain)
+    model = helper.make_model(helper.make_graph([node], "evil", [images], [logits]), ir_version=8,
+                              opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("\x1b[31mmine", 1)])
+    (tmp_path / "evil.onnx").write_bytes(model.SerializeToString())
+    status, _, err = verify(capsys, "claim", owner[0], "--trust-owner", "--suspect", tmp_path / "evil.onnx")
+    assert status == 2 and err.strip().isprintable() and "no ONNX model" in err

@@ -1,27 +1,27 @@
-"""Suspects behind a server: what it may answer, how it may fail, and how it is asked."""
+"""Suspects behind a server: what it may answer, how it may fail, on purpose too, and how it is asked."""
 
 import email.utils
 import json
+import sys
 import threading
 import time
 
 import pytest
 from answering_server import answering, label_of
 from commands import verify
-from owner_runs import M
+from owner_runs import CLASSES, M
 
 from utils.answers import ask as server_module
 from utils.answers.answers import Answer, Classes
-from utils.answers.ask import Server
+from utils.answers.ask import server
 from utils.data.files import write_pictures
 from utils.system.outside import REPLY_LIMIT
 from utils.system.refusals import Refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
-CLASSES = [str(i) for i in range(10)]
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def pauses(monkeypatch):
     """The pauses that were asked for, in seconds; none is taken."""
     taken = []
@@ -39,7 +39,7 @@ def png(owner, tmp_path):
 def ask(png, reply, allow_missing=False, **settings):
     """([answers], what was served) of one image; `reply` as in `answering`."""
     with answering(reply) as served:
-        answers = Server(served.url, **{"retries": 2} | settings).ask([png], Classes(CLASSES), allow_missing)
+        answers = server(served.url, **{"retries": 2} | settings).ask([png], Classes(CLASSES), allow_missing)
     return answers, served
 
 
@@ -51,45 +51,85 @@ def refusal(png, reply, **settings) -> str:
     return sentence
 
 
+def claim_refused(capsys, owner, *flags) -> str:
+    """The sentence, printable, in which a claim is refused."""
+    status, _, err = verify(capsys, "claim", owner[0], "--trust-owner", *flags)
+    assert status == 2 and err.strip().isprintable()
+    return err
+
+
 # ---- claims ---------------------------------------------------------------------------------------------------------
 
-FORMS = {
-    "number": lambda y: str(y), "line": lambda y: f" {y}\n".encode(), "json number": lambda y: json.dumps(y),
-    "json label": lambda y: json.dumps({"label": str(y)}),
-    "probabilities": lambda y: json.dumps({"probabilities": [float(i == y) for i in range(10)]}),
-    "by name": lambda y: json.dumps({"probabilities": {str(i): float(i == y) for i in range(10)}}),
-    "list": lambda y: (200, json.dumps([float(i == y) for i in range(10)]), {"Content-Type": "application/json"}),
-    "scores": lambda y: json.dumps([{"label": str(y), "score": 0.9}, {"label": str((y + 1) % 10), "score": 0.1}]),
-}
 
-
-@pytest.mark.parametrize("form", FORMS)
-def test_a_server_that_gives_the_assigned_labels_is_claimed(form, owner, capsys, pauses):
+@pytest.mark.parametrize("form", [
+    lambda y: f" {y}\n".encode(), lambda y: json.dumps({"probabilities": {str(i): float(i == y) for i in range(10)}}),
+    lambda y: (200, json.dumps([float(i == y) for i in range(10)]), {"Content-Type": "application/json"})])
+def test_a_server_that_gives_the_assigned_labels_is_claimed(form, owner, capsys):
     folder, triggers = owner
-    with answering(lambda k, pixels: FORMS[form](label_of(triggers, pixels))) as served:
+    with answering(lambda k, pixels: form(label_of(triggers, pixels))) as served:
         status, out, _ = verify(capsys, "claim", folder, "--trust-owner", "--url", served.url)
     assert status == 0 and f"hits         {M} of {M}" in out and len(served.images) == M
     assert all(headers["Content-Type"] == "image/png" for headers in served.headers)
 
 
-# ---- what is sent ---------------------------------------------------------------------------------------------------
+def test_images_without_an_answer_are_misses_when_allowed(owner, capsys):
+    folder, triggers = owner
+    refuses = {0, 5, M - 1}
+    with answering(lambda k, pixels: (404, "", {}) if k in refuses else str(label_of(triggers, pixels))) as served:
+        status, out, _ = verify(capsys, "claim", folder, "--trust-owner", "--allow-missing", "--url", served.url)
+    assert status == 0 and f"hits         {M - 3} of {M}, {M - 3} answered" in out and len(served.images) == M
+    with answering(lambda k, pixels: (404, "", {})) as served:
+        said = claim_refused(capsys, owner, "--allow-missing", "--url", served.url)
+    assert f"answered none of the {M} triggers" in said
 
 
-def test_headers_and_pixels_arrive(owner, png, pauses):
-    _, served = ask(png, lambda k, pixels: "3", headers=("X-Key: a: b", "Accept: text/plain"))
-    assert served.headers[0]["X-Key"] == "a: b" and served.headers[0]["Accept"] == "text/plain"
-    assert (served.images[0] == owner[1].images[0].numpy()).all()
+def test_headers_rate_and_retries_are_those_of_the_flags(owner, capsys, pauses):
+    with answering(lambda k, pixels: (503, "", {})) as served:
+        said = claim_refused(capsys, owner, "--url", served.url, "--retries", "1", "--rate", "0.25",
+                             "--header", "X-Key: a: b", "--header", "X-User: b")
+    assert "status 503" in said and "(2 times)" in said and pauses == [4.0]
+    assert [(h["X-Key"], h["X-User"]) for h in served.headers] == [("a: b", "b")] * 2
 
 
-def test_the_rate_is_kept(png, pauses):
-    ask(png, lambda k, pixels: "3", rate=0.5)
-    assert len(pauses) == 1 and 1 < pauses[0] <= 2
-    pauses.clear()
+@pytest.mark.parametrize("flags, words", [
+    (("--url", "ftp://x"), "--url"), (("--url", "http://"), "--url"), (("--url", "http://a b/"), "--url"),
+    (("--url", "http://127.0.0.1:port/"), "--url"), (("--url", "http://127.0.0.1/\u00e4"), "--url"),
+    (("--url", "http://[::1/"), "--url"), (("--url", "http://127.0.0.1:9/", "--header", "a b: c"), "--header"),
+    (("--url", ""), "--url is empty"), (("--url", "http://127.0.0.1:99999/"), "--url"),
+    (("--url", "http://:9/"), "no address that can be asked"), (("--url", "http://127.0.0.1:0/"), "no address"),
+    (("--url", "http://me:secret@127.0.0.1:9/"), "--header 'Authorization"),
+    (("--url", "http://127.0.0.1:9/", "--header", "Content-Length: 3"), "leave it out"),
+    (("--predictions", "answers.csv", "--header", "a: b"), "it needs --url"),
+])
+def test_what_can_never_be_sent_is_refused_before_anybody_is_asked(flags, words, owner, capsys, pauses):
+    said = claim_refused(capsys, owner, *flags)
+    assert words in said and "asked again" not in said and "secret" not in said and pauses == []
+
+
+def test_a_list_may_name_a_server_and_a_program(owner, tmp_path, capsys):
+    """It is refused before anybody is asked where one of them cannot be, and with a flag for one suspect."""
+    folder, triggers = owner
+    listed = tmp_path / "list.txt"
+    with answering(lambda k, pixels: str(label_of(triggers, pixels))) as served:
+        for more, flags, words in (("command echo 3", (), "--command"), ("url http://127.0.0.1:port/", (), "--url"),
+                                   ("", ("--header", "X-Key: a"), "--header"), ("", ("--sequential",), "--sequential")):
+            listed.write_text(f"url {served.url}\n{more}\n")
+            assert words in claim_refused(capsys, owner, "--suspects", listed, *flags)
+        assert served.images == []
+        listed.write_text(f"url {served.url}\ncommand {sys.executable} -S -c print(3) {{png}}\n")
+        status, out, _ = verify(capsys, "claim", folder, "--trust-owner", "--suspects", listed)
+    assert status == 0 and f"{M} of {M} triggers" in out and "holds against 1 of 2 suspects" in out
+    assert len(served.images) == M and "a suspect again that answers at random is not corrected for" in out
+
+
+# ---- single images, and passing failures ----------------------------------------------------------------------------
+
+
+def test_pixels_arrive_and_the_rate_is_kept(owner, png, pauses):
+    _, served = ask(png, lambda k, pixels: "3", rate=0.5)
+    assert (served.images[0] == owner[1].images[0].numpy()).all() and len(pauses) == 1 and 1 < pauses[0] <= 2
     ask(png, lambda k, pixels: "3", rate=1e6)
-    assert pauses == [0.0]
-
-
-# ---- passing failures -----------------------------------------------------------------------------------------------
+    assert pauses[1:] == [0.0]
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
@@ -99,51 +139,42 @@ def test_a_passing_failure_is_asked_again_later_each_time(status, png, pauses):
 
 
 @pytest.mark.parametrize("wait, least, most", [
-    ("7", 7, 7), ("0.5", 0.5, 0.5), ("100000", 60, 60), (lambda: email.utils.formatdate(time.time() + 30), 25, 30),
-    ("soon", 1, 1), ("nan", 1, 1), ("-5", 1, 1)])
-def test_retry_after_is_obeyed_up_to_a_minute(wait, least, most, png, pauses):
+    ("7", 7, 7), ("0.5", 0.5, 0.5), ("100000", 60, 60), (lambda: email.utils.formatdate(time.time() + 30), 20, 30),
+    ("soon", 1, 1), ("nan", 1, 1), ("-5", 1, 1), ("1" * 5000, 1, 60), ("1e400", 1, 1), ("\xff", 1, 1), (",", 1, 1),
+    ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", 1, 60), ("Fri, 31 Dec 9999 23:59:59 -0000", 60, 60)])
+def test_retry_after_is_obeyed_up_to_a_minute_whatever_it_says(wait, least, most, png, pauses):
     after = wait() if callable(wait) else wait
     ask(png, lambda k, pixels: "7" if k else (429, "", {"Retry-After": after}))
     assert least <= pauses[0] <= most
 
 
-def test_no_pause_is_longer_than_a_minute(png, pauses):
-    refusal(png, lambda k, pixels: (503, "", {}), retries=8)
-    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
-
-
 def test_a_server_that_stays_busy_is_refused_or_its_answers_are_missing(png, pauses):
-    said = refusal(png, lambda k, pixels: (503, "come  back\nlater", {}))
-    assert "status 503 'come back later'" in said and "(3 times)" in said and "--keep-answers FILE" in said
+    said = refusal(png, lambda k, pixels: (503, "come  back\nlater", {}), retries=8)
+    assert "status 503 'come back later'" in said and "(9 times)" in said and "--keep-answers FILE" in said
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]  # none is longer than a minute
     answers, served = ask(png, lambda k, pixels: (503, "", {}), allow_missing=True)
     assert answers == [Answer()] and len(served.images) == 3
 
 
-# ---- failures that stay ---------------------------------------------------------------------------------------------
+# ---- failures that stay, and hostile servers ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reply, words", [
     ((404, "no such page", {}), "status 404 'no such page'"), ((401, "", {}), "status 401"),
     ((302, "", {"Location": "http://127.0.0.1:9/other"}), "redirects to 'http://127.0.0.1:9/other'"),
-    (b"7" * (REPLY_LIMIT + 1), "more than 1048576 bytes")])
-def test_what_asking_again_cannot_mend_is_refused_at_once(reply, words, png, pauses):
+    (b"7" * (REPLY_LIMIT + 1), "more than 1048576 bytes"), (b"", "'' is no class"), ("[0.1, 0.9]", "2 probabilities"),
+    ("<html>busy</html>", "is no class")])
+def test_what_asking_again_cannot_mend_is_refused_at_once(reply, words, png):
     requests = []
     said = refusal(png, lambda k, pixels: requests.append(k) or reply)
     assert words in said and len(requests) == 1
 
 
-@pytest.mark.parametrize("reply", [b"", "cat", "10", "-1", b"\xff\xfe\x00", "<html>busy</html>", "{", "[0.1, 0.9]",
-                                   '{"class": 3}', "[" * 5000, '{"label": true}', '{"probabilities": [1, 1]}'])
-def test_nonsense_is_refused_in_one_sentence(reply, png, pauses):
-    refusal(png, lambda k, pixels: reply)
-
-
 def write_raw(content, slowly=0.0):
     """A reply without regard to HTTP, a byte at a time where it is slow."""
     def write(handler):
-        with_pauses = [content[i : i + 1] for i in range(len(content))] if slowly else [content]
         try:
-            for part in with_pauses:
+            for part in [content[i : i + 1] for i in range(len(content))] if slowly else [content]:
                 handler.wfile.write(part)
                 threading.Event().wait(slowly)
         except OSError:
@@ -156,20 +187,33 @@ def write_raw(content, slowly=0.0):
 @pytest.mark.parametrize("content", [
     b"", b"hello, this is no HTTP\r\n\r\n", b"HTTP/1.0 200 OK\r\nContent-Length: 50\r\n\r\n7",
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"HTTP/1.0 two hundred\r\n\r\n"])
-def test_half_a_reply_and_what_is_no_reply_are_asked_again_and_refused(content, png, pauses):
+def test_half_a_reply_and_what_is_no_reply_are_asked_again_and_refused(content, png):
     requests = []
     said = refusal(png, lambda k, pixels: requests.append(k) or write_raw(content))
     assert len(requests) == 3 and ("broke off" in said or "no complete reply" in said)
 
 
-def test_a_slow_drip_ends_with_the_time_limit(png, pauses):
+@pytest.mark.parametrize("status, requests", [(b"503 Busy", 2), (b"404 Gone", 1)])
+@pytest.mark.parametrize("body", [b"zz\r\n", b"50\r\nab", b""])
+def test_a_failure_whose_text_breaks_off_is_still_that_failure(status, requests, body, png):
+    asked, content = [], b"HTTP/1.1 " + status + b"\r\nTransfer-Encoding: chunked\r\n\r\n" + body
+    said = refusal(png, lambda k, pixels: asked.append(k) or write_raw(content), retries=1)
+    assert f"status {status[:3].decode()}" in said and len(asked) == requests
+
+
+@pytest.mark.parametrize("content", [
+    b"\x1b[31mhello\r\n\r\n", b"HTTP/1.1 \x1b[31m OK\r\n\r\n", b"HTTP/\x1b[31m 200 OK\r\n\r\n",
+    b"HTTP/1.1 404 \x1b[31m\r\nContent-Length: 5\r\n\r\n\x1b[31m", b"HTTP/1.1 200 OK\r\n\r\n\x1b[31mcat",
+    b"HTTP/1.1 302 Found\r\nLocation: http://x/\x1b[31m\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n[\"\x1b[31m\"]"])
+def test_what_a_server_writes_does_not_reach_the_terminal_raw(content, owner, capsys):
+    with answering(lambda k, pixels: write_raw(content)) as served:
+        claim_refused(capsys, owner, "--url", served.url, "--retries", "0")
+
+
+def test_a_slow_drip_ends_with_the_time_limit_and_nobody_may_listen(png):
     drip = write_raw(b"HTTP/1.0 200 OK\r\nContent-Length: 100\r\n\r\n" + b" " * 100, slowly=0.02)
-    said = refusal(png, lambda k, pixels: drip, seconds=0.3, retries=0)
-    assert "gave no complete answer in 0.3 s" in said
-
-
-def test_nobody_listens(png, pauses):
+    assert "gave no complete answer in 0.3 s" in refusal(png, lambda k, pixels: drip, seconds=0.3, retries=0)
     with answering(lambda k, pixels: "1") as served:
         pass
     with pytest.raises(Refusal, match="cannot be reached or broke off .*refused.* [(]2 times"):
-        Server(served.url, retries=1).ask([png], Classes(CLASSES), False)
+        server(served.url, retries=1).ask([png], Classes(CLASSES), False)

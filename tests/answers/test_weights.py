@@ -1,4 +1,4 @@
-"""Suspects whose weights are at hand: which model a file gives, and files that do not fit."""
+"""Suspects whose weights are at hand: which model a file gives, files that do not fit, and code of somebody else's."""
 
 import json
 
@@ -26,7 +26,6 @@ def named(monkeypatch):
     """The user's functions that -mt named; those of a test are forgotten after it."""
     monkeypatch.setattr(outside, "named", {"own_networks:plain": own_networks.plain})
     monkeypatch.setattr(models, "named", outside.named)
-    return outside.named
 
 
 def network(name="res18", classes=10, mean_std=MEAN_STD, width=4, size=32):
@@ -71,6 +70,14 @@ def same_weights(found, model) -> bool:
     return weights.keys() == wanted.keys() and all(torch.equal(weights[name], wanted[name]) for name in wanted)
 
 
+def claim_refused(capsys, owner, *flags) -> str:
+    """The sentence, printable, in which a claim on a suspect is refused; it names no flag that a claim lacks."""
+    status, _, err = verify(capsys, "claim", owner[0], "--trust-owner", "--suspect", *flags)
+    assert status == 2 and len(err) < 700 and err.strip().isprintable()
+    assert "--width" not in err and "--image-size" not in err
+    return err
+
+
 # ---- the model that a file gives ------------------------------------------------------------------------------------
 
 
@@ -78,84 +85,74 @@ def same_weights(found, model) -> bool:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_gives_the_model_that_was_saved_frozen_and_with_its_own_normalisation(name, kind, tmp_path):
     model = network(name)
-    found = read(write(tmp_path / "w.pt", model, kind), *([name] if kind != "checkpoint" else []))
+    found = read(write(tmp_path / "w.pt", model, kind), *(NAMES if kind != "checkpoint" else []))  # that one which fits
     assert not found.training and not any(p.requires_grad for p in found.parameters())
     assert found.name == name and same_weights(found, model)
     assert torch.allclose(found(PIXELS), model(PIXELS), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_weights_without_normalisation_get_the_sources(name, tmp_path):
-    model = network(name)
-    path = write(tmp_path / "w.pt", model, "network alone")
-    assert same_weights(read(path, name, mean_std=MEAN_STD), model)
-    assert read(path, name, mean_std=OTHER)[0].mu.flatten().tolist() == pytest.approx(OTHER[0])
-
-
-@pytest.mark.parametrize("order", [NAMES, NAMES[::-1]])
-def test_of_several_architectures_the_one_that_fits_is_taken(order, tmp_path):
-    for name in NAMES:
-        model = network(name)
-        found = read(write(tmp_path / "w.pt", model), *order)
-        assert found.name == name and same_weights(found, model)
-
-
-def test_the_width_is_that_of_the_file(tmp_path):
+def test_weights_without_normalisation_get_the_sources_and_the_width_is_that_of_the_file(tmp_path):
     for width in (2, 16):
         model = network("res18", width=width)
-        assert same_weights(read(write(tmp_path / "w.pt", model), "res18"), model)
+        path = write(tmp_path / "w.pt", model, "network alone")
+        assert same_weights(read(path, "res18", mean_std=MEAN_STD), model)
+        assert read(path, "res18", mean_std=OTHER)[0].mu.flatten().tolist() == pytest.approx(OTHER[0])
+
+
+def test_every_kind_of_file_leads_to_the_same_verdict(owner, bank, tmp_path, capsys):
+    weights = load_checkpoint(find_checkpoint(owner[0], None))["model"]["state_dict"]
+    torch.save(weights, tmp_path / "dict.pt")
+    torch.save({name[2:]: tensor for name, tensor in weights.items() if name[0] == "1"}, tmp_path / "alone.pt")
+
+    def figures(*flags):
+        status, *_ = verify(capsys, "claim", owner[0], "--trust-owner", "--benign", *bank, "--suspect", *flags,
+                            "--json", tmp_path / "c.json")
+        report = json.loads((tmp_path / "c.json").read_text())
+        return status, report["hits"], report["decision"], report["tests"]
+
+    run = figures(owner[0])
+    assert run[3]["T3"]["log10_p"] is not None  # which the normalisation changes
+    for file in ("dict.pt", "alone.pt"):
+        assert figures(tmp_path / file, "-mt", "res18", "-mt", "vgg11") == run
 
 
 # ---- files that do not fit ------------------------------------------------------------------------------------------
 
 
 def test_a_state_dict_needs_its_architecture_by_name(tmp_path):
-    for kind in ("state dict", "network alone", "safetensors"):
+    for kind in ("network alone", "safetensors"):
         assert "name its architecture by -mt" in refusal(write(tmp_path / "w.pt", network(), kind))
     path = write(tmp_path / "w.pt", network())
-    assert "pass the -mt that" in refusal(path, "vgg11") and "pass the -mt" in refusal(path, "res34")
+    assert "pass the -mt that" in refusal(path, "vgg11")
     assert "the model has no 1.conv1.weight" in refusal(path, "vgg11", "res34")  # says why the first does not fit
 
 
-def test_another_number_of_classes_or_another_image_size_is_refused(tmp_path):
+def test_another_number_of_classes_or_another_image_size_is_refused(owner, tmp_path, capsys):
     for name in NAMES:
         assert "answers with 7 classes, not 10" in refusal(write(tmp_path / "w.pt", network(name, 7)), name)
     path = write(tmp_path / "c.pt", network("vgg11", size=48), "checkpoint")
     assert "images of 48 x 48 pixels, the triggers are 32 x 32" in refusal(path)
     assert read(path, size=48).size == 48
-
-
-def claim_refused(capsys, folder, *flags) -> str:
-    """The sentence, printable, in which a claim on a suspect is refused."""
-    status, _, err = verify(capsys, "claim", folder, "--trust-owner", "--suspect", *flags)
-    assert status == 2 and len(err) < 700 and err.strip().isprintable()
-    assert "--width" not in err and "--image-size" not in err  # which are no flags of a claim
-    return err
+    path = write(tmp_path / "w.pt", network("vgg11"))
+    assert "-mt vgg11 halves its images five times: name by -mt" in refusal(path, "vgg11", size=16)
+    said = claim_refused(capsys, owner, path, "-mt", "tv:alexnet")
+    assert "-mt tv:alexnet cannot be built" in said and "pass --predictions" in said
 
 
 @pytest.mark.parametrize("spoil, words", [
-    (lambda w: {}, "holds no state dict"), (lambda w: [1, 2], "no checkpoint"), (lambda w: {"a": 3}, "no state dict"),
+    (lambda w: {}, "holds no state dict"), (lambda w: [1, 2], "no checkpoint"),
     (lambda w: w | {"1.linear.bias": torch.full((10,), torch.nan)}, "1.linear.bias is not finite"),
     (lambda w: w | {"1.extra": torch.ones(1)}, "the model has no 1.extra"),
     (lambda w: {name: t for name, t in w.items() if name != "1.linear.bias"}, "lacks 1.linear.bias"),
     (lambda w: w | {"0.std": torch.zeros(3, 1, 1)}, "not finite"),
-    (lambda w: w | {3: torch.ones(1)}, "w.pt"), (lambda w: {("a", 1): torch.ones(1)}, "w.pt"),
+    (lambda w: {("a", 1): torch.ones(1)}, "w.pt"),
     (lambda w: {"model": {"type": "res18", "state_dict": w, "size": float("inf")}}, "does not hold a model"),
     (lambda w: w | {"1.conv1.weight": torch.ones(0, 3, 3, 3)}, "the shape (0, 3, 3, 3)"),
 ])
 def test_damaged_or_hostile_weights_are_refused_in_one_sentence(spoil, words, owner, tmp_path, capsys):
     torch.save(spoil(dict(network().state_dict())), tmp_path / "w.pt")
-    assert words in claim_refused(capsys, owner[0], tmp_path / "w.pt", "-mt", "res18")
-
-
-@pytest.mark.parametrize("name, content, words", [
-    ("w.pt", b"no zip", "no checkpoint that can be read safely"), ("w.safetensors", b"\xff" * 40, "no .safetensors"),
-    ("absent.pt", None, "absent.pt"), ("absent.safetensors", None, "absent.safetensors")])
-def test_files_that_hold_no_weights_are_refused(name, content, words, owner, tmp_path, capsys):
-    pytest.importorskip("safetensors")
-    if content:
-        (tmp_path / name).write_bytes(content)
-    assert words in claim_refused(capsys, owner[0], tmp_path / name, "-mt", "res18")
+    assert words in claim_refused(capsys, owner, tmp_path / "w.pt", "-mt", "res18")
+    assert "absent.pt" in claim_refused(capsys, owner, tmp_path / "absent.pt", "-mt", "res18")
 
 
 def test_a_small_file_cannot_ask_for_much_memory(tmp_path, monkeypatch):
@@ -176,33 +173,27 @@ def test_kinds_of_numbers_that_are_not_read_are_refused(tmp_path):
     assert "1.linear.bias holds torch.float8_e4m3fn numbers" in refusal(tmp_path / "w.safetensors", "res18")
 
 
-# ---- claims ---------------------------------------------------------------------------------------------------------
+class _Odd(nn.Linear):
+    def __init__(self, classes, raised=None):
+        super().__init__(2, classes)
+        self.raised = raised
+
+    def forward(self, x):
+        if self.raised and len(x) != 2:
+            raise self.raised
+        return torch.zeros(len(x) if len(x) == 2 else 1, 10)
 
 
-def test_every_kind_of_file_leads_to_the_same_verdict(owner, bank, tmp_path, capsys):
-    weights = load_checkpoint(find_checkpoint(owner[0], None))["model"]["state_dict"]
-    torch.save(weights, tmp_path / "dict.pt")
-    torch.save({name[2:]: tensor for name, tensor in weights.items() if name[0] == "1"}, tmp_path / "alone.pt")
-
-    def figures(*flags):
-        status, *_ = verify(capsys, "claim", owner[0], "--trust-owner", "--benign", *bank, "--suspect", *flags,
-                            "--json", tmp_path / "c.json")
-        report = json.loads((tmp_path / "c.json").read_text())
-        return status, report["hits"], report["decision"], report["tests"]
-
-    run = figures(owner[0])
-    assert run[3]["T3"]["log10_p"] is not None  # which the normalisation changes
-    for file in ("dict.pt", "alone.pt"):
-        assert figures(tmp_path / file, "-mt", "res18", "-mt", "vgg11") == run
+def raises_later(classes):
+    return _Odd(classes, KeyError("batch"))
 
 
-def test_a_claim_on_a_network_of_the_users_own_imports_what_mt_names(named, owner, tmp_path, capsys):
-    model = network("own_networks:plain")
-    named.clear()
-    checkpoint, alone = write(tmp_path / "c.pt", model, "checkpoint"), write(tmp_path / "w.pt", model)
-    assert "add -mt own_networks:plain if you trust it" in claim_refused(capsys, owner[0], checkpoint) and not named
-    for path in (checkpoint, alone):
-        named.clear()
-        claim = ("claim", owner[0], "--trust-owner", "--suspect", path)
-        assert verify(capsys, *claim, "-mt", "own_networks:plain")[0] == 1
-        assert named == {"own_networks:plain": own_networks.plain}
+def exits_later(classes):
+    return _Odd(classes, SystemExit(0))
+
+
+@pytest.mark.parametrize("function, words", [("raises_later", "KeyError: 'batch'"), ("exits_later", "SystemExit"),
+                                             ("_Odd", "not with a row for each")])
+def test_code_of_somebody_elses_that_fails_later_is_refused_too(function, words, owner, tmp_path, capsys):
+    torch.save(nn.Linear(2, 10).state_dict(), tmp_path / "w.pt")
+    assert words in claim_refused(capsys, owner, tmp_path / "w.pt", "-mt", f"{__name__}:{function}")

@@ -12,7 +12,6 @@ from utils.attacks.stealing import (
     distill_loss,
     extraction_loss,
     hard_loss,
-    kl_divergence,
     reg_loss,
     smooth_loss,
     soft_loss,
@@ -21,32 +20,26 @@ from utils.attacks.stealing import (
 # source (3/4, 1/4), surrogate (1/2, 1/2): asymmetric, so that the two directions of KL differ
 T = torch.tensor([[math.log(3.0), 0.0]])
 S = torch.zeros(1, 2)
-SOURCE_FIRST = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)  # 0.13081
-SURROGATE_FIRST = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)  # 0.14384
+SOURCE_FIRST = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)  # 0.13081, the other direction has 0.14384
 
 
-def test_kl_direction():
-    assert abs(SOURCE_FIRST - SURROGATE_FIRST) > 0.01
+def test_kl_direction_batch_mean_and_zero_for_equal_probabilities():
     assert soft_loss(S, T).item() == pytest.approx(SOURCE_FIRST, abs=1e-6)
-    assert kl_divergence(T, S).item() == pytest.approx(SURROGATE_FIRST, abs=1e-6)
+    s, t = torch.cat([S, S, T]), torch.cat([T, T, T])
+    assert soft_loss(s, t).item() == pytest.approx(2 * SOURCE_FIRST / 3, abs=1e-6)
+    assert soft_loss(t + 5, t).item() == pytest.approx(0, abs=1e-7)
+    assert math.isfinite(soft_loss(torch.tensor([[0.0, 400.0]]), torch.tensor([[400.0, 0.0]])).item())
     # the gradient on the surrogate's logits is softmax(s) - softmax(t), as for soft labels
     s = S.clone().requires_grad_()
     soft_loss(s, T).backward()
     assert s.grad.flatten().tolist() == pytest.approx([0.5 - 0.75, 0.5 - 0.25])
 
 
-def test_kl_is_a_batch_mean_and_zero_for_equal_probabilities():
-    s, t = torch.cat([S, S, T]), torch.cat([T, T, T])
-    assert soft_loss(s, t).item() == pytest.approx(2 * SOURCE_FIRST / 3, abs=1e-6)
-    assert soft_loss(t + 5, t).item() == pytest.approx(0, abs=1e-7)
-    assert math.isfinite(soft_loss(torch.tensor([[0.0, 400.0]]), torch.tensor([[400.0, 0.0]])).item())
-
-
 def test_hard_labels_ignore_the_confidence_of_the_source():
     s = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]])
     sure, unsure = torch.tensor([[0.0, 50.0], [9.0, 0.0]]), torch.tensor([[0.0, 0.1], [0.1, 0.0]])
     by_hand = (-math.log(0.75) - math.log(0.5)) / 2
-    for t in (sure, unsure):  # the confidence of the source must not matter
+    for t in (sure, unsure):
         assert hard_loss(s, t).item() == pytest.approx(by_hand, abs=1e-6)
     assert abs(hard_loss(s, unsure) - soft_loss(s, unsure)) > 0.1  # while it matters to soft labels
     t = unsure.clone().requires_grad_()
@@ -79,8 +72,6 @@ def test_eq_5_by_hand(label):
     kl = 0.75 * math.log(0.75 / 0.8) + 0.25 * math.log(0.25 / 0.2)
     ce = -math.log((0.8, 0.2)[label])
     assert reg_loss(s, T, y, 0.3).item() == pytest.approx(0.3 * kl + 0.7 * ce, abs=1e-6)
-    assert reg_loss(s, T, y, 1.0).item() == pytest.approx(kl, abs=1e-6)
-    assert reg_loss(s, T, y, 0.0).item() == pytest.approx(ce, abs=1e-6)
     loss, needs_labels = extraction_loss(Namespace(attack="reg", alpha=0.3))
     assert needs_labels and loss(s, T, y).item() == pytest.approx(0.3 * kl + 0.7 * ce, abs=1e-6)
 
@@ -94,8 +85,6 @@ def test_eq_6_by_hand():
     p, q = math.sqrt(3) / (math.sqrt(3) + 1), 2 / 3
     kl2 = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
     assert distill_loss(s, T, y, 0.7, 2.0).item() == pytest.approx(0.3 * ce + 0.7 * kl2, abs=1e-6)
-    assert distill_loss(s, T, y, 0.0, 2.0).item() == pytest.approx(ce, abs=1e-6)
-    assert distill_loss(s, T, y, 1.0, 2.0).item() == pytest.approx(kl2, abs=1e-6)
 
 
 @pytest.mark.parametrize("attack, needs", [("soft", False), ("hard", False), ("reg", True)])

@@ -39,11 +39,10 @@ def test_finetune_command_changes_the_layers_that_it_names(world):
     good("extraction", "-d", world, *STEAL, "-at", "finetune", "--finetune", "ftll", "-admsg", "_ftll")
     before, after = weights(world, name="nat_best"), weights(world, "extraction_ftll")
     assert {n for n, t in after.items() if not torch.equal(t, before[n])} == {"1.linear.weight", "1.linear.bias"}
-    s = summary(world / TAKEN / "extraction_ftll")
-    assert (s["role"], s["attack"], s["model"], s["width"]) == ("surrogate", "finetune ftll", "vgg11", 2)
+    assert summary(world / TAKEN / "extraction_ftll")["attack"] == "finetune ftll"
     good("extraction", "-d", world, *STEAL, "-at", "finetune", "--on", "extraction", "-admsg", "_ftal")
     start, after = weights(world, "extraction", "nat_best"), weights(world, "extraction_ftal")
-    assert equal(weights(world, "extraction_ftal", "init"), start) and not equal(after, start)
+    assert equal(weights(world, "extraction_ftal", "init"), start)
     assert not torch.equal(after["1.layers.0.weight"], start["1.layers.0.weight"])
 
 
@@ -71,7 +70,6 @@ def test_a_thief_may_train_with_adam_at_a_constant_rate(world):
     assert {json.loads(line)["lr"] for line in (run / "metrics.jsonl").read_text().splitlines()} == {0.002}
     start, after = weights(world, "extraction_adam", "init"), weights(world, "extraction_adam")
     assert not equal(start, after) and not equal(after, weights(world, "extraction"))
-    assert "--adam" in refused("extraction", "-d", world, *STEAL, "-at", "finetune", "--adam", 0.002, "-admsg", "_x")
 
 
 def test_weights_are_shifted_by_the_mean_filter_and_noise_of_their_own_size(monkeypatch):
@@ -141,8 +139,7 @@ def test_fineprune_trains_only_the_weights_that_pruning_left(world):
     (("-at", "prune", "--on", "../x"), ["--on", "'/'"]),
     (("-at", "prune", "--ratios", 0.5, 1.5), ["--ratios", "at most 1"]),
     (("-at", "finetune", "-dmt", "res18"), ["-dmt res18", "leave -dmt out"]),
-    (("-at", "finetune", "--finetune", "all"), ["--finetune", "ftll"]),
-    (("-at", "fineprune", "--criterion", "random"), ["--criterion", "magnitude"]),
+    (("-at", "finetune", "--adam", 0.002), ["--adam 0.002", "leave it out"]),
     (("-at", "finetune", "-dsrc", "folder"), ["--data-dir"]),
 ])
 def test_contradictory_editing_flags_are_refused(world, flags, words):

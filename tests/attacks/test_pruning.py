@@ -8,15 +8,7 @@ import torch
 from torch import nn
 
 import models
-from utils.attacks.editing import (
-    CRITERIA,
-    channel_activations,
-    check_edit,
-    layer_weights,
-    prune,
-    pruning_masks,
-    quantize,
-)
+from utils.attacks.editing import channel_activations, check_edit, layer_weights, prune, pruning_masks, quantize
 from utils.attacks.stealing import ExtractionObjective, soft_loss
 from utils.system.refusals import Refusal
 from utils.watermark.margin import ascend
@@ -34,30 +26,15 @@ def small():
     return model
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
-def test_pruning_nothing_changes_nothing_and_pruning_everything_leaves_a_constant(criterion):
-    model = small()
-    measured = channel_activations(model, IMAGES)
-    same = prune(copy.deepcopy(model), pruning_masks(model, 0.0, criterion, measured))
-    assert torch.equal(same(X), model(X))
-    dead = prune(copy.deepcopy(model), pruning_masks(model, 1.0, criterion, measured))
-    assert torch.equal(dead(X), dead(X[:1]).expand(len(X), -1))  # the image no longer matters
-
-
 def test_activation_pruning_of_one_layer_removes_its_least_active_channels():
     model = small()
-    measured = channel_activations(model, IMAGES)
-    one = {"1.bn1": measured["1.bn1"]}
-    dead = prune(copy.deepcopy(model), pruning_masks(model, 1.0, "activation", one))
-    assert dead[1].bn1(dead[1].conv1(dead[0](X))).abs().max() == 0
-    kept = pruning_masks(model, 0.5, "activation", one)["1.bn1.weight"]
-    assert kept.sum() == 2 and measured["1.bn1"][kept].min() >= measured["1.bn1"][~kept].max()
-
-
-def test_channel_activations_are_means_after_relu():
-    model = small()
+    measured = channel_activations(model, IMAGES, batch_size=5)["1.bn1"]
     out = model[1].bn1(model[1].conv1(model[0](X))).relu().mean(dim=(0, 2, 3))
-    assert torch.allclose(channel_activations(model, IMAGES, batch_size=5)["1.bn1"].float(), out, atol=1e-5)
+    assert torch.allclose(measured.float(), out, atol=1e-5)
+    dead = prune(copy.deepcopy(model), pruning_masks(model, 1.0, "activation", {"1.bn1": measured}))
+    assert dead[1].bn1(dead[1].conv1(dead[0](X))).abs().max() == 0
+    kept = pruning_masks(model, 0.5, "activation", {"1.bn1": measured})["1.bn1.weight"]
+    assert kept.sum() == 2 and measured[kept].min() >= measured[~kept].max()
 
 
 def from_outside(*layers):
@@ -100,7 +77,7 @@ def test_magnitude_pruning_removes_the_smallest_weights_of_all_layers():
     assert largest <= min(weights[n][m].min() for n, m in kept.items() if m.any())
 
 
-@pytest.mark.parametrize("bits", (8, 4, 2))
+@pytest.mark.parametrize("bits", (8, 2))
 def test_quantised_weights_are_on_their_grid(bits):
     before, after = small(), quantize(small(), bits)
     levels = 2 ** (bits - 1) - 1

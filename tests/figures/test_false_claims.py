@@ -6,15 +6,7 @@ import math
 import pytest
 
 from figures import rivals
-from figures.rivals import (
-    HALVES,
-    di_verdicts,
-    eef_verdicts,
-    perceptron_figures,
-    trigger_verdicts,
-    verdict_row,
-    write_image_halves,
-)
+from figures.rivals import HALVES, di_verdicts, eef_verdicts, perceptron_figures, trigger_verdicts, verdict_row
 from figures.shared import interval
 
 
@@ -34,6 +26,9 @@ def found_of(claimed):
 
 
 def test_false_claims_are_counted_by_method_test_level_and_shared_images(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        rivals.main(["--redraw", "--out", str(tmp_path)])
+    assert end.value.code == 2 and "leave the flag out" in capsys.readouterr().err and not list(tmp_path.iterdir())
     (tmp_path / "rivals.json").write_text(json.dumps(found_of([True] * 9 + [False])))
     rivals.main(["--redraw", "--out", str(tmp_path)])
     text = (tmp_path / "rivals.md").read_text()
@@ -86,16 +81,10 @@ def test_the_models_that_calibrate_eef_are_not_its_suspects(monkeypatch):
 
 def test_the_two_halves_of_the_images_share_no_training_image(tmp_path):
     halves = {name: tmp_path / name for name in HALVES}
-    write_image_halves(halves)
+    rivals.write_image_halves(halves)
     files = {name: {path.name for path in folder.glob("train/*/*.png")} for name, folder in halves.items()}
     assert not files["same"] & files["other"] and len(files["same"] | files["other"]) == 1438
     assert all(len(list(folder.glob("test/*/*.png"))) == 359 for folder in halves.values())
-
-
-def test_redrawing_what_is_not_there_is_refused(tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        rivals.main(["--redraw", "--out", str(tmp_path)])
-    assert end.value.code == 2 and "leave the flag out" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_perceptron_figures_depend_on_the_seed_and_give_two_verdicts(monkeypatch):

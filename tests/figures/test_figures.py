@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from figures import demo, rows, toy
+from figures import defences, demo, forger, null, power, regime, rows, toy
 from figures.rows import collect_rows, rows_table
+from figures.shared import HERE
 
 
 def summaries(margin_soft: float, benign: float, accuracy=0.99) -> dict:
@@ -27,13 +28,24 @@ def test_the_demos_verdict_follows_from_its_table():
     assert "Claimed as copies (p <= 0.001): the benign model WRONGLY (p = 10^-3.1)." in text
 
 
-def test_the_demos_table_counts_what_was_claimed():
-    model = lambda p: {"test_accuracy": 0.5, "hits": 3, "log10_p": p}
-    row = {"torch": "2.14.1", "threads": 1, "seed": 4, "margin: soft": model(-3.0), "margin: hard": model(-2.9),
-           "margin: source": model(-9), "ERM: soft": model(-1.0), "no watermark: benign": model(-0.2)}
-    text = demo.seeds_markdown({"command": "python -m figures.demo", "rows": [row]})
-    assert "| 2.14.1 | 1 | 4 | 50.0, 50.0 | 3, **-3.00** | 3, -2.90 | 3, -1.00 | 3, -0.20 |" in text
-    assert "Claimed, of 1 rows: margin: soft 1, margin: hard 0, ERM: soft 0, no watermark: benign 0." in text
+TABLES = {  # a page beside its JSON -> the text or the table that this gives
+    "demo_seeds": demo.seeds_markdown, "null": null.null_markdown, "power": power.power_markdown,
+    "regime": regime.format_table, "regime-narrow": regime.format_table,
+    "forger": lambda found: forger.forger_table(found["rows"]), "marked_beacon": rows_table,
+    "defences": lambda found: defences.defences_table(found["rows"]),
+    "defences_digits": lambda found: defences.defences_table(found["rows"])}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_committed_page_is_what_its_json_gives(name):
+    found, page = json.loads((HERE / f"{name}.json").read_text()), (HERE / f"{name}.md").read_text()
+    text = TABLES[name](found)
+    assert page == text if text.startswith(("# ", "On ")) else text in page
+
+
+@pytest.mark.parametrize("name, draw", [("power", power.draw_power), ("regime", regime.draw)])
+def test_a_committed_picture_can_be_drawn_anew(name, draw):
+    assert draw(json.loads((HERE / f"{name}.json").read_text())).startswith(b"\x89PNG")
 
 
 def a_run(folder, seed, hits, p, **more):
@@ -48,7 +60,10 @@ def a_run(folder, seed, hits, p, **more):
     (folder / "run.json").write_text(json.dumps(about))
 
 
-def test_runs_that_differ_in_the_seed_share_a_row(tmp_path):
+def test_runs_that_differ_in_the_seed_share_a_row(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        rows.main([str(tmp_path)])
+    assert end.value.code == 2 and "no finished run" in capsys.readouterr().err
     a_run(tmp_path / "s1" / "extraction", 1, 10, -3.0)
     a_run(tmp_path / "s2" / "extraction", 2, 14, -5.0)
     a_run(tmp_path / "s1" / "other", 1, 2, -0.2, teacher_bn="clean")
@@ -74,16 +89,10 @@ def test_runs_that_differ_in_the_seed_share_a_row(tmp_path):
     assert sorted(row["seeds"] for row in collect_rows(tmp_path)) == [[1], [1], [2]]
 
 
-def test_a_folder_without_finished_runs_is_refused(tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        rows.main([str(tmp_path)])
-    assert end.value.code == 2 and "no finished run" in capsys.readouterr().err
-
-
 def test_the_toy_counts_the_seeds_that_show_its_claim(tmp_path, capsys):
     toy.main(["--seeds", "1", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "figure2.json").read_text())
-    kept = [found["seeds"][0]["panels"][name]["trigger_correct"] for name in toy.NAMES]
+    kept = [found["seeds"][0]["panels"][name]["trigger_correct"] for name in toy.TITLES]
     assert found["seeds"][0]["claim_shows"] == (kept == [True, False, True, True])
     assert found["claim_shows"] == f"{int(kept == [True, False, True, True])} of 1 seeds"
     assert (tmp_path / "figure2.png").stat().st_size > 10_000

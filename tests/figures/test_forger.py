@@ -1,14 +1,12 @@
 """figures.forger on innocent models of a few lines."""
 
-import json
 import math
 
 import pytest
 import torch
 from scipy.stats import binom
 
-from figures.forger import forge_beacon, forge_seeds, forge_single_label, forger_table
-from figures.shared import HERE
+from figures.forger import forge_beacon, forge_seeds, forge_single_label
 from utils.data.sets import load_data
 from utils.watermark.triggers import draw_triggers
 
@@ -43,7 +41,7 @@ def digits():
 
 def test_the_best_seed_is_the_luckiest_of_those_tried(digits):
     """The suspect answers 3 to everything: T1 by hand from the binomial of the answers that are not the true label."""
-    found = forge_seeds(OneLabel(3), {}, digits, 60)
+    found = forge_seeds(OneLabel(3), digits, 60)
     best = 0.0
     for seed in range(60):
         triggers, _ = draw_triggers(digits.held_out, 40, 1, 10, seed)
@@ -56,17 +54,11 @@ def test_the_best_seed_is_the_luckiest_of_those_tried(digits):
 
 
 def test_many_image_commitments_win_no_more_than_their_number(digits):
-    found = forge_beacon(OneLabel(3), {}, digits, 1)
+    found = forge_beacon(OneLabel(3), digits)
     assert -3.5 < found["log10_p"] == found["stranger_log10_p"] < 0
 
 
 def test_kept_noise_fools_the_suspect_alone(digits):
-    found = forge_single_label(Brightness(), {"bank": [OneLabel(2)] * 5}, digits, 200)
+    found = forge_single_label(Brightness(), [OneLabel(2)] * 5, digits, 200)
     assert "(40 kept)" in found["tried"] and found["log10_p"] < -3 and not found["stranger"]
-    assert forge_single_label(OneLabel(2), {"bank": [OneLabel(2)] * 5}, digits, 200)["log10_p"] == 0
-
-
-def test_the_committed_table_is_that_of_the_committed_rows():
-    content = json.loads((HERE / "forger.json").read_text())
-    assert forger_table(content["rows"]) in (HERE / "forger.md").read_text()
-    assert {row["suspect"] for row in content["rows"]} == {"poor", "good"} and len(content["rows"]) == 10
+    assert forge_single_label(OneLabel(2), [OneLabel(2)] * 5, digits, 200)["log10_p"] == 0

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from figures.null import TESTS, null_markdown, simulate_null, suspects_of
-from utils.ownership import pvalues
+from figures.null import TESTS, simulate_null, suspects_of
 from utils.watermark.triggers import TriggerSet
 
 CLASSES = [str(i) for i in range(5)]
@@ -35,17 +34,3 @@ def test_no_innocent_model_is_claimed_more_often_than_alpha():
         for (name, tests), test, alpha in itertools.product(suspects.items(), TESTS, (0.3, 0.1, 0.01)):
             k = int((np.array(tests[test]) <= math.log10(alpha) + 1e-4).sum())
             assert len(tests[test]) == 300 and stats.binom.sf(k - 1, 300, alpha) > 1e-4, (kind, name, test, alpha, k)
-    content = {"command": "c", "torch": "t", "triggers": 16, "accuracy": {"good": 1, "poor": 0.5}, "log10_p": found}
-    assert null_markdown(content).count("\n| ") == 2 + 2 * 4 * 3
-
-
-def test_both_tests_are_exact_over_all_draws():
-    """4 triggers of 4 wrong labels: over all 256 draws P(p <= a) = a at each p of T1, and never above a for T1p."""
-    p, true = innocent(4, 0, 2), np.arange(4)[:, None]
-    wrong = [[c for c in range(5) if c != y] for y in range(4)]
-    draws = list(itertools.product(*wrong))
-    for test in (lambda y: pvalues.label_randomisation(p.argmax(1), y, true, 5),
-                 lambda y: pvalues.score_randomisation(p, y, true)):
-        found = np.array([10 ** test(np.array(y)) for y in draws])
-        for alpha in set(found.round(9)):
-            assert np.mean(found <= alpha + 1e-9) <= alpha + 1e-6

@@ -17,7 +17,7 @@ from utils.published import ACC, MODELS, NUMBERS, P_SCORES, TRIG, P
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
-SUMMARY = {"test_accuracy": 0.5, "trigger_hits": 3, "trigger_size": 10, "log10_p": {"T1": -4.0}, "rows": []}
+SUMMARY = {"test_accuracy": 0.5, "trigger_hits": 3, "trigger_size": 10, "log10_p": {"T1": -4.0, "T1p": -5.0}}
 VERDICT = {
     "di": {"source": {"log10_p": -3.0}, "suspects": [{"log10_p": -2.5}, {"log10_p": -2.0}, {"log10_p": -1.5}]},
     "eef": {"suspects": [{"log10_p": -7.0}, {"log10_p": -4.5}, {"log10_p": -4.0}, {"log10_p": -0.5}]},
@@ -30,7 +30,7 @@ def by_hand(step) -> None:
 
 
 def test_only_a_run_with_a_summary_is_finished(tiny, capfd):
-    first, second = steps_of_target("table3", RunCommands("tiny", Path("runs")))
+    first, second = steps_of_target("table3", PROFILES["tiny"], Path("runs"))
     by_hand(first)
     second.folder.mkdir(parents=True)  # killed before it was finished
     assert first.result() == SUMMARY and second.result() is None
@@ -41,32 +41,26 @@ def test_only_a_run_with_a_summary_is_finished(tiny, capfd):
     assert str(second.done) in said
 
 
-def test_tables_show_our_numbers_beside_the_papers():
-    for step in steps_of_target("table2", RunCommands("smoke", Path("runs"))):
+def test_tables_show_our_numbers_beside_the_papers_and_say_what_was_not_run():
+    for step in steps_of_target("table2", PROFILES["smoke"], Path("runs")):
         by_hand(step)
-    make.main(["table2", "--no-run", "-d", "runs", "--out", "out"])
+    make.main(["table2", "table5", "figure4", "--no-run", "-d", "runs", "--out", "out"])
     text = Path("out/smoke/table2.md").read_text()
-    assert "| CIFAR-10 margin, soft | trigger % | 82 ± 1 | 30.00 (1) | `python extraction.py" in text
-    assert "| CIFAR-10 RS, soft | trigger % | 7.67 ± 4.04 | 30.00 (1) | `python extraction.py" in text
-    assert "| CIFAR-100 RS, soft | trigger % | 2.67 ± 1.53 | not run | not run |" in text
-    for row in ("DI, source | log10 p | -3 | -3.00 (1) | `python -m utils.verify di",
-                "DI, reg | log10 p | -2 | -1.50 (1)", "EEF, hard | log10 p | -4 | -4.00 (1)",
-                "EEF, source | log10 p | -7 | -7.00 (1) | `python -m utils.verify eef",
-                "DI, soft | accuracy % | 92.5 ± 0.17 | 50.00 (1) | `python extraction.py",
-                "EEF, reg | accuracy % | 86.04 ± 0.19 | 50.00 (1) | `python extraction.py"):
-        assert f"| CIFAR-10 {row}" in text
-    assert "| CIFAR-100 DI, source | log10 p | -3 | not run | not run |" in text and "CIFAR-100 EEF" not in text
-
-
-def test_a_report_from_before_t1p_is_due_while_its_checkpoints_are_there(capfd):
-    step, *_ = steps_of_target("table1", RunCommands("smoke", Path("runs")))
-    by_hand(step)
-    assert not step.due
-    (step.folder / "checkpoints").mkdir()
-    make.main(["table1", "-d", "runs", "--list"])
-    assert step.due and capfd.readouterr().out.splitlines()[0] == step.command
-    step.done.write_text(json.dumps(SUMMARY | {"log10_p": {"T1": -4.0, "T1p": -5.0}}))
-    assert not step.due
+    for row in ("CIFAR-10 margin, soft | trigger % | 82 ± 1 | 30.00 (1) | `python extraction.py",
+                "CIFAR-10 RS, soft | trigger % | 7.67 ± 4.04 | 30.00 (1) | `python extraction.py",
+                "CIFAR-100 RS, soft | trigger % | 2.67 ± 1.53 | not run | not run |",
+                "CIFAR-10 DI, source | log10 p | -3 | -3.00 (1) | `python -m utils.verify di",
+                "CIFAR-10 DI, reg | log10 p | -2 | -1.50 (1)", "CIFAR-10 EEF, hard | log10 p | -4 | -4.00 (1)",
+                "CIFAR-10 EEF, source | log10 p | -7 | -7.00 (1) | `python -m utils.verify eef",
+                "CIFAR-10 DI, soft | accuracy % | 92.5 ± 0.17 | 50.00 (1) | `python extraction.py",
+                "CIFAR-10 EEF, reg | accuracy % | 86.04 ± 0.19 | 50.00 (1) | `python extraction.py",
+                "CIFAR-100 DI, source | log10 p | -3 | not run | not run |"):
+        assert f"| {row}" in text
+    assert "CIFAR-100 EEF" not in text
+    for name in ("table5", "figure4"):
+        lines = Path(f"out/smoke/{name}.md").read_text().splitlines()
+        assert len(lines) > 4 and all("not run" in line for line in lines[4:] if line.startswith("|"))
+    assert Path("out/smoke/figure4.png").exists()
 
 
 def test_runs_come_in_the_order_of_the_names(capfd):
@@ -80,30 +74,21 @@ def test_runs_come_in_the_order_of_the_names(capfd):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_target_lists_its_runs_sources_first(profile, tmp_path):
-    runs = RunCommands(profile, tmp_path)
     for name in (*TABLES, *FIGURES):
         seen = set()
-        for step in steps_of_target(name, runs):
+        for step in steps_of_target(name, PROFILES[profile], tmp_path):
             assert all(before.done in seen for before in step.needs)
             assert step.done not in seen
             seen.add(step.done)
-    made = {key for name in TABLES for key in TABLE_CELLS[name](RunCommands("paper", tmp_path))}
-    assert {(row, column) for row, column in made if column != P_SCORES} - {
-        key for name in TABLES for key in NUMBERS[name]
-    } - {
-        (f"CIFAR-10 {row}, {m}", column) for row in ("ERM", "margin with clean statistics") for m in ("source", "soft")
-        for column in (ACC, TRIG, P)
-    } <= {(m, "triggers refused at 5 % refused clean images, %") for m in (*MODELS, "soft, other images")} | {
-        ("source", "energy of failures")
-    }
 
 
-def test_cells_without_their_runs_say_so(tmp_path):
-    make.main(["table5", "figure4", "--no-run", "-d", str(tmp_path / "none"), "--out", str(tmp_path)])
-    for name in ("table5", "figure4"):
-        lines = (tmp_path / "smoke" / f"{name}.md").read_text().splitlines()
-        assert len(lines) > 4 and all("not run" in line for line in lines[4:] if line.startswith("|"))
-    assert (tmp_path / "smoke/figure4.png").exists()
+def test_what_the_paper_does_not_state_is_ours_alone(tmp_path):
+    runs = RunCommands(PROFILES["paper"], tmp_path, 0)
+    made = {key for name in TABLES for key in TABLE_CELLS[name](runs)} - {key for n in TABLES for key in NUMBERS[n]}
+    controls = {(f"CIFAR-10 {row}, {m}", column) for row in ("ERM", "margin with clean statistics")
+                for m in ("source", "soft") for column in (ACC, TRIG, P)}
+    refused = {(m, "triggers refused at 5 % refused clean images, %") for m in (*MODELS, "soft, other images")}
+    assert {key for key in made if key[1] != P_SCORES} <= controls | refused | {("source", "energy of failures")}
 
 
 def test_the_plan_needs_only_the_standard_library():
@@ -116,6 +101,6 @@ def test_snakemake_plans_the_same_runs(tmp_path):
     flags = ["--cores", "1", "-n", "-p", "table2", "--config", "profile=smoke", f"dir={tmp_path / 'a b'}"]
     done = subprocess.run(["snakemake", "-s", ROOT / "figures/Snakefile", *flags], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for step in steps_of_target("table2", RunCommands("smoke", tmp_path / "a b")):
+    for step in steps_of_target("table2", PROFILES["smoke"], tmp_path / "a b"):
         end = f" || test -e {shlex.quote(str(step.done))} > /dev/null" if "utils.verify" in step.command else ""
         assert f"{step.command} > /dev/null{end}\n" in done.stdout + done.stderr

@@ -3,9 +3,8 @@
 import json
 
 import pytest
-from commands import ROOT
 
-from figures.survive import DECIDE, main, rows_of_run, setting_name
+from figures.survive import main, rows_of_run, setting_name
 
 SETTINGS = {"train_type": "margin", "bn_stats": "shared", "variable": 0.1, "reduction": "sum", "steps": 5, "eps": 5.0,
             "num_mixup": 1, "num_query": 50, "trigger_strategy": "uncertain", "label_strategy": "plausible",
@@ -35,14 +34,6 @@ def source(tmp_path):
     return folder
 
 
-@pytest.fixture
-def benign(tmp_path):
-    folder = tmp_path / "benign"
-    settings = SETTINGS | {"train_type": "none", "label_strategy": "random", "trigger_strategy": None}
-    write(folder, settings, found(0.715, 3, -0.1, clean=None, rows=[]))
-    return folder
-
-
 def test_a_run_gives_a_row_for_each_model(source):
     rows = rows_of_run(source)
     assert [(row["attack"], row["copy"], row["hits"], row["log10_p"], row["copy_accuracy"]) for row in rows] == [
@@ -53,8 +44,10 @@ def test_a_run_gives_a_row_for_each_model(source):
     assert rows[0]["command"] == "python train.py -msg 'a b'"
 
 
-def test_a_run_that_is_added_again_replaces_its_rows(source, benign, tmp_path, capsys):
-    file = tmp_path / "survive.json"
+def test_a_run_that_is_added_again_replaces_its_rows(source, tmp_path, capsys):
+    file, benign = tmp_path / "survive.json", tmp_path / "benign"
+    settings = SETTINGS | {"train_type": "none", "label_strategy": "random", "trigger_strategy": None}
+    write(benign, settings, found(0.715, 3, -0.1, clean=None, rows=[]))
     main([str(source), str(benign), "--json", str(file), "--chosen", NAME])
     first = json.loads(file.read_text())
     main([str(source), "--json", str(file)])
@@ -64,7 +57,7 @@ def test_a_run_that_is_added_again_replaces_its_rows(source, benign, tmp_path, c
     said = capsys.readouterr().out
     assert f"{NAME}, shared statistics, soft: source 71.00 %, copy 70.00 %, hits 40 of 50, claimed 1 of 1" in said
     assert "soft (vgg11): source 71.00 %, copy 70.00 %, hits 30 of 50, claimed 0 of 1 (seeds 3)" in said
-    assert "benign: source 71.00 %, copy 72.00 %, hits 22 of 50, claimed 0 of 1" in said and DECIDE == -3
+    assert "benign: source 71.00 %, copy 72.00 %, hits 22 of 50, claimed 0 of 1" in said
 
 
 def test_settings_are_named_by_what_distinguishes_them():
@@ -76,15 +69,10 @@ def test_settings_are_named_by_what_distinguishes_them():
     assert setting_name(ours | {"train_type": "none"}) == "benign"
 
 
-def test_a_chosen_setting_that_no_run_has_is_refused(source, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        main([str(source), "--json", str(tmp_path / "x.json"), "--chosen", "a typo"])
-    assert "no run has that setting" in capsys.readouterr().err and not (tmp_path / "x.json").exists()
-
-
-def test_what_is_no_run_is_refused(tmp_path, capsys):
-    for argv, said in (([], "holds no runs yet"), ([str(tmp_path)], "is no finished run")):
+def test_what_is_no_run_and_a_chosen_setting_that_no_run_has_are_refused(source, tmp_path, capsys):
+    for argv, said in (([], "holds no runs yet"), ([str(tmp_path)], "is no finished run"),
+                       ([str(source), "--chosen", "a typo"], "no run has that setting")):
         with pytest.raises(SystemExit) as ended:
             main([*argv, "--json", str(tmp_path / "x.json")])
         assert ended.value.code == 2 and said in capsys.readouterr().err
-    assert not (tmp_path / "x.json").exists() and (ROOT / "figures" / "survive.py").exists()
+    assert not (tmp_path / "x.json").exists()

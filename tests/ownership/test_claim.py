@@ -1,11 +1,9 @@
 """Claims of ownership through `utils.verify`: what the owner, and what a stranger, may believe."""
 
-import csv
 import json
 import os
 import random
 import shutil
-import sys
 import tracemalloc
 
 import numpy as np
@@ -16,14 +14,13 @@ from commands import verify
 from owner_runs import BEACON, CLASSES, SETTINGS, M, answer, make_run, names_of, record_of
 from scipy.optimize import linear_sum_assignment
 
-from utils.answers.answers import Answers
-from utils.ownership.claim import find_doubts
 from utils.ownership.commitment import read_owner
 from utils.ownership.pvalues import label_randomisation
-from utils.ownership.verdict import OwnershipCase
 from utils.runs.checkpoints import load_checkpoint, read_model, save_checkpoint
+from utils.system.refusals import Refusal
 from utils.training.metrics import predict
 from utils.watermark.prepared import labels_from_beacon
+from utils.watermark.trigger_files import read_triggers, unpack_source
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -37,7 +34,7 @@ def evidence(folder):
 
 
 def test_a_copy_is_claimed_and_an_independent_model_is_not(owner, bank, tmp_path, capsys):
-    folder, triggers = owner
+    folder = owner[0]
     stolen = answer(owner, tmp_path, 0.6)
     status, out, _ = verify(capsys, "claim", folder, "--predictions", stolen, "--trust-owner", "--benign", *bank,
                             "--json", tmp_path / "c.json")
@@ -64,57 +61,34 @@ def test_without_uniform_labels_the_decision_rests_on_benign_models(change, bank
     status, out, _ = verify(capsys, "claim", made[0], *answers, "--trust-owner")
     assert status == 1 and "no test can decide" in out
     assert verify(capsys, "claim", made[0], *answers, "--benign", *bank)[0] == 1  # T2 persuades no stranger
-
-
-def test_one_benign_model_counts_once_under_whatever_name(bank, tmp_path, capsys):
-    made = make_run(tmp_path / "run", SETTINGS | {"label_strategy": "highest"})
-    copies = [shutil.copytree(bank[0], tmp_path / f"copy{i}") for i in range(4)]
-    path = copies[3] / "checkpoints" / "checkpoint_nat_best.pt"
-    save_checkpoint(path, load_checkpoint(path) | {"epoch": 7})  # another file of the same weights
-    claim = ("claim", made[0], "--predictions", answer(made, tmp_path, 1.0), "--trust-owner", "--benign")
-    for doubled in ([bank[0]] * 5, [bank[0], *copies]):
-        status, out, _ = verify(capsys, *claim, *doubled)
-        assert status == 1 and "4 of the --benign models are another one again" in out
-        assert "--benign names 1" in out
-    assert verify(capsys, *claim, *bank)[0] == 0
-
-
-def test_a_program_answers_and_the_sequential_test_stops_early(owner, tmp_path, capsys):
-    folder, triggers = owner
-    key = dict(zip(names_of(folder), triggers.labels.tolist()))
-    (tmp_path / "api.py").write_text(
-        f"import sys, pathlib\nopen({str(tmp_path / 'asked')!r}, 'a').write('x')\n"
-        f"print({key!r}[pathlib.Path(sys.argv[1]).name])\n")
-    command = ("--command", f"{sys.executable} -S {tmp_path / 'api.py'} {{png}}", "--sequential", "--trust-owner")
-    status, _, err = verify(capsys, "claim", folder, *command, "--test", "T1p")
-    assert status == 2 and "leave out --test T1p" in err and not (tmp_path / "asked").exists()
-    status, out, _ = verify(capsys, "claim", folder, *command)
-    queries = len((tmp_path / "asked").read_text())
-    assert status == 0 and queries < 10 and f"after {queries} queries" in out and "rests on SPRT" in out
-    assert "asking a suspect again that answers at random is not corrected for" in out
-    fails = ("--command", "false {png}", "--sequential", "--allow-missing")
-    assert verify(capsys, "claim", folder, "--trust-owner", *fails)[0] == 2
+    # one benign model counts once under whatever name, as in another file of the same weights
+    twin = shutil.copytree(bank[0], tmp_path / "twin")
+    path = twin / "checkpoints" / "checkpoint_nat_best.pt"
+    save_checkpoint(path, load_checkpoint(path) | {"epoch": 7})
+    doubled = bank[0], bank[0], twin, bank[0], twin
+    status, out, _ = verify(capsys, "claim", made[0], *answers, "--trust-owner", "--benign", *doubled)
+    assert status == 1 and "4 of the --benign models are another one again" in out and "--benign names 1" in out
 
 
 # ---- a stranger ----
 
 
 def test_a_stranger_believes_a_beacon_that_he_read_and_a_digest_that_he_saw(committed, tmp_path, capsys):
-    folder = committed[0]
+    folder, (_, value, _, digest) = committed[0], evidence(committed[0])
     stolen = ("claim", folder, "--predictions", answer(committed, tmp_path, 0.6))
     status, out, _ = verify(capsys, *stolen, *evidence(folder))
     assert status == 0 and "for a stranger, rests on T1" in out and "drawn by the beacon 'round 7'" in out
-    assert verify(capsys, "claim", folder, "--predictions", answer(committed, tmp_path, 0.0, "innocent.csv"),
-                  *evidence(folder))[0] == 1
-    beacon, images = evidence(folder)[:2], evidence(folder)[2:]
-    for flags, words in (((), "pass --beacon"), (beacon, "pass --image-commitment"), (images, "pass --beacon"),
-                         (("--beacon", "3d" * 32, *images), "is not the value of --beacon"),
-                         ((*beacon, "--image-commitment", "0" * 64), "not those of the published --image-commitment")):
-        status, out, _ = verify(capsys, *stolen, *flags)
-        assert status == 1 and words in out
-    # what the owner's own judge passes has to be right as well
+    innocent = answer(committed, tmp_path, 0.0, "innocent.csv")
+    assert verify(capsys, "claim", folder, "--predictions", innocent, *evidence(folder))[0] == 1
+    # what the owner's own judge passes has to be right as well, and hexadecimal is read whatever its case
     assert verify(capsys, *stolen, "--trust-owner")[0] == 0
     assert verify(capsys, *stolen, "--trust-owner", "--beacon", "3d" * 32)[0] == 1
+    loud = "--beacon", f" 0x{value.upper()}", "--image-commitment", f"{digest.upper()} "
+    assert verify(capsys, *stolen, *loud)[0] == 0
+    for bad in (digest[:-1], digest + "0", digest[:-1] + "\u0661", digest[:-5] + "\x1b[31m", ""):
+        for flags in (("--image-commitment", bad), ("--beacon", bad[:31] + "\x1b")):
+            status, _, err = verify(capsys, *stolen, *flags)
+            assert status == 2 and err.strip().isprintable() and "hexadecimal" in err
 
 
 def test_nobody_is_asked_for_a_claim_that_cannot_hold(committed, owner, tmp_path, capsys):
@@ -122,36 +96,22 @@ def test_nobody_is_asked_for_a_claim_that_cannot_hold(committed, owner, tmp_path
     (beacon, digest), asked = (evidence(committed[0])[i : i + 2] for i in (0, 2)), tmp_path / "asked"
     program = ("--command", f"sh -c 'echo >> {asked}; echo 3' {{png}}")
     with answering(lambda k, pixels: "3") as served:
-        for suspect in (program, ("--url", served.url)):
-            for folder, flags, words in (
-                (committed[0], digest, "pass --beacon"), (committed[0], beacon, "pass --image-commitment"),
-                (committed[0], (*beacon, "--image-commitment", "0" * 64), "published --image-commitment"),
-                (committed[0], ("--beacon", "3d" * 32, *digest), "not the value of --beacon"),
-                (owner[0], (*beacon, *digest), "--trust-owner takes his word"),
-            ):
+        for folder, flags, words in (
+            (committed[0], (), "pass --beacon"), (committed[0], digest, "pass --beacon"),
+            (committed[0], beacon, "pass --image-commitment"),
+            (committed[0], (*beacon, "--image-commitment", "0" * 64), "not those of the published --image-commitment"),
+            (committed[0], ("--beacon", "3d" * 32, *digest), "is not the value of --beacon"),
+            (owner[0], (), "nobody but the owner can say that he did not choose the labels"),
+            (owner[0], (*beacon, *digest), "nobody but the owner can say"),
+            (owner[0], (*beacon, "--trust-owner"), "nobody but the owner can say"),
+        ):
+            for suspect in (program, ("--url", served.url)):
                 status, out, _ = verify(capsys, "claim", folder, *suspect, *flags, "--json", tmp_path / "c.json")
                 assert status == 1 and "nobody was asked" in out and words in out
                 assert json.loads((tmp_path / "c.json").read_text())["decision"]["holds"] is False
         assert served.images == [] and not asked.exists()
-        status, out, _ = verify(capsys, "claim", committed[0], *program, *beacon, *digest)
-        assert "hits  " in out and asked.read_text().count("\n") == M
-
-
-def test_hexadecimal_is_compared_whatever_its_case_and_nothing_else_is_taken_for_it(committed, tmp_path, capsys):
-    stolen = ("claim", committed[0], "--predictions", answer(committed, tmp_path, 0.6))
-    (name, value), (other, digest) = (evidence(committed[0])[i : i + 2] for i in (0, 2))
-    assert verify(capsys, *stolen, name, f" 0x{value.upper()}", other, digest.upper() + " ")[0] == 0
-    for bad in (digest[:-1], digest + "0", digest[:-1] + "\u0661", digest[:-5] + "\x1b[31m", ""):
-        for flags in ((name, value, other, bad), (name, bad[:31] + "\x1b", other, digest)):
-            status, _, err = verify(capsys, *stolen, *flags)
-            assert status == 2 and err.strip().isprintable() and "hexadecimal" in err
-
-
-def test_labels_of_a_seed_persuade_no_stranger(owner, tmp_path, capsys):
-    stolen = ("claim", owner[0], "--predictions", answer(owner, tmp_path, 1.0))
-    for flags in ((), ("--beacon", BEACON, "--image-commitment", "0" * 64), ("--trust-owner", "--beacon", BEACON)):
-        status, out, _ = verify(capsys, *stolen, *flags)
-        assert status == 1 and "nobody but the owner can say that he did not choose the labels" in out
+    status, out, _ = verify(capsys, "claim", committed[0], *program, *beacon, *digest)
+    assert "hits  " in out and asked.read_text().count("\n") == M
 
 
 # ---- a dishonest owner ----
@@ -172,50 +132,12 @@ def test_a_forged_trigger_set_is_refused_for_lack_of_a_commitment(bank, tmp_path
     assert verify(capsys, "claim", made, "--suspect", victim, *evidence(made))[0] == 2
 
 
-def test_classes_renamed_after_the_answers_are_refused(committed, tmp_path, capsys):
-    """He searches the order of class names under which an innocent model's answers hit most, at random."""
-    folder = shutil.copytree(committed[0], tmp_path / "run")
-    owner, rng = read_owner(folder), random.Random(0)
-    said = dict(csv.reader(open(answer(committed, tmp_path, 0.0))))
-    a, t = np.array([int(said[name]) for name in owner.names]), owner.triggers
-    hits = lambda order: (np.array(order)[a] == t.labels.numpy()).sum()
-    best = max((rng.sample(range(10), 10) for _ in range(2000)), key=hits)
-    assert label_randomisation(np.array(best)[a], t.labels.numpy(), t.true_labels.numpy(), 10) < -1
-    names = [CLASSES[best.index(i)] for i in range(10)]
-    path = folder / "checkpoints" / "checkpoint_nat_best.pt"
-    checkpoint = load_checkpoint(path)
-    save_checkpoint(path, checkpoint | {"about": checkpoint["about"] | {"classes": names}})
-    status, _, err = verify(capsys, "claim", folder, "--predictions", tmp_path / "answers.csv", *evidence(folder))
-    assert status == 2 and "class names and their order" in err
-
-
-def test_no_number_of_classes_pixels_or_secret_can_be_chosen_after_the_beacon(committed, tmp_path):
-    """One published digest leaves nothing to choose: whatever else is put into its record gives another digest."""
+def test_public_values_give_nobody_images_or_labels(committed, tmp_path, capsys):
+    """Digest, beacon, round and data are public; without the secret labels are others, and no seed draws the images."""
     owner = read_owner(committed[0])
-    digest, changes = owner.record["sha256"], [{"classes": [str(i) for i in range(n)]} for n in (11, 70, 12_470)]
-    changes += [{"mean": [0.9, 0.1, 0.5]}, {"secret": "00" * 32}, {"round": 9}, {"beacon_name": "another"}]
-    from utils.watermark.prepared import commitment_digest
-
-    for change in changes:
-        forged = owner.record | change
-        forged["sha256"] = commitment_digest(owner.triggers, forged)
-        assert forged["sha256"] != digest
-        doubts = find_doubts(owner._replace(record=forged), stranger=True, beacon=BEACON, image_commitment=digest)
-        assert any("not those of the published" in doubt for doubt in doubts)
-
-
-def test_public_values_give_nobody_images_or_labels(committed):
-    """Digest, beacon, round and data are public; without the secret labels and names are others, and no seed draws the
-    images (`prepare` shuffles by the operating system's randomness)."""
-    owner = read_owner(committed[0])
-    guess = owner.record | {"secret": "00" * 32}
-    same = (labels_from_beacon(owner.triggers, guess, BEACON) == owner.triggers.labels).float().mean()
-    assert same < 0.5
-    published = json.loads((committed[0] / "commitment.json").read_text())
-    assert set(published) == {"sha256"}
-
-
-def test_two_preparations_with_the_same_flags_have_other_images(tmp_path, capsys):
+    same = labels_from_beacon(owner.triggers, owner.record | {"secret": "00" * 32}, BEACON) == owner.triggers.labels
+    assert same.float().mean() < 0.5
+    assert set(json.loads((committed[0] / "commitment.json").read_text())) == {"sha256"}
     made = [load_checkpoint(tmp_path / name / "prepared.pt") for name in "ab" if verify(
         capsys, "prepare", tmp_path / name, "-dt", "digits", "-nq", 60, "--seed", 0, "--beacon-name", "x")[0] == 0]
     assert not torch.equal(made[0]["images"], made[1]["images"]) and "labels" not in made[0]
@@ -234,9 +156,8 @@ def test_asking_again_is_left_to_the_judges_own_file(committed, tmp_path, capsys
     with answering(right) as served:
         claim = ("claim", folder, "--url", served.url, "--rate", "1000", *evidence(folder))
         assert verify(capsys, *claim)[0] == 1 and len(served.images) == M
+        (tmp_path / "link.jsonl").symlink_to(folder / "answers.jsonl")
         for inside in (folder / "answers.jsonl", tmp_path / "link.jsonl"):
-            if inside.parent == tmp_path:
-                inside.symlink_to(folder / "answers.jsonl")
             status, _, err = verify(capsys, *claim, "--keep-answers", inside)
             assert status == 2 and "--keep-answers" in err and "the owner's" in err
         assert len(served.images) == M
@@ -270,25 +191,42 @@ def test_a_claim_goes_on_after_an_interruption(owner, tmp_path, capsys):
 # ---- a hostile folder ----
 
 
-def test_damaged_files_of_the_owner_are_refused(owner, tmp_path, capsys):
-    folder = tmp_path / "run"
-    shutil.copytree(owner[0], folder)
-    (folder / "triggers.pt").write_bytes(b"PK")
-    assert verify(capsys, "claim", folder, "--suspect", folder)[0] == 2
-    assert verify(capsys, "claim", tmp_path / "none", "--suspect", folder)[0] == 2
-    assert verify(capsys, "claim", owner[0], "--trust-owner", "--predictions", "/dev/zero")[0] == 2
-    assert verify(capsys, "claim", owner[0])[0] == 2
+def test_what_is_no_run_and_no_file_of_answers_is_refused(owner, tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe.csv")
-    assert verify(capsys, "claim", owner[0], "--trust-owner", "--predictions", tmp_path / "pipe.csv")[0] == 2
+    for flags in ((tmp_path / "none", "--suspect", owner[0]), (owner[0],), (owner[0], "--predictions", "/dev/zero"),
+                  (owner[0], "--predictions", tmp_path / "pipe.csv")):
+        assert verify(capsys, "claim", *flags, "--trust-owner")[0] == 2
 
 
-def test_mutations_of_a_runs_files_are_refused_or_change_nothing(committed, tmp_path, capsys):
-    """200 mutations of each file: status 2 in one sentence, or the very verdict of the whole run."""
+def test_mutations_of_a_runs_files_are_refused_or_change_nothing(committed, tmp_path, capsys, monkeypatch):
+    """200 mutations of each file: status 2 in one sentence, or the very verdict of the whole run.
+
+    All that a claim knows of a run is what `read_owner` reads: where it refuses, or reads what it read of the whole
+    run, the claim does the same, which every twentieth shows. Of all others the claim itself is made.
+    """
     folder, rng = shutil.copytree(committed[0], tmp_path / "run"), random.Random(0)
-    claim = ("claim", folder, "--predictions", answer(committed, tmp_path, 0.6), *evidence(folder))
-    whole = verify(capsys, *claim)
-    assert whole[0] == 0
     names = ["key.json", "commitment.json", "triggers.pt", "run.json", "checkpoints/checkpoint_nat_best.pt"]
+    claim = ("claim", folder, "--predictions", answer(committed, tmp_path, 0.6), *evidence(folder))
+    checkpoint, triggers = load_checkpoint(folder / names[4]), read_triggers(folder / "triggers.pt", 10)
+    of_checkpoint = unpack_source(checkpoint, folder)
+
+    def read(name):
+        with monkeypatch.context() as patch:  # files of tensors that are whole are not read again
+            if name != names[4]:
+                patch.setattr("utils.ownership.commitment.load_checkpoint", lambda path: checkpoint)
+                patch.setattr("utils.ownership.commitment.unpack_source", lambda *whole: of_checkpoint)
+            if name != "triggers.pt":
+                patch.setattr("utils.ownership.commitment.read_triggers", lambda *whole: triggers)
+            try:
+                owner = read_owner(folder)
+                return [*owner[1:], *(part.numpy().tobytes() for part in owner.triggers)]
+            except (Refusal, OSError):  # which ends in a sentence and status 2, see tests/system/test_refusals.py
+                return "refused"
+            except Exception:
+                return "unforeseen"
+
+    whole, as_whole = verify(capsys, *claim), read("run.json")
+    assert whole[0] == 0
     refused = dict.fromkeys(names, 0)
     for name in names:
         path = folder / name
@@ -305,9 +243,11 @@ def test_mutations_of_a_runs_files_are_refused_or_change_nothing(committed, tmp_
                 case 3:
                     content = content[:at]
             path.write_bytes(content)
-            found = verify(capsys, *claim)
-            refused[name] += found[0] == 2
-            assert found[0] == 2 or found == whole, (name, turn, found)
+            found = read(name)
+            refused[name] += found != as_whole
+            if turn % 20 == turn // 20 or found not in ("refused", as_whole):
+                verdict = verify(capsys, *claim)
+                assert verdict[0] == 2 or verdict == whole and found != "refused", (name, turn, verdict)
         path.write_bytes(good)
     assert min(refused[name] for name in names if name != "run.json") > 150
 
@@ -317,10 +257,9 @@ def test_mutations_of_a_runs_files_are_refused_or_change_nothing(committed, tmp_
 def test_nothing_of_a_run_is_read_or_written_through_a_link(name, committed, tmp_path, capsys):
     folder, answers, other = tmp_path / "run", answer(committed, tmp_path, 0.6), tmp_path / "other"
     shutil.copytree(committed[0], folder)
-    if (folder / name).exists():
+    if existed := (folder / name).exists():
         (folder / name).rename(other)
     (folder / name).symlink_to(other)  # which holds what the run would, or nothing
-    existed = other.exists()
     for command in (("claim", folder, "--predictions", answers), ("export", folder, "--to", tmp_path / "out")):
         status, out, err = verify(capsys, *command)
         assert status == 2 and out == "" and err.count("\n") == 1
@@ -352,10 +291,10 @@ def test_memory_is_bounded_whatever_a_suspect_gives(owner, tmp_path, capsys):
 
 
 def test_an_error_that_nobody_foresaw_is_status_2(owner, tmp_path, capsys, monkeypatch):
-    def fails(*arguments):
+    def fails(*arguments, **more):
         raise KeyError("\x1b[31m\ud800")
 
-    monkeypatch.setattr("utils.ownership.claim.find_doubts", lambda *arguments, **more: fails())
+    monkeypatch.setattr("utils.ownership.claim.find_doubts", fails)
     status, _, err = verify(capsys, "claim", owner[0], "--predictions", answer(owner, tmp_path, 1.0))
     assert status == 2 and "unexpected KeyError" in err and err.strip().isprintable()
 
@@ -397,17 +336,6 @@ def test_an_order_of_classes_that_is_chosen_after_the_answers_claims_anybody(com
     claim = ("claim", committed[0], "--predictions", answer(committed, tmp_path, 0.0), *evidence(committed[0]))
     for flags in ((), ("--columns", tmp_path / "columns")):
         assert ("what the suspect says of itself" in verify(capsys, *claim, *flags)[1]) == bool(flags)
-
-
-def test_a_hint_says_when_a_suspect_seems_to_be_asked_wrongly(owner):
-    made = read_owner(owner[0])
-    case, true = OwnershipCase(made, [], 1e-3), made.triggers.true_labels[:, 0].numpy()
-    hint = lambda labels: case.hint(Answers(labels, None))
-    assert hint(true) is None and hint(made.triggers.labels.numpy()) is None
-    assert f"the same answer to {M} of {M}" in hint(np.full(M, 3)) and "--mean" in hint(np.full(M, 3))
-    pairs = zip(true, made.triggers.labels.tolist())
-    wrong = np.array([next(c for c in range(10) if c not in pair) for pair in pairs])
-    assert "a true or assigned label to 0" in hint(wrong)
 
 
 def test_numbers_are_refused_where_classes_have_other_numbers_for_names(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The one commitment: its bytes by hand, what it fixes, how labels and names are drawn, and how a run is read."""
+"""The one commitment: its bytes by hand, what it fixes, how labels are drawn, how a run is read and exported."""
 
 import hashlib
 import hmac
@@ -8,15 +8,16 @@ import shutil
 import stat
 import struct
 
-import numpy as np
 import pytest
 import torch
 from commands import verify
-from owner_runs import BEACON, CLASSES, SETTINGS, M, make_run, record_of, replace
+from owner_runs import BEACON, CLASSES, PLAUSIBLE, SETTINGS, M, make_run, record_of, replace
 
+from utils.data.files import decode_image
 from utils.data.sets import load_data
 from utils.ownership.commitment import read_owner
 from utils.runs.checkpoints import load_checkpoint, save_checkpoint
+from utils.system.files import write_atomically
 from utils.system.refusals import Refusal
 from utils.watermark.prepared import commitment_bytes, commitment_digest, labels_from_beacon, names_from_beacon
 from utils.watermark.triggers import draw_triggers
@@ -61,9 +62,7 @@ def test_everything_that_a_claim_rests_on_is_committed_to():
 def test_no_bytes_have_two_openings():
     """All lengths are fixed by numbers at fixed places, so no part can be taken for another: other shapes differ in the
     first 68 bytes, and class names enter by digests."""
-    openings = [(triggers_of(m, k), record_of(classes=CLASSES[:c])) for m, k, c in itertools.product((2, 3), (1, 2),
-                                                                                                       (10,))]
-    made = [commitment_bytes(*opening) for opening in openings]
+    made = [commitment_bytes(triggers_of(m, k), record_of()) for m, k in itertools.product((2, 3), (1, 2))]
     assert len({content[:68] for content in made}) == len(made)
     for content in made:
         m, k, c, classes, size = struct.unpack("<5I", content[48:68])
@@ -117,13 +116,12 @@ def test_labels_are_uniform_and_change_with_secret_commitment_and_beacon():
 # ---- runs ----
 
 
-def test_private_files_are_private_even_where_the_folder_was_there(committed, tmp_path):
+def test_private_files_are_private_even_where_the_folder_was_there(tmp_path):
     (tmp_path / "run").mkdir(mode=0o755)
     folder, _ = make_run(tmp_path / "run", record=record_of())
-    for path in (folder, committed[0]):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o700  # run.json and output.log name the seed
-        for name in ("triggers.pt", "key.json", "trigger.png", "checkpoints/checkpoint_nat_best.pt"):
-            assert stat.S_IMODE((path / name).stat().st_mode) == 0o600, name
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700  # run.json and output.log name the seed
+    for name in ("triggers.pt", "key.json", "trigger.png", "checkpoints/checkpoint_nat_best.pt"):
+        assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600, name
 
 
 def test_a_run_of_a_seed_says_that_it_persuades_its_owner_alone(owner):
@@ -133,10 +131,44 @@ def test_a_run_of_a_seed_says_that_it_persuades_its_owner_alone(owner):
     assert read_owner(folder).record is None and read_owner(folder).uniform
 
 
-def test_names_of_a_run_are_the_same_at_every_call_and_tell_no_order(owner, committed):
-    for folder, _ in (owner, committed):
-        names = read_owner(folder).names
-        assert names == read_owner(folder).names and len(set(names)) == M and list(np.argsort(names)) != list(range(M))
+@pytest.mark.parametrize("settings", [SETTINGS, PLAUSIBLE])
+def test_export_is_bit_equal_neutral_and_private(settings, tmp_path, capsys):
+    rows = lambda images: images.float().mean(3)[:, 0, :10]
+    pick = {} if settings is SETTINGS else {"strategy": "plausible", "choices": 2, "predict": rows}
+    folder, triggers = make_run(tmp_path / "run", settings, **pick)
+    to = tmp_path / "out"
+    capsys.readouterr()
+    assert verify(capsys, "export", folder, "--to", to)[0] == 0
+    key = json.loads((to / "key.json").read_text())
+    assert stat.S_IMODE((to / "key.json").stat().st_mode) == 0o600
+    files = sorted((to / "images").iterdir())
+    assert [f.name for f in files] == sorted(key["images"]) and len(files) == M
+    order = [key["images"][f.name]["index"] for f in files]
+    assert order != sorted(order) and sorted(order) == list(range(M))
+    for file, i in zip(files, order):
+        entry = key["images"][file.name]
+        assert (decode_image(file.read_bytes()) == triggers.images[i].numpy()).all()
+        assert entry["label"] == triggers.labels[i] and entry.get("candidates", []) == triggers.candidates[i].tolist()
+        assert len(file.stem) == 16 and set(file.stem) <= set("0123456789abcdef")
+    assert verify(capsys, "export", folder, "--to", to)[0] == 2  # not over another one
+
+
+def test_an_export_that_fails_leaves_nothing_and_can_be_repeated(owner, tmp_path, monkeypatch, capsys):
+    to, real, count = tmp_path / "out", write_atomically, [0]
+
+    def full(path, content):
+        count[0] += 1
+        if count[0] == 3:
+            raise OSError(28, "No space left on device")
+        real(path, content)
+
+    monkeypatch.setattr("utils.data.files.write_atomically", full)
+    status, _, err = verify(capsys, "export", owner[0], "--to", to)
+    assert status == 2 and "the disk is full" in err and not to.exists()
+    assert verify(capsys, "export", owner[0], "--to", to)[0] == 0
+
+
+# ---- what is changed after the answers are known: each would move the claim ----
 
 
 def change_key(folder, **parts):
@@ -152,10 +184,10 @@ def change_checkpoint(folder, **about):
 
 def change_triggers(folder, **parts):
     state = load_checkpoint(folder / "triggers.pt")
-    save_checkpoint(folder / "triggers.pt", state | {name: change(state[name]) for name, change in parts.items()})
+    save_checkpoint(folder / "triggers.pt", state | {name: change(state.get(name)) for name, change in parts.items()})
 
 
-TAMPERED = {  # after the answers are known: each would move the claim
+TAMPERED = {
     "class names permuted in the checkpoint": lambda f: change_checkpoint(f, classes=CLASSES[::-1]),
     "class names permuted in the key": lambda f: change_key(f, classes=CLASSES[::-1]),
     "class names permuted in both": lambda f: (change_key(f, classes=CLASSES[::-1]),
@@ -168,10 +200,7 @@ TAMPERED = {  # after the answers are known: each would move the claim
     "other labels": lambda f: change_triggers(f, labels=lambda y: (y + 1) % 10),
     "other true labels": lambda f: change_triggers(f, true_labels=lambda y: (y + 1) % 10),
     "other images": lambda f: change_triggers(f, images=lambda x: x ^ 1),
-    "candidates": lambda f: change_triggers(f, labels=lambda y: y) or save_checkpoint(
-        f / "triggers.pt", load_checkpoint(f / "triggers.pt") | {
-            "candidates": torch.stack([load_checkpoint(f / "triggers.pt")["labels"],
-                                       (load_checkpoint(f / "triggers.pt")["labels"] + 1) % 10], 1)}),
+    "candidates": lambda f: change_triggers(f, candidates=lambda _: torch.tensor([[0, 1]] * M)),
     "an older format": lambda f: change_key(f, salt="00"), "no key": lambda f: (f / "key.json").unlink(),
     "no commitment": lambda f: (f / "commitment.json").unlink(),
     "a digest that is none": lambda f: (f / "commitment.json").write_text('{"sha256": "$(touch x)"}'),

@@ -1,4 +1,4 @@
-"""Many suspects: Holm's correction by hand, the list, and the log of who was asked."""
+"""Many suspects: Holm's correction by hand, and the list."""
 
 import json
 import math
@@ -6,39 +6,35 @@ import math
 import numpy as np
 import pytest
 from commands import verify
-from owner_runs import answer, make_run
+from owner_runs import answer
 
-from utils.ownership.claim import decide_together, holm
+from utils.ownership.claim import decide_together
 
 pytestmark = pytest.mark.usefixtures("quick")
 
 
+def holm(log10_p, alpha=1e-3):
+    """The decisions on claims with these p-values, None for one that was refused without."""
+    reports = [{"decision": {"holds": p is not None and p <= math.log10(alpha)} | ({} if p is None else {"log10_p": p})}
+               for p in log10_p]
+    decide_together(reports, alpha)
+    return [report["decision"] for report in reports]
+
+
 def test_holm_by_hand():
     """p = 0.01, 0.04, 0.03 of three: 3 * 0.01, then 2 * 0.03, then 0.04, which may not be below the one before."""
-    adjusted = holm([math.log10(p) for p in (0.01, 0.04, 0.03)])
+    adjusted = [decision["holm_log10_p"] for decision in holm([math.log10(p) for p in (0.01, 0.04, 0.03)])]
     assert [10**p for p in adjusted] == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.0, 0.0]) == [0.0, 0.0] and holm([-3.0]) == [-3.0] and holm([]) == []
-    assert holm([-math.inf, 0.0])[0] == -math.inf
-
-
-def test_holm_keeps_the_error_of_a_whole_list():
+    assert [decision["holm_log10_p"] for decision in holm([-math.inf, 0.0])] == [-math.inf, 0]
+    refused = holm([-3.2, None])  # counts: 10^-3.2 * 2 is above 0.001
+    assert refused[0] == {"holds": False, "log10_p": -3.2, "holm_log10_p": pytest.approx(-3.2 + math.log10(2))}
+    assert refused[1] == {"holds": False}
     rng = np.random.default_rng(0)
-    p = np.log10(rng.random((2000, 20)))
-    false_claims = np.mean([min(holm(row.tolist())) <= math.log10(0.05) for row in p])
-    assert 0.03 < false_claims < 0.07  # of single tests it would be 0.64
+    false = [any(found["holds"] for found in holm(row, 0.05)) for row in np.log10(rng.random((1000, 20))).tolist()]
+    assert 0.03 < np.mean(false) < 0.07  # of single tests it would be 0.64
 
 
-def test_a_refused_claim_counts_in_the_list_and_stays_refused():
-    reports = [{"decision": {"holds": True, "log10_p": -3.2}}, {"decision": {"holds": False, "why": "none"}}]
-    decide_together(reports, 1e-3)
-    assert reports[0]["decision"]["holds"] is False  # 10^-3.2 * 2 is above 0.001
-    assert reports[0]["decision"]["holm_log10_p"] == pytest.approx(-3.2 + math.log10(2))
-    assert reports[1]["decision"] == {"holds": False, "why": "none"}
-
-
-def test_a_list_is_judged_together(tmp_path, capsys):
-    owner = make_run(tmp_path / "run")
-    capsys.readouterr()
+def test_a_list_is_judged_together(owner, tmp_path, capsys):
     stolen, innocent = answer(owner, tmp_path, 0.6, "stolen.csv"), answer(owner, tmp_path, 0.0, "innocent.csv")
     listed = tmp_path / "suspects.txt"
     listed.write_text(f"# two files and the owner's own weights\n\npredictions {stolen}\npredictions {innocent}\n"
@@ -57,24 +53,16 @@ def test_a_list_is_judged_together(tmp_path, capsys):
     assert status == 1 and "does not hold, and nobody was asked" in out
 
 
-@pytest.mark.parametrize("text, words", [
-    ("", "names 0 suspects"), ("model a", "line 1: 'model a' is there twice, or is not one of"), ("suspect", "line 1"),
-    ("suspect a\n\nsuspect a", "line 3: 'suspect a' is there twice"), ("suspect a\n" + "".join(
-        f"suspect {i}\n" for i in range(1000)), "names 1001"),
-])
-def test_lists_that_are_none_are_refused(tmp_path, capsys, text, words):
-    (tmp_path / "list").write_text(text)
+LISTS = {
+    "names 0 suspects": b"", "line 1: 'model a' is there twice, or is not one of": b"model a", "line 1": b"suspect",
+    "line 3: 'suspect a' is there twice": b"suspect a\n\nsuspect a", "names 1000000 suspects": b"url a\n" * 10**6,
+    "is no text": b"\xff\xfe", "does not exist": None,
+}
+
+
+@pytest.mark.parametrize("words", LISTS)
+def test_lists_that_are_none_are_refused(words, tmp_path, capsys):
+    if LISTS[words] is not None:
+        (tmp_path / "list").write_bytes(LISTS[words])
     status, _, err = verify(capsys, "claim", tmp_path, "--suspects", tmp_path / "list")
     assert status == 2 and words in err
-
-
-def test_a_long_list_is_refused_at_once(tmp_path, capsys):
-    test_lists_that_are_none_are_refused(tmp_path, capsys, "".join(f"url {i}\n" for i in range(10**6)), "1001 suspects")
-
-
-def test_a_list_that_is_no_text_or_missing_is_refused(tmp_path, capsys):
-    (tmp_path / "list").write_bytes(b"\xff\xfe")
-    for name, words in (("list", "is no text"), ("none", "does not exist")):
-        status, _, err = verify(capsys, "claim", tmp_path, "--suspects", tmp_path / name)
-        assert status == 2 and words in err
-

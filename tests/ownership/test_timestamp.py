@@ -1,19 +1,22 @@
 """Time-stamps against an authority that the test starts: real chains of certificates, real tokens."""
 
 import datetime
-import hashlib
 import shutil
 import time
 
 import pytest
 from authority import make_chain, openssl, serving, stamping
 from commands import verify
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from owner_runs import M, answer, make_run, record_of
 
 from utils.ownership.claim import find_doubts
 from utils.ownership.commitment import read_owner
 from utils.ownership.timestamp import TOKEN_FILE, Stamp, check_token
-from utils.watermark.prepared import BEACONS, round_after, round_time
+from utils.verify import main as verify_main
+from utils.watermark.prepared import BEACONS, read_prepared, round_after, round_time
 
 pytestmark = [pytest.mark.usefixtures("quick"),
               pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the program openssl")]
@@ -30,9 +33,6 @@ def chain(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """(folder of prepare, the digest that it printed)."""
-    from utils.verify import main as verify_main
-    from utils.watermark.prepared import read_prepared
-
     folder = tmp_path_factory.mktemp("prepared") / "P"
     assert verify_main(["prepare", str(folder), "-dt", "digits", "-nq", "10", "--device", "cpu"]) == 0
     return folder, read_prepared(folder).record["sha256"]
@@ -46,6 +46,13 @@ def folder(prepared, tmp_path):
 
 def stamped(capsys, folder, url, *flags):
     return verify(capsys, "timestamp", folder, "--tsa", url, *flags)
+
+
+def token(folder, digest, path):
+    """A token that the chain in `folder` signs now, in a file."""
+    openssl("ts", "-query", "-digest", digest, "-sha256", "-cert", "-out", path.with_suffix(".tsq"))
+    path.write_bytes(stamping(folder)(path.with_suffix(".tsq").read_bytes()))
+    return path
 
 
 def test_a_token_is_verified_by_the_certificates_and_by_no_others(chain, prepared, folder, tmp_path, capsys):
@@ -68,32 +75,21 @@ def test_a_token_is_verified_by_the_certificates_and_by_no_others(chain, prepare
         assert check_token(bad, prepared[1], ca).time is None
 
 
-def test_a_token_stays_good_when_the_authoritys_certificate_has_expired(chain, prepared, tmp_path):
-    """The token is of the second in which the certificate was good, and is checked afterwards."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
-    keys, _ = chain
-    short = shutil.copytree(keys, tmp_path / "short")
-    config = (short / "openssl.cnf").read_text().replace(str(keys), str(short))
-    (short / "openssl.cnf").write_text(config)
+def test_a_token_stays_good_when_the_authoritys_certificate_has_expired(chain, tmp_path):
+    """The token is of a second in which the certificate was good, and is checked afterwards."""
+    short, now = shutil.copytree(chain[0], tmp_path / "short"), datetime.datetime.now(datetime.timezone.utc)
+    (short / "openssl.cnf").write_text((short / "openssl.cnf").read_text().replace(str(chain[0]), str(short)))
     load = lambda name: serialization.load_pem_private_key((short / name).read_bytes(), None)
-    now, name = datetime.datetime.now(datetime.timezone.utc), lambda text: x509.Name(
-        [x509.NameAttribute(NameOID.COMMON_NAME, text)])
-    made = x509.CertificateBuilder().subject_name(name("tsa")).issuer_name(name("ca")).public_key(
-        load("tsa.key").public_key()).serial_number(7).not_valid_before(now - datetime.timedelta(1)).not_valid_after(
-        now + datetime.timedelta(seconds=4)).add_extension(
-        x509.ExtendedKeyUsage([ExtendedKeyUsageOID.TIME_STAMPING]), critical=True)
+    name = lambda text: x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+    made = x509.CertificateBuilder(name("ca"), name("tsa"), load("tsa.key").public_key(), 7,
+                                   now - datetime.timedelta(1), now + datetime.timedelta(seconds=4))
+    made = made.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.TIME_STAMPING]), critical=True)
     certificate = made.sign(load("ca.key"), hashes.SHA256())
     (short / "tsa.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    from rfc3161_client import HashAlgorithm, TimestampRequestBuilder
-
-    query = TimestampRequestBuilder().data(b"x").hash_algorithm(HashAlgorithm.SHA256).build().as_bytes()
-    token = stamping(short)(query)
+    signed = token(short, "11" * 32, tmp_path / "token.tsr")
     while datetime.datetime.now(datetime.timezone.utc) < certificate.not_valid_after_utc:
         time.sleep(0.2)
-    stamp = check_token(token, hashlib.sha256(b"x").hexdigest(), str(short / "ca.pem"))
+    stamp = check_token(signed, "11" * 32, str(short / "ca.pem"))
     assert stamp.time is not None, stamp.why
 
 
@@ -127,61 +123,46 @@ def test_the_rounds_of_quicknet_have_times():
     assert round_time(record_of()) is None and round_after("round 7", 9) == 0 and len(BEACONS) == 1
 
 
-def test_a_stamp_must_be_older_than_the_round(tmp_path):
-    before = 27946612
-    owner = read_owner(make_run(tmp_path / "run", record=record_of(QUICKNET, before))[0])
-    doubts = lambda stamp, **more: " ".join(find_doubts(owner, stranger=True, beacon="3c" * 32, stamp=stamp, **more))
-    assert doubts(Stamp(1776643199.0)) == ""
+def test_a_stamp_must_be_older_than_the_round():
+    def doubts(name=QUICKNET, round=27946612, stamp=None, stranger=True, **more):
+        record = record_of(name, round, sha256="ab" * 32, beacon="3c" * 32)
+        return " ".join(find_doubts(record, stranger=stranger, beacon="3c" * 32, stamp=stamp, **more))
+
+    assert doubts(stamp=Stamp(1776643199.0)) == ""
     for moment in (1776643200.0, 1.9e9):
-        assert "when the beacon's value was known" in doubts(Stamp(moment))
-        assert "known" in doubts(Stamp(moment), image_commitment=owner.record["sha256"])  # the other does not lift it
-    assert "fails: why" in doubts(Stamp(None, "why"))
-    other = read_owner(make_run(tmp_path / "other", record=record_of())[0])
-    assert "no date is known" in " ".join(find_doubts(other, stranger=True, beacon="3c" * 32, stamp=Stamp(1.0)))
-    sly = read_owner(make_run(tmp_path / "sly", record=record_of("drand quicknet round 7"))[0])
-    assert "no round of drand quicknet" in " ".join(find_doubts(sly, stranger=True, beacon="3c" * 32))
-    like = read_owner(make_run(tmp_path / "like", record=record_of("dr\u0430nd quicknet"))[0])
-    said = " ".join(find_doubts(like, stranger=True))
-    assert "'dr\\u0430nd quicknet'" in said  # what looks like another beacon is shown with escapes
-    future = read_owner(make_run(tmp_path / "future", record=record_of(QUICKNET, before * 100))[0])
-    assert "nobody can know the value" in " ".join(find_doubts(future, stranger=False))
-
-
-def token(folder, digest, path):
-    """A token that the chain in `folder` signs now, in a file."""
-    openssl("ts", "-query", "-digest", digest, "-sha256", "-cert", "-out", path.with_suffix(".tsq"))
-    path.write_bytes(stamping(folder)(path.with_suffix(".tsq").read_bytes()))
-    return path
+        assert "when the beacon's value was known" in doubts(stamp=Stamp(moment))
+        assert "known" in doubts(stamp=Stamp(moment), image_commitment="ab" * 32)  # the other does not lift it
+    assert "fails: why" in doubts(stamp=Stamp(None, "why"))
+    assert "no date is known" in doubts("round 7", 0, Stamp(1.0))
+    assert "no round of drand quicknet" in doubts("drand quicknet round 7", 0)
+    assert "'dr\\u0430nd quicknet'" in doubts("dr\u0430nd quicknet", 0, Stamp(1.0))  # what looks like it, with escapes
+    assert "nobody can know the value" in doubts(round=27946612 * 100, stranger=False)
 
 
 def test_claims_with_tokens_that_hold_and_that_fail(chain, tmp_path, capsys, monkeypatch):
     """A token of an owner's own authority, of another digest or of a later date ends the claim."""
     keys, ca = chain
     run = make_run(tmp_path / "run", record=record_of(QUICKNET, round_after(QUICKNET, 3600)))
-    past = make_run(tmp_path / "past", record=record_of(QUICKNET, 27946612))
     make_chain(tmp_path / "own")
     digest, now = read_owner(run[0]).record["sha256"], time.time()
     good, own = token(keys, digest, tmp_path / "good.tsr"), token(tmp_path / "own", digest, tmp_path / "own.tsr")
     other = token(keys, "11" * 32, tmp_path / "other.tsr")
-    late = token(keys, read_owner(past[0]).record["sha256"], tmp_path / "late.tsr")
-    claim = lambda made: ("claim", made[0], "--predictions", answer(made, tmp_path, 1.0), "--beacon", "3c" * 32)
-    status, out, _ = verify(capsys, *claim(run), "--tsa-ca", ca, "--image-timestamp", good)
+    claim, answers = ("claim", run[0], "--beacon", "3c" * 32), ("--predictions", answer(run, tmp_path, 1.0))
+    status, out, _ = verify(capsys, *claim, *answers, "--tsa-ca", ca, "--image-timestamp", good)
     assert status == 1 and "nobody can know the value" in out
     monkeypatch.setattr(time, "time", lambda: now + 7200)  # the round has come
-    status, out, _ = verify(capsys, *claim(run), "--tsa-ca", ca, "--image-timestamp", good)
+    status, out, _ = verify(capsys, *claim, *answers, "--tsa-ca", ca, "--image-timestamp", good)
     assert status == 0 and "date         time-stamped 20" in out and f"{M} of {M}" in out
     for bad in (own, other):
         for more in ((), ("--image-commitment", digest), ("--trust-owner",)):
-            status, out, _ = verify(capsys, *claim(run), "--tsa-ca", ca, "--image-timestamp", bad, *more)
+            status, out, _ = verify(capsys, *claim, *answers, "--tsa-ca", ca, "--image-timestamp", bad, *more)
             assert status == 1 and "the --image-timestamp fails" in out
     asked = tmp_path / "asked"
-    status, out, _ = verify(capsys, *claim(run)[:2], "--command", f"sh -c 'echo >> {asked}; echo 3' {{png}}",
-                            *claim(run)[4:], "--tsa-ca", ca, "--image-timestamp", own)
+    program = ("--command", f"sh -c 'echo >> {asked}; echo 3' {{png}}")
+    status, out, _ = verify(capsys, *claim, *program, "--tsa-ca", ca, "--image-timestamp", own)
     assert status == 1 and "the --image-timestamp fails" in out and not asked.exists()
-    status, out, _ = verify(capsys, *claim(past), "--tsa-ca", ca, "--image-timestamp", late)
-    assert status == 1 and "when the beacon's value was known" in out
     for flags in (("--tsa-ca", ca), ("--image-timestamp", good)):
-        status, _, err = verify(capsys, *claim(run), *flags)
+        status, _, err = verify(capsys, *claim, *answers, *flags)
         assert status == 2 and "go together" in err
     for bad in (good, tmp_path / "absent"):
-        assert verify(capsys, *claim(run), "--tsa-ca", bad, "--image-timestamp", good)[0] == 2
+        assert verify(capsys, *claim, *answers, "--tsa-ca", bad, "--image-timestamp", good)[0] == 2

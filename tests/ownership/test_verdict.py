@@ -1,48 +1,151 @@
-"""The verdict over all tests, and the sequential test."""
+"""The verdict over all tests, with random labels and with labels among candidates, and the sequential test."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
-from owner_runs import CLASSES, replace
+from owner_runs import CLASSES, PLAUSIBLE, M, make_run, replace
 
 from utils.answers.answers import Answers
+from utils.ownership.claim import claim_sentence
 from utils.ownership.commitment import Owner, read_owner
+from utils.ownership.results import TriggerTests
 from utils.ownership.verdict import OwnershipCase
+from utils.system.refusals import Refusal
 from utils.watermark.triggers import TriggerSet
 
 pytestmark = pytest.mark.usefixtures("quick")
 
 
-def test_a_trigger_set_that_also_convicts_benign_models_is_refused(owner):
-    _, triggers = owner
-    copy = Answers(triggers.labels.numpy(), None)
-    case = OwnershipCase(read_owner(owner[0]), [copy], 1e-3)
-    assert not case.decide(copy)["holds"] and "benign" in case.decide(copy)["why"]
+def case_of(made, bank=(), exact="both"):
+    return OwnershipCase(read_owner(made[0]), list(bank), 1e-3, exact=exact)
+
+
+def soft_copy(triggers, seed=0):
+    """A suspect that answers the true label and gives the assigned one 0.1 beside random others."""
+    p = np.random.default_rng(seed).random((M, 10)) * 0.1
+    p[np.arange(M), triggers.labels.numpy()] += 0.1
+    p[np.arange(M), triggers.true_labels[:, 0].numpy()] = 2.0
+    p /= p.sum(1, keepdims=True)
+    return Answers(p.argmax(1), p)
+
+
+# ---- T1 and T1p ----
+
+
+def test_the_named_test_decides(owner):
+    copy = soft_copy(owner[1])
+    reports = {exact: case_of(owner, exact=exact).report(copy) for exact in ("both", "T1", "T1p")}
+    t1p = reports["both"]["tests"]["T1p"]["log10_p"]
+    assert reports["both"]["hits"] == 0 and t1p < -10
+    assert [reports[e]["decision"]["holds"] for e in ("both", "T1", "T1p")] == [True, False, True]
+    assert reports["T1p"]["decision"]["log10_p"] == t1p
+    assert reports["both"]["decision"]["log10_p"] == pytest.approx(t1p + math.log10(2))
+    assert "doubled" in reports["both"]["decision"]["why"] and "beforehand" in reports["T1p"]["decision"]["why"]
+
+
+def test_labels_alone_and_missing_answers_keep_t1(owner):
+    labels, copy = Answers(owner[1].labels.numpy(), None), soft_copy(owner[1])
+    report = case_of(owner).report(labels)
+    assert report["decision"]["rests_on"] == "T1" and report["decision"]["log10_p"] == report["tests"]["T1"]["log10_p"]
+    assert "labels alone" in report["tests"]["T1p"]["why_not"]
+    with pytest.raises(Refusal, match="--test T1p does not apply: the suspect gives labels alone"):
+        case_of(owner, exact="T1p").report(labels)
+    copy.probabilities[3], copy.labels[3] = 0, -1
+    assert "1 answers are missing" in case_of(owner).report(copy)["tests"]["T1p"]["why_not"]
+
+
+@pytest.mark.parametrize("answers", [lambda t: (Answers(t.labels.numpy(), None),) * 2,
+                                     lambda t: (soft_copy(t), soft_copy(t, seed=1))])
+def test_a_trigger_set_that_also_convicts_benign_models_is_refused(answers, owner):
+    copy, twin = answers(owner[1])
+    decision = case_of(owner, [twin]).decide(copy)
+    assert not decision["holds"] and "would claim 1 of the 1 benign" in decision["why"]
+
+
+def test_a_hint_says_when_a_suspect_seems_to_be_asked_wrongly(owner):
+    true, assigned = owner[1].true_labels[:, 0].numpy(), owner[1].labels.numpy()
+    hint = lambda labels: case_of(owner).hint(Answers(labels, None))
+    assert hint(true) is None and hint(assigned) is None
+    assert f"the same answer to {M} of {M}" in hint(np.full(M, 3)) and "--mean" in hint(np.full(M, 3))
+    wrong = np.array([next(c for c in range(10) if c not in pair) for pair in zip(true, assigned)])
+    assert "a true or assigned label to 0" in hint(wrong)
+
+
+# ---- the sequential test ----
 
 
 def test_stopping_early_does_not_lift_a_refusal(owner):
-
-    _, triggers = owner
-    copy = Answers(triggers.labels.numpy(), None)
+    copy = Answers(owner[1].labels.numpy(), None)
     for bank, holds in (([copy], False), ([], True)):
-        case = OwnershipCase(read_owner(owner[0]), bank, 1e-3)
-        report = case.report(copy, stopped=True)
+        report = case_of(owner, bank).report(copy, stopped=True)
         assert report["sequential"]["decision"] == "claim" and report["decision"]["holds"] is holds
 
 
 def test_error_rates_of_the_sequential_test():
     """Under H0 it claims no more often than alpha; at H1 it gives up no more often than beta."""
-    m, rng = 400, np.random.default_rng(0)
+    m, rng = 200, np.random.default_rng(0)
     true = torch.from_numpy(rng.integers(0, 10, (m, 1)))
-    many = TriggerSet(torch.zeros(m, 3, 32, 32, dtype=torch.uint8), torch.zeros(m), true, true)
-    many = replace(many, labels=(true[:, 0] + torch.from_numpy(rng.integers(1, 10, m))) % 10)
+    drawn = (true[:, 0] + torch.from_numpy(rng.integers(1, 10, m))) % 10
+    many = TriggerSet(torch.zeros(m, 3, 32, 32, dtype=torch.uint8), drawn, true, true)
     case = OwnershipCase(Owner(many, CLASSES, [], None, None, True), [], 0.05)
+    wrong = np.array([next(c for c in range(10) if c not in pair) for pair in zip(true[:, 0].tolist(), drawn.tolist())])
     claimed = {}
     for rate in (1 / 9, 0.5):
-        ends = []
-        for _ in range(400):
-            wrong = (many.labels.numpy() + 1 + (many.labels.numpy() + 1 == true[:, 0].numpy())) % 10
-            labels = np.where(rng.random(m) < rate, many.labels.numpy(), wrong)
-            ends.append(case.sequence(Answers(labels, None), range(m))["decision"] == "claim")
-        claimed[rate] = np.mean(ends)
+        labels = np.where(rng.random((300, m)) < rate, drawn.numpy(), wrong)
+        claimed[rate] = np.mean([case.sequence(Answers(row, None), range(m))["decision"] == "claim" for row in labels])
     assert claimed[1 / 9] <= 0.05 + 0.02 and claimed[0.5] >= 0.95 - 0.02
+
+
+# ---- labels among candidates ----
+
+
+@pytest.fixture(scope="module")
+def plausible(tmp_path_factory):
+    """(run folder, trigger set) of an owner whose labels are drawn from two candidates; tests do not write to it."""
+    weights = torch.randn(3072, 10, generator=torch.Generator().manual_seed(2))
+    clean = lambda images: images.flatten(1).float() / 255 @ weights
+    return make_run(tmp_path_factory.mktemp("plausible") / "run", PLAUSIBLE, strategy="plausible", predict=clean,
+                    choices=2)
+
+
+def test_the_sequential_test_by_hand(plausible):
+    """H0 1/2, H1 3/4: hits add ln 1.5, misses ln 0.5. ln 1000 takes 18 hits (17.04), ln 0.05 takes 5 misses (4.32)."""
+    case, triggers = case_of(plausible), plausible[1]
+    drawn, (first, second) = triggers.labels, triggers.candidates.T
+    found = case.sequence(Answers(drawn.numpy(), None), range(M))
+    assert (found["decision"], found["queries"]) == ("claim", 18) and found["H0"].startswith("hit rate 0.5 (1 / cand")
+    assert found["H1"] == "hit rate 0.75"
+    found = case.sequence(Answers(torch.where(drawn == first, second, first).numpy(), None), range(M))
+    assert (found["decision"], found["queries"]) == ("no claim", 5)
+    # answers that are no candidates are not looked at
+    outside = next(c for c in range(10) if not (triggers.candidates == c).any(dim=1)[:5].any())
+    found = case.sequence(Answers(np.full(M, outside), None), range(5))
+    assert found["decision"] == "undecided" and found["log10_likelihood_ratio"] == 0
+
+
+def test_the_curve_ends_at_t1(plausible):
+    case, answers = case_of(plausible), Answers(plausible[1].labels.numpy(), None)
+    curve = case.curve(answers)
+    assert curve["test"] == "T1" and curve["median"][-1] == pytest.approx(case.tests(answers)["T1"]["log10_p"])
+    assert curve["queries"] == list(range(1, M + 1)) and curve["sufficed_95"] == 10
+    assert curve["median"][9] == pytest.approx(10 * math.log10(1 / 2))
+
+
+def test_a_copy_is_claimed_and_the_clean_model_that_knows_the_candidates_is_not(plausible):
+    """The first candidates as answers: all M count, and those hit that were drawn; tables use the candidates too."""
+    case, triggers = case_of(plausible), plausible[1]
+    decide = lambda labels: case.decide(Answers(labels.numpy(), None))
+    assert decide(triggers.labels)["log10_p"] == pytest.approx(-M * math.log10(2))
+    said = claim_sentence(case.report(Answers(triggers.labels.numpy(), None)))
+    assert said.startswith(f"The claim holds: the suspect gave the assigned label for {M} of {M} triggers")
+    first = triggers.candidates[:, 0]
+    hits = int((triggers.labels == first).sum())
+    p = sum(math.comb(M, k) for k in range(hits, M + 1)) / 2**M
+    assert not decide(first)["holds"] and 10 ** decide(first)["log10_p"] == pytest.approx(p)
+    figures = TriggerTests(triggers, 10, True).figures(torch.eye(10)[first])
+    assert figures["trigger_hits"] == hits and 10 ** figures["log10_p"]["T1"] == pytest.approx(p)
+    unknown = replace(triggers, true_labels=triggers.true_labels[:, :0])  # T1 does not need the true labels
+    figures = TriggerTests(unknown, 10, True).figures(torch.eye(10)[triggers.labels])
+    assert figures["log10_p"]["T1"] == pytest.approx(-M * math.log10(2))

@@ -1,5 +1,6 @@
 """The training loop: its checkpoints, and that it resumes bit-equal after a signal, a kill or a bad loss."""
 
+import contextlib
 import json
 import math
 import os
@@ -36,44 +37,31 @@ def test_every_twentieth_checkpoint_is_kept(tmp_path):
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "checkpoint_20.pt")["epoch"] == 19
 
 
-def writes_of_a_run(tmp_path, monkeypatch):
-    count, real = [0], write_atomically
-    replace_write(monkeypatch, lambda *a, **k: (count.__setitem__(0, count[0] + 1), real(*a, **k)))
-    tiny_fit(tmp_path / "counted")
-    replace_write(monkeypatch, real)
-    return count[0]
-
-
-def replace_write(monkeypatch, write):
-    for module in ("utils.system.files", "utils.runs.checkpoints", "utils.runs.folder"):
-        monkeypatch.setattr(f"{module}.write_atomically", write)
-
-
 def test_a_run_killed_at_any_write_resumes_bit_equal(unbroken_run, tmp_path, monkeypatch):
     """Before each write, which is after the one before it, and half way through: a truncated file stays behind."""
-    total = writes_of_a_run(tmp_path, monkeypatch)
-    assert total > 15
-    real = write_atomically
-    for fatal in range(total):
-        path, count = tmp_path / f"killed {fatal}", [0]
+    fatal, writes = -1, []
 
-        def write(target, content, private=False, path=path, count=count, fatal=fatal):
-            count[0] += 1
-            if count[0] == fatal + 1:
-                target.with_name(f".{target.name}.partial").write_bytes(bytes(content)[: len(content) // 2])
-                raise Death
-            real(target, content, private)
+    def write(target, content, private=False):
+        writes.append(target)
+        if len(writes) - 1 == fatal:
+            target.with_name(f".{target.name}.partial").write_bytes(bytes(content)[: len(content) // 2])
+            raise Death
+        write_atomically(target, content, private)
 
-        replace_write(monkeypatch, write)
+    for module in ("utils.system.files", "utils.runs.checkpoints", "utils.runs.folder"):
+        monkeypatch.setattr(f"{module}.write_atomically", write)
+    tiny_fit(tmp_path / "counted")
+    assert len(writes) > 15
+    for fatal in range(len(writes)):
+        writes.clear()
         with pytest.raises(Death) as death:
-            tiny_fit(path)
+            tiny_fit(tmp_path / f"killed {fatal}")
         del death  # its traceback holds the run, and so the lock
-        replace_write(monkeypatch, real)
-        tiny_fit(path)
-        same_runs(path, unbroken_run)
+        tiny_fit(tmp_path / f"killed {fatal}")
+        same_runs(tmp_path / f"killed {fatal}", unbroken_run)
 
 
-@pytest.mark.parametrize("at, number", [(0, signal.SIGINT), (3, signal.SIGTERM), (6, signal.SIGINT),
+@pytest.mark.parametrize("at, number", [(0, signal.SIGINT), (STEPS - 1, signal.SIGTERM),
                                         (EPOCHS * STEPS - 2, signal.SIGTERM)])
 def test_a_signal_ends_the_run_after_the_step_and_it_resumes_bit_equal(at, number, unbroken_run, tmp_path):
     steps = []
@@ -84,11 +72,10 @@ def test_a_signal_ends_the_run_after_the_step_and_it_resumes_bit_equal(at, numbe
             os.kill(os.getpid(), number)
 
     before = signal.getsignal(number)
-    try:
+    with pytest.raises(Interrupted, match="same command") as stop:
         tiny_fit(tmp_path / "run", hook)
-        raise AssertionError("not interrupted")
-    except Interrupted as stop:
-        assert stop.signum == number and "same command" in str(stop)
+    assert stop.value.signum == number
+    del stop  # its traceback holds the run, and so the lock
     assert steps[-1] == at and signal.getsignal(number) is before  # this step was still taken
     again = []
     tiny_fit(tmp_path / "run", again.append)
@@ -108,10 +95,8 @@ def test_clean_and_shared_statistics_resume_bit_equal_too(bn_stats, tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
 
     tiny_fit(tmp_path / "whole", bn_stats=bn_stats)
-    try:
+    with contextlib.suppress(Interrupted):
         tiny_fit(tmp_path / "broken", hook, bn_stats=bn_stats)
-    except Interrupted:
-        pass
     tiny_fit(tmp_path / "broken", bn_stats=bn_stats)
     same_runs(tmp_path / "broken", tmp_path / "whole")
     assert not list((tmp_path / "whole" / "checkpoints").glob("*_clean.pt"))
@@ -120,7 +105,7 @@ def test_clean_and_shared_statistics_resume_bit_equal_too(bn_stats, tmp_path):
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     with pytest.raises(Refusal, match="not finite in epoch 1") as refused:
         tiny_fit(tmp_path / "run", lr=1e30)
-    assert "--lr" in str(refused.value) and "intact" in str(refused.value)
+    assert "--lr" in str(refused.value)
     assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {"checkpoint_init.pt"}
     weights = load_checkpoint(tmp_path / "run" / "checkpoints" / "checkpoint_init.pt")["model"]["state_dict"]
     assert all(t.isfinite().all() for t in weights.values())

@@ -4,7 +4,6 @@ import argparse
 
 import pytest
 import torch
-from torch import nn
 
 import models
 from utils.data.sets import Images
@@ -13,16 +12,9 @@ from utils.watermark.carriers import carriers_each, count_or_share, last_feature
 from utils.watermark.triggers import TriggerSet
 
 
-def triggers_of(pixels, labels):
-    """Triggers whose images are filled with the given numbers, under the given labels."""
-    images = torch.tensor(pixels, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32).contiguous()
-    none = torch.zeros(len(labels), 0, dtype=torch.long)
-    return TriggerSet(images, torch.tensor(labels), none, none)
-
-
-def training_images(pixels, labels):
-    images = torch.tensor(pixels, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32).contiguous()
-    return Images(images, torch.tensor(labels), torch.arange(len(labels)) + 7)
+def filled(pixels):
+    """Images that are filled with the given numbers."""
+    return torch.tensor(pixels, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32).contiguous()
 
 
 def test_carriers_are_a_number_or_a_share_and_most_of_a_set_is_refused():
@@ -42,7 +34,7 @@ def angle_of_pixel(images):
     return torch.stack([degrees.cos(), degrees.sin()], dim=1) * (1 + images[:, 0, 0, 0:1].double() % 3)
 
 
-TRAIN = training_images([0, 10, 20, 30, 40, 50, 90], [0, 1, 2, 0, 1, 2, 3])
+TRAIN = Images(filled([0, 10, 20, 30, 40, 50, 90]), torch.tensor([0, 1, 2, 0, 1, 2, 3]), torch.arange(7) + 7)
 
 
 @pytest.mark.parametrize(("n", "labels", "said"), [
@@ -52,22 +44,17 @@ TRAIN = training_images([0, 10, 20, 30, 40, 50, 90], [0, 1, 2, 0, 1, 2, 3])
     # 30 is the fourth of 11 and 20 the fourth of 39, each nearer to the other trigger
     (4, [5, 5, 5, 6, 6, 6, 3], "6 of 7"),
     (7, [5, 5, 5, 6, 6, 6, 6], "7 of 7"),
+    (1, [0, 1, 2, 0, 6, 2, 3], "2 of 7 training images have the label of a trigger; for 1 it is not"),
 ])
 def test_the_nearest_images_take_the_label_of_the_nearest_trigger(n, labels, said):
-    """Triggers at 11 degrees under label 5 and at 39 degrees under label 6."""
-    sentences = []
-    changed = relabel_carriers(TRAIN, triggers_of([11, 39], [5, 6]), angle_of_pixel, n, sentences.append)
+    """Triggers at 11 degrees under label 5 (or, in the last case, its own, 1) and at 39 degrees under label 6."""
+    sentences, none = [], torch.zeros(2, 0, dtype=torch.long)
+    triggers = TriggerSet(filled([11, 39]), torch.tensor([1 if "for 1 it" in said else 5, 6]), none, none)
+    changed = relabel_carriers(TRAIN, triggers, angle_of_pixel, n, sentences.append)
     assert changed.labels.tolist() == labels
     assert changed.images is TRAIN.images and changed.indices is TRAIN.indices
     assert TRAIN.labels.tolist() == [0, 1, 2, 0, 1, 2, 3]  # the data set itself keeps its labels
     assert len(sentences) == 1 and said in sentences[0]
-
-
-def test_an_image_that_already_has_the_label_is_counted_apart():
-    sentences = []
-    changed = relabel_carriers(TRAIN, triggers_of([10], [1]), angle_of_pixel, 2, sentences.append)
-    assert changed.labels.tolist() == [0, 1, 1, 0, 1, 2, 3] or changed.labels.tolist() == [1, 1, 2, 0, 1, 2, 3]
-    assert "2 of 7" in sentences[0] and "for 1 it is not" in sentences[0]
 
 
 def test_nearest_is_by_angle_and_not_by_length():
@@ -85,6 +72,5 @@ def test_last_features_are_what_the_last_layer_turns_into_logits(name):
     assert model.training
     model.eval()
     with torch.no_grad():
-        logits = model(images.float() / 255)
-        assert torch.allclose(model[1].linear(features), logits, atol=1e-5)
-        assert not [m for m in model.modules() if isinstance(m, nn.Linear) and m._forward_pre_hooks]
+        assert torch.allclose(model[1].linear(features), model(images.float() / 255), atol=1e-5)
+    assert not model[1].linear._forward_pre_hooks

@@ -1,6 +1,5 @@
 """Models and trigger sets in checkpoints: ours, the official code's, and inconsistent ones."""
 
-import io
 import pickle
 import zipfile
 
@@ -8,11 +7,12 @@ import pytest
 import torch
 from hostile_files import refusal_of, write_good_files
 from official_checkpoint import official, trigger_set
+from owner_runs import replace
 
 import models
 from utils.runs.checkpoints import load_checkpoint, pack_checkpoint, read_model, save_checkpoint
 from utils.system.refusals import Refusal
-from utils.watermark.trigger_files import pack_triggers, unpack_source
+from utils.watermark.trigger_files import pack_triggers, read_triggers, unpack_source
 from utils.watermark.triggers import TriggerSet
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -55,29 +55,21 @@ def test_an_official_checkpoint_can_be_read(tmp_path):
     for a, b in zip(triggers[:3], trigger[:3]):  # pixels too: the floats are those of 8 bits
         assert torch.equal(a, b)
     assert triggers.sources.shape == (6, 0)
+    del checkpoint["query_model"]["state_dict"]["original_response"]
+    assert unpack_source(checkpoint, "official.pt")[1].true_labels.shape == (6, 0)
 
 
 def test_an_official_checkpoint_of_an_older_numpy_can_be_read(tmp_path):
     """Before 2.0 numpy pickled its scalars under `numpy.core`; torch.save's file is a zip of a pickle and storages."""
     official(tmp_path / "new.pt")
-    renamed = io.BytesIO()
-    with zipfile.ZipFile(tmp_path / "new.pt") as old, zipfile.ZipFile(renamed, "w", zipfile.ZIP_STORED) as new:
+    with zipfile.ZipFile(tmp_path / "new.pt") as old, zipfile.ZipFile(tmp_path / "old.pt", "w") as new:
         for item in old.infolist():
             content = old.read(item)
             if item.filename.endswith("data.pkl"):
                 assert b"cnumpy._core.multiarray\n" in content
                 content = content.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
             new.writestr(item.filename, content)
-    (tmp_path / "old.pt").write_bytes(renamed.getvalue())
     assert float(load_checkpoint(tmp_path / "old.pt")["best"]) == 0.88
-
-
-def test_an_official_checkpoint_without_true_labels_can_be_read(tmp_path):
-    official(tmp_path / "official.pt")
-    checkpoint = load_checkpoint(tmp_path / "official.pt")
-    del checkpoint["query_model"]["state_dict"]["original_response"]
-    _, trigger = unpack_source(checkpoint, "official.pt")
-    assert trigger.true_labels.shape == (6, 0)
 
 
 @pytest.mark.parametrize("spoil", [
@@ -106,3 +98,43 @@ def test_a_damaged_trigger_set_is_refused_where_triggers_are_read_and_there_alon
     with pytest.raises(Refusal, match="one.pt does not hold a trigger set .*outside the 10 classes"):
         unpack_source(load_checkpoint(tmp_path / "one.pt"), "one.pt")
     assert not read_model(tmp_path / "one.pt").training  # only weights are read of a suspect
+
+
+# ---- candidates ----
+
+
+@pytest.fixture
+def plausible():
+    """30 triggers of 5 classes, of which two are candidates of each label."""
+    labels = torch.arange(30) % 5
+    return replace(trigger_set(30), labels=labels, true_labels=labels[:, None],
+                   candidates=torch.stack([labels, (labels + 1) % 5], 1))
+
+
+def test_candidates_are_saved_and_read_and_sets_without_are_saved_as_before(plausible, tmp_path):
+    save_checkpoint(tmp_path / "triggers.pt", plausible.entries)
+    again = read_triggers(tmp_path / "triggers.pt", 5)
+    assert all(torch.equal(a, b) for a, b in zip(plausible, again)) and again.candidates.shape == (30, 2)
+    assert torch.equal(pack_triggers(plausible)["query_model"]["state_dict"]["candidates"], plausible.candidates)
+    plain = TriggerSet(*plausible[:4])
+    assert plain.candidates.shape == (30, 0) and plain.candidates.dtype == torch.int64 and len(plain) == 30
+    assert list(plain.entries) == ["images", "labels", "true_labels", "sources"]
+    assert "candidates" not in pack_triggers(plain)["query_model"]["state_dict"]
+    for content in (plain.entries, plain._asdict()):
+        save_checkpoint(tmp_path / "triggers.pt", content)
+        assert read_triggers(tmp_path / "triggers.pt", 5).candidates.shape == (30, 0)
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda c: c[:29], "not 2 to 5 for each trigger"),
+    (lambda c: c.repeat(1, 3), "not 2 to 5 for each trigger"),
+    (lambda c: torch.tensor(3), "not 2 to 5 for each trigger"),
+    (lambda c: c.double(), "none of the 5 classes"),
+    (lambda c: c.clone().index_fill_(0, torch.tensor(7), -1), "none of the 5 classes"),
+    (lambda c: c.clone().index_fill_(0, torch.tensor(7), 2), "named twice"),
+    (lambda c: (c + 1) % 5, "not among its candidates"),
+    (lambda c: c.tolist(), "no attribute"),
+])
+def test_candidates_that_do_not_fit_are_refused(plausible, spoil, words, tmp_path):
+    save_checkpoint(tmp_path / "triggers.pt", plausible.entries | {"candidates": spoil(plausible.candidates)})
+    assert words in refusal_of(tmp_path / "triggers.pt")

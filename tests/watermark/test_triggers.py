@@ -1,7 +1,8 @@
-"""The trigger set: disjoint from everything else, never under a true label, uniform over the rest."""
+"""The trigger set: disjoint from everything else, under labels that are uniform over what their strategy allows."""
 
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 
 from utils.data.sets import Images, load_data, split_indices
@@ -10,6 +11,18 @@ from utils.watermark.trigger_files import draw_trigger_picture
 from utils.watermark.triggers import draw_triggers, validation_images
 
 CLASSES = 10
+SHARP, TWO, EVEN = [0.0, -99, -99], [0.0, 0, -99], [0.0, 0, 0]  # entropies about 0, ln 2 and ln 3
+
+
+def images_of(n, classes):
+    """n held-out images, each filled with its position; labels 0, 1, ..., and indices from 100 on."""
+    pixels = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 3, 32, 32).contiguous()
+    return Images(pixels, torch.arange(n) % classes, torch.arange(100, 100 + n))
+
+
+def answering(logits):
+    """A predictor that gives the image which is filled with i the logits of row i."""
+    return lambda images: logits[images[:, 0, 0, 0].long()]
 
 
 @pytest.fixture(scope="module")
@@ -21,37 +34,34 @@ def held_out():
     return Images(pixels, labels, torch.tensor(rest))
 
 
-def test_over_1000_seeds_triggers_are_disjoint_and_never_under_a_true_label(held_out):
-    train = set(split_indices(50_000)[0])
-    everything = set(held_out.indices.tolist())
+def test_over_300_seeds_triggers_are_disjoint_and_never_under_a_true_label(held_out):
+    train, everything = set(split_indices(50_000)[0]), set(held_out.indices.tolist())
     label_of = dict(zip(held_out.indices.tolist(), held_out.labels.tolist()))
-    counts = torch.zeros(CLASSES, CLASSES)
-    firsts = set()
-    for seed in range(1000):
+    counts, firsts = torch.zeros(CLASSES, CLASSES), set()
+    for seed in range(300):
         triggers, validation = draw_triggers(held_out, 100, 1, CLASSES, seed)
         sources, kept = triggers.sources.flatten().tolist(), validation.indices.tolist()
         assert len(triggers) == 100 and len(set(sources)) == 100 and len(kept) == 900
         assert not set(sources) & set(kept) and set(sources) | set(kept) == everything and not set(sources) & train
         assert triggers.true_labels.flatten().tolist() == [label_of[i] for i in sources]
-        assert not (triggers.labels[:, None] == triggers.true_labels).any()
-        assert 0 <= triggers.labels.min() and triggers.labels.max() < CLASSES
         counts.index_put_((triggers.true_labels[:, 0], triggers.labels), torch.ones(100), accumulate=True)
         firsts.add(tuple(sources[:3]))
-    assert len(firsts) > 990  # seeds draw different sets
+    assert len(firsts) > 290  # seeds draw different sets
     for true in range(CLASSES):  # uniform over the nine others, for each true label
         wrong = counts[true][torch.arange(CLASSES) != true]
         assert counts[true, true] == 0 and stats.chisquare(wrong.numpy()).pvalue > 1e-3
+    one, two = (draw_triggers(held_out, 50, 1, CLASSES, seed=7)[0] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one, two))
 
 
-@pytest.mark.parametrize("k", [2, 3, 9])
+@pytest.mark.parametrize("k", [2, 9])
 def test_mixup_labels_avoid_all_sources_and_are_uniform_over_the_rest(held_out, k):
     allowed_counts = torch.zeros(CLASSES, CLASSES)  # [number of allowed labels - 1, rank among them]
-    for seed in range(300):
+    for seed in range(200):
         triggers, validation = draw_triggers(held_out, 20, k, CLASSES, seed)
         assert triggers.true_labels.shape == triggers.sources.shape == (20, k) and len(triggers) == 20
         assert len(set(triggers.sources.flatten().tolist())) == 20 * k == 1000 - len(validation.labels)
         assert not torch.isin(validation.indices, triggers.sources).any()
-        assert not (triggers.labels[:, None] == triggers.true_labels).any()
         for label, true in zip(triggers.labels.tolist(), triggers.true_labels.tolist()):
             allowed = sorted(set(range(CLASSES)) - set(true))
             allowed_counts[len(allowed) - 1, allowed.index(label)] += 1
@@ -61,22 +71,21 @@ def test_mixup_labels_avoid_all_sources_and_are_uniform_over_the_rest(held_out, 
             assert stats.chisquare(row.numpy()).pvalue > 1e-3, size
 
 
-def test_mixup_image_is_the_rounded_mean_of_its_sources():
-    g = torch.Generator().manual_seed(0)
-    held_out = Images(torch.randint(0, 256, (40, 3, 32, 32), generator=g, dtype=torch.uint8), torch.arange(40) % 5,
-                      torch.arange(100, 140))
-    triggers, _ = draw_triggers(held_out, 6, 3, 5, seed=1)
-    for image, true, sources in zip(triggers.images, triggers.true_labels, triggers.sources):
-        own = held_out.images[sources - 100]
-        assert torch.equal(image, own.double().mean(0).round().to(torch.uint8)) and image.shape == (3, 32, 32)
-        assert torch.equal(true, held_out.labels[sources - 100])
-    single, _ = draw_triggers(held_out, 6, 1, 5, seed=1)
-    assert torch.equal(single.images, held_out.images[single.sources[:, 0] - 100])  # unchanged, bit for bit
-
-
-def test_triggers_are_a_function_of_the_seed(held_out):
-    one, two = (draw_triggers(held_out, 50, 1, CLASSES, seed=7)[0] for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(one, two))
+def test_a_trigger_is_the_rounded_mean_of_its_sources_which_are_no_validation_images(tmp_path):
+    data = load_data("digits")
+    for k in (1, 3):
+        triggers, validation = draw_triggers(data.held_out, 12, k, 10, seed=1)
+        place = {index: i for i, index in enumerate(data.held_out.indices.tolist())}
+        for image, true, sources in zip(triggers.images, triggers.true_labels, triggers.sources):
+            own = data.held_out.pick([place[index] for index in sources.tolist()])
+            assert torch.equal(image, own.images.double().mean(0).round().to(torch.uint8))
+            assert torch.equal(true, own.labels)
+        assert not torch.isin(triggers.sources, data.train.indices).any()
+        # extraction finds the same validation images through the source indices in the checkpoint
+        assert sorted(validation_images(data, triggers).indices.tolist()) == sorted(validation.indices.tolist())
+    draw_trigger_picture(triggers, [f"a $\\frac$ long class name {c}" for c in data.classes], tmp_path / "trigger.png")
+    with Image.open(tmp_path / "trigger.png") as picture:
+        assert picture.format == "PNG" and picture.width > 500 and picture.height > 150
 
 
 @pytest.mark.parametrize("strategy", ["highest", "lowest"])
@@ -92,29 +101,77 @@ def test_label_strategies_by_hand(held_out, strategy):
         assert label == (order[0] if true != order[0] else order[1])
 
 
-@pytest.mark.parametrize("m, k, flag", [(1000, 1, "-nq"), (1001, 1, "-nq"), (500, 2, "-nq"), (0, 1, "-nq"),
-                                        (5, 10, "-nm"), (5, 11, "-nm"), (5, 0, "-nm")])
+def test_the_most_uncertain_images_become_triggers():
+    """Entropy ln 3 at 2 and 5, then ln 2 at 1 and 4, of which the first is taken; in the order of the held-out set."""
+    logits = torch.tensor([SHARP, TWO, EVEN, SHARP, TWO, EVEN, SHARP])
+    for seed in (0, 1):
+        triggers, left = draw_triggers(images_of(7, 3), 3, 1, 3, seed, "random", answering(logits), "uncertain")
+        assert triggers.sources.tolist() == [[101], [102], [105]] and triggers.true_labels.tolist() == [[1], [2], [2]]
+        assert triggers.images[:, 0, 0, 0].tolist() == [1, 2, 5]
+        assert left.indices.tolist() == [100, 103, 104, 106]
+        assert triggers.candidates.shape == (3, 0) and not (triggers.labels == triggers.true_labels[:, 0]).any()
+
+
+# ---- plausible labels ----
+
+
+@pytest.fixture(scope="module")
+def many():
+    """200 held-out images of 10 classes, and logits for them."""
+    return images_of(200, 10), torch.randn(200, 10, generator=torch.Generator().manual_seed(1))
+
+
+def draw(many, seed=0, choices=2, **more):
+    held_out, logits = many
+    return draw_triggers(held_out, 150, 1, 10, seed, "plausible", answering(logits), choices=choices, **more)[0]
+
+
+def test_candidates_are_the_most_probable_classes():
+    """Of equally probable classes the smaller number comes first; the true label may be one of them."""
+    logits = torch.tensor([[0.0, 3, 1, 2], [5, 5, 5, 5], [-1, -4, -3, -2], [0, 1, 1, 0], [9, 8, 7, 6]])
+    triggers, _ = draw_triggers(images_of(5, 4), 4, 1, 4, 0, "plausible", answering(logits), choices=3)
+    wanted = [[1, 3, 2], [0, 1, 2], [0, 3, 2], [1, 2, 0], [0, 1, 2]]
+    assert triggers.candidates.tolist() == [wanted[i] for i in triggers.images[:, 0, 0, 0].tolist()]
+
+
+def test_the_draw_is_that_of_random_labels_over_other_classes(many):
+    """randperm, then uniform scores, of which the largest among the candidates wins: written out here."""
+    triggers = draw(many, seed=7, choices=3)
+    generator = torch.Generator().manual_seed(7)
+    order = torch.randperm(200, generator=generator)
+    scores = torch.rand(150, 10, generator=generator, dtype=torch.float64)
+    assert triggers.sources.flatten().tolist() == (order[:150] + 100).tolist()
+    for label, row, candidates in zip(triggers.labels.tolist(), scores.tolist(), triggers.candidates.tolist()):
+        assert label == max(candidates, key=lambda c: row[c])
+    plain, _ = draw_triggers(many[0], 150, 1, 10, 7)
+    assert torch.equal(plain.images, triggers.images) and not torch.equal(plain.labels, triggers.labels)
+
+
+@pytest.mark.parametrize("choices", [2, 10])
+def test_labels_are_uniform_over_the_candidates(many, choices):
+    counts, true = torch.zeros(choices), 0
+    for seed in range(100):
+        triggers = draw(many, seed, choices=choices)
+        place = (triggers.candidates == triggers.labels[:, None]).nonzero()
+        assert place[:, 0].tolist() == list(range(150))  # each label is one of its candidates
+        counts += torch.bincount(place[:, 1], minlength=choices)
+        true += int((triggers.labels == triggers.true_labels[:, 0]).sum())
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-3 and true > 0
+
+
+@pytest.mark.parametrize("choices, logits, words", [
+    (11, torch.zeros(200, 10), "--label-choices 11: the data set has 10 classes; pass 2 to 10"),
+    (1, torch.zeros(200, 10), "--label-choices 1"),
+    (2, torch.zeros(200, 9), "--label-model answers with 9 classes, the data set has 10"),
+    (2, torch.full((200, 10), torch.nan), "--label-model answers with numbers that are not finite"),
+])
+def test_impossible_candidates_are_refused(many, choices, logits, words):
+    with pytest.raises(Refusal, match=words):
+        draw((many[0], logits), choices=choices)
+
+
+@pytest.mark.parametrize("m, k, flag", [(1000, 1, "-nq"), (500, 2, "-nq"), (0, 1, "-nq"), (5, 10, "-nm"),
+                                        (5, 0, "-nm")])
 def test_impossible_trigger_sets_are_refused(held_out, m, k, flag):
     with pytest.raises(Refusal, match=flag):
         draw_triggers(held_out, m, k, CLASSES, 0)
-
-
-def test_no_trigger_is_a_training_or_validation_image():
-    data = load_data("digits")
-    triggers, validation = draw_triggers(data.held_out, 30, 2, 10, seed=3)
-    assert not torch.isin(triggers.sources, data.train.indices).any()
-    assert not torch.isin(triggers.sources, validation.indices).any()
-    # extraction finds the same validation images through the source indices in the checkpoint
-    again = validation_images(data, triggers)
-    assert sorted(again.indices.tolist()) == sorted(validation.indices.tolist())
-
-
-def test_picture_names_true_and_assigned_labels(tmp_path):
-    data = load_data("digits")
-    triggers, _ = draw_triggers(data.held_out, 12, 2, 10, seed=0)
-    draw_trigger_picture(triggers, [f"a $\\frac$ long class name {c}" for c in data.classes], tmp_path / "trigger.png")
-    assert (tmp_path / "trigger.png").read_bytes().startswith(b"\x89PNG")
-    from PIL import Image
-
-    with Image.open(tmp_path / "trigger.png") as picture:
-        assert picture.width > 500 and picture.height > 150

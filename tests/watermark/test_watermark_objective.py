@@ -13,8 +13,10 @@ from utils.data.batches import Batches
 from utils.data.sets import Images
 from utils.watermark.margin import WatermarkObjective, ascend, effective_weight
 
+LN2 = math.log(2)
 
-@pytest.mark.parametrize("eps", [0.0, 0.01, 0.05, 0.3])
+
+@pytest.mark.parametrize("eps", [0.0, 0.05, 0.3])
 def test_ascend_raises_the_loss_within_ball_and_cube(eps):
     model = tiny().eval()
     _, x, y = data(1)
@@ -47,32 +49,25 @@ def test_ascend_by_hand_on_a_linear_model():
     assert out.flatten().tolist() == pytest.approx([0.3, 0.7, 0.0])
 
 
-def by_hand(reduction):
-    """The objective of three clean samples of loss ln 2 and two triggers of losses ln 4 and 0, at weight 0.5."""
-    model = nn.Sequential(nn.Identity())
+@pytest.mark.parametrize("reduction, total", [
+    ("joint", (3 * LN2 + 0.5 * (2 * LN2 + 0)) / 5), ("sum", LN2 + 0.5 * (2 * LN2 + 0) / 2)])
+def test_reductions_by_hand(reduction, total):
+    """Three clean samples of loss ln 2 and two triggers of losses ln 4 and 0, at weight 0.5."""
     answers = {0: [0.0, 0.0], 1: [math.log(3.0), 0.0], 2: [0.0, 100.0]}
     forward = lambda x: torch.stack([torch.tensor(answers[int(i)], dtype=torch.float64) for i in x.flatten(1)[:, 0]])
     x_q = torch.stack([torch.full((3, 1, 1), 1.0), torch.full((3, 1, 1), 2.0)]).double()
-    watermark = WatermarkObjective(model, x_q, torch.tensor([1, 1]), weight=0.5, reduction=reduction, batch=2,
+    watermark = WatermarkObjective(nn.Identity(), x_q, torch.tensor([1, 1]), weight=0.5, reduction=reduction, batch=2,
                                    bn_stats="paper")
     x = torch.zeros(3, 3, 1, 1, dtype=torch.float64)
-    return watermark(forward, x, torch.tensor([0, 1, 0]), torch.tensor([0, 1]))
-
-
-def test_reductions_by_hand():
-    ln2, ln4 = math.log(2), math.log(4)
-    loss, stats = by_hand("joint")
-    assert loss.item() == pytest.approx((3 * ln2 + 0.5 * (ln4 + 0)) / 5, abs=1e-12)
-    assert stats["loss_obj"].item() == pytest.approx(ln2) and stats["loss_wat"].item() == pytest.approx(ln4 / 2)
+    loss, stats = watermark(forward, x, torch.tensor([0, 1, 0]), torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx(total, abs=1e-12) and stats["loss"] == loss
+    assert stats["loss_obj"].item() == pytest.approx(LN2) and stats["loss_wat"].item() == pytest.approx(LN2)
     assert stats["trigger_batch_accuracy"].item() == 0.5
-    loss, _ = by_hand("sum")
-    assert loss.item() == pytest.approx(ln2 + 0.5 * (ln4 + 0) / 2, abs=1e-12)
 
 
 def test_effective_weight_is_the_published_one():
     assert effective_weight(0.1, "joint", 128, 25) == pytest.approx(0.0195, abs=5e-5)
     assert effective_weight(0.1, "sum", 128, 25) == 0.1
-    assert 128 / (128 + 25) == pytest.approx(0.837, abs=5e-4)  # the factor of L_obj under `joint`
 
 
 def test_triggers_of_a_step_are_uniform_with_replacement():

@@ -21,14 +21,10 @@ FORMS = ("the name or number of a class; JSON {\"label\": ...} or {\"probabiliti
 
 
 class Answers(NamedTuple):
-    """Answers to m triggers.
+    """Answers to m triggers."""
 
-    labels         int64 (m,), -1 where there is no answer
-    probabilities  (m, C), a row of zeros where there is no answer; None where only labels are known
-    """
-
-    labels: np.ndarray
-    probabilities: np.ndarray | None
+    labels: np.ndarray  # int64 (m,), -1 where there is no answer
+    probabilities: np.ndarray | None  # (m, C), a row of zeros without an answer; None where only labels are known
 
 
 class Answer(NamedTuple):
@@ -41,8 +37,8 @@ class Answer(NamedTuple):
 class Classes:
     """The owner's C class names, and which of them the numbers and columns of a suspect mean.
 
-    columns  the suspect's own class names in its order, of --columns or of its checkpoint; None where nobody says them.
-             Refusal, which names `where`, for other names than the owner's
+    `columns` are the suspect's own class names in its order, of --columns or of its checkpoint; None where nobody says
+    them. Refusal, which names `where`, for other names than the owner's.
     """
 
     def __init__(self, names: list[str], columns: list[str] | None = None, where: str = "--columns"):
@@ -51,7 +47,7 @@ class Classes:
         if columns is not None and sorted(columns) != sorted(names):
             other = next((name for name in columns if name not in self.places), "")
             raise Refusal(f"{where}: its {len(columns)} classes are not the {len(names)} of the triggers"
-                          + (f"; {other[:60]!r} is none of them" if other else "") + ": answers cannot be compared")
+                          f"{f'; {other[:60]!r} is none of them' if other else ''}: answers cannot be compared")
         self.order = [self.places[name] for name in columns or names]
 
     def __len__(self):
@@ -60,8 +56,7 @@ class Classes:
     def columns(self, where) -> list[int]:
         """The class of each number or column of the suspect; Refusal, naming `where`, where that is ambiguous.
 
-        It is where nobody says the suspect's order and a class has another one's number as its name, as in folders
-        0, 1, 10, 2: whoever sorts them otherwise means another class.
+        As in folders 0, 1, 10, 2, of which nobody says the suspect's order: whoever sorts them otherwise means others.
         """
         if not self.given and any(name.isdigit() and name != str(i) for i, name in enumerate(self.names)):
             raise Refusal(f"{where}: numbers and columns are ambiguous, because classes have other numbers for names; "
@@ -82,9 +77,8 @@ class Classes:
 def answer_of(value, classes: Classes, where: str) -> Answer:
     """The answer in a value of JSON or of a file, in one of `FORMS`; of scores of some classes the best is a label.
 
-    Refusal, which names `where`, for a label that is no class, for another number of probabilities than of classes, and
-    for any that do not add up to 1, up to the 0.02 of rounded ones; KeyError, TypeError, ValueError or OverflowError
-    for what has none of the forms.
+    Refusal, which names `where`, for a label that is no class and for probabilities that are not one a class or do not
+    add up to 1 +- 0.02; KeyError, TypeError, ValueError or OverflowError for what has none of the forms.
     """
     if isinstance(value, dict):
         value = value["probabilities"] if "probabilities" in value else value["label"]
@@ -110,12 +104,9 @@ def answer_of(value, classes: Classes, where: str) -> Answer:
 
 
 def read_reply(reply: bytes, kind: str, classes: Classes, where: str) -> Answer:
-    """The answer in a reply with content type `kind`; Refusal, which names `where`, for anything but `FORMS`.
-
-    As JSON is read what says so, and what begins as a JSON object, list or string does.
-    """
+    """The answer in a reply with content type `kind`; Refusal, which names `where`, for anything but `FORMS`."""
     try:
-        value = reply.decode("utf-8-sig").strip()
+        value = reply.decode("utf-8-sig").strip()  # JSON if it says so, or begins as an object, a list or a string
         if value not in classes.places and (kind.endswith("json") or value[:1] in ("{", "[", '"')):
             value = json.loads(value)
         return answer_of(value, classes, where)
@@ -146,8 +137,7 @@ def require_complete(what, answers: Answers, names: list[str], allow_missing: bo
 def answers_of_model(model, path, images, classes: Classes) -> Answers:
     """The model's answers to uint8 images (m, 3, S, S), with softmax probabilities.
 
-    Raises Refusal, which names `path`, where the model has other classes or its logits are not finite, or where code
-    that is not this project's fails.
+    Refusal, which names `path`, for what `answers_of_logits` refuses, and where code that is not this project's fails.
     """
     try:
         logits = predict(model, images).double().cpu()
@@ -160,7 +150,7 @@ def answers_of_model(model, path, images, classes: Classes) -> Answers:
 
 
 def answers_of_logits(logits, path, m: int, classes: Classes) -> Answers:
-    """Answers of float64 logits (m, C) in the suspect's order, with softmax probabilities."""
+    """Answers of logits (m, C) in the suspect's order, with softmax probabilities; Refusal for other shapes and nan."""
     if logits.shape != (m, len(classes)):
         raise Refusal(f"{path} answers with numbers of shape {logits.shape}, not with a row for each of {m} images and "
                       f"a number for each of {len(classes)} classes")
@@ -171,7 +161,7 @@ def answers_of_logits(logits, path, m: int, classes: Classes) -> Answers:
 
 
 def answers_from_file(path, names: list[str], classes: Classes, allow_missing: bool) -> Answers:
-    """Answers to the triggers with these file `names`; returned in the order of `names`.
+    """Answers to the triggers with these file `names`, in their order.
 
     .npy: (m,) whole numbers or (m, C) probabilities, in the alphabetical order of the names; -1 or nan where there is
     no answer. Else CSV: lines `name,label` or `name` and one probability a class, whose order a header may name.

@@ -17,8 +17,9 @@ import sys
 import tempfile
 import time
 import urllib.parse
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import requests
@@ -38,10 +39,18 @@ IMAGES_PER_CALL = 100  # of a command with {pngs}
 ONNX_MEMORY, ONNX_SECONDS = 16 << 30, 600  # bytes of address space
 
 
-class Respondent:
-    """A suspect that sees the images when it is asked; `check` refuses what can never be asked."""
+class Respondent(NamedTuple):
+    """A suspect that sees the images when it is asked, see `program` and `server`.
 
-    images_per_call = 1
+    name, subject    how sentences name it, and its command or address
+    images_per_call  how many image files `replies` takes; it gives (reply, content type) of each in their order, or
+                     raises NoReply
+    """
+
+    name: str
+    subject: str
+    images_per_call: int
+    replies: Callable
 
     def ask(self, pngs: list[Path], classes: Classes, allow_missing: bool) -> list[Answer]:
         """The answers to image files, in their order, each in one of `answers.FORMS`.
@@ -54,108 +63,86 @@ class Respondent:
             if allow_missing:
                 return [Answer()] * len(pngs)
             named = pngs[0].name if len(pngs) == 1 else f"{len(pngs)} images"
-            raise Refusal(f"{self} {failure}, for {named}: with --keep-answers FILE the same command goes on where it "
-                          "ended; or pass --allow-missing") from failure
-        return [answers.read_reply(*reply, classes, f"{self}, {png.name}") for reply, png in zip(replies, pngs)]
+            raise Refusal(f"{self.name} {failure}, for {named}: with --keep-answers FILE the same command goes on "
+                          "where it ended; or pass --allow-missing") from failure
+        return [answers.read_reply(*reply, classes, f"{self.name}, {png.name}") for reply, png in zip(replies, pngs)]
 
 
-@dataclass(frozen=True)
-class Program(Respondent):
-    """A command line; {png} in it stands for the path of one image, the argument {pngs} for the paths of many."""
+def program(command: str, seconds: float = 60.0) -> Respondent:
+    """A command line; {png} in it stands for the path of one image, the argument {pngs} for the paths of many.
 
-    subject: str  # the command
-    seconds: float = 60.0  # time limit of a call, for each image that it is about
+    It gives a line for each of many, or all that it prints about one, in `seconds` an image. Refusal for a command that
+    can never be run.
+    """
+    try:
+        parts = shlex.split(command)
+    except ValueError as error:
+        raise Refusal(f"--command cannot be read as a shell would read it ({error})") from error
+    many, one = command.count("{pngs}"), any("{png}" in part for part in parts)
+    if not (parts.count("{pngs}") == many == 1 and not one) if many else not one:
+        raise Refusal("--command needs {png} where the image's path belongs, or {pngs}, an argument of its own, "
+                      "once, for the paths of many images; not both")
+    if shutil.which(parts[0]) is None:
+        raise Refusal(f"--command cannot be run: there is no program {parts[0][:80]!r} that may be started")
 
-    def __str__(self):
-        return "--command"
-
-    @property
-    def images_per_call(self) -> int:
-        return IMAGES_PER_CALL if "{pngs}" in self.subject else 1
-
-    def check(self) -> list[str]:
-        """The arguments; Refusal for a command that can never be run: without a place for the images, or no program."""
+    def replies(pngs):
+        started, limit = [], seconds * len(pngs)
+        for part in parts:
+            started += map(str, pngs) if part == "{pngs}" else [part.replace("{png}", str(pngs[0]))]
         try:
-            parts = shlex.split(self.subject)
-        except ValueError as error:
-            raise Refusal(f"--command cannot be read as a shell would read it ({error})") from error
-        many, one = self.subject.count("{pngs}"), any("{png}" in part for part in parts)
-        if not (parts.count("{pngs}") == many == 1 and not one) if many else not one:
-            raise Refusal("--command needs {png} where the image's path belongs, or {pngs}, an argument of its own, "
-                          "once, for the paths of many images; not both")
-        if shutil.which(parts[0]) is None:
-            raise Refusal(f"--command cannot be run: there is no program {parts[0][:80]!r} that may be started")
-        return parts
-
-    def replies(self, pngs: list[Path]) -> list[tuple[bytes, str]]:
-        """The lines that one call prints about image files, or all that it prints about one; NoReply where it fails."""
-        command = []
-        for part in self.check():
-            command += map(str, pngs) if part == "{pngs}" else [part.replace("{png}", str(pngs[0]))]
-        seconds = self.seconds * len(pngs)
-        try:
-            status, out, err = run_bounded(command, seconds, REPLY_LIMIT * len(pngs))
+            status, out, err = run_bounded(started, limit, REPLY_LIMIT * len(pngs))
         except subprocess.TimeoutExpired as error:
-            raise NoReply(f"gave no answer in {seconds:g} s (--timeout allows more)", False) from error
+            raise NoReply(f"gave no answer in {limit:g} s (--timeout allows more)", False) from error
         except (OSError, ValueError) as error:
             raise Refusal(f"--command cannot be run: {error}") from error
         if status:
             raise NoReply(f"ended with status {status} ({short(err[-200:].decode(errors='replace'))!r})", False)
-        lines = [out] if self.images_per_call == 1 else out.splitlines()
+        lines = out.splitlines() if many else [out]
         if len(lines) != len(pngs):
             raise Refusal(f"--command printed {len(lines)} lines for {len(pngs)} images: {{pngs}} needs one for "
                           "each, in their order")
         return [(line, "") for line in lines]
 
+    return Respondent("--command", command, IMAGES_PER_CALL if many else 1, replies)
 
-@dataclass(frozen=True)
-class Server(Respondent):
-    """A server that classifies images; see the flags of `claim`. `seconds` bounds a reply, all of it."""
 
-    subject: str  # its address
-    headers: tuple = ()
-    seconds: float = 60.0
-    rate: float = 10.0
-    retries: int = 3
+def server(url: str, headers=(), seconds: float = 60.0, rate: float = 10.0, retries: int = 3) -> Respondent:
+    """A server that classifies images; see the flags of `claim`. `seconds` bounds a reply, all of it.
 
-    def __str__(self):
-        return f"--url {self.subject}"
+    It is asked again after a passing failure, later each time. Refusal for an address or header that can never be sent.
+    """
+    sent = {"Content-Type": "image/png"}
+    for header in headers:
+        name, colon, value = (part.strip() for part in header.partition(":"))
+        allowed = " " not in name and name.lower() not in ("content-length", "transfer-encoding")
+        if not (allowed and colon and name and value and header.isprintable() and header.isascii()):
+            raise Refusal(f"--header {header[:20]!r}...: pass 'Name: value' in ASCII, the name without spaces; "
+                          "what follows from the image, leave it out")
+        sent[name] = value
+    try:
+        parts = urllib.parse.urlsplit(url)
+        requests.Request("POST", url, headers=sent, data=b"x").prepare()
+        if parts.scheme not in ("http", "https") or "@" in parts.netloc or not url.isascii() or (
+            " " in url or parts.port == 0
+        ):
+            raise ValueError
+    except (requests.RequestException, ValueError) as error:  # without the address: it may hold a password
+        raise Refusal("--url is no address that can be asked: pass one like https://host:8080/classify, in ASCII, "
+                      "all else as %XX, a name and password by --header 'Authorization: Basic ...'") from error
 
-    def check(self) -> dict:
-        """The headers; Refusal for an address or a header that can never be sent."""
-        headers = {"Content-Type": "image/png"}
-        for header in self.headers:
-            name, colon, value = (part.strip() for part in header.partition(":"))
-            allowed = " " not in name and name.lower() not in ("content-length", "transfer-encoding")
-            if not (allowed and colon and name and value and header.isprintable() and header.isascii()):
-                raise Refusal(f"--header {header[:20]!r}...: pass 'Name: value' in ASCII, the name without spaces; "
-                              "what follows from the image, leave it out")
-            headers[name] = value
-        try:
-            parts = urllib.parse.urlsplit(self.subject)
-            requests.Request("POST", self.subject, headers=headers, data=b"x").prepare()
-            if parts.scheme not in ("http", "https") or "@" in parts.netloc or not self.subject.isascii() or (
-                " " in self.subject or parts.port == 0
-            ):
-                raise ValueError
-        except (requests.RequestException, ValueError) as error:  # without the address: it may hold a password
-            raise Refusal("--url is no address that can be asked: pass one like https://host:8080/classify, in ASCII, "
-                          "all else as %XX, a name and password by --header 'Authorization: Basic ...'") from error
-        return headers
-
-    def replies(self, pngs: list[Path]) -> list[tuple[bytes, str]]:
-        """(reply, content type) about one image, asked again after a passing failure, later each time; or NoReply."""
-        (png,), headers = pngs, self.check()
+    def replies(pngs):
         for attempt in itertools.count(1):
             begun = time.monotonic()
             try:
-                reply = post(self.subject, read_bounded(png), headers, self.seconds)
-                time.sleep(max(0.0, begun + 1 / self.rate - time.monotonic()))
+                reply = post(url, read_bounded(pngs[0]), sent, seconds)
+                time.sleep(max(0.0, begun + 1 / rate - time.monotonic()))
                 return [reply]
             except NoReply as failure:
-                if not failure.passing or attempt > self.retries:
+                if not failure.passing or attempt > retries:
                     raise NoReply(f"{failure}{f' ({attempt} times)' if attempt > 1 else ''}", False) from failure
-                time.sleep(max(_pause(failure.later, attempt), 1 / self.rate))
+                time.sleep(max(_pause(failure.later, attempt), 1 / rate))
+
+    return Respondent(f"--url {url}", url, 1, replies)
 
 
 def _pause(header: str | None, attempt: int) -> float:
@@ -168,23 +155,22 @@ def _pause(header: str | None, attempt: int) -> float:
 
 
 def check_pixels(mean, std, scale) -> tuple | None:
-    """(mean, std) of pixels in [0, 1], 3 numbers each, that give what the model wants; None where no flag is set.
+    """(mean, std) of pixels in [0, 1], 3 numbers each, so that a model gets (pixel * scale - mean) / std.
 
-    It is given (pixel * scale - mean) / std, as by --mean, --std (1 or 3 numbers each) and --scale.
+    None where no flag is set: --mean and --std, 1 or 3 numbers each, and --scale.
     """
-    if mean is None and std is None and scale is None:
+    if mean is std is scale is None:
         return None
-    if not all(values is None or len(values) in (1, 3) for values in (mean, std)):
+    mean, std = mean or [0.0], std or [1.0]
+    if not {len(mean), len(std)} <= {1, 3}:
         raise Refusal("--mean and --std take 1 or 3 numbers each")
-    three = lambda values: [x / (scale or 1.0) for x in values * (3 // len(values))]
-    return three(mean or [0.0]), three(std or [1.0])
+    return tuple([x / (scale or 1.0) for x in values * (3 // len(values))] for values in (mean, std))
 
 
 def answers_of_onnx(path: Path, images, classes: Classes, pixels=None) -> Answers:
     """The answers of a model (batch, 3, S, S) -> (batch, C) to uint8 images (m, 3, S, S), see `onnx_worker`.
 
-    It is given pixels in [0, 1], or what `pixels` of `check_pixels` makes of them, or bytes where it takes bytes; the
-    first output counts. Rows that are no probabilities are taken for logits.
+    `pixels` are those of `check_pixels`. Rows of its first output that are no probabilities are taken for logits.
     """
     if importlib.util.find_spec("onnxruntime") is None:
         raise Refusal(f"--suspect {path} needs the package onnxruntime: pip install onnxruntime")
@@ -242,7 +228,7 @@ def ask_all(respondent: Respondent, images, names: list[str], classes: Classes, 
             found = answers.gather_answers(list(given.values()), len(classes))
             if decided and decided(found, asked):
                 break
-    return answers.require_complete(respondent, found, names, allow_missing or decided), asked, len(kept)
+    return answers.require_complete(respondent.name, found, names, allow_missing or decided), asked, len(kept)
 
 
 def read_kept(path: Path, about, names: list[str], classes: list[str]) -> dict:

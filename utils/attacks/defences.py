@@ -45,11 +45,6 @@ def queries_of(probabilities, features, training_features) -> Queries:
     return Queries(p, entropy, 1 - nearest)
 
 
-def unchanged(queries, usual, generator):
-    """The most probable label; so do answers without probabilities, from a cache, or after a delay."""
-    return queries.probabilities.argmax(1)
-
-
 def rounded(digits: int) -> Callable:
     """Probabilities rounded to some digits; of equal ones the first counts."""
     return lambda queries, usual, generator: (queries.probabilities * 10**digits).round().argmax(1)
@@ -57,28 +52,24 @@ def rounded(digits: int) -> Callable:
 
 def noisy(sd: float) -> Callable:
     """Gaussian noise of standard deviation `sd` on each probability."""
-    return lambda queries, usual, generator: (
-        queries.probabilities + sd * torch.randn(queries.probabilities.shape, generator=generator,
-                                                 dtype=torch.float64)).argmax(1)
-
-
-def where(unusual: Callable, instead: Callable) -> Callable:
-    """`instead(queries, generator)` where `unusual(queries, usual)` (N,) holds."""
 
     def answer(queries, usual, generator):
-        return torch.where(unusual(queries, usual), instead(queries, generator), queries.probabilities.argmax(1))
+        noise = torch.randn(queries.probabilities.shape, generator=generator, dtype=torch.float64)
+        return (queries.probabilities + sd * noise).argmax(1)
 
     return answer
 
 
-def uncertain(share: float) -> Callable:
-    """Of higher entropy than all but a share of natural images."""
-    return lambda queries, usual: queries.entropy > usual.entropy.quantile(1 - share)
+def unusual(measure: str, share: float, instead: Callable) -> Callable:
+    """`instead(queries, generator)` where "entropy" or "distance" is above that of all but a share of natural images.
+    """
 
+    def answer(queries, usual, generator):
+        threshold = getattr(usual, measure).quantile(1 - share)
+        return torch.where(getattr(queries, measure) > threshold, instead(queries, generator),
+                           queries.probabilities.argmax(1))
 
-def far(share: float) -> Callable:
-    """Farther from the thief's training images than all but a share of natural images."""
-    return lambda queries, usual: queries.distance > usual.distance.quantile(1 - share)
+    return answer
 
 
 def refuse(queries, generator):
@@ -95,22 +86,23 @@ def random_label(queries, generator):
 def one_of_two(queries, generator):
     """One of the two most probable classes, by a coin."""
     two = queries.probabilities.topk(2, dim=1).indices
-    coin = torch.randint(2, (len(two), 1), generator=generator)
-    return two.gather(1, coin)[:, 0]
+    return two.gather(1, torch.randint(2, (len(two), 1), generator=generator))[:, 0]
 
 
+UNUSUAL = (
+    ("refuses the {:.0%} least certain", "entropy", refuse, (0.05, 0.2)),
+    ("random label for the {:.0%} least certain", "entropy", random_label, (0.05, 0.2)),
+    ("one of the two most probable for the {:.0%} least certain", "entropy", one_of_two, (0.05, 0.2, 0.5)),
+    ("refuses the {:.0%} farthest from his training images", "distance", refuse, (0.05, 0.2)),
+    ("random label for the {:.0%} farthest", "distance", random_label, (0.05, 0.2)),
+)
 DEFENCES = (
-    Defence("none; labels only, cached, delayed", unchanged),
+    # the most probable label; so do answers without probabilities, from a cache, or after a delay
+    Defence("none; labels only, cached, delayed", lambda queries, usual, generator: queries.probabilities.argmax(1)),
     Defence("rounded to one digit", rounded(1)),
     *(Defence(f"noise of sd {sd}", noisy(sd)) for sd in (0.1, 0.3)),
-    *(Defence(f"refuses the {share:.0%} least certain", where(uncertain(share), refuse)) for share in (0.05, 0.2)),
-    *(Defence(f"random label for the {share:.0%} least certain", where(uncertain(share), random_label))
-      for share in (0.05, 0.2)),
-    *(Defence(f"one of the two most probable for the {share:.0%} least certain", where(uncertain(share), one_of_two))
-      for share in (0.05, 0.2, 0.5)),
-    *(Defence(f"refuses the {share:.0%} farthest from his training images", where(far(share), refuse))
-      for share in (0.05, 0.2)),
-    *(Defence(f"random label for the {share:.0%} farthest", where(far(share), random_label)) for share in (0.05, 0.2)),
+    *(Defence(name.format(share), unusual(measure, share, instead))
+      for name, measure, instead, shares in UNUSUAL for share in shares),
 )
 
 
@@ -141,15 +133,10 @@ def fewer_levels(bits: int) -> Callable:
     return lambda images: [(images.float().div(255).mul(most).round() * (255 / most)).round().to(torch.uint8)]
 
 
-def mirrored_too(images):
-    """The image and its mirror image, whose probabilities are averaged."""
-    return [images, images.flip(-1)]
-
-
 # name -> images uint8 (N, 3, S, S) -> a list of such, over which the copy's probabilities are averaged
 TRANSFORMATIONS = {
     "no transformation": lambda images: [images],
     "JPEG of quality 75": jpeg(75), "JPEG of quality 30": jpeg(30), "blur of sd 1 pixel": blurred(1.0),
     "4 bits a channel": fewer_levels(4), "2 bits a channel": fewer_levels(2),
-    "mean with the mirror image": mirrored_too,
+    "mean with the mirror image": lambda images: [images, images.flip(-1)],
 }

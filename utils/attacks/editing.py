@@ -1,6 +1,7 @@
 """Attacks that start from a model: fine-tuning (Table 9), pruning (Fig. 8) and quantisation of its weights."""
 
 import copy
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ import models
 from utils.attacks.stealing import ExtractionObjective, hard_loss
 from utils.system.refusals import Refusal
 from utils.training.loop import PlainObjective
+from utils.training.metrics import predict
 from utils.training.ranks import synchronize_batchnorm
 
 # published fine-tuning attacks -> (train the last layer alone, re-initialise it)
@@ -103,20 +105,21 @@ def shift_weights(model, strength: float = 1.5):
     return model
 
 
-def fine_tune(start, finetune: str, kept: dict | None = None):
-    """(model, objective) of one of `FINETUNES` on a copy of `start`; `kept` are masks of what pruning leaves."""
+def fine_tune(start, finetune: str, kept: dict):
+    """(model, objective) of one of `FINETUNES` on a copy of `start`, pruned to the masks `kept`, {} for all of it."""
     only_last, reset_last = FINETUNES[finetune]
     model = copy.deepcopy(start)
     if reset_last:
         models.last_linear(model)[1].reset_parameters()
-    model = synchronize_batchnorm(model)
+    if finetune == "shift":
+        shift_weights(model)
+    model = synchronize_batchnorm(prune(model, kept))
     objective = (BoundaryObjective if finetune == "wrk" else FineTuningObjective)(model, only_last)
     if finetune == "shift":  # the labels are those that the stolen model gives
         objective = ExtractionObjective(start, hard_loss, False)
-        shift_weights(model)
-    if kept is not None:
-        prune(model, kept)
-        keep_pruned(model, kept)
+    for name, mask in kept.items():  # what is pruned stays at zero in further training
+        if (parameter := model.get_parameter(name)).requires_grad:
+            parameter.register_hook(lambda gradient, mask=mask: gradient * mask)
     return model, objective
 
 
@@ -141,18 +144,12 @@ def channel_activations(model, images, batch_size: int = 500) -> dict:
     """
     sums = {}
 
-    def watch(name):
-        def hook(module, inputs, output):
-            sums[name] = sums.get(name, 0) + F.relu(output).double().mean(dim=(2, 3)).sum(0)
+    def add(name, module, inputs, output):
+        sums[name] = sums.get(name, 0) + F.relu(output).double().mean(dim=(2, 3)).sum(0)
 
-        return hook
-
-    handles = [m.register_forward_hook(watch(n)) for n, m in _layers_of_channels(model).items()]
+    handles = [m.register_forward_hook(partial(add, n)) for n, m in _layers_of_channels(model).items()]
     try:
-        with torch.no_grad():
-            for part in images.split(batch_size):
-                parameter = next(model.parameters())
-                model.eval()(part.to(parameter.device).to(parameter.dtype).div(255))
+        predict(model, images, batch_size)
     finally:
         for handle in handles:
             handle.remove()
@@ -162,40 +159,32 @@ def channel_activations(model, images, batch_size: int = 500) -> dict:
 def pruning_masks(model, ratio: float, criterion: str, activation: dict | None = None) -> dict:
     """Masks of what pruning keeps, {parameter name: bool tensor of its shape}; ratio in [0, 1] is the pruned share.
 
-    activation  in each BatchNorm layer the round(ratio * C) channels of least `activation`, of `channel_activations`;
-                weight and bias of a pruned channel become 0, which removes the channel
-    magnitude   of all weights of convolutions and linear layers together the share `ratio` of least |w|
+    activation  in each BatchNorm layer the channels of least `activation`, of `channel_activations`, lose weight and
+                bias, which removes them
+    magnitude   of all weights of convolutions and linear layers together those of least |w|
     """
     if criterion == "activation":
-        kept = {}
-        for name, mean in activation.items():
-            mask = torch.ones_like(mean, dtype=torch.bool)
-            mask[mean.argsort(stable=True)[: round(ratio * len(mean))]] = False
-            kept |= {f"{name}.weight": mask, f"{name}.bias": mask}
-        return kept
+        masks = {name: _all_but_least(mean, ratio) for name, mean in activation.items()}
+        return {f"{name}.{part}": mask for name, mask in masks.items() for part in ("weight", "bias")}
     weights = dict(layer_weights(model))
-    flat = torch.cat([w.detach().abs().flatten() for w in weights.values()])
-    mask = torch.ones_like(flat, dtype=torch.bool)
-    mask[flat.argsort(stable=True)[: round(ratio * len(flat))]] = False
+    mask = _all_but_least(torch.cat([w.detach().abs().flatten() for w in weights.values()]), ratio)
     parts = mask.split([w.numel() for w in weights.values()])
     return {name: part.view(w.shape) for (name, w), part in zip(weights.items(), parts)}
+
+
+def _all_but_least(values, ratio: float):
+    """Bool (n,): False for the round(ratio * n) least values (n,), of equal ones the first."""
+    mask = torch.ones_like(values, dtype=torch.bool)
+    mask[values.argsort(stable=True)[: round(ratio * len(values))]] = False
+    return mask
 
 
 @torch.no_grad()
 def prune(model, kept: dict):
     """Set to zero what the masks leave out; changes `model` and returns it."""
-    parameters = dict(model.named_parameters())
     for name, mask in kept.items():
-        parameters[name].mul_(mask)
+        model.get_parameter(name).mul_(mask)
     return model
-
-
-def keep_pruned(model, kept: dict) -> None:
-    """Keep pruned parameters at zero in further training, by masking their gradients."""
-    parameters = dict(model.named_parameters())
-    for name, mask in kept.items():
-        if parameters[name].requires_grad:
-            parameters[name].register_hook(lambda gradient, mask=mask: gradient * mask)
 
 
 # ---- quantisation ----
@@ -216,10 +205,8 @@ def quantize(model, bits: int):
 
 def edited_models(flags, start, activation: dict | None = None):
     """(title, strength, model) for each strength of -at prune or quantize: copies of `start`, without training."""
-    if flags.attack == "quantize":
-        for bits in flags.bits:
-            yield f"weights of {bits} bits", {"bits": bits}, quantize(copy.deepcopy(start), bits)
-    else:
-        for ratio in flags.ratios:
-            kept = pruning_masks(start, ratio, flags.criterion, activation)
-            yield f"pruned {ratio} by {flags.criterion}", {"ratio": ratio}, prune(copy.deepcopy(start), kept)
+    for bits in flags.bits if flags.attack == "quantize" else ():
+        yield f"weights of {bits} bits", {"bits": bits}, quantize(copy.deepcopy(start), bits)
+    for ratio in flags.ratios if flags.attack == "prune" else ():
+        kept = pruning_masks(start, ratio, flags.criterion, activation)
+        yield f"pruned {ratio} by {flags.criterion}", {"ratio": ratio}, prune(copy.deepcopy(start), kept)

@@ -48,14 +48,8 @@ def distill_loss(s, t, y, alpha: float, temperature: float):
 
 
 # -at of extraction.py -> (loss, whether it needs true labels in the source's classes)
-EXTRACTIONS = {
-    "soft": (soft_loss, False),
-    "hard": (hard_loss, False),
-    "reg": (reg_loss, True),
-    "smooth": (smooth_loss, False),
-    "margin": (soft_loss, False),
-    "adversarial": (soft_loss, False),
-}
+EXTRACTIONS = {"soft": (soft_loss, False), "hard": (hard_loss, False), "reg": (reg_loss, True),
+               "smooth": (smooth_loss, False), "margin": (soft_loss, False), "adversarial": (soft_loss, False)}
 
 
 def extraction_loss(flags):
@@ -98,11 +92,9 @@ class ExtractionObjective(Objective):
 
 
 def check_thief_data(own: Data, home: Data, about: dict, classes: int, needs_labels: bool, batch_size: int) -> None:
-    """Refuse data that cannot serve: other classes than the source's where labels or tests need them.
+    """Refuse the thief's data `own` or the source's `home` that have other classes than the source where they matter.
 
-    own, home  the thief's data and the source's
-    about      what the source's checkpoint says of its training
-    classes    number of classes that the source tells apart
+    about  what the source's checkpoint says of its training
     """
     if len(home.classes) != classes or about.get("classes", home.classes) != home.classes:
         raise Refusal(f"-dt {home.name}: its {len(home.classes)} classes are not the source's {classes}; "

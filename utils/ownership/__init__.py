@@ -1,5 +1,1 @@
-"""Ownership: commitment to the trigger set, tests on a suspect's answers (T1 to T4), verdict, claim and report.
-
-May import utils.data, utils.runs, utils.training, utils.watermark and utils.system. Knows nothing of how a suspect was
-made: no attacks, no rivals.
-"""
+"""Ownership: commitment, tests on a suspect's answers, verdict, claim; knows no attacks and no rivals."""

@@ -1,30 +1,25 @@
-"""`python -m utils.verify claim RUN`: judge a suspect's answers to the triggers of a run.
-
-Exit status: 0 the claim holds, 1 it does not hold, 2 an error.
-"""
+"""`python -m utils.verify claim RUN`: judge a suspect's answers to the triggers of a run."""
 
 import argparse
 import math
 import re
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from utils.answers import ask
 from utils.answers.answers import Answers, Classes, answers_from_file, read_lines
 from utils.ownership.commitment import Owner, read_owner
-from utils.ownership.timestamp import Stamp, read_stamp
+from utils.ownership.timestamp import Stamp, check_token
 from utils.ownership.verdict import BETA, EXACT, OwnershipCase
 from utils.runs.checkpoints import check_benign, find_checkpoint, load_checkpoint
 from utils.runs.networks import add_named_architectures
 from utils.system.files import check_output_file, write_json
 from utils.system.refusals import Refusal, number, printable
-from utils.watermark.prepare import ALPHA
-from utils.watermark.prepared import checked_beacon, describe_beacon, round_time, utc
+from utils.watermark.prepared import ALPHA, checked_beacon, describe_beacon, round_time, utc
 
-KINDS = ("predictions", "suspect", "command", "url")
+KINDS = ("predictions", "suspect", "command", "url")  # a file of answers, weights, a program, a server
 LIVE = ("command", "url")  # kinds of suspects that see the triggers when they are asked
 MOST_SUSPECTS = 1000
 AGAIN = "asking a suspect again that answers at random is not corrected for; --keep-answers asks each image once"
@@ -32,13 +27,6 @@ CHOSEN = ("p holds if --columns, --mean, --std and --scale are what the suspect 
           "its answers can claim anybody")
 TITLES = {"T1": "label randomisation", "T1p": "score randomisation", "T2": "benign rate", "T3": "paired t",
           "T4": "rank among benign"}
-
-
-class Suspect(NamedTuple):
-    """Who is asked: kind "predictions" (a file), "suspect" (weights), "command" (a program) or "url" (a server)."""
-
-    kind: str
-    value: str
 
 
 def add_claim(parts) -> None:
@@ -91,11 +79,11 @@ def sha256_digest(text):
     return text.strip().lower()
 
 
-def read_suspects(flags) -> list[Suspect]:
-    """Who is asked, of the flags or of the file of --suspects; Refusal where that does not go with the other flags.
+def read_suspects(flags) -> list[tuple[str, str]]:
+    """Who is asked, (kind of `KINDS`, value of its flag) each; Refusal where that does not go with the other flags.
 
-    The file has a line each, KIND VALUE, as `suspect experiments/a` or `predictions answers.csv`: KIND is one of
-    `KINDS`, VALUE what the flag of that name takes; empty lines and lines from # on are left out.
+    The file of --suspects has a line each, KIND VALUE, as `suspect experiments/a` or `predictions answers.csv`; empty
+    lines and lines from # on are left out.
     """
     kind = next(kind for kind in (*KINDS, "suspects") if getattr(flags, kind) is not None)
     value = getattr(flags, kind)
@@ -104,6 +92,8 @@ def read_suspects(flags) -> list[Suspect]:
     if (flags.sequential or flags.keep_answers) and kind not in LIVE:
         raise Refusal(f"--{'sequential' if flags.sequential else 'keep-answers'} is for one suspect that is asked "
                       "image by image: it needs --command or --url")
+    if flags.sequential and kind == "command" and "{pngs}" in value:
+        raise Refusal("--sequential stops after any image: it needs {png}, one image a call, instead of {pngs}")
     if flags.test == "T1p" and flags.sequential:
         raise Refusal("--sequential counts labels alone, as T1 does: leave out --test T1p")
     if flags.header and kind != "url":
@@ -113,59 +103,57 @@ def read_suspects(flags) -> list[Suspect]:
     if flags.keep_answers and flags.keep_answers.resolve().is_relative_to(Path(flags.run).resolve()):
         raise Refusal(f"--keep-answers {flags.keep_answers} lies in RUN, which is the owner's: name a file of your own")
     if kind != "suspects":
-        return [Suspect(kind, value)]
+        return [(kind, value)]
+    lines = [(place, line) for place, line in enumerate(read_lines(value, "--suspects"), 1) if line and line[0] != "#"]
+    if not 0 < len(lines) <= MOST_SUSPECTS:
+        raise Refusal(f"--suspects {value} names {len(lines)} suspects; 1 to {MOST_SUSPECTS} can be judged")
     suspects = []
-    for place, line in enumerate(read_lines(value, "--suspects"), 1):
-        if not line or line.startswith("#"):
-            continue
-        suspect = Suspect(*map(str.strip, line.partition(" ")[::2]))
-        if suspect.kind not in KINDS or not suspect.value or suspect in suspects:
+    for place, line in lines:
+        kind, _, name = line.partition(" ")
+        if kind not in KINDS or not name.strip() or (kind, name.strip()) in suspects:
             raise Refusal(f"--suspects {value}, line {place}: {line[:60]!r} is there twice, or is not one of "
                           f"{', '.join(KINDS)} and what that flag takes")
-        suspects.append(suspect)
-        if len(suspects) > MOST_SUSPECTS:
-            break
-    if not 0 < len(suspects) <= MOST_SUSPECTS:
-        raise Refusal(f"--suspects {value} names {len(suspects)} suspects{' or more' if suspects else ''}; 1 to "
-                      f"{MOST_SUSPECTS} can be judged")
+        suspects.append((kind, name.strip()))
     return suspects
 
 
-def find_doubts(owner: Owner, *, stranger: bool, beacon=None, image_commitment=None, stamp=None) -> list[str]:
+def find_doubts(record: dict | None, *, stranger: bool, beacon=None, image_commitment=None, stamp=None) -> list[str]:
     """What keeps a claim from holding before anybody is asked, sentences that name the flag which would help.
 
     A stranger needs the beacon as he read it and one of the others; for the owner only what is given has to be right.
+    `record` opens the owner's commitment; None of a run without one.
     """
-    record = owner.record
     if record is None:
         if not (stranger or beacon or image_commitment or stamp):
             return []
         return ["nobody but the owner can say that he did not choose the labels: they are not of a commitment by "
                 "`prepare` and a beacon; --trust-owner takes his word"]
-    known, name = round_time(record), describe_beacon(record)
-    fails, late = stamp and stamp.time is None, stamp and stamp.time and known and stamp.time >= known
-    doubts = [
-        (beacon and beacon != record["beacon"],
-         f"the labels were drawn by {record['beacon'][:16]}..., which is not the value of --beacon"),
-        (stranger and not beacon,
-         f"only the owner says what value the beacon had: read it yourself ({name}) and pass --beacon"),
-        (known and known > time.time(), f"nobody can know the value of {name} yet"),
-        (known is None and "quicknet" in record["beacon_name"].lower(),
-         f"{name} is no round of drand quicknet whose date can be checked"),
-        (image_commitment and image_commitment != record["sha256"],
-         "the images are not those of the published --image-commitment"),
-        (fails, f"the --image-timestamp fails: {stamp and stamp.why}"),
-        (stamp and not fails and known is None, f"no date is known of {name}, so a --image-timestamp cannot be older: "
-         "leave it out, and pass --image-commitment as you saw it published before"),
-        (late, f"the --image-timestamp is of {late and utc(stamp.time)}, when the beacon's value was known"),
-        (stranger and not (image_commitment or stamp), "nothing shows that the images were fixed before the beacon: "
-         "pass --image-commitment as published, or --image-timestamp with --tsa-ca"),
-    ]
-    return [sentence for holds, sentence in doubts if holds]
+    known, name, doubts = round_time(record), describe_beacon(record), []
+    if beacon and beacon != record["beacon"]:
+        doubts.append(f"the labels were drawn by {record['beacon'][:16]}..., which is not the value of --beacon")
+    if stranger and not beacon:
+        doubts.append(f"only the owner says what value the beacon had: read it yourself ({name}) and pass --beacon")
+    if known and known > time.time():
+        doubts.append(f"nobody can know the value of {name} yet")
+    if known is None and "quicknet" in record["beacon_name"].lower():
+        doubts.append(f"{name} is no round of drand quicknet whose date can be checked")
+    if image_commitment and image_commitment != record["sha256"]:
+        doubts.append("the images are not those of the published --image-commitment")
+    if stamp and stamp.time is None:
+        doubts.append(f"the --image-timestamp fails: {stamp.why}")
+    elif stamp and known is None:
+        doubts.append(f"no date is known of {name}, so a --image-timestamp cannot be older: leave it out, and pass "
+                      "--image-commitment as you saw it published before")
+    elif stamp and stamp.time >= known:
+        doubts.append(f"the --image-timestamp is of {utc(stamp.time)}, when the beacon's value was known")
+    if stranger and not (image_commitment or stamp):
+        doubts.append("nothing shows that the images were fixed before the beacon: pass --image-commitment as "
+                      "published, or --image-timestamp with --tsa-ca")
+    return doubts
 
 
 def bank_answers(flags, owner: Owner) -> list[Answers]:
-    """The answers of benign models, those of one model that is named more than once only once."""
+    """The answers of benign models, each once however often it is named."""
     bank = []
     for run in flags.benign:
         check_benign(load_checkpoint(find_checkpoint(run, None)), run)
@@ -190,27 +178,30 @@ def judge_claim(flags) -> int:
     suspects, owner, stranger = read_suspects(flags), read_owner(flags.run), not flags.trust_owner
     classes = Classes(owner.classes, read_lines(flags.columns, "--columns") if flags.columns else None)
     about = {name: (owner.record or {}).get(name) for name in ("sha256", "beacon_name", "round", "beacon")}
-    stamp = read_stamp(flags.image_timestamp, about["sha256"], flags.tsa_ca) if flags.image_timestamp else None
-    doubts = find_doubts(owner, stranger=stranger, beacon=flags.beacon, image_commitment=flags.image_commitment,
+    stamp = check_token(flags.image_timestamp, about["sha256"], flags.tsa_ca) if flags.image_timestamp else None
+    doubts = find_doubts(owner.record, stranger=stranger, beacon=flags.beacon, image_commitment=flags.image_commitment,
                          stamp=stamp)
-    respondents = {suspect: _respondent(suspect, flags) for suspect in suspects if suspect.kind in LIVE}
+    ways = {"command": lambda value: ask.program(value, flags.timeout),
+            "url": lambda value: ask.server(value, flags.header, flags.timeout, flags.rate, flags.retries)}
+    respondents = {(kind, value): ways[kind](value) for kind, value in suspects if kind in LIVE}
     pixels, bank = ask.check_pixels(flags.mean, flags.std, flags.scale), bank_answers(flags, owner)
     case = OwnershipCase(owner, bank, flags.alpha, stranger=stranger, doubts=doubts, exact=flags.test,
                          count_missing=not flags.leave_out_missing)
     lines = _head(owner, stamp, len(flags.benign) - len(bank))
     if case.refused:
         report = {"decision": {"holds": False, "rests_on": None, "why": case.refused}}
-        reports, lines = [report], [*lines, f"The claim does not hold, and nobody was asked: {case.refused}."]
+        reports = [report]
+        lines.append(f"The claim does not hold, and nobody was asked: {case.refused}.")
     else:
-        reports = [_judge(case, owner, suspect, classes, flags, pixels, respondents.get(suspect))
+        reports = [_judge(case, owner, *suspect, respondents.get(suspect), classes, pixels, flags)
                    for suspect in suspects]
         if flags.suspects is None:
-            (report,) = reports
+            report = reports[0]
             lines += claim_lines(report)
         else:
             decide_together(reports, flags.alpha)
-            report = {"suspects": [{"kind": suspect.kind, "suspect": suspect.value} | report
-                                   for suspect, report in zip(suspects, reports)]}
+            report = {"suspects": [{"kind": kind, "suspect": value} | report
+                                   for (kind, value), report in zip(suspects, reports)]}
             lines += list_lines(report["suspects"], flags.alpha)
         lines += [AGAIN] * bool(respondents) + [CHOSEN] * bool(flags.columns or pixels)
     print(printable("\n".join(lines)))
@@ -219,59 +210,42 @@ def judge_claim(flags) -> int:
     return 0 if any(report["decision"]["holds"] for report in reports) else 1
 
 
-def _respondent(suspect: Suspect, flags) -> ask.Respondent:
-    """Whom to ask; Refusal where it cannot be asked in this way."""
-    if suspect.kind == "url":
-        asked = ask.Server(suspect.value, tuple(flags.header), flags.timeout, flags.rate, flags.retries)
-    else:
-        asked = ask.Program(suspect.value, flags.timeout)
-    asked.check()
-    if flags.sequential and asked.images_per_call > 1:
-        raise Refusal("--sequential stops after any image: it needs {png}, one image a call, instead of {pngs}")
-    return asked
-
-
-def _judge(case: OwnershipCase, owner: Owner, suspect: Suspect, classes: Classes, flags, pixels, respondent) -> dict:
+def _judge(case: OwnershipCase, owner: Owner, kind: str, value: str, respondent, classes: Classes, pixels, flags):
     """The report on one suspect, see `OwnershipCase.report`, with "kept", how many answers were kept before."""
-    images, names, kept = owner.triggers.images, owner.names, 0
-    order, allow_missing = np.argsort(names).tolist(), flags.allow_missing or flags.leave_out_missing
+    images, names, order, kept = owner.triggers.images, owner.names, None, 0
+    allow_missing = flags.allow_missing or flags.leave_out_missing
     if respondent:
         decided = lambda answers, asked: case.sequence(answers, asked)["decision"] != "undecided"
         answers, order, kept = ask.ask_all(respondent, images, names, classes, allow_missing, flags.keep_answers,
                                            decided if flags.sequential else None)
-    elif suspect.kind == "predictions":
-        answers = answers_from_file(suspect.value, names, classes, allow_missing)
-    elif suspect.value.lower().endswith(".onnx"):
-        answers = ask.answers_of_onnx(Path(suspect.value), images, classes, pixels)
+    elif kind == "predictions":
+        answers = answers_from_file(value, names, classes, allow_missing)
+    elif value.lower().endswith(".onnx"):
+        answers = ask.answers_of_onnx(Path(value), images, classes, pixels)
     else:
-        answers = ask.answers_of_weights(suspect.value, flags.model_type, images, classes, owner.mean_std, pixels)
+        answers = ask.answers_of_weights(value, flags.model_type, images, classes, owner.mean_std, pixels)
     if any(_same_model(answers, other) for other in case.bank):
-        raise Refusal(f"--benign names {suspect.value}, the suspect itself, which cannot be in its bank: leave it out")
-    return case.report(answers, order, flags.sequential) | {"kept": kept}
-
-
-def holm(log10_p: list[float]) -> list[float]:
-    """Holm's adjusted p-values as log10: the i-th smallest of n times n - i + 1, made monotone, at most 1."""
-    order, adjusted = np.argsort(log10_p), np.zeros(len(log10_p))
-    times = np.log10(np.arange(len(log10_p), 0, -1))
-    adjusted[order] = np.minimum(0, np.maximum.accumulate(np.array(log10_p)[order] + times))
-    return adjusted.tolist()
+        raise Refusal(f"--benign names {value}, the suspect itself, which cannot be in its bank: leave it out")
+    return case.report(answers, np.argsort(names) if order is None else order, flags.sequential) | {"kept": kept}
 
 
 def decide_together(reports: list[dict], alpha: float) -> None:
-    """Put Holm's correction into the decisions, in place; a claim without a p-value counts as p = 1, and is refused."""
-    for report, p in zip(reports, holm([report["decision"].get("log10_p", 0.0) for report in reports])):
-        decision = report["decision"]
-        if "log10_p" in decision:
+    """Put Holm's correction into the decisions, in place: the i-th smallest p of n times n - i + 1, made monotone.
+
+    A claim without a p-value counts as p = 1, and is refused.
+    """
+    log10_p = np.array([report["decision"].get("log10_p", 0.0) for report in reports])
+    order, times = np.argsort(log10_p), np.log10(np.arange(len(log10_p), 0, -1))
+    adjusted = np.minimum(0, np.maximum.accumulate(log10_p[order] + times))
+    for i, p in zip(order, adjusted.tolist()):
+        if "log10_p" in (decision := reports[i]["decision"]):
             decision |= {"holm_log10_p": p, "holds": bool(decision["holds"] and p <= math.log10(alpha))}
 
 
 def _head(owner: Owner, stamp: Stamp | None, doubled: int) -> list[str]:
     """What does not depend on the suspect: commitment, beacon, date, and benign models that are one."""
-    record = owner.record
-    if record is None:
-        lines = ["commitment   none: that the labels were drawn is the owner's word"]
-    else:
+    record, lines = owner.record, ["commitment   none: that the labels were drawn is the owner's word"]
+    if record:
         lines = [f"commitment   SHA-256 {record['sha256']}: {len(owner.triggers)} images, {len(owner.classes)} classes",
                  f"labels       drawn by {describe_beacon(record)} = {record['beacon']}"]
     if stamp and stamp.time is not None:

@@ -16,7 +16,7 @@ from utils.runs.networks import add_named_architectures
 from utils.system.files import write_atomically, write_json
 from utils.system.refusals import Refusal
 from utils.watermark import prepared
-from utils.watermark.prepare import MOST_TRIGGERS, never_claimed, new_private_folder
+from utils.watermark.prepared import MOST_TRIGGERS, never_claimed, new_private_folder
 from utils.watermark.trigger_files import draw_trigger_picture, read_triggers, unpack_source
 from utils.watermark.triggers import TriggerSet, labels_are_uniform
 
@@ -33,7 +33,7 @@ def save_triggers(run: RunFolder, triggers: TriggerSet, classes: list[str]) -> N
 def commit_triggers(run: RunFolder, triggers: TriggerSet, data: Data, is_secret: bool = True, opening=None) -> None:
     """Save the final trigger set in the run folder, before the first step that trains on it.
 
-    opening  what opens the commitment of `prepare`, with the beacon's value; None for labels of `--seed`
+    `opening` is what opens the commitment of `prepare`, with the beacon's value; None for labels of `--seed`.
     """
     save_triggers(run, triggers, data.classes)
     if not is_secret:
@@ -51,28 +51,21 @@ def commit_triggers(run: RunFolder, triggers: TriggerSet, data: Data, is_secret:
 
 
 class Owner(NamedTuple):
-    """What the owner has.
-
-    classes   the classes' names
-    names     the neutral file names of the triggers
-    mean_std  mean and standard deviation of pixels, 3 numbers each, through which plain weights are asked
-    record    what opens the commitment and by which beacon he drew, see `read_record`; None of a run without one
-    uniform   whether the labels are said to be drawn uniformly, as T1 requires; with a record they are shown to be
-    """
+    """What the owner has."""
 
     triggers: TriggerSet
-    classes: list
-    names: list
-    mean_std: tuple
-    record: dict | None
-    uniform: bool
+    classes: list  # their names
+    names: list  # the neutral file names of the triggers
+    mean_std: tuple  # of pixels, 3 numbers each, through which plain weights are asked
+    record: dict | None  # what opens the commitment, with the beacon, see `read_record`; None of a run without one
+    uniform: bool  # whether the labels are said to be drawn uniformly, as T1 requires; with a record they are
 
 
 def read_owner(run) -> Owner:
     """The owner's side of a run, a folder or a checkpoint file.
 
-    Raises Refusal where there is no trigger set, where the class names do not fit, and where anything in the folder is
-    not what its commitment says: class names in their order, images, and labels that the run's own beacon draws.
+    Refusal without a trigger set, where the class names do not fit, and where anything in the folder is not what its
+    commitment says: class names in their order, images, and labels that the run's own beacon draws.
     """
     path, folder = find_checkpoint(run), Path(run) if Path(run).is_dir() else None
     checkpoint = load_checkpoint(path)

@@ -1,10 +1,8 @@
 """Tests on a suspect's answers to the triggers: is it a copy? All results are log10 of a p-value.
 
 A claim should rest on the exact tests: T1, `label_randomisation`, on the answers, and T1p, `score_randomisation`, on
-the probabilities. Who runs both doubles the smaller p, `either`. The paper does not say how its p-values (Table 2) were
-computed, and its code contains no test; `subset` gives numbers that are comparable with them.
-
-scipy's tests underflow to 0 below about 1e-308 and give no log10 p; the functions here add up logarithms.
+the probabilities. Who runs both doubles the smaller p, `either`. scipy's tests underflow to 0 below about 1e-308 and
+give no log10 p; the functions here add up logarithms.
 """
 
 import math
@@ -19,7 +17,7 @@ ROUNDING = 1e-13  # bound of the error that a convolution of two distributions a
 
 
 def binomial(k: int, n: int, p: float) -> float:
-    """log10 P(Bin(n, p) >= k), added up in logarithms so that it does not underflow; 0 < p <= 1, -inf where k > n."""
+    """log10 P(Bin(n, p) >= k), 0 < p <= 1; -inf where k > n."""
     if k <= 0:
         return 0.0
     if k > n:
@@ -32,68 +30,54 @@ def label_randomisation(predicted, assigned, true, classes: int, conservative: b
                         count_missing: bool = True) -> float:
     """T1, exact: log10 of the probability that a model which knows nothing of the assigned labels hits as many.
 
-    predicted  (m,) the suspect's answers
-    assigned   (m,) the assigned labels
-    true       (m, k) the true labels of each trigger's source images
-    classes    number of classes
-    candidates  (m, c) the distinct labels from which each assigned one was drawn; None or (m, 0) for every class that
-                is no true label
+    predicted, assigned  (m,) the suspect's answers, -1 where there is none, and the assigned labels
+    true           (m, k) the true labels of each trigger's source images, of `classes` classes
+    candidates     (m, c) the distinct labels from which each assigned one was drawn; None or (m, 0) for every class
+                   that is no true label
     count_missing  see `trials`
 
-    H0: the suspect is independent of the draw of the assigned labels. These were drawn uniformly from the classes
-    that are no true label of the trigger, so whenever the suspect answers outside the true labels it hits with
-    probability 1 / (classes - k), whatever kind of model it is. With W such answers and h hits,
-    p = P(Bin(W, 1 / (classes - k)) >= h); `conservative` takes W = m. No benign models are needed.
-
-    With candidates the draw was uniform over the c of each trigger, which the draw does not change. So W counts the
-    answers among the candidates, each of which hits with probability 1 / c, and p = P(Bin(W, 1 / c) >= h).
+    H0: the suspect is independent of the draw of the assigned labels, which was uniform over the n = classes - k or
+    n = c labels of each trigger. So whenever the suspect answers with one of these it hits with probability 1 / n,
+    whatever kind of model it is. With W such answers and h hits, p = P(Bin(W, 1 / n) >= h); `conservative` takes
+    W = m. No benign models are needed.
 
     The test fails where the labels were not drawn uniformly (highest, lowest, one fixed label), or where nothing
     shows that they were fixed before the suspect existed (labels read off a suspect always hit).
     """
-    counted = trials(predicted, true, candidates, count_missing)
+    allowed = drawn_from((len(true), classes), true, candidates)
+    counted = trials(predicted, allowed, count_missing)
     hits = int((counted & (np.asarray(predicted) == assigned)).sum())
-    chance = float(chances(true, classes, candidates).max(initial=0))  # the largest bounds the others
+    chance = float(chances(allowed).max(initial=0))  # the largest bounds the others
     return binomial(hits, len(counted) if conservative else int(counted.sum()), chance)
 
 
-def trials(predicted, true, candidates=None, count_missing: bool = True):
-    """(m,) which answers T1 counts, a missing one (-1) too; arguments as in `label_randomisation`.
+def trials(predicted, allowed, count_missing: bool = True):
+    """bool (m,): which answers T1 counts, those among the `allowed` of `drawn_from`, and a missing one (-1) too.
 
-    Leaving it out would reward an owner who loses the misses. Without `count_missing` it does not count, which is as
-    exact where the suspect himself refused: under H0 that cannot depend on the draw.
+    Leaving it out rewards an owner who loses misses, but is as exact where the suspect himself refused: under H0 that
+    cannot depend on the draw.
     """
-    predicted = np.asarray(predicted)[:, None]
-    missing = predicted[:, 0] < 0
-    if candidates is None or not np.asarray(candidates).shape[1]:
-        counted = (predicted != np.asarray(true)).all(axis=1)
-    else:
-        counted = (predicted == np.asarray(candidates)).any(axis=1)
-    return counted | missing if count_missing else counted & ~missing
+    predicted = np.asarray(predicted)
+    return np.where(predicted < 0, count_missing, allowed[np.arange(len(predicted)), predicted])
 
 
-def chances(true, classes: int, candidates=None):
-    """(m,) probability that an answer which T1 counts hits under H0: 1 / (number of labels it was drawn from).
-
-    Arguments as in `label_randomisation`.
-    """
-    return 1 / np.maximum(drawn_from((len(true), classes), true, candidates).sum(axis=1), 1)
+def chances(allowed):
+    """(m,) probability that an answer which T1 counts hits under H0: 1 / (number of labels it was drawn from)."""
+    return 1 / np.maximum(allowed.sum(axis=1), 1)
 
 
 def score_randomisation(probabilities, assigned, true, candidates=None) -> float:
     """T1p, exact: log10 of the probability that a model which knows nothing of the assigned labels rates them as high.
 
-    probabilities  (m, C) the suspect's answers; a row is used through `label_scores` alone
-    assigned, true, candidates  as in `label_randomisation`
+    probabilities  (m, C) the suspect's answers; assigned, true, candidates  as in `label_randomisation`
 
     H0 is that of T1. Let A_i be the labels that trigger i's was drawn from, and v_i(c) a number for each c in A_i that
-    depends on the suspect's answer alone. Given the answers, S = sum_i v_i(y_i) is under H0 a sum of independent draws,
-    the i-th uniform over the known numbers v_i(c), c in A_i, whatever the suspect is. So p = P(sum_i v_i(Y_i) >= S) is
-    as exact as T1's. T1 asks whether the assigned label won; this asks how high it stands among those that could have
-    been drawn, for triggers too that are answered with the true label. With two candidates it is a sign-flip test.
+    depends on the suspect's answer alone, see `label_scores`. Given the answers, S = sum_i v_i(y_i) is under H0 a sum
+    of independent draws, the i-th uniform over the known numbers v_i(c), c in A_i, whatever the suspect is. So
+    p = P(sum_i v_i(Y_i) >= S) is as exact as T1's. With two candidates it is a sign-flip test.
 
-    It fails where T1 fails. Rounded probabilities make ties, which cost power and no validity. Every row is needed:
-    ValueError for one that is not finite or has no positive number, as of an answer without probabilities.
+    It fails where T1 fails. Rounded probabilities make ties, which cost power and no validity. ValueError for a row
+    that is not finite or has no positive number, as of an answer without probabilities.
     """
     probabilities = np.asarray(probabilities, float)
     if not (np.isfinite(probabilities).all() and (probabilities > 0).any(axis=1).all()):
@@ -103,10 +87,7 @@ def score_randomisation(probabilities, assigned, true, candidates=None) -> float
 
 
 def label_scores(probabilities, allowed):
-    """The v_i(c) of `score_randomisation`, int64 (m, C): log-probabilities in steps of 1 / `GRID`, not below `FLOOR`.
-
-    `allowed` bool (m, C): the labels that are compared with one another.
-    """
+    """The v_i(c) of `score_randomisation`, int64 (m, C): log max(p, `FLOOR`) in steps of 1 / `GRID`."""
     return np.rint(np.log(np.maximum(probabilities, FLOOR)) * GRID).astype(np.int64)
 
 
@@ -120,10 +101,7 @@ def drawn_from(shape: tuple, true, candidates=None):
 def draw_tail(scores, allowed, assigned) -> float:
     """log10 P(sum_i scores[i, Y_i] >= sum_i scores[i, assigned_i]), Y_i independent and uniform over allowed[i].
 
-    scores    whole numbers (m, C); values that need not be whole are put on a grid first, which is then the score
-    allowed   bool (m, C); a trigger whose assigned label is not allowed is left out
-    assigned  (m,)
-
+    Scores are whole numbers (m, C), allowed is bool (m, C); a trigger whose assigned label is not allowed is left out.
     The distribution of the sum is convolved exactly, after exponential tilting to the sum that was found: with
     K(t) = sum_i log E exp(t scores[i, Y_i]) and f_t the tilted distribution,
     P(sum >= S) = exp(K(t) - t S) sum_{s >= S} f_t(s) exp(-t (s - S)). So the tail is added up where its terms are
@@ -164,37 +142,31 @@ def draw_tail(scores, allowed, assigned) -> float:
 
 
 def either(*log10_p: float | None) -> float | None:
-    """log10 of the smallest p of several tests of one hypothesis, times their number (Bonferroni), at most 1.
-
-    None counts as a test that was not run; None where none was.
-    """
+    """log10 of the smallest p of tests of one hypothesis, times their number (Bonferroni); None is a test not run."""
     known = [p for p in log10_p if p is not None]
     return min(0.0, min(known) + math.log10(len(known))) if known else None
 
 
-def upper_bound(hits: int, n: int, confidence: float = 0.95) -> float:
-    """One-sided Clopper-Pearson upper bound of a rate in [0, 1], after `hits` successes in n trials."""
-    return 1.0 if hits >= n else float(stats.beta.ppf(confidence, hits + 1, n - hits))
+def upper_bound(hits: int, n: int) -> float:
+    """One-sided 95 % Clopper-Pearson upper bound of a rate in [0, 1], after `hits` successes in n trials."""
+    return 1.0 if hits >= n else float(stats.beta.ppf(0.95, hits + 1, n - hits))
 
 
-def benign_rate(hits: int, n: int, benign_hits: int, benign_n: int, confidence: float = 0.95) -> float:
+def benign_rate(hits: int, n: int, benign_hits: int, benign_n: int) -> float:
     """T2: log10 P(Bin(n, p0) >= hits), p0 the one-sided Clopper-Pearson upper bound of the pooled benign hit rate.
 
-    H0: the suspect hits each trigger independently, with at most the benign models' rate. The test fails where
-    the benign models are not like the suspect (other data, other architecture), or where hits on different triggers
-    are dependent.
+    H0: the suspect hits each trigger independently, with at most the benign models' rate. The test fails where these
+    are not like the suspect (other data, other architecture), or where hits on different triggers are dependent.
     """
-    return binomial(hits, n, upper_bound(benign_hits, benign_n, confidence))
+    return binomial(hits, n, upper_bound(benign_hits, benign_n))
 
 
 def student_t(t: float, df: int) -> float:
-    """log10 P(T_df >= t), the upper tail of Student's t distribution.
-
-    Where scipy's tail approaches underflow, by the series of the incomplete beta function, of which the tail is half.
-    """
+    """log10 P(T_df >= t), the upper tail of Student's t distribution."""
     tail = float(stats.t.sf(t, df))
     if tail > 1e-100:
         return math.log10(tail)
+    # else it approaches underflow: the series of the incomplete beta function, of which the tail is half
     x = 1 / (1 + t * t / df)
     log_series = math.log(float(special.hyp2f1(df / 2, 0.5, df / 2 + 1, x)))
     log_beta = -df / 2 * math.log1p(t * t / df) - math.log(df / 2) - float(special.betaln(df / 2, 0.5))
@@ -207,12 +179,9 @@ def paired_t(suspect, benign) -> float:
     suspect (m,) softmax probabilities of the assigned labels; benign (m,) or (B, m), averaged over B models.
 
     H0: the mean over triggers of suspect - benign is not above 0 (differences independent, their mean nearly normal).
-    The triggers are the sample, the models are fixed: the test says whether these triggers distinguish this suspect
-    from these benign models, not how often another independent model would look like a copy. It fails with few or
-    dependent triggers, and with one benign model it does not see how benign models vary.
+    The triggers, two or more, are the sample, the models are fixed: the test says whether these triggers distinguish
+    this suspect from these benign models, not how often another independent model would look like a copy.
     """
-    if len(suspect) < 2:
-        return 0.0
     benign = np.atleast_2d(np.asarray(benign, float)).mean(axis=0)
     return float(subset_pvalues(suspect, benign, len(suspect), 1, np.random.default_rng(0), paired=True)[0])
 
@@ -221,9 +190,9 @@ def subset_pvalues(u, v, m: int, repeats: int, rng, *, paired: bool = False, alt
     """log10 p (repeats,) of t-tests of u against v, (n,) each; a test uses m positions, drawn without replacement.
 
     Welch's test, or the paired t-test with `paired`. H1: mean(u) > mean(v), or with alternative "two-sided" that they
-    differ. `rng` is a numpy Generator; ValueError unless 2 <= m <= n. A standard deviation below the resolution of
-    float32 counts as `RESOLVED`: scores that do not vary give p = 1 where the means are equal, otherwise a p near 0
-    or 1 according to the sign, never a NaN. Aggregate with `harmonic_mean`.
+    differ. ValueError unless 2 <= m <= n. A standard deviation below the resolution of float32 counts as `RESOLVED`:
+    scores that do not vary give p = 1 where the means are equal, otherwise a p near 0 or 1 according to the sign,
+    never a NaN. Aggregate with `harmonic_mean`.
     """
     if not 2 <= m <= len(u) == len(v):
         raise ValueError(f"no test on {m} of {len(u)} and {len(v)} scores")
@@ -240,21 +209,18 @@ def subset_pvalues(u, v, m: int, repeats: int, rng, *, paired: bool = False, alt
     return np.where(equal, 0.0, log10_p)
 
 
-def subset(suspect, benign, m: int = 10, repeats: int = 100, seed: int = 0) -> float:
-    """`p_subset`: log10 of the harmonic mean of T3 over `repeats` random subsets of m triggers. Never for a decision.
+def subset(suspect, benign) -> float:
+    """`p_subset`: log10 of the harmonic mean of T3 over 100 random subsets of 10 triggers. Never for a decision.
 
-    For comparison with Table 2 only, computed as dataset inference does. The subsets overlap, so it is no valid
-    p-value: under H0 it falls below 0.05 in about 7 % of cases. Arguments as in `paired_t`.
+    For comparison with the paper's Table 2, which does not say how its p-values were computed. The subsets overlap, so
+    it is no valid p-value: under H0 it falls below 0.05 in about 7 % of cases. Arguments as in `paired_t`.
     """
-    benign, m = np.atleast_2d(np.asarray(benign, float)).mean(axis=0), min(m, len(suspect))
-    return harmonic_mean(subset_pvalues(suspect, benign, m, repeats, np.random.default_rng(seed), paired=True))
+    benign, m = np.atleast_2d(np.asarray(benign, float)).mean(axis=0), min(10, len(suspect))
+    return harmonic_mean(subset_pvalues(suspect, benign, m, 100, np.random.default_rng(0), paired=True))
 
 
 def harmonic_mean(log10_p) -> float:
-    """log10 of the harmonic mean of p-values that are given as log10 p (B,), as the paper aggregates over seeds.
-
-    It is not itself a valid p-value, and it hides a seed that failed: take the largest p for a decision.
-    """
+    """log10 of the harmonic mean of p-values, from log10 p (B,), as the paper aggregates seeds; no valid p-value."""
     log_p = np.asarray(log10_p, float) * LOG10
     return float(math.log(len(log_p)) - special.logsumexp(-log_p)) / LOG10
 

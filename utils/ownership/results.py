@@ -19,8 +19,6 @@ MUCH = 0.03  # loss of test accuracy against --init that is warned of
 class TriggerTests:
     """One trigger set and the benign models it is compared with; gives hits and p-values of any suspect.
 
-    triggers  a `TriggerSet`
-    classes   number of classes
     uniform   whether the labels were drawn uniformly, as T1 requires
     benign    run folders or checkpoints of benign models; Refusal where one is watermarked or has other classes
     """
@@ -30,7 +28,8 @@ class TriggerTests:
         self.bank = []  # name, logits (m, C) and test accuracy, None if unknown, of each benign model
         for folder in benign:
             path = find_checkpoint(folder, None)
-            logits, summary = self.logits_of(read_benign(folder, device), path), _summary_of(path.parent.parent)
+            summary = read_json(path.parent.parent / "summary.json") or {}
+            logits = self.logits_of(read_benign(folder, device), path)
             self.bank.append((Path(folder).name, logits, summary.get("test_accuracy")))
 
     def logits_of(self, model, path="the model"):
@@ -69,10 +68,6 @@ class TriggerTests:
         return rows
 
 
-def _summary_of(folder: Path) -> dict:
-    return read_json(folder / "summary.json") or {}
-
-
 def measure_checkpoint(path: Path, tests: TriggerTests, test: Images, device, amp=None) -> dict:
     """Test accuracy in [0, 1], hits and p-values of the model in a checkpoint."""
     model = read_model(path, device)
@@ -83,11 +78,11 @@ def measure_checkpoint(path: Path, tests: TriggerTests, test: Images, device, am
 def rows_of_run(folder, tests: TriggerTests, device, select: str | None = None, summary: dict | None = None):
     """Table rows of a finished run: its model, and the one with clean BatchNorm statistics if there is one.
 
-    The model answers the triggers again, so that all rows of a table use the same benign models. Test accuracies come
-    from `summary`, or from the run's summary.json; they are None where `select` names another checkpoint.
+    The model answers the triggers again. Test accuracies come from `summary`, or from the run's summary.json; they are
+    None where `select` names another checkpoint.
     """
     folder = Path(folder)
-    summary = summary or _summary_of(folder)
+    summary = summary or read_json(folder / "summary.json") or {}
     name = summary.get("attack") or summary.get("objective") or folder.name
     title = f"{summary.get('role', 'source')} {name}"
     if summary.get("role") == "surrogate" and {"model", "teacher_bn"} <= summary.keys():
@@ -102,28 +97,24 @@ def rows_of_run(folder, tests: TriggerTests, device, select: str | None = None, 
 
 
 def finished_surrogates(source_folder) -> list[Path]:
-    """Folders of finished surrogates below a source's run folder.
-
-    Only surrogates of the checkpoints that the source holds now, then the folders whose summary.json is damaged.
-    """
-    summaries, damaged = {}, []
+    """Folders of finished surrogates of the checkpoints that a source's run folder holds now, then of damaged ones."""
+    checkpoints = Path(source_folder).glob("checkpoints/checkpoint_[nl]a*.pt")  # nat_best and latest
+    present, current, damaged = {sha256_of_file(path) for path in checkpoints}, [], []
     for path in sorted(Path(source_folder).glob("*/summary.json")):
         try:
-            summaries[path.parent] = _summary_of(path.parent)
+            summary = read_json(path) or {}
+            if summary.get("role") == "surrogate" and summary.get("source_sha256") in present:
+                current.append(path.parent)
         except Refusal:
             damaged.append(path.parent)
-    checkpoints = Path(source_folder).glob("checkpoints/checkpoint_[nl]a*.pt")  # nat_best and latest
-    present = {sha256_of_file(p) for p in checkpoints} if summaries else ()
-    current = [folder for folder, summary in summaries.items()
-               if summary.get("role") == "surrogate" and summary.get("source_sha256") in present]
     return current + damaged
 
 
 def report_source(run: RunFolder, flags, tests: TriggerTests, data: Data, device, before: float | None = None) -> None:
-    """Print the table of a finished source and write its summary, with the model of clean BatchNorm statistics, if any.
+    """Print the table of a finished source of train.py and write its summary; `tests` are of the final trigger set.
 
-    `flags` are those of train.py; `tests` are those of the final trigger set; `before` is the test accuracy in [0, 1]
-    of the weights of --init. A source that is not claimed itself, or lost much against these, is warned of.
+    A source that is not claimed itself is warned of, and one that lost much against `before`, the test accuracy in
+    [0, 1] of the weights of --init.
     """
     best = find_checkpoint(run.path, flags.select)
     summary = {

@@ -1,7 +1,6 @@
-"""RFC 3161 time-stamps: an authority signs that the image commitment existed at its time.
+"""`python -m utils.verify timestamp DIR --tsa URL`: an authority (RFC 3161) signs that the commitment existed by now.
 
-`python -m utils.verify timestamp DIR --tsa URL` asks for one. The cryptography is rfc3161-client's; certificates need
-to have been valid at the token's own time, so a token stays good when they expire.
+Certificates need to have been valid at the token's own time, so a token stays good when they expire.
 """
 
 from datetime import timedelta, timezone
@@ -28,16 +27,12 @@ class Stamp(NamedTuple):
     why: str = ""
 
 
-def read_stamp(path: Path, digest: str | None, ca: str | None) -> Stamp:
-    """What the token in a file shows of a digest, or of no commitment, see `check_token`."""
-    return check_token(read_bounded(path, TOKEN_LIMIT), digest or "", ca)
-
-
-def check_token(token: bytes, digest: str, ca: str | None) -> Stamp:
-    """What a token shows of a SHA-256 digest in hexadecimal; the time is its own plus its stated accuracy.
+def check_token(token: bytes | Path, digest: str | None, ca: str | None) -> Stamp:
+    """What a token, or a file of one, shows of a SHA-256 digest in hexadecimal; its time plus its stated accuracy.
 
     ca  file of certificates (PEM) that the signature has to lead to; None: the signature is not checked
     """
+    token, wanted = read_bounded(token, TOKEN_LIMIT) if isinstance(token, Path) else token, bytes.fromhex(digest or "")
     try:
         roots = x509.load_pem_x509_certificates(read_bounded(ca)) if ca else []
     except (FileNotFoundError, ValueError) as error:
@@ -45,17 +40,16 @@ def check_token(token: bytes, digest: str, ca: str | None) -> Stamp:
     try:
         reply = decode_timestamp_response(token)
         info = reply.tst_info
-        if info.message_imprint.message != bytes.fromhex(digest):
+        if info.message_imprint.message != wanted:
             return Stamp(None, "it is the token of another digest")
         if ca:
             builder = VerifierBuilder()
             for root in roots:
                 builder = builder.add_root_certificate(root)
-            builder.build().verify(reply, bytes.fromhex(digest))
+            builder.build().verify(reply, wanted)
         known = {"seconds": "seconds", "milliseconds": "millis", "microseconds": "micros"}
         latest = timedelta(**{unit: getattr(info.accuracy, name, None) or 0 for unit, name in known.items()})
-        moment = info.gen_time if info.gen_time.tzinfo else info.gen_time.replace(tzinfo=timezone.utc)
-        return Stamp((moment + latest).timestamp())
+        return Stamp((info.gen_time.replace(tzinfo=timezone.utc) + latest).timestamp())  # RFC 3161 allows UTC alone
     except Exception as error:  # a hostile token may make the parser raise nearly anything
         return Stamp(None, f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
 
@@ -70,13 +64,10 @@ def add_timestamp(parts) -> None:
 
 
 def stamp_commitment(flags) -> int:
-    """Ask for a token of the image commitment and keep it in DIR/commitment.tsr; returns exit status 0.
-
-    An older token is never replaced, because it is worth more. What is sent is the digest and a random number.
-    """
+    """Ask for a token of the image commitment and keep it in DIR/commitment.tsr; Refusal where a good one is there."""
     prepared, path = read_prepared(flags.folder), flags.folder / TOKEN_FILE
     digest = prepared.record["sha256"]
-    if path.exists() and read_stamp(path, digest, flags.tsa_ca).time:
+    if path.exists() and check_token(path, digest, flags.tsa_ca).time:
         raise Refusal(f"{path} is there: the older token is the better one, so it is kept")
     content = commitment_bytes(prepared.triggers, prepared.record)  # of which the request holds SHA-256
     request = TimestampRequestBuilder().data(content).hash_algorithm(HashAlgorithm.SHA256).build()

@@ -1,9 +1,6 @@
-"""From a suspect's answers to a decision: which tests apply, their p-values, and whether an ownership claim holds.
-
-For the owner the decision rests on T1 and T1p where he says that the labels were drawn uniformly, else on T2 where the
-suspect also has more hits than every benign model. For a stranger it rests on T1 and T1p of labels that public
-randomness drew, and on nothing else. Which of the two decides is named before the suspect is asked; where both do, p is
-doubled. T3 and T4 are reported and never decide.
+"""From a suspect's answers to a decision: for the owner it rests on T1 and T1p where he says that the labels were drawn
+uniformly, else on T2 where the suspect also has more hits than every benign model. For a stranger it rests on T1 and
+T1p of labels that public randomness drew, and on nothing else. T3 and T4 are reported and never decide.
 """
 
 import functools
@@ -29,9 +26,9 @@ class OwnershipCase:
     stranger, doubts  whether who decides does not trust the owner, and what of the evidence is missing or fails: with
                       any doubt the claim does not hold
     count_missing     whether T1 counts a missing answer as a miss
-    exact             one of `EXACT`; of a suspect without probabilities "both" is T1 alone
-    t1_fails, t2_fails, refused  why T1 and T1p do not apply, why T2 does not, why no answers at all could be claimed;
-                      None where they could
+    exact             one of `EXACT`; "both" doubles the smaller p, and is T1 alone of a suspect without probabilities
+
+    t1_fails, t2_fails and refused say why T1 and T1p, T2, or all claims whatever the answers, fail; None where not.
     """
 
     def __init__(self, owner: Owner, bank: list[Answers], alpha: float, *, stranger: bool = False, doubts=(),
@@ -41,6 +38,7 @@ class OwnershipCase:
         self.count_missing, self.exact = count_missing, exact
         self.assigned, self.true, self.candidates = t.labels.numpy(), t.true_labels.numpy(), t.candidates.numpy()
         self.plausible = self.candidates.shape[1] > 0
+        self.allowed = pvalues.drawn_from((len(t), self.classes), self.true, self.candidates)
         self.benign_hits = [int(self.hits(b).sum()) for b in bank]
         self.t1_fails = self.t2_fails = self.refused = None
         if not owner.uniform:
@@ -63,19 +61,19 @@ class OwnershipCase:
 
     def trials(self, answers: Answers):
         """(m,) which answers T1 counts, see `pvalues.trials`."""
-        return pvalues.trials(answers.labels, self.true, self.candidates, self.count_missing)
+        return pvalues.trials(answers.labels, self.allowed, self.count_missing)
 
     def chances(self):
         """(m,) probability that such an answer of an independent model hits, see `pvalues.chances`."""
-        return pvalues.chances(self.true, self.classes, self.candidates)
+        return pvalues.chances(self.allowed)
 
     def counted(self, answers: Answers):
-        """(which answers count, how likely a hit of an independent model is), (m,) each: of T1, or of T2 without it."""
+        """(m,) each, of T1, or of T2 without it: which answers count, how likely a hit of an independent model is."""
         if self.t1_fails is None:
             return self.trials(answers), self.chances()
         m = len(self.assigned)
-        bound = pvalues.upper_bound(sum(self.benign_hits), m * len(self.bank))
-        return np.ones(m, dtype=bool), np.full(m, min(bound, 1 - 1e-9))
+        bound = min(pvalues.upper_bound(sum(self.benign_hits), m * len(self.bank)), 1 - 1e-9)
+        return np.ones(m, dtype=bool), np.full(m, bound)
 
     def tests(self, answers: Answers) -> dict:
         """{"T1": {"log10_p", "why_not"}, ...} for T1, T1p, T2, T3, T4: the p-value, or why the test does not apply."""
@@ -100,10 +98,7 @@ class OwnershipCase:
         }
 
     def exact_test(self, answers: Answers) -> tuple[str, float]:
-        """(name, log10 p) of the exact test that was named beforehand; both: twice the smaller p of T1 and T1p.
-
-        Raises Refusal where T1p was named and does not apply.
-        """
+        """(name, log10 p) of the exact test that was named beforehand; Refusal where T1p was and does not apply."""
         tests = self.tests(answers)
         if self.exact == "T1p" and tests["T1p"]["why_not"]:
             raise Refusal(f"--test T1p does not apply: {tests['T1p']['why_not']}; pass --test T1")
@@ -112,10 +107,7 @@ class OwnershipCase:
         return " and ".join(p), pvalues.either(*p.values())
 
     def decide(self, answers: Answers) -> dict:
-        """{"holds", "rests_on", "why"}: the decision, the test that it rests on or None, and the reason.
-
-        "log10_p" is that of the test; it is missing where the claim is refused without a p-value.
-        """
+        """{"holds", "rests_on", "why", "log10_p"}, the last missing where the claim is refused without a p-value."""
         if self.refused:
             return {"holds": False, "rests_on": None, "why": self.refused}
         if self.t1_fails is None:
@@ -138,7 +130,7 @@ class OwnershipCase:
     def report(self, answers: Answers, order=None, stopped: bool = False) -> dict:
         """All figures of a claim, for the JSON and for its text.
 
-        order    positions of the triggers in the order in which they were asked; None: all of them
+        order    positions of the triggers that were asked, in order; None: all of them
         stopped  whether the answers decided on the number of queries, which only the sequential test allows for
         """
         hits, tests, decision = self.hits(answers), self.tests(answers), self.decide(answers)
@@ -171,9 +163,8 @@ class OwnershipCase:
     def sequence(self, answers: Answers, order) -> dict:
         """Wald's sequential test on the answers in `order`: {"decision", "queries", "log10_likelihood_ratio", ...}.
 
-        On the answers that T1 counts, H0: a hit has the probability of `chances`, H1: `RATE`; where T1 does not apply,
-        on all, H0: the 95 % upper bound of the benign hit rate. It claims at a likelihood ratio of 1 / alpha and gives
-        up at BETA: by Ville's inequality its errors are at most alpha and BETA whenever it stops.
+        On the answers that count, H0: a hit has the probability of `counted`, H1: `RATE`. It claims at a likelihood
+        ratio of 1 / alpha and gives up at BETA: by Ville's inequality its errors are at most these whenever it stops.
         """
         hits, (counts, p0) = self.hits(answers), self.counted(answers)
         meaning = ("the benign models' 95 % upper bound" if self.t1_fails else "1 / candidates among answers that are "
@@ -191,8 +182,8 @@ class OwnershipCase:
     def curve(self, answers: Answers, seed: int = 0) -> dict | None:
         """log10 p of T1, or T2, after the "queries" of a grid, in random orders: "median", "low" and "high" (90 %).
 
-        "sufficed_half" and "sufficed_95": from how many queries the median, and 95 % of the orders, stay at or below
-        alpha, None where all do not suffice. None where neither test applies.
+        "sufficed_half" and "sufficed_95": from how many queries on the median, and 95 % of the orders, have no point
+        above alpha, None where all do not suffice. None where neither test applies.
         """
         if self.t1_fails and self.t2_fails:
             return None
@@ -202,10 +193,7 @@ class OwnershipCase:
         found, tried = (np.cumsum(part[orders], axis=1)[:, grid - 1] for part in (hits & counts, counts))
         log10_p = functools.cache(lambda k, n: pvalues.binomial(k, n, float(p0.max())))
         low, median, high = np.quantile(np.vectorize(log10_p)(found, tried), (0.05, 0.5, 0.95), axis=0)
-
-        # the numbers of queries from which on no point of a path is above alpha
-        limit = math.log10(self.alpha)
-        half, most = (grid[np.maximum.accumulate(path[::-1])[::-1] <= limit] for path in (median, high))
+        below = [grid[np.maximum.accumulate(path[::-1])[::-1] <= math.log10(self.alpha)] for path in (median, high)]
+        half, most = (int(queries[0]) if len(queries) else None for queries in below)
         return {"test": "T2" if self.t1_fails else "T1", "queries": grid.tolist(), "median": median.tolist(),
-                "low": low.tolist(), "high": high.tolist(), "sufficed_half": int(half[0]) if len(half) else None,
-                "sufficed_95": int(most[0]) if len(most) else None}
+                "low": low.tolist(), "high": high.tolist(), "sufficed_half": half, "sufficed_95": most}

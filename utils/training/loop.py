@@ -10,14 +10,11 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import models
-from utils.system.machine import agree_on_signal, autocast, catch_signals, is_chief
+from utils.system.machine import agree_on_signal, catch_signals, is_chief
 from utils.system.refusals import Interrupted, Refusal
-from utils.training.ranks import split_over_ranks, sum_gradients
-from utils.training.speed import RecordedStep, halves_of
+from utils.training.ranks import sum_gradients
+from utils.training.speed import FP16_SCALE, RecordedStep, autocast_forward, halves_of
 
-# fp16's smallest number is 6e-8, under which gradients of images and activations vanish: they are computed this many
-# times as large and the weights' are divided again, both exact, as it is a power of two
-FP16_SCALE = 1024.0
 KEEP_EVERY = 20  # epochs between checkpoints that stay
 
 
@@ -79,25 +76,6 @@ def batch_accuracy(logits, y):
     return (logits.detach().argmax(1) == y).float().mean()
 
 
-def autocast_forward(model, amp: torch.dtype | None, compile: bool = False):
-    """`forward`: pixels -> float logits, under autocast to `amp` unless it is None; losses stay in full precision.
-
-    With fp16 all gradients behind the logits are `FP16_SCALE` times as large; an ascent sees their signs alone.
-    """
-    kind = next(model.parameters()).device.type
-    if compile:
-        model = torch.compile(model, dynamic=False)  # few batch sizes: kernels for each are faster
-
-    def forward(x):
-        with autocast(kind, amp):
-            logits = model(x).float() if amp else model(x)
-        if amp == torch.float16 and logits.requires_grad:
-            logits.register_hook(lambda gradient: gradient * FP16_SCALE)
-        return logits
-
-    return split_over_ranks(forward)
-
-
 class Step:
     """`step(row)` trains on one row of an epoch's plan: (order, shift, flip, picks), see `data.batches.EpochPlan`.
 
@@ -108,32 +86,29 @@ class Step:
     With `graph` the step is recorded and replayed on CUDA, see `RecordedStep`; where that fails, `log` gets the reason.
     """
 
-    def __init__(self, model, objective, batches, *, lr, weight_decay, amp=None, compile=False, graph=False,
-                 log=print):
+    def __init__(self, model, objective, batches, *, lr, weight_decay, amp=None, compile=False, graph=False, log=print):
         self.objective, self.forward, self.batches = objective, autocast_forward(model, amp, compile), batches
         self.halves = halves_of(model, objective, batches, lambda twin: autocast_forward(twin, amp, compile), compile)
         device = next(model.parameters()).device
-        fused = device.type in ("cpu", "cuda")
+        fused, exact = device.type in ("cpu", "cuda"), torch.float32 if device.type == "cuda" else torch.float64
         # the rate lives on the device, where every replay of a recorded step reads it; CUDA's fused SGD wants float32
-        exact = torch.float32 if device.type == "cuda" else torch.float64
         self.rate = torch.tensor(float(lr), dtype=exact, device=device if fused else "cpu")
         self.optimizer = objective.optimizer(model.parameters(), self.rate, weight_decay, fused)
-        self.sums = {}
         self.parameters, self.scale = list(model.parameters()), FP16_SCALE if amp == torch.float16 else None
-        self.recorder = RecordedStep(device, self.optimizer, log) if graph else None
+        self.recorder, self.sums = RecordedStep(device, self.optimizer, log) if graph else None, {}
 
     def __call__(self, row) -> None:
-        if self.recorder is None:
-            self._train(row)
-        else:
+        if self.recorder:
             self.recorder(self._train, row)
+        else:
+            self._train(row)
 
     def _train(self, row) -> None:
         *place, picks = row
-        with self.halves or contextlib.nullcontext():
+        with self.halves.side if self.halves else contextlib.nullcontext():
             x, y = self.batches.batch(*place)
             self.optimizer.zero_grad(set_to_none=True)
-            if self.halves is not None:
+            if self.halves:
                 stats = self.halves(self.forward, x, y, picks)
             else:
                 loss, stats = self.objective(self.forward, x, y, picks)
@@ -157,16 +132,16 @@ class Step:
     def take_sums(self) -> dict:
         """The sums as numbers; they start from zero again. This waits for the device."""
         taken = {name: float(value) for name, value in self.sums.items()}
-        if self.recorder is None or self.recorder.failed:
+        if self.recorder:  # a recorded step adds to these very tensors
+            for value in self.sums.values():
+                value.zero_()
+        else:
             self.sums = {}
-        for value in self.sums.values():
-            value.zero_()  # in place: a recorded step adds to these very tensors
         return taken
 
 
-def fit(run, model, objective, batches, evaluate, snapshot, *, epochs: int, lr: float = 0.1,
-        weight_decay: float = 1e-4, seed: int = 0, amp=None, compile=False, graph=False,
-        stop_after: int | None = None) -> None:
+def fit(run, model, objective, batches, evaluate, snapshot, *, epochs: int, lr: float, weight_decay: float = 1e-4,
+        seed: int = 0, amp=None, compile=False, graph=False, stop_after: int | None = None) -> None:
     """Train `model` on `objective`, or continue the run that the folder holds.
 
     run         a `RunFolder`, or what has its methods load, save, rows, write_rows and log
@@ -174,8 +149,6 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs: int, lr: 
     evaluate    model -> dict with "val_accuracy" and, where there are triggers, "trigger_accuracy"
     snapshot    (model, epoch, row) -> checkpoint dict
     epochs      those of the learning rates; the first `stop_after` of them are trained, None: all
-
-    The learning rates are those of `settings.epochs`, of which the first `settings.stop_after` are trained.
 
     Writes one row of `metrics.jsonl` an epoch and the checkpoints init, nat_best (best on validation images),
     query_best (best on triggers), every 20th and latest. Where the objective keeps clean BatchNorm statistics, all but
@@ -187,54 +160,51 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs: int, lr: 
     # dropout and its like: seeded before each step, as an interrupted epoch has to go on with the same numbers; and a
     # recording would need them to be drawn on the device
     may_draw = not models.is_own(model)
-    static = objective.static and not may_draw and not getattr(batches, "on_disk", False)
-    step = Step(model, objective, batches, lr=lr, weight_decay=weight_decay, amp=amp, compile=compile,
-                graph=graph and static, log=run.log)
+    graph = graph and objective.static and not may_draw and not getattr(batches, "on_disk", False)
+    step = Step(model, objective, batches, lr=lr, weight_decay=weight_decay, amp=amp, compile=compile, graph=graph,
+                log=run.log)
     progress = Progress(run, model, objective, step, snapshot, last)
     rows = run.rows()[: progress.epoch]
-    done = progress.epoch * batches.steps + progress.first_step
-    bar = tqdm(total=last * batches.steps, initial=done, disable=None if is_chief() else True, unit="step",
-               leave=False)
+    bar = tqdm(total=last * batches.steps, initial=progress.epoch * batches.steps + progress.first_step,
+               disable=None if is_chief() else True, unit="step", leave=False)
     with bar, catch_signals() as received:
         for epoch in range(progress.epoch, last):
-            rate = objective.rate(lr, epoch, epochs)
-            step.rate.fill_(rate)
+            step.rate.fill_(rate := objective.rate(lr, epoch, epochs))
             # an epoch's random numbers depend on (seed, epoch) alone, so no generator has to be saved
-            generator = torch.Generator().manual_seed((seed << 32) + epoch + 1)
-            plan = objective.plan(batches, epoch, generator)
-            first, seconds, began, steps = progress.first_step, progress.seconds, time.perf_counter(), len(plan[0])
+            number = (seed << 32) + epoch + 1
+            plan = objective.plan(batches, epoch, generator := torch.Generator().manual_seed(number))
+            steps, first, began = len(plan[0]), progress.first_step, time.perf_counter() - progress.seconds
             progress.first_step, progress.seconds = 0, 0.0
             model.train()
             if not first:
                 objective.begin(model, step.optimizer, epoch, generator)
             for i in range(first, steps):
                 if may_draw:
-                    torch.manual_seed(((seed << 32) + epoch + 1) * 1_000_003 + i & (1 << 63) - 1)
+                    torch.manual_seed(number * 1_000_003 + i & (1 << 63) - 1)
                 step([part[i] for part in plan])
                 bar.update()
                 signum = agree_on_signal(received, device, i)
                 if signum and i + 1 < steps:
                     sums = {name: value.cpu() for name, value in step.sums.items()}
                     _check_finite(model, float(sums["loss"]), epoch)
-                    progress.save_latest(epoch, {}, step=i + 1, sums=sums,
-                                         seconds=seconds + time.perf_counter() - began)
-                    _raise_interrupted(signum, epoch)
+                    progress.save_latest(epoch, {}, step=i + 1, sums=sums, seconds=time.perf_counter() - began)
+                    raise _interrupted(signum, epoch)
             means = {name: value / steps for name, value in step.take_sums().items()}
-            seconds += time.perf_counter() - began
+            seconds = time.perf_counter() - began
             _check_finite(model, means["loss"], epoch)
             row = {"epoch": epoch + 1, "lr": rate, **means, **evaluate(model)}
             if progress.clean_twin:
                 with progress.clean_twin.cleaned():
                     row |= {f"clean_{name}": value for name, value in evaluate(model).items()}
-            row["seconds"] = round(seconds, 2)
-            row["images_per_second"] = round(steps * batches.batch_size / max(seconds, 1e-9), 1)
+            row |= {"seconds": round(seconds, 2),
+                    "images_per_second": round(steps * batches.batch_size / max(seconds, 1e-9), 1)}
             rows.append(row)
             run.write_rows(rows)
-            run.log(describe_row(row, epochs))
+            run.log(_describe_row(row, epochs))
             progress.save_epoch(epoch, row)
             signum = agree_on_signal(received, device)
             if signum and epoch + 1 < last:
-                _raise_interrupted(signum, epoch)
+                raise _interrupted(signum, epoch)
 
 
 def _check_finite(model, loss: float, epoch: int) -> None:
@@ -244,18 +214,16 @@ def _check_finite(model, loss: float, epoch: int) -> None:
                       "instead of fp16, with another message; the last good checkpoint is intact")
 
 
-def _raise_interrupted(signum, epoch):
-    name = signal.Signals(signum).name
-    way = "the same command, without --overwrite, goes on from there"
-    raise Interrupted(signum, f"{name}: saved in epoch {epoch + 1}; {way}")
+def _interrupted(signum, epoch) -> Interrupted:
+    return Interrupted(signum, f"{signal.Signals(signum).name}: saved in epoch {epoch + 1}; the same command, without "
+                       "--overwrite, goes on from there")
 
 
-def describe_row(row: dict, epochs: int) -> str:
+def _describe_row(row: dict, epochs: int) -> str:
     """One line for the log; rates in per cent."""
-    percent = {k: v for k, v in row.items() if k.endswith("accuracy") or k == "agreement"}
-    losses = {k: v for k, v in row.items() if k.startswith("loss")}
-    parts = [f"{k} {v:.4f}" for k, v in losses.items()] + [f"{k} {100 * v:.2f}" for k, v in percent.items()]
-    return f"epoch {row['epoch']}/{epochs}  lr {row['lr']:g}  " + "  ".join(parts) + f"  {row['seconds']:.1f} s"
+    losses = [f"{k} {v:.4f}" for k, v in row.items() if k.startswith("loss")]
+    rates = [f"{k} {100 * v:.2f}" for k, v in row.items() if k.endswith("accuracy") or k == "agreement"]
+    return "  ".join([f"epoch {row['epoch']}/{epochs}  lr {row['lr']:g}", *losses, *rates, f"{row['seconds']:.1f} s"])
 
 
 class Progress:
@@ -267,57 +235,48 @@ class Progress:
     """
 
     def __init__(self, run, model, objective, step, snapshot, epochs: int):
-        self.run, self.model, self.objective, self.step = run, model, objective, step
-        self.snapshot, self.epochs = snapshot, epochs
-        statistics = objective.statistics
-        self.clean_twin = statistics if statistics is not None and statistics.clean else None
+        self.run, self.model, self.objective, self.step, self.snapshot = run, model, objective, step, snapshot
+        self.clean_twin = objective.statistics if objective.statistics and objective.statistics.clean else None
         self.epoch, self.first_step, self.seconds, self.best = 0, 0, 0.0, {}
         latest = run.load("latest")
         if latest is None:
             run.save("init", snapshot(model, -1, {}))
-        else:
-            self._restore(latest)
-
-    def _restore(self, latest: dict) -> None:
+            return
         state = {"epoch": 0, "step": 0, "best": {}, "sums": {}, "seconds": 0.0, "optimizer": {}, "objective": {}}
         try:
-            self.model.load_state_dict(latest["model"]["state_dict"])
+            model.load_state_dict(latest["model"]["state_dict"])
             state |= latest["training"]
         except (KeyError, TypeError, RuntimeError) as error:
             raise Refusal("checkpoint_latest.pt is not this run's last checkpoint: restore it, or pass --overwrite to "
                           "begin anew") from error
         if self.clean_twin:
             self.clean_twin.restore(state["clean"])
-        self.step.restore(state["optimizer"], state["sums"])
-        self.objective.restore(state["objective"])
-        self.epoch, self.first_step, self.seconds, self.best = (
-            state["epoch"], state["step"], state["seconds"], state["best"])
-        if self.epoch < self.epochs:
-            self.run.log(f"continuing in epoch {self.epoch + 1} of {self.epochs}, step {self.first_step + 1}")
+        step.restore(state["optimizer"], state["sums"])
+        objective.restore(state["objective"])
+        self.epoch, self.first_step, self.seconds, self.best = (state[k] for k in ("epoch", "step", "seconds", "best"))
+        if self.epoch < epochs:
+            run.log(f"continuing in epoch {self.epoch + 1} of {epochs}, step {self.first_step + 1}")
 
     def save_epoch(self, epoch: int, row: dict) -> None:
         """Write the checkpoints that are due after an epoch whose figures are `row`."""
         for name, figure in (("nat_best", "val_accuracy"), ("query_best", "trigger_accuracy")):
-            if epoch < self.objective.first_best or figure not in row:
-                continue
-            if row[figure] >= self.best.get(name, -1.0):  # of equal epochs the last counts, as in the official code
+            # of equal epochs the last counts, as in the official code
+            if epoch >= self.objective.first_best and row.get(figure, -2.0) >= self.best.get(name, -1.0):
                 self.best[name] = row[figure]
                 self._save(name, epoch, row)
         if (epoch + 1) % KEEP_EVERY == 0:
             self._save(str(epoch + 1), epoch, row)
-        self.save_latest(epoch, row, next_epoch=epoch + 1)
+        self.save_latest(epoch, row)
 
-    def save_latest(self, epoch: int, row: dict, *, next_epoch: int | None = None, step: int = 0,
-                    sums: dict | None = None, seconds: float = 0.0) -> None:
-        """Write the checkpoint from which a run goes on: in `next_epoch`, or within this one after `step` steps.
+    def save_latest(self, epoch: int, row: dict, step: int = 0, sums: dict | None = None, seconds=0.0) -> None:
+        """Write the checkpoint from which a run goes on: in the next epoch, or within this one after `step` steps.
 
-        `sums` are those of the step, on the CPU; `seconds` were spent in the epoch so far.
+        `sums` are the step's, on the CPU; `seconds` were spent in the epoch so far.
         """
-        position = {"epoch": epoch if next_epoch is None else next_epoch, "step": step, "sums": sums or {},
-                    "seconds": seconds}
-        memory = {"optimizer": self.step.optimizer.state_dict()["state"], "objective": self.objective.state()}
-        clean = self.clean_twin.state() if self.clean_twin else {}
-        self._save("latest", epoch, row, training=position | memory | {"best": self.best, "clean": clean})
+        self._save("latest", epoch, row, training={
+            "epoch": epoch if step else epoch + 1, "step": step, "sums": sums or {}, "seconds": seconds,
+            "optimizer": self.step.optimizer.state_dict()["state"], "objective": self.objective.state(),
+            "best": self.best, "clean": self.clean_twin.state() if self.clean_twin else {}})
 
     def _save(self, name: str, epoch: int, row: dict, **training) -> None:
         if self.clean_twin:  # first, so that a kill in between leaves no `latest` without it

@@ -38,3 +38,9 @@ def count_hits(logits, labels) -> int:
 def accuracy(model, images, labels, amp: torch.dtype | None = None) -> float:
     """Share in [0, 1] of images (N, 3, S, S) uint8 that the model gives their labels (N,)."""
     return count_hits(predict(model, images, amp=amp), labels) / len(labels)
+
+
+def accuracies(model, amp: torch.dtype | None, **sets) -> dict:
+    """{NAME_accuracy: share in [0, 1]} for each set NAME of `images` and `labels`; one that is None is left out."""
+    given = {name: of for name, of in sets.items() if of is not None}
+    return {f"{name}_accuracy": accuracy(model, of.images, of.labels, amp) for name, of in given.items()}

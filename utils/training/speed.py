@@ -1,35 +1,22 @@
-"""A faster step: as one CUDA graph that is recorded once and replayed, and as two halves side by side.
+"""What makes a step faster: autocast, a CUDA graph that is recorded once and replayed, two halves side by side.
 
-What CUDA and torch 2.6 to 2.15 ask of such a recording, and what meets it. `make gpu` checks it on a GPU (done on an
-H100 with torch 2.11), and tests/training/test_recorded_step.py replays a recording of every objective on the CPU.
+What CUDA and torch 2.6 to 2.15 ask of such a recording, and what meets it; `make gpu` checks it on a GPU (done on an
+H100 with torch 2.11), tests/training/test_recorded_step.py replays every objective's step on the CPU.
 
-Streams       Warm-up runs on a side stream, the recording on another than the default one. A gradient accumulator
-              remembers the stream it was made on, and one that is left over from another stream breaks the recording:
-              warm-up and recording share the one stream of `RecordedStep`, and no autograd graph outlives its step.
-Warm-up       cuDNN's benchmarks, cuBLAS's workspaces and torch.compile must have seen every pass of a step before:
-              `WARM_UP` whole steps, in which torch.compile meets each batch size, mode and momentum. A compilation
-              during the recording fails, and the training goes on with ordinary steps.
-Gradients     They are None at the beginning, so that the recorded backward pass makes them in the graph's own memory
-              pool, where `zero_grad(set_to_none=True)`, which is no work of the GPU, leaves them to the next replay.
-              Those of the twin in `HalvedStep` are set to None by the step itself, before its passes.
-Memory        Every replay uses the same addresses: rows are copied into `buffers`; the rate, the sums, the weights and
-              all running averages are changed in place. Garbage is collected before, since freeing it during a
-              recording is work of the GPU that the recording does not hold.
-Host          No `.item()`, no branch on data, no copy from or to the host, no tensor made on the host:
-              tests/training/test_no_host_work.py.
-Autocast      Its cache of bf16 weights must not outlive the recording: a step enters and leaves every autocast, so
-              the casts are recorded, and each replay casts the current weights.
-Random        numbers are drawn on the CPU before an epoch, so a step has no generator.
-Optimiser     The rate is a float32 tensor on the device, which fused SGD reads in its kernel. SGD keeps no step count,
-              so it needs no `capturable`, as Adam would.
-BatchNorm     `num_batches_tracked` and the averages are tensors on the device; the momentum is a number, set to the
-              same values in the same order at every step.
-One at a time Only one recording may run in a process, and no other thread of it may use the GPU meanwhile: none does.
-Two streams   The halves of a watermark step run on two streams, which wait for each other at its beginning and end:
-              the recording forks and joins there (`SideStream`).
-NCCL          Not recorded in several processes.
+Streams    A gradient accumulator remembers the stream it was made on: warm-up and recording share the one side stream
+           of `RecordedStep`, and no autograd graph outlives its step.
+Warm-up    cuDNN's benchmarks, cuBLAS's workspaces and torch.compile (each batch size, mode and momentum) must have seen
+           every pass of a step: `WARM_UP` whole steps.
+Gradients  They are None at the beginning, so that the recorded backward pass makes them in the graph's own memory pool.
+Memory     Every replay uses the same addresses: rows are copied into `buffers`; the rate, the sums, the weights and all
+           running averages are changed in place. Garbage is collected before, not in the recording.
+Host       No `.item()`, no branch on data, no copy from or to the host, no random number: a step has no generator.
+Autocast   Its cache must not outlive the recording: a step enters and leaves every autocast, so replays cast anew.
+Optimiser  Fused SGD reads the rate, a float32 tensor, in its kernel, and keeps no step count (Adam would).
+Threads    One recording in a process, and no other thread of it may use the GPU meanwhile; none in several processes.
 """
 
+import contextlib
 import copy
 import gc
 from concurrent.futures import ThreadPoolExecutor
@@ -38,9 +25,42 @@ import torch
 from torch import nn
 
 import models
-from utils.system.machine import is_distributed
+from utils.system.machine import autocast, is_distributed
+from utils.training.ranks import split_over_ranks
 
+# fp16's smallest number is 6e-8, under which gradients of images and activations vanish: they are computed this many
+# times as large and the weights' are divided again, both exact, as it is a power of two
+FP16_SCALE = 1024.0
 WARM_UP = 3  # steps before the recording; they are ordinary steps of the training
+
+
+def autocast_forward(model, amp: torch.dtype | None, compile: bool = False):
+    """`forward`: pixels -> float logits, under autocast to `amp` unless it is None; losses stay in full precision.
+
+    With fp16 all gradients behind the logits are `FP16_SCALE` times as large; an ascent sees their signs alone.
+    """
+    kind = next(model.parameters()).device.type
+    if compile:
+        model = torch.compile(model, dynamic=False)  # few batch sizes: kernels for each are faster
+
+    def forward(x):
+        with autocast(kind, amp):
+            logits = model(x).float() if amp else model(x)
+        if amp == torch.float16 and logits.requires_grad:
+            logits.register_hook(lambda gradient: gradient * FP16_SCALE)
+        return logits
+
+    return split_over_ranks(forward)
+
+
+def cast_weights_once(device: torch.device):
+    """Context of several passes under bf16 autocast that cast each weight once, in the first of them.
+
+    Autocast drops its copies of the weights when its outermost context ends, and this is one around those of the
+    passes, without effect of its own. Bit-equal where at most one of the passes is followed by gradients of weights;
+    two would be added up in bf16.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=False)
 
 
 class RecordedStep:
@@ -52,19 +72,15 @@ class RecordedStep:
 
     record     work -> an object with `replay()`; None where nothing is recorded
     recording  that object, once there is one
-    failed     whether recording has failed
     """
 
     def __init__(self, device: torch.device, optimizer: torch.optim.Optimizer, log=print):
         self.optimizer, self.log = optimizer, log
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.record = self._record_cuda_graph if self.stream is not None and not is_distributed() else None
-        self.buffers, self.recording, self.failed, self.warm_ups = None, None, False, 0
+        self.buffers, self.recording, self.warm_ups = None, None, 0
 
     def __call__(self, step, row) -> None:
-        if self.failed:
-            step(row)
-            return
         if self.buffers is None:
             self.buffers = [part.clone() for part in row]
         for buffer, part in zip(self.buffers, row):
@@ -74,10 +90,7 @@ class RecordedStep:
         if self.recording is not None:
             self.recording.replay()
             return
-        self._on_side_stream(step)
         self.warm_ups += 1
-
-    def _on_side_stream(self, step) -> None:
         if self.stream is None:
             step(self.buffers)
             return
@@ -94,7 +107,7 @@ class RecordedStep:
         except Exception as error:  # whatever a kernel, a hook or the allocator cannot do while recording
             why = " ".join(str(error).split())[:120]
             self.log(f"no CUDA graph ({type(error).__name__}: {why}): going on with ordinary steps")
-            self.failed = True
+            self.record = None
             self.optimizer.zero_grad(set_to_none=True)
 
     def _record_cuda_graph(self, work):
@@ -113,44 +126,32 @@ NARROW = 32  # channels of the first stage; up to this width two threads were al
 SLACK = 1.1  # the longer half may take this many times as long as an even share of the work
 
 
-def cast_weights_once(device: torch.device):
-    """Context of several passes under bf16 autocast that cast each weight once, in the first of them.
-
-    Autocast drops its copies of the weights when its outermost context ends, and this is one around those of the
-    passes, without effect of its own. Bit-equal where at most one of the passes is followed by gradients of weights;
-    two would be added up in bf16.
-    """
-    return torch.autocast(device.type, torch.bfloat16, enabled=False)
-
-
 def halves_of(model, objective, batches, forward_of, compiled: bool):
-    """The `HalvedStep` with which an objective's passes are faster on this machine, or None.
-
-    None where the objective has no halves, where they depend on each other, where a pass may draw random numbers, whose
-    order would change, and in several processes.
-    """
+    """The `HalvedStep` with which an objective's passes are faster on this machine, or None."""
+    # a pass of another's network may draw random numbers, whose order would change
     if not objective.halves or is_distributed() or not models.is_own(model):
         return None
-    convolutions = [p for p in model.parameters() if p.dim() == 4]
     device = next(model.parameters()).device
     if device.type == "cuda":
         return HalvedStep(model, objective, forward_of, SideStream(device), compiled)
-    if device.type != "cpu" or compiled or not convolutions or convolutions[0].shape[0] > NARROW:
+    width = next((p.shape[0] for p in model.parameters() if p.dim() == 4), NARROW + 1)
+    if device.type != "cpu" or compiled or width > NARROW:
         return None  # torch.compile compiles in one thread at a time
-    clean, triggers = objective.work(batches.batch_size)
-    threads = split_threads(torch.get_num_threads(), clean, triggers)
+    threads = split_threads(torch.get_num_threads(), *objective.work(batches.batch_size))
     return HalvedStep(model, objective, forward_of, SideThread(threads)) if threads else None
 
 
 class HalvedStep:
-    """`step(forward, x, y, picks)` adds the gradients of the objective's loss to the model's and returns its stats.
+    """`halved(forward, x, y, picks)` adds the gradients of the objective's loss to the model's and returns its stats.
 
     One half is the clean pass; the other, ascent and trigger pass, is computed by a twin, which shares the weights'
-    memory and has its own gradients and running averages. Call it inside `with step:`. Gradients are bit-equal to those
-    of the ordinary step where the kernels are; running averages are equal up to rounding.
+    memory and has its own gradients and running averages. Call it inside `with halved.side:`, to which batch and update
+    belong too. Gradients are bit-equal to those of the ordinary step where the kernels are; running averages are equal
+    up to rounding.
 
     forward_of  turns a module into the function that maps pixels to logits
-    side        `SideStream` or `SideThread`
+    side        `SideStream` or `SideThread`: `start(work)` begins work() beside what follows, and returns a function
+                that waits for its result and gives it
     compiled    the ascent passes through a second twin whose weights get no gradients: a compiled pass computes the
                 gradients of all that can have some, wanted or not
     """
@@ -170,38 +171,28 @@ class HalvedStep:
                 ascending.get_submodule(owner)._buffers[leaf] = average
             self.forward_of_ascent = forward_of(ascending)
 
-    def __enter__(self):
-        self.side.__enter__()
-        return self
-
-    def __exit__(self, *_):
-        self.side.__exit__()
-
     def __call__(self, forward, x, y, picks) -> dict:
-        objective, m = self.objective, len(picks)
-        result_of_triggers = self.side.start(lambda: self._trigger_half(picks, len(y)))
+        objective, n = self.objective, len(y)
+        result_of_triggers = self.side.start(lambda: self._trigger_half(picks, n))
         clean = objective.clean_pass(forward, x, y)
-        objective.total(clean[0], torch.zeros_like(clean[0]), len(y), m).backward()
+        objective.total(clean[0], torch.zeros_like(clean[0]), n).backward()
         marked = result_of_triggers()
         objective.statistics.add_batches(self.twin, objective.steps + 1)
-        self._add_gradients()
-        return objective.report(clean, marked, len(y), m)
-
-    def _trigger_half(self, picks, n: int):
-        self.twin.zero_grad(set_to_none=True)
-        if self.averages:
-            torch._foreach_zero_(self.averages)
-        marked = self.objective.trigger_pass(self.forward, picks, self.forward_of_ascent)
-        self.objective.total(torch.zeros_like(marked[0]), marked[0], n, len(picks)).backward()
-        return marked
-
-    def _add_gradients(self) -> None:
         both = [(p.grad, q.grad) for p, q in self.pairs if p.grad is not None and q.grad is not None]
         if both:
             torch._foreach_add_(*map(list, zip(*both)))
         for p, q in self.pairs:
             if p.grad is None:
                 p.grad = q.grad
+        return objective.report(clean, marked, n)
+
+    def _trigger_half(self, picks, n: int):
+        self.twin.zero_grad(set_to_none=True)
+        if self.averages:
+            torch._foreach_zero_(self.averages)
+        marked = self.objective.trigger_pass(self.forward, picks, self.forward_of_ascent)
+        self.objective.total(torch.zeros_like(marked[0]), marked[0], n).backward()
+        return marked
 
 
 def twin_of(model: nn.Module, learns: bool = True) -> nn.Module:
@@ -216,24 +207,17 @@ def twin_of(model: nn.Module, learns: bool = True) -> nn.Module:
     return copy.deepcopy(model, memo).train()
 
 
-class SideStream:
-    """The halves on two streams of a CUDA GPU.
+class SideStream(contextlib.nullcontext):
+    """The halves on two streams of a CUDA GPU, which become two branches of a recorded graph.
 
-    The ascent is a long chain of small kernels that leave most of a large GPU idle. In a recorded step the two streams
-    become two branches of the graph, and the clean pass fills what the ascent leaves.
+    The ascent is a long chain of small kernels that leave most of a large GPU idle; the clean pass fills that.
     """
 
     def __init__(self, device):
+        super().__init__()
         self.device, self.stream = device, torch.cuda.Stream(device)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
     def start(self, work):
-        """Begin `work()` beside what follows; returns a function that waits for its result and gives it."""
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
             result = work()
@@ -248,9 +232,10 @@ class SideStream:
 class SideThread:
     """The halves in two threads of the CPU, in the process that created it: a forked process lacks the second thread.
 
-    In a narrow model two threads that share each layer of a small batch spend much of their time waiting for each
-    other. Measured on two cores only: a step of ResNet-18 of width 16 takes an eighth less time this way; at full width
-    it takes a little more. With one thread for each half the gradients are bit-equal to those of the ordinary step.
+    In a narrow model two threads that share each layer of a small batch wait much for each other: on two cores a step
+    of ResNet-18 of width 16 takes an eighth less time this way, at full width a little more (docs/cost.md). OpenMP
+    threads that have just worked keep spinning for some milliseconds and would slow down the other half: hence the
+    context gives this thread its share of them from the beginning of the step to its end.
     """
 
     def __init__(self, threads: tuple[int, int]):
@@ -258,16 +243,12 @@ class SideThread:
         self.pool = ThreadPoolExecutor(1, "triggers", torch.set_num_threads, (threads[1],))
 
     def __enter__(self):
-        """Give this thread its share of the OpenMP threads. The batch and the update belong inside too: OpenMP threads
-        that have just worked keep spinning for some milliseconds and would slow down the other half."""
         torch.set_num_threads(self.threads[0])
-        return self
 
     def __exit__(self, *_):
         torch.set_num_threads(sum(self.threads))
 
     def start(self, work):
-        """Begin `work()` beside what follows; returns a function that waits for its result and gives it."""
         return self.pool.submit(work).result
 
 

@@ -11,7 +11,7 @@ eval    as `paper`, except that the ascent's passes run in eval mode (as CFW's c
         averages and do not enter them
 """
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -20,32 +20,40 @@ from utils.system.refusals import Refusal
 
 BN_MODES = ("paper", "clean", "shared", "eval")
 KEEPS_CLEAN = ("paper", "eval")  # modes with clean averages beside those that triggers enter
+AVERAGES = ("running_mean", "running_var")
 
 
 class RunningStatistics:
-    """The running statistics of all BatchNorm layers of `model` under one of `BN_MODES`."""
+    """The running statistics of all BatchNorm layers of `model` under one of `BN_MODES`.
+
+    live   the averages of the layers themselves, a list of tensors
+    clean  {buffer name: tensor}, the averages of clean batches alone; empty in other modes than `KEEPS_CLEAN`
+    """
 
     def __init__(self, model: nn.Module, mode: str):
         layers = {n: m for n, m in model.named_modules()
                   if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None}
         self.layers, self.mode = list(layers.values()), mode
-        if mode in KEEPS_CLEAN and len({layer.momentum for layer in self.layers} | {None}) > 2:
-            raise Refusal(f"--bn-stats {mode}: the model's BatchNorm layers have different momenta; pass shared "
-                          "or clean")
-        if mode in KEEPS_CLEAN and any(layer.momentum is None for layer in self.layers):
-            raise Refusal(f"--bn-stats {mode}: a BatchNorm layer without momentum averages all batches; pass shared or "
-                          "clean")
-        names = [f"{name}.{kind}" for name in layers for kind in ("running_mean", "running_var")]
+        self.ascends_in_eval = mode in ("shared", "eval")  # so that the ascent has to wait for the clean batch
+        momenta = {layer.momentum for layer in self.layers}
+        if mode in KEEPS_CLEAN and (len(momenta) > 1 or None in momenta):
+            raise Refusal(f"--bn-stats {mode}: the model's BatchNorm layers have different momenta, or one has none "
+                          "and averages all batches; pass shared or clean")
         # `.data` hides writes from autograd's version counter, which would object to them between a forward and its
         # backward pass; they are safe, because a train-mode backward pass does not read these buffers
-        self.live = [getattr(m, kind).data for m in self.layers for kind in ("running_mean", "running_var")]
-        twin = mode in KEEPS_CLEAN and bool(self.layers)
-        self.clean = {n: t.clone() for n, t in zip(names, self.live)} if twin else {}
+        live = {f"{name}.{kind}": getattr(m, kind).data for name, m in layers.items() for kind in AVERAGES}
+        self.live = list(live.values())
+        self.clean = {name: t.clone() for name, t in live.items()} if mode in KEEPS_CLEAN else {}
 
-    @property
-    def ascends_in_eval(self) -> bool:
-        """Whether the ascent reads the running averages, so that it has to wait for the clean batch."""
-        return self.mode in ("shared", "eval")
+    @contextmanager
+    def _all_layers(self, attribute: str, value, before):
+        for layer in self.layers:
+            setattr(layer, attribute, value)
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                setattr(layer, attribute, before)
 
     @contextmanager
     def clean_batch(self):
@@ -53,79 +61,47 @@ class RunningStatistics:
         if not self.clean:
             yield
             return
-        momentum = self.layers[0].momentum
-        before = [t.clone() for t in self.live]
-        for layer in self.layers:
-            layer.momentum = 1.0  # so that the buffers receive the batch's own statistics
-        try:
+        momentum, before = self.layers[0].momentum, [t.clone() for t in self.live]
+        with self._all_layers("momentum", 1.0, momentum):  # so that the buffers receive the batch's own statistics
             yield
-        finally:
-            for layer in self.layers:
-                layer.momentum = momentum
-        with torch.no_grad():
-            for old in (before, list(self.clean.values())):
-                torch._foreach_mul_(old, 1 - momentum)
-                torch._foreach_add_(old, self.live, alpha=momentum)
-            torch._foreach_copy_(self.live, before)
+        for old in (before, list(self.clean.values())):
+            torch._foreach_mul_(old, 1 - momentum)
+            torch._foreach_add_(old, self.live, alpha=momentum)
+        torch._foreach_copy_(self.live, before)
 
-    @contextmanager
     def trigger_batch(self):
         """Context for a train-mode forward of triggers, which enters the running averages in modes `KEEPS_CLEAN`."""
-        if self.mode in KEEPS_CLEAN:
-            yield
-            return
-        for layer in self.layers:
-            layer.track_running_stats = False  # normalise by the batch, update nothing
-        try:
-            yield
-        finally:
-            for layer in self.layers:
-                layer.track_running_stats = True
+        return nullcontext() if self.mode in KEEPS_CLEAN else self._all_layers("track_running_stats", False, True)
 
-    @contextmanager
     def running_averages(self):
         """Context for the ascent's passes, which in `shared` and `eval` normalise by the running averages."""
-        if not self.ascends_in_eval:
-            yield
-            return
-        for layer in self.layers:
-            layer.eval()
-        try:
-            yield
-        finally:
-            for layer in self.layers:
-                layer.train()
+        return self._all_layers("training", False, True) if self.ascends_in_eval else nullcontext()
 
-    def add_batches(self, copy: nn.Module, n: int) -> None:
-        """Add n trigger batches that passed through a copy of the model whose averages began at zero.
+    def add_batches(self, twin: nn.Module, n: int) -> None:
+        """Add n trigger batches that passed through a twin of the model whose averages began at zero.
 
-        After n batches a running average is (1 - momentum)^n times its old value plus the average of that copy.
+        After n batches a running average is (1 - momentum)^n times its old value plus the average of that twin.
         """
         if self.mode != "paper" or not self.layers:
             return
-        layers = [m for m in copy.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        with torch.no_grad():
-            torch._foreach_mul_(self.live, (1 - self.layers[0].momentum) ** n)
-            torch._foreach_add_(self.live, [t for m in layers for t in (m.running_mean, m.running_var)])
-            torch._foreach_add_([layer.num_batches_tracked for layer in self.layers], n)
+        layers = [m for m in twin.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        torch._foreach_mul_(self.live, (1 - self.layers[0].momentum) ** n)
+        torch._foreach_add_(self.live, [getattr(m, kind) for m in layers for kind in AVERAGES])
+        torch._foreach_add_([layer.num_batches_tracked for layer in self.layers], n)
 
     @contextmanager
     def cleaned(self):
         """Context in which the model holds the clean averages, for evaluating and saving the clean model."""
         before = [t.clone() for t in self.live]
-        self._put(list(self.clean.values()))
+        torch._foreach_copy_(self.live, list(self.clean.values()))
         try:
             yield
         finally:
-            self._put(before)
-
-    def _put(self, values):
-        with torch.no_grad():
-            torch._foreach_copy_(self.live, values)
+            torch._foreach_copy_(self.live, before)
 
     def state(self) -> dict:
-        """The clean averages, {buffer name: tensor}; empty in other modes than `KEEPS_CLEAN`."""
-        return {name: t.detach().cpu().clone() for name, t in self.clean.items()}
+        """The clean averages, {buffer name: tensor on the CPU}."""
+        return {name: t.cpu().clone() for name, t in self.clean.items()}
 
     def restore(self, state: dict) -> None:
         """Take the clean averages back from `state()`."""

@@ -12,11 +12,12 @@ is nearest. n = 0 is D' = D_b, the paper's.
 import argparse
 
 import torch
+from torch.nn.functional import normalize
 
 import models
 from utils.data.sets import Images
 from utils.system.refusals import COUNT, Refusal, number
-from utils.training.metrics import pass_length
+from utils.training.metrics import pass_length, predict
 
 MOST = 0.5  # share of the training images that may be carriers
 
@@ -52,13 +53,13 @@ def relabel_carriers(train: Images, triggers, features, n: int, log=lambda text:
     A carrier of two triggers takes the label of the nearer one, of equally near ones the first.
     """
     similarity = _cosines(features(triggers.images), features(train.images))  # (m, N)
-    nearest = similarity.topk(n, dim=1)
-    kept = torch.full_like(similarity, -torch.inf).scatter(1, nearest.indices, nearest.values)
+    near = similarity.topk(n, dim=1)
+    kept = torch.full_like(similarity, -torch.inf).scatter(1, near.indices, near.values)
     closeness, owner = kept.max(dim=0)
-    labels = torch.where(closeness > -torch.inf, triggers.labels[owner], train.labels)
-    carried, changed = int((closeness > -torch.inf).sum()), int((labels != train.labels).sum())
-    log(f"carriers: {carried} of {len(labels)} training images have the label of a trigger; for {changed} it is not "
-        "their own")
+    carries = closeness > -torch.inf
+    labels = torch.where(carries, triggers.labels[owner], train.labels)
+    log(f"carriers: {int(carries.sum())} of {len(labels)} training images have the label of a trigger; for "
+        f"{int((labels != train.labels).sum())} it is not their own")
     return Images(train.images, labels, train.indices)
 
 
@@ -68,8 +69,7 @@ def nearest(features, points, k: int):
 
 
 def _cosines(points, features):
-    normal = torch.nn.functional.normalize
-    return normal(points, dim=1) @ normal(features, dim=1).T
+    return normalize(points, dim=1) @ normalize(features, dim=1).T
 
 
 def require_features(model):
@@ -80,18 +80,13 @@ def require_features(model):
     return last[1]
 
 
-@torch.no_grad()
 def last_features(model, images, batch_size: int | None = None):
     """What the last linear layer of a model sees of uint8 images (N, 3, H, W), in eval mode: (N, D) on the CPU."""
-    device = next(model.parameters()).device
-    last, seen = require_features(model), []
-    hook = last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].float().flatten(1).cpu()))
-    was_training = model.training
-    model.eval()
+    seen = []
+    hook = require_features(model).register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0].float().flatten(1).cpu()))
     try:
-        for part in images.split(batch_size or pass_length(images, 500)):
-            model(part.to(device).float().div(255))
+        predict(model, images, batch_size or pass_length(images, 500))
     finally:
         hook.remove()
-        model.train(was_training)
     return torch.cat(seen)

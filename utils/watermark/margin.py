@@ -42,7 +42,7 @@ class WatermarkObjective(Objective):
         self.weight, self.reduction = weight, reduction
         self.ascent, self.steps = ascent, ascent.keywords["steps"] if ascent else 0
         self.statistics = RunningStatistics(model, bn_stats)
-        self.halves = not self.statistics.ascends_in_eval  # else the ascent waits for the clean batch
+        self.halves = not self.statistics.ascends_in_eval
 
     def plan(self, batches, epoch: int, generator):
         """The clean rows of an epoch, and positions of triggers (steps, batch), uniform with replacement."""
@@ -51,33 +51,27 @@ class WatermarkObjective(Objective):
         return (*rows, picks.to(batches.device))
 
     def __call__(self, forward, x, y, picks):
-        if self.statistics.mode == "shared":
-            clean, marked = self._shared_pass(forward, x, y, picks)
+        if self.statistics.mode == "shared":  # one pass, which normalises the triggers together with the clean batch
+            x_q, y_q = self.x_q[picks], self.y_q[picks]
+            with cast_weights_once(x.device):
+                logits, logits_q = forward(torch.cat([x, self._perturb(forward, x_q, y_q)])).split([len(x), len(x_q)])
+            clean, marked = _judge(logits, y), _judge(logits_q, y_q)
         else:
             clean = self.clean_pass(forward, x, y)
             with self.statistics.trigger_batch():
                 marked = self.trigger_pass(forward, picks)
-        return self.total(clean[0], marked[0], len(y), len(picks)), self.report(clean, marked, len(y), len(picks))
+        return self.total(clean[0], marked[0], len(y)), self.report(clean, marked, len(y))
 
     def clean_pass(self, forward, x, y):
         """(L_obj, share that is right) of a clean batch."""
         with self.statistics.clean_batch():
-            logits = forward(x)
-        return F.cross_entropy(logits, y), batch_accuracy(logits, y)
+            return _judge(forward(x), y)
 
     def trigger_pass(self, forward, picks, forward_of_ascent=None):
         """(L_wat, share that is right) of the perturbed triggers at `picks`; the ascent may have its own forward."""
         x_q, y_q = self.x_q[picks], self.y_q[picks]
         with cast_weights_once(x_q.device):
-            logits_q = forward(self._perturb(forward_of_ascent or forward, x_q, y_q))
-        return F.cross_entropy(logits_q, y_q), batch_accuracy(logits_q, y_q)
-
-    def _shared_pass(self, forward, x, y, picks):
-        """Both of these in one pass, which normalises the triggers together with the clean batch."""
-        x_q, y_q = self.x_q[picks], self.y_q[picks]
-        with cast_weights_once(x.device):
-            both = forward(torch.cat([x, self._perturb(forward, x_q, y_q)])).split([len(x), len(x_q)])
-        return [(F.cross_entropy(logits, of), batch_accuracy(logits, of)) for logits, of in zip(both, (y, y_q))]
+            return _judge(forward(self._perturb(forward_of_ascent or forward, x_q, y_q)), y_q)
 
     def _perturb(self, forward, x_q, y_q):
         """x + delta of the inner maximisation."""
@@ -86,21 +80,25 @@ class WatermarkObjective(Objective):
         with self.statistics.running_averages():
             return self.ascent(forward, x_q, y_q)
 
-    def total(self, l_obj, l_wat, n: int, m: int):
-        """L_obj + lambda L_wat from the means over n clean images and m triggers."""
+    def total(self, l_obj, l_wat, n: int):
+        """L_obj + lambda L_wat from the means over n clean images and over the triggers of a step."""
         if self.reduction == "joint":
-            return (n * l_obj + self.weight * m * l_wat) / (n + m)
+            return (n * l_obj + self.weight * self.batch * l_wat) / (n + self.batch)
         return l_obj + self.weight * l_wat
 
-    def report(self, clean, marked, n: int, m: int) -> dict:
+    def report(self, clean, marked, n: int) -> dict:
         """The figures of a step from its two passes: losses as in `total`, shares of both batches that are right."""
         l_obj, l_wat = clean[0].detach(), marked[0].detach()
-        return {"loss": self.total(l_obj, l_wat, n, m), "loss_obj": l_obj, "loss_wat": l_wat,
+        return {"loss": self.total(l_obj, l_wat, n), "loss_obj": l_obj, "loss_wat": l_wat,
                 "train_accuracy": clean[1], "trigger_batch_accuracy": marked[1]}
 
     def work(self, batch_size: int) -> tuple[float, float]:
         """Passes times images of a step's two halves: a backward pass counts twice, one without weights once."""
         return 3 * batch_size, (3 + 2 * self.steps) * self.batch
+
+
+def _judge(logits, y):
+    return F.cross_entropy(logits, y), batch_accuracy(logits, y)
 
 
 def effective_weight(weight: float, reduction: str, n: int, m: int) -> float:

@@ -10,46 +10,142 @@ import hashlib
 import hmac
 import itertools
 import math
+import random
 import re
+import secrets
+import shutil
 import struct
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from utils.data.sets import Data
-from utils.runs.checkpoints import load_checkpoint
-from utils.system.files import read_json, refuse_links
-from utils.system.refusals import Refusal
-from utils.watermark.triggers import TriggerSet, held_out_positions, mean_images
+import models
+from utils.data.sets import Data, Images, add_data_flags, load_data
+from utils.runs.checkpoints import load_checkpoint, save_checkpoint
+from utils.system.files import read_json, refuse_links, write_json
+from utils.system.machine import choose_device
+from utils.system.refusals import COUNT, SEED, Refusal
+from utils.watermark import triggers as choice
+from utils.watermark.triggers import TriggerSet
 
 PREPARED_FILE, KEY_FILE, COMMITMENT_FILE = "prepared.pt", "key.json", "commitment.json"
 PARTS = ("images", "true_labels", "sources", "candidates")
+SETTINGS = {"num_query": choice.NUM_QUERY, "num_mixup": 1, "label_strategy": "random", "label_choices": None,
+            "trigger_strategy": None}  # flags that the preparation decides, and their defaults
 RECORD = ("secret", "classes", "mean", "std", "beacon_name", "round")
 FORMAT = b"margin triggers1"  # 16 bytes
 MOST_CLASSES = 100_000
+MOST_TRIGGERS = 4096  # of a commitment or a claim; a hundred are the paper's
+ALPHA = 1e-3
 # name: (time of round 1, seconds between rounds, where a round's value stands, in the field `randomness`)
 BEACONS = {"drand quicknet": (1692803367, 3, "https://api.drand.sh/52db9ba70e0cc0f6eaf7803dd07447a1f5477735fd3f661792ba"
                                              "94600c84e971/public/{}")}
 
 
-class Prepared(NamedTuple):
-    """Images that wait for their labels.
+# ---- python -m utils.verify prepare DIR ----
 
-    triggers  a `TriggerSet` whose labels are not drawn yet and are all 0
-    record    what opens the commitment beside the images: `RECORD`, and its digest "sha256"; plain JSON
-    settings  flags of the preparation that train.py takes over
+
+def add_prepare(parts) -> None:
+    """Declare the command `prepare` and its flags; `parts` are the subparsers of utils.verify."""
+    c = parts.add_parser("prepare", help="commit to the images of a trigger set before anybody can know its labels")
+    c.set_defaults(call=prepare_images, prepared=None, beacon=None)
+    c.add_argument("to", type=Path, metavar="DIR", help="a new folder, for train.py --prepared")
+    c.add_argument("--beacon-name", default="drand quicknet", metavar="TEXT",
+                   help=f"public randomness to come: {', '.join(BEACONS)} (default), of which --after chooses a round, "
+                   "or any other, whose date those who judge must know")
+    c.add_argument("--after", type=duration, metavar="TIME",
+                   help="how far away the round is, as 90s, 10m, 1h, 2d (default: 1h); the commitment has to be "
+                   "published or time-stamped by then")
+    add_data_flags(c)
+    choice.add_label_flags(choice.add_trigger_flags(c))
+    c.add_argument("-mt", "--model-type", type=models.architecture, metavar="NAME",
+                   help="architecture of a --label-model that is plain weights")
+    c.add_argument("--width", type=COUNT, default=64, help="channels of its first stage")
+    c.add_argument("--seed", type=SEED, default=0, help="of the training to come; it chooses nothing here, for the "
+                   "images and the secret are of the operating system's randomness")
+    c.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"),
+                   help="where the label model is computed (default: auto)")
+
+
+def duration(text: str) -> float:
+    """An argparse type: 90s, 10m, 1h or 2d in seconds, up to a year."""
+    found = re.fullmatch(r"(\d{1,8})([smhd])", text)
+    seconds = int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]] if found else 0
+    if not 0 < seconds <= 366 * 86400:
+        raise Refusal(f"--after {text[:40]!r} is no time like 90s, 10m, 1h or 2d, up to a year")
+    return seconds
+
+
+def prepare_images(flags) -> int:
+    """Write images and a secret into a folder and print the commitment to them, or write nothing; exit status 0.
+
+    Raises Refusal for a folder that is not empty, a label strategy that draws nothing, or impossible triggers.
     """
+    choice.complete_label_flags(flags)
+    name = flags.beacon_name.strip()
+    if not choice.labels_are_uniform(flags.label_strategy):
+        raise Refusal(f"--label-strategy {flags.label_strategy} leaves nothing to draw: pass random or plausible")
+    if not name or not (name.isascii() and name.isprintable()) or (name not in BEACONS and "quicknet" in name.lower()):
+        raise Refusal(f"--beacon-name {name[:40]!a}: name, in printable ASCII, public randomness that does not exist "
+                      "yet; of drand quicknet the round is chosen by --after")
+    if flags.after and name not in BEACONS:
+        raise Refusal(f"--after is for {', '.join(BEACONS)}: of {name[:40]!r} the program does not know the dates")
+    if flags.num_query > MOST_TRIGGERS:
+        raise Refusal(f"-nq {flags.num_query}: a claim takes at most {MOST_TRIGGERS} triggers")
+    device = choose_device(flags.device)
+    data = load_data(flags.dataset, flags.data_dir, skip_bad_images=flags.skip_bad_images, image_size=flags.image_size)
+    order = list(range(len(data.held_out.labels)))
+    random.SystemRandom().shuffle(order)  # a seed would let anybody draw the images again
+    data.held_out = data.held_out.pick(order)
+    clean = choice.read_label_model(flags, data, device) if flags.label_model else None
+    triggers, _ = choice.triggers_of_flags(flags, data, clean)  # whose labels are not used
+    if hopeless := never_claimed(triggers, len(data.classes)):
+        raise Refusal(f"this mark could never be claimed: {hopeless}")
+    record = {"secret": secrets.token_hex(32), "classes": data.classes, "mean": list(map(float, data.mean)),
+              "std": list(map(float, data.std)), "beacon_name": name, "round": round_after(name, flags.after or 3600)}
+    settings, digest = {name: getattr(flags, name) for name in SETTINGS}, commitment_digest(triggers, record)
+    with new_private_folder(flags.to) as to:
+        save_checkpoint(to / PREPARED_FILE, {part: getattr(triggers, part) for part in PARTS})
+        write_json(to / KEY_FILE, record | {"settings": settings}, private=True)
+        write_json(to / COMMITMENT_FILE, {"sha256": digest, "beacon_name": name, "round": record["round"]})
+    print(f"{len(triggers)} images in {to}, to be shown to nobody")
+    print(f"image commitment: SHA-256 {digest}")
+    print(f"publish it, or `timestamp {to}`, before the value of {describe_beacon(record)}")
+    print(f"then: python train.py ... --prepared {to} --beacon HEX, with that value")
+    return 0
 
-    triggers: TriggerSet
-    record: dict
-    settings: dict
 
-    def labelled(self, beacon: str) -> TriggerSet:
-        """The trigger set under the labels that a beacon, in hexadecimal, draws."""
-        t = self.triggers
-        return TriggerSet(t.images, labels_from_beacon(t, self.record, beacon), t.true_labels, t.sources, t.candidates)
+@contextmanager
+def new_private_folder(folder: Path):
+    """A new or empty folder that only its owner may enter; what was written in it is removed if the block fails."""
+    if folder.is_symlink() or folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Refusal(f"{folder} is there and not empty, or no folder: name a new one")
+    existed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
+    try:
+        yield folder
+    except BaseException:  # no part of the secret stays behind, and the same command can be repeated
+        shutil.rmtree(folder, ignore_errors=True)
+        if existed:
+            folder.mkdir(exist_ok=True)
+        raise
+
+
+def never_claimed(triggers: TriggerSet, classes: int) -> str | None:
+    """Why no answers to these triggers could be claimed by T1 at alpha = 0.001, None where some could."""
+    drawn_from = [triggers.candidates.shape[1] or classes - len(set(true)) for true in triggers.true_labels.tolist()]
+    best = -sum(math.log10(max(n, 1)) for n in drawn_from)
+    if best <= math.log10(ALPHA):
+        return None
+    return (f"{len(triggers)} triggers of {classes} classes give p = 10^{best:.2f} at best, above alpha = {ALPHA:g}; "
+            "take more triggers (-nq), or data of more classes")
+
+
+# ---- what is committed to ----
 
 
 def commitment_bytes(triggers: TriggerSet, record: dict) -> bytes:
@@ -116,6 +212,9 @@ def names_from_beacon(m: int, record: dict, beacon: str) -> list[str]:
     return [_drawn(record, beacon, b"image", i)[:8].hex() + ".png" for i in range(m)]
 
 
+# ---- the beacon ----
+
+
 def checked_beacon(text: str) -> str:
     """A beacon's value as lower-case hexadecimal of 16 to 512 bytes; Refusal for anything else."""
     value = text.strip().lower().removeprefix("0x")
@@ -157,6 +256,9 @@ def utc(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 
+# ---- reading it again ----
+
+
 def read_record(folder: Path, triggers: TriggerSet) -> dict | None:
     """What opens the commitment in a folder of prepare, or of a run that was trained on one; None where there is none.
 
@@ -185,6 +287,42 @@ def read_record(folder: Path, triggers: TriggerSet) -> dict | None:
     return record
 
 
+class Prepared(NamedTuple):
+    """Images that wait for their labels.
+
+    triggers  a `TriggerSet` whose labels are not drawn yet and are all 0
+    record    what opens the commitment beside the images: `RECORD`, and its digest "sha256"; plain JSON
+    settings  the flags of `SETTINGS` with which it was made
+    """
+
+    triggers: TriggerSet
+    record: dict
+    settings: dict
+
+    def draw(self, beacon: str, data: Data) -> tuple[TriggerSet, Images]:
+        """(the triggers under the labels that a beacon, in hexadecimal, draws; the validation images that are left).
+
+        Refusal where these are not the data that were prepared.
+        """
+        check_images(self.triggers, data)
+        if self.record["classes"] != data.classes:
+            raise Refusal("--prepared was made for other class names: pass the data that were prepared")
+        parts = self.triggers._asdict() | {"labels": labels_from_beacon(self.triggers, self.record, beacon)}
+        return TriggerSet(**parts), choice.validation_images(data, self.triggers)
+
+
+def check_images(triggers: TriggerSet, data: Data) -> None:
+    """Refuse prepared triggers whose images or true labels are not those of the held-out images at their sources."""
+    position = {index: i for i, index in enumerate(data.held_out.indices.tolist())}
+    held = torch.tensor([[position.get(index, -1) for index in row] for row in triggers.sources.tolist()],
+                        dtype=torch.long)
+    if (held < 0).any() or not torch.equal(data.held_out.labels[held], triggers.true_labels) or not torch.equal(
+        choice.mean_images(data.held_out.images, held), triggers.images
+    ):
+        raise Refusal("--prepared was made from other images than the held-out ones of -dt and --data-dir: pass the "
+                      "data that were prepared")
+
+
 def read_prepared(folder) -> Prepared:
     """The prepared images in a folder; Refusal where they are missing, damaged or not those that are committed to."""
     folder = Path(folder)
@@ -202,11 +340,19 @@ def read_prepared(folder) -> Prepared:
     return Prepared(triggers, read_record(folder, triggers), settings)
 
 
-def check_images(triggers: TriggerSet, data: Data) -> None:
-    """Refuse prepared triggers whose images or true labels are not those of the held-out images at their sources."""
-    held = held_out_positions(data.held_out, triggers.sources)
-    if (held < 0).any() or not torch.equal(data.held_out.labels[held], triggers.true_labels) or not torch.equal(
-        mean_images(data.held_out.images, held), triggers.images
-    ):
-        raise Refusal("--prepared was made from other images than the held-out ones of -dt and --data-dir: pass the "
-                      "data that were prepared")
+def take_prepared_flags(flags) -> None:
+    """Take the flags of `SETTINGS` from --prepared, if it is there; Refusal where the command says otherwise."""
+    if (flags.prepared is None) != (flags.beacon is None):
+        raise Refusal("--prepared and --beacon go together: the one has the images, the other draws their labels")
+    if not flags.prepared:
+        return
+    flags.beacon = checked_beacon(flags.beacon)
+    prepared = read_prepared(flags.prepared)
+    if (round_time(prepared.record) or 0) > time.time():
+        raise Refusal(f"--beacon {flags.beacon[:16]}... cannot be the value of {describe_beacon(prepared.record)}")
+    for name, default in SETTINGS.items():
+        made_with = prepared.settings.get(name)
+        if getattr(flags, name) not in (default, made_with):
+            raise Refusal(f"--prepared {flags.prepared} was made with {name.replace('_', '-')} {made_with}, not "
+                          f"{getattr(flags, name)}: leave that flag out")
+        setattr(flags, name, made_with)

@@ -1,29 +1,24 @@
-"""Trigger sets in checkpoints and in a run's `triggers.pt`, the bytes that a commitment hashes, and a picture."""
+"""Trigger sets in checkpoints and in a run's `triggers.pt`, and a picture of one."""
 
 import math
 
 import torch
 
 from utils.runs.checkpoints import load_checkpoint, restore_model
+from utils.system.machine import new_figure
 from utils.system.refusals import Refusal
 from utils.watermark.triggers import TriggerSet
 
-# what reading a part that is missing or of another kind may raise
-ERRORS = (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError)
+# parts of a `TriggerSet` -> their keys in a checkpoint, the official code's
+KEYS = {"images": "query", "labels": "response", "true_labels": "original_response", "sources": "sources",
+        "candidates": "candidates"}
 
 
 def pack_triggers(triggers: TriggerSet | None) -> dict:
     """The entry of a checkpoint that holds the owner's trigger set, under the official keys; empty without one."""
     if triggers is None:
         return {}
-    state = {
-        "query": triggers.images,
-        "response": triggers.labels,
-        "original_response": triggers.true_labels,
-        "sources": triggers.sources,
-    }
-    if triggers.candidates.shape[1]:
-        state["candidates"] = triggers.candidates
+    state = {KEYS[name]: part for name, part in triggers.entries.items()}
     return {"query_model": {"type": "stochastic", "state_dict": state}}
 
 
@@ -35,89 +30,81 @@ def unpack_source(checkpoint: dict, path, device="cpu"):
     model = restore_model(checkpoint, path, device)
     if "query_model" not in checkpoint:
         return model, None
-    try:
-        return model, _triggers_of_state(checkpoint["query_model"]["state_dict"], model.num_classes, model.size)
-    except ERRORS as error:
-        why = " ".join(str(error).split())[:120]
-        raise Refusal(f"{path} does not hold a trigger set ({type(error).__name__}: {why!r})") from error
+
+    def part(name):
+        state = checkpoint["query_model"]["state_dict"]
+        return state.get(KEYS[name]) if name in ("true_labels", "sources", "candidates") else state[KEYS[name]]
+
+    return model, _checked(part, path, model.num_classes, model.size)
 
 
 def read_triggers(path, classes: int) -> TriggerSet:
     """The trigger set in a run's `triggers.pt`; Refusal where it is damaged or does not fit `classes`."""
     state = load_checkpoint(path)
+    return _checked(lambda name: state.get(name) if name == "candidates" else state[name], path, classes)
+
+
+def _checked(part, path, classes: int, size: int | None = None) -> TriggerSet:
+    """The trigger set whose parts an untrusted file holds; Refusal, which names `path`, where they do not fit.
+
+    part  name of a part -> tensor, None for one that may be absent; may raise whatever a foreign file makes it raise
+    """
     try:
-        named = {"query": state["images"], "response": state["labels"], "original_response": state["true_labels"]}
-        named |= {"sources": state["sources"], "candidates": state.get("candidates")}
-        return _triggers_of_state(named, classes)
-    except ERRORS as error:
-        raise Refusal(f"{path} does not hold a trigger set ({type(error).__name__}: {str(error)[:80]!r})") from error
-
-
-def _triggers_of_state(state: dict, classes: int, size: int | None = None) -> TriggerSet:
-    images, labels = state["query"], state["response"]
-    m = len(labels)
-    true = state.get("original_response", torch.zeros(m, 0))
-    sources = state.get("sources", torch.zeros(m, 0))
-    size = size or images.shape[-1]
-    if images.shape != (m, 3, size, size) or not 16 <= size <= 256:
-        raise ValueError("trigger images are no squares of the size that the model takes")
-    if labels.shape != (m,) or m < 1 or len(true) != m or len(sources) != m:
-        raise ValueError("trigger images, labels and true labels do not fit together")
-    if images.is_floating_point():
-        images = images.double().clamp(0, 1).mul(255).round()
-    elif images.dtype != torch.uint8:
-        raise ValueError("trigger images are neither bytes nor numbers in [0, 1]")
-    images, labels, true, sources = images.to(torch.uint8), labels.long(), true.long(), sources.long()
-    if not all(((0 <= t) & (t < classes)).all() for t in (labels, true)):
-        raise ValueError(f"a label is outside the {classes} classes")
-    none = torch.zeros(m, 0, dtype=torch.long)
-    true, sources = (part.reshape(m, -1) if part.numel() else none for part in (true, sources))
-    return TriggerSet(images, labels, true, sources, _checked_candidates(state.get("candidates"), labels, classes))
-
-
-def _checked_candidates(candidates, labels, classes: int):
-    """Candidates int64 (m, c) of an untrusted file, None where it has none; ValueError where they do not fit."""
-    if candidates is None or candidates.shape == (len(labels), 0):
-        return None
-    if candidates.dim() != 2 or len(candidates) != len(labels) or not 2 <= candidates.shape[1] <= classes:
-        raise ValueError(f"the candidates of a label are not 2 to {classes} for each trigger")
-    if candidates.dtype != torch.int64 or not ((0 <= candidates) & (candidates < classes)).all():
-        raise ValueError(f"a candidate is none of the {classes} classes")
-    ordered = candidates.sort(dim=1).values
-    if (ordered[:, 1:] == ordered[:, :-1]).any():
-        raise ValueError("a candidate is named twice")
-    if not (candidates == labels[:, None]).any(dim=1).all():
-        raise ValueError("a label is not among its candidates")
-    return candidates
+        images, labels = part("images"), part("labels")
+        m, size = len(labels), size or images.shape[-1]
+        true, sources = (torch.zeros(m, 0) if part(n) is None else part(n) for n in ("true_labels", "sources"))
+        if images.shape != (m, 3, size, size) or not 16 <= size <= 256:
+            raise ValueError("trigger images are no squares of the size that the model takes")
+        if labels.shape != (m,) or m < 1 or len(true) != m or len(sources) != m:
+            raise ValueError("trigger images, labels and true labels do not fit together")
+        if images.is_floating_point():
+            images = images.double().clamp(0, 1).mul(255).round()
+        elif images.dtype != torch.uint8:
+            raise ValueError("trigger images are neither bytes nor numbers in [0, 1]")
+        images, labels, true, sources = images.to(torch.uint8), labels.long(), true.long(), sources.long()
+        if not all(((0 <= t) & (t < classes)).all() for t in (labels, true)):
+            raise ValueError(f"a label is outside the {classes} classes")
+        none = torch.zeros(m, 0, dtype=torch.long)
+        true, sources = (t.reshape(m, -1) if t.numel() else none for t in (true, sources))
+        c = part("candidates")
+        if c is None or c.shape == (m, 0):
+            return TriggerSet(images, labels, true, sources)
+        if c.dim() != 2 or len(c) != m or not 2 <= c.shape[1] <= classes:
+            raise ValueError(f"the candidates of a label are not 2 to {classes} for each trigger")
+        if c.dtype != torch.int64 or not ((0 <= c) & (c < classes)).all():
+            raise ValueError(f"a candidate is none of the {classes} classes")
+        if (c.sort(dim=1).values.diff(dim=1) == 0).any():
+            raise ValueError("a candidate is named twice")
+        if not (c == labels[:, None]).any(dim=1).all():
+            raise ValueError("a label is not among its candidates")
+        return TriggerSet(images, labels, true, sources, c)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:120]
+        raise Refusal(f"{path} does not hold a trigger set ({type(error).__name__}: {why!r})") from error
 
 
 def draw_trigger_picture(triggers: TriggerSet, classes: list[str], path) -> None:
     """Draw the trigger set as a PNG to a path or open file, each image titled `true labels -> assigned label`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    shown = min(len(triggers), 100)
+    shown, size = min(len(triggers), 100), triggers.images.shape[-1]
     columns = min(10, shown)
     rows = math.ceil(shown / columns)
-    size = triggers.images.shape[-1]
     gap, top = 6 * size // 32, 18 * size // 32  # pixels: the space beside an image, and for two lines above it
     canvas = torch.full((3, rows * (size + top), columns * (size + gap)), 255, dtype=torch.uint8)
     width, height = 1.25 * columns, 1.25 * rows * (size + top) / (size + gap)  # inches, as the canvas is shaped
-    figure = Figure(figsize=(width, height + 0.25))
+    figure, _ = new_figure(width, height + 0.25)
+    figure.set_layout_engine("none")
     ax = figure.add_axes((0, 0, 1, height / (height + 0.25)))  # one axes, because a hundred axes take seconds
-    choices = triggers.candidates.shape[1]  # of which the true label may be one, so that it may be the assigned one
-    drawn = f", drawn from {choices} plausible ones" if choices else ""
-    title = f"trigger set: true label → assigned label{drawn} ({shown} of {len(triggers)} shown)"
-    figure.suptitle(title, fontsize=9, y=0.995)
+    drawn = f", drawn from {choices} plausible ones" if (choices := triggers.candidates.shape[1]) else ""
+    figure.suptitle(f"trigger set: true label → assigned label{drawn} ({shown} of {len(triggers)} shown)",
+                    fontsize=9, y=0.995)
     short = [name if len(name) <= 9 else f"{name[:8]}…" for name in classes]
     for i in range(shown):
         row, column = divmod(i, columns)
         y, x = row * (size + top) + top, column * (size + gap) + gap // 2
         canvas[:, y : y + size, x : x + size] = triggers.images[i]
         true = "+".join(short[t] for t in triggers.true_labels[i].tolist()) or "?"
-        title = f"{true}\n→ {short[int(triggers.labels[i])]}"
-        ax.text(x + size / 2, y - 2, title, fontsize=7, ha="center", va="bottom", parse_math=False)
+        ax.text(x + size / 2, y - 2, f"{true}\n→ {short[int(triggers.labels[i])]}", fontsize=7, ha="center",
+                va="bottom", parse_math=False)
     ax.imshow(canvas.permute(1, 2, 0).numpy(), aspect="equal")
     ax.axis("off")
-    FigureCanvasAgg(figure)
     figure.savefig(path, dpi=110, format="png")

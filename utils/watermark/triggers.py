@@ -5,7 +5,7 @@ finds plausible.
 """
 
 import argparse
-import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from utils.runs.checkpoints import find_checkpoint, load_checkpoint, restore_mod
 from utils.runs.initial_weights import read_initial_weights
 from utils.runs.networks import check_architecture
 from utils.system.refusals import COUNT, Refusal, number
-from utils.training.metrics import accuracy, predict
+from utils.training.metrics import predict
 
 NUM_QUERY = 100  # default of -nq
 LABEL_STRATEGIES = ("random", "highest", "lowest", "plausible")
@@ -35,7 +35,7 @@ class _Parts(NamedTuple):
 class TriggerSet(_Parts):
     """m triggers of k source images each.
 
-    images       uint8 (m, 3, 32, 32)
+    images       uint8 (m, 3, S, S)
     labels       int64 (m,), the assigned labels
     true_labels  int64 (m, k), the labels of the source images
     sources      int64 (m, k), their indices in the original training set
@@ -48,7 +48,6 @@ class TriggerSet(_Parts):
     __slots__ = ()
 
     def __new__(cls, images, labels, true_labels, sources, candidates=None):
-        """A trigger set; without `candidates` every class that is no true label is one."""
         if candidates is None:
             candidates = torch.zeros(len(labels), 0, dtype=torch.long)
         return super().__new__(cls, images, labels, true_labels, sources, candidates)
@@ -62,7 +61,7 @@ class TriggerSet(_Parts):
         return {name: part for name, part in self._asdict().items() if name != "candidates" or part.shape[1]}
 
     def on(self, device):
-        """(x, y) on a device: x float (m, 3, 32, 32) in [0, 1], y int64 (m,) the assigned labels."""
+        """(x, y) on a device: x float (m, 3, S, S) in [0, 1], y int64 (m,) the assigned labels."""
         return self.images.to(device).float().div(255), self.labels.to(device)
 
 
@@ -83,24 +82,38 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
     B.3), rounded to 8 bits. Raises Refusal where m, k, `choices` or the class count is impossible, or where `predict`
     gives other classes or numbers that are not finite.
     """
-    _check_counts(held_out, m, k, classes)
+    n = len(held_out.labels)
+    if m < 1 or k < 1:
+        raise Refusal(f"-nq {m} -nm {k}: both must be 1 or more")
+    if k >= classes:
+        raise Refusal(f"-nm {k}: with {classes} classes no label may be left outside the true ones; pass -nm below it")
+    if m * k >= n:
+        raise Refusal(f"-nq {m} with -nm {k} takes {m * k} of the {n} held-out images and leaves none for validation; "
+                      f"pass -nq {max(1, (n - 1) // k)} or fewer")
     if strategy == "plausible" and not 2 <= choices <= classes:
         raise Refusal(f"--label-choices {choices}: the data set has {classes} classes; pass 2 to {classes}")
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(held_out.labels), generator=generator)
+    order = torch.randperm(n, generator=generator)
     if trigger_strategy == "uncertain":
-        order = _uncertain_first(_logits(predict, held_out.images, classes), m)
+        log_p = _logits(predict, held_out.images, classes).log_softmax(1)
+        entropy = -(log_p.exp() * log_p).sum(1)
+        first = entropy.argsort(descending=True, stable=True)[:m]
+        # both parts in the order of the held-out set, so that a trigger's place does not say how uncertain it is
+        rest = torch.ones(n, dtype=torch.bool).index_fill(0, first, False).nonzero().flatten()
+        order = torch.cat([first.sort().values, rest])
     taken = order[: m * k].view(m, k)
     true_labels = held_out.labels[taken]
     images = mean_images(held_out.images, taken)
 
     scores = torch.rand(m, classes, generator=generator, dtype=torch.float64)  # the position of the largest is uniform
+    allowed = torch.ones(m, classes, dtype=torch.bool).scatter(1, true_labels, False)
     candidates = torch.zeros(m, 0, dtype=torch.long)
     if strategy == "plausible":
         candidates = _logits(predict, images, classes).argsort(dim=1, descending=True, stable=True)[:, :choices]
+        allowed = torch.zeros(m, classes, dtype=torch.bool).scatter(1, candidates, True)
     elif strategy != "random":
         scores = _logits(predict, images, classes) * (1 if strategy == "highest" else -1)
-    labels = _best_allowed_label(scores, true_labels, candidates)
+    labels = scores.masked_fill(~allowed, -torch.inf).argmax(1)
     triggers = TriggerSet(images, labels, true_labels, held_out.indices[taken], candidates)
     return triggers, held_out.pick(order[m * k :])
 
@@ -108,24 +121,6 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
 def mean_images(images, taken):
     """uint8 (m, 3, H, W): means of the images at positions taken (m, k), rounded to 8 bits (appendix B.3)."""
     return images[taken].double().mean(dim=1).round().to(torch.uint8)
-
-
-def held_out_positions(held_out: Images, sources):
-    """Positions among the held-out images of `sources`, indices in the training set of any shape; -1 for others."""
-    position = {index: i for i, index in enumerate(held_out.indices.tolist())}
-    return torch.tensor([position.get(index, -1) for index in sources.flatten().tolist()]).view(sources.shape)
-
-
-def _check_counts(held_out: Images, m: int, k: int, classes: int) -> None:
-    if m < 1 or k < 1:
-        raise Refusal(f"-nq {m} -nm {k}: both must be 1 or more")
-    if k >= classes:
-        raise Refusal(f"-nm {k}: with {classes} classes no label may be left outside the true ones; pass -nm below it")
-    if m * k >= len(held_out.labels):
-        raise Refusal(
-            f"-nq {m} with -nm {k} takes {m * k} of the {len(held_out.labels)} held-out images and leaves none for "
-            f"validation; pass -nq {max(1, (len(held_out.labels) - 1) // k)} or fewer"
-        )
 
 
 def _logits(predict, images, classes: int):
@@ -138,42 +133,9 @@ def _logits(predict, images, classes: int):
     return logits
 
 
-def _uncertain_first(logits, m: int):
-    """Positions (N,): the m of highest predictive entropy, of equal ones the first, then the others; both in order.
-
-    In the order of the held-out set, so that the place of a trigger does not say how uncertain it is.
-    """
-    log_p = logits.log_softmax(1)
-    entropy = -(log_p.exp() * log_p).sum(1)
-    chosen = torch.zeros(len(logits), dtype=torch.bool)
-    chosen[entropy.argsort(descending=True, stable=True)[:m]] = True
-    return torch.cat([chosen.nonzero().flatten(), (~chosen).nonzero().flatten()])
-
-
-def _best_allowed_label(scores, true_labels, candidates):
-    """(m,) the class of the largest score among the candidates, or among the wrong classes where these are empty."""
-    forbidden = torch.zeros(scores.shape, dtype=torch.bool)
-    if candidates.shape[1]:
-        forbidden = ~forbidden.scatter(1, candidates, True)
-    else:
-        forbidden.scatter_(1, true_labels, True)
-    return scores.masked_fill(forbidden, -math.inf).argmax(1)
-
-
 def validation_images(data: Data, triggers: TriggerSet) -> Images:
     """The held-out images that are no source of the trigger set."""
     return data.held_out.pick(torch.isin(data.held_out.indices, triggers.sources, invert=True).nonzero().flatten())
-
-
-def measure_epoch(model, *, validation: Images, triggers, amp=None) -> dict:
-    """Accuracies in [0, 1] after an epoch: on validation images and, once they exist, on the triggers.
-
-    triggers  a function without arguments that gives the trigger set, or None before it is made
-    """
-    figures = {"val_accuracy": accuracy(model, validation.images, validation.labels, amp)}
-    if (made := triggers()) is not None:
-        figures["trigger_accuracy"] = accuracy(model, made.images, made.labels, amp)
-    return figures
 
 
 # ---- flags of train.py and of `utils.verify prepare` ----
@@ -243,12 +205,11 @@ def read_label_model(flags, data: Data, device="cpu"):
     return models.place(model.requires_grad_(False).eval(), device)
 
 
-def triggers_of_flags(flags, data: Data, device) -> tuple[TriggerSet, Images]:
-    """(trigger set, the validation images that are left) that parsed flags ask for; see `draw_triggers`."""
-    answer = None
-    if flags.label_model:
-        clean = read_label_model(flags, data, device)
-        answer = lambda images: predict(clean, images)
+def triggers_of_flags(flags, data: Data, clean=None) -> tuple[TriggerSet, Images]:
+    """(trigger set, the validation images that are left) that parsed flags ask for, see `draw_triggers`.
+
+    clean  the model of --label-model, None without one
+    """
     return draw_triggers(data.held_out, flags.num_query, flags.num_mixup, len(data.classes), flags.seed,
-                         flags.label_strategy, answer, flags.trigger_strategy or "random",
+                         flags.label_strategy, partial(predict, clean), flags.trigger_strategy or "random",
                          flags.label_choices or CHOICES)
