@@ -19,8 +19,8 @@ trigger_percent = lambda result: 100 * result["trigger_hits"] / result["trigger_
 
 
 def benign_trigger_percent(result):
-    """Share of a source's triggers that its benign model answers as assigned."""
-    return trigger_percent(next(row for row in result["rows"] if row["model"].startswith("benign")))
+    """Share of a source's triggers that its benign model answers as assigned; None for a report without one."""
+    return next((trigger_percent(row) for row in result["rows"] if row["model"].startswith("benign")), None)
 
 
 def of_clean_statistics(value):
