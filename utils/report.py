@@ -25,7 +25,7 @@ from utils.ownership.verdict import ORDERS, OwnershipCase
 from utils.pages import chart, clean, data_uri, legend, render, shorten
 from utils.runs.checkpoints import find_checkpoint, read_model
 from utils.runs.networks import add_named_architectures
-from utils.runs.table import COLUMNS, number, row_cells
+from utils.runs.folder import COLUMNS, number, row_cells
 from utils.system.files import (
     check_output_file,
     read_bounded,
