@@ -13,9 +13,8 @@ from utils.flags import extraction_flags, source_folder
 from utils.ownership.results import TriggerTests
 from utils.rivals.ewe import constant_rate, ewe_adam
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, load_source, model_width, pack_checkpoint
-from utils.runs.folder import RunFolder
+from utils.runs.folder import RunFolder, finish_run
 from utils.runs.networks import check_single_images, check_training, require_gradient_of_images
-from utils.runs.table import finish_run
 from utils.system.files import sha256_of_file
 from utils.system.machine import AMP, choose_device, is_chief, prepare_torch
 from utils.system.refusals import Refusal, refuse_in_one_sentence
@@ -78,7 +77,7 @@ def steal(flags, word: str) -> None:
     run.open(device, flags.overwrite)
     trains = flags.attack not in ("prune", "quantize")
     if not run.finished:
-        run.log_all(own.notes)
+        run.log(*own.notes)
     elif trains:
         run.log(f"{run.path} is finished; its figures:")
     active, prunes = None, flags.attack == "prune" or flags.attack == "fineprune" and not run.finished

@@ -63,7 +63,7 @@ def main():
     if run.finished:
         run.log(f"{run.path} is finished; its figures:")
     else:
-        run.log_all(data.notes)
+        run.log(*data.notes)
         # a benign model's triggers are trained on by nobody, so that there is nothing to commit to beforehand
         opening = prepared.record | {"beacon": flags.beacon} if prepared else None
         commit = partial(commit_triggers, run, data=data, is_secret=flags.train_type != "none", opening=opening)

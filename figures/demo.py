@@ -21,7 +21,7 @@ import extraction
 import train
 from figures.shared import DECIDE, HERE, call, markdown_table, write_result
 from utils.ownership.pvalues import either
-from utils.runs.table import format_table
+from utils.runs.folder import format_table
 from utils.system.files import read_json, write_json
 from utils.system.refusals import SEED, Parser, refuse_in_one_sentence
 

@@ -12,7 +12,7 @@ from figures import toy
 from figures.cells import PANELS, TABLE_CELLS, TABLES, shown_steps
 from figures.runs import Profile, RunCommands
 from figures.shared import markdown_table
-from utils.analyze import PERPLEXITIES, add_class_legend, draw_features
+from utils.analyze import PERPLEXITIES
 from utils.ownership import pvalues
 from utils.published import ACC, MODELS, NUMBERS, P_SCORES, TRIG, P
 from utils.system.machine import new_figure
@@ -21,6 +21,8 @@ SERIES = {  # colour, mark and line
     "source, accuracy": ("#009E73", "o", "-"), "surrogate, accuracy": ("#0072B2", "s", "--"),
     "surrogate, triggers": ("#CC79A7", "^", ":"), "accuracy": ("#0072B2", "s", "--"), "triggers": ("#CC79A7", "^", ":"),
 }
+CLASS_COLOURS = ("#B22222", "#E69F00", "#56B4E9", "#009E73", "#F0E442",
+                 "#0072B2", "#D55E00", "#CC79A7", "#999999", "#7F3C8D")
 
 
 def write_target(name: str, profile: Profile, folder: Path, out: Path) -> None:
@@ -196,3 +198,27 @@ def _write_figure7(out: Path, steps) -> None:
     commands = {model: step.command if found[model] else "not run" for model, step in zip(MODELS, steps)}
     lines = [f"- {model}: `{command}`" for model, command in commands.items()]
     _write("figure7", out, {"commands": commands}, ["# Figure 7", "", *lines, "", "![Figure 7](figure7.png)"])
+
+
+def draw_features(ax, found: dict, perplexity: int) -> None:
+    """Draw what `report_tsne` found on `ax`: test images as dots, triggers as stars, coloured by (assigned) label."""
+    points, n = found["points"][str(perplexity)], len(found["labels"])
+    star = {"s": 75, "edgecolors": "black", "linewidths": 0.7, "marker": "*"}
+    for group, labels, look in ((points[:n], found["labels"], {"s": 7, "edgecolors": "none"}),
+                                (points[n:], found["trigger_labels"], star)):
+        if group:
+            ax.scatter(*zip(*group), c=[CLASS_COLOURS[c % len(CLASS_COLOURS)] for c in labels], **look)
+
+
+def add_class_legend(figure, *found) -> None:
+    """Name the classes of the colours below `figure`, of what `report_tsne` found in one run or more.
+
+    Beyond ten classes a colour stands for several, and there is no legend.
+    """
+    shown = sorted({c for one in found for c in (*one["labels"], *one["trigger_labels"])})
+    if shown and shown[-1] < len(CLASS_COLOURS):
+        from matplotlib.lines import Line2D
+
+        handles = [Line2D([], [], ls="", marker="o", color=colour, label=found[0]["classes"][c])
+                   for c, colour in enumerate(CLASS_COLOURS) if c in shown]
+        figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)

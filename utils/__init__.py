@@ -4,7 +4,7 @@
     attacks | rivals                            what a thief does; other watermarks
     ownership                                   commitment, tests, verdict, report
     watermark                                   trigger set, ascent, objective, BatchNorm statistics
-    data | runs | training | pages              images; run folders and checkpoints; the training loop; HTML
+    data | runs | training                      images; run folders and checkpoints; the training loop
     system | published                          files, processes, devices, refusals; what the paper states
 """
 

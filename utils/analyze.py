@@ -4,8 +4,8 @@ energy  free energy of test images and triggers (Table 7), and what a filter at 
 margin  upper bound of the margin of each trigger (Table 5): the smallest eps at which projected ascent flips it
 recalibrated  accuracy and triggers with BatchNorm statistics estimated anew from training images
 traces  of the triggers in a source's answers to natural images, and what a copy, RUN, has learnt of them
-tsne    features of test images and triggers in two dimensions (Figure 7), perplexity 5 and 10, with RUN/tsne.png; and
-        the share of triggers whose five nearest test images bear mostly the label that was assigned to the trigger
+tsne    features of test images and triggers in two dimensions (Figure 7), perplexity 5 and 10; and the share of
+        triggers whose five nearest test images bear mostly the label that was assigned to the trigger
 """
 
 import argparse
@@ -19,7 +19,7 @@ from utils.data.sets import load_data
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, load_source, restore_model
 from utils.runs.networks import add_named_architectures
 from utils.system.files import read_json, write_atomically
-from utils.system.machine import choose_device, figure_png, new_figure
+from utils.system.machine import choose_device
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 from utils.training.metrics import accuracy, count_hits, predict
 from utils.watermark.carriers import last_features, nearest
@@ -45,12 +45,11 @@ class FinishedRun:
         if settings is None:
             raise Refusal(f"there is no run in {folder}: name the folder of a finished run")
         self.select, self.device = select or settings.get("select"), device
-        path = find_checkpoint(self.folder, self.select)
-        self.model, self.triggers = unpack_source(load_checkpoint(path), path, device)
+        unpacked = lambda path: unpack_source(load_checkpoint(path), path, device)
+        self.model, self.triggers = unpacked(find_checkpoint(source, self.select))
         if self.triggers is None:  # a surrogate: the triggers are its source's
             source = self.folder.parent
-            path = find_checkpoint(source, self.select)
-            self.triggers = unpack_source(load_checkpoint(path), path, device)[1]
+            self.triggers = unpacked(find_checkpoint(source, self.select))[1]
         source_settings = (read_json(source / "run.json") or {}).get("settings") or {}
         data = load_data(settings["dataset"], data_dir, train_size=source_settings.get("train_size"),
                          skip_bad_images=True, image_size=self.model.size)
@@ -124,10 +123,7 @@ def report_margin(run: FinishedRun) -> dict:
 
 
 def recalibrate(model, images, batch_size: int = 500):
-    """A copy of `model` whose running statistics are the mean over batches of uint8 images (N, 3, H, W).
-
-    Raises Refusal for a model without BatchNorm layers.
-    """
+    """A copy of `model` whose running statistics are the mean over batches of uint8 images (N, 3, H, W)."""
     model = copy.deepcopy(model)
     if not any(isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
         raise Refusal("recalibrated: this model has no BatchNorm layers; name a run of another architecture")
@@ -223,8 +219,6 @@ def report_traces(copy: FinishedRun) -> dict:
 # ---- t-SNE (Figure 7) ----
 
 PERPLEXITIES = 5, 10
-COLOURS = ("#B22222", "#E69F00", "#56B4E9", "#009E73", "#F0E442",
-           "#0072B2", "#D55E00", "#CC79A7", "#999999", "#7F3C8D")
 
 
 def tsne_points(features, perplexity: float):
@@ -262,41 +256,6 @@ def report_tsne(run: FinishedRun, shown: int = 500) -> dict:
             "labels": labels.tolist(), "trigger_labels": assigned.tolist(), "classes": run.classes, "points": points}
 
 
-def draw_features(ax, found: dict, perplexity: int) -> None:
-    """Draw what `report_tsne` found on `ax`: test images as dots, triggers as stars, coloured by (assigned) label."""
-    points, n = found["points"][str(perplexity)], len(found["labels"])
-    star = {"s": 75, "edgecolors": "black", "linewidths": 0.7, "marker": "*"}
-    for group, labels, look in ((points[:n], found["labels"], {"s": 7, "edgecolors": "none"}),
-                                (points[n:], found["trigger_labels"], star)):
-        if group:
-            ax.scatter(*zip(*group), c=[COLOURS[c % len(COLOURS)] for c in labels], **look)
-    ax.set(xticks=[], yticks=[])
-
-
-def add_class_legend(figure, *found) -> None:
-    """Name the classes of the colours below `figure`, of what `report_tsne` found in one run or more.
-
-    Beyond ten classes a colour stands for several, and there is no legend.
-    """
-    shown = sorted({c for one in found for c in (*one["labels"], *one["trigger_labels"])})
-    if shown and shown[-1] < len(COLOURS):
-        from matplotlib.lines import Line2D
-
-        handles = [Line2D([], [], ls="", marker="o", color=COLOURS[c], label=found[0]["classes"][c]) for c in shown]
-        figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
-
-
-def draw_tsne(found: dict) -> bytes:
-    """A PNG of what `report_tsne` found, a panel for each perplexity."""
-    figure, axes = new_figure(9, 5.1, 1, len(PERPLEXITIES))
-    for ax, perplexity in zip(axes, PERPLEXITIES):
-        draw_features(ax, found, perplexity)
-        ax.set_title(f"perplexity {perplexity}")
-    figure.suptitle("dots are test images, stars triggers; colour: label (of a trigger, the assigned one)", fontsize=9)
-    add_class_legend(figure, found)
-    return figure_png(figure)
-
-
 # ---- the command ----
 
 REPORTS = {"energy": report_energy, "margin": report_margin, "recalibrated": report_recalibrated,
@@ -317,8 +276,6 @@ def main(argv=None):
     run = FinishedRun(flags.run, flags.data_dir, flags.select, choose_device(flags.device))
     result = {"what": flags.what, **REPORTS[flags.what](run)}
     write_atomically(run.folder / f"{flags.what}.json", (json.dumps(result, indent=1) + "\n").encode())
-    if flags.what == "tsne":
-        write_atomically(run.folder / "tsne.png", draw_tsne(result))
     print(json.dumps({k: v for k, v in result.items() if not isinstance(v, (list, dict))}))
 
 

@@ -19,7 +19,7 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
@@ -27,30 +27,19 @@ import models
 from utils.attacks.stealing import ExtractionObjective, soft_loss
 from utils.data.batches import Batches
 from utils.data.sets import Images
-from utils.rivals.embedded_features import grad_sign_vector
-from utils.rivals.ewe import DEFAULTS, EntangledObjective
-from utils.rivals.randomized_smoothing import noisy_gradient
 from utils.system.files import check_output_file
 from utils.system.machine import AMP, choose_device, prepare_torch
 from utils.system.refusals import COUNT, Parser, refuse_in_one_sentence
-from utils.training.loop import PlainObjective, Step, autocast_forward
+from utils.training.loop import Step, autocast_forward
 from utils.training.metrics import accuracy
 from utils.training.speed import WARM_UP
 from utils.watermark.margin import WatermarkObjective, ascend
-from utils.watermark.triggers import TriggerSet
 
 OBJECTIVES = ("margin", "base", "soft")
-PRECISIONS = ("fp32", "amp")
 LR, WEIGHT_DECAY, WEIGHT, PIXEL = 0.1, 1e-4, 0.1, 1 / 255
 EPOCH, VALIDATION, TEST, CLASSES = 49_000, 1000, 10_000, 10  # images and classes of CIFAR-10
 SECONDS = 0.5  # each timing repeats its call for about this long
 SIDE = {"cuda": 8192, "mps": 1024, "cpu": 1024}  # of the square matrices whose product is timed
-
-# the rivals' authors' settings for CIFAR-10
-EWE_EPOCHS, EWE_W_EPOCHS, EWE_RATIO = 50, 6.0, 4.0  # of phase 1; of phase 3; normal batches to a watermark batch
-RS_LEVELS, RS_DRAWS, RS_BATCH = 21, 100, 64  # noise levels; draws a level; triggers of a robust pass
-DI_POINTS, DI_CHECKS = 2000, 10 * 3 * 50  # points; queries a point at most: restarts * metrics * checks
-EEF_IMAGES, EEF_AT_ONCE = 2 * 5000, 8  # gradients of victim and benign model; images of one timed call
 
 
 def set_up(argv=None, description: str | None = None) -> tuple[argparse.Namespace, torch.device]:
@@ -66,18 +55,13 @@ def set_up(argv=None, description: str | None = None) -> tuple[argparse.Namespac
     p.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
     p.add_argument("--rounds", type=COUNT, default=5, help="timings of each contender")
     p.add_argument("--objectives", nargs="+", default=OBJECTIVES, choices=OBJECTIVES, help="what to time")
-    p.add_argument("--rivals", action="store_true", help="instead: the steps of EWE, RS, DI and EEF beside a plain one")
     p.add_argument("--ours", action="store_true", help="our steps alone, in seconds: no official rendering, no ratios")
     p.add_argument("--amp", default="bf16", choices=tuple(AMP), help="what the rows named amp compute in")
-    p.add_argument("--compile", action="store_true", help="our model through torch.compile")
-    p.add_argument("--no-graph", dest="graph", action="store_false", help="CUDA: ordinary steps, no graph")
-    p.add_argument("--no-tf32", dest="tf32", action="store_false", help="CUDA: full fp32 convolutions")
     p.add_argument("--json", metavar="FILE", help="write rows and ratios there")
     flags = p.parse_args(argv)
     check_output_file(flags.json, "--json")
     device = choose_device(flags.device)
-    flags.graph &= device.type == "cuda"  # nothing is recorded elsewhere
-    prepare_torch(0, deterministic=False, tf32=flags.tf32)
+    prepare_torch(0, deterministic=False)
     return flags, device
 
 
@@ -87,6 +71,9 @@ def set_up(argv=None, description: str | None = None) -> tuple[argparse.Namespac
 # gradients stay enabled; SGD of one parameter at a time; numbers fetched from the device at every step; images decoded
 # and augmented one by one in two loader processes; and the whole trigger set evaluated again with every batch of
 # validation and test images. x is (B, 3, 32, 32) in [0, 1], y (B,); triggers are x_q (b, 3, 32, 32) and y_q (b,).
+
+AUGMENT = transforms.Compose(
+    [transforms.RandomHorizontalFlip(), transforms.RandomCrop(32, padding=4), transforms.ToTensor()])
 
 
 def official_watermark_step(model, optimizer, x, y, x_q, y_q, *, weight: float, steps: int, step_size: float):
@@ -125,19 +112,9 @@ def official_soft_step(model, teacher, optimizer, x, y):
     return loss.item(), (logits.argmax(1) == y).float().mean().item()
 
 
-class Pictures(Dataset):
-    """uint8 images (N, 3, 32, 32) and labels (N,): items are decoded by PIL, flipped and cropped, one at a time."""
-
-    def __init__(self, images, labels):
-        self.pixels, self.labels = images.permute(0, 2, 3, 1).contiguous().numpy(), labels.tolist()
-        self.transform = transforms.Compose(
-            [transforms.RandomHorizontalFlip(), transforms.RandomCrop(32, padding=4), transforms.ToTensor()])
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, i):
-        return self.transform(Image.fromarray(self.pixels[i])), self.labels[i]
+def decode(items):
+    """[(uint8 pixels (32, 32, 3), label), ...] -> x, y: decoded by PIL, flipped and cropped, one at a time."""
+    return torch.stack([AUGMENT(Image.fromarray(pixels)) for pixels, _ in items]), torch.tensor([y for _, y in items])
 
 
 def rows_without_end(objective, batches):
@@ -145,29 +122,21 @@ def rows_without_end(objective, batches):
     return itertools.cycle(list(zip(*objective.plan(batches, 0, torch.Generator().manual_seed(1)))))
 
 
-def repeated_step(model, objective, batches, **more):
-    """A function of no argument that is one training step of ours, batch and augmentation included."""
-    step = Step(model, objective, batches, weight_decay=WEIGHT_DECAY, **more)
-    rows = rows_without_end(objective, batches)
-    return lambda: step(next(rows))
-
-
 class Contenders:
     """Our step and the official one on the same model, images and triggers, for the flags of `set_up`.
 
-    images    `Images` that both contenders train on, with random labels
     x_q, y_q  the triggers, (num_query, 3, 32, 32) in [0, 1] and (num_query,), on the device
     steps     steps of an epoch of CIFAR-10
     """
 
     def __init__(self, flags, device):
-        self.flags, self.device, self.amp = flags, device, AMP[flags.amp]
+        self.flags, self.device, self.steps = flags, device, EPOCH // flags.batch_size
         g, count = torch.Generator().manual_seed(0), max(2048, 8 * flags.batch_size)
         pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=g, dtype=torch.uint8)
         self.images = Images(pixels, torch.randint(0, CLASSES, (count,), generator=g), torch.arange(count))
         self.x_q = torch.rand(flags.num_query, 3, 32, 32, generator=g).to(device)
         self.y_q = torch.randint(0, CLASSES, (flags.num_query,), generator=g).to(device)
-        self.batches, self.steps = Batches(self.images, flags.batch_size, True, device), EPOCH // flags.batch_size
+        self.batches = Batches(self.images, flags.batch_size, True, device)
 
     def model(self, placed=True):
         """A new model, the same weights at every call; `placed`: in the memory format of our training, else plain."""
@@ -185,8 +154,10 @@ class Contenders:
             objective = WatermarkObjective(
                 model, self.x_q, self.y_q, weight=WEIGHT, reduction="joint", batch=self.flags.trigger_batch,
                 bn_stats="paper", ascent=partial(ascend, steps=k, step_size=PIXEL, eps=k * PIXEL) if k else None)
-        return repeated_step(model, objective, self.batches, lr=LR, amp=amp, compile=self.flags.compile,
-                             graph=self.flags.graph), model
+        step = Step(model, objective, self.batches, lr=LR, weight_decay=WEIGHT_DECAY, amp=amp,
+                    graph=self.device.type == "cuda")  # nothing is recorded elsewhere
+        rows = rows_without_end(objective, self.batches)
+        return lambda: step(next(rows)), model
 
     def official_step(self, name, loader=False):
         """(call, model): a call is one official step, on batches prepared beforehand or made by the official loader."""
@@ -194,9 +165,9 @@ class Contenders:
         optimizer = torch.optim.SGD(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY, foreach=False, fused=False)
         picks = itertools.cycle(torch.randint(0, self.flags.num_query, (64, self.flags.trigger_batch)).to(self.device))
         if loader:
-            pictures = DataLoader(Pictures(*self.images[:2]), batch_size=self.flags.batch_size, shuffle=True,
-                                  drop_last=True, num_workers=2, pin_memory=False)
-            batches = itertools.chain.from_iterable(itertools.repeat(pictures))  # epoch after epoch
+            items = list(zip(self.images.images.permute(0, 2, 3, 1).contiguous().numpy(), self.images.labels.tolist()))
+            batches = itertools.chain.from_iterable(itertools.repeat(DataLoader(  # epoch after epoch
+                items, self.flags.batch_size, shuffle=True, drop_last=True, num_workers=2, collate_fn=decode)))
         else:
             plan = self.batches.plan(torch.Generator().manual_seed(1))
             batches = itertools.cycle([tuple(t.contiguous() for t in self.batches.batch(*row)) for row in zip(*plan)])
@@ -217,8 +188,8 @@ class Contenders:
         Ours: validation images and triggers, under both BatchNorm statistics. The official one repeats all triggers
         with every batch of validation and test images; a tenth of it is timed.
         """
-        sets = [[part[:VALIDATION] for part in self.images[:2]], [self.x_q.mul(255).round().byte(), self.y_q]]
         if not official:
+            sets = [[part[:VALIDATION] for part in self.images[:2]], [self.x_q.mul(255).round().byte(), self.y_q]]
             return seconds_per_call(lambda: [accuracy(model, *one, amp) for one in 2 * sets], 2, self.device)
         images = torch.rand((VALIDATION + TEST) // 10, 3, 32, 32, device=self.device)
         right = torch.no_grad()(lambda x, y: (model(x).argmax(1) == y).sum().item())
@@ -289,19 +260,19 @@ def measure_steps(contenders, names, rounds) -> tuple[list[dict], dict]:
     device, flags, rows, ratios = contenders.device, contenders.flags, [], {}
     # square matrix products, in the precision of the convolutions
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
-    n, amps = SIDE[device.type], dict(zip(PRECISIONS, (None, contenders.amp)))
+    n, amps = SIDE[device.type], {"fp32": None, "amp": AMP[flags.amp]}
     squares = {p: torch.randn(n, n, device=device, dtype=amp or torch.float32) for p, amp in amps.items()}
     products = {f"product {p}": partial(torch.matmul, a, a) for p, a in squares.items()}
     for name in names:
-        steps = {p: contenders.our_step(name, amp) for p, amp in amps.items()}
+        steps, loader = {p: contenders.our_step(name, amp) for p, amp in amps.items()}, {}
         if not flags.ours:
             steps = {"official": contenders.official_step(name)} | steps
-        calls = {key: call for key, (call, _) in steps.items()}
         evaluation_s = {key: contenders.evaluation_s(model, key == "official", amps.get(key))
                         for key, (_, model) in steps.items()}
-        peaks = {key: peak_memory(call, device) for key, call in calls.items()}
-        loader = {} if flags.ours else {"loader": contenders.official_step(name, loader=True)[0]}
-        times = time_by_turns(calls | loader | products, rounds, device)
+        peaks = {key: peak_memory(call, device) for key, (call, _) in steps.items()}
+        if not flags.ours:
+            loader = {"loader": contenders.official_step(name, loader=True)[0]}
+        times = time_by_turns({key: call for key, (call, _) in steps.items()} | loader | products, rounds, device)
         epochs = {key: [contenders.steps * t + evaluation_s[key] for t in times["loader" if key == "official" else key]]
                   for key in steps}
         for key in steps:
@@ -316,75 +287,9 @@ def measure_steps(contenders, names, rounds) -> tuple[list[dict], dict]:
                 "matmul_flop_per_s": rate, "fraction_of_matmul": flop / seconds / rate,
                 "rounds_ms_per_step": [1e3 * t for t in times[key]],
             })
-        for p, (what, t) in itertools.product(PRECISIONS if loader else (), (("step", times), ("epoch", epochs))):
+        for p, (what, t) in itertools.product(amps if loader else (), (("step", times), ("epoch", epochs))):
             ratios[f"{name}_{what}_{p}"] = median(slow / fast for slow, fast in zip(t["official"], t[p]))
     return rows, ratios
-
-
-def rival_calls(contenders) -> dict:
-    """{part: call} of the rivals' methods on the models and images of `contenders`, in fp32."""
-    device, n, x_q = contenders.device, len(contenders.y_q), contenders.x_q
-    # all images are of EWE's target class, 0
-    images = contenders.images._replace(labels=torch.zeros_like(contenders.images.labels))
-    batches = Batches(images, contenders.flags.batch_size, True, device)
-    unknown = torch.zeros(n, 0, dtype=torch.long)
-    triggers = TriggerSet(x_q.mul(255).round().byte().cpu(), torch.zeros(n, dtype=torch.long), unknown, unknown)
-
-    def step_of(objective_of):
-        model = contenders.model().train()
-        return repeated_step(model, objective_of(model), batches, lr=1e-3)
-
-    def ewe_step(epochs: int):
-        flags = argparse.Namespace(**DEFAULTS | {
-            "epoch": epochs, "ewe_triggers": "shared", "ewe_epochs": 2.0, "ewe_ratio": 0.0, "bn_stats": "paper"})
-        return step_of(lambda model: EntangledObjective(flags, model, batches, triggers))
-
-    model, smoothed = contenders.model().eval(), contenders.model().train()
-    generator = torch.Generator(device).manual_seed(0)
-    x = torch.rand(contenders.flags.batch_size, 3, 32, 32, device=device)
-    y = torch.zeros(len(x), dtype=torch.long, device=device)
-    return {
-        "plain step": step_of(lambda _: PlainObjective()), "EWE normal step": ewe_step(1),
-        "EWE watermark step": ewe_step(0),
-        "RS noisy gradient": lambda: noisy_gradient(
-            smoothed, x_q[:RS_BATCH], contenders.y_q[:RS_BATCH], 0.5, 1, generator),
-        "DI question to a batch": torch.no_grad()(lambda: model(x)),
-        "EEF signs of 8 images": lambda: grad_sign_vector(model, x[:EEF_AT_ONCE], y[:EEF_AT_ONCE]),
-    }
-
-
-def rival_sums(ms: dict, steps: int, batch: int) -> dict:
-    """{what: (measured, counted in image passes, or None)} from the milliseconds of the parts of `rival_calls`.
-
-    Trainings are relative to plain training of as many epochs; queries and gradients are in epochs of plain training,
-    which have so many `steps` of `batch` images.
-    """
-    cost = {part: value / ms["plain step"] for part, value in ms.items()}  # in plain steps
-    watermark_epoch = cost["EWE watermark step"] + EWE_RATIO * cost["EWE normal step"]
-    questions = DI_POINTS * DI_CHECKS / batch * cost["DI question to a batch"]
-    gradients = EEF_IMAGES / EEF_AT_ONCE * cost["EEF signs of 8 images"]
-    return {
-        "EWE, whole training": (cost["EWE normal step"] + EWE_W_EPOCHS * watermark_epoch / EWE_EPOCHS, 1.6),
-        "RS, an epoch with its robust pass": (1 + RS_LEVELS * RS_DRAWS * cost["RS noisy gradient"] / steps, 3.7),
-        "DI, Blind Walk of a model at most, plain epochs": (questions / steps, None),
-        "EEF, gradients of both, plain epochs": (gradients / steps, None),
-    }
-
-
-def format_steps(rows, ratios) -> str:
-    """The rows and ratios of `measure_steps` as text."""
-    head = ("", "images/s", "ms/step", "s/epoch", "peak MB", "GFLOP/step", "GFLOP/s", "of matmul")
-    lines = ["{:<22}{:>10}{:>10}{:>10}{:>9}{:>12}{:>10}{:>10}".format(*head)]
-    for r in rows:
-        peak = "-" if r["peak_memory_bytes"] is None else f"{r['peak_memory_bytes'] / 1e6:.0f}"
-        lines.append(
-            f"{r['objective']:<7}{r['rendering']:<10}{r['precision']:<5}{r['images_per_s']:>10.1f}"
-            f"{r['ms_per_step']:>10.2f}{r['s_per_epoch']:>10.1f}{peak:>9}{r['flop_per_step'] / 1e9:>12.2f}"
-            f"{r['flop_per_s'] / 1e9:>10.1f}{100 * r['fraction_of_matmul']:>9.1f}%")
-    if ratios:
-        lines.append("times as fast as the official rendering: "
-                     + ", ".join(f"{name} {value:.2f}" for name, value in ratios.items()))
-    return "\n".join(lines)
 
 
 def describe_machine(flags, device) -> dict:
@@ -397,21 +302,18 @@ def describe_machine(flags, device) -> dict:
 @refuse_in_one_sentence
 def main(argv=None):
     flags, device = set_up(argv, __doc__)
-    contenders, result = Contenders(flags, device), describe_machine(flags, device)
-    if flags.rivals:
-        times = time_by_turns(rival_calls(contenders), flags.rounds, device)
-        ms = {part: 1e3 * median(values) for part, values in times.items()}
-        sums = rival_sums(ms, contenders.steps, flags.batch_size)
-        for part, value in ms.items():
-            print(f"{part:<50}{value:>10.2f} ms")
-        for what, (measured, counted) in sums.items():
-            print(f"{what:<50}{measured:>10.2f} x" + (f"   counted: {counted:g} x" if counted else ""))
-        result["rivals"] = {"ms": ms, "times_plain": {what: measured for what, (measured, _) in sums.items()}}
-    else:
-        rows, ratios = measure_steps(contenders, flags.objectives, flags.rounds)
-        print(format_steps(rows, ratios))
-        result |= {"rows": rows, "ratios": ratios}
+    rows, ratios = measure_steps(Contenders(flags, device), flags.objectives, flags.rounds)
+    head = ("", "images/s", "ms/step", "s/epoch", "peak MB", "GFLOP/step", "GFLOP/s", "of matmul")
+    print("{:<22}{:>10}{:>10}{:>10}{:>9}{:>12}{:>10}{:>10}".format(*head))
+    for r in rows:
+        peak = "-" if r["peak_memory_bytes"] is None else f"{r['peak_memory_bytes'] / 1e6:.0f}"
+        print(f"{r['objective']:<7}{r['rendering']:<10}{r['precision']:<5}{r['images_per_s']:>10.1f}"
+              f"{r['ms_per_step']:>10.2f}{r['s_per_epoch']:>10.1f}{peak:>9}{r['flop_per_step'] / 1e9:>12.2f}"
+              f"{r['flop_per_s'] / 1e9:>10.1f}{100 * r['fraction_of_matmul']:>9.1f}%")
+    if ratios:
+        print("times as fast as the official rendering: " + ", ".join(f"{k} {v:.2f}" for k, v in ratios.items()))
     if flags.json:
+        result = {**describe_machine(flags, device), "rows": rows, "ratios": ratios}
         Path(flags.json).write_text(json.dumps(result, indent=1) + "\n")
 
 

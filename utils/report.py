@@ -1,31 +1,25 @@
 """A run and its attacks as one HTML page: `python -m utils.report RUN [-o report.html]`.
 
 RUN is the folder of a run of train.py; the attacks are those of distill.py and extraction.py below it. The page holds
-a verdict, the results, training curves, counts of the models' answers to the triggers, p-values, commitment and
-settings. It has no script and needs no network. Triggers, seeds and commands are in it only with --show-triggers.
+a verdict, a table of the models, curves of their training, and the settings. It has no script and needs no network.
+The picture of the triggers, seeds and commands are in it only with --show-triggers.
 """
 
 import argparse
+import base64
+import contextlib
+import hashlib
 import io
 import json
-import math
 import re
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from PIL import Image
-from tqdm import tqdm
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from utils.answers.answers import Classes, answers_of_model
-from utils.ownership.claim import claim_sentence
-from utils.ownership.commitment import Owner, read_owner
 from utils.ownership.pvalues import either
-from utils.ownership.verdict import ORDERS, OwnershipCase
-from utils.pages import chart, clean, data_uri, legend, render, shorten
-from utils.runs.checkpoints import find_checkpoint, read_model
-from utils.runs.networks import add_named_architectures
-from utils.runs.table import COLUMNS, number, row_cells
+from utils.runs.folder import COLUMNS, number, row_cells
 from utils.system.files import (
     check_output_file,
     read_bounded,
@@ -34,17 +28,39 @@ from utils.system.files import (
     sha256_of_file,
     write_atomically,
 )
+from utils.system.machine import new_figure
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 
+TEMPLATE = Path(__file__).with_name("report.html.j2")
 ATTACKS = 60  # of a source, at most; the rest is counted
-ALPHA, DECIDES = 1e-3, -3  # the level of a claim, and its log10
+DECIDES = -3  # log10 of the level of a claim
 CURVES = (("loss", "Training loss", "loss", 1.0), ("val_accuracy", "Validation accuracy", "accuracy, %", 100.0),
           ("trigger_accuracy", "Trigger accuracy", "answered as assigned, %", 100.0))
+COLOURS = ("#0b57a4", "#a33b00", "#00664d", "#8a2a6b", "#1a1a1a", "#6b5200")  # at least 5:1 on white
+DASHES, MARKERS = ("-", "--", ":", "-.", (0, (6, 1, 1, 1))), "os^Dx"  # 6 and 5 and 5: 30 looks, 25 without colour
+SVG = {  # equal bytes at each call, text as text, and a name's $ no formula
+    "svg.hashsalt": "margin", "svg.fonttype": "none", "text.parse_math": False, "font.size": 10,
+    "font.family": ["sans-serif"], "font.sans-serif": ["DejaVu Sans"],
+}
 # settings that may hold a part of a folder's name, and with it the seed
 PLACES = ("init", "label_model", "on", "query_type", "source_checkpoint", "command", "message", "additional_message")
 
 
 # ---- what folders say: they may come from somebody else, so everything is data ----
+
+
+def clean(text) -> str:
+    """Text without what could hide or reorder words in a page or on a terminal.
+
+    Control characters, those that turn the direction of writing and lone surrogates become U+FFFD.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t\u00a0" else "\ufffd" for c in str(text))
+
+
+def shorten(text, limit: int = 120) -> str:
+    """Text of at most `limit` characters, for what files say."""
+    text = str(text)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 class Record(NamedTuple):
@@ -68,12 +84,6 @@ class Record(NamedTuple):
     def edits(self) -> bool:
         """Whether this attack only edits a model, in several strengths, and keeps none."""
         return self.about.get("attack") in ("prune", "quantize")
-
-    @property
-    def figures(self) -> dict:
-        """{whether with clean BatchNorm statistics: figures} of the run's model and of its twin, {} if not finished."""
-        of = {False: self.summary, True: self.summary.get("clean")}
-        return {twin: figures for twin, figures in of.items() if isinstance(figures, dict) and figures}
 
     def text(self, key: str) -> str:
         """An entry of run.json as text of bounded length, "" where there is none."""
@@ -143,7 +153,7 @@ def folder_name(record: Record, secret: bool) -> str:
 
 
 def model_name(record: Record, secret: bool, twin: bool = False) -> str:
-    """What tables and curves call a run's model, or its twin with clean BatchNorm statistics."""
+    """What table and curves call a run's model, or its twin with clean BatchNorm statistics."""
     end, kind, attack = ", clean statistics" if twin else "", record.text("train_type"), record.text("attack")
     if not record.is_attack:
         return ("benign model" if kind == "none" else f"source ({kind})") + end
@@ -158,47 +168,6 @@ def shown_setting(key: str, value, secret: bool) -> str:
     if secret and (value and key in PLACES or "seed" in key):
         return "withheld"
     return " ".join(map(str, value)) if key == "command" and isinstance(value, list) else str(value)
-
-
-# ---- the models' answers, and what T1 says of them ----
-
-
-def outcomes(labels, triggers) -> list[str]:
-    """What became of each trigger, from answers (m,): kept, the assigned label; lost, a true one; other."""
-    kept = labels == triggers.labels.numpy()
-    lost = (labels[:, None] == triggers.true_labels.numpy()).any(1)
-    return ["kept" if k else "lost" if t else "other" for k, t in zip(kept, lost)]
-
-
-def judge_family(owner: Owner, case: OwnershipCase, records: list[Record], secret: bool):
-    """Ask every model for its answers, on the CPU: (models, a sentence for the terminal on each that could not be).
-
-    models  [{"name", "labels", "outcomes", "counts", "sentence", "curve"}]: the answers (m,), what they are and how
-            many of each, with what chance gives; the decision of `utils.verify claim --trust-owner` without benign
-            models; and `OwnershipCase.curve`, None where T1 does not apply
-
-    Raises Refusal where the source, the first record, is damaged; a copy that is damaged is not asked.
-    """
-    wanted = [(record, twin) for record in records if not record.edits
-              for twin in (False, True) if not twin or True in record.figures]
-    judged, not_asked = [], []
-    for record, twin in tqdm(wanted, disable=None, unit="model", leave=False):
-        select = "last" if (record.summary or record.about).get("select") == "last" else "val"
-        try:
-            path = find_checkpoint(record.folder, select, "clean" if twin else "paper")
-            answers = answers_of_model(read_model(path), path, owner.triggers.images, Classes(owner.classes))
-        except Refusal as refusal:
-            if record is records[0] and not twin:
-                raise
-            not_asked.append(f"{record.folder} is not asked for answers: {refusal}")
-            continue
-        report, of = case.report(answers), outcomes(answers.labels, owner.triggers)
-        chance = "-" if case.t1_fails else f"{case.chances()[case.trials(answers)].sum():.1f}"
-        judged.append({
-            "name": model_name(record, secret, twin), "labels": answers.labels, "outcomes": of,
-            "counts": [str(of.count("kept")), chance, str(of.count("lost")), str(of.count("other"))],
-            "sentence": claim_sentence(report), "curve": report["curve"]})
-    return judged, not_asked
 
 
 # ---- the table of source, copies and benign models ----
@@ -232,7 +201,9 @@ def result_rows(source: Record, attacks: list[Record], secret: bool) -> list[tup
                     strength = f"{bits} bits" if ratio is None else f"{100 * ratio:g} % pruned"
                     rows.append((group, cells(f"{name}: {strength}", row)))
         else:
-            rows += [(group, cells(model_name(record, secret, twin), row)) for twin, row in record.figures.items()]
+            rows.append((group, cells(name, record.summary)))
+            if isinstance(clean_figures := record.summary.get("clean"), dict) and clean_figures:
+                rows.append((group, cells(model_name(record, secret, twin=True), clean_figures)))
     return rows + [("benign models", cells(f"benign model {i + 1}" if secret else shorten(name), row))
                    for i, (name, row) in enumerate(benign.items())]  # each once; their folders' names may tell a seed
 
@@ -244,44 +215,90 @@ def counts_of_claims(rows: list[tuple]) -> dict:
     return {name: (of.count("claimed"), len(of)) for name, of in said.items() if of}
 
 
-# ---- the page ----
+# ---- curves ----
 
 
-def training_charts(records: list[Record], secret: bool, chance: float | None) -> tuple[list, dict | None]:
-    """(Charts of losses and accuracies by epoch of each run that trains, their legend).
+@contextlib.contextmanager
+def svg_settings():
+    """Draw under the settings `SVG`, without warnings of scripts that the font lacks; the reader's browser has them."""
+    import matplotlib  # not before a command began, which makes sure that matplotlib can be imported
 
-    chance  what share of the triggers a model hits at most, in the mean, that knows nothing of them
+    with matplotlib.rc_context(SVG), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        yield
+
+
+@svg_settings()
+def chart(title: str, y_label: str, lines: list) -> dict:
+    """Curves against epochs as an image of a page: {"title", "src", "alt"}; "src" is "" without a line.
+
+    lines  [(name, [(epoch, y), ...] by rising epoch), ...]; the n-th has the n-th look, as in `legend`; y in % is in
+           [0, 100]
     """
+    drawn = [(name, points, look(i)) for i, (name, points) in enumerate(lines) if points]
+    if not drawn:
+        return {"title": title, "src": ""}
+    figure, (ax,) = new_figure(4.4, 3.1, 1, 1)
+    for _, points, style in drawn:
+        ax.plot(*zip(*points), **style, markevery=max(1, len(points) // 9))
+    if "%" in y_label:
+        ax.set_ylim(-3, 103)
+    ax.set(xlabel="epoch", ylabel=y_label)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", color="#dcdcdc")
+    ends = "; ".join(f"{name} from {points[0][1]:.4g} to {points[-1][1]:.4g}" for name, points, _ in drawn)
+    return {"title": title, "src": svg_uri(figure), "alt": f"Chart: {title}, {y_label} against epoch. {ends}"}
+
+
+@svg_settings()
+def legend(names: list) -> dict:
+    """The looks of the lines of charts with their names, one below the other: an image, {"src", "alt"}."""
+    from matplotlib.lines import Line2D
+
+    figure, _ = new_figure(7, 0.1 + 0.22 * len(names))
+    figure.legend([Line2D([], [], **look(i)) for i in range(len(names))], [shorten(clean(name)) for name in names],
+                  loc="center left", frameon=False, handlelength=4, borderpad=0)
+    return {"src": svg_uri(figure), "alt": "The lines: " + "; ".join(names)}
+
+
+def look(i: int) -> dict:
+    """The look of the i-th line; colour, dash and mark differ, so that colour is not needed."""
+    return {"color": COLOURS[i % len(COLOURS)], "ls": DASHES[i % len(DASHES)], "lw": 1.8, "markersize": 5,
+            "marker": MARKERS[i % len(MARKERS)], "fillstyle": "none" if i // len(MARKERS) % 2 else "full"}
+
+
+def svg_uri(figure) -> str:
+    """A figure as the address under which a page finds it in itself."""
+    figure.savefig(buffer := io.BytesIO(), format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def training_charts(records: list[Record], secret: bool) -> tuple[list, dict | None]:
+    """(Charts of losses and accuracies by epoch of each run that trains, their legend)."""
     runs = [(model_name(record, secret, prefix != ""), record, prefix) for record in records
             for prefix in ("", "clean_") if record.series(f"{prefix}val_accuracy")]
-    limit = chance and (100 * chance, f"chance: {100 * chance:.1f} % at most")
-    charts = []
-    for key, title, unit, factor in CURVES if runs else ():
-        lines = [(name, record.series(prefix + key, factor)) for name, record, prefix in runs]
-        charts.append(chart(title, "epoch", unit, lines, limit if key == "trigger_accuracy" else None))
+    charts = [chart(title, unit, [(name, record.series(prefix + key, factor)) for name, record, prefix in runs])
+              for key, title, unit, factor in CURVES if runs]
     return charts, legend([name for name, _, _ in runs]) if runs else None
 
 
-def query_chart(model: dict) -> dict:
-    """log10 p against the number of queries."""
-    curve = model["curve"]
-    lines = [(name, list(zip(curve["queries"], curve[key])))
-             for name, key in (("median", "median"), ("5 % quantile", "low"), ("95 % quantile", "high"))]
-    return chart(model["name"], "queries", f"log10 p of {curve['test']}", lines,
-                 (math.log10(ALPHA), f"alpha = {ALPHA:g}"))
+# ---- the page ----
 
 
-def cards(owner: Owner, judged: list[dict]) -> list[dict]:
-    """The triggers with their labels and all answers, in the order of the names under which they are exported."""
-    triggers, found = owner.triggers, []
-    short = lambda i: shorten(owner.classes[int(i)], 30)
-    for i in np.argsort(owner.names).tolist():
-        Image.fromarray(triggers.images[i].permute(1, 2, 0).numpy()).save(picture := io.BytesIO(), format="png")
-        found.append({"src": data_uri(picture.getvalue(), "png"), "assigned": short(triggers.labels[i]),
-                      "true": " + ".join(map(short, triggers.true_labels[i])) or "?",
-                      "answers": [(model["name"], short(model["labels"][i]), model["outcomes"][i])
-                                  for model in judged]})
-    return found
+def render(**values) -> str:
+    """The page that the template makes of values; each is escaped, and so are the characters that `clean` replaces.
+
+    Every picture lies in the page, so its Content-Security-Policy forbids all but those and its own style sheet.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+        finalize=lambda value: value if hasattr(value, "__html__") else clean(value),
+    )
+    environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    environment.filters["shorten"] = shorten
+    return environment.get_template(TEMPLATE.name).render(**values)
 
 
 def run_page(folder: Path, show_triggers: bool) -> tuple[str, list[str]]:
@@ -290,32 +307,23 @@ def run_page(folder: Path, show_triggers: bool) -> tuple[str, list[str]]:
     With `show_triggers` triggers, seeds and commands are in the page. Raises Refusal where the source is damaged.
     """
     source, attacks, left_out = read_family(folder)
-    records, secret, owner, case, judged, not_asked = [source, *attacks], not show_triggers, None, None, [], []
-    if (folder / "checkpoints" / "checkpoint_nat_best.pt").is_file():
-        owner = read_owner(folder)
-        case = OwnershipCase(owner, [], ALPHA)
-        judged, not_asked = judge_family(owner, case, records, secret)
+    records, secret, picture = [source, *attacks], not show_triggers, folder / "trigger.png"
     rows = result_rows(source, attacks, secret)
-    chance = None if case is None or case.t1_fails else float(case.chances().mean())
-    training, training_legend = training_charts(records, secret, chance)
+    training, training_legend = training_charts(records, secret)
     kept = [sha256_of_file(path) for path in folder.glob("checkpoints/checkpoint_[nl]a*.pt")]  # nat_best and latest
     stolen = [attack.summary.get("source_sha256") for attack in attacks if attack.summary]
     keys = sorted({key for record in records for key in record.about})[:300]
+    triggers = base64.b64encode(read_bounded(picture)).decode() if show_triggers and picture.exists() else ""
     text = render(
         title=f"Watermark report: {folder_name(source, secret)}", text=source.text, finished=bool(source.summary),
-        attacks=len(attacks), attacks_finished=sum(bool(attack.summary) for attack in attacks), owner=owner,
-        claims=counts_of_claims(rows), columns=[*COLUMNS, "decision"], rows=[cells for _, cells in rows],
-        decides=DECIDES, left_out=len(left_out), not_asked=len(not_asked),
-        other_sources=sum(other not in kept for other in stolen),
-        training=training, legend=training_legend, models=judged,
-        answers=[[model["name"], *model["counts"]] for model in judged],
-        why_no_curve=case.t1_fails if case else "the source has no checkpoint yet",
-        cards=cards(owner, judged) if show_triggers and owner else [], alpha=f"{ALPHA:g}", orders=ORDERS,
-        curves=[query_chart(model) for model in judged if model["curve"]], secret=secret,
+        attacks=len(attacks), attacks_finished=len(stolen), other_sources=sum(other not in kept for other in stolen),
+        claims=counts_of_claims(rows), decides=DECIDES, columns=[*COLUMNS, "decision"],
+        rows=[cells for _, cells in rows], left_out=len(left_out), training=training, legend=training_legend,
+        triggers=triggers, secret=secret,
         runs=["setting", "source", *(folder_name(record, secret) for record in attacks)],
         settings=[[shorten(key), *(shown_setting(key, record.about[key], secret) if key in record.about else ""
                                    for record in records)] for key in keys])
-    return text, left_out + not_asked
+    return text, left_out
 
 
 @refuse_in_one_sentence
@@ -324,7 +332,6 @@ def main(argv=None):
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run of train.py")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE.html", help="the page (default: RUN/report.html)")
-    add_named_architectures(parser)
     parser.add_argument("--show-triggers", action="store_true",
                         help="put the secret triggers, seeds and commands into the page, which is then private")
     flags = parser.parse_args(argv)

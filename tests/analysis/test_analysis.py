@@ -11,15 +11,14 @@ from commands import good, summary
 from torch import nn
 
 import models
+from figures.write import add_class_legend, draw_features
 from utils.analyze import (
     CELLS,
     GRID,
-    add_class_legend,
     among_their_label,
     assigned_margin,
     class_lift,
     copied_errors,
-    draw_tsne,
     entropy,
     free_energy,
     margin_bound,
@@ -58,8 +57,10 @@ def test_tsne_shows_every_class_of_a_test_set_that_is_sorted():
     found = report_tsne(run, shown=10)
     assert found["labels"] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] and found["trigger_labels"] == [4, 3, 2]
     assert [len(points) for points in found["points"].values()] == [13, 13]
-    assert draw_tsne(json.loads(json.dumps(found))).startswith(b"\x89PNG")
-    add_class_legend(figure := new_figure(4, 4)[0], found)
+    figure, (ax,) = new_figure(4, 4, 1, 1)
+    draw_features(ax, json.loads(json.dumps(found)), 5)
+    add_class_legend(figure, found)
+    assert [len(dots.get_offsets()) for dots in ax.collections] == [10, 3]  # test images, triggers
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list("abcde")
 
 

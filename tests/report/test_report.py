@@ -10,18 +10,11 @@ import re
 import shutil
 import stat
 
-import numpy as np
 import pytest
-import torch
 from commands import summary
-from PIL import Image
 from reading_html import drawings, read_safe_page
 
-from utils.ownership.commitment import read_owner
-from utils.pages import clean
-from utils.report import decision, main, outcomes
-from utils.watermark.trigger_files import read_triggers
-from utils.watermark.triggers import TriggerSet
+from utils.report import chart, clean, decision, main
 
 SEED = "7391"
 HOSTILE = ['</td><script>alert("1")</script><img src=y onerror=alert(1)>\u202e\ud800', "' onload='x", "a & b < c",
@@ -80,16 +73,15 @@ def test_a_page_states_what_the_summaries_state_and_tells_neither_triggers_nor_s
         assert f"{figures['trigger_hits']}/{figures['trigger_size']}" in read.text
         assert f"{figures['log10_p']['T1']:.2f}" in read.text
     for words in ("source (margin)", "hard copy, vgg11 (extraction_s…)", "benign model 1", "withheld", "2.6.0",
-                  "quantize (extraction_bits): 4 bits", "2 of 2 attacks finished",
-                  "that the labels were drawn is the owner's word"):
+                  "quantize (extraction_bits): 4 bits", "2 of 2 attacks finished"):
         assert words in read.text, words
     assert SEED not in re.sub(r"[0-9a-f]{40,}", "", page) and "image/png" not in page
-    assert not any(SEED in drawing for drawing in drawings(read)) and len(drawings(read)) == 7
+    assert not any(SEED in drawing for drawing in drawings(read)) and len(drawings(read)) == 4
     digest = base64.b64encode(hashlib.sha256(read.style.encode()).digest()).decode()
     assert any(f"style-src 'sha256-{digest}'" in a.get("content", "") for a in read.all("meta"))
 
 
-def test_with_triggers_the_page_is_private_and_tells_all_in_the_keyed_order(copied, tmp_path):
+def test_with_triggers_the_page_is_private_and_shows_their_picture(copied, tmp_path):
     edit(copied / "run.json", command=["train.py", "--seed", SEED])
     out = tmp_path / "page.html"
     out.write_text("")
@@ -99,19 +91,8 @@ def test_with_triggers_the_page_is_private_and_tells_all_in_the_keyed_order(copi
     read = read_safe_page(out.read_text())
     for words in (f"extraction_s{SEED}", f"benign digits_vgg11_none_10_s{SEED}", f"train.py --seed {SEED}"):
         assert words in read.text, words
-    triggers, order = read_triggers(copied / "triggers.pt", 10), np.argsort(read_owner(copied).names).tolist()
-    files = [base64.b64decode(image["src"].split(",")[1]) for image in read.all("img") if "image/png" in image["src"]]
-    shown = [np.asarray(Image.open(io.BytesIO(file))) for file in files]
-    assert len(shown) == 10
-    for picture, i in zip(shown, order):
-        assert (picture == triggers.images[i].permute(1, 2, 0).numpy()).all()
-
-
-def test_a_trigger_is_kept_lost_or_neither():
-    none = torch.zeros(4, 0, dtype=torch.long)
-    triggers = TriggerSet(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.tensor([1, 1, 1, 1]),
-                          torch.tensor([[2, 3], [2, 3], [2, 3], [2, 1]]), none)
-    assert outcomes(np.array([1, 3, 4, 1]), triggers) == ["kept", "lost", "other", "kept"]
+    (picture,) = [image["src"] for image in read.all("img") if "image/png" in image["src"]]
+    assert base64.b64decode(picture.split(",")[1]) == (copied / "trigger.png").read_bytes()
 
 
 @pytest.mark.parametrize("t1, t1p, said", [
@@ -143,21 +124,20 @@ def test_an_unfinished_run_and_one_without_attacks_say_so(copied):
     edit(copied / "run.json", settings_epoch=9)
     said = text_of(copied)
     assert "not finished: 1 of 9 epochs" in said and "The source's run is not finished" in said
-    shutil.rmtree(copied / "checkpoints")
-    (copied / "metrics.jsonl").unlink()
-    said = text_of(copied)
-    assert "The source has no checkpoint yet" in said and "No epoch has been recorded yet" in said
+    for name in ("metrics.jsonl", "trigger.png"):
+        (copied / name).unlink()
+    said = text_of(copied, "--show-triggers")
+    assert "The run has no picture of its triggers yet" in said and "No epoch has been recorded yet" in said
 
 
 def test_a_damaged_attack_is_left_out_and_named_on_the_terminal_only(copied, tmp_path):
     bits, attack = copied / "extraction_bits", copied / f"extraction_s{SEED}"
     (bits / "summary.json").write_text("{")
-    (attack / "checkpoints" / "checkpoint_nat_best.pt").write_bytes(b"PK")
     said = report(copied)
-    assert said.count("not in the page: ") == 2 and "extraction_bits/summary.json is damaged" in said
+    assert said.count("not in the page: ") == 1 and "extraction_bits/summary.json is damaged" in said
     page = (copied / "report.html").read_text()
     text = read_safe_page(page).text
-    assert "1 of the attacks are left out" in text and "1 of the models could not be asked" in text and SEED not in page
+    assert "1 of the attacks are left out" in text and SEED not in page
     shutil.rmtree(bits)
     (attack / "summary.json").rename(tmp_path / "other")
     (attack / "summary.json").symlink_to(tmp_path / "other")
@@ -198,7 +178,7 @@ def test_what_is_no_source_is_refused(source, tmp_path, capsys):
 
 
 def test_damaged_files_of_the_source_are_refused_by_name(copied, capsys):
-    for name in ("run.json", "summary.json", "metrics.jsonl", "triggers.pt"):
+    for name in ("run.json", "summary.json", "metrics.jsonl"):
         good = (copied / name).read_bytes()
         (copied / name).write_bytes(b"{")
         assert name in refusal(capsys, copied)
@@ -208,7 +188,7 @@ def test_damaged_files_of_the_source_are_refused_by_name(copied, capsys):
 
 def test_a_benign_run_has_a_page_too(source):
     text = text_of(source.with_name(f"digits_vgg11_none_10_s{SEED}"))
-    assert "no watermark" in text and "benign model" in text and "There is no p-value to draw" in text
+    assert "no watermark" in text and "for who trusts the owner: benign models 0 of 1." in text
 
 
 @pytest.mark.parametrize("name", ["report.html", ".report.html.partial", "metrics.jsonl", "checkpoints",
@@ -221,3 +201,39 @@ def test_a_page_is_read_and_written_through_no_link(name, copied, tmp_path, caps
     existed = other.exists()
     assert f"{copied / name} is a symbolic link" in refusal(capsys, copied)
     assert other.exists() == existed and (name == "report.html" or not (copied / "report.html").exists())
+
+
+# ---- its curves ----
+
+
+def line_of(one: dict) -> tuple[str, list]:
+    """(The SVG of a chart, the points of its first line in SVG coordinates)."""
+    svg = base64.b64decode(one["src"].removeprefix("data:image/svg+xml;base64,")).decode()
+    (path, *_) = re.findall(r'<path d="([^"]*)"[^>]*stroke: #0b57a4', svg)
+    return svg, [tuple(map(float, point)) for point in re.findall(r"[ML] (\S+) (\S+)", path)]
+
+
+def test_characters_that_hide_or_reorder_words_are_replaced():
+    assert clean("a\x00b\x1bc\u202ed\ud800e\u200bf") == "a\ufffdb\ufffdc\ufffdd\ufffde\ufffdf"
+    assert clean("α ≤ 5 %,\nnaïve\tcafé 猫") == "α ≤ 5 %,\nnaïve\tcafé 猫"
+
+
+def test_points_lie_where_their_values_say_and_text_stays_text():
+    svg, ((x0, y0), (x1, y1), (x2, y2), (x3, y3)) = line_of(
+        chart("t", "accuracy, %", [("a", [(0, 0), (1, 50), (2, 100), (3, 100)])]))
+    assert x1 - x0 == pytest.approx(x2 - x1) == pytest.approx(x3 - x2) and y0 - y1 == pytest.approx(y1 - y2)
+    assert y0 > y1 > y2 == y3 and ">epoch</text>" in svg and ">accuracy, %</text>" in svg
+
+
+@pytest.mark.parametrize("points", [[(1, 5.0)], [(1, 0.0), (2, 0.0)], [(1, 1e30), (2, -1e30)], [(3, 5e-324)],
+                                    [(1, 1e-30), (2, 2e-30)], [(-1e30, 0.5), (1e30, 0.5)]])
+def test_odd_values_are_drawn_inside_the_picture(points):
+    svg, drawn = line_of(chart("t", "y", [("a", points)]))
+    assert "nan" not in svg and "inf" not in svg.split("</metadata>")[1]
+    width, height = map(float, re.search(r'viewBox="0 0 (\S+) (\S+)"', svg).groups())
+    assert all(0 <= x <= width and 0 <= y <= height for x, y in drawn)
+
+
+def test_a_chart_can_be_read_out():
+    one = chart("Loss", "loss", [("source <1>", [(1, 2.5), (2, 0.5)]), ("copy", [(2, 7.0)]), ("none", [])])
+    assert one["alt"] == "Chart: Loss, loss against epoch. source <1> from 2.5 to 0.5; copy from 7 to 7"

@@ -103,30 +103,24 @@ def test_every_step_draws_other_numbers(tmp_path, monkeypatch):
     assert len({float(numbers.sum()) for numbers in drawn[-8:]}) == 8
 
 
-def test_claim_export_and_report_need_the_users_function_by_name(plain, tmp_path):
-    before, page = tree(plain), tmp_path / "page.html"
+def test_claim_and_export_need_the_users_function_by_name_and_a_report_names_it(plain, tmp_path):
+    before = tree(plain)
     claims = [("utils.verify", "claim", plain, "--suspect", suspect)
               for suspect in (plain, plain / "extraction", plain / "distillation")]
-    for command in (*claims, ("utils.verify", "export", plain, "--to", tmp_path / "out"),
-                    ("utils.report", plain, "-o", page)):
+    for command in (*claims, ("utils.verify", "export", plain, "--to", tmp_path / "out")):
         said = refused(*command)
         assert f"add -mt {PLAIN}" in said and not outside.named and tree(plain) == before and tree(tmp_path) == set()
     for *_, suspect in claims:
         assert hits_of_claim(plain, suspect, tmp_path, "-mt", PLAIN) == summary(suspect)["trigger_hits"]
     good("utils.verify", "export", plain, "--to", tmp_path / "out", "-mt", PLAIN)
     assert len(list((tmp_path / "out" / "images").iterdir())) == 10
-    assert "not in the page" not in good("utils.report", plain, "-o", page, "-mt", PLAIN)
+    assert "not in the page" not in good("utils.report", plain, "-o", page := tmp_path / "page.html")
     text = read_safe_page(page.read_text()).text
     for words in (PLAIN, "soft copy, vgg11", f"distill copy, {PLAIN}", "2 of 2 attacks finished"):
         assert words in text, words
 
 
-def test_commands_that_meet_a_copy_of_the_users_network_name_the_flag_that_helps(vgg, tmp_path):
-    page = tmp_path / "page.html"
-    without = good("utils.report", vgg, "-o", page)
-    assert f"not in the page: {vgg}/extraction is not asked" in without and f"add -mt {PLAIN}" in without
-    assert "not in the page" not in good("utils.report", vgg, "-o", page, "-mt", PLAIN)
-    outside.named.clear()
+def test_an_attack_on_a_copy_of_the_users_network_names_the_flag_that_helps(vgg, tmp_path):
     copied = shutil.copytree(vgg.parent, tmp_path / "runs")
     edit = ("extraction", "-e", copied, *DATA, "-tmt", "vgg11", "-at", "quantize", "--on", "extraction", "-admsg", "_8")
     before, said = tree(copied), refused(*edit)

@@ -53,7 +53,6 @@ def test_every_command_that_takes_a_network_refuses_it(name, source, tmp_path):
         commands += [("distill", *steal, "-tmt"),
                      ("utils.verify", "claim", source, "--suspect", source, "-mt"),
                      ("utils.verify", "export", source, "--to", tmp_path / "out", "-mt"),
-                     ("utils.report", source, "-o", tmp_path / "out", "-mt"),
                      ("utils.analyze", "margin", source, "--data-dir", tmp_path / "out", "-mt")]
     for command in commands:
         said = refused(*command, name)

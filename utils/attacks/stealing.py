@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from utils.data.sets import Data
 from utils.ownership.results import TriggerTests, finished_surrogates, measure_checkpoint, rows_of_run
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint
-from utils.runs.table import finish_run
+from utils.runs.folder import finish_run
 from utils.system.refusals import Refusal
 from utils.training.loop import Objective, batch_accuracy
 

@@ -5,8 +5,7 @@ from pathlib import Path
 from utils.data.sets import Data, Images
 from utils.ownership import pvalues
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_benign, read_model
-from utils.runs.folder import RunFolder
-from utils.runs.table import finish_run
+from utils.runs.folder import RunFolder, finish_run
 from utils.system.files import read_json, sha256_of_file
 from utils.system.refusals import Refusal
 from utils.training.metrics import accuracy, count_hits, predict

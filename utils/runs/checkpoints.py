@@ -22,10 +22,7 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
 
 @contextlib.contextmanager
 def refuse_errors(what: str, way: str = "", but=()):
-    """Within: what somebody's file or network raises, nearly anything, becomes the Refusal `what` (why); `way`.
-
-    but  kinds of error that pass as they are, for `refuse_in_one_sentence`
-    """
+    """Within: what somebody's file or network raises, but kinds of `but`, becomes the Refusal `what` (why); `way`."""
     try:
         yield
     except (Refusal, *but):
@@ -113,9 +110,8 @@ def _check_outside(entry: dict, path) -> None:
 
 
 def load_source(folder, select: str, statistics: str) -> tuple[dict, Path]:
-    """A source's checkpoint with the running statistics of `STATISTICS`, and the file that its weights are from.
-
-    "first" and "last": those of the checkpoint "paper" in that half of the BatchNorm layers, of "clean" in the others.
+    """A source's checkpoint, and the file that its weights are from. Its running statistics are one of `STATISTICS`:
+    "first" and "last" are those of "paper" in that half of the BatchNorm layers, of "clean" in the others.
     """
     path = find_checkpoint(folder, select, "clean" if statistics == "clean" else "paper")
     checkpoint = load_checkpoint(path)
@@ -128,9 +124,8 @@ def load_source(folder, select: str, statistics: str) -> tuple[dict, Path]:
 
 
 def half_cleaned(weights: dict, clean: dict, kept: str) -> None:
-    """Replace the running statistics of one half of the BatchNorm layers in `weights` by those in `clean`, in place.
-
-    kept  "first" or "last": the half of the layers that keeps its own; of an odd number the first half is smaller
+    """Replace the running statistics of the BatchNorm layers in `weights` by those in `clean`, in place, but of the
+    half that is `kept`, "first" or "last"; of an odd number the first half is smaller.
     """
     layers = [name.removesuffix("running_mean") for name in weights if name.endswith("running_mean")]
     middle = len(layers) // 2
@@ -157,8 +152,7 @@ def read_benign(run, device="cpu"):
 
 def check_benign(checkpoint: dict, run) -> None:
     """Refuse, for --benign, a checkpoint of a watermarked model or of an attack's result."""
-    about = checkpoint.get("about")
-    about = about if isinstance(about, dict) else {}
+    about = about if isinstance(about := checkpoint.get("about"), dict) else {}
     if about.get("train_type", "none") != "none" or "attack" in about:
         kind = str(about.get("attack") or about.get("train_type"))[:40]
         raise Refusal(f"--benign {run} is no independent model but the result of {kind!r}; "

@@ -1,4 +1,7 @@
-"""A run is a folder that explains itself and can be continued: settings, log, rows, checkpoints, summary."""
+"""A run is a folder that explains itself and can be continued: settings, log, rows, checkpoints, summary.
+
+And the table with which every script ends.
+"""
 
 import contextlib
 import json
@@ -19,6 +22,9 @@ OWN_FILES = ("run.json", "metrics.jsonl", "output.log", "summary.json", "trigger
 # settings that change where and how a run is computed, not what it computes
 NOT_COMPARED = ("dir", "data_dir", "data_dir_source", "device", "overwrite", "benign", "skip_bad_images", "graph",
                 "prepared")
+TESTS = {"T1": "T1", "T1p": "T1p", "T1_conservative": "T1 cons.", "T3": "T3", "p_subset": "p_subset"}
+COLUMNS = ("model", "test %", "triggers", *TESTS.values())
+LARGEST = 1e30  # of a number that is written or drawn
 
 
 class RunFolder:
@@ -99,23 +105,18 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the folder holds the summary of a finished run."""
         return (self.path / "summary.json").exists()
 
-    def log(self, text: str) -> None:
-        """One entry on the screen and, with the time, in `output.log`."""
-        if not is_chief():
+    def log(self, *texts: str) -> None:
+        """Each text on the screen and, with the time before each line, in `output.log`."""
+        if not texts or not is_chief():
             return
+        text = "\n".join(texts)
         print(text, flush=True)
         with open(self.path / "output.log", "a", encoding="utf-8", errors="backslashreplace",
                   opener=open_no_link) as file:
             stamp = time.strftime("%Y/%m/%d %H:%M:%S")
             file.writelines(f"[{stamp}] {line}\n" for line in text.splitlines())
-
-    def log_all(self, texts: list[str]) -> None:
-        """One entry for each text."""
-        for text in texts:
-            self.log(text)
 
     def rows(self) -> list[dict]:
         """The rows of `metrics.jsonl`, one an epoch."""
@@ -126,11 +127,9 @@ class RunFolder:
             raise Refusal(f"{path} is damaged: restore it, or pass --overwrite") from error
 
     def write_rows(self, rows: list[dict]) -> None:
-        """Replace `metrics.jsonl`."""
         write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def write_json(self, name: str, content: dict, private: bool = False) -> None:
-        """Write `content` as JSON under `name`."""
         write_json(self.path / name, content, private)
 
     def save(self, name: str, checkpoint: dict) -> None:
@@ -156,3 +155,37 @@ class RunFolder:
                 self.log(f"{refusal}; going on from {previous}")
                 path = previous
         return load_checkpoint(path) if path.exists() else None
+
+
+def number(value) -> float | None:
+    """A finite number of a sensible size; None for anything else that a file may say."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if known and -LARGEST <= value <= LARGEST else None  # NaN is in no range
+
+
+def row_cells(row: dict) -> list[str]:
+    """The cells of `COLUMNS` of a row of `TriggerTests.row`: accuracy in per cent, hits k/m, log10 p.
+
+    "-" where there is no figure. The row may be what somebody else's file says.
+    """
+    accuracy, p = number(row.get("test_accuracy")), row.get("log10_p")
+    hits, size = number(row.get("trigger_hits")), number(row.get("trigger_size"))
+    values = [number(p.get(key)) if isinstance(p, dict) else None for key in TESTS]
+    return [str(row.get("model")), "-" if accuracy is None else f"{100 * accuracy:.2f}",
+            "-" if None in (hits, size) else f"{hits}/{size}", *("-" if v is None else f"{v:.2f}" for v in values)]
+
+
+def format_table(rows: list[dict]) -> str:
+    """Rows of `TriggerTests.row` as text."""
+    width = max([len(row["model"]) for row in rows] + [5])
+    lines = [f"{model:<{width}}  {accuracy:>7}  {hits:>9}  " + "  ".join(f"{value:>8}" for value in p)
+             for model, accuracy, hits, *p in [COLUMNS, *map(row_cells, rows)]]
+    lines.append("log10 p: T1 of answers, T1p of probabilities, T3. The smaller of T1 and T1p decides: -3.30 is")
+    lines.append("p = 0.001 for two tests. p_subset is for comparison with the paper only")
+    return "\n".join(lines)
+
+
+def finish_run(run: RunFolder, summary: dict, rows: list[dict]) -> None:
+    """Print the table and write `summary.json`, which marks the run as finished."""
+    run.log(format_table(rows))
+    run.write_json("summary.json", {**summary, "rows": rows})

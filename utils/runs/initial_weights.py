@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import models
-from utils.runs.checkpoints import find_checkpoint, load_checkpoint
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, restore_model
+from utils.runs.networks import check_architecture
 from utils.system.files import ALLOWED_DTYPES, CHECKPOINT_LIMIT, sha256_of_file
 from utils.system.refusals import Refusal
 
@@ -23,13 +24,12 @@ WRAPPERS = ("module", "_orig_mod")  # parts of names that DataParallel, SWA and 
 COPIES = 5  # of a network in one file that are told apart
 SWA_COUNTER = "n_averaged"
 COUNTER = "num_batches_tracked"  # which old files lack, and BatchNorm does not use
+OTHER_WAY = ("name by -mt what the file is of; if that takes images of another size, export the triggers, ask it "
+             "yourself, and pass --predictions")
 
 
 class InitialWeights(NamedTuple):
-    """The weights that a training starts from; `tensors` is empty where it starts from random ones.
-
-    flag  the flag that named the file, for messages
-    """
+    """Weights of a file, which `flag` named; `tensors` is empty where a training starts from random ones."""
 
     path: str = ""
     tensors: dict = {}
@@ -47,13 +47,10 @@ class InitialWeights(NamedTuple):
                 self._fitting(models.build(model_type, classes, width=width, size=size))
 
     def load_into(self, model: nn.Module, log=lambda text: None, same_classes: bool = False) -> int | None:
-        """Put them into a model of `models.build`; a last layer for another number of classes stays as it is.
+        """Put them into a model of `models.build`; `log` takes a sentence that says which file it was.
 
-        log           takes a sentence that says which file it was and whether the last layer is new
-        same_classes  whether such a last layer is refused instead
-
-        Returns its class count, None where the file's was taken. Raises Refusal where a weight is missing, unknown, of
-        another shape or not finite.
+        A last layer for another number of classes stays new, or is refused if `same_classes`. Returns the file's class
+        count then, else None. Raises Refusal where a weight is missing, unknown, of another shape or not finite.
         """
         if not self.tensors:
             return None
@@ -151,11 +148,10 @@ def _under_names_of(own: dict, tensors: dict) -> dict:
 
 def _head_of_other_classes(model, given: dict):
     """(Names of the weights of the layer that makes the logits, the file's class count); (), None if it is the model's.
-
-    It is the last linear layer, or the last convolution where no linear layer follows it, as in a SqueezeNet.
     """
     layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     linear, own = models.last_linear(model), model.state_dict()
+    # the last linear layer, or the last convolution where no linear layer follows it, as in a SqueezeNet
     for layer in ([linear[0]] if linear else []) + layers[-1:]:
         wanted, weight = own.get(f"{layer}.weight"), given.get(f"{layer}.weight")
         if wanted is None or weight is None or weight.dim() != wanted.dim():
@@ -163,3 +159,48 @@ def _head_of_other_classes(model, given: dict):
         if len(wanted) == model.num_classes != len(weight):
             return (f"{layer}.weight", f"{layer}.bias"), len(weight)
     return (), None
+
+
+def read_suspect_model(path, architectures: list[str], classes: int, size: int, mean_std, pixels=None):
+    """(model of `--suspect`, frozen and in eval mode, its checkpoint or {}).
+
+    path           a run folder, a checkpoint, a state dict or a .safetensors file
+    architectures  names by -mt; a state dict is of the one of them that it fits
+    size           pixels that the images are high and wide; Refusal where a checkpoint's model takes another size
+    mean_std       normalisation of pixels for a state dict that has none; `pixels` of `check_pixels` replace it
+    """
+    file = find_checkpoint(path, None)
+    checkpoint = {} if file.suffix == ".safetensors" else load_checkpoint(file)
+    if isinstance(checkpoint.get("model"), dict) and "type" in checkpoint["model"]:
+        if pixels:
+            raise Refusal(f"--suspect {path} normalises its pixels itself: leave out --mean, --std and --scale")
+        model = restore_model(checkpoint, file)
+        if model.size != size:
+            raise Refusal(f"--suspect {path} takes images of {model.size} x {model.size} pixels, the triggers are "
+                          f"{size} x {size}: export them, ask it yourself, and pass --predictions")
+        return model, checkpoint
+    weights, refusals = read_initial_weights(file, "--suspect"), []
+    if not architectures:
+        raise Refusal(f"--suspect {path} is a state dict, which does not say what it is of: name its architecture "
+                      "by -mt")
+    for name in architectures:
+        try:
+            model = _model_of(weights, name, classes, size, mean_std)
+        except Refusal as refusal:
+            refusals.append(refusal)
+            continue
+        for buffer, values in zip((model[0].mu, model[0].std), pixels or ()):
+            buffer.copy_(buffer.new_tensor(values).view_as(buffer))
+        return model, {}
+    raise refusals[0]
+
+
+def _model_of(weights, name: str, classes: int, size: int, mean_std):
+    check_architecture(f"--suspect {weights.path}: -mt", name, classes, size, 64, OTHER_WAY)
+    width = 64
+    if name in models.NAMES:  # channels of the first convolution; `check` says where there is none
+        width = next((len(t) for t in weights.tensors.values() if t.dim() == 4 and 0 < len(t) <= 1024), 64)
+        weights.check(name, classes, width, size)  # before the model takes memory: a few bytes could ask for much
+    model = models.build(name, classes, *mean_std, width=width, size=size)
+    weights.load_into(model, same_classes=True)
+    return models.place(model.requires_grad_(False).eval(), "cpu")

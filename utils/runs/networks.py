@@ -1,8 +1,4 @@
-"""Networks from outside, tried before anything is made.
-
-A network of `models.NAMES` is known. Another is built, asked about images, trained for a step, saved and read again, so
-that what it cannot do is refused in a sentence.
-"""
+"""Networks from outside are built, asked, trained for a step, saved and read again before a run is made."""
 
 import argparse
 import contextlib
@@ -25,10 +21,7 @@ ARCHITECTURE_HELP = (f"architecture: {', '.join(models.NAMES)}, or tv:NAME, a cl
 
 
 def add_named_architectures(parser: argparse.ArgumentParser, more: str = "") -> None:
-    """Declare -mt of a command that reads models: which functions of the user's own may be imported, as a list.
-
-    more  what else the flag names the architecture of
-    """
+    """Declare -mt of a command that reads models: the functions of the user's own that may be imported, and `more`."""
     of = f"{more}, and of " if more else ""
     parser.add_argument("-mt", "--model-type", action="append", type=models.architecture, default=[], metavar="NAME",
                         help=f"architecture of {of}each checkpoint of a package.module:function of your own, which is "
@@ -71,10 +64,9 @@ def check_training(flag: str, name: str, classes: int, size: int, width: int, de
                    deterministic: bool = False, batch_size: int = 2, compile: bool = False):
     """Refuse what `check_architecture` refuses, and a network that cannot be trained on `device`, saved and read again.
 
-    amp            bf16 or fp16 of autocast, None: full precision
-    deterministic  whether the training passes without kernels whose results vary
-    batch_size     images of a step; BatchNorm cannot normalise one image whose activations are 1 x 1
-    compile        whether torch.compile has to find a compiler
+    amp         bf16 or fp16 of autocast, None: full precision
+    batch_size  images of a step; BatchNorm cannot normalise one image whose activations are 1 x 1
+    compile     whether torch.compile has to find a compiler
 
     Returns the model of the trial, or None for one of `models.NAMES`, which are tried with a batch of one image alone.
     """
