@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+import models
 from utils.ownership.pvalues import either
 from utils.runs.folder import COLUMNS, number, row_cells
 from utils.system.files import (
@@ -143,13 +144,13 @@ def read_family(folder: Path) -> tuple[Record, list[Record], list[str]]:
 #
 # Whoever knows the seed and has the data can draw the triggers again. The seed stands in run.json, in the command, and
 # by custom in the tags of folders (`-msg seed1`). So without --show-triggers a page is `secret`: it tells no number of
-# a folder's name, because a gap for the seed alone would tell which number of the page it is.
+# a folder's name but those of networks, because a gap for the seed alone would tell which number of the page it is.
 
 
 def folder_name(record: Record, secret: bool) -> str:
     """The name of a run's folder."""
-    name = record.folder.resolve().name
-    return re.sub(r"\d+", "…", name) if secret else name
+    name, networks = record.folder.resolve().name, "|".join(models.NAMES)
+    return re.sub(rf"({networks})(?!\d)|\d+", lambda found: found[1] or "…", name) if secret else name
 
 
 def model_name(record: Record, secret: bool, twin: bool = False) -> str:
