@@ -12,11 +12,8 @@ from PIL import Image
 
 @contextlib.contextmanager
 def serving(reply):
-    """The address of a server that answers each POST with `reply(body, headers)`.
-
-    The answer is text, bytes, a number, which is its status, (status, body, headers) or a function that gets the
-    request's handler and writes itself.
-    """
+    """The address of a server that answers each POST with `reply(body, headers)`: text, bytes, a status,
+    (status, body, headers), or a function that gets the request's handler and writes itself."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):

@@ -41,9 +41,6 @@ def quick():
         yield
 
 
-# ---- made once; nobody writes to them --------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="session")
 @skip_fsync_git_and_pictures()
 def unbroken_run(tmp_path_factory):

@@ -24,8 +24,8 @@ def write_good_files(folder):
     images = torch.randint(0, 256, (30, 3, 32, 32), dtype=torch.uint8)
     labels, true = torch.arange(30) % 5, (torch.arange(30)[:, None] + 1) % 5
     triggers = TriggerSet(images, labels, true, true)
-    checkpoint = pack_checkpoint(model, "vgg11", epoch=3, figures={"a": 1.5}, about={"classes": CLASSES})
-    save_checkpoint(folder / "model.pt", checkpoint | pack_triggers(triggers))
+    about = {"classes": CLASSES}
+    save_checkpoint(folder / "model.pt", pack_checkpoint(model, "vgg11", about=about, **pack_triggers(triggers)))
     save_checkpoint(folder / "triggers.pt", triggers._asdict())
     np.save(folder / "labels.npy", labels.numpy())
     np.save(folder / "probabilities.npy", np.eye(5)[labels.numpy()])

@@ -5,7 +5,8 @@ import shutil
 import time
 
 import pytest
-from authority import make_chain, openssl, serving, stamping
+from answering_server import serving
+from authority import make_chain, openssl, stamping
 from commands import verify
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -58,7 +59,7 @@ def token(folder, digest, path):
 def test_a_token_is_verified_by_the_certificates_and_by_no_others(chain, prepared, folder, tmp_path, capsys):
     keys, ca = chain
     asked = []
-    with serving(lambda query: asked.append(query) or stamping(keys)(query)) as url:
+    with serving(lambda query, _: asked.append(query) or stamping(keys)(query)) as url:
         status, out, _ = stamped(capsys, folder, url, "--tsa-ca", ca)
         assert status == 0 and f"commitment {prepared[1]} existed at 20" in out
         assert bytes.fromhex(prepared[1]) in asked[0] and len(asked[0]) < 100  # the digest and nothing else
@@ -93,18 +94,22 @@ def test_a_token_stays_good_when_the_authoritys_certificate_has_expired(chain, t
     assert stamp.time is not None, stamp.why
 
 
-@pytest.mark.parametrize("reply", [lambda query: 500, lambda query: b"<html>", lambda query: b"",
-                                   lambda query: b"\x30" * (2 << 20)])
+@pytest.mark.parametrize("reply", [500, b"<html>", b"", b"\x30" * (2 << 20)])
 def test_an_authority_that_gives_no_token_is_refused(reply, folder, capsys):
-    with serving(reply) as url:
+    with serving(lambda query, _: reply) as url:
         status, _, err = stamped(capsys, folder, url)
     assert status == 2 and "--tsa http" in err and not (folder / TOKEN_FILE).exists()
 
 
 def test_an_old_token_an_address_that_is_none_and_a_folder_without_commitment_are_refused(chain, folder, tmp_path,
                                                                                           capsys):
-    keys, replies = chain[0], []
-    with serving(lambda query: replies.append(replies[0] if replies else stamping(keys)(query)) or replies[0]) as url:
+    replies = []
+
+    def always_the_first(query, headers):
+        replies.append(stamping(chain[0])(query))
+        return replies[0]
+
+    with serving(always_the_first) as url:
         assert stamped(capsys, folder, url)[0] == 0
         (folder / TOKEN_FILE).unlink()
         status, _, err = stamped(capsys, folder, url)  # the same token again: its nonce is that of the first query

@@ -70,19 +70,12 @@ def test_an_error_in_the_trigger_thread_is_raised(two_threads):
 
 def test_both_streams_wait_for_each_other():
     """The side waits for what came before, the result for the side; else one reads what the other still writes."""
-    told = []
-
-    class Stream:
-        def __init__(self, name):
-            self.name = name
-
-        def wait_stream(self, other):
-            told.append(f"{self.name} waits for {other.name}")
-
-    with mock.patch("torch.cuda.Stream", lambda device: Stream("side")), \
-            mock.patch("torch.cuda.current_stream", lambda device: Stream("current")), \
-            mock.patch("torch.cuda.stream", mock.MagicMock()):
+    told, side, current = [], mock.Mock(), mock.Mock()
+    side.wait_stream = lambda other: told.append(("side waits", other is current))
+    current.wait_stream = lambda other: told.append(("current waits", other is side))
+    with mock.patch.multiple("torch.cuda", Stream=lambda device: side, current_stream=lambda device: current,
+                             stream=mock.MagicMock()):
         wait = SideStream(torch.device("cuda", 0)).start(lambda: told.append("work"))
         told.append("clean pass")
         wait()
-    assert told == ["side waits for current", "work", "clean pass", "current waits for side"]
+    assert told == [("side waits", True), "work", "clean pass", ("current waits", True)]

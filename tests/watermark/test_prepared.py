@@ -15,10 +15,6 @@ def test_values_that_are_no_beacon_are_refused(text):
         checked_beacon(text)
 
 
-def test_a_beacon_may_be_written_in_capitals():
-    assert checked_beacon(" 0xAB" + "cd" * 20 + "\n") == "ab" + "cd" * 20
-
-
 def test_prepared_images_must_be_those_of_the_data():
     digits = load_data("digits")
     for k in (1, 3):
