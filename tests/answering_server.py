@@ -48,10 +48,7 @@ def serving(reply):
 
 @contextlib.contextmanager
 def answering(reply):
-    """A server of images; `reply(k, pixels)` gives the answer to request k, counted from 0, with pixels (3, S, S).
-
-    What it was asked: `images` [(3, S, S) uint8] and `headers` [dict], beside its `url`.
-    """
+    """A server of images: `reply(k, pixels (3, S, S))` answers request k; keeps `images`, `headers` and its `url`."""
     lock, served = threading.Lock(), SimpleNamespace(images=[], headers=[])
 
     def answer(png, headers):

@@ -1,5 +1,7 @@
 """One good file of each kind that the programs read, and what they say of a bad one."""
 
+import struct
+
 import numpy as np
 import torch
 from PIL import Image
@@ -66,3 +68,25 @@ def refusal_of(path) -> str:
         assert "Traceback" not in text and path.name in text and len(text) < 600
         assert text.isprintable() or path.suffix == ".pt", text
         return text
+
+
+def mutate(content: bytes, rng) -> bytes:
+    """Cut, flip, overwrite, insert, repeat or drop a part."""
+    at, n = rng.randrange(len(content)), rng.randrange(1, 200)
+    odd = rng.choice((b"\xff" * 8, b"\0", b"../../x\n", struct.pack("<Q", 10**12), b'"', b"[", b"9" * 30, b"\\ud800"))
+    match rng.randrange(6):
+        case 0:
+            return content[:at]
+        case 1:
+            changed = bytearray(content)
+            for _ in range(rng.choice((1, 1, 3, 20))):
+                changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+            return bytes(changed)
+        case 2:
+            return content[:at] + odd + content[at + len(odd) :]
+        case 3:
+            return content[:at] + odd + content[at:]
+        case 4:
+            return content[: at + n] + content[at:]
+        case _:
+            return content[:at] + content[at + n :]

@@ -1,7 +1,4 @@
-"""A stand-in for a CUDA graph on the CPU: the operations of a step, recorded once and repeated on the same tensors.
-
-What a step does outside torch's operations, and whatever it decides on data, is lost in a replay, as in a CUDA graph.
-"""
+"""A stand-in for a CUDA graph on the CPU: what is not an operation of torch is lost in a replay, as it is there."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode

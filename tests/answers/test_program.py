@@ -34,10 +34,7 @@ def refusal(command, pngs=PNGS[:1], **settings) -> str:
 
 @pytest.fixture
 def key_program(owner, tmp_path):
-    """(command without placeholder, file of how many images each call was about): it answers all triggers as labelled.
-
-    With FAIL as first argument it fails where the first trigger by name is among the images.
-    """
+    """(command that answers all triggers as labelled, file of the images of each call); after FAIL not the first."""
     folder, triggers = owner
     key = dict(zip(names_of(folder), triggers.labels.tolist()))
     calls = tmp_path / "calls"

@@ -88,14 +88,6 @@ def test_a_file_gives_the_model_that_was_saved_frozen_and_with_its_own_normalisa
     assert torch.allclose(found(PIXELS), model(PIXELS), atol=1e-5)
 
 
-def test_weights_without_normalisation_get_the_sources_and_the_width_is_that_of_the_file(tmp_path):
-    for width in (2, 16):
-        model = network("res18", width=width)
-        path = write(tmp_path / "w.pt", model, "network alone")
-        assert same_weights(read(path, "res18", mean_std=MEAN_STD), model)
-        assert read(path, "res18", mean_std=OTHER)[0].mu.flatten().tolist() == pytest.approx(OTHER[0])
-
-
 def test_every_kind_of_file_leads_to_the_same_verdict(owner, bank, tmp_path, capsys):
     weights = load_checkpoint(find_checkpoint(owner[0], None))["model"]["state_dict"]
     torch.save(weights, tmp_path / "dict.pt")

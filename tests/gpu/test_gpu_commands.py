@@ -1,7 +1,4 @@
-"""On a CUDA GPU whole commands keep their promises on digits: precisions, a cut run, thefts; `make gpu` runs this.
-
-The commands run side by side, since each spends most of its time starting, and are killed after LIMIT seconds.
-"""
+"""On a CUDA GPU whole commands, side by side, keep their promises on digits; `make gpu` runs this."""
 
 import contextlib
 import os
@@ -41,10 +38,7 @@ def run_folder(folder, message):
 
 @contextlib.contextmanager
 def started(folder, commands, end, launcher=(sys.executable,)):
-    """{name: process} of commands side by side; when left, those that run at `end` are killed with what they started.
-
-    Each is in a session of its own and prints into NAME.said.
-    """
+    """{name: process} of commands; when left, those that run at `end` are killed with what they have started."""
     processes = {}
     try:
         for name, words in commands.items():

@@ -53,11 +53,7 @@ def test_t1_mixup_counts_the_labels_that_could_be_drawn():
 
 
 def test_t1_with_candidates_by_hand():
-    """Of the answers 0, 3, 5, 7, 1 the first four are candidates, W = 4, and three of them hit.
-
-    p = P(Bin(4, 1/2) >= 3) = (4 + 1) / 16; with W = m = 5 it is (10 + 5 + 1) / 32. The true labels play no part: here
-    the first two are the assigned ones.
-    """
+    """Of the answers 0, 3, 5, 7, 1 the first four are candidates, W = 4, and three of them hit."""
     true, assigned = np.array([[0], [3], [9], [9], [1]]), [0, 3, 4, 7, 8]
     pairs = np.array([[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]])
     p = lambda predicted, **more: 10 ** pvalues.label_randomisation(predicted, assigned, true, 10, candidates=pairs,

@@ -1,6 +1,7 @@
 """Time-stamps against an authority that the test starts: real chains of certificates, real tokens."""
 
 import datetime
+import functools
 import shutil
 import time
 
@@ -101,23 +102,17 @@ def test_an_authority_that_gives_no_token_is_refused(reply, folder, capsys):
     assert status == 2 and "--tsa http" in err and not (folder / TOKEN_FILE).exists()
 
 
-def test_an_old_token_an_address_that_is_none_and_a_folder_without_commitment_are_refused(chain, folder, tmp_path,
-                                                                                          capsys):
-    replies = []
-
-    def always_the_first(query, headers):
-        replies.append(stamping(chain[0])(query))
-        return replies[0]
-
-    with serving(always_the_first) as url:
+def test_an_old_token_a_bad_address_and_a_folder_without_commitment_are_refused(chain, folder, tmp_path, capsys):
+    asked = []
+    always_the_first = functools.cache(lambda: stamping(chain[0])(asked[0]))
+    with serving(lambda query, _: asked.append(query) or always_the_first()) as url:
         assert stamped(capsys, folder, url)[0] == 0
         (folder / TOKEN_FILE).unlink()
         status, _, err = stamped(capsys, folder, url)  # the same token again: its nonce is that of the first query
         assert status == 2 and "an old one" in err
     for url in ("file:///etc/passwd", "http://127.0.0.1:9"):
         assert stamped(capsys, folder, url)[0] == 2
-    status, _, err = stamped(capsys, tmp_path, "http://127.0.0.1:9")
-    assert status == 2 and "is no folder of" in err
+    assert "is no folder of" in stamped(capsys, tmp_path, "http://127.0.0.1:9")[2]
 
 
 def test_the_rounds_of_quicknet_have_times():
@@ -162,10 +157,6 @@ def test_claims_with_tokens_that_hold_and_that_fail(chain, tmp_path, capsys, mon
         for more in ((), ("--image-commitment", digest), ("--trust-owner",)):
             status, out, _ = verify(capsys, *claim, *answers, "--tsa-ca", ca, "--image-timestamp", bad, *more)
             assert status == 1 and "the --image-timestamp fails" in out
-    asked = tmp_path / "asked"
-    program = ("--command", f"sh -c 'echo >> {asked}; echo 3' {{png}}")
-    status, out, _ = verify(capsys, *claim, *program, "--tsa-ca", ca, "--image-timestamp", own)
-    assert status == 1 and "the --image-timestamp fails" in out and not asked.exists()
     for flags in (("--tsa-ca", ca), ("--image-timestamp", good)):
         status, _, err = verify(capsys, *claim, *answers, *flags)
         assert status == 2 and "go together" in err

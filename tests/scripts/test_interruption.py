@@ -1,8 +1,4 @@
-"""SIGKILL, SIGINT, a full disk, a damaged file: the same command goes on and ends bit-equal to an unbroken run.
-
-What dies are forks of a server that has imported the scripts, which saves each of them the import of torch. Some
-commands train networks that draw random numbers, in dropout or without it.
-"""
+"""SIGKILL, SIGINT, a full disk, a damaged file: the same command goes on and ends bit-equal to an unbroken run."""
 
 import importlib
 import itertools
@@ -35,7 +31,6 @@ COMMANDS = {
     "extraction": (("extraction", *STEAL, "vgg11", "-at", "soft"), f"{SOURCE}/extraction"),
     "noise": ((*MARGIN, "-mt", "own_networks:Noisy"), "digits_own_networks-Noisy_margin_8_"),
     "dropout": ((*MARGIN, "-mt", "own_networks:plain"), "digits_own_networks-plain_margin_8_"),
-    "stolen": (("extraction", *STEAL, "own_networks:Noisy", "-admsg", "_noise"), f"{SOURCE}/extraction_noise"),
 }
 TRAIN, KILL, STOP = COMMANDS["train"][0], signal.SIGKILL, signal.SIGINT
 SERVER = multiprocessing.get_context("forkserver")  # forks of this process could not train after others' threads
@@ -87,7 +82,6 @@ def copy_source(whole, folder):
 @pytest.mark.parametrize("name, deaths", [
     ("train", [("write", 13, KILL), ("step", 3, KILL), ("step", 6, STOP)]), ("distill", [("step", 6, KILL)]),
     ("extraction", [("write", 17, KILL)]), ("noise", [("step", 2, STOP)]), ("dropout", [("step", 7, STOP)]),
-    ("stolen", [("step", 7, STOP)]),
 ])
 def test_a_command_that_is_killed_or_stopped_ends_bit_equal(name, deaths, whole, tmp_path):
     (command, run), folder, printed = COMMANDS[name], tmp_path / "runs", tmp_path / "printed"

@@ -3,13 +3,12 @@
 import os
 import pickle
 import random
-import struct
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from hostile_files import refusal_of, write_good_files
+from hostile_files import mutate, refusal_of, write_good_files
 
 MUTATIONS = 100
 
@@ -28,26 +27,6 @@ class Bomb:
 def files(tmp_path_factory):
     """The folder of one good file of each kind."""
     return write_good_files(tmp_path_factory.mktemp("good"))
-
-
-def mutate(content: bytes, rng) -> bytes:
-    """Cut, flip, overwrite, repeat or drop a part."""
-    kind, changed = rng.randrange(6), bytearray(content)
-    at = rng.randrange(len(content))
-    if kind == 0:
-        return content[:at]
-    if kind == 1:
-        for _ in range(rng.choice((1, 1, 3, 20))):
-            changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
-    elif kind == 2:
-        changed[at : at + 8] = rng.choice((b"\xff" * 8, b"\0" * 8, b"../../x\n", struct.pack("<Q", 10**12)))
-    elif kind == 3:
-        changed[at:at] = changed[at : at + rng.randrange(1, 200)]
-    elif kind == 4:
-        del changed[at : at + rng.randrange(1, 200)]
-    else:  # near the front, where headers are
-        changed[rng.randrange(min(300, len(changed)))] = rng.randrange(256)
-    return bytes(changed)
 
 
 KINDS = ("model.pt", "triggers.pt", "labels.npy", "probabilities.npy", "answers.csv", "key.json", "picture.png",

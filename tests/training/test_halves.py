@@ -1,7 +1,4 @@
-"""A step in two halves, on two threads or two streams, computes what the ordinary step computes.
-
-On a GPU itself `make gpu` compares them.
-"""
+"""A step in two halves, on two threads or streams, computes what the ordinary step does; see tests/gpu."""
 
 from unittest import mock
 

@@ -1,9 +1,4 @@
-"""What a CUDA graph asks of the step of every objective, shown on the CPU.
-
-A replay of a recording is the step (`tape` stands in for a CUDA graph); on the device `meta`, whose tensors hold no
-numbers, a step that reads some or mixes in the host's tensors fails. What `meta` does not show (synchronize, copies
-from host to device) `make gpu` looks for on a GPU.
-"""
+"""What a CUDA graph asks of every objective's step, shown by `tape`, and on `meta`, whose tensors hold no numbers."""
 
 import contextlib
 

@@ -8,7 +8,7 @@ import torch
 import models
 from utils.data.sets import Images
 from utils.system.refusals import Refusal
-from utils.watermark.carriers import carriers_each, count_or_share, last_features, nearest, relabel_carriers
+from utils.watermark.carriers import carriers_each, count_or_share, last_features, relabel_carriers
 from utils.watermark.triggers import TriggerSet
 
 
@@ -55,11 +55,6 @@ def test_the_nearest_images_take_the_label_of_the_nearest_trigger(n, labels, sai
     assert changed.images is TRAIN.images and changed.indices is TRAIN.indices
     assert TRAIN.labels.tolist() == [0, 1, 2, 0, 1, 2, 3]  # the data set itself keeps its labels
     assert len(sentences) == 1 and said in sentences[0]
-
-
-def test_nearest_is_by_angle_and_not_by_length():
-    features = torch.tensor([[10.0, 0], [0, 0.1], [1, 1], [-1, 0]])
-    assert nearest(features, torch.tensor([[0.5, 0.01], [0, 3]]), 2).tolist() == [[0, 2], [1, 2]]
 
 
 @pytest.mark.parametrize("name", ["res18", "vgg11"])
