@@ -3,9 +3,11 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
-from figures import defences, demo, forger, null, power, regime, rows, toy
+from figures import akh, defences, demo, forger, null, power, regime, rows, toy
+from figures.needed import claimed_share, needed_table, simulated_copies, smallest_shift
 from figures.rows import collect_rows, rows_table
 from figures.shared import HERE
 
@@ -88,3 +90,39 @@ def test_the_toy_counts_the_seeds_that_show_its_claim(tmp_path, capsys):
     assert found["seeds"][0]["claim_shows"] == (kept == [True, False, True, True])
     assert found["claim_shows"] == f"{int(kept == [True, False, True, True])} of 1 seeds"
     assert (tmp_path / "figure2.png").stat().st_size > 10_000
+
+
+def test_doubled_ranks_by_hand():
+    p = np.array([[0.4, 0.1, 0.3, 0.1, 0.1]])
+    allowed = np.array([[False, True, True, True, False]])
+    ranks = power.doubled_ranks(p, allowed)[0]
+    assert ranks[2] == 6 and ranks[1] == ranks[3] == 3  # third of three; first and second share 1.5
+
+
+def test_the_table_is_what_the_answers_give():
+    with np.load(HERE / "akh.npz", allow_pickle=False) as data:
+        found = akh.collect_rows(data)
+        accuracies = dict(zip(data["names"].tolist(), (data["answers"] == data["labels"]).mean(axis=1).tolist()))
+    assert akh.markdown(found, accuracies) == (HERE / "akh.md").read_text()
+    honest = [row for row in found if row["relation"] == "honest"]
+    assert [akh.count(honest, test) for test in ("naive", "equal", "akh")] == ["61 of 851", "4 of 851", "0 of 851"]
+    assert all(0 <= row["k"] <= row["n"] and row["bank"] in (2, 3, 4) for row in found)
+
+
+def test_eleven_of_eleven_coins_are_needed_and_enough():
+    """2^-11 is the first power below 0.0005; one miss of eleven is 12 * 2^-11."""
+    for m, claimed in ((10, 0.0), (11, 1.0)):
+        sure = np.array([[[1.0, 0]] * m])
+        assert claimed_share(sure, "T1") == claimed_share(sure, "T1p") == claimed
+    assert claimed_share(np.array([[[1.0, 0]] * 10 + [[0, 1]]]), "T1") == 0
+    # T1p: the label that was not drawn is ahead once, by nearly nothing: 2 of 2^12 sums are as large
+    assert claimed_share(np.array([[[1, 0]] * 11 + [[0, 0.125]]]), "T1p") == 1
+
+
+def test_innocent_models_are_not_claimed_and_more_triggers_need_less():
+    assert claimed_share(simulated_copies(30, 2, 0.0, 100), "T1p") <= 0.01
+    few, many = (smallest_shift(m, 2, "T1p", 20) for m in (20, 80))
+    assert many["kept"] < few["kept"] < 1 and few["answered_as_drawn"] == pytest.approx((1 + few["kept"]) / 2, abs=1e-3)
+    rows = [{"m": m, "k": k, "test": test, "kept": 0.5, "answered_as_drawn": 0.75}
+            for m in (50, 100, 200) for k in (2, 3) for test in ("T1", "T1p")]
+    assert "| T1p, k = 3 | 50 % (38 of 50) | 50 % (75 of 100) | 50 % (150 of 200) |" in needed_table(rows)

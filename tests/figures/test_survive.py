@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from figures.survive import main, rows_of_run
+from figures.survive import main
 
 SETTINGS = {"train_type": "margin", "bn_stats": "shared", "variable": 0.1, "reduction": "sum", "steps": 5, "eps": 5.0,
             "num_mixup": 1, "num_query": 50, "trigger_strategy": "uncertain", "label_strategy": "plausible",
@@ -32,16 +32,6 @@ def source(tmp_path):
     for name, model, hits, p in (("extraction_soft", "res18", 40, -5.0), ("extraction_v", "vgg11", 30, -1.0)):
         write(folder / name, SETTINGS, found(0.70, hits, p, attack="soft", model=model, teacher_bn="paper", rows=[]))
     return folder
-
-
-def test_a_run_gives_a_row_for_each_model(source):
-    rows = rows_of_run(source)
-    assert [(row["attack"], row["copy"], row["hits"], row["log10_p"], row["copy_accuracy"]) for row in rows] == [
-        (None, None, 50, -15.0, None), ("benign b", None, 22, -0.2, 0.72), ("soft", "res18", 40, -5.0, 0.70),
-        ("soft", "vgg11", 30, -1.0, 0.70)]
-    assert {(row["setting"], row["seed"], row["statistics"], row["source_accuracy"]) for row in rows} == {
-        (NAME, 3, "shared", 0.71)}
-    assert rows[0]["command"] == "python train.py -msg 'a b'"
 
 
 def test_a_run_that_is_added_again_replaces_its_rows(source, tmp_path, capsys):

@@ -3,7 +3,6 @@
 import pytest
 from commands import good, refused, summary, tree
 from photos import damage, photos
-from small_runs import TRAIN
 
 from utils.runs.checkpoints import load_checkpoint
 
@@ -51,11 +50,3 @@ def test_images_and_labels_of_others_are_refused_where_the_runs_own_are_needed(o
     said = refused("utils.analyze", "energy", folder / "runs" / SOURCE, "--data-dir", cars)
     assert f"--data-dir {cars}: these are not the images" in said
     assert {p for p in tree(folder) - before if ".decoded-" not in p.name} == set()
-
-
-def test_models_with_other_classes_are_refused(own_images, tmp_path):
-    pets, train = own_images[0] / "runs" / SOURCE, ("train", "-d", tmp_path / "r", *TRAIN)
-    said = refused(*train, "--label-strategy", "highest", "--label-model", pets)
-    assert "--label-model" in said and "2 classes" in said
-    assert f"--benign {pets} is no independent model but the result of 'margin'" in refused(*train, "--benign", pets)
-    assert tree(tmp_path) == set()
