@@ -118,7 +118,7 @@ def test_another_number_of_classes_or_another_image_size_is_refused(owner, tmp_p
         assert "answers with 7 classes, not 10" in refusal(write(tmp_path / "w.pt", network(name, 7)), name)
     path = write(tmp_path / "c.pt", network("vgg11", size=48), "checkpoint")
     assert "images of 48 x 48 pixels, the triggers are 32 x 32" in refusal(path) and read(path, size=48).size == 48
-    said = claim_refused(capsys, owner, path, "-mt", "tv:alexnet")
+    said = claim_refused(capsys, owner, write(tmp_path / "w.pt", network("vgg11")), "-mt", "tv:alexnet")
     assert "-mt tv:alexnet cannot be built" in said and "pass --predictions" in said
 
 

@@ -309,6 +309,7 @@ def test_numbers_are_refused_where_classes_have_other_numbers_for_names(tmp_path
     np.save(tmp_path / "y.npy", labels)
     (tmp_path / "columns").write_text("\n".join(str(i) for i in range(1, 11)))
     claim = ("claim", folder, "--trust-owner", "--predictions", tmp_path / "y.npy")
+    capsys.readouterr()
     status, _, err = verify(capsys, *claim)
     assert status == 2 and "ambiguous" in err and "--columns FILE" in err
     status, out, _ = verify(capsys, *claim, "--columns", tmp_path / "columns")
