@@ -46,13 +46,6 @@ def test_step_counts_of_phase_3(n, members, w_epochs, ratio, passes, n_w):
     assert kinds == ([False] * ratio + [True]) * passes * n_w
 
 
-def test_schedule_with_a_fractional_ratio():
-    labels = torch.arange(20) % 2  # ten batches of two, a pass of ten watermark batches
-    kinds = phase3_schedule(labels, 0, 2, 1.2, 1)
-    before = [len(part) for part in "".join("w" if k else "n" for k in kinds).split("w")]
-    assert before == [1] * 5 + [2] + [1] * 4 + [0]
-
-
 def small(name="res18", width=4):
     torch.manual_seed(0)
     return models.build(name, 4, (0.5,) * 3, (0.25,) * 3, width)
