@@ -12,11 +12,8 @@ from PIL import Image
 
 @contextlib.contextmanager
 def serving(reply):
-    """The address of a server that answers each POST with `reply(body, headers)`.
-
-    The answer is text, bytes, a number, which is its status, (status, body, headers) or a function that gets the
-    request's handler and writes itself.
-    """
+    """The address of a server that answers each POST with `reply(body, headers)`: text, bytes, a status,
+    (status, body, headers), or a function that gets the request's handler and writes itself."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -51,10 +48,7 @@ def serving(reply):
 
 @contextlib.contextmanager
 def answering(reply):
-    """A server of images; `reply(k, pixels)` gives the answer to request k, counted from 0, with pixels (3, S, S).
-
-    What it was asked: `images` [(3, S, S) uint8] and `headers` [dict], beside its `url`.
-    """
+    """A server of images: `reply(k, pixels (3, S, S))` answers request k; keeps `images`, `headers` and its `url`."""
     lock, served = threading.Lock(), SimpleNamespace(images=[], headers=[])
 
     def answer(png, headers):

@@ -1,7 +1,4 @@
-"""A stand-in for somebody's API: `python tests/api.py MODEL IMAGE.png...` prints `name,label` a line.
-
-With one image it prints the label alone, as `python -m utils.verify claim --command` wants it.
-"""
+"""Somebody's API: `python tests/api.py MODEL IMAGE.png...` prints `name,label` a line, of one image the label alone."""
 
 import sys
 from pathlib import Path

@@ -3,8 +3,6 @@
 import subprocess
 from pathlib import Path
 
-import answering_server
-
 CONFIG = """
 [req]
 distinguished_name = dn
@@ -43,15 +41,10 @@ def make_chain(folder: Path) -> Path:
     return folder / "ca.pem"
 
 
-def serving(reply):
-    """The address of a server that answers each POST with `reply(body)`: bytes, or a number, which is its status."""
-    return answering_server.serving(lambda body, headers: reply(body))
-
-
 def stamping(folder: Path):
-    """A function for `serving` that signs what it is asked with the chain of `make_chain`."""
+    """A function for `answering_server.serving` that signs what it is asked with the chain of `make_chain`."""
 
-    def reply(query: bytes) -> bytes:
+    def reply(query: bytes, headers=None) -> bytes:
         (folder / "query.tsq").write_bytes(query)
         openssl("ts", "-reply", "-queryfile", folder / "query.tsq", "-signer", folder / "tsa.pem", "-inkey",
                 folder / "tsa.key", "-config", folder / "openssl.cnf", "-out", folder / "reply.tsr")

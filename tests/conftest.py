@@ -3,8 +3,7 @@
 import os
 import signal
 
-# before torch is imported, and for every process that a test starts: runs in this process and in others are compared
-# bit for bit, which takes the same number of threads, and a forked child of a process with several would hang
+# before torch is imported, and for every process that a test starts: runs are compared bit for bit
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest  # noqa: E402
@@ -15,8 +14,7 @@ from tiny_fit import tiny_fit  # noqa: E402
 
 from models import outside  # noqa: E402
 
-# A shell without job control starts its background jobs with SIGINT ignored. Processes that a test starts would
-# inherit that and never see the SIGINT that the test sends them; from a process with a handler they get the default.
+# A shell without job control ignores SIGINT in its background jobs, and processes that a test starts would inherit that
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -39,9 +37,6 @@ def quick():
     """No fsync, no git and no picture of the triggers, for a module whose tests do not look at them."""
     with skip_fsync_git_and_pictures():
         yield
-
-
-# ---- made once; nobody writes to them --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")

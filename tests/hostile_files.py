@@ -1,5 +1,7 @@
 """One good file of each kind that the programs read, and what they say of a bad one."""
 
+import struct
+
 import numpy as np
 import torch
 from PIL import Image
@@ -24,8 +26,8 @@ def write_good_files(folder):
     images = torch.randint(0, 256, (30, 3, 32, 32), dtype=torch.uint8)
     labels, true = torch.arange(30) % 5, (torch.arange(30)[:, None] + 1) % 5
     triggers = TriggerSet(images, labels, true, true)
-    checkpoint = pack_checkpoint(model, "vgg11", epoch=3, figures={"a": 1.5}, about={"classes": CLASSES})
-    save_checkpoint(folder / "model.pt", checkpoint | pack_triggers(triggers))
+    about = {"classes": CLASSES}
+    save_checkpoint(folder / "model.pt", pack_checkpoint(model, "vgg11", about=about, **pack_triggers(triggers)))
     save_checkpoint(folder / "triggers.pt", triggers._asdict())
     np.save(folder / "labels.npy", labels.numpy())
     np.save(folder / "probabilities.npy", np.eye(5)[labels.numpy()])
@@ -66,3 +68,25 @@ def refusal_of(path) -> str:
         assert "Traceback" not in text and path.name in text and len(text) < 600
         assert text.isprintable() or path.suffix == ".pt", text
         return text
+
+
+def mutate(content: bytes, rng) -> bytes:
+    """Cut, flip, overwrite, insert, repeat or drop a part."""
+    at, n = rng.randrange(len(content)), rng.randrange(1, 200)
+    odd = rng.choice((b"\xff" * 8, b"\0", b"../../x\n", struct.pack("<Q", 10**12), b'"', b"[", b"9" * 30, b"\\ud800"))
+    match rng.randrange(6):
+        case 0:
+            return content[:at]
+        case 1:
+            changed = bytearray(content)
+            for _ in range(rng.choice((1, 1, 3, 20))):
+                changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+            return bytes(changed)
+        case 2:
+            return content[:at] + odd + content[at + len(odd) :]
+        case 3:
+            return content[:at] + odd + content[at:]
+        case 4:
+            return content[: at + n] + content[at:]
+        case _:
+            return content[:at] + content[at + n :]

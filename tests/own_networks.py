@@ -31,9 +31,6 @@ def transformer(classes):
                              num_classes=classes)
 
 
-# ---- one network that can be trained and kept, and changes after which it cannot, or only with some flags ------------
-
-
 class Network(nn.Module):
     """`hidden(network, features (N, 16, 8, 8))` and `answer(network, x, logits)` are what a variant changes."""
 
@@ -58,12 +55,6 @@ def in_place(net, h):
     return h * net.scale[:, None, None]
 
 
-def ends(net, x, logits):
-    if net.training:
-        raise SystemExit("no training")
-    return logits
-
-
 Body = variant()
 Noisy = variant(lambda net, h: h + 0.05 * torch.randn_like(h) if net.training else h)  # random without a dropout layer
 RandomInEvaluation = variant(lambda net, h: nn.functional.dropout(h, training=True))
@@ -72,9 +63,7 @@ Views = variant(lambda net, h: h.view(len(h), -1))  # as many networks do it, an
 ChangesInPlace = variant(in_place, scale=torch.ones(16))
 WholeNumbers = variant(lambda net, h: h[:, net.order], order=torch.arange(15, -1, -1))
 ComplexBuffer = variant(phase=torch.ones(3, dtype=torch.complex64))
-OneKindOfFloat = variant(lambda net, h: torch.zeros(h.shape).index_add(0, torch.arange(len(h)), h))
 NoGradient = variant(answer=lambda net, x, logits: logits.detach())
-EndsInTraining = variant(answer=ends)
 TwoInTraining = variant(answer=lambda net, x, logits: (logits, x) if net.training else logits)
 
 
@@ -84,22 +73,7 @@ def OutsideTheStateDict(classes):
     return net
 
 
-class ExtraState(nn.Sequential):
-    def __init__(self, classes):
-        super().__init__(nn.Flatten(), nn.Linear(3072, classes))
-
-    def get_extra_state(self):
-        return {"a": 1}
-
-    def set_extra_state(self, state):
-        pass
-
-
-# ---- no networks -----------------------------------------------------------------------------------------------------
-
-two_outputs = variant(answer=lambda net, x, logits: (logits, x))
 too_few_logits = lambda classes: Body(classes - 1)
-no_module = lambda classes: lambda x: x
 weightless = lambda classes: nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(classes))
 not_callable = 3
 

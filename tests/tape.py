@@ -1,9 +1,4 @@
-"""A stand-in for a CUDA graph on the CPU: the operations of a step, recorded once and repeated on the same tensors.
-
-As in a CUDA graph, no line of Python runs in a replay: numbers are those of the recording, every operation reads and
-writes the tensors, and so the addresses, of the recording. What a step does outside torch's operations, and whatever
-it decides on data, is therefore lost, and a replay differs from an ordinary step.
-"""
+"""A stand-in for a CUDA graph on the CPU: what is not an operation of torch is lost in a replay, as it is there."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,11 +26,7 @@ class Tape(TorchDispatchMode):
             return
         with torch.no_grad():
             for function, args, kwargs, result in self.operations:
-                _copy_into(result, function(*args, **kwargs))
-
-
-def _copy_into(old, new):
-    """Give the recorded tensors the new values; views and in-place results share memory and have them already."""
-    for before, after in zip(tree_leaves(old), tree_leaves(new)):
-        if isinstance(before, torch.Tensor) and before.numel() and before.data_ptr() != after.data_ptr():
-            before.copy_(after)
+                for old, new in zip(tree_leaves(result), tree_leaves(function(*args, **kwargs))):
+                    # views and in-place results share memory and have the new values already
+                    if isinstance(old, torch.Tensor) and old.numel() and old.data_ptr() != new.data_ptr():
+                        old.copy_(new)

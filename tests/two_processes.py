@@ -1,8 +1,4 @@
-"""What two processes under torchrun do for scripts/test_torchrun.py, in one launch, as each start imports torch anew.
-
-At first a training in FOLDER/broken gets SIGTERM in rank 1, goes on and loses rank 0 to SIGKILL. Restarted, it goes on
-to its end, and the same training in FOLDER/whole, a few steps of each case and an extraction follow.
-"""
+"""What two processes under torchrun do for scripts/test_torchrun.py, in one launch: a start takes seconds."""
 
 import contextlib
 import importlib
@@ -37,10 +33,9 @@ CASES = {"margin": ("margin", "paper", "joint"), "shared": ("margin", "shared", 
 
 
 def few_steps(case):
-    """Weights, running statistics and figures after two steps on global batches of 16 images and 5 triggers.
+    """Weights, running statistics and figures after two steps in fp64 on global batches of 16 images and 5 triggers.
 
-    Two processes cannot share the five triggers of a step evenly; plain DDP, which averages ranks of 2 and 3 with equal
-    weights, would differ. In fp64: in fp32 rounding flips ReLUs at zero, and even one process is 2e-5 away from fp64.
+    Plain DDP, which averages ranks of 2 and 3 triggers with equal weights, would differ.
     """
     (kind, mode, reduction), dtype = CASES[case], torch.float64
     torch.manual_seed(0)
@@ -65,7 +60,7 @@ def few_steps(case):
 
 
 def scripts(folder):
-    """Both trainings and the extraction; does not return."""
+    """SIGTERM in rank 1, then SIGKILL of rank 0 in `broken`, which is restarted; then `whole`, steps, an extraction."""
     hooks, exit_hooks[:] = exit_hooks[:], []  # which end the process after each script
     broken, whole = folder / "broken", folder / "whole"
     if not restart_count():

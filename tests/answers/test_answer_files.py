@@ -1,7 +1,6 @@
 """Answers as data: replies about one image, files of answers, missing ones, and what is made to do harm."""
 
 import struct
-import time
 
 import numpy as np
 import pytest
@@ -14,8 +13,6 @@ from utils.system.refusals import Refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
 
-# ---- replies --------------------------------------------------------------------------------------------------------
-
 PETS = ["cat", "dog", "3 cats"]
 CAT = Answer(0, [0.7, 0.2, 0.1])
 
@@ -26,70 +23,35 @@ def read(reply, kind="text/plain", classes=PETS):
 
 @pytest.mark.parametrize("reply, kind, answer", [
     ("dog", "text/plain", Answer(1)), ("  1\n", "text/html", Answer(1)), ("3 cats", "text/plain", Answer(2)),
-    (b"\xef\xbb\xbfdog", "text/plain", Answer(1)), ("1", "application/json", Answer(1)),
-    ('"dog"', "text/plain", Answer(1)), ('"dog"', "application/json", Answer(1)),
+    (b"\xef\xbb\xbfdog", "text/plain", Answer(1)), ('"dog"', "application/json", Answer(1)),
     ('{"label": "dog"}', "text/plain", Answer(1)), ('{"label": 1, "time": 3}', "application/json", Answer(1)),
     ('{"probabilities": [0.7, 0.2, 0.1]}', "application/json", CAT), ("[0.7, 0.2, 0.1]", "text/plain", CAT),
     ('{"probabilities": {"3 cats": 0.1, "cat": 0.7, "dog": 0.2}}', "application/json", CAT),
     ('[{"label": "dog", "score": 0.2}, {"label": "cat", "score": 0.7}, {"label": 2, "score": 0.1}]', "x/json", CAT),
     ('[{"label": "dog", "score": 0.9}, {"label": "cat", "score": 0.1}]', "x/json", Answer(1)),  # the best of some
-    ('{"probabilities": {"dog": 0.9, "cat": 0.05}}', "x/json", Answer(1)),
     ("[0.33, 0.33, 0.33]", "text/plain", Answer(0, [0.33] * 3)),  # rounded
 ])
 def test_forms_that_are_read(reply, kind, answer):
     assert read(reply, kind) == answer
 
 
-def test_a_class_may_have_a_name_that_looks_like_json():
-    assert read("[a]", classes=["b", "[a]"]) == Answer(1)
-    assert read('"a"', classes=["b", '"a"']) == Answer(1)
-
-
 @pytest.mark.parametrize("reply, kind, words", [
     ("mouse", "text/plain", "'mouse' is no class"), ("3", "text/plain", "'3' is no class"),
-    ("", "text/plain", "'' is no class"), ("dog cat", "text/plain", "is no class"),
-    (b"\xff\xfe", "text/plain", "is none of"), ("{", "text/plain", "is none of"),
-    ("mouse", "application/json", "is none of"), ("null", "application/json", "is no class"),
-    ("true", "application/json", "is no class"), ("1.0", "application/json", "is no class"),
-    ("[]", "x/json", "classes"),
-    ('{"class": "dog"}', "x/json", "is none of"), ('{"label": ["dog"]}', "x/json", "is none of"),
+    ("", "text/plain", "'' is no class"), (b"\xff\xfe", "text/plain", "is none of"), ("{", "text/plain", "is none of"),
+    ("null", "application/json", "is no class"), ("1.0", "application/json", "is no class"),
+    ('{"label": ["dog"]}', "x/json", "is none of"), ("[[1, 0, 0]]", "x/json", "is none of"),
     ("[0.5, 0.5]", "x/json", "2 probabilities for 3 classes"), ('[0.7, 0.2, "0.1"]', "x/json", "is none of"),
     ("[0.7, 0.7, 0.7]", "x/json", "add up to 1"), ("[2, -1, 0]", "x/json", "add up to 1"),
-    ("[NaN, 0.5, 0.5]", "x/json", "add up to 1"), ("[1e999, 0, 0]", "x/json", "add up to 1"),
-    ('[{"label": "dog", "score": NaN}]', "x/json", "is none of"),
+    ("[NaN, 0.5, 0.5]", "x/json", "add up to 1"), ('[{"label": "dog", "score": NaN}]', "x/json", "is none of"),
     ('{"probabilities": {"dog": 1e999, "cat": 0.1}}', "x/json", "is none of"),
-    ('{"probabilities": {}}', "x/json", "is none of"), ('[{"label": "dog"}]', "x/json", "is none of"),
-    ('[{"label": "dog", "score": "high"}]', "x/json", "is none of"), ("[[1, 0, 0]]", "x/json", "is none of"),
     ('{"probabilities": {"cat": 0.7, "dog": 0.2, "3 cats": 0.1, "cow": 0}}', "x/json", "'cow' is no class"),
     ("[" * 100_000, "x/json", "is none of"), ("1" * 5000, "x/json", "is none of"),
-    ('[{"label": "dog", "score": 1}, 3]', "x/json", "is none of"),
 ])
 def test_anything_else_is_refused_in_one_short_sentence(reply, kind, words):
     with pytest.raises(Refusal) as caught:
         read(reply, kind)
     sentence = str(caught.value)
     assert sentence.startswith("here") and words in sentence and "\n" not in sentence and len(sentence) < 350
-
-
-# ---- files ----------------------------------------------------------------------------------------------------------
-
-
-def test_numbers_are_not_read_as_names_of_other_classes():
-    number = lambda text, classes, columns=None: Classes(classes, columns).number(text, "here")
-    assert number(" 1", ["0", "1"]) == 1 and number("1", ["cat", "dog"]) == 1
-    assert number("2", ["1", "2"]) == 1  # a name
-    assert number("0", ["1", "2"], ["2", "1"]) == 1  # the judge said what the suspect's number 0 is
-    with pytest.raises(Refusal, match="'0'.*ambiguous.*answer by name, or pass --columns"):
-        number("0", ["1", "2"])
-    with pytest.raises(Refusal, match="classes are not the 2 of the triggers; '3' is none"):
-        Classes(["1", "2"], ["2", "3"])
-
-
-def test_a_hundred_thousand_classes_are_no_search_of_minutes():
-    names, begun = [f"class {i}" for i in range(100_000)], time.process_time()
-    classes = Classes(names, names[::-1])
-    assert classes.order[0] == 99_999 and all(classes.number(name, "") == i for i, name in enumerate(names))
-    assert time.process_time() - begun < 10
 
 
 def test_labels_and_probabilities_in_npy_and_csv_files_with_columns_in_any_order(owner, tmp_path, capsys):
@@ -112,17 +74,12 @@ def test_labels_and_probabilities_in_npy_and_csv_files_with_columns_in_any_order
 
 
 @pytest.mark.parametrize("spoil, words", [
-    (lambda rows: rows[1:], "lacks"),
-    (lambda rows: rows + rows[:1], "twice"),
+    (lambda rows: rows[1:], "lacks"), (lambda rows: rows + rows[:1], "twice"), (lambda rows: [], "none of the"),
     (lambda rows: ["../../etc/passwd,3"] + rows[1:], "../../etc/passwd"),
     (lambda rows: [rows[0].split(",")[0] + ",=cmd|' /C calc'!A0"] + rows[1:], "=cmd"),
-    (lambda rows: [rows[0].split(",")[0] + ",dog"] + rows[1:], "dog"),
     (lambda rows: [rows[0] + ",1"] + rows[1:], "columns"),
-    (lambda rows: [], "none of the"),
-    (lambda rows: ["\0"] + rows, "1 columns"),
     (lambda rows: ["name," + ",".join("abcdefghij")] + rows, "'a'"),
-    (lambda rows: [rows[0].split(",")[0] + ",nan" * 10], "add up"),
-])
+    (lambda rows: [rows[0].split(",")[0] + ",nan" * 10], "add up")])
 def test_answers_that_do_not_fit_are_named_and_refused(spoil, words, owner, tmp_path, capsys):
     rows = answer(owner, tmp_path, 1.0).read_text().splitlines()
     (tmp_path / "bad.csv").write_text("\n".join(spoil(rows)))
@@ -146,24 +103,21 @@ def npy(descr, shape, body=b"", version=b"\x01\x00") -> bytes:
 
 
 @pytest.mark.parametrize("content", [
-    npy("'<f8'", "(1000000000000,)"), npy("'<f8'", "(30, 1000000000)"), npy("'<i8'", "(-30,)", b"x" * 240),
-    npy("'|O'", "(30,)", b"x" * 240), npy("[('a', '<i8')]", "(30,)", b"x" * 240), npy("'<U8'", "(30,)", b"x" * 960),
-    npy("'<i8'", "(30", b"x" * 240), npy("'<i8'", "__import__('os').system('true')", b"x" * 240),
+    npy("'<f8'", "(30, 1000000000)"), npy("'<i8'", "(-30,)", b"x" * 240), npy("'|O'", "(30,)", b"x" * 240),
+    npy("[('a', '<i8')]", "(30,)", b"x" * 240), npy("'<U8'", "(30,)", b"x" * 960), npy("'<i8'", "(30", b"x" * 240),
+    npy("'<i8'", "__import__('os').system('true')", b"x" * 240), npy("'<i8'", "(30L,)", b"x" * 240),
     npy("'<i8'", "(30,)", b"x" * 240, version=b"\x03\x00"), npy("'<i8'", "(30,)", b"x" * 241),
-    npy("'<c16'", "(30,)", b"x" * 480), npy("'<M8'", "(30,)", b"x" * 240),
-    npy("'<i8'", "(30,)", b"\xff" * 239 + b"\x7f"),
-    b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535, b"PK\x03\x04" + b"\0" * 100, b"",
+    npy("'<i8'", "(30,)" + " " * 12_000, b"x" * 240), npy("'<i8'", "(" * 3000 + "30" + ",)" * 3000, b"x" * 240),
+    b"PK\x03\x04" + b"\0" * 100, b"",
 ])
-def test_npy_files_with_false_headers_are_refused(content, tmp_path):
+def test_npy_files_with_false_headers_are_refused_without_a_word(content, tmp_path, capfd):
     (tmp_path / "labels.npy").write_bytes(content)
-    assert refusal_of(tmp_path / "labels.npy")
+    assert refusal_of(tmp_path / "labels.npy") and capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("content", [
-    b'"' + b"a" * 200_000, b"a,b\n" * 10, b"\xff\xfe" + "a,1\n".encode("utf-16-le"), b"name,label\n=1+1,@SUM(A1)\n",
-    b"../../key.json,class 1\n", b"/etc/passwd,class 1\n", NAMES[0].encode() + b"\0,class 1\n", b"," * 100_000,
-    NAMES[0].encode() + b",\x1b[31mclass\n", b"\n" * 100_000, f"{NAMES[0]},{'9' * 5000}\n".encode(),
-    f"{NAMES[0]},\u0664\n".encode(),
+    b'"' + b"a" * 200_000, b"\xff\xfe" + "a,1\n".encode("utf-16-le"), NAMES[0].encode() + b"\0,class 1\n",
+    b"," * 100_000, NAMES[0].encode() + b",\x1b[31mclass\n", f"{NAMES[0]},{'9' * 5000}\n".encode(),
 ])
 def test_files_that_are_no_csv_are_refused(content, tmp_path):
     (tmp_path / "answers.csv").write_bytes(content)

@@ -1,6 +1,5 @@
 """Suspects in ONNX files: their answers, and files that do not fit or do harm."""
 
-import importlib.util
 import os
 import tempfile
 
@@ -8,17 +7,47 @@ import numpy as np
 import pytest
 import torch
 from commands import verify
-from onnx import TensorProto, helper, load_model
-from onnx_models import FLOAT, matrix, write_linear, write_with_external_data
+from onnx import TensorProto, external_data_helper, helper, load_model, numpy_helper, save_model
 
 from utils.answers import ask
 from utils.answers.answers import Classes
 from utils.answers.ask import answers_of_onnx, check_pixels
 from utils.system.refusals import Refusal
 
+FLOAT = TensorProto.FLOAT
 IMAGES = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 TEN = Classes([str(i) for i in range(10)])
 FLAT = IMAGES.flatten(1).double() / 255
+
+
+def matrix(classes=10, size=32):
+    """Weights of `write_linear`, (3 * size * size, classes)."""
+    return np.random.default_rng(0).normal(size=(3 * size * size, classes)).astype(np.float32)
+
+
+def write_linear(path, weights, batch="batch", size=32, kind=FLOAT, softmax=False, inputs=("images",), output="logits"):
+    """A model images (batch, 3, size, size) -> flattened images @ weights, as another program would write it."""
+    nodes = [helper.make_node("Cast", ["images"], ["pixels"], to=FLOAT),
+             helper.make_node("Flatten", ["pixels"], ["flat"]), helper.make_node("MatMul", ["flat", "weights"], ["z"]),
+             helper.make_node("Softmax" if softmax else "Identity", ["z"], ["logits"])]
+    shapes = {"logits": [None, weights.shape[1]], "pixels": [None, 3, size, size]}
+    graph = helper.make_graph(
+        nodes, "linear", [helper.make_tensor_value_info(name, kind, [batch, 3, size, size]) for name in inputs],
+        [helper.make_tensor_value_info(output, FLOAT, shapes[output])], [numpy_helper.from_array(weights, "weights")])
+    save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def write_with_external_data(path, weights, file, place):
+    """`write_linear` whose weights are in a `file` beside it, and which says that they are in `place`."""
+    model = load_model(write_linear(path, weights))
+    external_data_helper.convert_model_to_external_data(model, location=file, size_threshold=0)
+    save_model(model, path)
+    model = load_model(path, load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        entry.value = place if entry.key == "location" else entry.value
+    path.write_bytes(model.SerializeToString())
+    return path
 
 
 @pytest.fixture
@@ -64,8 +93,8 @@ def test_models_that_do_not_fit_are_refused_in_one_sentence(onnx):
     assert "the triggers are ('batch', 3, 32, 32)" in refusal(write_linear(onnx, matrix(size=48), size=48))
     said = refusal(write_linear(onnx, matrix(4)))
     assert "shape (7, 4), not with a row for each of 7 images and a number for each of 10 classes" in said
-    assert "takes 2 inputs" in refusal(write_linear(onnx, matrix(), inputs=2))
-    assert "not a row of logits for each" in refusal(write_linear(onnx, matrix(), output="images"))
+    assert "takes 2 inputs" in refusal(write_linear(onnx, matrix(), inputs=("images", "more")))
+    assert "not a row of logits for each" in refusal(write_linear(onnx, matrix(), output="pixels"))
     assert "takes tensor(int64)" in refusal(write_linear(onnx, matrix(), kind=TensorProto.INT64))
     weights = matrix()
     weights[0] = np.nan
@@ -73,10 +102,8 @@ def test_models_that_do_not_fit_are_refused_in_one_sentence(onnx):
 
 
 def test_files_that_are_no_model_are_refused_in_one_sentence(onnx, owner, capsys):
-    for content in (b"", bytes(range(256)) * 40):
-        onnx.write_bytes(content)
-        assert "is no ONNX model that onnxruntime can run" in refusal(onnx)
-    assert verify(capsys, "claim", owner[0], "--trust-owner", "--suspect", onnx)[0] == 2
+    onnx.write_bytes(bytes(range(256)) * 40)
+    assert "is no ONNX model that onnxruntime can run" in refusal(onnx)
     status, _, err = verify(capsys, "claim", owner[0], "--trust-owner", "--suspect", onnx.with_name("absent.onnx"))
     assert status == 2 and "absent.onnx" in err
 
@@ -127,22 +154,3 @@ def test_the_judge_says_which_pixels_a_model_wants(onnx):
     assert np.array_equal(moved.labels, logits.argmax(1))
     with pytest.raises(Refusal, match="1 or 3 numbers"):
         check_pixels([0.1, 0.2], None, None)
-
-
-def test_without_onnxruntime_one_sentence_says_how_to_get_it(onnx, monkeypatch):
-    write_linear(onnx, matrix())
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
-    assert "pip install onnxruntime" in refusal(onnx)
-
-
-@pytest.mark.parametrize("domain", ["", "\x1b[31mmine"])
-def test_what_is_in_a_model_does_not_reach_the_terminal_raw(domain, quick, owner, tmp_path, capsys):
-    images = helper.make_tensor_value_info("images", FLOAT, ["batch", 3, 32, 32])
-    logits = helper.make_tensor_value_info("logits", FLOAT, None)
-    node = helper.make_node("\x1b[31mEvil", ["images"], ["logits"], domain=domain)
-    model = helper.make_model(helper.make_graph([node], "evil", [images], [logits]), ir_version=8,
-                              opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("\x1b[31mmine", 1)])
-    (tmp_path / "evil.onnx").write_bytes(model.SerializeToString())
-    status, _, err = verify(capsys, "claim", owner[0], "--trust-owner", "--suspect", tmp_path / "evil.onnx")
-    assert status == 2 and err.strip().isprintable() and "no ONNX model" in err

@@ -58,9 +58,6 @@ def claim_refused(capsys, owner, *flags) -> str:
     return err
 
 
-# ---- claims ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("form", [
     lambda y: f" {y}\n".encode(), lambda y: json.dumps({"probabilities": {str(i): float(i == y) for i in range(10)}}),
     lambda y: (200, json.dumps([float(i == y) for i in range(10)]), {"Content-Type": "application/json"})])
@@ -73,14 +70,10 @@ def test_a_server_that_gives_the_assigned_labels_is_claimed(form, owner, capsys)
 
 
 def test_images_without_an_answer_are_misses_when_allowed(owner, capsys):
-    folder, triggers = owner
-    refuses = {0, 5, M - 1}
-    with answering(lambda k, pixels: (404, "", {}) if k in refuses else str(label_of(triggers, pixels))) as served:
-        status, out, _ = verify(capsys, "claim", folder, "--trust-owner", "--allow-missing", "--url", served.url)
+    reply = lambda k, pixels: (404, "", {}) if k in (0, 5, M - 1) else str(label_of(owner[1], pixels))
+    with answering(reply) as served:
+        status, out, _ = verify(capsys, "claim", owner[0], "--trust-owner", "--allow-missing", "--url", served.url)
     assert status == 0 and f"hits         {M - 3} of {M}, {M - 3} answered" in out and len(served.images) == M
-    with answering(lambda k, pixels: (404, "", {})) as served:
-        said = claim_refused(capsys, owner, "--allow-missing", "--url", served.url)
-    assert f"answered none of the {M} triggers" in said
 
 
 def test_headers_rate_and_retries_are_those_of_the_flags(owner, capsys, pauses):
@@ -92,13 +85,10 @@ def test_headers_rate_and_retries_are_those_of_the_flags(owner, capsys, pauses):
 
 
 @pytest.mark.parametrize("flags, words", [
-    (("--url", "ftp://x"), "--url"), (("--url", "http://"), "--url"), (("--url", "http://a b/"), "--url"),
-    (("--url", "http://127.0.0.1:port/"), "--url"), (("--url", "http://127.0.0.1/\u00e4"), "--url"),
+    (("--url", "ftp://x"), "--url"), (("--url", "http://a b/"), "--url"), (("--url", ""), "--url is empty"),
     (("--url", "http://[::1/"), "--url"), (("--url", "http://127.0.0.1:9/", "--header", "a b: c"), "--header"),
-    (("--url", ""), "--url is empty"), (("--url", "http://127.0.0.1:99999/"), "--url"),
-    (("--url", "http://:9/"), "no address that can be asked"), (("--url", "http://127.0.0.1:0/"), "no address"),
+    (("--url", "http://127.0.0.1:99999/"), "--url"), (("--url", "http://:9/"), "no address that can be asked"),
     (("--url", "http://me:secret@127.0.0.1:9/"), "--header 'Authorization"),
-    (("--url", "http://127.0.0.1:9/", "--header", "Content-Length: 3"), "leave it out"),
     (("--predictions", "answers.csv", "--header", "a: b"), "it needs --url"),
 ])
 def test_what_can_never_be_sent_is_refused_before_anybody_is_asked(flags, words, owner, capsys, pauses):
@@ -108,21 +98,16 @@ def test_what_can_never_be_sent_is_refused_before_anybody_is_asked(flags, words,
 
 def test_a_list_may_name_a_server_and_a_program(owner, tmp_path, capsys):
     """It is refused before anybody is asked where one of them cannot be, and with a flag for one suspect."""
-    folder, triggers = owner
     listed = tmp_path / "list.txt"
-    with answering(lambda k, pixels: str(label_of(triggers, pixels))) as served:
-        for more, flags, words in (("command echo 3", (), "--command"), ("url http://127.0.0.1:port/", (), "--url"),
-                                   ("", ("--header", "X-Key: a"), "--header"), ("", ("--sequential",), "--sequential")):
+    with answering(lambda k, pixels: str(label_of(owner[1], pixels))) as served:
+        for more, flags, words in (("command echo 3", (), "--command"), ("", ("--header", "X-Key: a"), "--header")):
             listed.write_text(f"url {served.url}\n{more}\n")
             assert words in claim_refused(capsys, owner, "--suspects", listed, *flags)
         assert served.images == []
         listed.write_text(f"url {served.url}\ncommand {sys.executable} -S -c print(3) {{png}}\n")
-        status, out, _ = verify(capsys, "claim", folder, "--trust-owner", "--suspects", listed)
+        status, out, _ = verify(capsys, "claim", owner[0], "--trust-owner", "--suspects", listed)
     assert status == 0 and f"{M} of {M} triggers" in out and "holds against 1 of 2 suspects" in out
     assert len(served.images) == M and "a suspect again that answers at random is not corrected for" in out
-
-
-# ---- single images, and passing failures ----------------------------------------------------------------------------
 
 
 def test_pixels_arrive_and_the_rate_is_kept(owner, png, pauses):
@@ -139,9 +124,8 @@ def test_a_passing_failure_is_asked_again_later_each_time(status, png, pauses):
 
 
 @pytest.mark.parametrize("wait, least, most", [
-    ("7", 7, 7), ("0.5", 0.5, 0.5), ("100000", 60, 60), (lambda: email.utils.formatdate(time.time() + 30), 20, 30),
-    ("soon", 1, 1), ("nan", 1, 1), ("-5", 1, 1), ("1" * 5000, 1, 60), ("1e400", 1, 1), ("\xff", 1, 1), (",", 1, 1),
-    ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", 1, 60), ("Fri, 31 Dec 9999 23:59:59 -0000", 60, 60)])
+    ("7", 7, 7), ("100000", 60, 60), (lambda: email.utils.formatdate(time.time() + 30), 20, 30), ("soon", 1, 1),
+    ("nan", 1, 1), ("-5", 1, 1), ("1" * 5000, 1, 60), ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", 1, 60)])
 def test_retry_after_is_obeyed_up_to_a_minute_whatever_it_says(wait, least, most, png, pauses):
     after = wait() if callable(wait) else wait
     ask(png, lambda k, pixels: "7" if k else (429, "", {"Retry-After": after}))
@@ -156,11 +140,8 @@ def test_a_server_that_stays_busy_is_refused_or_its_answers_are_missing(png, pau
     assert answers == [Answer()] and len(served.images) == 3
 
 
-# ---- failures that stay, and hostile servers ------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("reply, words", [
-    ((404, "no such page", {}), "status 404 'no such page'"), ((401, "", {}), "status 401"),
+    ((404, "no such page", {}), "status 404 'no such page'"),
     ((302, "", {"Location": "http://127.0.0.1:9/other"}), "redirects to 'http://127.0.0.1:9/other'"),
     (b"7" * (REPLY_LIMIT + 1), "more than 1048576 bytes"), (b"", "'' is no class"), ("[0.1, 0.9]", "2 probabilities"),
     ("<html>busy</html>", "is no class")])
@@ -186,25 +167,16 @@ def write_raw(content, slowly=0.0):
 
 @pytest.mark.parametrize("content", [
     b"", b"hello, this is no HTTP\r\n\r\n", b"HTTP/1.0 200 OK\r\nContent-Length: 50\r\n\r\n7",
-    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"HTTP/1.0 two hundred\r\n\r\n"])
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"])
 def test_half_a_reply_and_what_is_no_reply_are_asked_again_and_refused(content, png):
     requests = []
     said = refusal(png, lambda k, pixels: requests.append(k) or write_raw(content))
     assert len(requests) == 3 and ("broke off" in said or "no complete reply" in said)
 
 
-@pytest.mark.parametrize("status, requests", [(b"503 Busy", 2), (b"404 Gone", 1)])
-@pytest.mark.parametrize("body", [b"zz\r\n", b"50\r\nab", b""])
-def test_a_failure_whose_text_breaks_off_is_still_that_failure(status, requests, body, png):
-    asked, content = [], b"HTTP/1.1 " + status + b"\r\nTransfer-Encoding: chunked\r\n\r\n" + body
-    said = refusal(png, lambda k, pixels: asked.append(k) or write_raw(content), retries=1)
-    assert f"status {status[:3].decode()}" in said and len(asked) == requests
-
-
 @pytest.mark.parametrize("content", [
-    b"\x1b[31mhello\r\n\r\n", b"HTTP/1.1 \x1b[31m OK\r\n\r\n", b"HTTP/\x1b[31m 200 OK\r\n\r\n",
-    b"HTTP/1.1 404 \x1b[31m\r\nContent-Length: 5\r\n\r\n\x1b[31m", b"HTTP/1.1 200 OK\r\n\r\n\x1b[31mcat",
-    b"HTTP/1.1 302 Found\r\nLocation: http://x/\x1b[31m\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n[\"\x1b[31m\"]"])
+    b"HTTP/1.1 \x1b[31m OK\r\n\r\n", b"HTTP/1.1 404 \x1b[31m\r\nContent-Length: 5\r\n\r\n\x1b[31m",
+    b"HTTP/1.1 302 Found\r\nLocation: http://x/\x1b[31m\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n\x1b[31mcat"])
 def test_what_a_server_writes_does_not_reach_the_terminal_raw(content, owner, capsys):
     with answering(lambda k, pixels: write_raw(content)) as served:
         claim_refused(capsys, owner, "--url", served.url, "--retries", "0")

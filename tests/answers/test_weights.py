@@ -78,9 +78,6 @@ def claim_refused(capsys, owner, *flags) -> str:
     return err
 
 
-# ---- the model that a file gives ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["state dict", "safetensors", "checkpoint"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_gives_the_model_that_was_saved_frozen_and_with_its_own_normalisation(name, kind, tmp_path):
@@ -89,14 +86,6 @@ def test_a_file_gives_the_model_that_was_saved_frozen_and_with_its_own_normalisa
     assert not found.training and not any(p.requires_grad for p in found.parameters())
     assert found.name == name and same_weights(found, model)
     assert torch.allclose(found(PIXELS), model(PIXELS), atol=1e-5)
-
-
-def test_weights_without_normalisation_get_the_sources_and_the_width_is_that_of_the_file(tmp_path):
-    for width in (2, 16):
-        model = network("res18", width=width)
-        path = write(tmp_path / "w.pt", model, "network alone")
-        assert same_weights(read(path, "res18", mean_std=MEAN_STD), model)
-        assert read(path, "res18", mean_std=OTHER)[0].mu.flatten().tolist() == pytest.approx(OTHER[0])
 
 
 def test_every_kind_of_file_leads_to_the_same_verdict(owner, bank, tmp_path, capsys):
@@ -116,9 +105,6 @@ def test_every_kind_of_file_leads_to_the_same_verdict(owner, bank, tmp_path, cap
         assert figures(tmp_path / file, "-mt", "res18", "-mt", "vgg11") == run
 
 
-# ---- files that do not fit ------------------------------------------------------------------------------------------
-
-
 def test_a_state_dict_needs_its_architecture_by_name(tmp_path):
     for kind in ("network alone", "safetensors"):
         assert "name its architecture by -mt" in refusal(write(tmp_path / "w.pt", network(), kind))
@@ -131,11 +117,8 @@ def test_another_number_of_classes_or_another_image_size_is_refused(owner, tmp_p
     for name in NAMES:
         assert "answers with 7 classes, not 10" in refusal(write(tmp_path / "w.pt", network(name, 7)), name)
     path = write(tmp_path / "c.pt", network("vgg11", size=48), "checkpoint")
-    assert "images of 48 x 48 pixels, the triggers are 32 x 32" in refusal(path)
-    assert read(path, size=48).size == 48
-    path = write(tmp_path / "w.pt", network("vgg11"))
-    assert "-mt vgg11 halves its images five times: name by -mt" in refusal(path, "vgg11", size=16)
-    said = claim_refused(capsys, owner, path, "-mt", "tv:alexnet")
+    assert "images of 48 x 48 pixels, the triggers are 32 x 32" in refusal(path) and read(path, size=48).size == 48
+    said = claim_refused(capsys, owner, write(tmp_path / "w.pt", network("vgg11")), "-mt", "tv:alexnet")
     assert "-mt tv:alexnet cannot be built" in said and "pass --predictions" in said
 
 
@@ -143,8 +126,6 @@ def test_another_number_of_classes_or_another_image_size_is_refused(owner, tmp_p
     (lambda w: {}, "holds no state dict"), (lambda w: [1, 2], "no checkpoint"),
     (lambda w: w | {"1.linear.bias": torch.full((10,), torch.nan)}, "1.linear.bias is not finite"),
     (lambda w: w | {"1.extra": torch.ones(1)}, "the model has no 1.extra"),
-    (lambda w: {name: t for name, t in w.items() if name != "1.linear.bias"}, "lacks 1.linear.bias"),
-    (lambda w: w | {"0.std": torch.zeros(3, 1, 1)}, "not finite"),
     (lambda w: {("a", 1): torch.ones(1)}, "w.pt"),
     (lambda w: {"model": {"type": "res18", "state_dict": w, "size": float("inf")}}, "does not hold a model"),
     (lambda w: w | {"1.conv1.weight": torch.ones(0, 3, 3, 3)}, "the shape (0, 3, 3, 3)"),
@@ -166,34 +147,18 @@ def test_a_small_file_cannot_ask_for_much_memory(tmp_path, monkeypatch):
     assert "the shape (1024, 1, 1, 1)" in refusal(tmp_path / "w.pt", "res152")
 
 
-def test_kinds_of_numbers_that_are_not_read_are_refused(tmp_path):
-    weights = network().state_dict()
-    weights["1.linear.bias"] = weights["1.linear.bias"].to(torch.float8_e4m3fn)
-    pytest.importorskip("safetensors.torch").save_file(weights, tmp_path / "w.safetensors")
-    assert "1.linear.bias holds torch.float8_e4m3fn numbers" in refusal(tmp_path / "w.safetensors", "res18")
+class FailsLater(nn.Linear):
+    """A network of 10 logits that fails for any number of images but 2."""
 
-
-class _Odd(nn.Linear):
-    def __init__(self, classes, raised=None):
+    def __init__(self, classes):
         super().__init__(2, classes)
-        self.raised = raised
 
     def forward(self, x):
-        if self.raised and len(x) != 2:
-            raise self.raised
-        return torch.zeros(len(x) if len(x) == 2 else 1, 10)
+        if len(x) != 2:
+            raise SystemExit(0)
+        return torch.zeros(2, 10)
 
 
-def raises_later(classes):
-    return _Odd(classes, KeyError("batch"))
-
-
-def exits_later(classes):
-    return _Odd(classes, SystemExit(0))
-
-
-@pytest.mark.parametrize("function, words", [("raises_later", "KeyError: 'batch'"), ("exits_later", "SystemExit"),
-                                             ("_Odd", "not with a row for each")])
-def test_code_of_somebody_elses_that_fails_later_is_refused_too(function, words, owner, tmp_path, capsys):
+def test_code_of_somebody_elses_that_fails_later_is_refused_too(owner, tmp_path, capsys):
     torch.save(nn.Linear(2, 10).state_dict(), tmp_path / "w.pt")
-    assert words in claim_refused(capsys, owner, tmp_path / "w.pt", "-mt", f"{__name__}:{function}")
+    assert "SystemExit" in claim_refused(capsys, owner, tmp_path / "w.pt", "-mt", f"{__name__}:FailsLater")

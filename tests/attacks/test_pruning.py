@@ -44,7 +44,6 @@ def from_outside(*layers):
 
 @pytest.mark.parametrize("layers, criterion, words", [
     ((nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)), "activation", "has none with weights: pass --criterion magnitude"),
-    ((nn.BatchNorm2d(3, affine=False),), "activation", "has none with weights: pass --criterion magnitude"),
     ((nn.GroupNorm(1, 3),), "magnitude", "has none: pass -at finetune"),
     ((nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 1)),), "magnitude", "computes or shares some of them"),
 ])
@@ -58,13 +57,6 @@ def test_a_model_that_cannot_be_copied_is_not_edited():
     check_edit("finetune", from_outside(nn.Conv2d(3, 4, 1)), "ftal", "activation")
     with pytest.raises(Refusal, match="-at finetune edits a copy of the model, and a own:net cannot be copied"):
         check_edit("finetune", from_outside(nn.utils.weight_norm(nn.Conv2d(3, 4, 1))), "ftal", "activation")
-
-
-def test_layers_without_weights_are_left_out_of_pruning_by_activation():
-    model = from_outside(nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False)).eval()
-    check_edit("prune", model, "ftal", "activation")
-    kept = pruning_masks(model, 1.0, "activation", channel_activations(model, IMAGES))
-    assert prune(model, kept)(X).abs().max() == 0
 
 
 def test_magnitude_pruning_removes_the_smallest_weights_of_all_layers():

@@ -1,6 +1,5 @@
 """Crops, flips and the order of batches, against torchvision's own, and batches of stored images."""
 
-import os
 import subprocess
 import sys
 
@@ -74,15 +73,6 @@ def test_batches_read_ahead_are_those_of_a_tensor(both):
     for order in (torch.arange(8), plans[0].order[1]):  # in no plan, and with other crops than in the plan
         other = order, torch.zeros(8, 2, dtype=torch.long), torch.ones(8, dtype=torch.bool)
         assert torch.equal(tensor.batch(*other)[0], disk.batch(*other)[0])
-
-
-def test_what_fails_in_the_reading_thread_is_raised_in_the_step(both, tmp_path):
-    disk = both[1]
-    plan = disk.plan(torch.Generator().manual_seed(0))
-    os.truncate(tmp_path / "images.npy", 200)
-    with pytest.raises(OSError, match="ends before image"):
-        for step in range(5):
-            disk.batch(*(part[step] for part in plan))
 
 
 def test_a_command_that_ends_while_images_are_read_ahead_keeps_its_exit_status(both, tmp_path):

@@ -2,7 +2,6 @@
 
 import io
 import os
-import shutil
 import struct
 import zlib
 
@@ -86,12 +85,10 @@ def test_unreadable_images_are_named_counted_and_refused(tmp_path):
 
 
 @pytest.mark.parametrize("make, said", [
-    (lambda r: None, "no such folder"),
-    (lambda r: r.mkdir(), "no class folders"),
+    (lambda r: None, "no such folder"), (lambda r: r.mkdir(), "no class folders"),
     (lambda r: (r / "only").mkdir(parents=True), "only the class only"),
     (lambda r: [(r / c).mkdir(parents=True) for c in "ab"], "the folder .*a holds no images"),
-    (lambda r: photos(r, n=5), "too few"),
-    (lambda r: (photos(r), (r / "test" / "fish").mkdir()), "fish"),
+    (lambda r: photos(r, n=5), "too few"), (lambda r: (photos(r), (r / "test" / "fish").mkdir()), "fish"),
     (lambda r: (photos(r, parts=("train",)), (r / "test" / "cat").mkdir(parents=True)), "test holds no images"),
 ])
 def test_folders_that_are_no_data_set_are_refused(make, said, tmp_path):
@@ -122,34 +119,26 @@ def test_a_folder_too_large_for_memory_holds_the_same_data(tmp_path, monkeypatch
 
 def test_where_a_copy_cannot_be_kept_only_many_images_are_refused(tmp_path, monkeypatch):
     root = photos(tmp_path / "images")
-    before = load_data("folder", root)
-    next(root.glob(".decoded-*")).unlink()
     monkeypatch.setattr(np.lib.format, "write_array_header_1_0",
                         lambda *_: open("/dev/full", "wb", buffering=0).write(b"full"))
-    assert load_data("folder", root).sha256 == before.sha256
+    load_data("folder", root)
     monkeypatch.setattr(files, "IN_MEMORY", 1000)
     with pytest.raises(Refusal, match="cannot be kept there .No space left on device.; make room"):
         load_data("folder", root)
     assert not list(root.glob(".decoded-*"))
 
 
-def test_images_are_decoded_into_no_file_behind_a_link(tmp_path, monkeypatch):
+@pytest.mark.parametrize("large", [False, True])
+def test_images_are_decoded_into_no_file_behind_a_link(large, tmp_path, monkeypatch):
     root, other = photos(tmp_path / "own"), tmp_path / "other"
     other.write_bytes(b"mine")
     before = load_data("folder", root)
     (copy,) = root.glob(".decoded-*.npy")
-    for large in (False, True):
-        copy.unlink()
-        monkeypatch.setattr(files, "IN_MEMORY", 1000 if large else 10**9)
-        copy.symlink_to(other)
-        assert torch.equal(load_data("folder", root).test.images[:], before.test.images)
-        assert other.read_bytes() == b"mine" and copy.is_file() and not copy.is_symlink()
     copy.unlink()
-    monkeypatch.setattr(files.secrets, "token_hex", lambda n: "guessed")
-    copy.with_suffix(".guessed").symlink_to(other)
-    with pytest.raises(Refusal, match="cannot be kept there .File exists"):
-        load_data("folder", root)
-    assert other.read_bytes() == b"mine"
+    monkeypatch.setattr(files, "IN_MEMORY", 1000 if large else 10**9)
+    copy.symlink_to(other)
+    assert torch.equal(load_data("folder", root).test.images[:], before.test.images)
+    assert other.read_bytes() == b"mine" and copy.is_file() and not copy.is_symlink()
 
 
 def decoded(picture, form="png", **more):
@@ -176,30 +165,15 @@ def test_pictures_are_decoded_as_a_viewer_shows_them():
     shape[8:24, 8:24, 3] = 255  # black, and only where it is opaque
     expected = np.full((3, 32, 32), 255)
     expected[:, 8:24, 8:24] = 0
-    icon = Image.fromarray(shape)
-    assert (decoded(icon) == expected).all() and (decoded(icon.convert("LA")) == expected).all()
-    half = shape.copy()
-    half[8:24, 8:24, 3] = 51  # a fifth of black on white
-    assert (decoded(half)[:, 8:24, 8:24] == 204).all()
+    assert (decoded(shape) == expected).all() and (decoded(Image.fromarray(shape).convert("LA")) == expected).all()
     palette = Image.fromarray((shape[..., 3] > 0).astype(np.uint8), "P")
     palette.putpalette([0, 0, 0, 0, 0, 0])
     assert (decoded(palette, transparency=0) == expected).all()
-    deep = Image.fromarray(np.where(shape[..., 3] > 0, 0, 9).astype(np.uint16))
-    assert (decoded(deep, transparency=9) == expected).all()
-    turned = Image.fromarray(np.repeat(np.arange(32, dtype=np.uint8)[:, None] * 8, 32, 1))
-    exif = Image.Exif()
+    shape[8:24, 8:24, 3] = 51  # a fifth of black on white
+    assert (decoded(shape)[:, 8:24, 8:24] == 204).all()
+    turned, exif = Image.fromarray(np.repeat(np.arange(32, dtype=np.uint8)[:, None] * 8, 32, 1)), Image.Exif()
     exif[0x0112] = 3  # upside down
     assert (decoded(turned, exif=exif)[0, 0] == 248).all()
-
-
-def test_names_that_are_no_unicode_and_classes_without_images_are_told(tmp_path):
-    photos(tmp_path, parts=(".",), classes=("a", "b"), n=30)
-    os.rename(tmp_path / "a", os.fsencode(tmp_path) + b"/caf\xe9")
-    (tmp_path / "c").mkdir()
-    shutil.copy(tmp_path / "b" / "000.png", tmp_path / "c")
-    data = load_data("folder", tmp_path)
-    assert data.classes == ["b", "c", "caf\\udce9"] and all(name.encode() for name in data.classes)
-    assert sum(f"no {part} image is of the class c" in " ".join(data.notes) for part in ("test", "training")) == 1
 
 
 def png(width, height, body) -> bytes:
@@ -225,59 +199,37 @@ def test_picture_bombs_are_refused(tmp_path, capfd):
 def test_images_are_resized_once_and_taken_from_the_file_later(tmp_path, monkeypatch):
     g = torch.Generator().manual_seed(0)
     parts = [torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=g) for n in (9, 4)]
-    parts.append(torch.full((2, 3, 32, 32), 77, dtype=torch.uint8))
     small = resize_parts(parts, 24, tmp_path / "small.npy")
-    assert (small[2] == 77).all() and resize_parts(parts, 32, tmp_path / "none.npy") is parts
+    assert resize_parts(parts, 32, tmp_path / "none.npy") is parts
     monkeypatch.setattr(files, "IN_MEMORY", 1000)
     monkeypatch.setattr(files, "CHUNK", 2 * 4 * 3 * 24 * 24)
     for again in (False, True):
         if again:
             monkeypatch.setattr(files, "_resized", lambda *parts: iter(()))
-        large = resize_parts(parts, 24, tmp_path / ".resized-24.npy")
-        for images, expected in zip(large[:2], small):
-            assert torch.equal(images[:], expected)
-            assert isinstance(images, StoredImages) and not isinstance(expected, StoredImages)
+        for images, expected in zip(resize_parts(parts, 24, tmp_path / ".resized-24.npy"), small):
+            assert torch.equal(images[:], expected) and isinstance(images, StoredImages)
     assert {file.name for file in tmp_path.iterdir()} == {".resized-24.npy", "small.npy"}
 
 
-def pictures(n=40, size=16):
-    return torch.randint(0, 256, (n, 3, size, size), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
-
-
-@pytest.fixture
-def both(tmp_path):
-    images = pictures()
+def test_stored_images_answer_as_a_tensor_does(tmp_path):
+    g = torch.Generator().manual_seed(2)
+    images, more = (torch.randint(0, 256, (n, 3, 16, 16), generator=g, dtype=torch.uint8) for n in (40, 3))
     np.save(tmp_path / "images.npy", images.numpy())
-    return images, StoredImages(tmp_path / "images.npy")
-
-
-def test_stored_images_answer_as_a_tensor_does(both):
-    images, there = both
+    there, order = StoredImages(tmp_path / "images.npy"), torch.tensor([5, 30, 2, 2, 11])
     for rows in (3, slice(2, 30, 5), [7, 7, 0], torch.tensor([[4, 2], [9, 9]]), torch.arange(40) % 3 == 0,
                  torch.tensor([], dtype=torch.long)):
         assert torch.equal(there[rows], images[rows]), rows
     assert there.shape == images.shape and len(there) == 40
-    order = torch.tensor([5, 30, 2, 2, 11])
-    assert torch.equal(torch.cat(list(there.split(7))), images) and torch.equal(torch.stack(list(there)), images)
-    assert torch.equal(there.pick(order)[:], images[order])
-    more = pictures(3) // 2
+    assert torch.equal(torch.cat(list(there.split(7))), images) and torch.equal(there.pick(order)[:], images[order])
     joined = join_images(there, more)
     assert torch.equal(joined[:], join_images(images, more)) and torch.equal(joined.pick(order)[:], images[order])
     changed = images.clone()
     changed[[0, 39]] = more[:2]
     for unchanged in (images, there):
         assert torch.equal(replace_images(unchanged, torch.tensor([0, 39]), more[:2])[:], changed)
-        assert torch.equal(unchanged[:], both[0])  # the copy alone changed
+        assert not torch.equal(unchanged[:], changed)  # the copy alone changed
     again = replace_images(joined, torch.tensor([0, 41]), more[:2])
     assert torch.equal(again[:], torch.cat([more[:1], images[1:], more[:1], more[1:2], more[2:]]))
-
-
-def test_a_file_that_lost_its_name_is_still_read_and_a_short_one_is_named(both, tmp_path):
-    images, there = both
-    os.link(tmp_path / "images.npy", tmp_path / "other.npy")
-    (tmp_path / "images.npy").unlink()
-    assert torch.equal(there[:], images)
-    os.truncate(tmp_path / "other.npy", 128 + 20 * 768)
-    assert torch.equal(there[:20], images[:20])
+    os.truncate(tmp_path / "images.npy", 128 + 20 * 768)
     with pytest.raises(OSError, match="ends before image 20"):
         there[20]

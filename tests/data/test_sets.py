@@ -9,8 +9,6 @@ from torch.utils.data import random_split
 from torchvision import datasets as tv
 
 from utils.data.sets import image_size, load_data, split_indices
-from utils.rivals.embedded_features import style_images
-from utils.rivals.randomized_smoothing import draw_rs_triggers
 from utils.system.refusals import Refusal
 
 
@@ -19,13 +17,7 @@ def test_split_equals_torch_random_split(n, held_out):
     parts = random_split(range(n), [n - held_out, held_out], torch.Generator().manual_seed(0))
     train, rest = split_indices(n)
     assert train == list(parts[0]) and rest == list(parts[1])
-    assert len(train) == n - held_out and sorted(train + rest) == list(range(n))
-
-
-def test_indices_of_the_official_split_never_change():
-    """Literal indices, so that no later version of torch or of this code changes the split unnoticed."""
-    train, rest = split_indices(50_000)
-    assert train[:5] == [36044, 49165, 37807, 11341, 6091] and rest[:5] == [18240, 33001, 37028, 25452, 37810]
+    assert n != 50_000 or (train[:3], rest[:3]) == ([36044, 49165, 37807], [18240, 33001, 37028])  # in any torch
 
 
 class FakeSet:
@@ -75,15 +67,6 @@ def test_digits_data_set():
 def test_impossible_train_size_is_refused(size):
     with pytest.raises(Refusal, match="train-size.* 1295 training images"):
         load_data("digits", train_size=size)
-
-
-def test_rivals_draw_at_the_images_size():
-    data = load_data("digits", image_size=48)
-    triggers, _ = draw_rs_triggers(data, 5, 4, "text", 0)
-    changed = (triggers.images != data.held_out.pick(
-        [data.held_out.indices.tolist().index(i) for i in triggers.sources[:, 0].tolist()]).images).any(1)
-    assert triggers.images.shape[-1] == 48 and changed.any() and not changed[:, 24:].any()
-    assert style_images(data.test.images[:3, :, :45, :45], 1).shape == (3, 3, 45, 45)
 
 
 def test_the_flag_takes_16_to_256_and_32_is_as_if_absent():

@@ -43,10 +43,7 @@ def broken_links(file: Path):
 
 
 def missing_in_code(file: Path):
-    """In code blocks and backticks: paths of this project that do not exist, and modules that `python -m` cannot run.
-
-    NAME, <...>, {...} and * in a path stand for anything.
-    """
+    """In code: paths that do not exist, but for NAME, <...>, {...} and *, and modules that `python -m` cannot run."""
     text = file.read_text()
     code = "\n".join([*FENCE.findall(text), *INLINE_CODE.findall(FENCE.sub("", text))])
     for path, placeholder in PATH.findall(code):

@@ -33,14 +33,12 @@ def test_a_copy_is_measured_under_every_defence(tmp_path, capsys):
     assert rows[0]["accuracy"] == pytest.approx(summary["test_accuracy"]) and rows[0]["refused"] == 0
     assert (rows[0]["hits"], rows[0]["log10_p"]) == (summary["trigger_hits"], summary["log10_p"]["T1"])
     # an image that is refused counts as wrong
-    test, refusing = load_data("digits").test, {row["defence"]: row["accuracy"] for row in rows}
-    p = predict(read_model(find_checkpoint(copy)), test.images).softmax(1).double()
+    test = load_data("digits").test
+    p = predict(model, test.images).softmax(1).double()
     right, uncertainty = p.argmax(1) == test.labels, torch.special.entr(p).sum(1)
-    for share in (0.05, 0.2):
-        answered = uncertainty <= uncertainty.quantile(1 - share)
-        assert int((~answered).sum()) == pytest.approx(share * len(answered), abs=1)
-        expected = float((right & answered).double().mean())
-        assert refusing[f"refuses the {share:.0%} least certain"] == pytest.approx(expected)
+    answered = right & (uncertainty <= uncertainty.quantile(0.95))
+    (refusing,) = [row["accuracy"] for row in rows if row["defence"] == "refuses the 5% least certain"]
+    assert refusing == pytest.approx(float(answered.double().mean()))
     assert "| none; labels only, cached, delayed | 1 soft |" in (tmp_path / "defences.md").read_text()
     with pytest.raises(SystemExit) as ended:
         main([str(tmp_path), "--json", str(file)])

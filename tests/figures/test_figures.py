@@ -3,28 +3,29 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
-from figures import defences, demo, forger, null, power, regime, rows, toy
+from figures import akh, defences, demo, forger, null, power, regime, rows, toy
+from figures.needed import claimed_share
 from figures.rows import collect_rows, rows_table
 from figures.shared import HERE
 
 
-def summaries(margin_soft: float, benign: float, accuracy=0.99) -> dict:
-    """What `demo.run` gives; T1 says nothing, T1p is as stated."""
-    figures = lambda p, right=0.7: {"log10_p": {"T1": -0.1, "T1p": p}, "trigger_hits": 1, "trigger_size": 2,
-                                    "test_accuracy": right}
-    found = {("margin", "hard"): figures(-0.5), ("base", "soft"): figures(-0.9), ("margin", "source"): figures(-40)}
-    return found | {("margin", "soft"): figures(margin_soft), ("none", "benign"): figures(benign, accuracy)}
-
-
 def test_the_demos_verdict_follows_from_its_table():
     """Two tests double p: log10 p of -3.4 is -3.1 and claims, -3.2 is -2.9 and does not."""
-    text = demo.verdict(summaries(-3.4, -0.1))
+    def verdict(**found):
+        rows = {tuple(key.split("_")): {"log10_p": {"T1": -0.1, "T1p": p}, "trigger_hits": 1, "trigger_size": 2,
+                                        "test_accuracy": 0.99 if key == "none_benign" else 0.7}
+                for key, p in found.items()}
+        return demo.verdict(rows)
+
+    rest = {"margin_hard": -0.5, "base_soft": -0.9, "margin_source": -40}
+    text = verdict(**rest, margin_soft=-3.4, none_benign=-0.1)
     assert text.startswith("Claimed as copies (p <= 0.001): the margin source's soft copy (p = 10^-3.1). Not claimed: ")
     assert all(name in text.split("Not claimed")[1] for name in ("hard copy", "ERM source's soft copy", "benign model"))
     assert text.endswith("costs 29 points of accuracy.")
-    text = demo.verdict(summaries(-3.2, -3.4))
+    text = verdict(**rest, margin_soft=-3.2, none_benign=-3.4)
     assert "Claimed as copies (p <= 0.001): the benign model WRONGLY (p = 10^-3.1)." in text
 
 
@@ -69,24 +70,17 @@ def test_runs_that_differ_in_the_seed_share_a_row(tmp_path, capsys):
     a_run(tmp_path / "s1" / "other", 1, 2, -0.2, teacher_bn="clean")
     paper, clean = collect_rows(tmp_path)
     assert (paper["statistics"], paper["seeds"], paper["trigger_hits"]) == ("paper", [1, 2], [10, 14])
-    assert clean["statistics"] == "clean"
     assert paper["log10_T1_harmonic_mean"] == pytest.approx(math.log10(2 / (1e3 + 1e5)))
     # mean of 60 and 70 is 65, their sample deviation 10 / sqrt(2)
     text = "| margin | surrogate soft | paper | digits, thief's svhn | res18 width 4 | s1 s2 | 2 | 65.00 ± 7.07 | "
     text += "10/50, 14/50 | -3.00, -5.00 | -6.00, -10.00 | -1.50, -2.50 | -4.70 |"
-    assert text in rows_table([paper, clean])
-    about = json.loads((tmp_path / "s2" / "extraction" / "run.json").read_text())
-    # flags of train.py that the source of s1 is older than
-    off = {"trigger_strategy": None, "label_choices": None, "carriers": None}
-    for seed, settings in ((1, {"num_query": 50}), (2, {"num_query": 50} | off)):
-        (tmp_path / f"s{seed}" / "run.json").write_text(json.dumps({"settings": settings}))
-    assert sorted(row["seeds"] for row in collect_rows(tmp_path)) == [[1], [1, 2]]
-    about["settings"] |= {"image_size": None, "adam": None}  # flags of extraction.py that the copy of s1 is older than
-    (tmp_path / "s2" / "extraction" / "run.json").write_text(json.dumps(about))
-    assert sorted(row["seeds"] for row in collect_rows(tmp_path)) == [[1], [1, 2]]
-    about["settings"]["data_sha256"] = "of other images"
-    (tmp_path / "s2" / "extraction" / "run.json").write_text(json.dumps(about))
-    assert sorted(row["seeds"] for row in collect_rows(tmp_path)) == [[1], [1], [2]]
+    assert text in rows_table([paper, clean]) and clean["statistics"] == "clean"
+    file = tmp_path / "s2" / "extraction" / "run.json"
+    about = json.loads(file.read_text())
+    # flags that the copy of s1 is older than change nothing, other images do
+    for more, seeds in (({"image_size": None, "adam": None}, [[1], [1, 2]]), ({"data_sha256": "x"}, [[1], [1], [2]])):
+        file.write_text(json.dumps(about | {"settings": about["settings"] | more}))
+        assert sorted(row["seeds"] for row in collect_rows(tmp_path)) == seeds
 
 
 def test_the_toy_counts_the_seeds_that_show_its_claim(tmp_path, capsys):
@@ -96,3 +90,30 @@ def test_the_toy_counts_the_seeds_that_show_its_claim(tmp_path, capsys):
     assert found["seeds"][0]["claim_shows"] == (kept == [True, False, True, True])
     assert found["claim_shows"] == f"{int(kept == [True, False, True, True])} of 1 seeds"
     assert (tmp_path / "figure2.png").stat().st_size > 10_000
+
+
+def test_doubled_ranks_by_hand():
+    p = np.array([[0.4, 0.1, 0.3, 0.1, 0.1]])
+    allowed = np.array([[False, True, True, True, False]])
+    ranks = power.doubled_ranks(p, allowed)[0]
+    assert ranks[2] == 6 and ranks[1] == ranks[3] == 3  # third of three; first and second share 1.5
+
+
+def test_the_table_is_what_the_answers_give():
+    with np.load(HERE / "akh.npz", allow_pickle=False) as data:
+        found = akh.collect_rows(data)
+        accuracies = dict(zip(data["names"].tolist(), (data["answers"] == data["labels"]).mean(axis=1).tolist()))
+    assert akh.markdown(found, accuracies) == (HERE / "akh.md").read_text()
+    honest = [row for row in found if row["relation"] == "honest"]
+    assert [akh.count(honest, test) for test in ("naive", "equal", "akh")] == ["61 of 851", "4 of 851", "0 of 851"]
+    assert all(0 <= row["k"] <= row["n"] and row["bank"] in (2, 3, 4) for row in found)
+
+
+def test_eleven_of_eleven_coins_are_needed_and_enough():
+    """2^-11 is the first power below 0.0005; one miss of eleven is 12 * 2^-11."""
+    for m, claimed in ((10, 0.0), (11, 1.0)):
+        sure = np.array([[[1.0, 0]] * m])
+        assert claimed_share(sure, "T1") == claimed_share(sure, "T1p") == claimed
+    assert claimed_share(np.array([[[1.0, 0]] * 10 + [[0, 1]]]), "T1") == 0
+    # T1p: the label that was not drawn is ahead once, by nearly nothing: 2 of 2^12 sums are as large
+    assert claimed_share(np.array([[[1, 0]] * 11 + [[0, 0.125]]]), "T1p") == 1

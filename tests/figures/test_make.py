@@ -117,41 +117,31 @@ time.sleep(600)""")
 
 def test_an_inconclusive_claim_is_a_result_and_a_step_without_its_file_is_refused(tmp_path, capfd):
     def step(name, code):
-        (tmp_path / f"{name}.py").write_text(f"import sys\nfrom pathlib import Path\n{code}\n")
+        (tmp_path / f"{name}.py").write_text(f"import os, sys\nfrom pathlib import Path\n{code}\n")
         return RunStep(f"python {tmp_path / name}.py", Path(f"run/{name}.json"))
 
     Path("run").mkdir()
     make.run_steps([step("inconclusive", "Path('run/inconclusive.json').write_text('{}'); sys.exit(1)")])
     for name, code, status in (("crash", "sys.exit(1)", 1), ("idle", "", 0)):
-        with pytest.raises(Refusal, match=f"with status {status}, without run/{name}.json") as refusal:
+        with pytest.raises(Refusal, match=f"with status {status}, without run/{name}.json.*{name}.py$"):
             make.run_steps([step(name, code)])
-        assert str(refusal.value).endswith(f"{name}.py")
-    killed = step("killed", "import os; os.kill(os.getpid(), 9)")
-    other = step("other", "Path('run/other.json').write_text('{}')")
-    copy = step("copy", "")._replace(needs=(killed,))
+    killed, other = step("killed", "os.kill(os.getpid(), 9)"), step("other", "Path('run/other.json').write_text('{}')")
+    capfd.readouterr()
     with pytest.raises(Refusal, match="by signal 9"):
-        make.run_steps([killed, copy, other])
-    assert capfd.readouterr().out.count("$ python") == 4
-    with pytest.raises(Refusal, match="by signal 9"):
-        make.run_steps([killed, copy, other], keep_going=True)
+        make.run_steps([killed, step("copy", "")._replace(needs=(killed,)), other], keep_going=True)
     assert capfd.readouterr().out.count("$ python") == 2 and other.result() == {}
 
 
 def test_bad_flags_of_make_are_refused_before_any_run(tmp_path, capfd):
     Path("file").write_text("")
     for flags, words in (
-        (("tabel2",), ["tabel2", "table2"]),
-        (("table2", "--profile", "tiny"), ["tiny", "small"]),
-        (("table2", "--out", "file/here"), ["--out file/here", "takes no files"]),
+        (("tabel2",), ["tabel2", "table2"]), (("table2", "--profile", "tiny"), ["tiny", "small"]),
         (("table2", "-d", "file"), ["--dir file", "Not a directory"]),
         (("table2", "--no-run", "--out", "file"), ["--out file", "takes no files"]),
         (("table2", "--profile", "small"), ["data/cifar10-jpeg", "train/<class>/", "--profile smoke"]),
         (("table2", "--archive", "no/where.tgz"), ["--archive no/where.tgz", "there is no folder no"]),
-        (("table2", "--archive", "."), ["--archive .", "is a folder"]),
         (("table2", "--archive", "a.tgz", "--list"), ["--archive with --list"]),
     ):
         said = refused_make(capfd, *flags)
         assert said.count("\n") == 1 and all(word in said for word in words), said
-    if os.path.isdir("/sys/kernel"):  # where not even root may make a file
-        assert "--out /sys/kernel" in refused_make(capfd, "table2", "--out", "/sys/kernel")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -1,7 +1,4 @@
-"""On a CUDA GPU whole commands keep their promises on digits: precisions, a cut run, thefts; `make gpu` runs this.
-
-The commands run side by side, since each spends most of its time starting, and are killed after LIMIT seconds.
-"""
+"""On a CUDA GPU whole commands, side by side, keep their promises on digits; `make gpu` runs this."""
 
 import contextlib
 import os
@@ -39,16 +36,17 @@ def run_folder(folder, message):
     return folder / f"digits_vgg11_margin_50_{message}"
 
 
-def start(folder, name, words, launcher=(sys.executable,)):
-    """A process, in a session of its own, of a script with its flags."""
-    command = [*launcher, *words.split(), "-d", str(folder), "--device", DEVICE]
-    with open(folder / f"{name}.said", "w") as said:
-        return subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
-
-
-def finish(processes, end):
-    """{name: exit status} of processes; those that run at `end` are killed, with what they have started."""
+@contextlib.contextmanager
+def started(folder, commands, end, launcher=(sys.executable,)):
+    """{name: process} of commands; when left, those that run at `end` are killed with what they have started."""
+    processes = {}
     try:
+        for name, words in commands.items():
+            with open(folder / f"{name}.said", "w") as said:
+                processes[name] = subprocess.Popen(
+                    [*launcher, *words.split(), "-d", str(folder), "--device", DEVICE], cwd=ROOT, stdout=said,
+                    stderr=subprocess.STDOUT, start_new_session=True)
+        yield processes
         for process in processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, end - time.monotonic()))
@@ -57,24 +55,23 @@ def finish(processes, end):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    return {name: process.returncode for name, process in processes.items()}
 
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
     """(folder, {name: exit status}) of the sources, of one that SIGTERM cut after two epochs, and of the thefts."""
     folder, end, cut = tmp_path_factory.mktemp("runs"), time.monotonic() + LIMIT, f"{SOURCE} {EXACT} -msg cut"
-    sources = {name: start(folder, name, f"{SOURCE} {flags} -msg {name}") for name, flags in SOURCES.items()}
-    sources["cut"] = start(folder, "cut", cut)
-    rows = run_folder(folder, "cut") / "metrics.jsonl"
-    while sources["cut"].poll() is None and time.monotonic() < end:
-        if rows.exists() and rows.read_bytes().count(b"\n") >= 2:
-            break
-        time.sleep(0.02)
-    sources["cut"].send_signal(signal.SIGTERM)
-    status = finish(sources, end)
-    thefts = {name: start(folder, name, words) for name, words in THEFTS.items()}
-    return folder, status | finish(thefts | {"continued": start(folder, "continued", cut)}, end)
+    sources = {name: f"{SOURCE} {flags} -msg {name}" for name, flags in SOURCES.items()}
+    with started(folder, sources | {"cut": cut}, end) as first:
+        rows = run_folder(folder, "cut") / "metrics.jsonl"
+        while first["cut"].poll() is None and time.monotonic() < end:
+            if rows.exists() and rows.read_bytes().count(b"\n") >= 2:
+                break
+            time.sleep(0.02)
+        first["cut"].send_signal(signal.SIGTERM)
+    with started(folder, THEFTS | {"continued": cut}, end) as second:
+        pass
+    return folder, {name: process.returncode for name, process in (first | second).items()}
 
 
 def test_all_commands_finish(ended):
@@ -104,7 +101,8 @@ def test_no_run_fell_back_to_ordinary_steps(ended):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs here")
 def test_two_processes_train_as_one(ended):
     folder, _ = ended
-    two = {"two": start(folder, "two", f"{SOURCE} --no-tf32 -msg two", TORCHRUN)}
-    assert finish(two, time.monotonic() + 60)["two"] == 0, (folder / "two.said").read_text()[-500:]
+    with started(folder, {"two": f"{SOURCE} --no-tf32 -msg two"}, time.monotonic() + 60, TORCHRUN) as found:
+        pass
+    assert found["two"].returncode == 0, (folder / "two.said").read_text()[-500:]
     one, two = (summary(run_folder(folder, name))["test_accuracy"] for name in ("fp32", "two"))
     assert abs(one - two) <= POINTS

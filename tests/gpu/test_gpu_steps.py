@@ -1,7 +1,4 @@
-"""On a CUDA GPU a recorded step is the ordinary step, and no step waits for the GPU; `make gpu` runs this.
-
-They train on noise images; a small model is enough, since every kernel of a step is used.
-"""
+"""On a CUDA GPU a recorded step is the ordinary step, and no step waits for the GPU; `make gpu` runs this."""
 
 import pytest
 import torch

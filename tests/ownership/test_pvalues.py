@@ -23,9 +23,6 @@ def test_binomial():
     assert pvalues.binomial(100_000, 100_000, 1 / 9) == pytest.approx(-95424.25, abs=0.1)
 
 
-# ---- T1 ----
-
-
 def t1(hits, wrong, n, classes=10, **more):
     """T1 of n answers, `wrong` of them outside the true labels and `hits` of these on the assigned ones."""
     true = np.arange(n) % classes
@@ -56,11 +53,7 @@ def test_t1_mixup_counts_the_labels_that_could_be_drawn():
 
 
 def test_t1_with_candidates_by_hand():
-    """Of the answers 0, 3, 5, 7, 1 the first four are candidates, W = 4, and three of them hit.
-
-    p = P(Bin(4, 1/2) >= 3) = (4 + 1) / 16; with W = m = 5 it is (10 + 5 + 1) / 32. The true labels play no part: here
-    the first two are the assigned ones.
-    """
+    """Of the answers 0, 3, 5, 7, 1 the first four are candidates, W = 4, and three of them hit."""
     true, assigned = np.array([[0], [3], [9], [9], [1]]), [0, 3, 4, 7, 8]
     pairs = np.array([[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]])
     p = lambda predicted, **more: 10 ** pvalues.label_randomisation(predicted, assigned, true, 10, candidates=pairs,
@@ -94,14 +87,9 @@ def test_t1_is_exact_over_all_draws(c):
 def test_refused_triggers_can_be_left_out():
     """Six answers outside the true label, two of them hits; three refused triggers count as misses or not at all."""
     true, assigned, answers = np.zeros((9, 1), dtype=int), np.full(9, 1), np.array([1, 1, 2, 2, 2, 2, -1, -1, -1])
-    assert pvalues.label_randomisation(answers, assigned, true, 10) == pytest.approx(pvalues.binomial(2, 9, 1 / 9))
-    left = pvalues.label_randomisation(answers, assigned, true, 10, count_missing=False)
-    assert left == pytest.approx(pvalues.binomial(2, 6, 1 / 9))
-    among = dict(candidates=np.tile([0, 1], (9, 1)), count_missing=False)
-    assert pvalues.label_randomisation(answers, assigned, true, 10, **among) == pytest.approx(math.log10(1 / 4))
-
-
-# ---- T2 to T4 ----
+    for count, n in ((True, 9), (False, 6)):
+        found = pvalues.label_randomisation(answers, assigned, true, 10, count_missing=count)
+        assert found == pytest.approx(pvalues.binomial(2, n, 1 / 9))
 
 
 def test_t2_worked_numbers():
@@ -128,57 +116,29 @@ def test_t3_worked_example():
     assert pvalues.paired_t([0.3, 0.3], [0.3, 0.3]) == 0
 
 
-@pytest.mark.parametrize("df", [1, 2, 9, 99, 9999])
-def test_student_t_equals_scipy_where_scipy_can_follow(df):
-    for t in (-30.0, -2.0, 0.0, 1e-3, 0.5, 1.0, 5.0, 20.0, 51.4):
-        expected = stats.t.sf(t, df)
-        if expected > 1e-280:
-            assert pvalues.student_t(t, df) == pytest.approx(math.log10(expected), abs=1e-6), t
-
-
-def test_nothing_extreme_becomes_zero_or_infinite():
-    # one degree of freedom is Cauchy: P(T >= 1) = 1/4, and 1/(pi t) far out; else the tail falls as t^-df
-    assert pvalues.student_t(1.0, 1) == pytest.approx(math.log10(0.25), abs=1e-9)
+def test_student_t_equals_scipy_and_nothing_extreme_becomes_zero_or_infinite():
+    for df, t in itertools.product((1, 2, 9, 99), (-30.0, -2.0, 0.0, 0.5, 5.0, 20.0)):
+        assert pvalues.student_t(t, df) == pytest.approx(math.log10(stats.t.sf(t, df)), abs=1e-6), (t, df)
+    # one degree of freedom is Cauchy: 1/(pi t) far out; else the tail falls as t^-df
     assert pvalues.student_t(1e8, 1) == pytest.approx(math.log10(1 / (math.pi * 1e8)), abs=1e-6)
-    values = [pvalues.student_t(t, 99) for t in (1e2, 1e4, 1e6, 1e8)]
-    assert all(math.isfinite(v) for v in values) and values == sorted(values, reverse=True)
-    assert values[2] - values[3] == pytest.approx(99 * 2, abs=1e-3)
+    assert pvalues.student_t(1e6, 99) - pvalues.student_t(1e8, 99) == pytest.approx(99 * 2, abs=1e-3)
     perfect = pvalues.paired_t(np.ones(100), np.zeros(100))
     assert math.isfinite(perfect) and perfect < -100
     assert math.isfinite(pvalues.subset(np.ones(100), np.zeros(100)))
 
 
-def test_t4_rank():
+def test_t4_rank_and_the_smaller_of_two_doubled():
     assert pvalues.rank(5, range(-19, 0)) == pytest.approx(math.log10(0.05))  # the best 19 models allow
     assert pvalues.rank(3, [1, 2, 3, 4]) == pytest.approx(math.log10(3 / 5))  # ties count against the claim
-    assert pvalues.rank(0, [1, 2, 3]) == 0.0
-
-
-def test_either_doubles():
     assert pvalues.either(-4.0, -1.0) == pytest.approx(-4 + math.log10(2))
     assert pvalues.either(-4.0, None) == -4.0 and pvalues.either(-0.1, -0.2) == 0.0 and pvalues.either(None) is None
 
 
-# ---- subsets and their harmonic mean ----
-
-
 def test_harmonic_mean():
-    """p = 0.001, 0.01, 0.1: 3 / 1110. Of 100 uniform p it is below 0.05 in about 7 % of cases: not quite a p-value."""
     assert 10 ** pvalues.harmonic_mean([-3, -2, -1]) == pytest.approx(3 / 1110)
     assert pvalues.harmonic_mean([-200, -300, -250]) == pytest.approx(math.log10(3) - 300, abs=1e-9)
-    assert pvalues.harmonic_mean([-400.0] * 7) == pytest.approx(-400, abs=1e-9)
-    rows = np.log10(np.random.default_rng(100).random((2000, 100)))
-    assert np.mean([pvalues.harmonic_mean(row) < math.log10(0.05) for row in rows]) == pytest.approx(0.076, abs=0.012)
-
-
-def test_subset_is_the_harmonic_mean_of_small_t_tests():
-    rng = np.random.default_rng(0)
-    s, b = rng.random(30), 0.2 * rng.random(30)
-    picks = np.random.default_rng(0)
-    each = [stats.ttest_rel(s[pick], b[pick], alternative="greater").pvalue
-            for pick in (picks.choice(30, 10, replace=False) for _ in range(100))]
-    assert pvalues.subset(s, b) == pytest.approx(math.log10(100 / sum(1 / p for p in each)), abs=1e-6)
-    assert pvalues.subset(s[:10], b[:10]) == pytest.approx(pvalues.paired_t(s[:10], b[:10]), abs=1e-9)
+    s, b = np.random.default_rng(0).random((2, 10))
+    assert pvalues.subset(s, b) == pytest.approx(pvalues.paired_t(s, b), abs=1e-9)  # of all 10, 100 times
 
 
 def log10_p(u, v, seed=0, m=None, repeats=1, **more):
@@ -194,14 +154,3 @@ def test_subset_p_values_equal_scipys(paired, alternative):
     for found in log10_p(u, v, 5, 7, 6, paired=paired, alternative=alternative):
         pick = picks.choice(12, 7, replace=False)
         assert 10**found == pytest.approx(test(u[pick], v[pick], alternative=alternative).pvalue)
-
-
-@pytest.mark.parametrize("paired", [False, True])
-def test_scores_without_variance_are_decided_by_sign(paired):
-    ones = np.ones(10)
-    log = lambda u, v, **more: log10_p(u, v, 0, 10, 3, paired=paired, **more)
-    assert (log(ones * 0.1, ones * 0.1) == 0).all()
-    assert (log(ones, -ones) < -40).all() and np.isfinite(log(ones, -ones)).all()
-    assert (log(-ones, ones) == 0).all() and (log(-ones, ones, alternative="two-sided") < -40).all()
-    with pytest.raises(ValueError):
-        log10_p(ones, ones[:9], m=5)

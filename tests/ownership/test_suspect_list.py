@@ -54,15 +54,14 @@ def test_a_list_is_judged_together(owner, tmp_path, capsys):
 
 
 LISTS = {
-    "names 0 suspects": b"", "line 1: 'model a' is there twice, or is not one of": b"model a", "line 1": b"suspect",
+    "names 0 suspects": b"", "line 1: 'model a' is there twice, or is not one of": b"model a",
+    "is no text": b"\xff\xfe",
     "line 3: 'suspect a' is there twice": b"suspect a\n\nsuspect a", "names 1000000 suspects": b"url a\n" * 10**6,
-    "is no text": b"\xff\xfe", "does not exist": None,
 }
 
 
 @pytest.mark.parametrize("words", LISTS)
 def test_lists_that_are_none_are_refused(words, tmp_path, capsys):
-    if LISTS[words] is not None:
-        (tmp_path / "list").write_bytes(LISTS[words])
+    (tmp_path / "list").write_bytes(LISTS[words])
     status, _, err = verify(capsys, "claim", tmp_path, "--suspects", tmp_path / "list")
     assert status == 2 and words in err

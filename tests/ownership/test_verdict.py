@@ -31,9 +31,6 @@ def soft_copy(triggers, seed=0):
     return Answers(p.argmax(1), p)
 
 
-# ---- T1 and T1p ----
-
-
 def test_the_named_test_decides(owner):
     copy = soft_copy(owner[1])
     reports = {exact: case_of(owner, exact=exact).report(copy) for exact in ("both", "T1", "T1p")}
@@ -73,9 +70,6 @@ def test_a_hint_says_when_a_suspect_seems_to_be_asked_wrongly(owner):
     assert "a true or assigned label to 0" in hint(wrong)
 
 
-# ---- the sequential test ----
-
-
 def test_stopping_early_does_not_lift_a_refusal(owner):
     copy = Answers(owner[1].labels.numpy(), None)
     for bank, holds in (([copy], False), ([], True)):
@@ -96,9 +90,6 @@ def test_error_rates_of_the_sequential_test():
         labels = np.where(rng.random((300, m)) < rate, drawn.numpy(), wrong)
         claimed[rate] = np.mean([case.sequence(Answers(row, None), range(m))["decision"] == "claim" for row in labels])
     assert claimed[1 / 9] <= 0.05 + 0.02 and claimed[0.5] >= 0.95 - 0.02
-
-
-# ---- labels among candidates ----
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +114,6 @@ def test_the_sequential_test_by_hand(plausible):
     outside = next(c for c in range(10) if not (triggers.candidates == c).any(dim=1)[:5].any())
     found = case.sequence(Answers(np.full(M, outside), None), range(5))
     assert found["decision"] == "undecided" and found["log10_likelihood_ratio"] == 0
-
-
-def test_the_curve_ends_at_t1(plausible):
-    case, answers = case_of(plausible), Answers(plausible[1].labels.numpy(), None)
-    curve = case.curve(answers)
-    assert curve["test"] == "T1" and curve["median"][-1] == pytest.approx(case.tests(answers)["T1"]["log10_p"])
-    assert curve["queries"] == list(range(1, M + 1)) and curve["sufficed_95"] == 10
-    assert curve["median"][9] == pytest.approx(10 * math.log10(1 / 2))
 
 
 def test_a_copy_is_claimed_and_the_clean_model_that_knows_the_candidates_is_not(plausible):

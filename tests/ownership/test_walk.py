@@ -6,12 +6,14 @@ import re
 import shlex
 import shutil
 import string
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from authority import make_chain, serving, stamping
-from commands import ROOT, good, run
+from answering_server import serving
+from authority import make_chain, stamping
+from commands import ROOT, finished, good
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -50,5 +52,5 @@ def printed_by(words: list[str], folder) -> str:
     if words[0] == "-m":
         return good(words[1], *words[2:])
     if words[0].startswith("tests/"):
-        return run(words[0], *words[1:], cwd=folder).stdout
+        return finished(sys.executable, ROOT / words[0], *words[1:], cwd=folder).stdout
     return good(words[0].removesuffix(".py"), *words[1:])

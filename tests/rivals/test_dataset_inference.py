@@ -7,7 +7,6 @@ import pytest
 import torch
 from commands import good, verify
 from PIL import Image
-from torch import nn
 
 import models
 from utils.data.sets import load_data
@@ -27,25 +26,15 @@ NORMS = ("linf", "l2", "l1")
 
 
 def test_blind_walk_by_hand():
-    x, step = double([0.5, 0.5]), double([-0.005, -0.005])
-    delta = blind_walk(model_of(lambda x: x.sum(1) - 0.905), x, torch.tensor([0]), step)
+    x, step, forward = double([0.5, 0.5]), double([-0.005, -0.005]), model_of(lambda x: x.sum(1) - 0.905)
+    delta = blind_walk(forward, x, torch.tensor([0]), step)
     found = [float(distance_norm(delta, metric)) for metric in NORMS]
     assert found == pytest.approx([0.05, 0.05 * 2**0.5, 0.1])  # k = 10
-    wrong = blind_walk(model_of(lambda x: x.sum(1) - 0.905), x, torch.tensor([1]), step)
-    assert torch.allclose(wrong, step)  # misclassified from the start: k = 1
-
-
-def test_a_blind_walk_that_never_changes_the_label_ends_at_step_51_within_the_box():
-    asked = []
-
-    def constant(x):
-        asked.append(len(x))
-        return torch.ones(len(x), 2) * torch.tensor([1.0, 0.0])
-
+    assert torch.allclose(blind_walk(forward, x, torch.tensor([1]), step), step)  # misclassified from the start: k = 1
+    # a label that never changes ends the walk at step 51, within [0, 1]
     x, step = double([0.5, 0.5], [0.1, 0.9]), double([0.005, -0.003], [-0.005, 0.004])
-    delta = blind_walk(constant, x, torch.tensor([0, 0]), step)
+    delta = blind_walk(model_of(lambda x: 1 + 0 * x[:, 0]), x, torch.tensor([0, 0]), step)
     assert delta.tolist() == [pytest.approx([51 * 0.005, -51 * 0.003]), pytest.approx([-0.1, 0.1])]
-    assert asked == [2] * 50
 
 
 @pytest.mark.parametrize("metric, distance", [("linf", 0.306), ("l2", 0.31), ("l1", 0.31)])
@@ -61,25 +50,6 @@ def test_mingd_by_hand(metric, distance):
     assert delta[0].tolist() == pytest.approx([-distance, 0]) and delta[1].tolist() == [0, 0]
     expected = 306 if metric == "linf" else 31
     assert steps == [2] + [1] * expected  # one pass a step and one to check, only the first with the finished point
-
-
-def linear_model(classes=4, pixels=48):
-    """A linear classifier of (N, 3, 4, 4) images, whose l2 margins are known."""
-    layer = nn.Linear(pixels, classes, dtype=torch.float64)
-    return nn.Sequential(nn.Flatten(), layer.requires_grad_(False))
-
-
-@pytest.mark.parametrize("metric, slack", [("linf", 0.001), ("l2", 0.01)])
-def test_mingd_finds_a_linear_models_margins(metric, slack):
-    model = linear_model(2)
-    nn.init.normal_(model[1].weight)
-    x = 0.5 + 0.02 * torch.randn(30, 3, 4, 4, dtype=torch.float64)
-    logits = model(x)
-    w = model[1].weight[0] - model[1].weight[1]
-    dual = w.abs().sum() if metric == "linf" else w.norm()
-    exact = (logits[:, 0] - logits[:, 1]).abs() / dual
-    found = distance_norm(mingd(model, x, 1 - logits.argmax(1), metric), metric)
-    assert ((found >= exact) & (found <= exact + slack + 1e-9)).all()
 
 
 def test_layouts_of_di_features():
@@ -100,14 +70,17 @@ def test_score_difference_needs_m_points_and_detects_a_shift():
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory):
-    """A source as train.py leaves one, a copy of its weights, and an untrained model."""
+    """A source as train.py leaves one, a copy of its weights, an untrained model, and a source of other images."""
     folder = tmp_path_factory.mktemp("session")
     good("train", "-d", folder, "-dt", "digits", "-tt", "none", "-nq", 10, "-mt", "vgg11", "--width", 4, "--train-size",
          64, "--batch-size", 32, "-ep", 1, "--device", "cpu")
     source = folder / "digits_vgg11_none_10_"
     save_checkpoint(folder / "copy.pt", {"model": load_checkpoint(find_checkpoint(source, None))["model"]})
-    save_checkpoint(folder / "benign.pt", pack_checkpoint(models.build("vgg11", 10, width=4), "vgg11"))
-    save_checkpoint(folder / "eleven.pt", pack_checkpoint(models.build("vgg11", 11, width=4), "vgg11"))
+    for name, classes in (("benign", 10), ("eleven", 11)):
+        save_checkpoint(folder / f"{name}.pt", pack_checkpoint(models.build("vgg11", classes, width=4), "vgg11"))
+    (folder / "other" / "checkpoints").mkdir(parents=True)
+    (folder / "other" / "run.json").write_text(json.dumps({"settings": {"data_sha256": "0" * 64}}))
+    shutil.copy(find_checkpoint(source, None), folder / "other" / "checkpoints")
     return folder, source
 
 
@@ -134,16 +107,14 @@ def test_a_copy_is_claimed_and_a_benign_model_is_not(session, memory, layout, ca
     status, out, _ = verify(capsys, "di", source, "--suspect", folder / "copy.pt", folder / "benign.pt", *flags)
     found = json.loads((tmp_path / "di.json").read_text())
     (copy, benign), claimed = found["suspects"], found["source"]
-    assert claimed["claim"] and claimed["mean_difference"] > 1 and claimed["points"] == 32
-    assert {k: v for k, v in copy.items() if k != "model"} == {k: v for k, v in claimed.items() if k != "model"}
+    assert claimed["claim"] and claimed["mean_difference"] > 1 and claimed["points"] == 32  # half of the 64 points
+    assert copy == claimed | {"model": copy["model"]}
     assert not benign["claim"] and benign["log10_p"] > -2 and abs(benign["mean_difference"]) < 0.6
-    assert dict(claimed["curve"]).keys() == {2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32}  # half of the 64 points
-    assert dict(claimed["curve"])[2] > dict(claimed["curve"])[11] > dict(claimed["curve"])[32]  # more points, surer
+    curve = dict(claimed["curve"])
+    assert list(curve) == list(range(2, 33, 3)) and curve[2] > curve[11] > curve[32]  # more points, surer
     assert Image.open(tmp_path / "di.png").size == (704, 506)
     assert (claimed["correct"] is None) == (layout == "official") and 0 <= claimed["unseen_accuracy"] <= 1
     assert status == 1 and "does not say that this model was stolen" in out and "inconclusive:" not in out
-    rows = [line for line in out.splitlines() if "correct" not in line]
-    assert "(source)" in rows[1] and [row.split()[-1] for row in rows[1:4]] == ["claim", "claim", "inconclusive"]
     assert verify(capsys, "di", source, "--suspect", folder / "copy.pt", *flags)[0] == 0
 
 
@@ -160,17 +131,12 @@ def test_blind_walk_command(session, capsys, monkeypatch):
 
 @pytest.mark.parametrize("run, flags, words", [
     ("{source}", ("--points", 41), "even"), ("{source}", ("--points", 40, "--m", 21), "m from 2"),
-    ("{source}", ("--points", 66), "64 training"),
+    ("{source}", ("--points", 66), "64 training"), ("{folder}/benign.pt", ("--points", 40), "on which data"),
     ("{source}", ("--points", 40, "--suspect", "{folder}/eleven.pt"), "tells 11 classes of 32 pixels apart"),
-    ("{source}", ("--points", 40, "--json", "{folder}/nowhere/a.json"), "there is no folder"),
-    ("{folder}/benign.pt", ("--points", 40), "on which data"), ("{folder}/none", ("--points", 40), "no run in"),
     ("{folder}/other", ("--points", 40), "not the images"),
 ])
 def test_di_refuses_bad_flags_and_sources(session, capsys, run, flags, words):
     folder, source = session
-    (folder / "other" / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (folder / "other" / "run.json").write_text(json.dumps({"settings": {"data_sha256": "0" * 64}}))
-    shutil.copy(find_checkpoint(source, None), folder / "other" / "checkpoints")
     run, *flags = (str(word).format(folder=folder, source=source) for word in (run, *flags))
     status, _, err = verify(capsys, "di", run, "--suspect", source, "--device", "cpu", *flags)
     assert status == 2 and words in err

@@ -1,5 +1,6 @@
 """Embedded external features: style, signs and classifier, `train.py --embed-features` and `utils.verify eef`."""
 
+import itertools
 import json
 import shutil
 
@@ -32,21 +33,19 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 def slow_kuwahara(image):
-    """The definition, pixel by pixel: image (3, H, W) int64, edges repeated."""
+    """The definition, pixel by pixel: of four 3 x 3 windows around it the mean of the smoothest; image (3, H, W)."""
     h, w = image.shape[1:]
     result = torch.zeros(image.shape)
-    for i in range(h):
-        for j in range(w):
-            best = None
-            for di in (-2, 0):
-                for dj in (-2, 0):
-                    rows = [min(max(i + di + k, 0), h - 1) for k in range(3)]
-                    columns = [min(max(j + dj + k, 0), w - 1) for k in range(3)]
-                    window = image[:, rows][:, :, columns].double().flatten(1)
-                    spread = float(window.var(1, correction=0).sum())
-                    if best is None or spread < best[0] - 1e-9:
-                        best = spread, window.mean(1)
-            result[:, i, j] = best[1].round()
+    for i, j in itertools.product(range(h), range(w)):
+        best = None
+        for di, dj in itertools.product((-2, 0), (-2, 0)):
+            rows, columns = ([min(max(at + d + k, 0), end - 1) for k in range(3)] for at, d, end in
+                             ((i, di, h), (j, dj, w)))
+            window = image[:, rows][:, :, columns].double().flatten(1)
+            spread = float(window.var(1, correction=0).sum())
+            if best is None or spread < best[0] - 1e-9:
+                best = spread, window.mean(1)
+        result[:, i, j] = best[1].round()
     return result
 
 
@@ -76,12 +75,6 @@ def test_embed_style_replaces_a_share_of_images_and_no_label():
     assert styled_positions(200, 0.1, 6).tolist() != styled_positions(200, 0.1, 5).tolist()
 
 
-def test_a_vector_has_the_published_length_and_is_made_of_signs():
-    x, y = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8), torch.tensor([3])
-    signs = grad_sign_vector(models.build("res34", 10).eval(), x, y)
-    assert signs.shape == (1, 24_778) and signs.dtype == torch.int8 and signs.unique().tolist() == [-1, 0, 1]
-
-
 @pytest.mark.parametrize("pixels, sign", [((1, 2, 3, 4), -1), ((1, 2, 0, 4), 0), ((1, -0.1, 3, 4), 1)])
 def test_convolution_gradients_take_the_largest_position_before_the_sign(pixels, sign):
     """A larger output lowers the loss, so the kernel's gradient is a negative multiple of the pixels."""
@@ -93,13 +86,15 @@ def test_convolution_gradients_take_the_largest_position_before_the_sign(pixels,
     assert signs.shape == (1, 3) and signs[0, 0] == sign
 
 
-@pytest.mark.parametrize("name", ["res18", "vgg11"])
-def test_signs_equal_those_of_each_image_alone(name, monkeypatch):
-    model = models.place(models.build(name, 10, (0.4,) * 3, (0.3,) * 3, 8), "cpu").double()
+def test_signs_equal_those_of_each_image_alone_and_are_as_many_as_published(monkeypatch):
+    x, y = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8), torch.tensor([1, 4, 9])
+    signs = grad_sign_vector(models.build("res34", 10).eval(), x[:1], y[:1])
+    assert signs.shape == (1, 24_778) and signs.dtype == torch.int8 and signs.unique().tolist() == [-1, 0, 1]
+
+    model = models.place(models.build("res18", 10, (0.4,) * 3, (0.3,) * 3, 8), "cpu").double()
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.running_mean.normal_(0, 0.3), layer.running_var.uniform_(0.5, 2)
-    x, y = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8), torch.tensor([1, 4, 9])
     model.train()
     before = {n: t.clone() for n, t in model.state_dict().items()}
     monkeypatch.setattr(embedded_features, "THRESHOLD", 600)  # below the 640 of the last layer
@@ -200,15 +195,10 @@ def test_the_command_tests_every_suspect_on_the_right_images(runs, capsys, monke
     lines = out.splitlines()
     assert status == 1  # the benign model is compared with itself, and so never claimed
     assert lines[0].startswith("victim: ") and "of 77 styled images right" in lines[0]
-    assert lines[-1].startswith(f"{runs['benign']}: difference +0.000, log10 p 0.0" if test == "paired" else "")
-    assert lines[-1].endswith("inconclusive")
-    written = json.loads(found.read_text())
-    assert written["settings"] == {"test": test, "double_softmax": False, "points": None, "epochs": 3, "seed": 100,
-                                   "benign": [str(runs["benign"])], "alpha": 0.01}
-    for row, line in zip(written["suspects"], lines[-2:], strict=True):
+    for row, line in zip(json.loads(found.read_text())["suspects"], lines[-2:], strict=True):
         said = f"{row['model']}: difference {row['difference']:+.3f}, log10 p {row['log10_p']:.1f}: "
         assert line == said + ("claim" if row["claim"] else "inconclusive") and row["above"] == 0
-
+    assert row["difference"] == 0 or test == "official"
     names = [{image.numpy().tobytes() for image in x} for x in seen]
     assert names[1] == names[0] and names[2] == names[3] == names[4]  # learnt by both models; asked of all
     assert [len(seen[0]), len(seen[2])] == ([62, 15] if test == "paired" else [77, 77])
@@ -221,10 +211,6 @@ def test_the_command_can_claim_and_a_further_benign_model_prevents_it(runs, caps
     status, out, _ = verify(capsys, *flags, runs["benign"])
     before = out.splitlines()
     assert status == 0 and "of 60 styled images" in before[0] and before[-1].endswith(": claim")
-    status, out, _ = verify(capsys, *flags, runs["benign"], runs["benign"])
-    lines = out.splitlines()
-    assert status == 0 and lines[:2] == before[:2] and before[2].startswith(lines[2] + "; the only one")
-    assert lines[3] == before[3].replace(": claim", ", above 1 of 1 further benign models: claim")
     status, out, _ = verify(capsys, *flags, runs["benign"], runs["plain"])
     assert status == 1
     assert out.splitlines()[3] == before[3].replace(": claim", ", above 0 of 1 further benign models: inconclusive")

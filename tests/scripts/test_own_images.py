@@ -3,7 +3,6 @@
 import pytest
 from commands import good, refused, summary, tree
 from photos import damage, photos
-from small_runs import TRAIN
 
 from utils.runs.checkpoints import load_checkpoint
 
@@ -44,26 +43,10 @@ def test_own_images_end_to_end(own_images):
 def test_images_and_labels_of_others_are_refused_where_the_runs_own_are_needed(own_images):
     (folder, steal), before = own_images, tree(own_images[0])
     cars, other = folder / "cars", (*steal, "-admsg", "_none", "--train-size", 40)
-    for more in (("-dsrc", "folder", "--data-dir-source", cars), ("-dsrc", "digits")):
-        bad = refused("extraction", *steal, "-admsg", "_none", "-at", "reg", *more)
-        assert "-dsrc" in bad and "soft or hard" in bad
+    bad = refused("extraction", *steal, "-admsg", "_none", "-at", "reg", "-dsrc", "digits")
+    assert "-dsrc" in bad and "soft or hard" in bad
     for script in ("extraction", "distill"):
         assert "3 classes are not the source's 2" in refused(script, *other, "--data-dir", cars)
     said = refused("utils.analyze", "energy", folder / "runs" / SOURCE, "--data-dir", cars)
     assert f"--data-dir {cars}: these are not the images" in said
     assert {p for p in tree(folder) - before if ".decoded-" not in p.name} == set()
-
-
-def test_the_same_flags_on_other_images_are_refused(tmp_path):
-    flags = ("train", "-d", tmp_path / "runs", *FLAGS, "-nq", 2, "--batch-size", 8, "-mt", "vgg11", "-tt", "none")
-    good(*flags, "--data-dir", photos(tmp_path / "one", seed=0))
-    said = refused(*flags, "--data-dir", photos(tmp_path / "two", seed=1))
-    assert "data-sha256" in said and "-msg" in said
-
-
-def test_models_with_other_classes_are_refused(own_images, tmp_path):
-    pets, train = own_images[0] / "runs" / SOURCE, ("train", "-d", tmp_path / "r", *TRAIN)
-    said = refused(*train, "--label-strategy", "highest", "--label-model", pets)
-    assert "--label-model" in said and "2 classes" in said
-    assert f"--benign {pets} is no independent model but the result of 'margin'" in refused(*train, "--benign", pets)
-    assert tree(tmp_path) == set()

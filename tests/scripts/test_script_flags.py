@@ -1,12 +1,11 @@
 """Flags that change what is computed: where a training starts and stops, which triggers it gets, and which labels."""
 
 import json
-import math
 import shutil
 
 import pytest
 import torch
-from commands import good, refused, rows_of, summary, verify
+from commands import good, refused, rows_of, summary
 from comparing import same
 from official_checkpoint import official
 from small_runs import BASE, SOURCE, STEAL, TRAIN
@@ -69,10 +68,8 @@ def test_init_puts_the_watermark_into_a_trained_model(benign, tmp_path):
 
 def test_mixup_and_the_name_of_the_folder(tmp_path):
     good("train", "-d", tmp_path, "-tt", "base", *TRAIN, "-nm", 2, "-qt", "stochastic", "-nq", 5, "-msg", "A")
-    folder = tmp_path / "digits_vgg11_stochastic_base_5_2_A"
-    saved = load_checkpoint(folder / "triggers.pt")
+    saved = load_checkpoint(tmp_path / "digits_vgg11_stochastic_base_5_2_A" / "triggers.pt")
     assert saved["true_labels"].shape == (5, 2) and not (saved["labels"][:, None] == saved["true_labels"]).any()
-    assert summary(folder)["log10_p"]["T1"] is not None
 
 
 def test_an_official_checkpoint_can_be_stolen_from(tmp_path):
@@ -83,9 +80,6 @@ def test_an_official_checkpoint_can_be_stolen_from(tmp_path):
     assert "surrogate soft" in out and "/6" in out
     s = summary(folder / "extraction")
     assert s["trigger_size"] == 6 and s["log10_p"]["T1"] is not None
-
-
-# ---- labels and triggers that a clean model chooses -----------------------------------------------------------------
 
 
 def test_labels_that_are_not_drawn_at_random_have_no_t1(benign, tmp_path):
@@ -121,48 +115,18 @@ def test_triggers_and_candidates_are_those_of_the_clean_model(plausible, benign)
     assert "label-choices was 3, is 2" in refused(*command, *PLAUSIBLE, "--label-choices", 2)
 
 
-def t1_by_hand(model, triggers) -> float:
-    """log10 P(Bin(W, 1/3) >= h) of a model, added up from binomial coefficients."""
-    answers = predict(model, triggers.images).argmax(1)
-    w = int((triggers.candidates == answers[:, None]).any(dim=1).sum())
-    h = int((answers == triggers.labels).sum())
-    return math.log10(sum(math.comb(w, k) * 2 ** (w - k) for k in range(h, w + 1)) / 3**w)
-
-
-def test_a_claim_of_plausible_labels_rests_on_t1(plausible, benign, tmp_path, capsys):
-    run, _ = plausible
-    triggers = read_triggers(run / "triggers.pt", 10)
-    claim = ("claim", run, "--trust-owner", "--json", tmp_path / "c.json")
-    for suspect in (run / "extraction", benign):
-        p = t1_by_hand(read_model(find_checkpoint(suspect)), triggers)
-        status, out, _ = verify(capsys, *claim, "--suspect", suspect)
-        report = json.loads((tmp_path / "c.json").read_text())
-        assert status == (0 if p <= -3 else 1) and "commitment   none" in out and "rests on T1" in out
-        assert report["tests"]["T1"]["log10_p"] == pytest.approx(p) == report["curve"]["median"][-1]
-        assert "H0 hit rate 0.3333 (1 / candidates among answers that are candidates)" in out
-    # answers that are the assigned labels: 10 of 10 at 1/3, p = 3^-10 = 1.7e-5
-    assert verify(capsys, "export", run, "--to", tmp_path / "out")[0] == 0
-    images = json.loads((tmp_path / "out" / "key.json").read_text())["images"]
-    (tmp_path / "a.csv").write_text("".join(f"{name},{entry['label']}\n" for name, entry in images.items()))
-    status, out, _ = verify(capsys, *claim, "--predictions", tmp_path / "a.csv")
-    assert status == 0 and "T1           log10 p = -4.77 (label randomisation)" in out
-
-
 def test_carriers_are_trained_under_labels_of_triggers(benign, tmp_path):
     """The loss is that of relabelled images; triggers and labels stay, and plain weights of the clean model do too."""
     plain = tmp_path / "plain.pt"
     torch.save({name.removeprefix("1."): tensor for name, tensor in weights_of(find_checkpoint(benign)).items()
                 if name.startswith("1.")}, plain)
-    command = ("train", "-d", tmp_path, "-tt", "base", *TRAIN, *PLAUSIBLE)
-    runs = []
+    command, losses, sets = ("train", "-d", tmp_path, "-tt", "base", *TRAIN, *PLAUSIBLE), [], []
     for name, flags in (("off", ()), ("on", ("--carriers", 4)), ("plain", ("--carriers", 4, "--label-model", plain))):
         printed = good(*command, "-msg", name, "--label-model", benign, *flags)
         assert ("carriers: " in printed) == bool(flags)
-        runs.append(tmp_path / f"{BASE}{name}")
-    losses = [rows_of(run)[0]["loss_obj"] for run in runs]
+        losses.append(rows_of(tmp_path / f"{BASE}{name}")[0]["loss_obj"])
+        sets.append(load_checkpoint(tmp_path / f"{BASE}{name}" / "triggers.pt"))
     assert losses[0] != losses[1] == losses[2]
-    sets = [load_checkpoint(run / "triggers.pt") for run in runs]
     same(sets[0], sets[1])
     same(sets[1], sets[2])
-    said = refused(*command, "-mt", "res18", "--label-model", plain)
-    assert "--label-model" in said and "pass the -mt and --width" in said
+    assert "pass the -mt and --width" in refused(*command, "-mt", "res18", "--label-model", plain)

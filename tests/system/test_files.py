@@ -54,17 +54,13 @@ def test_a_file_is_not_opened_through_a_link_and_a_pipe_is_not_waited_for(opener
     assert (tmp_path / "new").stat().st_mode & 0o077 == 0 or opener is open_no_link
 
 
-@pytest.mark.parametrize("name", ["run.json", "attack", "checkpoints", "checkpoints/checkpoint_latest.pt"])
-@pytest.mark.parametrize("target", [__file__, "/", "/nowhere", None])
+@pytest.mark.parametrize("name", ["run.json", "attack", "checkpoints/checkpoint_latest.pt"])
+@pytest.mark.parametrize("target", ["/", "/nowhere", None])
 def test_links_and_pipes_in_a_run_folder_are_named(target, name, tmp_path):
     path = tmp_path / "run" / name
     path.parent.mkdir(parents=True)
     refuse_links(tmp_path / "run")
-    if target is None:
-        os.mkfifo(path)
-    else:
-        path.symlink_to(target)
-    with pytest.raises(Refusal) as refused:
-        refuse_links(tmp_path / "run")
+    path.symlink_to(target) if target else os.mkfifo(path)
     why = "a symbolic link" if target else "no ordinary file"
-    assert str(refused.value).startswith(f"{path} is {why}; ") and "remove it" in str(refused.value)
+    with pytest.raises(Refusal, match=f"^{path} is {why}; .*remove it"):
+        refuse_links(tmp_path / "run")

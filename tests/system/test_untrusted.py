@@ -3,13 +3,12 @@
 import os
 import pickle
 import random
-import struct
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from hostile_files import refusal_of, write_good_files
+from hostile_files import mutate, refusal_of, write_good_files
 
 MUTATIONS = 100
 
@@ -28,26 +27,6 @@ class Bomb:
 def files(tmp_path_factory):
     """The folder of one good file of each kind."""
     return write_good_files(tmp_path_factory.mktemp("good"))
-
-
-def mutate(content: bytes, rng) -> bytes:
-    """Cut, flip, overwrite, repeat or drop a part."""
-    kind, changed = rng.randrange(6), bytearray(content)
-    at = rng.randrange(len(content))
-    if kind == 0:
-        return content[:at]
-    if kind == 1:
-        for _ in range(rng.choice((1, 1, 3, 20))):
-            changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
-    elif kind == 2:
-        changed[at : at + 8] = rng.choice((b"\xff" * 8, b"\0" * 8, b"../../x\n", struct.pack("<Q", 10**12)))
-    elif kind == 3:
-        changed[at:at] = changed[at : at + rng.randrange(1, 200)]
-    elif kind == 4:
-        del changed[at : at + rng.randrange(1, 200)]
-    else:  # near the front, where headers are
-        changed[rng.randrange(min(300, len(changed)))] = rng.randrange(256)
-    return bytes(changed)
 
 
 KINDS = ("model.pt", "triggers.pt", "labels.npy", "probabilities.npy", "answers.csv", "key.json", "picture.png",
@@ -75,12 +54,10 @@ def rezip(source, target, change=None, compression=zipfile.ZIP_STORED):
             new.writestr(name, change(content) if change and name.endswith("data.pkl") else content)
 
 
-@pytest.mark.parametrize("name", ["os system", "builtins bytearray", "torch load"])
-def test_the_refusal_of_a_pickle_names_the_function_it_asks_for(name, files, tmp_path):
-    command = b"c" + name.replace(" ", "\n").encode() + b"\n"
-    call = b"X" + struct.pack("<I", 5 + len(str(tmp_path))) + f"touch{tmp_path}".encode()[: 5 + len(str(tmp_path))]
-    rezip(files / "model.pt", tmp_path / "model.pt", lambda _: b"\x80\x02" + command + b"(" + call + b"tR.")
-    assert f"asks for '{name}'" in refusal_of(tmp_path / "model.pt")
+def test_the_refusal_of_a_pickle_names_the_function_it_asks_for(files, tmp_path):
+    call = b"\x80\x02cos\nsystem\n(X\x04\x00\x00\x00truetR."
+    rezip(files / "model.pt", tmp_path / "model.pt", lambda _: call)
+    assert "asks for 'os system'" in refusal_of(tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize("wrap", [lambda b: b, lambda b: {"model": b}, lambda b: {"query_model": {"state_dict": [b]}}])
@@ -101,24 +78,13 @@ def test_pickles_that_would_run_code_are_refused_in_every_kind_of_file(wrap, fil
 
 
 def test_zip_bombs_and_tensors_larger_than_the_file_are_refused(files, tmp_path):
-    path = tmp_path / "model.pt"
+    path, one, deep = tmp_path / "model.pt", torch.zeros(100_000), []
     rezip(files / "model.pt", path, compression=zipfile.ZIP_DEFLATED)
     assert "compressed" in refusal_of(path)
-    torch.save({"model": {"state_dict": {"w": torch.zeros(1).expand(10**9)}, "type": "res18"}}, path)
-    assert path.stat().st_size < 10_000 and "larger than what the file holds" in refusal_of(path)
-    one = torch.zeros(100_000)
-    torch.save({"a": [one[i:] for i in range(500)]}, path)  # many views of one storage
-    assert "larger than what the file holds" in refusal_of(path)
-    deep = []
+    for large in ({"w": torch.zeros(1).expand(10**9)}, [one[i:] for i in range(500)]):  # views of one storage
+        torch.save({"model": large}, path)
+        assert "larger than what the file holds" in refusal_of(path)
     for _ in range(300):
         deep = [deep, deep]  # 2^300 parts if each is counted
     torch.save({"a": deep}, path)
     assert refusal_of(path)
-
-
-@pytest.mark.parametrize("shape", ["(30,)" + " " * 12_000, "(" * 3000 + "30" + ",)" * 3000, "(30L,)", "(-6, -5)"])
-def test_headers_that_numpy_mends_or_reads_for_long_are_refused_without_a_word(shape, tmp_path, capfd):
-    header = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
-    path = tmp_path / "labels.npy"
-    path.write_bytes(b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header + b"\0" * 240)
-    assert "read safely" in refusal_of(path) and capfd.readouterr().err == ""

@@ -102,15 +102,6 @@ def test_clean_and_shared_statistics_resume_bit_equal_too(bn_stats, tmp_path):
     assert not list((tmp_path / "whole" / "checkpoints").glob("*_clean.pt"))
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
-    with pytest.raises(Refusal, match="not finite in epoch 1") as refused:
-        tiny_fit(tmp_path / "run", lr=1e30)
-    assert "--lr" in str(refused.value)
-    assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {"checkpoint_init.pt"}
-    weights = load_checkpoint(tmp_path / "run" / "checkpoints" / "checkpoint_init.pt")["model"]["state_dict"]
-    assert all(t.isfinite().all() for t in weights.values())
-
-
 @pytest.mark.parametrize("step, signalled", [  # no loss of the epoch shows the weights after its last step
     (1, None), (STEPS - 1, None), (1, STEPS + 2)])
 def test_a_loss_that_is_not_finite_in_a_later_epoch_keeps_the_earlier_ones(step, signalled, unbroken_run, tmp_path):
@@ -121,7 +112,7 @@ def test_a_loss_that_is_not_finite_in_a_later_epoch_keeps_the_earlier_ones(step,
         if at == signalled:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(Refusal, match="not finite in epoch 2"):
+    with pytest.raises(Refusal, match="not finite in epoch 2.*--lr"):
         tiny_fit(tmp_path / "run", hook, with_model=True)
     latest = load_checkpoint(tmp_path / "run" / "checkpoints" / "checkpoint_latest.pt")
     assert latest["training"]["epoch"] == 1 and latest["epoch"] == 0

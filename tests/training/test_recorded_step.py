@@ -1,12 +1,6 @@
-"""What a CUDA graph asks of the step of every objective, shown on the CPU.
-
-A replay of a recording is the step (`tape` stands in for a CUDA graph); on the device `meta`, whose tensors hold no
-numbers, a step that reads some or mixes in the host's tensors fails. What `meta` does not show (synchronize, copies
-from host to device) `make gpu` looks for on a GPU.
-"""
+"""What a CUDA graph asks of every objective's step, shown by `tape`, and on `meta`, whose tensors hold no numbers."""
 
 import contextlib
-import weakref
 
 import pytest
 import torch
@@ -14,7 +8,7 @@ from every_objective import NAMES, build
 from small_steps import rows_of, setting, small
 from tape import Tape
 
-from utils.training.loop import Objective, Step
+from utils.training.loop import Step
 from utils.training.speed import WARM_UP
 
 STATIC = [name for name in NAMES if name != "RS"]  # the loop records no other objective
@@ -60,26 +54,6 @@ def test_a_failed_recording_is_told_once_and_training_goes_on():
     assert said == ["no CUDA graph (RuntimeError: operation not permitted when stream is capturing): going on with "
                     "ordinary steps"]
     assert sums == plain[1] and all(torch.equal(value, plain[0][key]) for key, value in weights.items())
-
-
-@pytest.mark.parametrize("name", STATIC)
-def test_no_autograd_graph_outlives_its_step(name):
-    """Else its gradient accumulators would bind the recording to another stream; see `utils.training.speed`."""
-    model, batches, x_q, y_q = setting(width=2)
-    objective = build(name, model, small(width=2).eval().requires_grad_(False), batches, x_q, y_q)
-    losses = []
-
-    class Watched(Objective):
-        def __call__(self, *inputs):
-            loss, stats = objective(*inputs)
-            losses.append(weakref.ref(loss))
-            return loss, stats
-
-    step = Step(model, Watched(), batches, lr=0.1, weight_decay=1e-4)
-    for row in rows_of(batches, objective)[:2]:
-        step(row)
-        assert losses[-1]() is None
-    assert all(value.grad_fn is None for value in step.sums.values())
 
 
 @pytest.mark.parametrize("name", NAMES)

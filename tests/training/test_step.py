@@ -1,25 +1,38 @@
 """One training step, in each of the ways to compute it."""
 
 import contextlib
+from unittest import mock
 
 import pytest
 import torch
 from comparing import apart
-from small_steps import K, rows_of, setting, watermark
-from torch.utils._python_dispatch import TorchDispatchMode
+from small_steps import AtOnce, K, rows_of, setting, watermark
+from tape import Tape
 
-from utils.training.loop import Step
+from utils.training.loop import Step, autocast_forward
+from utils.training.speed import HalvedStep, SideStream, SideThread
 
 
-def trained(mode="paper", width=4, placed=False, double=False, rows=1, **more):
-    """(model, sums of the figures, clean averages) after so many steps; `more` is for `Step`."""
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def trained(mode="paper", width=4, placed=False, double=False, rows=1, steps=K, side=None, compiled=False, tape=False,
+            amp=None, **more):
+    """(model, sums of the figures, clean averages) after so many steps, in halves where there is a `side`."""
     torch.manual_seed(5)
     model, batches, x_q, y_q = setting(width, placed)
     if double:
         model, x_q, batches.dtype = model.double(), x_q.double(), torch.float64
-    objective = watermark(model, x_q, y_q, K, mode)
-    step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4, **more)
-    step.halves = None
+    objective = watermark(model, x_q, y_q, steps, mode)
+    step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4, amp=amp, **more)
+    step.halves = side and HalvedStep(model, objective, lambda twin: autocast_forward(twin, amp), side, compiled)
+    if tape and step.recorder:
+        step.recorder.record, step.recorder.warm_ups = Tape, 2
     for row in rows_of(batches, objective)[:rows]:
         step(row)
     return model, step.take_sums(), objective.statistics.state()
@@ -32,26 +45,12 @@ def test_channels_last_computes_the_same_step():
     assert apart(one, other) <= 1e-9
 
 
-def test_weights_are_cast_once_for_ascent_and_trigger_pass_without_a_difference(monkeypatch):
+def test_casting_weights_once_for_ascent_and_trigger_pass_makes_no_difference(monkeypatch):
     """One bit-equal bf16 step with and without `cast_weights_once`."""
-    with CountCasts() as once:
-        one, sums, _ = trained(amp=torch.bfloat16)
+    one, sums, _ = trained(amp=torch.bfloat16)
     monkeypatch.setattr("utils.watermark.margin.cast_weights_once", lambda _: contextlib.nullcontext())
-    with CountCasts() as often:
-        other, other_sums, _ = trained(amp=torch.bfloat16)
+    other, other_sums, _ = trained(amp=torch.bfloat16)
     assert apart(one, other) == 0 and sums == other_sums
-    assert often.casts - once.casts >= K * sum(p.dim() > 1 for p in one.parameters())
-
-
-class CountCasts(TorchDispatchMode):
-    """Counts the casts to bf16."""
-
-    casts = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        self.casts += function.name() == "aten::_to_copy" and kwargs.get("dtype") == torch.bfloat16
-        return function(*args, **kwargs)
 
 
 @pytest.mark.parametrize("mode", ["paper", "shared", "eval"])
@@ -84,3 +83,46 @@ def test_fixed_buffers_and_fused_update_are_bit_equal(mode):
         other, sums, averages = trained(mode, rows=4, graph=graph)
         assert apart(other, model) == 0 and sums["loss"] == float(total)
         assert all(torch.equal(clean[name], averages[name]) for name in clean)
+
+
+@pytest.mark.parametrize("mode, steps, amp, compiled", [
+    ("paper", 2, None, False), ("paper", 1, torch.bfloat16, False), ("clean", 2, None, True)])
+def test_two_halves_compute_what_one_step_computes(mode, steps, amp, compiled, two_threads):
+    """Weights, losses and clean averages are bit-equal; averages over triggers are equal up to rounding."""
+    side = AtOnce() if compiled else SideThread((1, 1))
+    torch.set_num_threads(1)
+    model, sums, clean = trained(mode, 16, True, rows=2, steps=steps, amp=amp)
+    torch.set_num_threads(1 if compiled else 2)
+    other, other_sums, other_clean = trained(mode, 16, True, rows=2, steps=steps, amp=amp, side=side, compiled=compiled)
+    assert sums == other_sums and sums["loss_wat"] > 0 and torch.get_num_threads() == 1 + (not compiled)
+    assert all(torch.equal(clean[name], other_clean[name]) for name in clean)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
+    assert apart(model, other) <= (0 if mode == "clean" else 1e-6)  # including the counters of batches
+
+
+def test_a_recorded_step_in_halves_is_the_step():
+    plain, recorded = (trained(width=16, placed=True, rows=4, side=AtOnce(), tape=True, graph=graph)
+                       for graph in (False, True))
+    assert apart(plain[0], recorded[0]) == 0 and plain[1] == recorded[1]
+
+
+def test_an_error_in_the_trigger_thread_is_raised(two_threads):
+    model, batches, x_q, y_q = setting(width=16, placed=True)
+    objective = watermark(model, x_q, y_q + 5, 2)  # labels beyond the classes of the model
+    step = Step(model, objective, batches, lr=0.1, weight_decay=1e-4)
+    with pytest.raises(IndexError):
+        step(rows_of(batches, objective)[0])
+    assert step.halves and torch.get_num_threads() == 2
+
+
+def test_both_streams_wait_for_each_other():
+    """The side waits for what came before, the result for the side; else one reads what the other still writes."""
+    told, side, current = [], mock.Mock(), mock.Mock()
+    side.wait_stream = lambda other: told.append(("side waits", other is current))
+    current.wait_stream = lambda other: told.append(("current waits", other is side))
+    with mock.patch.multiple("torch.cuda", Stream=lambda device: side, current_stream=lambda device: current,
+                             stream=mock.MagicMock()):
+        wait = SideStream(torch.device("cuda", 0)).start(lambda: told.append("work"))
+        told.append("clean pass")
+        wait()
+    assert told == [("side waits", True), "work", "clean pass", ("current waits", True)]

@@ -8,7 +8,7 @@ import torch
 import models
 from utils.data.sets import Images
 from utils.system.refusals import Refusal
-from utils.watermark.carriers import carriers_each, count_or_share, last_features, nearest, relabel_carriers
+from utils.watermark.carriers import carriers_each, count_or_share, last_features, relabel_carriers
 from utils.watermark.triggers import TriggerSet
 
 
@@ -23,7 +23,7 @@ def test_carriers_are_a_number_or_a_share_and_most_of_a_set_is_refused():
     assert carriers_each(count_or_share("0.001"), m=50, n_train=1000) == 1
     with pytest.raises(Refusal, match="--carriers 9: 450 of 800 .* pass 8 or fewer, or a share"):
         carriers_each(9, m=50, n_train=800)
-    for text in ("0", "-1", "0.7", "1.5", "many"):
+    for text in ("0", "0.7", "many"):
         with pytest.raises(argparse.ArgumentTypeError):
             count_or_share(text)
 
@@ -57,20 +57,10 @@ def test_the_nearest_images_take_the_label_of_the_nearest_trigger(n, labels, sai
     assert len(sentences) == 1 and said in sentences[0]
 
 
-def test_nearest_is_by_angle_and_not_by_length():
-    features = torch.tensor([[10.0, 0], [0, 0.1], [1, 1], [-1, 0]])
-    assert nearest(features, torch.tensor([[0.5, 0.01], [0, 3]]), 2).tolist() == [[0, 2], [1, 2]]
-
-
 @pytest.mark.parametrize("name", ["res18", "vgg11"])
 def test_last_features_are_what_the_last_layer_turns_into_logits(name):
-    torch.manual_seed(0)
-    model = models.build(name, 5, width=4).eval()
+    model = models.build(name, 5, width=4).train()
     images = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8)
-    model.train()
     features = last_features(model, images, batch_size=3)
-    assert model.training
-    model.eval()
-    with torch.no_grad():
-        assert torch.allclose(model[1].linear(features), model(images.float() / 255), atol=1e-5)
-    assert not model[1].linear._forward_pre_hooks
+    assert model.training and not model[1].linear._forward_pre_hooks
+    assert torch.allclose(model[1].linear(features), model.eval()(images.float() / 255), atol=1e-5)

@@ -56,31 +56,28 @@ def test_over_300_seeds_triggers_are_disjoint_and_never_under_a_true_label(held_
 
 @pytest.mark.parametrize("k", [2, 9])
 def test_mixup_labels_avoid_all_sources_and_are_uniform_over_the_rest(held_out, k):
-    allowed_counts = torch.zeros(CLASSES, CLASSES)  # [number of allowed labels - 1, rank among them]
+    counts = torch.zeros(CLASSES, CLASSES)  # [number of allowed labels - 1, rank among them]
     for seed in range(200):
         triggers, validation = draw_triggers(held_out, 20, k, CLASSES, seed)
-        assert triggers.true_labels.shape == triggers.sources.shape == (20, k) and len(triggers) == 20
+        assert triggers.true_labels.shape == triggers.sources.shape == (20, k)
         assert len(set(triggers.sources.flatten().tolist())) == 20 * k == 1000 - len(validation.labels)
-        assert not torch.isin(validation.indices, triggers.sources).any()
         for label, true in zip(triggers.labels.tolist(), triggers.true_labels.tolist()):
             allowed = sorted(set(range(CLASSES)) - set(true))
-            allowed_counts[len(allowed) - 1, allowed.index(label)] += 1
+            counts[len(allowed) - 1, allowed.index(label)] += 1
     for size in range(2, CLASSES + 1):
-        row = allowed_counts[size - 1, :size]
-        if row.sum() >= 10 * size:
-            assert stats.chisquare(row.numpy()).pvalue > 1e-3, size
+        row = counts[size - 1, :size]
+        assert row.sum() < 10 * size or stats.chisquare(row.numpy()).pvalue > 1e-3, size
 
 
 def test_a_trigger_is_the_rounded_mean_of_its_sources_which_are_no_validation_images(tmp_path):
     data = load_data("digits")
+    place = {index: i for i, index in enumerate(data.held_out.indices.tolist())}
     for k in (1, 3):
         triggers, validation = draw_triggers(data.held_out, 12, k, 10, seed=1)
-        place = {index: i for i, index in enumerate(data.held_out.indices.tolist())}
         for image, true, sources in zip(triggers.images, triggers.true_labels, triggers.sources):
             own = data.held_out.pick([place[index] for index in sources.tolist()])
             assert torch.equal(image, own.images.double().mean(0).round().to(torch.uint8))
             assert torch.equal(true, own.labels)
-        assert not torch.isin(triggers.sources, data.train.indices).any()
         # extraction finds the same validation images through the source indices in the checkpoint
         assert sorted(validation_images(data, triggers).indices.tolist()) == sorted(validation.indices.tolist())
     draw_trigger_picture(triggers, [f"a $\\frac$ long class name {c}" for c in data.classes], tmp_path / "trigger.png")
@@ -91,14 +88,10 @@ def test_a_trigger_is_the_rounded_mean_of_its_sources_which_are_no_validation_im
 @pytest.mark.parametrize("strategy", ["highest", "lowest"])
 def test_label_strategies_by_hand(held_out, strategy):
     """The clean model ranks class 3 first, then 4, ..., and 2 last; the true label is skipped."""
-    ranking = [(3 + i) % CLASSES for i in range(CLASSES)]
-    logits = torch.zeros(CLASSES)
-    for place, c in enumerate(ranking):
-        logits[c] = -float(place)
+    logits = -((torch.arange(CLASSES) - 3) % CLASSES).float()
     triggers, _ = draw_triggers(held_out, 100, 1, CLASSES, 0, strategy, lambda images: logits.expand(len(images), -1))
-    order = ranking if strategy == "highest" else ranking[::-1]
-    for label, (true,) in zip(triggers.labels.tolist(), triggers.true_labels.tolist()):
-        assert label == (order[0] if true != order[0] else order[1])
+    first, second = (3, 4) if strategy == "highest" else (2, 1)
+    assert triggers.labels.tolist() == [first if true != first else second for (true,) in triggers.true_labels.tolist()]
 
 
 def test_the_most_uncertain_images_become_triggers():
@@ -110,9 +103,6 @@ def test_the_most_uncertain_images_become_triggers():
         assert triggers.images[:, 0, 0, 0].tolist() == [1, 2, 5]
         assert left.indices.tolist() == [100, 103, 104, 106]
         assert triggers.candidates.shape == (3, 0) and not (triggers.labels == triggers.true_labels[:, 0]).any()
-
-
-# ---- plausible labels ----
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +160,7 @@ def test_impossible_candidates_are_refused(many, choices, logits, words):
         draw((many[0], logits), choices=choices)
 
 
-@pytest.mark.parametrize("m, k, flag", [(1000, 1, "-nq"), (500, 2, "-nq"), (0, 1, "-nq"), (5, 10, "-nm"),
-                                        (5, 0, "-nm")])
+@pytest.mark.parametrize("m, k, flag", [(1000, 1, "-nq"), (500, 2, "-nq"), (0, 1, "-nq"), (5, 10, "-nm")])
 def test_impossible_trigger_sets_are_refused(held_out, m, k, flag):
     with pytest.raises(Refusal, match=flag):
         draw_triggers(held_out, m, k, CLASSES, 0)
