@@ -54,6 +54,12 @@ def test_a_folder_is_split_by_its_parts_and_else_in_the_same_way_each_time(parts
     assert again.notes == data.notes  # read from the decoded copy
 
 
+def test_names_that_are_no_unicode_become_printable_class_names(tmp_path):
+    root = photos(tmp_path / "own", parts=(".",), n=20)
+    os.rename(root / "cat", os.fsencode(root) + b"/caf\xe9")
+    assert load_data("folder", root).classes == ["caf\\udce9", "dog"]
+
+
 def test_decoded_copy_is_used_only_if_nothing_changed(tmp_path):
     root = photos(tmp_path / "own", parts=("train", "test", "val"))
     before = load_data("folder", root)
