@@ -26,7 +26,7 @@ def test_folder_with_train_and_test_parts_and_what_is_left_out_of_it(tmp_path):
         (root / name).mkdir(parents=True)
     data = load_data("folder", root)
     assert data.classes == ["cat", "dog"] and data.flip
-    parts, left_out = data.notes
+    parts, left_out, _ = data.notes  # these pictures are of one colour each
     assert "left out are the folders more" in parts
     assert "out are 3 files" in left_out and "(train/loose.png, train/cat/camera2, train/cat/notes.txt)" in left_out
     assert (len(data.train.labels), len(data.held_out.labels), len(data.test.labels)) == (27, 3, 30)
@@ -47,11 +47,25 @@ def test_folder_with_train_and_test_parts_and_what_is_left_out_of_it(tmp_path):
 def test_a_folder_is_split_by_its_parts_and_else_in_the_same_way_each_time(parts, sizes, said, tmp_path):
     root = photos(tmp_path / "own", parts=parts, n=20)
     data, again = load_data("folder", root), load_data("folder", root)
-    assert data.classes == ["cat", "dog"] and len(data.notes) == (1 if said else 0)
+    assert data.classes == ["cat", "dog"] and len(data.notes) == (2 if said else 1)  # one colour each
     assert tuple(len(part.labels) for part in (data.train, data.held_out, data.test)) == sizes
     assert said is None or said in data.notes[0]
     assert again.sha256 == data.sha256 and torch.equal(again.test.images, data.test.images)
     assert again.notes == data.notes  # read from the decoded copy
+
+
+def test_images_of_nearly_one_colour_are_warned_of_where_they_are_many(tmp_path):
+    shades = lambda levels: Image.fromarray(np.tile(np.arange(32, dtype=np.uint8) % levels, (32, 1)))
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(19):
+            shades(18).save(tmp_path / name / f"{i}.png")
+    shades(17).save(tmp_path / "cat" / "dim.png")  # spans 16 levels
+    shades(1).save(tmp_path / "cat" / "black.png")
+    assert load_data("folder", tmp_path).notes == []  # 2 of 40 are borne
+    shades(1).save(tmp_path / "dog" / "black.png")
+    (note,) = load_data("folder", tmp_path).notes
+    assert "warning: 7 % of the images decode to nearly one colour" in note
 
 
 def test_names_that_are_no_unicode_become_printable_class_names(tmp_path):

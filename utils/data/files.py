@@ -67,6 +67,11 @@ def load_folder(root: Path, skip_bad_images: bool, size: int):
     if bad:
         images = pick_images(images, good.nonzero().flatten())
         notes.append(f"skipped {len(bad)} unreadable images: {some(list(bad), 20)}")
+    flat = _share_of_one_colour(images)
+    if flat > 0.05:
+        notes.append(f"warning: {100 * flat:.0f} % of the images decode to nearly one colour, so there is little to "
+                     "learn from them: look at what a viewer shows, and save shapes that are in an alpha channel "
+                     "alone, or few of 16 bits, as ordinary 8-bit images")
     if len(parts) > 1:
         chosen = [(place == i).nonzero().flatten() for i in range(len(parts))]
     else:
@@ -79,6 +84,13 @@ def load_folder(root: Path, skip_bad_images: bool, size: int):
     # a class whose folder's name is no Unicode is called what the terminal shows of it
     classes = [name.encode(errors="backslashreplace").decode() for name in folders]
     return [(pick_images(images, positions), labels[positions]) for positions in chosen], classes, notes
+
+
+def _share_of_one_colour(images, levels: int = 16) -> float:
+    """Share of the images (N, 3, S, S) of which no channel spans more than so many of 256 levels."""
+    ranges = [part.flatten(2).aminmax(dim=2) for part in images.split(chunk_length(images))]
+    spans = torch.cat([(high - low).amax(1) for low, high in ranges])
+    return float((spans <= levels).double().mean())
 
 
 def some(names: list[str], n: int = 5) -> str:
