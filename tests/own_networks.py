@@ -63,6 +63,7 @@ Views = variant(lambda net, h: h.view(len(h), -1))  # as many networks do it, an
 ChangesInPlace = variant(in_place, scale=torch.ones(16))
 WholeNumbers = variant(lambda net, h: h[:, net.order], order=torch.arange(15, -1, -1))
 ComplexBuffer = variant(phase=torch.ones(3, dtype=torch.complex64))
+OneKindOfFloat = variant(lambda net, h: torch.zeros(len(h), 1024).index_add(0, torch.arange(len(h)), h.flatten(1)))
 NoGradient = variant(answer=lambda net, x, logits: logits.detach())
 TwoInTraining = variant(answer=lambda net, x, logits: (logits, x) if net.training else logits)
 
