@@ -1,7 +1,7 @@
 """`python -m figures.akh`: AKH beside the marks: which copies each claims, and which honest models.
 
 From akh.npz, the answers of 44 models to the 10,000 test images of CIFAR-10 (JPEG files), in seconds; writes akh.md and
-akh.json beside it. The models were trained on an H200 (torch 2.11.0) and are gone; docs/rivals.md has their commands.
+akh.json beside it. The models were trained on an H200 (torch 2.11.0) and are gone, their commands with them.
 """
 
 import json
