@@ -34,6 +34,7 @@ from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 ATTACKS = 60  # of a source, at most; the rest is counted
+POINTS = 300  # of a curve, about
 DECIDES = -3  # log10 of the level of a claim
 CURVES = (("loss", "Training loss", "loss", 1.0), ("val_accuracy", "Validation accuracy", "accuracy, %", 100.0),
           ("trigger_accuracy", "Trigger accuracy", "answered as assigned, %", 100.0))
@@ -92,9 +93,13 @@ class Record(NamedTuple):
         return "" if value is None else shorten(value)
 
     def series(self, key: str, factor: float = 1.0) -> list[tuple[float, float]]:
-        """[(epoch, factor times the value under `key`)] of the metrics, by epochs; rows without numbers left out."""
+        """[(epoch, factor times the value under `key`)] of the metrics, by epochs; rows without numbers left out.
+
+        Of many epochs about `POINTS` are given, the last one among them.
+        """
         points = ((number(row.get("epoch")), number(row.get(key))) for row in self.rows)
-        return sorted({epoch: factor * value for epoch, value in points if None not in (epoch, value)}.items())
+        found = sorted({epoch: factor * value for epoch, value in points if None not in (epoch, value)}.items())
+        return [*found[: -1 : max(1, len(found) // POINTS)], *found[-1:]]
 
 
 def dicts(value) -> list[dict]:

@@ -78,12 +78,17 @@ def test_decoded_copy_is_used_only_if_nothing_changed(tmp_path):
     root = photos(tmp_path / "own", parts=("train", "test", "val"))
     before = load_data("folder", root)
     (copy,) = root.glob(".decoded-*.npy")
+    assert before.train.images.is_contiguous()  # freshly decoded, too
+    young, killed = (root / f".decoded-{'0' * 32}{name}" for name in (".aaaaaaaa", "-64.bbbbbbbb"))
+    for path in (young, killed):  # partial copies of other processes
+        path.touch()
+    os.utime(killed, (0, 0))
     Image.new("RGB", (32, 32), (255, 0, 0)).save(root / "train" / "cat" / "000.png")
     after = load_data("folder", root)
     assert after.train.images[0, :, 0, 0].tolist() == [255, 0, 0]
     assert torch.equal(after.train.images[1:], before.train.images[1:])
     (newer,) = root.glob(".decoded-*.npy")
-    assert newer != copy
+    assert newer != copy and young.exists() and not killed.exists()
     newer.write_bytes(newer.read_bytes()[:1000])  # a damaged copy is not read
     assert load_data("folder", root, image_size=48).size == 48
     assert torch.equal(load_data("folder", root).train.images, after.train.images)

@@ -87,10 +87,13 @@ def test_triggers_may_come_from_another_data_set(tmp_path):
     flags = ("-dt", "folder", "--data-dir", data, "-nq", 3, "--batch-size", 16, "--width", 2, "--device", "cpu",
              "--image-size", 48)
     train = ("-d", runs, *flags, "-mt", "vgg11", "-tt", "ewe", "-ep", 1, "--ewe-epochs", 1, "--ewe-steps", 1)
+    good("train", *train, "--ewe-source", 1, "-msg", "patch")  # first, from images that are decoded for it
+    cars = photos(tmp_path / "more", (".",), ("car",), 3, seed=9) / "car"
+    good("train", *train, "--ewe-source", f"{cars}/", "-msg", "cars")
+    assert load_checkpoint(runs / "folder_vgg11_ewe_3_cars" / "triggers.pt")["images"].shape == (3, 3, 48, 48)
     good("train", *train, "--ewe-source", "digits")
     kept = load_checkpoint(runs / "folder_vgg11_ewe_3_" / "triggers.pt")
     assert kept["true_labels"].shape == kept["sources"].shape == (3, 0) and (kept["labels"] == 0).all()
-    good("train", *train, "--ewe-source", 1, "-msg", "patch")
     patched = load_checkpoint(runs / "folder_vgg11_ewe_3_patch" / "triggers.pt")
     assert kept["images"].shape == patched["images"].shape == (3, 3, 48, 48) and (patched["true_labels"] == 1).all()
     good("train", *train, "--ewe-triggers", "shared", "-msg", "shared")

@@ -12,6 +12,7 @@ import io
 import math
 import os
 import secrets
+import time
 import warnings
 from pathlib import Path
 
@@ -167,9 +168,12 @@ def _decode_files(root: Path, files: list[str], skip_bad_images: bool, size: int
         told = [f"{os.path.relpath(path, root)} ({why})" for path, why in bad.items()]
         raise Refusal(f"--data-dir {root}: {len(bad)} of {len(files)} images cannot be read: {some(told)}; mend or "
                       "remove them, or pass --skip-bad-images")
+    name, digit = f".decoded-{'[0-9a-f]' * 32}", "[0-9a-f]"
     with contextlib.suppress(OSError):
-        for old in set(root.glob(f".decoded-{'[0-9a-f]' * 32}{ending}")) - {cache}:
-            old.unlink()
+        old = set() if bad else set(root.glob(f"{name}{ending}")) - {cache}
+        partial = root.glob(f"{name}*.{digit * 8}")  # of processes that were killed, where they are a day old
+        for path in old | {path for path in partial if time.time() - path.lstat().st_mtime > 86_400}:
+            path.unlink()
     return images, bad
 
 
@@ -218,7 +222,7 @@ def decode_image(content: bytes, size: int = SIZE) -> np.ndarray:
         picture = picture.convert("RGB")
         if picture.size != (size, size):
             picture = picture.resize((size, size), Image.Resampling.BILINEAR)
-        return np.asarray(picture).transpose(2, 0, 1)
+        return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
 
 
 def _scaled(values) -> np.ndarray:
@@ -242,13 +246,15 @@ def load_torchvision(name: str, root: Path, size: int, flag: str):
 
     load = getattr(datasets, name.upper())
     parts = ({"split": "train"}, {"split": "test"}) if name == "svhn" else ({"train": True}, {"train": False})
+    made = not root.exists()
     try:
         parts = [load(root, **part, download=True) for part in parts]
     except PermissionError:
         raise
     except Exception as error:  # torchvision raises many kinds: URLError, RuntimeError, EOFError, ...
         with contextlib.suppress(OSError):
-            root.rmdir()  # which torchvision has made; it stays where something is in it
+            if made:
+                root.rmdir()  # which torchvision has made; it stays where something is in it
         archive = getattr(load, "filename", "train_32x32.mat and test_32x32.mat")
         raise Refusal(f"{flag} {name}: {archive} is neither in {root.resolve()} nor could it be downloaded or read "
                       f"({type(error).__name__}: {str(error)[:120]}); download it elsewhere, place it in that folder "
