@@ -54,6 +54,9 @@ def steal(flags, word: str) -> None:
         name = f"{flags.attack} {flags.finetune}" if trains else flags.attack
         if trains and flags.finetune == "wrk":
             require_gradient_of_images("--finetune wrk", start)
+            if flags.batch_size < 10:  # a fifth of it is moved over the boundary, in a batch of its own
+                raise Refusal(f"--finetune wrk --batch-size {flags.batch_size}: a fifth of a batch must be two images "
+                              "or more; pass --batch-size 10 or more")
         if trains and flags.batch_size == 1:
             check_single_images(f"a {model_type}", start)
     else:
@@ -75,15 +78,15 @@ def steal(flags, word: str) -> None:
             "source_sha256": record["source_sha256"], "seed": flags.seed}
 
     run.open(device, flags.overwrite)
-    trains = flags.attack not in ("prune", "quantize")
+    edits = flags.attack in ("prune", "quantize")
     if not run.finished:
         run.log(*own.notes)
-    elif trains:
+    elif not edits:
         run.log(f"{run.path} is finished; its figures:")
     active, prunes = None, flags.attack == "prune" or flags.attack == "fineprune" and not run.finished
     if prunes and flags.criterion == "activation":
         active = channel_activations(start, own.train.images)
-    if not trains:
+    if edits:
         report_edited(flags, run, made, start, active, tests, home.test, amp)
         return
     if not run.finished:

@@ -6,19 +6,15 @@ from shortcuts import skip_fsync_git_and_pictures
 from small_runs import BENIGN, SOURCE, TRAIN
 
 
-@pytest.fixture(scope="session")
-@skip_fsync_git_and_pictures()
-def benign(tmp_path_factory):
-    """The run folder of a model without a watermark."""
-    folder = tmp_path_factory.mktemp("benign")
-    good("train", "-d", folder, "-tt", "none", *TRAIN)
-    return folder / BENIGN
+def trained(kind, name):
+    """A fixture: the run folder of a model of -tt `kind`, alone in a folder."""
+    @pytest.fixture(scope="session")
+    @skip_fsync_git_and_pictures()
+    def run(tmp_path_factory):
+        folder = tmp_path_factory.mktemp(kind)
+        good("train", "-d", folder, "-tt", kind, *TRAIN)
+        return folder / name
+    return run
 
 
-@pytest.fixture(scope="session")
-@skip_fsync_git_and_pictures()
-def source(tmp_path_factory):
-    """The run folder of a margin source, alone in a folder."""
-    folder = tmp_path_factory.mktemp("source")
-    good("train", "-d", folder, "-tt", "margin", *TRAIN)
-    return folder / SOURCE
+benign, source = trained("none", BENIGN), trained("margin", SOURCE)

@@ -114,9 +114,11 @@ def fine_tune(start, finetune: str, kept: dict):
     if finetune == "shift":
         shift_weights(model)
     model = synchronize_batchnorm(prune(model, kept))
-    objective = (BoundaryObjective if finetune == "wrk" else FineTuningObjective)(model, only_last)
     if finetune == "shift":  # the labels are those that the stolen model gives
+        model.requires_grad_(True)
         objective = ExtractionObjective(start, hard_loss, False)
+    else:
+        objective = (BoundaryObjective if finetune == "wrk" else FineTuningObjective)(model, only_last)
     for name, mask in kept.items():  # what is pruned stays at zero in further training
         if (parameter := model.get_parameter(name)).requires_grad:
             parameter.register_hook(lambda gradient, mask=mask: gradient * mask)

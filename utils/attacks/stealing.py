@@ -67,8 +67,8 @@ class ExtractionObjective(Objective):
     loss    one of the above with its numbers filled in
     ascent  `partial(ascend, steps=..., step_size=..., eps=...)`, which first moves each image to where the source is
             least sure of its own answer; both models see the moved images (Eq. 7). None for the other attacks
-    robust  the ascent moves images away from the surrogate's own answers instead, and the source answers the unmoved
-            ones: adversarial training (Madry et al., ICLR 2018) on stolen labels
+    robust  the ascent moves images to where the surrogate is least sure of the source's answer instead, and the source
+            answers the unmoved ones: adversarial training (Madry et al., ICLR 2018) on stolen labels
     """
 
     def __init__(self, source, loss, needs_labels: bool, ascent=None, robust: bool = False):
