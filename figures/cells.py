@@ -229,7 +229,8 @@ def _figure8(runs):
 TABLE_CELLS = {"table1": _table1, "table2": _table2, "table3": _table3, "table4": _table4, "table5": _table5,
                "table6": _table6, "table7": _table7, "table8": _table8, "table9": _table9}
 PANELS = {"figure1": _figure1, "figure3": _figure3, "figure4": _figure4, "figure6": _figure6, "figure8": _figure8}
-TABLES, FIGURES = tuple(TABLE_CELLS), tuple(f"figure{i}" for i in range(1, 9))
+TABLES = tuple(TABLE_CELLS)
+FIGURES = tuple(dict.fromkeys([*(f"figure{i}" for i in range(1, 9)), *PANELS]))
 
 
 # ---- the runs that a table or figure needs ----

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 from figures.shared import HERE
 from utils.benchmark import Contenders, describe_machine, measure_steps, set_up
@@ -42,12 +43,13 @@ def draw(result, path) -> None:
 
 @refuse_in_one_sentence
 def main():
-    """Measure the benchmark's margin rows along each of `AXES`, with the flags of `utils.benchmark`.
+    """Measure the benchmark's margin rows along each of `AXES`, with the flags of `utils.benchmark` but --objectives.
 
     Settings that two axes share are measured once. JSON and picture are written again after each setting, so that an
     interrupted sweep leaves what it has measured.
     """
     flags, device = set_up(description=__doc__)
+    path = Path(flags.json or HERE / "cost.json")
     result, measured = {**describe_machine(flags, device), "rows": []}, {}
     for axis, (flag, values) in AXES.items():
         for value in values:
@@ -58,8 +60,8 @@ def main():
                 measured[key] = measure_steps(contenders, ["margin"], flags.rounds)[0]
             result["rows"] += [{"axis": axis, "value": value, **row} for row in measured[key]]
             print(axis, value, ", ".join(f"{r['s_per_epoch']:.0f} s" for r in measured[key]), flush=True)
-            write_atomically(HERE / "cost.json", (json.dumps(result, indent=1) + "\n").encode())
-            draw(result, HERE / "cost.png")
+            write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
+            draw(result, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -84,13 +84,13 @@ def t1(said, labels, triggers) -> float:
 
 
 def forge_seeds(suspect, data, tries: int) -> dict:
-    """T1 with labels of a seed: the luckiest of many seeds. RS draws its labels so, too."""
+    """T1 with labels of a seed: the luckiest of many seeds. RS with --rs-triggers shared draws its labels so, too."""
     answers, best = predict(suspect, data.held_out.images).argmax(1), 0.0
     for seed in tqdm(range(tries), desc="seeds", disable=None, leave=False):
         triggers, said = drawn_triggers(data, answers, seed)
         if int((said == triggers.labels).sum()) > 2:
             best = min(best, t1(said, triggers.labels, triggers))
-    return forged_claim("margin, ERM, RS: T1, labels of a seed", f"{tries} seeds", best)
+    return forged_claim("margin, ERM: T1, labels of a seed", f"{tries} seeds", best)
 
 
 def forge_beacon(suspect, data) -> dict:

@@ -1,6 +1,6 @@
 """The paper's tables and figures: `python -m figures.make table2|figure4|...|all [--profile paper|small|smoke]`.
 
-Starts the runs that are missing, with the three scripts (a finished run is used as it is, an interrupted one is
+Starts the runs that are missing, by the project's commands (a finished run is used as it is, an interrupted one is
 continued), then writes <name>.md, .json and, for figures, .png into OUT/<profile>. A cell without its run says "not
 run". Profiles:
 

@@ -34,6 +34,7 @@ def main(argv=None):
     parser = experiment_parser("null", __doc__)
     parser.add_argument("--draws", type=COUNT, default=1000, help="draws of all labels")
     args = parse_with_folders(parser, argv)
+    torch.set_num_threads(1)
     data, probabilities, about = load_data("digits"), {}, {}
     triggers, _ = draw_triggers(data.held_out, M, 1, len(data.classes), 0)
     for name, epochs, seed in (("good", 10, 1), ("poor", 1, 2)):

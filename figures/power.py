@@ -1,10 +1,11 @@
 """`python -m figures.power`: how far T1 and T1p reach, on the digits of `figures.demo`, ten seeds.
 
-Trains what is missing beside the runs of `figures.demo --seeds`, asks every copy for its probabilities, and writes
-power.json, power.md and power.png: the share of copies claimed at p <= 0.001 against the number of triggers m and
-against the number of queries, for soft, hard and reg copies and for soft copies that are fine-tuned on true labels;
-which score T1p should use; and what a suspect reaches who rounds his probabilities, adds noise or sharpens them. The
-score was fixed after seed 0 alone; the table shows the demo's seeds 0 to 2 (`CHOSEN_ON`) and the others apart.
+Trains what is missing beside the runs of `figures.demo --seeds` of as many threads, asks every copy for its
+probabilities, and writes power.json, power.md and power.png: the share of copies claimed at p <= 0.001 against the
+number of triggers m and against the number of queries, for soft, hard and reg copies and for soft copies that are fine-
+tuned on true labels; which score T1p should use; and what a suspect reaches who rounds his probabilities, adds noise or
+sharpens them. The score was fixed after seed 0 alone; the table shows the demo's seeds 0 to 2 (`CHOSEN_ON`) and the
+others apart.
 """
 
 import json

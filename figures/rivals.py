@@ -59,6 +59,7 @@ def main(argv=None):
     figures = read_json(path) if args.redraw else measure_false_claims(args.dir)
     if figures is None:
         raise Refusal(f"--redraw: there is no {path}; leave the flag out to measure anew")
+    figures["rows"] = count_verdicts(figures["verdicts"])
     write_result(path, figures, rivals_markdown(figures))
 
 
@@ -83,7 +84,7 @@ def measure_false_claims(folder: Path) -> dict:
     verdicts += di_verdicts(perceptrons)
     return {"verdicts": verdicts, "sources": sources,
             "benign": {half: list(map(accuracy, own)) for half, own in benign.items()},
-            "perceptrons": perceptrons, "rows": count_verdicts(verdicts)}
+            "perceptrons": perceptrons}
 
 
 # ---- images and runs of train.py on them ----
@@ -140,7 +141,7 @@ def trigger_verdicts(name: str, source: Path, benign: dict):
 
     def decide(suspect, i):
         bank = ["--benign", *(same[(i + j) % len(same)] for j in range(1, MIN_BANK + 1))] if test == "T2" else []
-        flags = ["claim", source, "--suspect", suspect, "--trust-owner", *bank]
+        flags = ["claim", source, "--suspect", suspect, "--trust-owner", *bank, *(["--test", test] * (test == "T1"))]
         return [ask_verify(*flags, "--alpha", alpha) for alpha in ALPHAS]
 
     verdicts = []
@@ -250,7 +251,7 @@ def rivals_markdown(figures: dict) -> str:
     """The content of rivals.md; `figures` is that of rivals.json."""
     rows = [[row["method"], TESTS[row["test"]], f"{row['level']:.3g}", HALVES[row["shares"]],
              f"{row['claims']} of {row['of']}", "{:.3f} to {:.3f}".format(*row["interval"])]
-            for row in count_verdicts(figures["verdicts"])]
+            for row in figures["rows"]]
     claims = []
     for name, source in figures["sources"].items():
         hits = f", {source['hits']} of {source['of']} triggers hit" if "hits" in source else ""
