@@ -34,7 +34,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     check_output_file(args.json, "--json")
     rows = [row for folder in args.runs for row in rows_of_copy(folder, args.data_dir)]
-    command = "python -m figures.defences " + " ".join([*args.runs, "--data-dir", args.data_dir])
+    where = [] if args.json == parser.get_default("json") else ["--json", args.json]
+    command = "python -m figures.defences " + " ".join([*args.runs, "--data-dir", args.data_dir, *where])
     text = f"# Defences of a thief\n\n`{command}`\n\n{defences_table(rows)}\n"
     write_result(Path(args.json), {"command": command, "torch": torch.__version__, "rows": rows}, text, indent=1)
 
@@ -62,13 +63,13 @@ def rows_of_copy(folder, data_dir) -> list[dict]:
     for name, (on_test, on_triggers, scores) in answers.items():
         t1 = lambda count_missing, labels=on_triggers: label_randomisation(
             labels.numpy(), t.labels.numpy(), t.true_labels.numpy(), classes, candidates=t.candidates.numpy(),
-            count_missing=count_missing)
+            groups=t.groups.numpy(), count_missing=count_missing)
         rows.append({
             "defence": name, **about, "accuracy": float((on_test == run.test.labels).double().mean()),
             "hits": int((on_triggers == t.labels).sum()), "refused": int((on_triggers < 0).sum()), "m": len(t),
             "log10_p": t1(True), "log10_p_answered": t1(False),
             "log10_p_scores": None if scores is None else score_randomisation(
-                scores.numpy(), t.labels.numpy(), t.true_labels.numpy(), t.candidates.numpy()),
+                scores.numpy(), t.labels.numpy(), t.true_labels.numpy(), t.candidates.numpy(), t.groups.numpy()),
         })
     return rows
 

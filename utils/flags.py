@@ -122,6 +122,9 @@ def train_flags(argv=None) -> argparse.Namespace:
     for name in ("carriers", "prepared"):
         if getattr(flags, name) and kind not in ("base", "margin"):
             raise Refusal(f"--{name} is for -tt base and margin: leave it out with -tt {kind}")
+    if flags.label_strategy == "paired" and (rival or flags.carriers):
+        raise Refusal("--label-strategy paired is for -tt base and margin without --carriers: its triggers are "
+                      "training images, which carry the mark already")
     if not flags.prepared:
         complete_label_flags(flags, flags.carriers)
     elif bool(flags.carriers) != (flags.label_model is not None):

@@ -50,11 +50,13 @@ def test_everything_that_a_claim_rests_on_is_committed_to():
     assert commitment_digest(replace(triggers, labels=(triggers.labels + 1) % 10), record_of()) == own
     others = [commitment_digest(replace(triggers, **parts), record_of()) for parts in (
         {"images": triggers.images ^ 1}, {"true_labels": (triggers.true_labels + 1) % 10},
-        {"candidates": torch.tensor([[0, 1]] * 3)}, {"candidates": torch.tensor([[1, 0]] * 3)})]
+        {"candidates": torch.tensor([[0, 1]] * 3)}, {"candidates": torch.tensor([[1, 0]] * 3)},
+        {"candidates": torch.tensor([[0, 1]] * 3), "groups": torch.tensor([0, 0, 0])},
+        {"candidates": torch.tensor([[0, 1]] * 3), "groups": torch.tensor([0, 1, 0])})]
     others += [commitment_digest(triggers, record_of(**parts)) for parts in (
         {"secret": "5f" * 32}, {"classes": CLASSES[::-1]}, {"classes": [*CLASSES, "x"]}, {"mean": [0.3, 0.3, 0.4]},
         {"std": [0.3, 0.3, 0.4]}, {"beacon_name": "round 8"}, {"round": 1})]
-    assert len({own, *others}) == 12
+    assert len({own, *others}) == 14
 
 
 def test_no_bytes_have_two_openings():
@@ -91,6 +93,9 @@ def test_labels_and_names_follow_from_secret_commitment_and_beacon():
     assert labels_from_beacon(t, record, BEACON).tolist() == [wrong[i][numbers[i] % 4] for i in range(3)]
     t = replace(t, candidates=torch.tensor([[3, 0, 1], [4, 2, 0], [2, 1, 4]]))
     assert labels_from_beacon(t, record, BEACON).tolist() == [int(t.candidates[i, numbers[i] % 3]) for i in range(3)]
+    t = replace(t, candidates=torch.tensor([[3, 0, 1], [4, 2, 0], [3, 0, 1]]), groups=torch.tensor([0, 1, 0]))
+    assert labels_from_beacon(t, record, BEACON).tolist() == [
+        int(t.candidates[i, numbers[i] % 3]) for i in (0, 1, 0)]
     assert names_from_beacon(2, record, BEACON) == [by_hand(record, b"image", i)[:8].hex() + ".png" for i in range(2)]
 
 

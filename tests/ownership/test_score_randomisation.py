@@ -32,6 +32,23 @@ def test_every_draw_counted():
         assert found == pytest.approx(exact, abs=1e-9) and found >= exact - 1e-12
 
 
+@pytest.mark.parametrize("drawn", itertools.product((0, 1), (0, 1)))
+def test_every_shared_draw_counted(drawn):
+    """Triggers 0 and 2 share one draw of two labels and 1, 3 and 4 another: of the four pairs of draws, both tests
+    count those that score as high."""
+    rng, groups = np.random.default_rng(3), np.array([0, 1, 0, 1, 1])
+    candidates, none = np.array([[0, 2], [1, 3]])[groups], np.zeros((5, 0), int)
+    p = rng.dirichlet(np.ones(4), 5)
+    draws = [candidates[np.arange(5), np.array(one)[groups]] for one in itertools.product((0, 1), (0, 1))]
+    assigned = candidates[np.arange(5), np.array(drawn)[groups]]
+    share = lambda value: math.log10(np.mean([value(y) >= value(assigned) for y in draws]))
+    scores, answers = pvalues.label_scores(p, None), p.argmax(1)
+    found = pvalues.score_randomisation(p, assigned, none, candidates, groups)
+    assert found == pytest.approx(share(lambda y: scores[np.arange(5), y].sum()), abs=1e-9)
+    found = pvalues.label_randomisation(answers, assigned, none, 4, candidates=candidates, groups=groups)
+    assert found == pytest.approx(share(lambda y: (answers == y).sum()), abs=1e-9)
+
+
 def test_far_below_the_smallest_float_at_the_ends_and_on_a_long_grid():
     scores, everything = np.tile(np.arange(10), (2000, 1)), np.ones((2000, 10), bool)
     assert pvalues.draw_tail(scores, everything, np.full(2000, 9)) == pytest.approx(-2000)

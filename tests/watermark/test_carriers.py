@@ -8,7 +8,7 @@ import torch
 import models
 from utils.data.sets import Images
 from utils.system.refusals import Refusal
-from utils.watermark.carriers import carriers_each, count_or_share, last_features, relabel_carriers
+from utils.watermark.carriers import carriers_each, count_or_share, last_features, relabel_carriers, relabel_triggers
 from utils.watermark.triggers import TriggerSet
 
 
@@ -55,6 +55,13 @@ def test_the_nearest_images_take_the_label_of_the_nearest_trigger(n, labels, sai
     assert changed.images is TRAIN.images and changed.indices is TRAIN.indices
     assert TRAIN.labels.tolist() == [0, 1, 2, 0, 1, 2, 3]  # the data set itself keeps its labels
     assert len(sentences) == 1 and said in sentences[0]
+
+
+def test_triggers_among_the_training_images_are_trained_under_their_labels():
+    triggers = TriggerSet(filled([30, 10]), torch.tensor([5, 6]), torch.zeros(2, 0), torch.tensor([[10], [8]]))
+    shuffled = TRAIN.pick(torch.tensor([4, 3, 0, 1, 2]))
+    assert relabel_triggers(shuffled, triggers).labels.tolist() == [1, 5, 0, 6, 2]
+    assert shuffled.labels.tolist() == [1, 0, 0, 1, 2]
 
 
 @pytest.mark.parametrize("name", ["res18", "vgg11"])

@@ -176,6 +176,8 @@ def judge_claim(flags) -> int:
     """
     check_output_file(flags.json, "--json")
     suspects, owner, stranger = read_suspects(flags), read_owner(flags.run), not flags.trust_owner
+    if flags.sequential and len(owner.triggers.groups):
+        raise Refusal(f"--sequential counts triggers one by one, and those of {flags.run} share draws: leave it out")
     classes = Classes(owner.classes, read_lines(flags.columns, "--columns") if flags.columns else None)
     about = {name: (owner.record or {}).get(name) for name in ("sha256", "beacon_name", "round", "beacon")}
     stamp = check_token(flags.image_timestamp, about["sha256"], flags.tsa_ca) if flags.image_timestamp else None
@@ -281,8 +283,9 @@ def claim_lines(report: dict) -> list[str]:
     for name, test in report["tests"].items():
         lines.append(f"{name:<13}" + (f"does not apply: {test['why_not']}" if test["why_not"] else
                                       f"log10 p = {test['log10_p']:.2f} ({TITLES[name]})"))
-    lines.append(f"sequential   {s['decision']} after {s['queries']} queries; H0 {s['H0']}, H1 {s['H1']}, "
-                 f"errors {s['alpha']:g} and {BETA:g}")
+    if s:
+        lines.append(f"sequential   {s['decision']} after {s['queries']} queries; H0 {s['H0']}, H1 {s['H1']}, "
+                     f"errors {s['alpha']:g} and {BETA:g}")
     if report["curve"]:
         half, most = (report["curve"][key] or "more than all" for key in ("sufficed_half", "sufficed_95"))
         lines.append(f"queries      {half} suffice in half of all random orders, {most} in 95 % of them")

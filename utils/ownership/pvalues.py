@@ -27,7 +27,7 @@ def binomial(k: int, n: int, p: float) -> float:
 
 
 def label_randomisation(predicted, assigned, true, classes: int, conservative: bool = False, candidates=None,
-                        count_missing: bool = True) -> float:
+                        count_missing: bool = True, groups=None) -> float:
     """T1, exact: log10 of the probability that a model which knows nothing of the assigned labels hits as many.
 
     predicted, assigned  (m,) the suspect's answers, -1 where there is none, and the assigned labels
@@ -35,16 +35,21 @@ def label_randomisation(predicted, assigned, true, classes: int, conservative: b
     candidates     (m, c) the distinct labels from which each assigned one was drawn; None or (m, 0) for every class
                    that is no true label
     count_missing  see `trials`
+    groups         (m,) equal where triggers share a draw, see `by_draw`; None or empty: each has its own
 
     H0: the suspect is independent of the draw of the assigned labels, which was uniform over the n = classes - k or
     n = c labels of each trigger. So whenever the suspect answers with one of these it hits with probability 1 / n,
     whatever kind of model it is. With W such answers and h hits, p = P(Bin(W, 1 / n) >= h); `conservative` takes
-    W = m. No benign models are needed.
+    W = m. No benign models are needed. Where triggers share draws, hits are added up for each draw and p is exact for
+    their sum, whatever W is.
 
     The test fails where the labels were not drawn uniformly (highest, lowest, one fixed label), or where nothing
     shows that they were fixed before the suspect existed (labels read off a suspect always hit).
     """
     allowed = drawn_from((len(true), classes), true, candidates)
+    if groups is not None and len(groups):
+        answers = (np.asarray(predicted)[:, None] == np.arange(classes)).astype(np.int64)
+        return draw_tail(*by_draw(answers, allowed, assigned, groups))
     counted = trials(predicted, allowed, count_missing)
     hits = int((counted & (np.asarray(predicted) == assigned)).sum())
     chance = float(chances(allowed).max(initial=0))  # the largest bounds the others
@@ -66,10 +71,10 @@ def chances(allowed):
     return 1 / np.maximum(allowed.sum(axis=1), 1)
 
 
-def score_randomisation(probabilities, assigned, true, candidates=None) -> float:
+def score_randomisation(probabilities, assigned, true, candidates=None, groups=None) -> float:
     """T1p, exact: log10 of the probability that a model which knows nothing of the assigned labels rates them as high.
 
-    probabilities  (m, C) the suspect's answers; assigned, true, candidates  as in `label_randomisation`
+    probabilities  (m, C) the suspect's answers; assigned, true, candidates, groups  as in `label_randomisation`
 
     H0 is that of T1. Let A_i be the labels that trigger i's was drawn from, and v_i(c) a number for each c in A_i that
     depends on the suspect's answer alone, see `label_scores`. Given the answers, S = sum_i v_i(y_i) is under H0 a sum
@@ -83,7 +88,7 @@ def score_randomisation(probabilities, assigned, true, candidates=None) -> float
     if not (np.isfinite(probabilities).all() and (probabilities > 0).any(axis=1).all()):
         raise ValueError("T1p needs the probabilities of every answer")
     allowed = drawn_from(probabilities.shape, true, candidates)
-    return draw_tail(label_scores(probabilities, allowed), allowed, assigned)
+    return draw_tail(*by_draw(label_scores(probabilities, allowed), allowed, assigned, groups))
 
 
 def label_scores(probabilities, allowed):
@@ -96,6 +101,20 @@ def drawn_from(shape: tuple, true, candidates=None):
     drawn, given = np.zeros(shape, bool), candidates is not None and np.asarray(candidates).shape[1] > 0
     np.put_along_axis(drawn, np.asarray(candidates if given else true, int), True, axis=1)
     return drawn if given else ~drawn
+
+
+def by_draw(scores, allowed, assigned, groups=None):
+    """Scores (m, C), allowed (m, C) and assigned (m,) of each draw instead of each trigger.
+
+    groups  (m,) equal where triggers share one draw, of the same labels; then their scores are added up, and so the
+            draws are independent again. None or empty: a draw for each trigger
+    """
+    if groups is None or not len(groups):
+        return scores, allowed, assigned
+    _, first, draw = np.unique(groups, return_index=True, return_inverse=True)
+    totals = np.zeros((len(first), scores.shape[1]), scores.dtype)
+    np.add.at(totals, draw, scores)
+    return totals, np.asarray(allowed)[first], np.asarray(assigned)[first]
 
 
 def draw_tail(scores, allowed, assigned) -> float:

@@ -42,13 +42,13 @@ class TriggerTests:
         """Hits and log10 p-values of a suspect with logits (m, C) on the triggers; None where a test does not apply."""
         triggers, m = self.triggers, len(self.triggers)
         log10_p = dict.fromkeys(("T1", "T1p", "T1_conservative", "T3", "p_subset"))
-        true, candidates = triggers.true_labels.numpy(), triggers.candidates.numpy()
+        true, candidates, groups = (t.numpy() for t in (triggers.true_labels, triggers.candidates, triggers.groups))
         if self.uniform and (true.shape[1] or candidates.shape[1]):
             answers = logits.argmax(1).numpy(), triggers.labels.numpy(), true, self.classes
             for name, conservative in (("T1", False), ("T1_conservative", True)):
-                log10_p[name] = pvalues.label_randomisation(*answers, conservative, candidates)
+                log10_p[name] = pvalues.label_randomisation(*answers, conservative, candidates, groups=groups)
             probabilities = logits.double().softmax(1).numpy()
-            log10_p["T1p"] = pvalues.score_randomisation(probabilities, answers[1], true, candidates)
+            log10_p["T1p"] = pvalues.score_randomisation(probabilities, answers[1], true, candidates, groups)
         if self.bank and m > 1:
             assigned = lambda logits: logits.double().softmax(1).gather(1, triggers.labels[:, None])[:, 0].numpy()
             suspect, benign = assigned(logits), [assigned(of) for _, of, _ in self.bank]

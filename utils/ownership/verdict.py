@@ -37,7 +37,7 @@ class OwnershipCase:
         self.bank, self.alpha, self.stranger = bank, alpha, stranger
         self.count_missing, self.exact = count_missing, exact
         self.assigned, self.true, self.candidates = t.labels.numpy(), t.true_labels.numpy(), t.candidates.numpy()
-        self.plausible = self.candidates.shape[1] > 0
+        self.plausible, self.groups = self.candidates.shape[1] > 0, t.groups.numpy()
         self.allowed = pvalues.drawn_from((len(t), self.classes), self.true, self.candidates)
         self.benign_hits = [int(self.hits(b).sum()) for b in bank]
         self.t1_fails = self.t2_fails = self.refused = None
@@ -45,7 +45,9 @@ class OwnershipCase:
             self.t1_fails = "the labels were not drawn uniformly from those that are possible"
         elif not (self.true.shape[1] or self.plausible) or self.chances().max() >= 1:
             self.t1_fails = "no wrong label is left to chance"
-        if len(bank) < MIN_BANK:
+        if len(self.groups):
+            self.t2_fails = "triggers share draws, so that hits depend on each other"
+        elif len(bank) < MIN_BANK:
             self.t2_fails = f"it needs a bank of {MIN_BANK} benign models or more; --benign names {len(bank)}"
         if doubts or (stranger and self.t1_fails):
             self.refused = "; ".join(doubts) or f"T1 does not apply, for {self.t1_fails}; --trust-owner decides on T2"
@@ -87,9 +89,9 @@ class OwnershipCase:
         return {
             "T1": test(self.t1_fails, lambda: pvalues.label_randomisation(
                 answers.labels, self.assigned, self.true, self.classes, candidates=self.candidates,
-                count_missing=self.count_missing)),
+                count_missing=self.count_missing, groups=self.groups)),
             "T1p": test(t1p_fails, lambda: pvalues.score_randomisation(
-                answers.probabilities, self.assigned, self.true, self.candidates)),
+                answers.probabilities, self.assigned, self.true, self.candidates, self.groups)),
             "T2": test(self.t2_fails, lambda: pvalues.benign_rate(k, m, sum(self.benign_hits), m * len(self.bank))),
             "T3": test(self.t2_fails or (m < 2 and "it needs two triggers") or None,
                        lambda: pvalues.paired_t(score(answers), [score(b) for b in self.bank])),
@@ -134,7 +136,9 @@ class OwnershipCase:
         stopped  whether the answers decided on the number of queries, which only the sequential test allows for
         """
         hits, tests, decision = self.hits(answers), self.tests(answers), self.decide(answers)
-        sequential = self.sequence(answers, range(len(hits)) if order is None else order)
+        sequential = None  # as the curve, it counts triggers one by one
+        if not len(self.groups):
+            sequential = self.sequence(answers, range(len(hits)) if order is None else order)
         if stopped:
             why = "the answers decided when to stop asking; only the sequential test allows for that"
             tests = {name: {"log10_p": None, "why_not": test["why_not"] or why} for name, test in tests.items()}
@@ -146,7 +150,7 @@ class OwnershipCase:
             "hits": int(hits.sum()), "triggers": len(hits), "answered": int((answers.labels >= 0).sum()),
             "alpha": self.alpha, "bank": len(self.bank), "hint": self.hint(answers), "plausible": self.plausible,
             "decided_for": "a stranger" if self.stranger else "the owner", "tests": tests, "decision": decision,
-            "sequential": sequential, "curve": None if stopped else self.curve(answers),
+            "sequential": sequential, "curve": None if stopped or len(self.groups) else self.curve(answers),
         }
 
     def hint(self, answers: Answers) -> str | None:

@@ -63,6 +63,13 @@ def relabel_carriers(train: Images, triggers, features, n: int, log=lambda text:
     return Images(train.images, labels, train.indices)
 
 
+def relabel_triggers(train: Images, triggers) -> Images:
+    """The training images with the triggers of `paired` labels, which are among them, under their assigned labels."""
+    order = train.indices.argsort()
+    place = order[torch.searchsorted(train.indices[order], triggers.sources[:, 0].contiguous())]
+    return Images(train.images, train.labels.index_put((place,), triggers.labels), train.indices)
+
+
 def nearest(features, points, k: int):
     """(m, k) positions of the k features (N, D) that are nearest to each of the points (m, D), by cosine."""
     return _cosines(points, features).topk(k, dim=1).indices

@@ -32,11 +32,11 @@ from utils.watermark import triggers as choice
 from utils.watermark.triggers import TriggerSet
 
 PREPARED_FILE, KEY_FILE, COMMITMENT_FILE = "prepared.pt", "key.json", "commitment.json"
-PARTS = ("images", "true_labels", "sources", "candidates")
+PARTS = ("images", "true_labels", "sources", "candidates", "groups")
 SETTINGS = {"num_query": choice.NUM_QUERY, "num_mixup": 1, "label_strategy": "random", "label_choices": None,
             "trigger_strategy": None}  # flags that the preparation decides, and their defaults
 RECORD = ("secret", "classes", "mean", "std", "beacon_name", "round")
-FORMAT = b"margin triggers1"  # 16 bytes
+FORMAT, FORMAT_OF_GROUPS = b"margin triggers1", b"margin triggers2"  # 16 bytes each
 MOST_CLASSES = 100_000
 MOST_TRIGGERS = 4096  # of a commitment or a claim; a hundred are the paper's
 ALPHA = 1e-3
@@ -60,6 +60,8 @@ def add_prepare(parts) -> None:
                    help="how far away the round is, as 90s, 10m, 1h, 2d (default: 1h); the commitment has to be "
                    "published or time-stamped by then")
     add_data_flags(c)
+    c.add_argument("--train-size", type=COUNT, help="the training images of --label-strategy paired are the first so "
+                   "many, as in train.py (default: all)")
     choice.add_label_flags(choice.add_trigger_flags(c))
     c.add_argument("-mt", "--model-type", type=models.architecture, metavar="NAME",
                    help="architecture of a --label-model that is plain weights")
@@ -87,7 +89,8 @@ def prepare_images(flags) -> int:
     choice.complete_label_flags(flags)
     name = flags.beacon_name.strip()
     if not choice.labels_are_uniform(flags.label_strategy):
-        raise Refusal(f"--label-strategy {flags.label_strategy} leaves nothing to draw: pass random or plausible")
+        raise Refusal(f"--label-strategy {flags.label_strategy} leaves nothing to draw: pass random, plausible or "
+                      "paired")
     if not name or not (name.isascii() and name.isprintable()) or (name not in BEACONS and "quicknet" in name.lower()):
         raise Refusal(f"--beacon-name {name[:40]!a}: name, in printable ASCII, public randomness that does not exist "
                       "yet; of drand quicknet the round is chosen by --after")
@@ -96,7 +99,8 @@ def prepare_images(flags) -> int:
     if flags.num_query > MOST_TRIGGERS:
         raise Refusal(f"-nq {flags.num_query}: a claim takes at most {MOST_TRIGGERS} triggers")
     device = choose_device(flags.device)
-    data = load_data(flags.dataset, flags.data_dir, skip_bad_images=flags.skip_bad_images, image_size=flags.image_size)
+    data = load_data(flags.dataset, flags.data_dir, train_size=flags.train_size,
+                     skip_bad_images=flags.skip_bad_images, image_size=flags.image_size)
     order = list(range(len(data.held_out.labels)))
     random.SystemRandom().shuffle(order)  # a seed would let anybody draw the images again
     data.held_out = data.held_out.pick(order)
@@ -137,7 +141,8 @@ def new_private_folder(folder: Path):
 
 def never_claimed(triggers: TriggerSet, classes: int) -> str | None:
     """Why no answers to these triggers could be claimed by T1 at alpha = 0.001, None where some could."""
-    drawn_from = [triggers.candidates.shape[1] or classes - len(set(true)) for true in triggers.true_labels.tolist()]
+    draws = triggers.groups.unique().tolist() or range(len(triggers))
+    drawn_from = [triggers.candidates.shape[1] or classes - len(set(triggers.true_labels[i].tolist())) for i in draws]
     best = -sum(math.log10(max(n, 1)) for n in drawn_from)
     if best <= math.log10(ALPHA):
         return None
@@ -154,7 +159,8 @@ def commitment_bytes(triggers: TriggerSet, record: dict) -> bytes:
     16 bytes `FORMAT`; the 32 bytes of the secret; five uint32: triggers m, true labels of each k, candidates of each c,
     classes C, pixels S of an image's side; mean and std through which suspects are asked, six float64; SHA-256 of the
     beacon's name; its round, uint64; SHA-256 of each class name, C of them; images, m * 3 * S * S bytes; true labels
-    (m, k) and candidates (m, c), uint32. Names are UTF-8. ValueError for a record or triggers that are none.
+    (m, k) and candidates (m, c), uint32. Names are UTF-8. Where triggers share draws it begins with `FORMAT_OF_GROUPS`
+    and ends with their groups (m,), uint32. ValueError for a record or triggers that are none.
     """
     t, classes = triggers, record["classes"]
     (m, k), (c, size) = t.true_labels.shape, (t.candidates.shape[1], t.images.shape[-1])
@@ -173,10 +179,11 @@ def commitment_bytes(triggers: TriggerSet, record: dict) -> bytes:
         raise ValueError("a label is outside the classes")
     digest = lambda name: hashlib.sha256(name.encode()).digest()
     return b"".join([
-        struct.pack("<16s32s5I6d32sQ", FORMAT, bytes.fromhex(record["secret"]), m, k, c, len(classes), size, *numbers,
+        FORMAT_OF_GROUPS if len(t.groups) else FORMAT,
+        struct.pack("<32s5I6d32sQ", bytes.fromhex(record["secret"]), m, k, c, len(classes), size, *numbers,
                     digest(record["beacon_name"]), record["round"]),
         *map(digest, classes), t.images.contiguous().numpy().tobytes(),
-        *(part.contiguous().numpy().astype("<u4").tobytes() for part in (t.true_labels, t.candidates))])
+        *(part.contiguous().numpy().astype("<u4").tobytes() for part in (t.true_labels, t.candidates, t.groups))])
 
 
 def commitment_digest(triggers: TriggerSet, record: dict) -> str:
@@ -193,13 +200,14 @@ def _drawn(record: dict, beacon: str, what: bytes, i: int, turn: int = 0) -> byt
 def labels_from_beacon(triggers: TriggerSet, record: dict, beacon: str):
     """Labels int64 (m,) that follow from secret, commitment and the beacon's value, the last in hexadecimal.
 
-    Trigger i has its n allowed labels in a list: its candidates in their order, or, without candidates, the classes
-    that are none of its true labels in ascending order. Its label is entry x mod n, where x is the first of
-    HMAC-SHA256(secret, "label" || commitment || SHA-256(beacon) || i || turn), turn = 0, 1, ..., a big-endian number,
-    below the largest multiple of n: uniform without bias. i and turn are uint32, little-endian.
+    Trigger i, or the first of its group, has its n allowed labels in a list: its candidates in their order, or, without
+    candidates, the classes that are none of its true labels in ascending order. Its label is entry x mod n, where x is
+    the first of HMAC-SHA256(secret, "label" || commitment || SHA-256(beacon) || i || turn), turn = 0, 1, ..., a big-
+    endian number, below the largest multiple of n: uniform without bias. i and turn are uint32, little-endian.
     """
     labels, classes = [], len(record["classes"])
-    for i, (true, chosen) in enumerate(zip(triggers.true_labels.tolist(), triggers.candidates.tolist())):
+    for i in triggers.groups.tolist() or range(len(triggers)):
+        true, chosen = triggers.true_labels[i].tolist(), triggers.candidates[i].tolist()
         allowed = chosen or [label for label in range(classes) if label not in true]
         limit = 2**256 - 2**256 % len(allowed)
         numbers = (int.from_bytes(_drawn(record, beacon, b"label", i, turn), "big") for turn in itertools.count())
@@ -312,15 +320,19 @@ class Prepared(NamedTuple):
 
 
 def check_images(triggers: TriggerSet, data: Data) -> None:
-    """Refuse prepared triggers whose images or true labels are not those of the held-out images at their sources."""
-    position = {index: i for i, index in enumerate(data.held_out.indices.tolist())}
+    """Refuse prepared triggers whose images or true labels are not those at their sources in the data.
+
+    These are held-out images, or training images where triggers share draws.
+    """
+    pool = data.train if len(triggers.groups) else data.held_out
+    position = {index: i for i, index in enumerate(pool.indices.tolist())}
     held = torch.tensor([[position.get(index, -1) for index in row] for row in triggers.sources.tolist()],
                         dtype=torch.long)
-    if (held < 0).any() or not torch.equal(data.held_out.labels[held], triggers.true_labels) or not torch.equal(
-        choice.mean_images(data.held_out.images, held), triggers.images
+    if (held < 0).any() or not torch.equal(pool.labels[held], triggers.true_labels) or not torch.equal(
+        choice.mean_images(pool.images, held), triggers.images
     ):
-        raise Refusal("--prepared was made from other images than the held-out ones of -dt and --data-dir: pass the "
-                      "data that were prepared")
+        raise Refusal("--prepared was made from other images than those of -dt and --data-dir (and --train-size, for "
+                      "paired labels): pass the data that were prepared")
 
 
 def read_prepared(folder) -> Prepared:
@@ -333,7 +345,8 @@ def read_prepared(folder) -> Prepared:
     state = load_checkpoint(folder / PREPARED_FILE)
     try:
         labels = torch.zeros(len(state["images"]), dtype=torch.long)
-        triggers = TriggerSet(state["images"], labels, *(state[name].long() for name in PARTS[1:]))
+        parts = {name: state[name].long() for name in PARTS[1:] if name != "groups" or name in state}
+        triggers = TriggerSet(state["images"], labels, **parts)
         settings = dict(read_json(folder / KEY_FILE)["settings"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise Refusal(f"--prepared {folder} is damaged: restore it from a copy") from error

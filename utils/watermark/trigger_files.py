@@ -7,11 +7,11 @@ import torch
 from utils.runs.checkpoints import load_checkpoint, restore_model
 from utils.system.machine import new_figure
 from utils.system.refusals import Refusal
-from utils.watermark.triggers import TriggerSet
+from utils.watermark.triggers import OPTIONAL, TriggerSet
 
 # parts of a `TriggerSet` -> their keys in a checkpoint, the official code's
 KEYS = {"images": "query", "labels": "response", "true_labels": "original_response", "sources": "sources",
-        "candidates": "candidates"}
+        "candidates": "candidates", "groups": "groups"}
 
 
 def pack_triggers(triggers: TriggerSet | None) -> dict:
@@ -33,7 +33,7 @@ def unpack_source(checkpoint: dict, path, device="cpu"):
 
     def part(name):
         state = checkpoint["query_model"]["state_dict"]
-        return state.get(KEYS[name]) if name in ("true_labels", "sources", "candidates") else state[KEYS[name]]
+        return state.get(KEYS[name]) if name in ("true_labels", "sources", *OPTIONAL) else state[KEYS[name]]
 
     return model, _checked(part, path, model.num_classes, model.size)
 
@@ -41,7 +41,7 @@ def unpack_source(checkpoint: dict, path, device="cpu"):
 def read_triggers(path, classes: int) -> TriggerSet:
     """The trigger set in a run's `triggers.pt`; Refusal where it is damaged or does not fit `classes`."""
     state = load_checkpoint(path)
-    return _checked(lambda name: state.get(name) if name == "candidates" else state[name], path, classes)
+    return _checked(lambda name: state.get(name) if name in OPTIONAL else state[name], path, classes)
 
 
 def _checked(part, path, classes: int, size: int | None = None) -> TriggerSet:
@@ -77,7 +77,14 @@ def _checked(part, path, classes: int, size: int | None = None) -> TriggerSet:
             raise ValueError("a candidate is named twice")
         if not (c == labels[:, None]).any(dim=1).all():
             raise ValueError("a label is not among its candidates")
-        return TriggerSet(images, labels, true, sources, c)
+        groups = part("groups")
+        if groups is None or groups.shape == (0,):
+            return TriggerSet(images, labels, true, sources, c)
+        if groups.dtype != torch.int64 or groups.shape != (m,) or not ((0 <= groups) & (groups < m)).all():
+            raise ValueError("the groups of triggers are no positions of triggers")
+        if not all(torch.equal(part, part[groups]) for part in (groups, labels, c)):
+            raise ValueError("triggers of a group have other labels or candidates")
+        return TriggerSet(images, labels, true, sources, c, groups)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
         why = " ".join(str(error).split())[:120]
         raise Refusal(f"{path} does not hold a trigger set ({type(error).__name__}: {why!r})") from error

@@ -1,7 +1,8 @@
 """The secret trigger set (section 3.1, appendix B.3), and the flags that choose it.
 
 Triggers are held-out images, or means of k of them, under labels that none of their sources has, or that a clean model
-finds plausible.
+finds plausible. Those of `paired` labels are the training images that it is least decided about, and a label is drawn
+once for a group of near ones between the same classes: it moves a piece of the boundary, and natural images carry it.
 """
 
 import argparse
@@ -17,11 +18,15 @@ from utils.runs.initial_weights import read_initial_weights
 from utils.runs.networks import check_architecture
 from utils.system.refusals import COUNT, Refusal, number
 from utils.training.metrics import predict
+from utils.watermark.carriers import last_features
 
 NUM_QUERY = 100  # default of -nq
-LABEL_STRATEGIES = ("random", "highest", "lowest", "plausible")
+LABEL_STRATEGIES = ("random", "highest", "lowest", "plausible", "paired")
 TRIGGER_STRATEGIES = ("random", "uncertain")
-CHOICES = 2  # candidates of `plausible` unless --label-choices says otherwise
+AMONG_LIKELY = ("plausible", "paired")  # those that draw among the likeliest classes
+CHOICES = 2  # candidates of `plausible` and `paired` unless --label-choices says otherwise
+GROUP = 60  # smallest number of `paired` triggers that share a draw, where so many have the same candidates
+OPTIONAL = ("candidates", "groups")  # parts of a trigger set that older files lack
 
 
 class _Parts(NamedTuple):
@@ -30,6 +35,7 @@ class _Parts(NamedTuple):
     true_labels: torch.Tensor
     sources: torch.Tensor
     candidates: torch.Tensor
+    groups: torch.Tensor
 
 
 class TriggerSet(_Parts):
@@ -41,24 +47,28 @@ class TriggerSet(_Parts):
     sources      int64 (m, k), their indices in the original training set
     candidates   int64 (m, c), the distinct labels from which the assigned one was drawn; empty, (m, 0), for every
                  class that is no true label, which is the default
+    groups       int64 (m,), the first of the triggers that share a draw and its candidates; empty, (0,), where each has
+                 a draw of its own, which is the default
 
     True labels and sources are empty, (m, 0), where a foreign checkpoint does not hold them.
     """
 
     __slots__ = ()
 
-    def __new__(cls, images, labels, true_labels, sources, candidates=None):
+    def __new__(cls, images, labels, true_labels, sources, candidates=None, groups=None):
         if candidates is None:
             candidates = torch.zeros(len(labels), 0, dtype=torch.long)
-        return super().__new__(cls, images, labels, true_labels, sources, candidates)
+        if groups is None:
+            groups = torch.zeros(0, dtype=torch.long)
+        return super().__new__(cls, images, labels, true_labels, sources, candidates, groups)
 
     def __len__(self):
         return len(self.labels)
 
     @property
     def entries(self) -> dict:
-        """{name: tensor} of the parts, without candidates where they are empty, as sets from before them are saved."""
-        return {name: part for name, part in self._asdict().items() if name != "candidates" or part.shape[1]}
+        """{name: tensor} of the parts, without those that may be absent where they are empty, as in older sets."""
+        return {name: part for name, part in self._asdict().items() if name not in OPTIONAL or part.numel()}
 
     def on(self, device):
         """(x, y) on a device: x float (m, 3, S, S) in [0, 1], y int64 (m,) the assigned labels."""
@@ -67,37 +77,46 @@ class TriggerSet(_Parts):
 
 def labels_are_uniform(strategy: str | None) -> bool:
     """Whether a label strategy draws uniformly, as test T1 requires: from the wrong labels, or from the candidates."""
-    return strategy in ("random", "plausible")
+    return strategy in ("random", *AMONG_LIKELY)
 
 
 def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, strategy="random", predict=None,
-                  trigger_strategy="random", choices: int = CHOICES) -> tuple[TriggerSet, Images]:
+                  trigger_strategy="random", choices: int = CHOICES, features=None) -> tuple[TriggerSet, Images]:
     """Draw a trigger set; returns (TriggerSet, the validation images that are left).
 
-    m * k of the held-out images are taken without replacement, at random or, with `trigger_strategy` "uncertain" and
-    k = 1, those of the highest predictive entropy under `predict`, a function of uint8 images -> logits. The assigned
+    m * k of the held-out images are taken without replacement, at random or, with `trigger_strategy` "uncertain" and k
+    = 1, those of the highest predictive entropy under `predict`, a function of uint8 images -> logits, or, for `paired`
+    labels, those whose `choices` most probable classes are closest to each other (of training images). The assigned
     label is uniform over the classes that are no true label of the k sources (`random`, section 3.1), or the most /
     least confident of those under `predict` (`highest`, `lowest`, section 4.4), or uniform over the `choices` most
-    probable classes under `predict`, true ones too (`plausible`). An image is the mean of its k sources (appendix
-    B.3), rounded to 8 bits. Raises Refusal where m, k, `choices` or the class count is impossible, or where `predict`
-    gives other classes or numbers that are not finite.
+    probable classes under `predict`, true ones too (`plausible`), in one draw for a group of `cut_groups` by
+    `features`, images -> (N, D) (`paired`). An image is the mean of its k sources (appendix B.3), rounded to 8 bits.
+    Raises Refusal where m, k, `choices` or the class count is impossible, or where `predict` gives other classes or
+    numbers that are not finite.
     """
     n = len(held_out.labels)
     if m < 1 or k < 1:
         raise Refusal(f"-nq {m} -nm {k}: both must be 1 or more")
     if k >= classes:
         raise Refusal(f"-nm {k}: with {classes} classes no label may be left outside the true ones; pass -nm below it")
+    if strategy == "paired" and m > n / 2:
+        raise Refusal(f"-nq {m}: with --label-strategy paired that is more than half of {n} training images; pass "
+                      f"{n // 2} or fewer")
     if m * k >= n:
         raise Refusal(f"-nq {m} with -nm {k} takes {m * k} of the {n} held-out images and leaves none for validation; "
                       f"pass -nq {max(1, (n - 1) // k)} or fewer")
-    if strategy == "plausible" and not 2 <= choices <= classes:
+    if strategy in AMONG_LIKELY and not 2 <= choices <= classes:
         raise Refusal(f"--label-choices {choices}: the data set has {classes} classes; pass 2 to {classes}")
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(n, generator=generator)
-    if trigger_strategy == "uncertain":
+    if trigger_strategy == "uncertain" or strategy == "paired":
         log_p = _logits(predict, held_out.images, classes).log_softmax(1)
-        entropy = -(log_p.exp() * log_p).sum(1)
-        first = entropy.argsort(descending=True, stable=True)[:m]
+        if strategy == "paired":
+            likeliest = log_p.exp().topk(choices, dim=1).values
+            sure = likeliest[:, 0] - likeliest[:, -1]
+        else:
+            sure = (log_p.exp() * log_p).sum(1)  # minus the entropy
+        first = sure.argsort(stable=True)[:m]
         # both parts in the order of the held-out set, so that a trigger's place does not say how uncertain it is
         rest = torch.ones(n, dtype=torch.bool).index_fill(0, first, False).nonzero().flatten()
         order = torch.cat([first.sort().values, rest])
@@ -107,19 +126,45 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
 
     scores = torch.rand(m, classes, generator=generator, dtype=torch.float64)  # the position of the largest is uniform
     allowed = torch.ones(m, classes, dtype=torch.bool).scatter(1, true_labels, False)
-    candidates = torch.zeros(m, 0, dtype=torch.long)
-    if strategy == "plausible":
+    candidates, groups = torch.zeros(m, 0, dtype=torch.long), None
+    if strategy in AMONG_LIKELY:
         candidates = _logits(predict, images, classes).argsort(dim=1, descending=True, stable=True)[:, :choices]
+        if strategy == "paired":
+            candidates = candidates.sort(dim=1).values
+            groups = cut_groups(candidates, features(images).double(), GROUP)
+            scores = scores[groups]
         allowed = torch.zeros(m, classes, dtype=torch.bool).scatter(1, candidates, True)
     elif strategy != "random":
         scores = _logits(predict, images, classes) * (1 if strategy == "highest" else -1)
     labels = scores.masked_fill(~allowed, -torch.inf).argmax(1)
-    triggers = TriggerSet(images, labels, true_labels, held_out.indices[taken], candidates)
+    triggers = TriggerSet(images, labels, true_labels, held_out.indices[taken], candidates, groups)
     return triggers, held_out.pick(order[m * k :])
+
+
+def cut_groups(candidates, features, size: int):
+    """int64 (m,): the first trigger of each one's group, all of the same candidates (m, c) and near in features (m, D).
+
+    Triggers of the same candidates are halved along the first principal component of their features until a half would
+    have fewer than `size`.
+    """
+    groups = torch.empty(len(candidates), dtype=torch.long)
+    _, same = candidates.unique(dim=0, return_inverse=True)
+    waiting = [(same == i).nonzero().flatten() for i in same.unique()]
+    while waiting:
+        rows = waiting.pop()
+        if len(rows) < 2 * size:
+            groups[rows] = rows.min()
+            continue
+        centred = features[rows] - features[rows].mean(dim=0)
+        component = torch.linalg.svd(centred, full_matrices=False).Vh[0]
+        waiting += rows[(centred @ component).argsort(stable=True)].tensor_split(2)
+    return groups
 
 
 def mean_images(images, taken):
     """uint8 (m, 3, H, W): means of the images at positions taken (m, k), rounded to 8 bits (appendix B.3)."""
+    if taken.shape[1] == 1:
+        return images[taken[:, 0]]
     return images[taken].double().mean(dim=1).round().to(torch.uint8)
 
 
@@ -153,9 +198,11 @@ def add_label_flags(p) -> None:
     """Declare the flags that choose the images of the triggers and their labels in group `p`."""
     p.add_argument("--label-strategy", default="random", choices=LABEL_STRATEGIES,
                    help="assigned label: random, or the most / least confident wrong one of --label-model (highest, "
-                   "lowest), or random among its most probable ones (plausible)")
+                   "lowest), or random among its most probable ones (plausible), the same for all triggers of the "
+                   "same ones, which are training images (paired)")
     p.add_argument("--label-choices", type=number(int, 2),
-                   help=f"most probable classes from which --label-strategy plausible draws (default: {CHOICES})")
+                   help="most probable classes from which --label-strategy plausible or paired draws (default: "
+                   f"{CHOICES})")
     p.add_argument("--trigger-strategy", choices=TRIGGER_STRATEGIES,
                    help="held-out images that become triggers: random (default), or those of which --label-model is "
                    "most uncertain")
@@ -179,13 +226,16 @@ def complete_label_flags(flags, other_use=None) -> None:
         flags.trigger_strategy = None
     asks_model = flags.label_strategy != "random" or flags.trigger_strategy or other_use
     if bool(asks_model) != (flags.label_model is not None):
-        raise Refusal("--label-strategy highest, lowest or plausible, --trigger-strategy uncertain and --carriers need "
-                      "--label-model RUN, a clean model; random takes none")
-    if flags.label_choices and flags.label_strategy != "plausible":
-        raise Refusal("--label-choices is for --label-strategy plausible: pass that too, or leave it out")
+        raise Refusal("--label-strategy highest, lowest, plausible or paired, --trigger-strategy uncertain and "
+                      "--carriers need --label-model RUN, a clean model; random takes none")
+    if flags.label_choices and flags.label_strategy not in AMONG_LIKELY:
+        raise Refusal("--label-choices is for --label-strategy plausible or paired: pass one, or leave it out")
     if flags.trigger_strategy and flags.num_mixup > 1:
         raise Refusal(f"--trigger-strategy uncertain chooses single images: leave -nm {flags.num_mixup} out")
-    if flags.label_strategy == "plausible":
+    if flags.label_strategy == "paired" and (flags.num_mixup > 1 or flags.trigger_strategy):
+        raise Refusal("--label-strategy paired chooses its images itself, single ones: leave -nm and "
+                      "--trigger-strategy out")
+    if flags.label_strategy in AMONG_LIKELY:
         flags.label_choices = flags.label_choices or CHOICES
 
 
@@ -210,6 +260,9 @@ def triggers_of_flags(flags, data: Data, clean=None) -> tuple[TriggerSet, Images
 
     clean  the model of --label-model, None without one
     """
-    return draw_triggers(data.held_out, flags.num_query, flags.num_mixup, len(data.classes), flags.seed,
-                         flags.label_strategy, partial(predict, clean), flags.trigger_strategy or "random",
-                         flags.label_choices or CHOICES)
+    paired = flags.label_strategy == "paired"
+    triggers, left = draw_triggers(data.train if paired else data.held_out, flags.num_query, flags.num_mixup,
+                                   len(data.classes), flags.seed, flags.label_strategy, partial(predict, clean),
+                                   flags.trigger_strategy or "random", flags.label_choices or CHOICES,
+                                   partial(last_features, clean))
+    return triggers, data.held_out if paired else left
