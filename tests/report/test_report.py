@@ -1,20 +1,19 @@
 """`python -m utils.report`: what its page says, what it keeps to itself, and what it makes of damaged folders."""
 
 import base64
-import contextlib
 import hashlib
-import io
 import json
 import os
 import re
 import shutil
 import stat
+from functools import partial
 
 import pytest
-from commands import summary
+from commands import good, refused, summary
 from reading_html import drawings, read_safe_page
 
-from utils.report import chart, clean, decision, main
+from utils.report import chart, clean, decision
 
 SEED = "7391"
 HOSTILE = ['</td><script>alert("1")</script><img src=y onerror=alert(1)>\u202e\ud800', "' onload='x", "a & b < c",
@@ -27,20 +26,7 @@ def copied(source, tmp_path):
     return shutil.copytree(source, tmp_path / source.name)
 
 
-def report(*flags) -> str:
-    """Call the command, which must succeed; returns what it printed."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        main([str(flag) for flag in flags])
-    return out.getvalue()
-
-
-def refusal(capsys, *flags) -> str:
-    with pytest.raises(SystemExit) as end:
-        main([str(flag) for flag in flags])
-    said = capsys.readouterr()
-    assert end.value.code == 2 and said.out == "" and said.err.count("\n") == 1
-    return said.err
+report, refusal = partial(good, "utils.report"), partial(refused, "utils.report")
 
 
 def text_of(folder, *flags) -> str:
@@ -164,24 +150,24 @@ def test_what_files_say_is_text_and_odd_values_are_no_numbers(copied):
         assert any(clean(text) in image["alt"] for image in read.all("img"))
 
 
-def test_what_is_no_source_is_refused(source, tmp_path, capsys):
+def test_what_is_no_source_is_refused(source, tmp_path):
     (tmp_path / "folder.html").mkdir()
     before = sorted(os.listdir(tmp_path))
     out = ("-o", tmp_path / "a.html")
-    assert "there is no run in" in refusal(capsys, tmp_path, *out)
-    assert f"name its source's folder, {source}" in refusal(capsys, source / "extraction_bits", *out)
-    assert "ends in .html" in refusal(capsys, source, "-o", source / "run.json")
-    assert "is a folder" in refusal(capsys, source, "-o", tmp_path / "folder.html")
-    assert "there is no folder" in refusal(capsys, source, "-o", tmp_path / "no" / "a.html")
-    assert "unrecognized arguments" in refusal(capsys, source, "--show")
+    assert "there is no run in" in refusal(tmp_path, *out)
+    assert f"name its source's folder, {source}" in refusal(source / "extraction_bits", *out)
+    assert "ends in .html" in refusal(source, "-o", source / "run.json")
+    assert "is a folder" in refusal(source, "-o", tmp_path / "folder.html")
+    assert "there is no folder" in refusal(source, "-o", tmp_path / "no" / "a.html")
+    assert "unrecognized arguments" in refusal(source, "--show")
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_damaged_files_of_the_source_are_refused_by_name(copied, capsys):
+def test_damaged_files_of_the_source_are_refused_by_name(copied):
     for name in ("run.json", "summary.json", "metrics.jsonl"):
         good = (copied / name).read_bytes()
         (copied / name).write_bytes(b"{")
-        assert name in refusal(capsys, copied)
+        assert name in refusal(copied)
         (copied / name).write_bytes(good)
     assert not (copied / "report.html").exists()
 
@@ -193,13 +179,13 @@ def test_a_benign_run_has_a_page_too(source):
 
 @pytest.mark.parametrize("name", ["report.html", ".report.html.partial", "metrics.jsonl", "checkpoints",
                                   "extraction_bits"])
-def test_a_page_is_read_and_written_through_no_link(name, copied, tmp_path, capsys):
+def test_a_page_is_read_and_written_through_no_link(name, copied, tmp_path):
     other = tmp_path / "other"
     if (copied / name).exists():
         (copied / name).rename(other)
     (copied / name).symlink_to(other)
     existed = other.exists()
-    assert f"{copied / name} is a symbolic link" in refusal(capsys, copied)
+    assert f"{copied / name} is a symbolic link" in refusal(copied)
     assert other.exists() == existed and (name == "report.html" or not (copied / "report.html").exists())
 
 

@@ -212,14 +212,14 @@ def test_the_command_can_claim_and_a_further_benign_model_prevents_it(runs, caps
     ("victim", "benign", "benign", ("--points", 40), "raise --points"),
     ("damaged", "benign", "benign", (), "restore it"),
 ])
-def test_eef_refuses_wrong_models(runs, capsys, tmp_path, run, benign, suspect, flags, words):
+def test_eef_refuses_wrong_models(runs, tmp_path, run, benign, suspect, flags, words):
     damaged = shutil.copytree(runs["victim"], tmp_path / "damaged")
     settings = json.loads((damaged / "run.json").read_text())
     settings["settings"]["seed"] = "1"
     (damaged / "run.json").write_text(json.dumps(settings))
     at = runs | {"damaged": damaged}
-    status, _, err = verify(capsys, "eef", at[run], "--benign", at[benign], "--suspect", at[suspect], *flags)
-    assert status == 2 and words.format(**runs) in err
+    said = refused("utils.verify", "eef", at[run], "--benign", at[benign], "--suspect", at[suspect], *flags)
+    assert words.format(**runs) in said
 
 
 @pytest.mark.parametrize("share, words", [(1.5, "--embed-features"), (0.001, "that is none")])

@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 import torch
-from hostile_files import refusal_of, write_good_files
+from hostile_files import refusal_of
 from official_checkpoint import official, trigger_set
 from owner_runs import replace
 
@@ -16,12 +16,6 @@ from utils.watermark.trigger_files import pack_triggers, read_triggers, unpack_s
 from utils.watermark.triggers import TriggerSet
 
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """The folder of one good file of each kind."""
-    return write_good_files(tmp_path_factory.mktemp("good"))
 
 
 @pytest.mark.parametrize("name, classes, width", [("res18", 10, 4), ("res50", 7, 4), ("vgg11", 100, 8)])
