@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import stat
+import subprocess
 from functools import partial
 
 import pytest
@@ -15,6 +16,7 @@ from reading_html import drawings, read_safe_page
 
 from utils.report import chart, clean, decision
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SEED = "7391"
 HOSTILE = ['</td><script>alert("1")</script><img src=y onerror=alert(1)>\u202e\ud800', "' onload='x", "a & b < c",
            "<!--", "&lt;", "]]>", "javascript:alert(1)", "{{ 7 * 7 }}", "$x^", "\x00\u202e\ud800", "100 %s"]
@@ -63,6 +65,7 @@ def test_a_page_states_what_the_summaries_state_and_tells_neither_triggers_nor_s
         assert words in read.text, words
     assert SEED not in re.sub(r"[0-9a-f]{40,}", "", page) and "image/png" not in page
     assert not any(SEED in drawing for drawing in drawings(read)) and len(drawings(read)) == 4
+    assert sum(">epoch</text>" in drawing for drawing in drawings(read)) == 3  # all but the legend: text stays text
     digest = base64.b64encode(hashlib.sha256(read.style.encode()).digest()).decode()
     assert any(f"style-src 'sha256-{digest}'" in a.get("content", "") for a in read.all("meta"))
 
@@ -139,7 +142,8 @@ def test_what_files_say_is_text_and_odd_values_are_no_numbers(copied):
     edit(attack / "summary.json", attack=text, test_accuracy=text, trigger_hits=-1, log10_p=[1], rows=[7, {}])
     edit(copied / "summary.json", rows=[{"model": f"benign {text}", "log10_p": {"T1": float("nan"), "T3": 10**400}}],
          test_accuracy=True, clean=7)
-    rows = [{"epoch": 1, "loss": float("inf"), "val_accuracy": 0.5}, [1], {"epoch": "x"}, {"epoch": 2, "loss": 10**400}]
+    rows = [{"epoch": 1, "loss": float("inf"), "val_accuracy": 0.5}, [1], {"epoch": "x"}, {"epoch": 2, "loss": 10**400},
+            {"epoch": 3, "loss": -1e30}, {"epoch": 1e30, "loss": 5e-324}]
     (copied / "metrics.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
     for flags in ((), ("--show-triggers",)):
         report(copied, *flags)
@@ -192,34 +196,30 @@ def test_a_page_is_read_and_written_through_no_link(name, copied, tmp_path):
 # ---- its curves ----
 
 
-def line_of(one: dict) -> tuple[str, list]:
-    """(The SVG of a chart, the points of its first line in SVG coordinates)."""
-    svg = base64.b64decode(one["src"].removeprefix("data:image/svg+xml;base64,")).decode()
-    (path, *_) = re.findall(r'<path d="([^"]*)"[^>]*stroke: #0b57a4', svg)
-    return svg, [tuple(map(float, point)) for point in re.findall(r"[ML] (\S+) (\S+)", path)]
-
-
 def test_characters_that_hide_or_reorder_words_are_replaced():
     assert clean("a\x00b\x1bc\u202ed\ud800e\u200bf") == "a\ufffdb\ufffdc\ufffdd\ufffde\ufffdf"
     assert clean("α ≤ 5 %,\nnaïve\tcafé 猫") == "α ≤ 5 %,\nnaïve\tcafé 猫"
 
 
-def test_points_lie_where_their_values_say_and_text_stays_text():
-    svg, ((x0, y0), (x1, y1), (x2, y2), (x3, y3)) = line_of(
-        chart("t", "accuracy, %", [("a", [(0, 0), (1, 50), (2, 100), (3, 100)])]))
-    assert x1 - x0 == pytest.approx(x2 - x1) == pytest.approx(x3 - x2) and y0 - y1 == pytest.approx(y1 - y2)
-    assert y0 > y1 > y2 == y3 and ">epoch</text>" in svg and ">accuracy, %</text>" in svg
-
-
-@pytest.mark.parametrize("points", [[(1, 5.0)], [(1, 0.0), (2, 0.0)], [(1, 1e30), (2, -1e30)], [(3, 5e-324)],
-                                    [(1, 1e-30), (2, 2e-30)], [(-1e30, 0.5), (1e30, 0.5)]])
-def test_odd_values_are_drawn_inside_the_picture(points):
-    svg, drawn = line_of(chart("t", "y", [("a", points)]))
-    assert "nan" not in svg and "inf" not in svg.split("</metadata>")[1]
-    width, height = map(float, re.search(r'viewBox="0 0 (\S+) (\S+)"', svg).groups())
-    assert all(0 <= x <= width and 0 <= y <= height for x, y in drawn)
-
-
 def test_a_chart_can_be_read_out():
     one = chart("Loss", "loss", [("source <1>", [(1, 2.5), (2, 0.5)]), ("copy", [(2, 7.0)]), ("none", [])])
     assert one["alt"] == "Chart: Loss, loss against epoch. source <1> from 2.5 to 0.5; copy from 7 to 7"
+
+
+# ---- in a browser, where this machine has Chromium ----
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="this machine has no Chromium")
+def test_the_policy_stops_nothing_that_the_page_needs(source, tmp_path):
+    """It allows the page's own style and no other."""
+    page, seen = tmp_path / "page.html", tmp_path / "seen.png"
+    report(source, "-o", page, "--show-triggers")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+               f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={seen}", page.as_uri()]
+    for style, stops in (("light", False), ("dark", True)):  # another style than the policy allows
+        page.write_text(page.read_text().replace("color-scheme: light", f"color-scheme: {style}"))
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        except subprocess.SubprocessError as error:
+            pytest.skip(f"Chromium did not open the page: {error}")
+        assert ("Content Security Policy" in done.stderr) == stops and seen.stat().st_size > 10_000

@@ -65,13 +65,10 @@ def test_shared_triggers_are_those_of_the_margin_method(tmp_path):
     assert summary(tmp_path / RUN)["log10_p"]["T1"] is not None
 
 
-def test_smoothing_defaults_are_the_authors_and_a_typed_flag_wins():
-    rs = train_flags(["-tt", "rs"])
+def test_smoothing_defaults_are_the_authors_and_a_thief_keeps_his():
+    rs, thief = train_flags(["-tt", "rs"]), extraction_flags(["-tt", "rs"])
     assert (rs.epoch, rs.lr, rs.rs_sigma, rs.rs_sigma_step, rs.rs_draws, rs.rs_warmup, rs.rs_batch, rs.rs_label,
             rs.rs_triggers) == (100, 0.05, 1.0, 0.05, 100, 5, 64, 4, "text")
-    typed = train_flags(["-tt", "rs", "-ep", "200", "--lr", "0.1", "--rs-draws", "10"])
-    assert (typed.epoch, typed.lr, typed.rs_draws) == (200, 0.1, 10)
-    thief = extraction_flags(["-tt", "rs"])
     assert (thief.epoch, thief.lr) == (200, 0.1)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import models
+from models import outside
 from utils.runs import checkpoints
 from utils.system.refusals import Refusal
 
@@ -62,11 +63,16 @@ def test_weights_are_whole_numbers_only_where_the_models_are(name, kind, fits):
             checkpoints.restore_model(checkpoint, "one.pt")
 
 
-def test_code_that_may_not_be_imported_is_refused():
-    checkpoint = {"model": {"state_dict": {}, "type": "some.body:net", "classes": 2, "size": 32}}
-    about = "one.pt holds a model of some.body:net, which is code of somebody's own"
-    with pytest.raises(Refusal, match=f"^{about}: add -mt some.body:net if you trust it"):
+@pytest.mark.parametrize("spoil", [
+    lambda e: e.update(type="os:system"), lambda e: e.update(classes=10**12), lambda e: e.update(size=10**6),
+    lambda e: e.pop("classes"), lambda e: e.update(type=["tv:resnet18"]), lambda e: e.update(classes=6),
+])
+def test_a_file_that_lies_about_its_architecture_is_refused_and_imports_nothing(spoil, unnamed):
+    checkpoint = checkpoints.pack_checkpoint(models.build("tv:shufflenet_v2_x0_5", 5), "tv:shufflenet_v2_x0_5")
+    spoil(checkpoint["model"])
+    with pytest.raises(Refusal, match="one.pt (does not hold|holds a model of)"):
         checkpoints.restore_model(checkpoint, "one.pt")
+    assert not outside.named
 
 
 @pytest.mark.parametrize("kept, wanted", [("first", [1.0, 0.0, 0.0]), ("last", [0.0, 1.0, 1.0])])
