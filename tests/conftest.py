@@ -8,6 +8,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hostile_files import write_good_files  # noqa: E402
 from owner_runs import SETTINGS, make_run, record_of  # noqa: E402
 from shortcuts import skip_fsync_git_and_pictures  # noqa: E402
 from tiny_fit import tiny_fit  # noqa: E402
@@ -44,6 +45,13 @@ def quick():
 def unbroken_run(tmp_path_factory):
     """The folder of a `tiny_fit` that was never interrupted."""
     return tiny_fit(tmp_path_factory.mktemp("unbroken") / "run").path
+
+
+@pytest.fixture(scope="session")
+@skip_fsync_git_and_pictures()
+def files(tmp_path_factory):
+    """The folder of one good file of each kind; tests do not write to it."""
+    return write_good_files(tmp_path_factory.mktemp("good"))
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 import pytest
-from commands import verify
+from commands import refused, verify
 from hostile_files import NAMES, refusal_of
 from owner_runs import CLASSES, M, answer, names_of
 
@@ -80,11 +80,11 @@ def test_labels_and_probabilities_in_npy_and_csv_files_with_columns_in_any_order
     (lambda rows: [rows[0] + ",1"] + rows[1:], "columns"),
     (lambda rows: ["name," + ",".join("abcdefghij")] + rows, "'a'"),
     (lambda rows: [rows[0].split(",")[0] + ",nan" * 10], "add up")])
-def test_answers_that_do_not_fit_are_named_and_refused(spoil, words, owner, tmp_path, capsys):
+def test_answers_that_do_not_fit_are_named_and_refused(spoil, words, owner, tmp_path):
     rows = answer(owner, tmp_path, 1.0).read_text().splitlines()
     (tmp_path / "bad.csv").write_text("\n".join(spoil(rows)))
-    status, _, err = verify(capsys, "claim", owner[0], "--trust-owner", "--predictions", tmp_path / "bad.csv")
-    assert status == 2 and words in err
+    claim = ("utils.verify", "claim", owner[0], "--trust-owner", "--predictions")
+    assert words in refused(*claim, tmp_path / "bad.csv")
 
 
 def test_missing_answers_are_misses_when_allowed(owner, tmp_path, capsys):

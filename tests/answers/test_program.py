@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import ROOT, verify
+from commands import ROOT, refused, verify
 from owner_runs import CLASSES, M, names_of
 
 from utils.answers import ask as program_module
@@ -60,20 +60,19 @@ def test_many_images_a_call_give_the_verdict_of_one_image_a_call(key_program, ow
 
 def test_a_failed_call_is_refused_or_its_images_are_missing(key_program, owner, capsys, monkeypatch):
     claim = ("claim", owner[0], "--trust-owner", "--command")
-    status, _, err = verify(capsys, *claim, f"{key_program[0]} FAIL {{png}}")
-    assert status == 2 and "ended with status 1" in err and "out of order" in err
+    said = refused("utils.verify", *claim, f"{key_program[0]} FAIL {{png}}")
+    assert "ended with status 1" in said and "out of order" in said
     monkeypatch.setattr(program_module, "IMAGES_PER_CALL", 15)
     status, out, _ = verify(capsys, *claim, f"{key_program[0]} FAIL {{pngs}}", "--allow-missing")
     assert f"hits         {M - 15} of {M}, {M - 15} answered" in out
-    status, _, err = verify(capsys, *claim, "false {png}", "--allow-missing")
-    assert status == 2 and f"answered none of the {M} triggers" in err
+    said = refused("utils.verify", *claim, "false {png}", "--allow-missing")
+    assert f"answered none of the {M} triggers" in said
 
 
 def test_the_sequential_test_stops_early(key_program, owner, capsys):
     command, calls = key_program
     claim = ("claim", owner[0], "--trust-owner", "--sequential", "--command", f"{command} {{png}}")
-    status, _, err = verify(capsys, *claim, "--test", "T1p")
-    assert status == 2 and "leave out --test T1p" in err and not calls.exists()
+    assert "leave out --test T1p" in refused("utils.verify", *claim, "--test", "T1p") and not calls.exists()
     status, out, _ = verify(capsys, *claim)
     queries = len(calls.read_text().split())
     assert status == 0 and queries < 10 and f"after {queries} queries" in out and "rests on SPRT" in out
@@ -87,9 +86,8 @@ def test_the_sequential_test_stops_early(key_program, owner, capsys):
     (("--command", "echo {pngs}", "--sequential"), "--sequential stops after any image: it needs {png}"),
     (("--command", HANGS + "{png}", "--timeout", "0.05", "--trust-owner"), "in 0.05 s (--timeout allows more)"),
 ])
-def test_a_command_that_cannot_be_asked_is_refused(flags, words, owner, capsys):
-    status, _, err = verify(capsys, "claim", owner[0], *flags)
-    assert status == 2 and words in err
+def test_a_command_that_cannot_be_asked_is_refused(flags, words, owner):
+    assert words in refused("utils.verify", "claim", owner[0], *flags)
 
 
 def test_answers_are_in_the_order_of_the_images():

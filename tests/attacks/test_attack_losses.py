@@ -7,15 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.attacks.stealing import (
-    ExtractionObjective,
-    distill_loss,
-    extraction_loss,
-    hard_loss,
-    reg_loss,
-    smooth_loss,
-    soft_loss,
-)
+from utils.attacks import stealing
 
 # source (3/4, 1/4), surrogate (1/2, 1/2): asymmetric, so that the two directions of KL differ
 T = torch.tensor([[math.log(3.0), 0.0]])
@@ -24,14 +16,14 @@ SOURCE_FIRST = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)  # 0.13
 
 
 def test_kl_direction_batch_mean_and_zero_for_equal_probabilities():
-    assert soft_loss(S, T).item() == pytest.approx(SOURCE_FIRST, abs=1e-6)
+    assert stealing.soft_loss(S, T).item() == pytest.approx(SOURCE_FIRST, abs=1e-6)
     s, t = torch.cat([S, S, T]), torch.cat([T, T, T])
-    assert soft_loss(s, t).item() == pytest.approx(2 * SOURCE_FIRST / 3, abs=1e-6)
-    assert soft_loss(t + 5, t).item() == pytest.approx(0, abs=1e-7)
-    assert math.isfinite(soft_loss(torch.tensor([[0.0, 400.0]]), torch.tensor([[400.0, 0.0]])).item())
+    assert stealing.soft_loss(s, t).item() == pytest.approx(2 * SOURCE_FIRST / 3, abs=1e-6)
+    assert stealing.soft_loss(t + 5, t).item() == pytest.approx(0, abs=1e-7)
+    assert math.isfinite(stealing.soft_loss(torch.tensor([[0.0, 400.0]]), torch.tensor([[400.0, 0.0]])).item())
     # the gradient on the surrogate's logits is softmax(s) - softmax(t), as for soft labels
     s = S.clone().requires_grad_()
-    soft_loss(s, T).backward()
+    stealing.soft_loss(s, T).backward()
     assert s.grad.flatten().tolist() == pytest.approx([0.5 - 0.75, 0.5 - 0.25])
 
 
@@ -40,30 +32,36 @@ def test_hard_labels_ignore_the_confidence_of_the_source():
     sure, unsure = torch.tensor([[0.0, 50.0], [9.0, 0.0]]), torch.tensor([[0.0, 0.1], [0.1, 0.0]])
     by_hand = (-math.log(0.75) - math.log(0.5)) / 2
     for t in (sure, unsure):
-        assert hard_loss(s, t).item() == pytest.approx(by_hand, abs=1e-6)
-    assert abs(hard_loss(s, unsure) - soft_loss(s, unsure)) > 0.1  # while it matters to soft labels
+        assert stealing.hard_loss(s, t).item() == pytest.approx(by_hand, abs=1e-6)
+    assert abs(stealing.hard_loss(s, unsure) - stealing.soft_loss(s, unsure)) > 0.1  # while it matters to soft labels
     t = unsure.clone().requires_grad_()
-    assert torch.autograd.grad(hard_loss(s.requires_grad_(), t), [s, t], allow_unused=True)[1] is None
+    assert torch.autograd.grad(stealing.hard_loss(s.requires_grad_(), t), [s, t], allow_unused=True)[1] is None
 
 
 def test_smoothed_labels_by_hand():
     s, t = torch.tensor([[math.log(4.0), 0.0]]), torch.tensor([[0.0, 1.0]])  # (4/5, 1/5); the source says class 1
-    assert smooth_loss(s, t).item() == pytest.approx(-0.85 * math.log(0.2) - 0.15 * math.log(0.8), abs=1e-6)
-    assert smooth_loss(s, t, smoothing=0.0).item() == pytest.approx(hard_loss(s, t).item(), abs=1e-7)
+    assert stealing.smooth_loss(s, t).item() == pytest.approx(-0.85 * math.log(0.2) - 0.15 * math.log(0.8), abs=1e-6)
+    assert stealing.smooth_loss(s, t, smoothing=0.0).item() == pytest.approx(stealing.hard_loss(s, t).item(), abs=1e-7)
 
 
-def test_adversarial_extraction_asks_the_unmoved_image_and_trains_on_the_moved_one():
+@pytest.mark.parametrize("robust, answers", [(True, [[0.9, 0.1], [0.9, 0.6]]), (False, [[0.8, 0.0], [0.8, 0.5]])])
+def test_adversarial_extraction_asks_the_unmoved_image_and_margin_extraction_the_moved_one(robust, answers):
+    """Of images (0.9, 0.1) and (0.9, 0.6), each 0.1 lower after the ascent; the frozen source gives the pixels."""
     source, surrogate = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
-    source.weight.data, surrogate.weight.data = torch.eye(2), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    x, moved_by = torch.tensor([[0.9, 0.1]]), []
+    source.weight.data, surrogate.weight.data = torch.eye(2), torch.tensor([[0.0, 1.0], [0.5, 0.0]])
+    x, moved_by = torch.tensor([[0.9, 0.1], [0.9, 0.6]]), []
 
     def ascent(forward, images, labels):
         moved_by.append((forward, labels.tolist()))
         return images - 0.1
 
-    loss, _ = ExtractionObjective(source, soft_loss, False, ascent, robust=True)(surrogate, x, None, None)
-    assert moved_by == [(surrogate, [0])]  # its own weakness, against the source's answer
-    assert loss.item() == pytest.approx(soft_loss(torch.tensor([[0.0, 0.8]]), torch.tensor([[0.9, 0.1]])).item())
+    objective = stealing.ExtractionObjective(source, stealing.soft_loss, False, ascent, robust)
+    loss, stats = objective(surrogate, x, None, None)
+    assert moved_by == [(surrogate if robust else source, [0, 0])]  # the source's answers
+    wanted = stealing.soft_loss(torch.tensor([[0.0, 0.4], [0.5, 0.4]]), torch.tensor(answers))
+    assert loss.item() == pytest.approx(wanted.item()) and stats["agreement"] == 0.5
+    loss.backward()
+    assert source.weight.grad is None and surrogate.weight.grad is not None
 
 
 @pytest.mark.parametrize("label", [0, 1])
@@ -71,8 +69,8 @@ def test_eq_5_by_hand(label):
     s, y = torch.tensor([[math.log(4.0), 0.0]]), torch.tensor([label])  # (4/5, 1/5)
     kl = 0.75 * math.log(0.75 / 0.8) + 0.25 * math.log(0.25 / 0.2)
     ce = -math.log((0.8, 0.2)[label])
-    assert reg_loss(s, T, y, 0.3).item() == pytest.approx(0.3 * kl + 0.7 * ce, abs=1e-6)
-    loss, needs_labels = extraction_loss(Namespace(attack="reg", alpha=0.3))
+    assert stealing.reg_loss(s, T, y, 0.3).item() == pytest.approx(0.3 * kl + 0.7 * ce, abs=1e-6)
+    loss, needs_labels = stealing.extraction_loss(Namespace(attack="reg", alpha=0.3))
     assert needs_labels and loss(s, T, y).item() == pytest.approx(0.3 * kl + 0.7 * ce, abs=1e-6)
 
 
@@ -80,21 +78,8 @@ def test_eq_6_by_hand():
     s, y = torch.tensor([[math.log(4.0), 0.0]]), torch.tensor([1])
     ce = -math.log(0.2)  # never divided by a temperature
     kl = 0.75 * math.log(0.75 / 0.8) + 0.25 * math.log(0.25 / 0.2)
-    assert distill_loss(s, T, y, 0.7, 1.0).item() == pytest.approx(0.3 * ce + 0.7 * kl, abs=1e-6)
+    assert stealing.distill_loss(s, T, y, 0.7, 1.0).item() == pytest.approx(0.3 * ce + 0.7 * kl, abs=1e-6)
     # at T = 2 the odds are square roots, sqrt(3) : 1 and 2 : 1; there is no factor of T^2
     p, q = math.sqrt(3) / (math.sqrt(3) + 1), 2 / 3
     kl2 = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
-    assert distill_loss(s, T, y, 0.7, 2.0).item() == pytest.approx(0.3 * ce + 0.7 * kl2, abs=1e-6)
-
-
-@pytest.mark.parametrize("attack, needs", [("soft", False), ("hard", False), ("reg", True)])
-def test_extraction_asks_a_frozen_source_and_uses_labels_only_if_needed(attack, needs):
-    source, surrogate = (nn.Sequential(nn.Flatten(), nn.Linear(12, 4)) for _ in range(2))
-    loss, needs_labels = extraction_loss(Namespace(attack=attack, alpha=0.3))
-    x, y = torch.rand(5, 3, 2, 2), torch.tensor([0, 1, 2, 3, 0] if needs else [77, 900, 5, 6, 7])  # of other data
-    value, stats = ExtractionObjective(source, loss, needs_labels)(surrogate, x, y, None)
-    value.backward()
-    assert all(p.grad is None for p in source.parameters()) and all(p.grad is not None for p in surrogate.parameters())
-    assert ("train_accuracy" in stats) == needs == needs_labels
-    agreement = (source(x).argmax(1) == surrogate(x).argmax(1)).float().mean()
-    assert stats["agreement"].item() == pytest.approx(agreement.item())
+    assert stealing.distill_loss(s, T, y, 0.7, 2.0).item() == pytest.approx(0.3 * ce + 0.7 * kl2, abs=1e-6)

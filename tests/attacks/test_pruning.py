@@ -1,7 +1,6 @@
-"""Pruning, quantisation, fine-tuning and margin extraction, on a small model."""
+"""Pruning, quantisation and fine-tuning, on a small model."""
 
 import copy
-from functools import partial
 
 import pytest
 import torch
@@ -9,9 +8,7 @@ from torch import nn
 
 import models
 from utils.attacks.editing import channel_activations, check_edit, layer_weights, prune, pruning_masks, quantize
-from utils.attacks.stealing import ExtractionObjective, soft_loss
 from utils.system.refusals import Refusal
-from utils.watermark.margin import ascend
 
 IMAGES = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 X = IMAGES.float().div(255)
@@ -78,13 +75,3 @@ def test_quantised_weights_are_on_their_grid(bits):
         units = new / scale
         assert torch.allclose(units, units.round(), atol=1e-3) and units.abs().max() <= levels + 1e-3
         assert ((new - old).abs() <= scale / 2 + 1e-7).all()
-
-
-def test_margin_extraction_asks_where_the_source_is_less_confident():
-    source, surrogate, seen = small().requires_grad_(False), small(), []
-    ball = ExtractionObjective(source, soft_loss, False, partial(ascend, steps=3, step_size=2 / 255, eps=4 / 255))
-    ball(lambda x: seen.append(x) or surrogate(x), X, None, None)
-    (moved,) = seen
-    assert 0 < (moved - X).abs().max() <= 4 / 255 + 1e-6
-    answer = source(X).argmax(1)
-    assert nn.functional.cross_entropy(source(moved), answer) > nn.functional.cross_entropy(source(X), answer)

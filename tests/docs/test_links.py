@@ -73,7 +73,3 @@ def test_the_scripts_have_the_flags_of_the_readme():
             assert flags <= known[script], (script, flags - known[script])
             commands += 1
     assert commands >= 6  # the official three, and the laptop's
-
-
-def test_readme_is_short():
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 150

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from commands import good
+from commands import good, refused
 from small_runs import SOURCE, STEAL, TRAIN
 
 from figures.defences import main
@@ -16,7 +16,7 @@ from utils.training.metrics import predict
 from utils.watermark.trigger_files import read_triggers
 
 
-def test_a_copy_is_measured_under_every_defence(tmp_path, capsys):
+def test_a_copy_is_measured_under_every_defence(tmp_path):
     good("train", "-d", tmp_path, "-tt", "margin", *TRAIN, "-ep", 2)
     good("extraction", "-e", tmp_path, *STEAL, "-at", "soft")
     copy, file = tmp_path / SOURCE / "extraction", tmp_path / "defences.json"
@@ -40,6 +40,4 @@ def test_a_copy_is_measured_under_every_defence(tmp_path, capsys):
     (refusing,) = [row["accuracy"] for row in rows if row["defence"] == "refuses the 5% least certain"]
     assert refusing == pytest.approx(float(answered.double().mean()))
     assert "| none; labels only, cached, delayed | 1 soft |" in (tmp_path / "defences.md").read_text()
-    with pytest.raises(SystemExit) as ended:
-        main([str(tmp_path), "--json", str(file)])
-    assert ended.value.code == 2 and "is no finished run of distill.py" in capsys.readouterr().err
+    assert "is no finished run of distill.py" in refused("figures.defences", tmp_path, "--json", file)

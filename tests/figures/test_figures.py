@@ -5,8 +5,9 @@ import math
 
 import numpy as np
 import pytest
+from commands import refused
 
-from figures import akh, defences, demo, forger, null, power, regime, rows, toy
+from figures import akh, defences, demo, forger, null, power, regime, toy
 from figures.needed import claimed_share
 from figures.rows import collect_rows, rows_table
 from figures.shared import HERE
@@ -61,10 +62,8 @@ def a_run(folder, seed, hits, p, **more):
     (folder / "run.json").write_text(json.dumps(about))
 
 
-def test_runs_that_differ_in_the_seed_share_a_row(tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        rows.main([str(tmp_path)])
-    assert end.value.code == 2 and "no finished run" in capsys.readouterr().err
+def test_runs_that_differ_in_the_seed_share_a_row(tmp_path):
+    assert "no finished run" in refused("figures.rows", tmp_path)
     a_run(tmp_path / "s1" / "extraction", 1, 10, -3.0)
     a_run(tmp_path / "s2" / "extraction", 2, 14, -5.0)
     a_run(tmp_path / "s1" / "other", 1, 2, -0.2, teacher_bn="clean")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import started_make
-from commands import ROOT, refused_make
+from commands import ROOT, refused
 from shortcuts import skip_fsync_git_and_pictures
 from started_make import BENIGN, MARGIN, run_here
 
@@ -132,7 +132,7 @@ def test_an_inconclusive_claim_is_a_result_and_a_step_without_its_file_is_refuse
     assert capfd.readouterr().out.count("$ python") == 2 and other.result() == {}
 
 
-def test_bad_flags_of_make_are_refused_before_any_run(tmp_path, capfd):
+def test_bad_flags_of_make_are_refused_before_any_run(tmp_path):
     Path("file").write_text("")
     for flags, words in (
         (("tabel2",), ["tabel2", "table2"]), (("table2", "--profile", "tiny"), ["tiny", "small"]),
@@ -142,6 +142,6 @@ def test_bad_flags_of_make_are_refused_before_any_run(tmp_path, capfd):
         (("table2", "--archive", "no/where.tgz"), ["--archive no/where.tgz", "there is no folder no"]),
         (("table2", "--archive", "a.tgz", "--list"), ["--archive with --list"]),
     ):
-        said = refused_make(capfd, *flags)
+        said = refused("figures.make", *flags)
         assert said.count("\n") == 1 and all(word in said for word in words), said
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

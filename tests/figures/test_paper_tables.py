@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import ROOT, refused_make
+from commands import ROOT, refused
 
 from figures import make
 from figures.cells import FIGURES, TABLES, steps_of_target
@@ -36,8 +36,8 @@ def test_only_a_run_with_a_summary_is_finished(tiny, capfd):
     make.main(["table3", "--profile", "tiny", "-d", "runs", "--list"])
     assert capfd.readouterr().out == second.command + "\n"
     second.done.write_text("{")
-    said = refused_make(capfd, "table3", "--profile", "tiny", "-d", "runs", "--no-run", "--out", "out")
-    assert str(second.done) in said
+    flags = ("table3", "--profile", "tiny", "-d", "runs", "--no-run", "--out", "out")
+    assert str(second.done) in refused("figures.make", *flags)
 
 
 def test_tables_show_our_numbers_beside_the_papers_and_say_what_was_not_run():

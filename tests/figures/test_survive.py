@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from commands import refused
 
 from figures.survive import main
 
@@ -45,9 +46,7 @@ def test_a_run_that_is_added_again_replaces_its_rows(source, tmp_path, capsys):
     assert first["benign_accuracy"] == 0.715 and first["chosen"] == NAME
     assert (tmp_path / "survive.png").stat().st_size > 10_000
     said = capsys.readouterr().out
-    with pytest.raises(SystemExit) as ended:
-        main([str(tmp_path), "--json", str(file)])
-    assert ended.value.code == 2 and "is no finished run" in capsys.readouterr().err
+    assert "is no finished run" in refused("figures.survive", tmp_path, "--json", file)
     assert f"{NAME}, shared statistics, soft: source 71.00 %, copy 70.00 %, hits 40 of 50, claimed 1 of 1" in said
     assert "soft (vgg11): source 71.00 %, copy 70.00 %, hits 30 of 50, claimed 0 of 1 (seeds 3)" in said
     assert "benign: source 71.00 %, copy 72.00 %, hits 22 of 50, claimed 0 of 1" in said

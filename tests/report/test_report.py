@@ -1,21 +1,22 @@
 """`python -m utils.report`: what its page says, what it keeps to itself, and what it makes of damaged folders."""
 
 import base64
-import contextlib
 import hashlib
-import io
 import json
 import os
 import re
 import shutil
 import stat
+import subprocess
+from functools import partial
 
 import pytest
-from commands import summary
+from commands import good, refused, summary
 from reading_html import drawings, read_safe_page
 
-from utils.report import chart, clean, decision, main
+from utils.report import chart, clean, decision
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SEED = "7391"
 HOSTILE = ['</td><script>alert("1")</script><img src=y onerror=alert(1)>\u202e\ud800', "' onload='x", "a & b < c",
            "<!--", "&lt;", "]]>", "javascript:alert(1)", "{{ 7 * 7 }}", "$x^", "\x00\u202e\ud800", "100 %s"]
@@ -27,20 +28,7 @@ def copied(source, tmp_path):
     return shutil.copytree(source, tmp_path / source.name)
 
 
-def report(*flags) -> str:
-    """Call the command, which must succeed; returns what it printed."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        main([str(flag) for flag in flags])
-    return out.getvalue()
-
-
-def refusal(capsys, *flags) -> str:
-    with pytest.raises(SystemExit) as end:
-        main([str(flag) for flag in flags])
-    said = capsys.readouterr()
-    assert end.value.code == 2 and said.out == "" and said.err.count("\n") == 1
-    return said.err
+report, refusal = partial(good, "utils.report"), partial(refused, "utils.report")
 
 
 def text_of(folder, *flags) -> str:
@@ -77,6 +65,7 @@ def test_a_page_states_what_the_summaries_state_and_tells_neither_triggers_nor_s
         assert words in read.text, words
     assert SEED not in re.sub(r"[0-9a-f]{40,}", "", page) and "image/png" not in page
     assert not any(SEED in drawing for drawing in drawings(read)) and len(drawings(read)) == 4
+    assert sum(">epoch</text>" in drawing for drawing in drawings(read)) == 3  # all but the legend: text stays text
     digest = base64.b64encode(hashlib.sha256(read.style.encode()).digest()).decode()
     assert any(f"style-src 'sha256-{digest}'" in a.get("content", "") for a in read.all("meta"))
 
@@ -153,7 +142,8 @@ def test_what_files_say_is_text_and_odd_values_are_no_numbers(copied):
     edit(attack / "summary.json", attack=text, test_accuracy=text, trigger_hits=-1, log10_p=[1], rows=[7, {}])
     edit(copied / "summary.json", rows=[{"model": f"benign {text}", "log10_p": {"T1": float("nan"), "T3": 10**400}}],
          test_accuracy=True, clean=7)
-    rows = [{"epoch": 1, "loss": float("inf"), "val_accuracy": 0.5}, [1], {"epoch": "x"}, {"epoch": 2, "loss": 10**400}]
+    rows = [{"epoch": 1, "loss": float("inf"), "val_accuracy": 0.5}, [1], {"epoch": "x"}, {"epoch": 2, "loss": 10**400},
+            {"epoch": 3, "loss": -1e30}, {"epoch": 1e30, "loss": 5e-324}]
     (copied / "metrics.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
     for flags in ((), ("--show-triggers",)):
         report(copied, *flags)
@@ -164,24 +154,24 @@ def test_what_files_say_is_text_and_odd_values_are_no_numbers(copied):
         assert any(clean(text) in image["alt"] for image in read.all("img"))
 
 
-def test_what_is_no_source_is_refused(source, tmp_path, capsys):
+def test_what_is_no_source_is_refused(source, tmp_path):
     (tmp_path / "folder.html").mkdir()
     before = sorted(os.listdir(tmp_path))
     out = ("-o", tmp_path / "a.html")
-    assert "there is no run in" in refusal(capsys, tmp_path, *out)
-    assert f"name its source's folder, {source}" in refusal(capsys, source / "extraction_bits", *out)
-    assert "ends in .html" in refusal(capsys, source, "-o", source / "run.json")
-    assert "is a folder" in refusal(capsys, source, "-o", tmp_path / "folder.html")
-    assert "there is no folder" in refusal(capsys, source, "-o", tmp_path / "no" / "a.html")
-    assert "unrecognized arguments" in refusal(capsys, source, "--show")
+    assert "there is no run in" in refusal(tmp_path, *out)
+    assert f"name its source's folder, {source}" in refusal(source / "extraction_bits", *out)
+    assert "ends in .html" in refusal(source, "-o", source / "run.json")
+    assert "is a folder" in refusal(source, "-o", tmp_path / "folder.html")
+    assert "there is no folder" in refusal(source, "-o", tmp_path / "no" / "a.html")
+    assert "unrecognized arguments" in refusal(source, "--show")
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_damaged_files_of_the_source_are_refused_by_name(copied, capsys):
+def test_damaged_files_of_the_source_are_refused_by_name(copied):
     for name in ("run.json", "summary.json", "metrics.jsonl"):
         good = (copied / name).read_bytes()
         (copied / name).write_bytes(b"{")
-        assert name in refusal(capsys, copied)
+        assert name in refusal(copied)
         (copied / name).write_bytes(good)
     assert not (copied / "report.html").exists()
 
@@ -193,24 +183,17 @@ def test_a_benign_run_has_a_page_too(source):
 
 @pytest.mark.parametrize("name", ["report.html", ".report.html.partial", "metrics.jsonl", "checkpoints",
                                   "extraction_bits"])
-def test_a_page_is_read_and_written_through_no_link(name, copied, tmp_path, capsys):
+def test_a_page_is_read_and_written_through_no_link(name, copied, tmp_path):
     other = tmp_path / "other"
     if (copied / name).exists():
         (copied / name).rename(other)
     (copied / name).symlink_to(other)
     existed = other.exists()
-    assert f"{copied / name} is a symbolic link" in refusal(capsys, copied)
+    assert f"{copied / name} is a symbolic link" in refusal(copied)
     assert other.exists() == existed and (name == "report.html" or not (copied / "report.html").exists())
 
 
 # ---- its curves ----
-
-
-def line_of(one: dict) -> tuple[str, list]:
-    """(The SVG of a chart, the points of its first line in SVG coordinates)."""
-    svg = base64.b64decode(one["src"].removeprefix("data:image/svg+xml;base64,")).decode()
-    (path, *_) = re.findall(r'<path d="([^"]*)"[^>]*stroke: #0b57a4', svg)
-    return svg, [tuple(map(float, point)) for point in re.findall(r"[ML] (\S+) (\S+)", path)]
 
 
 def test_characters_that_hide_or_reorder_words_are_replaced():
@@ -218,22 +201,25 @@ def test_characters_that_hide_or_reorder_words_are_replaced():
     assert clean("α ≤ 5 %,\nnaïve\tcafé 猫") == "α ≤ 5 %,\nnaïve\tcafé 猫"
 
 
-def test_points_lie_where_their_values_say_and_text_stays_text():
-    svg, ((x0, y0), (x1, y1), (x2, y2), (x3, y3)) = line_of(
-        chart("t", "accuracy, %", [("a", [(0, 0), (1, 50), (2, 100), (3, 100)])]))
-    assert x1 - x0 == pytest.approx(x2 - x1) == pytest.approx(x3 - x2) and y0 - y1 == pytest.approx(y1 - y2)
-    assert y0 > y1 > y2 == y3 and ">epoch</text>" in svg and ">accuracy, %</text>" in svg
-
-
-@pytest.mark.parametrize("points", [[(1, 5.0)], [(1, 0.0), (2, 0.0)], [(1, 1e30), (2, -1e30)], [(3, 5e-324)],
-                                    [(1, 1e-30), (2, 2e-30)], [(-1e30, 0.5), (1e30, 0.5)]])
-def test_odd_values_are_drawn_inside_the_picture(points):
-    svg, drawn = line_of(chart("t", "y", [("a", points)]))
-    assert "nan" not in svg and "inf" not in svg.split("</metadata>")[1]
-    width, height = map(float, re.search(r'viewBox="0 0 (\S+) (\S+)"', svg).groups())
-    assert all(0 <= x <= width and 0 <= y <= height for x, y in drawn)
-
-
 def test_a_chart_can_be_read_out():
     one = chart("Loss", "loss", [("source <1>", [(1, 2.5), (2, 0.5)]), ("copy", [(2, 7.0)]), ("none", [])])
     assert one["alt"] == "Chart: Loss, loss against epoch. source <1> from 2.5 to 0.5; copy from 7 to 7"
+
+
+# ---- in a browser, where this machine has Chromium ----
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="this machine has no Chromium")
+def test_the_policy_stops_nothing_that_the_page_needs(source, tmp_path):
+    """It allows the page's own style and no other."""
+    page, seen = tmp_path / "page.html", tmp_path / "seen.png"
+    report(source, "-o", page, "--show-triggers")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+               f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={seen}", page.as_uri()]
+    for style, stops in (("light", False), ("dark", True)):  # another style than the policy allows
+        page.write_text(page.read_text().replace("color-scheme: light", f"color-scheme: {style}"))
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        except subprocess.SubprocessError as error:
+            pytest.skip(f"Chromium did not open the page: {error}")
+        assert ("Content Security Policy" in done.stderr) == stops and seen.stat().st_size > 10_000

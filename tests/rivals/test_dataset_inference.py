@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from commands import good, verify
+from commands import good, refused, verify
 from PIL import Image
 
 import models
@@ -135,8 +135,7 @@ def test_blind_walk_command(session, capsys, monkeypatch):
     ("{source}", ("--points", 40, "--suspect", "{folder}/eleven.pt"), "tells 11 classes of 32 pixels apart"),
     ("{folder}/other", ("--points", 40), "not the images"),
 ])
-def test_di_refuses_bad_flags_and_sources(session, capsys, run, flags, words):
+def test_di_refuses_bad_flags_and_sources(session, run, flags, words):
     folder, source = session
     run, *flags = (str(word).format(folder=folder, source=source) for word in (run, *flags))
-    status, _, err = verify(capsys, "di", run, "--suspect", source, "--device", "cpu", *flags)
-    assert status == 2 and words in err
+    assert words in refused("utils.verify", "di", run, "--suspect", source, "--device", "cpu", *flags)

@@ -11,16 +11,7 @@ from small_steps import rows_of
 import models
 from utils.data.batches import Batches
 from utils.data.sets import Images
-from utils.rivals.ewe import (
-    DEFAULTS,
-    LAST_PUSHES,
-    EntangledObjective,
-    entanglement,
-    make_triggers,
-    observe_features,
-    phase3_schedule,
-    snnl,
-)
+from utils.rivals import ewe
 from utils.training.loop import Step
 from utils.watermark.triggers import TriggerSet
 
@@ -34,15 +25,15 @@ APART, FIRST_HALF = torch.eye(2).repeat_interleave(64, 0), torch.arange(128) < 6
     # two groups apart, whose T is 1, 100 and 1000
     (APART, FIRST_HALF, 100, 0.696006), (APART, FIRST_HALF, 1, 0.317508), (APART, FIRST_HALF, 0.1, 0.000036)])
 def test_snnl_by_hand(features, w, t, value):
-    assert float(snnl(features, w, t)) == pytest.approx(value, abs=2e-6)
-    (loss,) = entanglement([features], w, torch.tensor([100 / t]))
+    assert float(ewe.snnl(features, w, t)) == pytest.approx(value, abs=2e-6)
+    (loss,) = ewe.entanglement([features], w, torch.tensor([100 / t]))
     assert float(loss) == pytest.approx(value, abs=2e-6)
 
 
 @pytest.mark.parametrize("n, members, w_epochs, ratio, passes, n_w", [
     (50_000, 5000, 6, 4, 30, 78), (50_000, 500, 8, 15, 520, 6), (49_000, 4900, 6, 4, 30, 76)])
 def test_step_counts_of_phase_3(n, members, w_epochs, ratio, passes, n_w):
-    kinds = phase3_schedule((torch.arange(n) >= members).long(), 0, 128, ratio, w_epochs)
+    kinds = ewe.phase3_schedule((torch.arange(n) >= members).long(), 0, 128, ratio, w_epochs)
     assert kinds == ([False] * ratio + [True]) * passes * n_w
 
 
@@ -57,7 +48,7 @@ def pictures(*shape):
 
 def make(model, source, partners, **change):
     numbers = {"steps": 3, "step_size": 0.01, "threshold": 0.1} | change
-    return make_triggers(model, source, partners, label=0, temperatures=torch.ones(3), **numbers)
+    return ewe.make_triggers(model, source, partners, label=0, temperatures=torch.ones(3), **numbers)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
@@ -71,7 +62,7 @@ def test_triggers_stay_within_pixel_range_and_near_their_source(threshold, monke
     drift = (made - source).abs().flatten(1).amax(1)
     pushes = 12 if threshold == 0 else 0
     assert 0 <= made.min() and made.max() <= 1
-    assert (drift > 0.005).all() and (drift <= 0.01 * (3 + pushes + LAST_PUSHES) + 1e-5).all()
+    assert (drift > 0.005).all() and (drift <= 0.01 * (3 + pushes + ewe.LAST_PUSHES) + 1e-5).all()
     assert (drift.max() > 0.1) == (threshold == 0)
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
@@ -79,8 +70,8 @@ def test_triggers_stay_within_pixel_range_and_near_their_source(threshold, monke
 
 def test_steps_entangle_and_the_last_ones_lead_away_from_the_target_class(monkeypatch):
     model, source, partners = small().eval(), pictures(4), pictures(1, 4)
-    features = lambda x: observe_features(model, model, torch.cat([x, partners[0]]))[1]
-    mixed = lambda x: entanglement(features(x), torch.arange(8) < 4, torch.ones(3)).sum()
+    features = lambda x: ewe.observe_features(model, model, torch.cat([x, partners[0]]))[1]
+    mixed = lambda x: ewe.entanglement(features(x), torch.arange(8) < 4, torch.ones(3)).sum()
     assert (model(make(model, source, partners, steps=0))[:, 0] < model(source)[:, 0]).all()
     monkeypatch.setattr("utils.rivals.ewe.LAST_PUSHES", 0)
     assert mixed(make(model, source, partners, threshold=1.0)) > mixed(source)
@@ -108,9 +99,9 @@ def setting(made=True, **change):
     batches, model = Batches(images, B, True), small().train()
     pixels, labels = torch.randint(0, 256, (M, 3, 32, 32), dtype=torch.uint8), [0, 0, 0] if made else [1, 2, 3]
     triggers = TriggerSet(pixels, torch.tensor(labels), torch.zeros(M, 0), torch.zeros(M, 0))
-    flags = DEFAULTS | {"epoch": 1, "ewe_epochs": 1.0, "ewe_ratio": 2.0, "ewe_factor": 1e3, "ewe_steps": 1,
-                        "ewe_triggers": "own" if made else "shared", "bn_stats": "paper"} | change
-    return model, batches, EntangledObjective(Namespace(**flags), model, batches, triggers)
+    flags = ewe.DEFAULTS | {"epoch": 1, "ewe_epochs": 1.0, "ewe_ratio": 2.0, "ewe_factor": 1e3, "ewe_steps": 1,
+                            "ewe_triggers": "own" if made else "shared", "bn_stats": "paper"} | change
+    return model, batches, ewe.EntangledObjective(Namespace(**flags), model, batches, triggers)
 
 
 def watermark_step(model, batches, objective):
@@ -154,9 +145,9 @@ def test_gradient_and_temperature_after_a_watermark_batch(made, factor, mode):
     loss.backward()
 
     labels = torch.cat([objective.triggers.labels[picks], y])
-    logits, features = observe_features(other, other, torch.cat([objective.triggers.images[picks] / 255, x]))
+    logits, features = ewe.observe_features(other, other, torch.cat([objective.triggers.images[picks] / 255, x]))
     t, w = torch.ones(3, requires_grad=True), torch.arange(2 * M) < M
-    mixed = torch.stack([snnl(f[: 2 * M], w, 100 / t[i]) for i, f in enumerate(features)])
+    mixed = torch.stack([ewe.snnl(f[: 2 * M], w, 100 / t[i]) for i, f in enumerate(features)])
     (slope,) = torch.autograd.grad(mixed.sum(), t, retain_graph=True)
     assert torch.equal(objective.temperatures, 1 - 0.1 * slope) and (slope != 0).all()
     cost = F.cross_entropy(logits, labels, reduction="sum")

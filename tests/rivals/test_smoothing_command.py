@@ -6,7 +6,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from commands import call, good, summary, tree, verify
+from commands import call, good, refused, summary, tree, verify
 from comparing import same_runs
 
 from utils.flags import extraction_flags, train_flags
@@ -65,13 +65,10 @@ def test_shared_triggers_are_those_of_the_margin_method(tmp_path):
     assert summary(tmp_path / RUN)["log10_p"]["T1"] is not None
 
 
-def test_smoothing_defaults_are_the_authors_and_a_typed_flag_wins():
-    rs = train_flags(["-tt", "rs"])
+def test_smoothing_defaults_are_the_authors_and_a_thief_keeps_his():
+    rs, thief = train_flags(["-tt", "rs"]), extraction_flags(["-tt", "rs"])
     assert (rs.epoch, rs.lr, rs.rs_sigma, rs.rs_sigma_step, rs.rs_draws, rs.rs_warmup, rs.rs_batch, rs.rs_label,
             rs.rs_triggers) == (100, 0.05, 1.0, 0.05, 100, 5, 64, 4, "text")
-    typed = train_flags(["-tt", "rs", "-ep", "200", "--lr", "0.1", "--rs-draws", "10"])
-    assert (typed.epoch, typed.lr, typed.rs_draws) == (200, 0.1, 10)
-    thief = extraction_flags(["-tt", "rs"])
     assert (thief.epoch, thief.lr) == (200, 0.1)
 
 
@@ -80,9 +77,7 @@ def test_smoothing_defaults_are_the_authors_and_a_typed_flag_wins():
     ((*RS, "--rs-sigma-step", 0.3), "--rs-sigma 1 is no multiple of --rs-sigma-step 0.3"),
     ((*RS, "--rs-label", 10), "--rs-label 10: digits has 10 classes"), ((*RS, "-nm", 2), "--rs-triggers text")])
 def test_bad_smoothing_flags_are_refused_before_anything_is_written(tmp_path, flags, words):
-    done = call("train", "-d", tmp_path / "new", *flags)
-    assert done.status == 2 and done.err.count("\n") == 1 and words in done.err
-    assert not tree(tmp_path)
+    assert words in refused("train", "-d", tmp_path / "new", *flags) and not tree(tmp_path)
 
 
 def test_certify_command(world, tmp_path, capsys):
@@ -113,11 +108,10 @@ def test_the_radius_is_where_the_bound_beats_the_controls(world, monkeypatch, ca
     (("RUN", "--sigma", 0), "--sigma"), (("RUN", "--json", "nowhere/c.json"), "there is no folder"),
     (("no run",), "there is no run in"), (("SURROGATE",), "holds no trigger set"),
 ])
-def test_certify_refuses_bad_flags(world, tmp_path, capsys, flags, words):
+def test_certify_refuses_bad_flags(world, tmp_path, flags, words):
     if "SURROGATE" in flags:
         checkpoint = load_checkpoint(world / RUN / "checkpoints" / "checkpoint_latest.pt")
         del checkpoint["query_model"]
         torch.save(checkpoint, tmp_path / "bare.pt")
     places = {"RUN": world / RUN, "SURROGATE": tmp_path / "bare.pt"}
-    status, _, err = verify(capsys, "certify", *(places.get(f, f) for f in flags))
-    assert status == 2 and words in err
+    assert words in refused("utils.verify", "certify", *(places.get(f, f) for f in flags))

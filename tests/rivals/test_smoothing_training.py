@@ -13,15 +13,7 @@ from torch import nn
 
 from utils.data.batches import Batches
 from utils.data.sets import load_data
-from utils.rivals import randomized_smoothing
-from utils.rivals.randomized_smoothing import (
-    SmoothedObjective,
-    append_triggers,
-    certify,
-    draw_rs_triggers,
-    noisy_gradient,
-    smoothed_accuracies,
-)
+from utils.rivals import randomized_smoothing as rs
 from utils.watermark.triggers import TriggerSet
 
 
@@ -32,17 +24,17 @@ def triggers_of(images, labels):
 
 def objective(m=6, **more):
     numbers = {"sigmas": [0.0, 0.5], "draws": 1, "warmup": 0, "batch": 4}
-    return SmoothedObjective(torch.rand(m, 3, 32, 32), torch.randint(0, 5, (m,)), **numbers | more)
+    return rs.SmoothedObjective(torch.rand(m, 3, 32, 32), torch.randint(0, 5, (m,)), **numbers | more)
 
 
 @pytest.mark.parametrize("sigma, step, levels", [
     (1.0, 0.05, torch.linspace(0, 1, 21).tolist()), (0.0, 0.05, [0]),
     (0.3, 0.1, [0, 0.1, 0.2, 0.3])])  # int(0.3 / 0.1) is 2
 def test_noise_levels(sigma, step, levels):
-    flags = Namespace(**randomized_smoothing.DEFAULTS | {"rs_sigma": sigma, "rs_sigma_step": step, "amp": "none"})
+    flags = Namespace(**rs.DEFAULTS | {"rs_sigma": sigma, "rs_sigma_step": step, "amp": "none"})
     triggers = triggers_of(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2).long())
     batches = Namespace(steps=98, device="cpu")
-    made = randomized_smoothing.objective(flags, None, batches, triggers, data=None, run=None, commit=None)
+    made = rs.objective(flags, None, batches, triggers, data=None, run=None, commit=None)
     assert made.sigmas == pytest.approx(levels)
 
 
@@ -69,7 +61,7 @@ def test_robust_passes_on_one_parameter_by_hand(monkeypatch):
     model, trace = HalfSquare(), []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     optimizer.register_step_post_hook(lambda *_: trace.append(float(model.theta.detach())))
-    rival = SmoothedObjective(torch.zeros(1), torch.zeros(1).long(), sigmas=[0, 0.5, 1], draws=1, warmup=0, batch=1)
+    rival = rs.SmoothedObjective(torch.zeros(1), torch.zeros(1).long(), sigmas=[0, 0.5, 1], draws=1, warmup=0, batch=1)
     rival.begin(model, optimizer, 1, torch.Generator())
     assert trace == pytest.approx([0.983333, 0.975278, 0.925690], abs=1e-6)
 
@@ -77,7 +69,7 @@ def test_robust_passes_on_one_parameter_by_hand(monkeypatch):
 def test_noisy_gradient_averages_its_draws(monkeypatch):
     noise = [0.5, -0.25, 1.0]
     set_noise(monkeypatch, noise)
-    (gradient,) = noisy_gradient(HalfSquare(), torch.zeros(1), torch.zeros(1, dtype=torch.long), 2.0, 3, None)
+    (gradient,) = rs.noisy_gradient(HalfSquare(), torch.zeros(1), torch.zeros(1, dtype=torch.long), 2.0, 3, None)
     assert float(gradient) == pytest.approx(np.mean([1 + 2 * n for n in noise]))
 
 
@@ -93,7 +85,7 @@ def test_without_noise_a_robust_pass_is_a_plain_step_and_leaves_the_parameters_c
         two.step()
     assert equal_parameters(model, plain) and not equal_parameters(model, small())
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), plain.buffers()))
-    noisy_gradient(model, rival.x_q, rival.y_q, 0.5, 1, torch.Generator().manual_seed(0))
+    rs.noisy_gradient(model, rival.x_q, rival.y_q, 0.5, 1, torch.Generator().manual_seed(0))
     assert equal_parameters(model, plain)  # the noise is taken out again, bit for bit
 
 
@@ -118,9 +110,9 @@ def test_the_noise_enters_the_running_statistics_unless_they_are_frozen(freeze):
 
 def test_triggers_are_trained_on_but_not_augmented():
     data = load_data("digits", train_size=30)
-    triggers, _ = draw_rs_triggers(data, 6, 2, "text", 0)
-    batches = Batches(append_triggers(data.train, triggers), 6, True)
-    rival = SmoothedObjective(*triggers.on("cpu"), sigmas=[0.0], draws=1, warmup=0, batch=4)
+    triggers, _ = rs.draw_rs_triggers(data, 6, 2, "text", 0)
+    batches = Batches(rs.append_triggers(data.train, triggers), 6, True)
+    rival = rs.SmoothedObjective(*triggers.on("cpu"), sigmas=[0.0], draws=1, warmup=0, batch=4)
     images, seen, moved = torch.cat([data.train.images, triggers.images]) / 255, {}, {}
     for row in zip(*rival.plan(batches, 0, torch.Generator().manual_seed(0))):
         for i, image, label in zip(row[0].tolist(), *batches.batch(*row[:3])):
@@ -131,7 +123,7 @@ def test_triggers_are_trained_on_but_not_augmented():
 @pytest.mark.parametrize("kind", ["text", "noise"])
 def test_triggers_carry_one_pattern_and_one_label(kind):
     data = load_data("digits")
-    triggers, left = draw_rs_triggers(data, 20, 4, kind, seed=3)
+    triggers, left = rs.draw_rs_triggers(data, 20, 4, kind, seed=3)
     held_out = data.held_out.indices.tolist()
     originals = data.held_out.pick([held_out.index(i) for i in triggers.sources[:, 0].tolist()])
     assert triggers.labels.tolist() == [4] * 20 and 4 not in triggers.true_labels
@@ -145,7 +137,7 @@ def test_triggers_carry_one_pattern_and_one_label(kind):
         noise = (triggers.images.float() - originals.images.float()) / 255
         inside = (triggers.images > 0) & (triggers.images < 255)  # where nothing is clipped, one tensor was added
         assert ((noise[0] - noise).abs() * (inside[0] & inside)).max() <= 1.01 / 255
-    again, other = (draw_rs_triggers(data, 20, 4, kind, seed)[0] for seed in (3, 4))
+    again, other = (rs.draw_rs_triggers(data, 20, 4, kind, seed)[0] for seed in (3, 4))
     assert torch.equal(again.images, triggers.images) and not torch.equal(other.images, triggers.images)
 
 
@@ -158,19 +150,19 @@ TABLE = {
 @pytest.mark.parametrize("n", TABLE)
 def test_order_statistic(n):
     """Among accuracies 0, 1, 2, ... the bound is its own position."""
-    assert certify(np.arange(n), TABLE[n], 1.0, 0.99) == TABLE[n]
-    assert certify(np.arange(n), [0.5], 0.5, 0.99)[0.5] == TABLE[n][1.0]
-    assert certify(np.arange(n), [1e5], 1.0, 0.99) == {1e5: None}
+    assert rs.certify(np.arange(n), TABLE[n], 1.0, 0.99) == TABLE[n]
+    assert rs.certify(np.arange(n), [0.5], 0.5, 0.99)[0.5] == TABLE[n][1.0]
+    assert rs.certify(np.arange(n), [1e5], 1.0, 0.99) == {1e5: None}
 
 
 def test_smoothed_accuracy_is_of_noisy_copies():
     model = small().eval()
     before = copy.deepcopy(model)
     images, labels = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 5, (6,))
-    found, _ = smoothed_accuracies(model, triggers_of(images, labels), 1e-9, 3, 0)
+    found, _ = rs.smoothed_accuracies(model, triggers_of(images, labels), 1e-9, 3, 0)
     assert equal_parameters(model, before)
     assert found.tolist() == [int((model(images / 255).argmax(1) == labels).sum()) / 6] * 3
-    found, shares = smoothed_accuracies(model, triggers_of(images, labels), 1.0, 20, 0)
+    found, shares = rs.smoothed_accuracies(model, triggers_of(images, labels), 1.0, 20, 0)
     assert found.tolist() == sorted(found.tolist()) and shares.sum(1) == pytest.approx(np.ones(20))
     # an untrained network is nearly constant under such noise: the pitfall that the histogram is there to show
     assert shares.max(1).mean() > 0.8 and len(np.unique(shares.argmax(1))) > 1

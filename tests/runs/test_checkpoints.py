@@ -8,14 +8,8 @@ import torch
 from torch import nn
 
 import models
-from utils.runs.checkpoints import (
-    find_checkpoint,
-    half_cleaned,
-    load_checkpoint,
-    pack_checkpoint,
-    restore_model,
-    save_checkpoint,
-)
+from models import outside
+from utils.runs import checkpoints
 from utils.system.refusals import Refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -24,33 +18,34 @@ pytestmark = pytest.mark.usefixtures("quick")
 def test_find_checkpoint_names_what_it_looked_for(unbroken_run, tmp_path):
     for select, statistics, name in (("val", "paper", "nat_best"), ("last", "paper", "latest"),
                                      ("val", "clean", "nat_best_clean"), ("last", "clean", "latest_clean")):
-        assert find_checkpoint(unbroken_run, select, statistics).name == f"checkpoint_{name}.pt"
+        assert checkpoints.find_checkpoint(unbroken_run, select, statistics).name == f"checkpoint_{name}.pt"
     with pytest.raises(Refusal, match=f"no run in {tmp_path}/nothing"):
-        find_checkpoint(tmp_path / "nothing")
+        checkpoints.find_checkpoint(tmp_path / "nothing")
     with pytest.raises(Refusal, match="no checkpoint .*/checkpoint_nat_best_clean.pt.*--bn-stats paper"):
-        find_checkpoint(tmp_path, "val", "clean")
+        checkpoints.find_checkpoint(tmp_path, "val", "clean")
 
 
 def test_find_checkpoint_takes_the_one_that_the_summary_names(unbroken_run, tmp_path):
     run = shutil.copytree(unbroken_run, tmp_path / "run")
-    assert find_checkpoint(run, None).name == "checkpoint_nat_best.pt"  # while there is no summary
+    assert checkpoints.find_checkpoint(run, None).name == "checkpoint_nat_best.pt"  # while there is no summary
     for select, name in (("last", "latest"), ("val", "nat_best")):
         (run / "summary.json").write_text(json.dumps({"select": select}))
-        assert find_checkpoint(run, None) == run / "checkpoints" / f"checkpoint_{name}.pt"
+        assert checkpoints.find_checkpoint(run, None) == run / "checkpoints" / f"checkpoint_{name}.pt"
 
 
 def test_truncated_empty_and_foreign_files_are_refused(tmp_path):
-    save_checkpoint(tmp_path / "whole.pt", {"model": {"state_dict": {"w": torch.rand(1000)}, "type": "res18"}})
-    content = (tmp_path / "whole.pt").read_bytes()
+    whole, weights = tmp_path / "whole.pt", {"w": torch.rand(1000)}
+    checkpoints.save_checkpoint(whole, {"model": {"state_dict": weights, "type": "res18"}})
+    content = whole.read_bytes()
     for keep in (0, 1, 100, len(content) // 2, len(content) - 1):
         (tmp_path / f"cut_{keep}.pt").write_bytes(content[:keep])
-    (tmp_path / "whole.pt").unlink()
+    whole.unlink()
     (tmp_path / "text.pt").write_text("no checkpoint at all\n" * 50)
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
     for path in (*tmp_path.iterdir(), tmp_path / "missing.pt"):
         with pytest.raises(Refusal, match=path.name):
-            load_checkpoint(path)
+            checkpoints.load_checkpoint(path)
 
 
 @pytest.mark.parametrize("name, kind, fits", [
@@ -58,21 +53,26 @@ def test_truncated_empty_and_foreign_files_are_refused(tmp_path):
     ("1.bn1.num_batches_tracked", torch.float32, True), ("1.bn1.num_batches_tracked", torch.int32, True),
 ])
 def test_weights_are_whole_numbers_only_where_the_models_are(name, kind, fits):
-    checkpoint = pack_checkpoint(models.build("res18", 3, width=2), "res18")
+    checkpoint = checkpoints.pack_checkpoint(models.build("res18", 3, width=2), "res18")
     weights = checkpoint["model"]["state_dict"]
     weights[name] = weights[name].to(kind)
     if fits:
-        assert restore_model(checkpoint, "one.pt").num_classes == 3
+        assert checkpoints.restore_model(checkpoint, "one.pt").num_classes == 3
     else:
         with pytest.raises(Refusal, match=f"one.pt does not hold a model.*{name} is {kind}"):
-            restore_model(checkpoint, "one.pt")
+            checkpoints.restore_model(checkpoint, "one.pt")
 
 
-def test_code_that_may_not_be_imported_is_refused():
-    checkpoint = {"model": {"state_dict": {}, "type": "some.body:net", "classes": 2, "size": 32}}
-    about = "one.pt holds a model of some.body:net, which is code of somebody's own"
-    with pytest.raises(Refusal, match=f"^{about}: add -mt some.body:net if you trust it"):
-        restore_model(checkpoint, "one.pt")
+@pytest.mark.parametrize("spoil", [
+    lambda e: e.update(type="os:system"), lambda e: e.update(classes=10**12), lambda e: e.update(size=10**6),
+    lambda e: e.pop("classes"), lambda e: e.update(type=["tv:resnet18"]), lambda e: e.update(classes=6),
+])
+def test_a_file_that_lies_about_its_architecture_is_refused_and_imports_nothing(spoil, unnamed):
+    checkpoint = checkpoints.pack_checkpoint(models.build("tv:shufflenet_v2_x0_5", 5), "tv:shufflenet_v2_x0_5")
+    spoil(checkpoint["model"])
+    with pytest.raises(Refusal, match="one.pt (does not hold|holds a model of)"):
+        checkpoints.restore_model(checkpoint, "one.pt")
+    assert not outside.named
 
 
 @pytest.mark.parametrize("kept, wanted", [("first", [1.0, 0.0, 0.0]), ("last", [0.0, 1.0, 1.0])])
@@ -80,7 +80,7 @@ def test_half_of_the_layers_keep_the_papers_statistics(kept, wanted):
     """Of three layers the first half is one."""
     weights, clean = ({f"{layer}.{kind}": torch.full((2,), value) for layer in "abc"
                        for kind in ("weight", "running_mean", "running_var")} for value in (1.0, 0.0))
-    half_cleaned(weights, clean, kept)
+    checkpoints.half_cleaned(weights, clean, kept)
     for kind in ("running_mean", "running_var"):
         assert [weights[f"{layer}.{kind}"][0].item() for layer in "abc"] == wanted
     assert all(weights[f"{layer}.weight"][0] == 1 for layer in "abc")
@@ -91,8 +91,8 @@ def test_no_model_is_read_from_a_run_that_holds_a_link(unbroken_run, tmp_path):
     folder = shutil.copytree(unbroken_run, tmp_path / "run")
     (folder / "extraction").symlink_to(tmp_path)
     with pytest.raises(Refusal, match="run/extraction is a symbolic link; .*remove it"):
-        find_checkpoint(folder)
+        checkpoints.find_checkpoint(folder)
     (folder / "extraction").unlink()
     link = tmp_path / "link.pt"  # what a user names may be a link
-    link.symlink_to(find_checkpoint(folder))
-    assert find_checkpoint(link) == link
+    link.symlink_to(checkpoints.find_checkpoint(folder))
+    assert checkpoints.find_checkpoint(link) == link

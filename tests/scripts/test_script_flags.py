@@ -90,18 +90,9 @@ def test_labels_that_are_not_drawn_at_random_have_no_t1(benign, tmp_path):
     assert summary(tmp_path / SOURCE)["log10_p"]["T1"] is None
 
 
-@pytest.fixture(scope="module")
-def plausible(benign, tmp_path_factory):
-    """A margin source with uncertain triggers under plausible labels, a copy of it, and the command of the former."""
-    folder = tmp_path_factory.mktemp("plausible")
-    command = ("train", "-d", folder, "-tt", "margin", *TRAIN, "--label-model", benign)
+def test_triggers_and_candidates_are_those_of_the_clean_model(benign, tmp_path):
+    run, command = tmp_path / SOURCE, ("train", "-d", tmp_path, "-tt", "margin", *TRAIN, "--label-model", benign)
     good(*command, *PLAUSIBLE)
-    good("extraction", "-e", folder, *STEAL, "-at", "soft")
-    return folder / SOURCE, command
-
-
-def test_triggers_and_candidates_are_those_of_the_clean_model(plausible, benign):
-    run, command = plausible
     triggers, clean = read_triggers(run / "triggers.pt", 10), read_model(find_checkpoint(benign))
     held_out = load_data("digits").held_out
     p = predict(clean, held_out.images).double().softmax(1)

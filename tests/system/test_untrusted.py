@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from hostile_files import mutate, refusal_of, write_good_files
+from hostile_files import mutate, refusal_of
 
 MUTATIONS = 100
 
@@ -21,12 +21,6 @@ class Bomb:
 
     def __reduce__(self):
         return os.mkdir, (str(self.target),)
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """The folder of one good file of each kind."""
-    return write_good_files(tmp_path_factory.mktemp("good"))
 
 
 KINDS = ("model.pt", "triggers.pt", "labels.npy", "probabilities.npy", "answers.csv", "key.json", "picture.png",

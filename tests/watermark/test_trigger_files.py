@@ -1,46 +1,22 @@
-"""Models and trigger sets in checkpoints: ours, the official code's, and inconsistent ones."""
+"""Models and trigger sets in checkpoints: ours, the official code's, and inconsistent ones; and prepared sets."""
 
 import pickle
 import zipfile
 
 import pytest
 import torch
-from hostile_files import refusal_of, write_good_files
+from hostile_files import refusal_of
 from official_checkpoint import official, trigger_set
 from owner_runs import replace
 
 import models
-from utils.runs.checkpoints import load_checkpoint, pack_checkpoint, read_model, save_checkpoint
+from utils.runs.checkpoints import load_checkpoint, pack_checkpoint, restore_model, save_checkpoint
 from utils.system.refusals import Refusal
+from utils.watermark.prepared import checked_beacon, read_prepared
 from utils.watermark.trigger_files import pack_triggers, read_triggers, unpack_source
 from utils.watermark.triggers import TriggerSet
 
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """The folder of one good file of each kind."""
-    return write_good_files(tmp_path_factory.mktemp("good"))
-
-
-@pytest.mark.parametrize("name, classes, width", [("res18", 10, 4), ("res50", 7, 4), ("vgg11", 100, 8)])
-def test_a_packed_model_and_its_triggers_are_restored(name, classes, width, tmp_path):
-    model = models.build(name, classes, (0.5, 0.4, 0.3), (0.2, 0.2, 0.3), width)
-    model(torch.rand(8, 3, 32, 32))  # which changes the running statistics
-    original = trigger_set(k=2)
-    about = {"classes": ["a"] * classes}
-    packed = pack_checkpoint(model, name, epoch=3, about=about, **pack_triggers(original))
-    save_checkpoint(tmp_path / "one.pt", packed)
-    checkpoint = load_checkpoint(tmp_path / "one.pt")
-    again, triggers = unpack_source(checkpoint, "one.pt")
-    x = torch.rand(4, 3, 32, 32)
-    assert torch.equal(again(x), model.eval()(x)) and not again.training
-    assert not any(p.requires_grad for p in again.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(original, triggers))
-    assert checkpoint["epoch"] == 3 and len(checkpoint["about"]["classes"]) == classes
-    assert unpack_source(pack_checkpoint(model, name), "x")[1] is None
-    torch.load(tmp_path / "one.pt", weights_only=True)  # plain tensors, numbers and strings need no exception
 
 
 def test_an_official_checkpoint_can_be_read(tmp_path):
@@ -57,6 +33,8 @@ def test_an_official_checkpoint_can_be_read(tmp_path):
     assert triggers.sources.shape == (6, 0)
     del checkpoint["query_model"]["state_dict"]["original_response"]
     assert unpack_source(checkpoint, "official.pt")[1].true_labels.shape == (6, 0)
+    checkpoint["query_model"]["state_dict"]["response"] += 99
+    assert not restore_model(checkpoint, "official.pt").training  # only weights are read of a suspect
 
 
 def test_an_official_checkpoint_of_an_older_numpy_can_be_read(tmp_path):
@@ -89,15 +67,6 @@ def test_checkpoints_with_inconsistent_parts_are_refused(spoil, files, tmp_path)
     assert refusal_of(tmp_path / "model.pt")
 
 
-def test_a_damaged_trigger_set_is_refused_where_triggers_are_read_and_there_alone(tmp_path):
-    model, trigger = models.build("res18", 10, width=4), trigger_set()
-    foreign = TriggerSet(trigger.images, torch.full_like(trigger.labels, 99), *trigger[2:])
-    save_checkpoint(tmp_path / "one.pt", pack_checkpoint(model, "res18", **pack_triggers(foreign)))
-    with pytest.raises(Refusal, match="one.pt does not hold a trigger set .*outside the 10 classes"):
-        unpack_source(load_checkpoint(tmp_path / "one.pt"), "one.pt")
-    assert not read_model(tmp_path / "one.pt").training  # only weights are read of a suspect
-
-
 @pytest.fixture
 def plausible():
     """30 triggers of 5 classes, of which two are candidates of each label."""
@@ -110,7 +79,8 @@ def test_candidates_are_saved_and_read_and_sets_without_are_saved_as_before(plau
     save_checkpoint(tmp_path / "triggers.pt", plausible.entries)
     again = read_triggers(tmp_path / "triggers.pt", 5)
     assert all(torch.equal(a, b) for a, b in zip(plausible, again)) and again.candidates.shape == (30, 2)
-    assert torch.equal(pack_triggers(plausible)["query_model"]["state_dict"]["candidates"], plausible.candidates)
+    packed = pack_checkpoint(models.build("res18", 5, width=2), "res18", **pack_triggers(plausible))
+    assert all(torch.equal(a, b) for a, b in zip(plausible, unpack_source(packed, "one.pt")[1]))
     plain = TriggerSet(*plausible[:4])
     assert plain.candidates.shape == (30, 0) and plain.candidates.dtype == torch.int64 and len(plain) == 30
     assert list(plain.entries) == ["images", "labels", "true_labels", "sources"]
@@ -130,3 +100,16 @@ def test_candidates_are_saved_and_read_and_sets_without_are_saved_as_before(plau
 def test_candidates_that_do_not_fit_are_refused(plausible, spoil, words, tmp_path):
     save_checkpoint(tmp_path / "triggers.pt", plausible.entries | {"candidates": spoil(plausible.candidates)})
     assert words in refusal_of(tmp_path / "triggers.pt")
+
+
+@pytest.mark.parametrize("text", ["", "abc", "ab" * 15, "ab" * 513, "xy" * 32, "ab" * 32 + " ab"])
+def test_values_that_are_no_beacon_are_refused(text):
+    with pytest.raises(Refusal, match="--beacon"):
+        checked_beacon(text)
+
+
+def test_prepared_images_are_read_through_no_link(tmp_path):
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared" / "key.json").symlink_to(tmp_path / "other")
+    with pytest.raises(Refusal, match="prepared/key.json is a symbolic link; .*remove it"):
+        read_prepared(tmp_path / "prepared")

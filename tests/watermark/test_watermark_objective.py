@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from algorithm_1 import TRIGGERS
-from tiny_training import data, tiny
+from tiny_training import tiny
 from torch import nn
 
 from utils.data.batches import Batches
@@ -14,20 +13,6 @@ from utils.data.sets import Images
 from utils.watermark.margin import WatermarkObjective, ascend, effective_weight
 
 LN2 = math.log(2)
-
-
-@pytest.mark.parametrize("eps", [0.0, 0.05, 0.3])
-def test_ascend_raises_the_loss_within_ball_and_cube_and_leaves_the_model(eps):
-    model, (_, x, y) = tiny().eval(), data(1)
-    model[1][0].weight.grad = torch.full_like(model[1][0].weight, 7.0)
-    before, inner = {n: t.clone() for n, t in model.state_dict().items()}, x.clone()
-    out = ascend(model, x, y, steps=5, step_size=0.02, eps=eps)
-    assert torch.equal(x, inner) and not out.requires_grad
-    assert (out - x).abs().max() <= eps + 1e-12 and out.min() >= 0 and out.max() <= 1
-    assert torch.equal(out, x) if eps == 0 else F.cross_entropy(model(out), y) > F.cross_entropy(model(x), y) + 1e-3
-    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
-    assert (model[1][0].weight.grad == 7).all() and all(p.requires_grad for p in model.parameters())
-    assert all(p.grad is None for n, p in model.named_parameters() if n != "1.0.weight")
 
 
 def test_ascend_by_hand_on_a_linear_model():
@@ -39,6 +24,7 @@ def test_ascend_by_hand_on_a_linear_model():
     assert out.flatten().tolist() == pytest.approx([0.25, 0.75, 0.0])  # ball, ball, cube
     out = ascend(forward, x, torch.tensor([0]), steps=2, step_size=0.1, eps=0.25)
     assert out.flatten().tolist() == pytest.approx([0.3, 0.7, 0.0])
+    assert x.flatten().tolist() == pytest.approx([0.5, 0.5, 0.05])  # itself unchanged
 
 
 @pytest.mark.parametrize("reduction, total", [
