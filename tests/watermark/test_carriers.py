@@ -8,7 +8,7 @@ import torch
 import models
 from utils.data.sets import Images
 from utils.system.refusals import Refusal
-from utils.watermark.carriers import carriers_each, count_or_share, last_features, relabel_carriers, relabel_triggers
+from utils.watermark import carriers
 from utils.watermark.triggers import TriggerSet
 
 
@@ -18,14 +18,14 @@ def filled(pixels):
 
 
 def test_carriers_are_a_number_or_a_share_and_most_of_a_set_is_refused():
-    assert carriers_each(count_or_share("8"), m=50, n_train=800) == 8
-    assert carriers_each(count_or_share("0.1"), m=50, n_train=1000) == 2  # of 100 images in all
-    assert carriers_each(count_or_share("0.001"), m=50, n_train=1000) == 1
+    assert carriers.carriers_each(carriers.count_or_share("8"), m=50, n_train=800) == 8
+    assert carriers.carriers_each(carriers.count_or_share("0.1"), m=50, n_train=1000) == 2  # of 100 images in all
+    assert carriers.carriers_each(carriers.count_or_share("0.001"), m=50, n_train=1000) == 1
     with pytest.raises(Refusal, match="--carriers 9: 450 of 800 .* pass 8 or fewer, or a share"):
-        carriers_each(9, m=50, n_train=800)
+        carriers.carriers_each(9, m=50, n_train=800)
     for text in ("0", "0.7", "many"):
         with pytest.raises(argparse.ArgumentTypeError):
-            count_or_share(text)
+            carriers.count_or_share(text)
 
 
 def angle_of_pixel(images):
@@ -50,17 +50,26 @@ def test_the_nearest_images_take_the_label_of_the_nearest_trigger(n, labels, sai
     """Triggers at 11 degrees under label 5 (or, in the last case, its own, 1) and at 39 degrees under label 6."""
     sentences, none = [], torch.zeros(2, 0, dtype=torch.long)
     triggers = TriggerSet(filled([11, 39]), torch.tensor([1 if "for 1 it" in said else 5, 6]), none, none)
-    changed = relabel_carriers(TRAIN, triggers, angle_of_pixel, n, sentences.append)
+    changed = carriers.relabel_carriers(TRAIN, triggers, angle_of_pixel, n, sentences.append)
     assert changed.labels.tolist() == labels
     assert changed.images is TRAIN.images and changed.indices is TRAIN.indices
     assert TRAIN.labels.tolist() == [0, 1, 2, 0, 1, 2, 3]  # the data set itself keeps its labels
     assert len(sentences) == 1 and said in sentences[0]
 
 
+def test_triggers_of_the_same_classes_are_cut_into_groups_of_near_ones():
+    """Along a line: seven of classes 0 and 1, cut beside the middle one and once more, two of 1 and 2."""
+    candidates = torch.tensor([[0, 1]] * 7 + [[1, 2]] * 2)
+    features = torch.tensor([9.0, 1, 8, 2, 7, 3, 4, 0, 9])[:, None] * torch.tensor([[3.0, 4.0]]).double()
+    cut = carriers.cut_groups(candidates, features, 2).tolist()
+    assert cut in ([0, 1, 0, 1, 0, 5, 5, 7, 7], [0, 1, 0, 1, 4, 1, 4, 7, 7])
+    assert carriers.cut_groups(candidates, features, 4).tolist() == [0] * 7 + [7] * 2
+
+
 def test_triggers_among_the_training_images_are_trained_under_their_labels():
     triggers = TriggerSet(filled([30, 10]), torch.tensor([5, 6]), torch.zeros(2, 0), torch.tensor([[10], [8]]))
     shuffled = TRAIN.pick(torch.tensor([4, 3, 0, 1, 2]))
-    assert relabel_triggers(shuffled, triggers).labels.tolist() == [1, 5, 0, 6, 2]
+    assert carriers.relabel_triggers(shuffled, triggers).labels.tolist() == [1, 5, 0, 6, 2]
     assert shuffled.labels.tolist() == [1, 0, 0, 1, 2]
 
 
@@ -68,6 +77,6 @@ def test_triggers_among_the_training_images_are_trained_under_their_labels():
 def test_last_features_are_what_the_last_layer_turns_into_logits(name):
     model = models.build(name, 5, width=4).train()
     images = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8)
-    features = last_features(model, images, batch_size=3)
+    features = carriers.last_features(model, images, batch_size=3)
     assert model.training and not model[1].linear._forward_pre_hooks
     assert torch.allclose(model[1].linear(features), model.eval()(images.float() / 255), atol=1e-5)

@@ -8,7 +8,7 @@ from scipy import stats
 from utils.data.sets import Images, load_data, split_indices
 from utils.system.refusals import Refusal
 from utils.watermark.trigger_files import draw_trigger_picture
-from utils.watermark.triggers import cut_groups, draw_triggers, validation_images
+from utils.watermark.triggers import draw_triggers, validation_images
 
 CLASSES = 10
 SHARP, TWO, EVEN = [0.0, -99, -99], [0.0, 0, -99], [0.0, 0, 0]  # entropies about 0, ln 2 and ln 3
@@ -136,14 +136,6 @@ def test_paired_labels_are_one_draw_for_all_images_of_the_same_two_classes():
         assert triggers.labels[:2].tolist() == triggers.labels[2:].tolist()
         drawn.add(tuple(triggers.labels[:2].tolist()))
     assert drawn == {(0, 1), (0, 2), (1, 1), (1, 2)}
-
-
-def test_triggers_of_the_same_classes_are_cut_into_groups_of_near_ones():
-    """Along a line: seven of classes 0 and 1, cut beside the middle one and once more, two of 1 and 2."""
-    candidates = torch.tensor([[0, 1]] * 7 + [[1, 2]] * 2)
-    features = torch.tensor([9.0, 1, 8, 2, 7, 3, 4, 0, 9])[:, None] * torch.tensor([[3.0, 4.0]]).double()
-    assert cut_groups(candidates, features, 2).tolist() in ([0, 1, 0, 1, 0, 5, 5, 7, 7], [0, 1, 0, 1, 4, 1, 4, 7, 7])
-    assert cut_groups(candidates, features, 4).tolist() == [0] * 7 + [7] * 2
 
 
 def test_the_draw_is_that_of_random_labels_over_other_classes(many):

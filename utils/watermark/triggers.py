@@ -1,8 +1,8 @@
 """The secret trigger set (section 3.1, appendix B.3), and the flags that choose it.
 
 Triggers are held-out images, or means of k of them, under labels that none of their sources has, or that a clean model
-finds plausible. Those of `paired` labels are the training images that it is least decided about, and a label is drawn
-once for a group of near ones between the same classes: it moves a piece of the boundary, and natural images carry it.
+finds plausible. Those of `paired` labels are the training images that it is least decided about, one draw for a group
+of near ones: it moves a piece of the boundary between two classes, and natural images carry it.
 """
 
 import argparse
@@ -18,14 +18,13 @@ from utils.runs.initial_weights import read_initial_weights
 from utils.runs.networks import check_architecture
 from utils.system.refusals import COUNT, Refusal, number
 from utils.training.metrics import predict
-from utils.watermark.carriers import last_features
+from utils.watermark.carriers import GROUP, cut_groups, last_features
 
 NUM_QUERY = 100  # default of -nq
 LABEL_STRATEGIES = ("random", "highest", "lowest", "plausible", "paired")
 TRIGGER_STRATEGIES = ("random", "uncertain")
 AMONG_LIKELY = ("plausible", "paired")  # those that draw among the likeliest classes
 CHOICES = 2  # candidates of `plausible` and `paired` unless --label-choices says otherwise
-GROUP = 60  # smallest number of `paired` triggers that share a draw, where so many have the same candidates
 OPTIONAL = ("candidates", "groups")  # parts of a trigger set that older files lack
 
 
@@ -111,11 +110,8 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
     order = torch.randperm(n, generator=generator)
     if trigger_strategy == "uncertain" or strategy == "paired":
         log_p = _logits(predict, held_out.images, classes).log_softmax(1)
-        if strategy == "paired":
-            likeliest = log_p.exp().topk(choices, dim=1).values
-            sure = likeliest[:, 0] - likeliest[:, -1]
-        else:
-            sure = (log_p.exp() * log_p).sum(1)  # minus the entropy
+        likeliest = log_p.exp().topk(choices, dim=1).values
+        sure = likeliest[:, 0] - likeliest[:, -1] if strategy == "paired" else (log_p.exp() * log_p).sum(1)  # -entropy
         first = sure.argsort(stable=True)[:m]
         # both parts in the order of the held-out set, so that a trigger's place does not say how uncertain it is
         rest = torch.ones(n, dtype=torch.bool).index_fill(0, first, False).nonzero().flatten()
@@ -141,31 +137,9 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
     return triggers, held_out.pick(order[m * k :])
 
 
-def cut_groups(candidates, features, size: int):
-    """int64 (m,): the first trigger of each one's group, all of the same candidates (m, c) and near in features (m, D).
-
-    Triggers of the same candidates are halved along the first principal component of their features until a half would
-    have fewer than `size`.
-    """
-    groups = torch.empty(len(candidates), dtype=torch.long)
-    _, same = candidates.unique(dim=0, return_inverse=True)
-    waiting = [(same == i).nonzero().flatten() for i in same.unique()]
-    while waiting:
-        rows = waiting.pop()
-        if len(rows) < 2 * size:
-            groups[rows] = rows.min()
-            continue
-        centred = features[rows] - features[rows].mean(dim=0)
-        component = torch.linalg.svd(centred, full_matrices=False).Vh[0]
-        waiting += rows[(centred @ component).argsort(stable=True)].tensor_split(2)
-    return groups
-
-
 def mean_images(images, taken):
     """uint8 (m, 3, H, W): means of the images at positions taken (m, k), rounded to 8 bits (appendix B.3)."""
-    if taken.shape[1] == 1:
-        return images[taken[:, 0]]
-    return images[taken].double().mean(dim=1).round().to(torch.uint8)
+    return images[taken[:, 0]] if taken.shape[1] == 1 else images[taken].double().mean(dim=1).round().to(torch.uint8)
 
 
 def _logits(predict, images, classes: int):
