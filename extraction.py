@@ -14,7 +14,7 @@ from utils.ownership.results import TriggerTests
 from utils.rivals.ewe import constant_rate, ewe_adam
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, load_source, model_width, pack_checkpoint
 from utils.runs.folder import RunFolder, finish_run
-from utils.runs.networks import check_single_images, check_training, require_gradient_of_images
+from utils.runs.networks import check_compile, check_single_images, check_training, require_gradient_of_images
 from utils.system.files import sha256_of_file
 from utils.system.machine import AMP, choose_device, is_chief, prepare_torch
 from utils.system.refusals import Refusal, refuse_in_one_sentence
@@ -51,6 +51,8 @@ def steal(flags, word: str) -> None:
         check_edit(flags.attack, start, flags.finetune, flags.criterion)
         trains = flags.attack in ("finetune", "fineprune")
         needs_labels = trains and flags.finetune != "shift"
+        if trains and flags.compile:
+            check_compile(device)
         name = f"{flags.attack} {flags.finetune}" if trains else flags.attack
         if trains and flags.finetune == "wrk":
             require_gradient_of_images("--finetune wrk", start)
@@ -61,10 +63,11 @@ def steal(flags, word: str) -> None:
             check_single_images(f"a {model_type}", start)
     else:
         loss, needs_labels = extraction_loss(flags)
-        check_training("-dmt", model_type, source.num_classes, source.size, flags.width, device, amp,
-                       flags.deterministic, flags.batch_size, flags.compile)
-        if flags.attack == "margin":
-            require_gradient_of_images("-at margin", source)
+        trial = check_training("-dmt", model_type, source.num_classes, source.size, flags.width, device, amp,
+                               flags.deterministic, flags.batch_size, flags.compile)
+        moved_by = {"margin": source, "adversarial": trial}.get(flags.attack)
+        if moved_by is not None:
+            require_gradient_of_images(f"-at {flags.attack}", moved_by)
     uniform = labels_are_uniform(about.get("label_strategy", "random"))
     tests = TriggerTests(triggers, source.num_classes, uniform, flags.benign, device)
     own, home = load_both(flags, about)
@@ -98,8 +101,6 @@ def steal(flags, word: str) -> None:
             model = models.build(model_type, source.num_classes, own.mean, own.std, flags.width, home.size)
             model = synchronize_batchnorm(models.place(model, device))
             robust, ascent = flags.attack == "adversarial", None
-            if robust:
-                require_gradient_of_images("-at adversarial", model)
             if robust or flags.attack == "margin":
                 ascent = partial(ascend, steps=flags.steps, step_size=flags.step_size / 255, eps=flags.eps / 255)
             answers = autocast_forward(source, amp, flags.compile)

@@ -80,6 +80,7 @@ def main():
                 run.log("triggers are drawn from images that --init should never have seen: those of val/ where there "
                         "are train/, test/ and val/, else a tenth of train/")
         images = training_images(flags, data, triggers, clean, run.log)
+        del clean, draw  # memory of the device
         batches = Batches(images, flags.batch_size, data.mirrors(flags.no_flip, run.log), device)
         if rival:
             objective = rival.objective(flags, model, batches, triggers, data=data, run=run, commit=commit)

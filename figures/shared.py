@@ -19,7 +19,7 @@ DECIDE = -3  # log10 p at which a claim holds
 
 def experiment_parser(name: str, doc: str, runs: str | None = None) -> Parser:
     """A parser of `figures.<name>` with --dir, the folder of its runs, and --out, that of its files."""
-    parser = Parser(prog=f"python -m figures.{name}", description=doc.splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog=f"python -m figures.{name}", description=doc.splitlines()[0])
     parser.add_argument("-d", "--dir", type=Path, default=Path(runs or f"experiments/{name}"),
                         help="folder of the runs; finished ones are taken as they are")
     parser.add_argument("--out", type=Path, default=HERE, help=f"folder of {name}.json and {name}.md")

@@ -160,7 +160,7 @@ def _draw_panel(ax, model, points, y, star, title: str) -> None:
 @refuse_in_one_sentence
 def main(argv=None):
     """Run the seeds, print what each shows, and write the picture of the first and the JSON of all."""
-    parser = Parser(prog="python -m figures.toy", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="python -m figures.toy", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE, help="folder of figure2.png and figure2.json")
     parser.add_argument("--seed", type=SEED, default=0, help="the first seed, the one that is drawn (default: 0)")
     parser.add_argument("--seeds", type=COUNT, default=10, help="how many seeds are run (default: 10)")

@@ -2,8 +2,8 @@
 
     flags, verify, benchmark, analyze, report   the flags of the three scripts, and commands of their own
     attacks | rivals                            what a thief does; other watermarks
-    ownership                                   commitment, tests, verdict, report
-    watermark                                   trigger set, ascent, objective, BatchNorm statistics
+    ownership                                   commitment, tests, verdict, table
+    watermark | answers                         trigger set, ascent, objective, BatchNorm; a suspect is asked
     data | runs | training                      images; run folders and checkpoints; the training loop
     system | published                          files, processes, devices, refusals; what the paper states
 """

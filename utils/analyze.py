@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from utils.data.sets import load_data
+from utils.rivals.source import run_settings
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, load_source, restore_model
 from utils.runs.networks import add_named_architectures
 from utils.system.files import read_json, write_atomically
@@ -42,15 +43,15 @@ class FinishedRun:
     def __init__(self, folder, data_dir, select, device):
         self.folder = source = Path(folder).resolve()
         settings = (read_json(self.folder / "run.json") or {}).get("settings")
-        if settings is None:
+        if not isinstance(settings, dict) or "dataset" not in settings:
             raise Refusal(f"there is no run in {folder}: name the folder of a finished run")
-        self.select, self.device = select or settings.get("select"), device
+        self.select, self.device = select or ("last" if settings.get("select") == "last" else "val"), device
         unpacked = lambda path: unpack_source(load_checkpoint(path), path, device)
         self.model, self.triggers = unpacked(find_checkpoint(source, self.select))
         if self.triggers is None:  # a surrogate: the triggers are its source's
             source = self.folder.parent
             self.triggers = unpacked(find_checkpoint(source, self.select))[1]
-        source_settings = (read_json(source / "run.json") or {}).get("settings") or {}
+        source_settings = run_settings(source)
         data = load_data(settings["dataset"], data_dir, train_size=source_settings.get("train_size"),
                          skip_bad_images=True, image_size=self.model.size)
         if source_settings.get("data_sha256") not in (None, data.sha256):
@@ -177,7 +178,7 @@ def class_lift(probability, labels, true_labels, assigned) -> dict:
     classes = probability.shape[1]
     own = torch.stack([probability[labels == c].mean(0) for c in range(classes)])[true_labels]
     mine = own.gather(1, assigned[:, None])[:, 0]
-    others = (own.sum(1) - own.gather(1, true_labels[:, None])[:, 0] - mine) / (classes - 2)
+    others = (own.sum(1) - own.gather(1, true_labels[:, None])[:, 0] - mine) / max(classes - 2, 1)
     apart = true_labels != assigned  # plausible labels may be the true ones
     return {"assigned_in_own_class": float(mine[apart].mean()), "other_in_own_class": float(others[apart].mean())}
 
@@ -194,6 +195,9 @@ def report_traces(copy: FinishedRun) -> dict:
     if summary.get("role") != "surrogate" or statistics is None:
         raise Refusal(f"{copy.folder} is no finished run of distill.py or extraction.py: traces compares a copy with "
                       "its source")
+    if not copy.triggers.true_labels.shape[1]:
+        raise Refusal(f"{copy.folder}: the triggers of its source are no images of these classes, so they have no true "
+                      "labels, which traces compares with")
     models = {"source": restore_model(*load_source(copy.folder.parent, copy.select, statistics), copy.device),
               "copy": copy.model}
     triggers, train, test = copy.triggers, copy.train, copy.test
@@ -264,7 +268,7 @@ REPORTS = {"energy": report_energy, "margin": report_margin, "recalibrated": rep
 
 @refuse_in_one_sentence
 def main(argv=None):
-    parser = Parser(prog="python -m utils.analyze", description=__doc__, allow_abbrev=False,
+    parser = Parser(prog="python -m utils.analyze", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=tuple(REPORTS))
     parser.add_argument("run", help="folder of a finished run of train.py, distill.py or extraction.py")

@@ -7,7 +7,6 @@ noise; no figure depends on them.
 
 import argparse
 import itertools
-import json
 import math
 import platform
 import re
@@ -27,7 +26,7 @@ import models
 from utils.attacks.stealing import ExtractionObjective, soft_loss
 from utils.data.batches import Batches
 from utils.data.sets import Images
-from utils.system.files import check_output_file
+from utils.system.files import check_output_file, write_json
 from utils.system.machine import AMP, choose_device, prepare_torch
 from utils.system.refusals import COUNT, Parser, refuse_in_one_sentence
 from utils.training.loop import Step, autocast_forward
@@ -314,7 +313,7 @@ def main(argv=None):
         print("times as fast as the official rendering: " + ", ".join(f"{k} {v:.2f}" for k, v in ratios.items()))
     if flags.json:
         result = {**describe_machine(flags, device), "rows": rows, "ratios": ratios}
-        Path(flags.json).write_text(json.dumps(result, indent=1) + "\n")
+        write_json(Path(flags.json), result)
 
 
 if __name__ == "__main__":

@@ -50,8 +50,7 @@ class ShortHelp(argparse.ArgumentDefaultsHelpFormatter):
 def parser_of(description: str, script: str) -> Parser:
     width = min(110, shutil.get_terminal_size().columns - 2)
     formatter = lambda prog: ShortHelp(prog, max_help_position=32, width=width)
-    return Parser(prog=script, usage=f"python {script} [flags]", description=description, formatter_class=formatter,
-                  allow_abbrev=False)
+    return Parser(prog=script, usage=f"python {script} [flags]", description=description, formatter_class=formatter)
 
 
 # ---- train.py ----
@@ -63,7 +62,7 @@ def train_flags(argv=None) -> argparse.Namespace:
     A rival's flags are in the help, and in the record, only with its `-tt`.
     """
     argv = sys.argv[1:] if argv is None else argv
-    first = Parser(prog="train.py", add_help=False, allow_abbrev=False)
+    first = Parser(prog="train.py", add_help=False)
     _add_train_type(first)
     kind = first.parse_known_args(argv)[0].train_type  # it decides what the help shows and which defaults hold
     p = parser_of("Train a source with a watermark (or a benign model with -tt none).", "train.py")
@@ -110,6 +109,8 @@ def train_flags(argv=None) -> argparse.Namespace:
     flags = p.parse_args(argv)
     if (flags.stop_after or 1) > flags.epoch:
         raise Refusal(f"--stop-after {flags.stop_after}: the run has only -ep {flags.epoch} epochs; pass at most that")
+    if flags.stop_after and rival:
+        raise Refusal(f"--stop-after {flags.stop_after}: -tt {kind} has phases that a stop would cut off; leave it out")
     if flags.bn_stats == "eval" and kind != "margin":
         raise Refusal(f"--bn-stats eval: -tt {kind} has no ascent that could run in eval mode; pass another")
     if flags.amp == "fp16" and rival:

@@ -334,7 +334,7 @@ def run_page(folder: Path, show_triggers: bool) -> tuple[str, list[str]]:
 
 @refuse_in_one_sentence
 def main(argv=None):
-    parser = Parser(prog="python -m utils.report", description=__doc__, allow_abbrev=False,
+    parser = Parser(prog="python -m utils.report", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run of train.py")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE.html", help="the page (default: RUN/report.html)")

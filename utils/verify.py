@@ -28,7 +28,7 @@ from utils.watermark.prepared import add_prepare
 @refuse_in_one_sentence
 def main(argv=None) -> int:
     """The exit status; an error that nobody foresaw is 2 as well, since 1 says that the claim does not hold."""
-    parser = Parser(prog="python -m utils.verify", description=__doc__, allow_abbrev=False,
+    parser = Parser(prog="python -m utils.verify", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="what", required=True)
     for add in (add_prepare, add_timestamp, add_export, add_claim, add_akh, add_di, add_eef, add_certify):

@@ -1,9 +1,15 @@
 """Bad flags of the scripts: one sentence, status 2, no traceback, no folder left."""
 
+import argparse
+
 import pytest
 import torch
 from commands import refused, tree
 from small_runs import STEAL, TRAIN
+
+from utils.ownership.results import TriggerTests
+from utils.system.refusals import Refusal
+from utils.watermark.triggers import TriggerSet, read_label_model
 
 UNCERTAIN, PLAUSIBLE = ("--trigger-strategy", "uncertain"), ("--label-strategy", "plausible")
 WITH_MODEL = ("--label-model", "BENIGN")
@@ -16,6 +22,7 @@ BAD_TRAIN = {
     "batch too large": (("--batch-size", 129), ["--batch-size 129", "128"]),
     "message with a slash": (("-msg", "a/b"), ["'/'"]),
     "stopped after more epochs than there are": (("--stop-after", 2), ["--stop-after 2", "-ep 1"]),
+    "stopped in a rival's phases": (("-tt", "ewe", "--stop-after", 1), ["--stop-after 1", "-tt ewe"]),
     "fp16 without its scale": (("-tt", "ewe", "--amp", "fp16"), ["--amp fp16", "ewe", "bf16"]),
     "an ascent that is not there": (("-tt", "base", "--bn-stats", "eval"), ["--bn-stats eval", "base"]),
     "no folder of images": (("-dt", "folder", "--data-dir", "/no/images"), ["/no/images"]),
@@ -40,6 +47,16 @@ def test_bad_flags_of_train_are_refused(case, benign, tmp_path):
                    *(benign if flag == "BENIGN" else flag for flag in flags))
     assert all(word in said for word in words), said
     assert tree(tmp_path) == set()
+
+
+def test_clean_models_of_another_image_size_and_shortened_flags_are_refused(benign):
+    with pytest.raises(Refusal, match="--label-model .* of 32 pixels, these have 64"):
+        read_label_model(argparse.Namespace(label_model=benign), argparse.Namespace(size=64))
+    none = torch.zeros(2, 0, dtype=torch.long)
+    large = TriggerSet(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), none[:, :0].sum(1), none, none)
+    with pytest.raises(Refusal, match="--benign .* of 32 pixels, the triggers have 64"):
+        TriggerTests(large, 10, True, [benign])
+    assert "--trust" in refused("utils.verify", "claim", benign, "--suspect", benign, "--trust")
 
 
 @pytest.mark.parametrize("script, flags", [("train", TRAIN), ("extraction", STEAL), ("distill", STEAL)])

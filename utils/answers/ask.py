@@ -195,11 +195,11 @@ def answers_of_onnx(path: Path, images, classes: Classes, pixels=None) -> Answer
     return answers.answers_of_logits(rows, f"--suspect {path}", len(images), classes)
 
 
-def answers_of_weights(path, architectures: list[str], images, classes: Classes, mean_std, pixels=None) -> Answers:
-    """The answers of `--suspect` to uint8 images; a checkpoint that names its classes is compared by name."""
-    model, checkpoint = read_suspect_model(path, architectures, len(classes), images.shape[-1], mean_std, pixels)
-    about = checkpoint.get("about")
-    names = about.get("classes") if isinstance(about, dict) else None
+def answers_of_weights(path, architectures: list[str], images, classes: Classes, mean_std, pixels=None,
+                       flag="--suspect") -> Answers:
+    """The answers of the model of `flag` to uint8 images; a checkpoint that names its classes is compared by name."""
+    model, checkpoint = read_suspect_model(path, architectures, len(classes), images.shape[-1], mean_std, pixels, flag)
+    names = checkpoint.get("about", {}).get("classes")
     if isinstance(names, list):
         classes = Classes(classes.names, list(map(str, names)), str(path))
     return answers.answers_of_model(model, path, images, classes)

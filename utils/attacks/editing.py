@@ -71,7 +71,7 @@ class BoundaryObjective(FineTuningObjective):
     that are not their own.
     """
 
-    static = False  # random numbers in a step
+    draws = True
 
     def __call__(self, forward, x, y, picks):
         n = len(x) // 5

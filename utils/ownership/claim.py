@@ -156,9 +156,10 @@ def bank_answers(flags, owner: Owner) -> list[Answers]:
     """The answers of benign models, each once however often it is named."""
     bank = []
     for run in flags.benign:
-        check_benign(load_checkpoint(find_checkpoint(run, None)), run)
+        if (file := find_checkpoint(run, None)).suffix != ".safetensors":
+            check_benign(load_checkpoint(file), run)
         answers = ask.answers_of_weights(run, flags.model_type, owner.triggers.images, Classes(owner.classes),
-                                         owner.mean_std)
+                                         owner.mean_std, flag="--benign")
         if not any(_same_model(answers, other) for other in bank):
             bank.append(answers)
     return bank

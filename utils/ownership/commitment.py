@@ -24,7 +24,7 @@ MOST_NUMBERS = 1 << 25  # triggers times classes, the probabilities of a suspect
 
 
 def save_triggers(run: RunFolder, triggers: TriggerSet, classes: list[str]) -> None:
-    """Keep the triggers in `triggers.pt` and show 25 of them in `trigger.png`; both are private."""
+    """Keep the triggers in `triggers.pt` and show 100 of them in `trigger.png`; both are private."""
     save_checkpoint(run.path / "triggers.pt", triggers.entries)
     draw_trigger_picture(triggers, classes, picture := io.BytesIO())
     write_atomically(run.path / "trigger.png", picture.getvalue(), private=True)
@@ -70,8 +70,7 @@ def read_owner(run) -> Owner:
     path, folder = find_checkpoint(run), Path(run) if Path(run).is_dir() else None
     checkpoint = load_checkpoint(path)
     model, triggers = unpack_source(checkpoint, path)
-    about, count = checkpoint.get("about"), model.num_classes
-    about = about if isinstance(about, dict) else {}
+    about, count = checkpoint.get("about", {}), model.num_classes
     classes = range(count) if about.get("classes") is None else about["classes"]
     classes = list(map(str, classes)) if isinstance(classes, (list, range)) else []
     if not len(set(classes)) == count == len(classes):

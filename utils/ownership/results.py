@@ -28,7 +28,11 @@ class TriggerTests:
         for folder in benign:
             path = find_checkpoint(folder, None)
             summary = read_json(path.parent.parent / "summary.json") or {}
-            logits = self.logits_of(read_benign(folder, device), path)
+            model = read_benign(folder, device)
+            if model.size != triggers.images.shape[-1]:
+                raise Refusal(f"--benign {folder} takes images of {model.size} pixels, the triggers have "
+                              f"{triggers.images.shape[-1]}: leave it out")
+            logits = self.logits_of(model, path)
             self.bank.append((Path(folder).name, logits, summary.get("test_accuracy")))
 
     def logits_of(self, model, path="the model"):
@@ -67,10 +71,10 @@ class TriggerTests:
         return rows
 
 
-def measure_checkpoint(path: Path, tests: TriggerTests, test: Images, device, amp=None) -> dict:
+def measure_checkpoint(path: Path, tests: TriggerTests, test: Images, device) -> dict:
     """Test accuracy in [0, 1], hits and p-values of the model in a checkpoint."""
     model = read_model(path, device)
-    test_accuracy = accuracy(model, test.images, test.labels, amp)
+    test_accuracy = accuracy(model, test.images, test.labels)
     return {"test_accuracy": test_accuracy, **tests.figures(tests.logits_of(model, path))}
 
 

@@ -31,8 +31,7 @@ def read_source(run, data_dir, skip_bad_images: bool, device):
     path = find_checkpoint(run, None)
     checkpoint = load_checkpoint(path)
     model = restore_model(checkpoint, path, device)
-    about = checkpoint.get("about")
-    about = about if isinstance(about, dict) else {}
+    about = checkpoint.get("about", {})
     size = about.get("train_size")
     if about.get("dataset") not in DATASETS or not isinstance(size, int | None) or "attack" in about:
         raise Refusal(f"{path} does not say on which data it was trained: name a run of train.py as the source")

@@ -41,6 +41,8 @@ def load_checkpoint(path: Path) -> dict:
         checkpoint = read_tensors(path)
     if not isinstance(checkpoint, dict):
         raise Refusal(f"{path} is no checkpoint of this project or of the official code")
+    if not isinstance(checkpoint.get("about", {}), dict):
+        checkpoint["about"] = {}
     return checkpoint
 
 
@@ -152,7 +154,7 @@ def read_benign(run, device="cpu"):
 
 def check_benign(checkpoint: dict, run) -> None:
     """Refuse, for --benign, a checkpoint of a watermarked model or of an attack's result."""
-    about = about if isinstance(about := checkpoint.get("about"), dict) else {}
+    about = checkpoint.get("about", {})
     if about.get("train_type", "none") != "none" or "attack" in about:
         kind = str(about.get("attack") or about.get("train_type"))[:40]
         raise Refusal(f"--benign {run} is no independent model but the result of {kind!r}; "
@@ -180,8 +182,8 @@ def find_checkpoint(folder, select: str | None = "val", statistics: str = "paper
                       f"{_runs_beside(folder)}")
     if not path.is_file():
         hint = "; only runs with --bn-stats paper of a network with BatchNorm layers keep clean statistics beside"
-        raise Refusal(f"there is no checkpoint {path}: let the run finish its first epoch"
-                      f"{hint if statistics == 'clean' else ''}")
+        raise Refusal(f"there is no checkpoint {path}: let the run finish its first epoch (those of -at prune and "
+                      f"quantize keep no model){hint if statistics == 'clean' else ''}")
     return path
 
 

@@ -18,7 +18,7 @@ from utils.system.machine import chief_first, describe_process, is_chief, restar
 from utils.system.refusals import Refusal
 
 OWN_FILES = ("run.json", "metrics.jsonl", "output.log", "summary.json", "trigger.png", "triggers.pt", "commitment.json",
-             "key.json", "report.html")
+             "key.json", "report.html", "energy.json", "margin.json", "tsne.json", "traces.json", "recalibrated.json")
 # settings that change where and how a run is computed, not what it computes
 NOT_COMPARED = ("dir", "data_dir", "data_dir_source", "device", "overwrite", "benign", "skip_bad_images", "graph",
                 "prepared")

@@ -70,7 +70,8 @@ class InitialWeights(NamedTuple):
         given = {name: t for name, t in given.items()
                  if name not in head and (name in own or not name.startswith(AUXILIARY))}
         needed = [name for name in own if name not in (*head, *MAY_BE_ABSENT) and not name.endswith(COUNTER)]
-        own_flags = "-mt" if self.flag == "--suspect" else "-mt and --width"  # the width of a suspect is its file's
+        own_width = self.flag in ("--suspect", "--benign")  # it is the file's
+        own_flags = "-mt" if own_width else "-mt and --width"
         way = f"pass the {own_flags} that its model was built with"
         for name, tensor in given.items():
             if name not in own:
@@ -161,8 +162,9 @@ def _head_of_other_classes(model, given: dict):
     return (), None
 
 
-def read_suspect_model(path, architectures: list[str], classes: int, size: int, mean_std, pixels=None):
-    """(model of `--suspect`, frozen and in eval mode, its checkpoint or {}).
+def read_suspect_model(path, architectures: list[str], classes: int, size: int, mean_std, pixels=None,
+                       flag="--suspect"):
+    """(model of `flag`, frozen and in eval mode, its checkpoint or {}).
 
     path           a run folder, a checkpoint, a state dict or a .safetensors file
     architectures  names by -mt; a state dict is of the one of them that it fits
@@ -173,15 +175,15 @@ def read_suspect_model(path, architectures: list[str], classes: int, size: int, 
     checkpoint = {} if file.suffix == ".safetensors" else load_checkpoint(file)
     if isinstance(checkpoint.get("model"), dict) and "type" in checkpoint["model"]:
         if pixels:
-            raise Refusal(f"--suspect {path} normalises its pixels itself: leave out --mean, --std and --scale")
+            raise Refusal(f"{flag} {path} normalises its pixels itself: leave out --mean, --std and --scale")
         model = restore_model(checkpoint, file)
         if model.size != size:
-            raise Refusal(f"--suspect {path} takes images of {model.size} x {model.size} pixels, the triggers are "
+            raise Refusal(f"{flag} {path} takes images of {model.size} x {model.size} pixels, the triggers are "
                           f"{size} x {size}: export them, ask it yourself, and pass --predictions")
         return model, checkpoint
-    weights, refusals = read_initial_weights(file, "--suspect"), []
+    weights, refusals = read_initial_weights(file, flag), []
     if not architectures:
-        raise Refusal(f"--suspect {path} is a state dict, which does not say what it is of: name its architecture "
+        raise Refusal(f"{flag} {path} is a state dict, which does not say what it is of: name its architecture "
                       "by -mt")
     for name in architectures:
         try:
@@ -196,7 +198,7 @@ def read_suspect_model(path, architectures: list[str], classes: int, size: int, 
 
 
 def _model_of(weights, name: str, classes: int, size: int, mean_std):
-    check_architecture(f"--suspect {weights.path}: -mt", name, classes, size, 64, OTHER_WAY)
+    check_architecture(f"{weights.flag} {weights.path}: -mt", name, classes, size, 64, OTHER_WAY)
     width = 64
     if name in models.NAMES:  # channels of the first convolution; `check` says where there is none
         width = next((len(t) for t in weights.tensors.values() if t.dim() == 4 and 0 < len(t) <= 1024), 64)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import models
 from utils.runs.checkpoints import pack_checkpoint, refuse_errors, restore_model, save_checkpoint
 from utils.system.files import read_tensors
-from utils.system.machine import autocast
+from utils.system.machine import autocast, is_chief
 from utils.system.refusals import Refusal
 
 ARCHITECTURE_HELP = (f"architecture: {', '.join(models.NAMES)}, or tv:NAME, a classifier of torchvision, or "
@@ -72,9 +72,7 @@ def check_training(flag: str, name: str, classes: int, size: int, width: int, de
     """
     check_architecture(flag, name, classes, size, width)
     if compile:
-        with refuse_errors(f"--compile: torch.compile does not work on {device} here", "install what it lacks (a C++ "
-                           "compiler on a CPU, Triton on a GPU), or leave --compile out"):
-            torch.compile(lambda x: (2 * x).sum())(torch.ones(2, device=device))
+        check_compile(device)
     if batch_size == 1:
         check_single_images(f"{flag} {name}", models.build(name, classes, width=width, size=size))
     if name in models.NAMES:
@@ -96,9 +94,16 @@ def check_training(flag: str, name: str, classes: int, size: int, width: int, de
     if all(p.grad is None for p in model.parameters()):
         raise Refusal(f"{flag} {name} cannot be trained: its logits have no gradient with respect to its weights; "
                       "leave out what cuts it, as no_grad or detach, or pass another architecture")
-    if not models.is_torchvision(name):
+    if not models.is_torchvision(name) and is_chief():  # nobody else writes files
         _check_checkpoint(f"{flag} {name}", model, x)
     return model
+
+
+def check_compile(device) -> None:
+    """Refuse --compile where torch.compile does not find what it needs."""
+    with refuse_errors(f"--compile: torch.compile does not work on {device} here", "install what it lacks (a C++ "
+                       "compiler on a CPU, Triton on a GPU), or leave --compile out"):
+        torch.compile(lambda x: (2 * x).sum())(torch.ones(2, device=device))
 
 
 def check_single_images(what: str, model) -> None:

@@ -80,13 +80,13 @@ def sync(descriptor: int) -> None:
             raise
 
 
-def lock(file, wait: bool = False) -> bool:
+def lock(file) -> bool:
     """Lock an open file or folder for this process; False where its file system has no locks, as some network ones.
 
-    Raises BlockingIOError where another process holds the lock, unless it should `wait`.
+    Raises BlockingIOError where another process holds the lock.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if isinstance(error, BlockingIOError):
             raise

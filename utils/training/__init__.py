@@ -1,4 +1,4 @@
 """Training: the loop and its step, faster steps, several processes, and accuracy.
 
-May import utils.system and models. Calls an `Objective` and has never heard of watermarks.
+May import utils.system and models. Calls an `Objective` and knows of watermarks only what is measured of them.
 """

@@ -66,8 +66,8 @@ def add_prepare(parts) -> None:
     c.add_argument("-mt", "--model-type", type=models.architecture, metavar="NAME",
                    help="architecture of a --label-model that is plain weights")
     c.add_argument("--width", type=COUNT, default=64, help="channels of its first stage")
-    c.add_argument("--seed", type=SEED, default=0, help="of the training to come; it chooses nothing here, for the "
-                   "images and the secret are of the operating system's randomness")
+    c.add_argument("--seed", type=SEED, default=0, help="of the training to come; it chooses nothing here: the "
+                   "secret, and random images, are of the operating system's randomness")
     c.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"),
                    help="where the label model is computed (default: auto)")
 
@@ -360,6 +360,8 @@ def take_prepared_flags(flags) -> None:
     if not flags.prepared:
         return
     flags.beacon = checked_beacon(flags.beacon)
+    if flags.trigger_strategy == "random":  # recorded as None
+        flags.trigger_strategy = None
     prepared = read_prepared(flags.prepared)
     if (round_time(prepared.record) or 0) > time.time():
         raise Refusal(f"--beacon {flags.beacon[:16]}... cannot be the value of {describe_beacon(prepared.record)}")

@@ -218,7 +218,11 @@ def read_label_model(flags, data: Data, device="cpu"):
     file = find_checkpoint(flags.label_model)
     checkpoint = load_checkpoint(file) if file.suffix != ".safetensors" else {}
     if isinstance(checkpoint.get("model"), dict) and "type" in checkpoint["model"]:
-        return restore_model(checkpoint, file, device)
+        model = restore_model(checkpoint, file, device)
+        if model.size != data.size:
+            raise Refusal(f"--label-model {flags.label_model} was trained on images of {model.size} pixels, these have "
+                          f"{data.size}: name another clean model")
+        return model
     weights = read_initial_weights(file, "--label-model")
     if flags.model_type is None:
         raise Refusal(f"--label-model {file} holds plain weights, which do not say what they are of: name their "
