@@ -107,7 +107,7 @@ def steal(flags, word: str) -> None:
             objective = ExtractionObjective(answers, loss, needs_labels, ascent, robust)
         if flags.adam:
             objective.optimizer, objective.rate = ewe_adam, constant_rate
-        batches = Batches(own.train, flags.batch_size, own.mirrors(flags.no_flip, run.log), device)
+        batches = Batches(own.train, flags.batch_size, own.mirrors(flags, run.log), device, crop=not flags.no_crop)
         of_run = {"classes": home.classes, "dataset": home.name, "attack": name, "seed": flags.seed}
         snapshot = lambda model, epoch, row: pack_checkpoint(model, model_type, epoch=epoch, figures=row, about=of_run)
         validation = validation_images(home, triggers)

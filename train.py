@@ -81,7 +81,7 @@ def main():
                         "are train/, test/ and val/, else a tenth of train/")
         images = training_images(flags, data, triggers, clean, run.log)
         del clean, draw  # memory of the device
-        batches = Batches(images, flags.batch_size, data.mirrors(flags.no_flip, run.log), device)
+        batches = Batches(images, flags.batch_size, data.mirrors(flags, run.log), device, crop=not flags.no_crop)
         if rival:
             objective = rival.objective(flags, model, batches, triggers, data=data, run=run, commit=commit)
         else:

@@ -245,6 +245,7 @@ def _add_training_flags(parser):
     p.add_argument("--lr", type=POSITIVE, default=0.1, help="initial learning rate")
     p.add_argument("--weight-decay", type=number(float, 0, 1e38), default=1e-4, help="weight decay")
     p.add_argument("--seed", type=SEED, default=0, help="seed of everything but the split")
+    p.add_argument("--no-crop", action="store_true", help="do not crop training images at random")
     p.add_argument("--no-flip", action="store_true", help="do not mirror training images, for data of which a mirrored "
                    "image is another thing (of digits none is mirrored)")
     p = parser.add_argument_group("machine")

@@ -23,13 +23,14 @@ class Batches:
     """The training images on the device, cropped and flipped by batch there.
 
     Each is flipped with probability 1/2 and then cropped to its size out of a zero padding of an eighth of it (4 pixels
-    of 32); the last partial batch is dropped. Stored images are read and augmented on the CPU, in a second thread.
+    of 32), or not without `crop`; the last partial batch is dropped. Stored images are read and augmented on the CPU,
+    in a second thread.
     """
 
-    def __init__(self, images: Images, batch_size: int, flip: bool, device="cpu", dtype=torch.float32):
+    def __init__(self, images: Images, batch_size: int, flip: bool, device="cpu", dtype=torch.float32, crop=True):
         self.images, self.labels = images.images, images.labels.to(device)
         self.size = self.images.shape[-1]
-        self.pad = self.size // 8
+        self.pad = self.size // 8 if crop else 0
         self.batch_size, self.may_flip, self.device, self.dtype = batch_size, flip, device, dtype
         self.steps = len(self.labels) // batch_size
         self.on_disk = isinstance(self.images, StoredImages)

@@ -55,11 +55,11 @@ class Data:
         """Height and width of the images, pixels."""
         return self.train.images.shape[-1]
 
-    def mirrors(self, no_flip: bool, log) -> bool:
-        """Whether training images are mirrored at random, with --no-flip or without; tells the log."""
-        how = "not mirrored" if no_flip or not self.flip else "mirrored (--no-flip: not)"
-        log(f"training images are cropped at random and {how}")
-        return self.flip and not no_flip
+    def mirrors(self, flags, log) -> bool:
+        """Whether training images are mirrored at random; tells the log that, and whether they are cropped."""
+        how = "not mirrored" if flags.no_flip or not self.flip else "mirrored (--no-flip: not)"
+        log(f"training images are {'not cropped' if flags.no_crop else 'cropped at random'} and {how}")
+        return self.flip and not flags.no_flip
 
     @cached_property
     def sha256(self) -> str:
