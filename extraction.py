@@ -68,6 +68,7 @@ def steal(flags, word: str) -> None:
         moved_by = {"margin": source, "adversarial": trial}.get(flags.attack)
         if moved_by is not None:
             require_gradient_of_images(f"-at {flags.attack}", moved_by)
+        del trial, moved_by  # memory of the device
     uniform = labels_are_uniform(about.get("label_strategy", "random"))
     tests = TriggerTests(triggers, source.num_classes, uniform, flags.benign, device)
     own, home = load_both(flags, about)

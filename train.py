@@ -13,7 +13,7 @@ from utils.rivals.embedded_features import embed_style
 from utils.rivals.randomized_smoothing import append_triggers
 from utils.runs.checkpoints import find_checkpoint, pack_checkpoint
 from utils.runs.folder import RunFolder
-from utils.runs.initial_weights import read_initial_weights
+from utils.runs.initial_weights import read_initial_weights, read_label_model
 from utils.runs.networks import check_training, require_gradient_of_images, require_two_passes
 from utils.system.files import sha256_of_file
 from utils.system.machine import AMP, choose_device, is_chief, prepare_torch
@@ -26,7 +26,7 @@ from utils.watermark.carriers import carriers_each, last_features, relabel_carri
 from utils.watermark.margin import WatermarkObjective, ascend, effective_weight
 from utils.watermark.prepared import read_prepared
 from utils.watermark.trigger_files import pack_triggers, read_triggers
-from utils.watermark.triggers import labels_are_uniform, read_label_model, triggers_of_flags
+from utils.watermark.triggers import labels_are_uniform, triggers_of_flags
 
 
 @refuse_in_one_sentence
@@ -60,6 +60,8 @@ def main():
 
     before = None
     run.open(device, flags.overwrite)
+    if len(triggers.groups) and (kept := run.path / "triggers.pt").exists():  # another device may round otherwise
+        triggers = tests.triggers = read_triggers(kept, len(data.classes))
     if run.finished:
         run.log(f"{run.path} is finished; its figures:")
     else:
@@ -76,7 +78,7 @@ def main():
         if flags.init and not new_head:
             before = accuracy(model, data.test.images, data.test.labels, amp)
             run.log(f"test accuracy of these weights before the training: {100 * before:.2f} %")
-            if data.name == "folder" and flags.train_type != "none":
+            if data.name == "folder" and flags.train_type != "none" and not len(triggers.groups):
                 run.log("triggers are drawn from images that --init should never have seen: those of val/ where there "
                         "are train/, test/ and val/, else a tenth of train/")
         images = training_images(flags, data, triggers, clean, run.log)

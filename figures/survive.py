@@ -83,7 +83,7 @@ def setting_name(settings: dict) -> str:
     if settings["train_type"] == "none":
         return "benign"
     on = settings.get
-    labels = {"random": "", "plausible": f"{on('label_choices')} plausible labels"}
+    labels = {"random": ""} | {name: f"{on('label_choices')} {name} labels" for name in ("plausible", "paired")}
     return ", ".join(filter(None, [
         settings["train_type"], settings["bn_stats"], f"m {settings['num_query']}",
         f"lambda {settings['variable']:g}" + (" joint" if settings["reduction"] == "joint" else ""),
@@ -91,6 +91,7 @@ def setting_name(settings: dict) -> str:
         f"{on('trigger_strategy')} images" if on("trigger_strategy") else "",
         labels.get(settings["label_strategy"], f"{settings['label_strategy']} labels"),
         f"{on('carriers')} carriers" if on("carriers") else "",
+        "no crops" if on("no_crop") else "",
         f"means of {settings['num_mixup']}" if settings["num_mixup"] > 1 else "",
         f"from a trained model, lr {settings['lr']:g}" if on("init") else "",
     ]))

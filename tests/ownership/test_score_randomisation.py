@@ -47,6 +47,9 @@ def test_every_shared_draw_counted(drawn):
     assert found == pytest.approx(share(lambda y: scores[np.arange(5), y].sum()), abs=1e-9)
     found = pvalues.label_randomisation(answers, assigned, none, 4, candidates=candidates, groups=groups)
     assert found == pytest.approx(share(lambda y: (answers == y).sum()), abs=1e-9)
+    answers[2] = -1  # a missing answer hits whatever could have been drawn instead
+    found = pvalues.label_randomisation(answers, assigned, none, 4, candidates=candidates, groups=groups)
+    assert found == pytest.approx(share(lambda y: (answers == y).sum() + (y[2] != assigned[2])), abs=1e-9)
 
 
 def test_far_below_the_smallest_float_at_the_ends_and_on_a_long_grid():

@@ -8,8 +8,9 @@ from commands import refused, tree
 from small_runs import STEAL, TRAIN
 
 from utils.ownership.results import TriggerTests
+from utils.runs.initial_weights import read_label_model
 from utils.system.refusals import Refusal
-from utils.watermark.triggers import TriggerSet, read_label_model
+from utils.watermark.triggers import TriggerSet
 
 UNCERTAIN, PLAUSIBLE = ("--trigger-strategy", "uncertain"), ("--label-strategy", "plausible")
 WITH_MODEL = ("--label-model", "BENIGN")

@@ -1,6 +1,7 @@
 """Training images near a trigger that are trained under its label."""
 
 import argparse
+from argparse import Namespace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ import models
 from utils.data.sets import Images
 from utils.system.refusals import Refusal
 from utils.watermark import carriers
-from utils.watermark.triggers import TriggerSet
+from utils.watermark.trigger_files import check_groups
+from utils.watermark.triggers import TriggerSet, validation_images
 
 
 def filled(pixels):
@@ -71,6 +73,18 @@ def test_triggers_among_the_training_images_are_trained_under_their_labels():
     shuffled = TRAIN.pick(torch.tensor([4, 3, 0, 1, 2]))
     assert carriers.relabel_triggers(shuffled, triggers).labels.tolist() == [1, 5, 0, 6, 2]
     assert shuffled.labels.tolist() == [1, 0, 0, 1, 2]
+    held_out = TRAIN.pick(torch.tensor([1, 3]))  # numbered as the training images, where there is a folder val/
+    paired = TriggerSet(*triggers[:4], torch.tensor([[5, 6]] * 2), torch.tensor([0, 1]))
+    assert validation_images(Namespace(held_out=held_out), paired) is held_out
+
+
+@pytest.mark.parametrize("groups, candidates", [
+    ([0, 0], [[0, 1], [0, 2]]), ([0, 2], [[0, 1]] * 2), ([0, -1], [[0, 1]] * 2), ([0, 0], None)])
+def test_groups_of_other_candidates_or_of_none_are_refused(groups, candidates):
+    none = torch.zeros(2, 0, dtype=torch.long)
+    candidates = none if candidates is None else torch.tensor(candidates)
+    with pytest.raises(ValueError, match="group"):
+        check_groups(TriggerSet(filled([1, 2]), torch.zeros(2).long(), none, none, candidates, torch.tensor(groups)))
 
 
 @pytest.mark.parametrize("name", ["res18", "vgg11"])

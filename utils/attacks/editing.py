@@ -71,7 +71,7 @@ class BoundaryObjective(FineTuningObjective):
     that are not their own.
     """
 
-    draws = True
+    random_steps = True
 
     def __call__(self, forward, x, y, picks):
         n = len(x) // 5

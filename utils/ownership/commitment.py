@@ -121,7 +121,8 @@ def export_triggers(flags) -> int:
         label, candidates = int(t.labels[i]), t.candidates[i].tolist()
         images[owner.names[i]] = {"label": label, "label_name": classes[label], "index": i,
                                   "true_labels": t.true_labels[i].tolist()} | (
-            {"candidates": candidates} if candidates else {})
+            {"candidates": candidates} if candidates else {}) | (
+            {"group": int(t.groups[i])} if len(t.groups) else {})
     with new_private_folder(flags.to) as to:
         (to / "images").mkdir()
         write_pictures(t.images, owner.names, to / "images")

@@ -41,7 +41,7 @@ def label_randomisation(predicted, assigned, true, classes: int, conservative: b
     n = c labels of each trigger. So whenever the suspect answers with one of these it hits with probability 1 / n,
     whatever kind of model it is. With W such answers and h hits, p = P(Bin(W, 1 / n) >= h); `conservative` takes
     W = m. No benign models are needed. Where triggers share draws, hits are added up for each draw and p is exact for
-    their sum, whatever W is.
+    their sum; `conservative` changes nothing then.
 
     The test fails where the labels were not drawn uniformly (highest, lowest, one fixed label), or where nothing
     shows that they were fixed before the suspect existed (labels read off a suspect always hit).
@@ -49,6 +49,9 @@ def label_randomisation(predicted, assigned, true, classes: int, conservative: b
     allowed = drawn_from((len(true), classes), true, candidates)
     if groups is not None and len(groups):
         answers = (np.asarray(predicted)[:, None] == np.arange(classes)).astype(np.int64)
+        if count_missing:  # a hit for every label but the assigned one
+            answers[np.asarray(predicted) < 0] = 1
+            answers[np.arange(len(answers)), assigned] -= np.asarray(predicted) < 0
         return draw_tail(*by_draw(answers, allowed, assigned, groups))
     counted = trials(predicted, allowed, count_missing)
     hits = int((counted & (np.asarray(predicted) == assigned)).sum())
@@ -134,28 +137,22 @@ def draw_tail(scores, allowed, assigned) -> float:
     lowest = np.where(allowed, scores, scores.max()).min(axis=1, keepdims=True)
     q = np.where(allowed, scores - lowest, 0)  # (m, C), from 0
     best, total = q.max(axis=1), int(q[np.arange(len(q)), assigned].sum())
-    levels = np.arange(best.max() + 1)
-    cells = (np.arange(len(q))[:, None] * len(levels) + q)[allowed]
-    drawn = np.bincount(cells, minlength=len(q) * len(levels)).reshape(len(q), -1)  # (m, levels): how many labels
-    drawn = drawn / drawn.sum(axis=1, keepdims=True)
     if total == best.sum():  # nothing above: the product of the chances of a best label
-        return float(np.log10(drawn[np.arange(len(q)), best]).sum())
-    with np.errstate(divide="ignore"):
-        log_drawn = np.log(drawn)
-
-    excess = lambda t: float((special.softmax(log_drawn + t * levels, axis=1) @ levels).sum()) - total
+        return float(np.log10(((q == best[:, None]) & allowed).sum(axis=1) / allowed.sum(axis=1)).sum())
+    exponents = lambda t: np.where(allowed, t * q, -np.inf)
+    excess = lambda t: float((special.softmax(exponents(t), axis=1) * q).sum()) - total
     t = 0.0
     if excess(0.0) < 0:  # any t is right; near the root, which is below the upper end, the terms are largest
         t = optimize.brentq(excess, 0.0, 2 + math.log(allowed.size), rtol=1e-3)
-    tilted = special.softmax(log_drawn + t * levels, axis=1)
-    parts = [row[: end + 1] for row, end in zip(tilted, best)]
+    tilted = special.softmax(exponents(t), axis=1)
+    parts = [np.bincount(row[drawn], weights[drawn]) for row, weights, drawn in zip(q, tilted, allowed)]
     while len(parts) > 1:  # neighbours first, so that few convolutions are long
         rest = [parts.pop()] if len(parts) % 2 else []
         parts = [signal.convolve(a, b) for a, b in zip(parts[::2], parts[1::2])] + rest
     above = parts[0][total:]
     weights = np.exp(-t * np.arange(len(above)))
     rounding = len(q) * ROUNDING * float(weights.sum())
-    log_moment = float(special.logsumexp(log_drawn + t * levels, axis=1).sum())
+    log_moment = float((special.logsumexp(exponents(t), axis=1) - np.log(allowed.sum(axis=1))).sum())
     log_p = log_moment - t * total + math.log(max(float((above * weights).sum()), 0.0) + rounding)
     return min(0.0, log_p / LOG10)
 

@@ -53,7 +53,7 @@ class TriggerTests:
                 log10_p[name] = pvalues.label_randomisation(*answers, conservative, candidates, groups=groups)
             probabilities = logits.double().softmax(1).numpy()
             log10_p["T1p"] = pvalues.score_randomisation(probabilities, answers[1], true, candidates, groups)
-        if self.bank and m > 1:
+        if self.bank and m > 1 and not len(groups):
             assigned = lambda logits: logits.double().softmax(1).gather(1, triggers.labels[:, None])[:, 0].numpy()
             suspect, benign = assigned(logits), [assigned(of) for _, of, _ in self.bank]
             log10_p |= {"T3": pvalues.paired_t(suspect, benign), "p_subset": pvalues.subset(suspect, benign)}

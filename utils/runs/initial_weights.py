@@ -162,6 +162,26 @@ def _head_of_other_classes(model, given: dict):
     return (), None
 
 
+def read_label_model(flags, data, device="cpu"):
+    """The clean model of --label-model, frozen: a run, a checkpoint, or plain weights of the -mt and --width."""
+    file = find_checkpoint(flags.label_model)
+    checkpoint = load_checkpoint(file) if file.suffix != ".safetensors" else {}
+    if isinstance(checkpoint.get("model"), dict) and "type" in checkpoint["model"]:
+        model = restore_model(checkpoint, file, device)
+        if model.size != data.size:
+            raise Refusal(f"--label-model {flags.label_model} was trained on images of {model.size} pixels, these have "
+                          f"{data.size}: name another clean model")
+        return model
+    weights = read_initial_weights(file, "--label-model")
+    if flags.model_type is None:
+        raise Refusal(f"--label-model {file} holds plain weights, which do not say what they are of: name their "
+                      "architecture by -mt")
+    check_architecture("-mt", flags.model_type, len(data.classes), data.size, flags.width)
+    model = models.build(flags.model_type, len(data.classes), data.mean, data.std, flags.width, data.size)
+    weights.load_into(model, same_classes=True)
+    return models.place(model.requires_grad_(False).eval(), device)
+
+
 def read_suspect_model(path, architectures: list[str], classes: int, size: int, mean_std, pixels=None,
                        flag="--suspect"):
     """(model of `flag`, frozen and in eval mode, its checkpoint or {}).

@@ -42,7 +42,7 @@ class Objective:
     optimizer = staticmethod(sgd)
     rate = staticmethod(falling_rate)  # (lr, epoch, epochs) -> the learning rate of an epoch
     statistics = None  # `watermark.batchnorm.RunningStatistics` where there are trigger batches
-    draws = False  # whether a step draws from torch's generator
+    random_steps = False  # whether a step draws from torch's generator
     static = True  # whether every step runs the same kernels, so that one can be recorded and replayed
     halves = False  # whether it has a `clean_pass` and a `trigger_pass` that can be computed side by side
     more = 0  # epochs in addition to those that were asked for
@@ -160,7 +160,7 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs: int, lr: 
     last = min(stop_after or epochs, epochs)
     # dropout and its like: seeded before each step, as an interrupted epoch has to go on with the same numbers; and a
     # recording would need them to be drawn on the device
-    may_draw = objective.draws or not models.is_own(model)
+    may_draw = objective.random_steps or not models.is_own(model)
     graph = graph and objective.static and not may_draw and not getattr(batches, "on_disk", False)
     step = Step(model, objective, batches, lr=lr, weight_decay=weight_decay, amp=amp, compile=compile, graph=graph,
                 log=run.log)

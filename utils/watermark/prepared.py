@@ -25,11 +25,13 @@ import torch
 import models
 from utils.data.sets import Data, Images, add_data_flags, load_data
 from utils.runs.checkpoints import load_checkpoint, save_checkpoint
+from utils.runs.initial_weights import read_label_model
 from utils.system.files import read_json, refuse_links, write_json
 from utils.system.machine import choose_device
 from utils.system.refusals import COUNT, SEED, Refusal
 from utils.watermark import triggers as choice
-from utils.watermark.triggers import TriggerSet
+from utils.watermark.trigger_files import check_groups
+from utils.watermark.triggers import MOST_TRIGGERS, TriggerSet
 
 PREPARED_FILE, KEY_FILE, COMMITMENT_FILE = "prepared.pt", "key.json", "commitment.json"
 PARTS = ("images", "true_labels", "sources", "candidates", "groups")
@@ -38,7 +40,6 @@ SETTINGS = {"num_query": choice.NUM_QUERY, "num_mixup": 1, "label_strategy": "ra
 RECORD = ("secret", "classes", "mean", "std", "beacon_name", "round")
 FORMAT, FORMAT_OF_GROUPS = b"margin triggers1", b"margin triggers2"  # 16 bytes each
 MOST_CLASSES = 100_000
-MOST_TRIGGERS = 4096  # of a commitment or a claim; a hundred are the paper's
 ALPHA = 1e-3
 # name: (time of round 1, seconds between rounds, where a round's value stands, in the field `randomness`)
 BEACONS = {"drand quicknet": (1692803367, 3, "https://api.drand.sh/52db9ba70e0cc0f6eaf7803dd07447a1f5477735fd3f661792ba"
@@ -104,7 +105,7 @@ def prepare_images(flags) -> int:
     order = list(range(len(data.held_out.labels)))
     random.SystemRandom().shuffle(order)  # a seed would let anybody draw the images again
     data.held_out = data.held_out.pick(order)
-    clean = choice.read_label_model(flags, data, device) if flags.label_model else None
+    clean = read_label_model(flags, data, device) if flags.label_model else None
     triggers, _ = choice.triggers_of_flags(flags, data, clean)  # whose labels are not used
     if hopeless := never_claimed(triggers, len(data.classes)):
         raise Refusal(f"this mark could never be claimed: {hopeless}")
@@ -347,6 +348,7 @@ def read_prepared(folder) -> Prepared:
         labels = torch.zeros(len(state["images"]), dtype=torch.long)
         parts = {name: state[name].long() for name in PARTS[1:] if name != "groups" or name in state}
         triggers = TriggerSet(state["images"], labels, **parts)
+        check_groups(triggers)
         settings = dict(read_json(folder / KEY_FILE)["settings"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise Refusal(f"--prepared {folder} is damaged: restore it from a copy") from error

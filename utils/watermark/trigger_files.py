@@ -44,6 +44,18 @@ def read_triggers(path, classes: int) -> TriggerSet:
     return _checked(lambda name: state.get(name) if name in OPTIONAL else state[name], path, classes)
 
 
+def check_groups(triggers: TriggerSet) -> None:
+    """ValueError where the groups are not what `TriggerSet` says."""
+    groups, m = triggers.groups, len(triggers)
+    if groups.shape == (0,):
+        return
+    if groups.dtype != torch.int64 or groups.shape != (m,) or not ((0 <= groups) & (groups < m)).all():
+        raise ValueError("the groups of triggers are no positions of triggers")
+    if not triggers.candidates.shape[1] or not all(
+            torch.equal(part, part[groups]) for part in (groups, triggers.labels, triggers.candidates)):
+        raise ValueError("triggers of a group have other labels or candidates")
+
+
 def _checked(part, path, classes: int, size: int | None = None) -> TriggerSet:
     """The trigger set whose parts an untrusted file holds; Refusal, which names `path`, where they do not fit.
 
@@ -66,9 +78,10 @@ def _checked(part, path, classes: int, size: int | None = None) -> TriggerSet:
             raise ValueError(f"a label is outside the {classes} classes")
         none = torch.zeros(m, 0, dtype=torch.long)
         true, sources = (t.reshape(m, -1) if t.numel() else none for t in (true, sources))
-        c = part("candidates")
+        c, groups = part("candidates"), part("groups")
         if c is None or c.shape == (m, 0):
-            return TriggerSet(images, labels, true, sources)
+            check_groups(found := TriggerSet(images, labels, true, sources, None, groups))
+            return found
         if c.dim() != 2 or len(c) != m or not 2 <= c.shape[1] <= classes:
             raise ValueError(f"the candidates of a label are not 2 to {classes} for each trigger")
         if c.dtype != torch.int64 or not ((0 <= c) & (c < classes)).all():
@@ -77,14 +90,8 @@ def _checked(part, path, classes: int, size: int | None = None) -> TriggerSet:
             raise ValueError("a candidate is named twice")
         if not (c == labels[:, None]).any(dim=1).all():
             raise ValueError("a label is not among its candidates")
-        groups = part("groups")
-        if groups is None or groups.shape == (0,):
-            return TriggerSet(images, labels, true, sources, c)
-        if groups.dtype != torch.int64 or groups.shape != (m,) or not ((0 <= groups) & (groups < m)).all():
-            raise ValueError("the groups of triggers are no positions of triggers")
-        if not all(torch.equal(part, part[groups]) for part in (groups, labels, c)):
-            raise ValueError("triggers of a group have other labels or candidates")
-        return TriggerSet(images, labels, true, sources, c, groups)
+        check_groups(found := TriggerSet(images, labels, true, sources, c, groups))
+        return found
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
         why = " ".join(str(error).split())[:120]
         raise Refusal(f"{path} does not hold a trigger set ({type(error).__name__}: {why!r})") from error

@@ -11,11 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-import models
 from utils.data.sets import Data, Images
-from utils.runs.checkpoints import find_checkpoint, load_checkpoint, restore_model
-from utils.runs.initial_weights import read_initial_weights
-from utils.runs.networks import check_architecture
 from utils.system.refusals import COUNT, Refusal, number
 from utils.training.metrics import predict
 from utils.watermark.carriers import GROUP, cut_groups, last_features
@@ -25,6 +21,7 @@ LABEL_STRATEGIES = ("random", "highest", "lowest", "plausible", "paired")
 TRIGGER_STRATEGIES = ("random", "uncertain")
 AMONG_LIKELY = ("plausible", "paired")  # those that draw among the likeliest classes
 CHOICES = 2  # candidates of `plausible` and `paired` unless --label-choices says otherwise
+MOST_TRIGGERS = 4096  # of a commitment or a claim; a hundred are the paper's
 OPTIONAL = ("candidates", "groups")  # parts of a trigger set that older files lack
 
 
@@ -153,7 +150,9 @@ def _logits(predict, images, classes: int):
 
 
 def validation_images(data: Data, triggers: TriggerSet) -> Images:
-    """The held-out images that are no source of the trigger set."""
+    """The held-out images that are no source of the trigger set; `paired` triggers are no held-out images."""
+    if len(triggers.groups):
+        return data.held_out
     return data.held_out.pick(torch.isin(data.held_out.indices, triggers.sources, invert=True).nonzero().flatten())
 
 
@@ -209,28 +208,10 @@ def complete_label_flags(flags, other_use=None) -> None:
     if flags.label_strategy == "paired" and (flags.num_mixup > 1 or flags.trigger_strategy):
         raise Refusal("--label-strategy paired chooses its images itself, single ones: leave -nm and "
                       "--trigger-strategy out")
+    if flags.label_strategy == "paired" and flags.num_query > MOST_TRIGGERS:
+        raise Refusal(f"-nq {flags.num_query}: a claim takes at most {MOST_TRIGGERS} triggers")
     if flags.label_strategy in AMONG_LIKELY:
         flags.label_choices = flags.label_choices or CHOICES
-
-
-def read_label_model(flags, data: Data, device="cpu"):
-    """The clean model of --label-model, frozen: a run, a checkpoint, or plain weights of the -mt and --width."""
-    file = find_checkpoint(flags.label_model)
-    checkpoint = load_checkpoint(file) if file.suffix != ".safetensors" else {}
-    if isinstance(checkpoint.get("model"), dict) and "type" in checkpoint["model"]:
-        model = restore_model(checkpoint, file, device)
-        if model.size != data.size:
-            raise Refusal(f"--label-model {flags.label_model} was trained on images of {model.size} pixels, these have "
-                          f"{data.size}: name another clean model")
-        return model
-    weights = read_initial_weights(file, "--label-model")
-    if flags.model_type is None:
-        raise Refusal(f"--label-model {file} holds plain weights, which do not say what they are of: name their "
-                      "architecture by -mt")
-    check_architecture("-mt", flags.model_type, len(data.classes), data.size, flags.width)
-    model = models.build(flags.model_type, len(data.classes), data.mean, data.std, flags.width, data.size)
-    weights.load_into(model, same_classes=True)
-    return models.place(model.requires_grad_(False).eval(), device)
 
 
 def triggers_of_flags(flags, data: Data, clean=None) -> tuple[TriggerSet, Images]:
