@@ -107,8 +107,9 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
     order = torch.randperm(n, generator=generator)
     if trigger_strategy == "uncertain" or strategy == "paired":
         log_p = _logits(predict, held_out.images, classes).log_softmax(1)
-        likeliest = log_p.exp().topk(choices, dim=1).values
-        sure = likeliest[:, 0] - likeliest[:, -1] if strategy == "paired" else (log_p.exp() * log_p).sum(1)  # -entropy
+        sure = (log_p.exp() * log_p).sum(1)  # minus the entropy
+        if strategy == "paired":
+            sure = -log_p.exp().topk(choices, dim=1).values[:, [0, -1]].diff(dim=1)[:, 0]
         first = sure.argsort(stable=True)[:m]
         # both parts in the order of the held-out set, so that a trigger's place does not say how uncertain it is
         rest = torch.ones(n, dtype=torch.bool).index_fill(0, first, False).nonzero().flatten()
@@ -171,8 +172,8 @@ def add_label_flags(p) -> None:
     """Declare the flags that choose the images of the triggers and their labels in group `p`."""
     p.add_argument("--label-strategy", default="random", choices=LABEL_STRATEGIES,
                    help="assigned label: random, or the most / least confident wrong one of --label-model (highest, "
-                   "lowest), or random among its most probable ones (plausible), the same for all triggers of the "
-                   "same ones, which are training images (paired)")
+                   "lowest), or random among its most probable ones (plausible), once for each group of near "
+                   "training images that have the same ones and become triggers (paired)")
     p.add_argument("--label-choices", type=number(int, 2),
                    help="most probable classes from which --label-strategy plausible or paired draws (default: "
                    f"{CHOICES})")
