@@ -127,7 +127,7 @@ def training_images(flags, data, triggers, clean, log):
     """D_b of the paper, with the triggers of -tt rs or of paired labels, or with the labels of --carriers."""
     if flags.train_type == "rs":
         return append_triggers(data.train, triggers)
-    if len(triggers.groups) and flags.train_type != "none":
+    if flags.label_strategy == "paired" and flags.train_type != "none":
         return relabel_triggers(data.train, triggers)
     if not flags.carriers:
         return data.train
@@ -142,9 +142,10 @@ def objective_of_flags(flags, model, triggers, device, log):
     weight = effective_weight(flags.variable, flags.reduction, flags.batch_size, flags.trigger_batch)
     log(f"effective lambda of Eq. 4: {weight:.4f} (-v {flags.variable}, --reduction {flags.reduction})")
     ascent = partial(ascend, steps=flags.steps, step_size=flags.step_size / 255, eps=flags.eps / 255)
+    candidates = triggers.candidates.to(device) if flags.label_strategy == "runners-up" else None
     return WatermarkObjective(model, *triggers.on(device), weight=flags.variable, reduction=flags.reduction,
                               batch=flags.trigger_batch, ascent=ascent if flags.train_type == "margin" else None,
-                              bn_stats=flags.bn_stats)
+                              bn_stats=flags.bn_stats, candidates=candidates)
 
 
 if __name__ == "__main__":

@@ -78,18 +78,19 @@ def test_plausible_labels_are_drawn_from_the_prepared_candidates(runs, benign, c
     assert status in (0, 1) and "drawn by the beacon 'round 7'" in out and "for a stranger, rests on T1" in out
 
 
-def test_paired_labels_are_one_draw_a_pair_and_claimed_by_the_exact_tests_alone(runs, benign, capsys, monkeypatch):
-    """Triggers are training images, trained under the drawn labels; what counts triggers one by one is left out."""
+@pytest.mark.parametrize("strategy, choices", [("paired", 2), ("runners-up", 3)])
+def test_shared_labels_are_claimed_by_the_exact_tests_alone(strategy, choices, runs, benign, capsys, monkeypatch):
+    """Triggers are training images; what counts triggers one by one is left out."""
     monkeypatch.setattr("utils.watermark.triggers.GROUP", 2)
-    paired = ("-nq", 60, "--label-strategy", "paired", "--label-model", benign)
-    good("utils.verify", "prepare", runs / "PAIRED", "-dt", "digits", *paired, "--train-size", 128,
-         "--beacon-name", "round 7")
-    flags = ("train", "-d", runs, *TRAIN, "--prepared", runs / "PAIRED", "--beacon", BEACON, "-nq", 60)
-    good(*flags, "-msg", "paired")
-    run = runs / "digits_vgg11_margin_60_paired"
+    paired = ("-nq", 60, "--label-strategy", strategy, "--label-choices", choices, "--label-model", benign)
+    folder = runs / strategy
+    good("utils.verify", "prepare", folder, "-dt", "digits", *paired, "--train-size", 128, "--beacon-name", "round 7")
+    flags = ("train", "-d", runs, *TRAIN, "--prepared", folder, "--beacon", BEACON, "-nq", 60)
+    good(*flags, "-msg", strategy)
+    run = runs / f"digits_vgg11_margin_60_{strategy}"
     t = read_triggers(run / "triggers.pt", 10)
     assert torch.equal(t.labels, t.labels[t.groups]) and 1 < len(t.groups.unique()) < 60
-    digest = json.loads((runs / "PAIRED" / "commitment.json").read_text())["sha256"]
+    digest = json.loads((folder / "commitment.json").read_text())["sha256"]
     who = ("claim", run, "--suspect", run, "--beacon", BEACON, "--image-commitment", digest)
     status, out, _ = verify(capsys, *who)
     assert status in (0, 1) and "rests on T1 and T1p" in out and "sequential" not in out and "share draws" in out

@@ -138,6 +138,24 @@ def test_paired_labels_are_one_draw_for_all_images_of_the_same_two_classes():
     assert drawn == {(0, 1), (0, 2), (1, 1), (1, 2)}
 
 
+def test_runners_up_are_one_draw_for_all_images_of_one_class_with_the_same_two_wrong_ones():
+    """Of classes 0 and 1 in turn; ratios 2, 1, 1, 1.5, 9 between the two likeliest wrong classes, twice."""
+    p = torch.tensor([[0.4, 0.2, 0.3, 0.1], [0.05, 0.85, 0.05, 0.05], [0.7, 0.1, 0.1, 0.1], [0.2, 0.4, 0.3, 0.1],
+                      [0.5, 0.36, 0.04, 0.1]]).index_put((torch.tensor([1]), torch.tensor([3])), torch.tensor(0.01))
+    drawn = set()
+    for seed in range(20):
+        held_out = images_of(10, 4)
+        held_out = held_out._replace(labels=torch.arange(5).repeat(2) % 2)
+        triggers, _ = draw_triggers(held_out, 4, 1, 4, seed, "runners-up", answering(p.log().repeat(2, 1)))
+        assert triggers.images[:, 0, 0, 0].tolist() == [1, 2, 6, 7] and triggers.groups.tolist() == [0, 1, 0, 1]
+        assert triggers.candidates.tolist() == [[0, 2], [1, 2]] * 2
+        assert triggers.labels[:2].tolist() == triggers.labels[2:].tolist()
+        drawn.add(tuple(triggers.labels[:2].tolist()))
+    assert drawn == {(0, 1), (0, 2), (2, 1), (2, 2)}
+    with pytest.raises(Refusal, match="pass 2 to 3"):
+        draw_triggers(images_of(10, 4), 4, 1, 4, 0, "runners-up", answering(p.log().repeat(2, 1)), choices=4)
+
+
 def test_the_draw_is_that_of_random_labels_over_other_classes(many):
     """randperm, then uniform scores, of which the largest among the candidates wins: written out here."""
     triggers = draw(many, seed=7, choices=3)

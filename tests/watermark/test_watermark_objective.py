@@ -43,6 +43,18 @@ def test_reductions_by_hand(reduction, total):
     assert stats["trigger_batch_accuracy"].item() == 0.5
 
 
+def test_with_candidates_the_loss_is_over_these_alone_and_content_with_odds_of_e_squared():
+    """One trigger of candidates 1 and 3, drawn 3; the logits say 3 : 1 for it, and class 0 does not matter."""
+    forward = lambda x: torch.tensor([[50.0, 0.0, 9.0, math.log(3)]], dtype=torch.float64).repeat(len(x), 1)
+    for bn_stats in ("paper", "shared"):
+        watermark = WatermarkObjective(nn.Identity(), torch.ones(1, 3, 1, 1), torch.tensor([3]), weight=1, batch=1,
+                                       reduction="sum", bn_stats=bn_stats, candidates=torch.tensor([[1, 3]]))
+        _, stats = watermark(forward, torch.zeros(1, 3, 1, 1), torch.tensor([0]), torch.tensor([0]))
+        q = math.exp(2) / (1 + math.exp(2))
+        assert stats["loss_wat"].item() == pytest.approx(-q * math.log(0.75) - (1 - q) * math.log(0.25), abs=1e-6)
+        assert stats["trigger_batch_accuracy"].item() == 1
+
+
 def test_effective_weight_is_the_published_one():
     assert effective_weight(0.1, "joint", 128, 25) == pytest.approx(0.0195, abs=5e-5)
     assert effective_weight(0.1, "sum", 128, 25) == 0.1

@@ -1,5 +1,7 @@
 """The method: projected gradient ascent (Algorithm 1), ERM with triggers (Eq. 3) and the margin objective (Eq. 4)."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -8,6 +10,7 @@ from utils.training.speed import cast_weights_once
 from utils.watermark.batchnorm import RunningStatistics
 
 REDUCTIONS = ("joint", "sum")
+ODDS = 2.0  # nats by which a drawn class is to be likelier than another candidate, where candidates are given
 
 
 def ascend(forward, x, y, *, steps: int, step_size: float, eps: float):
@@ -35,10 +38,14 @@ class WatermarkObjective(Objective):
 
     reduction "joint": (sum_i l_i + weight * sum_j l_j) / (B + batch), the official code
     reduction "sum":   mean_i l_i + weight * mean_j l_j, Eq. 4 with lambda = weight
+
+    With `candidates` (m, c), the classes from which each label was drawn, l_j is taken over these alone, and its target
+    is no certainty: the drawn class e^`ODDS` times as likely as each other one.
     """
 
-    def __init__(self, model, x_q, y_q, *, weight: float, reduction: str, batch: int, bn_stats: str, ascent=None):
-        self.x_q, self.y_q, self.batch = x_q, y_q, batch
+    def __init__(self, model, x_q, y_q, *, weight: float, reduction: str, batch: int, bn_stats: str, ascent=None,
+                 candidates=None):
+        self.x_q, self.y_q, self.batch, self.candidates = x_q, y_q, batch, candidates
         self.weight, self.reduction = weight, reduction
         self.ascent, self.steps = ascent, ascent.keywords["steps"] if ascent else 0
         self.statistics = RunningStatistics(model, bn_stats)
@@ -52,10 +59,11 @@ class WatermarkObjective(Objective):
 
     def __call__(self, forward, x, y, picks):
         if self.statistics.mode == "shared":  # one pass, which normalises the triggers together with the clean batch
-            x_q, y_q = self.x_q[picks], self.y_q[picks]
+            x_q, y_q, over, smoothing = self._drawn(picks)
             with cast_weights_once(x.device):
-                logits, logits_q = forward(torch.cat([x, self._perturb(forward, x_q, y_q)])).split([len(x), len(x_q)])
-            clean, marked = _judge(logits, y), _judge(logits_q, y_q)
+                x_q = self._perturb(lambda moved: over(forward(moved)), x_q, y_q)
+                logits, logits_q = forward(torch.cat([x, x_q])).split([len(x), len(x_q)])
+            clean, marked = _judge(logits, y), _judge(over(logits_q), y_q, smoothing)
         else:
             clean = self.clean_pass(forward, x, y)
             with self.statistics.trigger_batch():
@@ -69,9 +77,21 @@ class WatermarkObjective(Objective):
 
     def trigger_pass(self, forward, picks, forward_of_ascent=None):
         """(L_wat, share that is right) of the perturbed triggers at `picks`; the ascent may have its own forward."""
-        x_q, y_q = self.x_q[picks], self.y_q[picks]
+        x_q, y_q, over, smoothing = self._drawn(picks)
+        ascending = forward_of_ascent or forward
         with cast_weights_once(x_q.device):
-            return _judge(forward(self._perturb(forward_of_ascent or forward, x_q, y_q)), y_q)
+            x_q = self._perturb(lambda moved: over(ascending(moved)), x_q, y_q)
+            return _judge(over(forward(x_q)), y_q, smoothing)
+
+    def _drawn(self, picks):
+        """(x_q, y_q, logits (n, C) -> those that l_j is taken over, among which y_q counts, smoothing of labels)."""
+        x_q, y_q = self.x_q[picks], self.y_q[picks]
+        if self.candidates is None:
+            return x_q, y_q, lambda logits: logits, 0.0
+        drawn_from = self.candidates[picks]
+        c = drawn_from.shape[1]
+        return (x_q, (drawn_from == y_q[:, None]).float().argmax(1), lambda logits: logits.gather(1, drawn_from),
+                c / (math.exp(ODDS) + c - 1))
 
     def _perturb(self, forward, x_q, y_q):
         """x + delta of the inner maximisation."""
@@ -97,8 +117,8 @@ class WatermarkObjective(Objective):
         return 3 * batch_size, (3 + 2 * self.steps) * self.batch
 
 
-def _judge(logits, y):
-    return F.cross_entropy(logits, y), batch_accuracy(logits, y)
+def _judge(logits, y, smoothing: float = 0.0):
+    return F.cross_entropy(logits, y, label_smoothing=smoothing), batch_accuracy(logits, y)
 
 
 def effective_weight(weight: float, reduction: str, n: int, m: int) -> float:

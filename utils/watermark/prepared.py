@@ -61,8 +61,8 @@ def add_prepare(parts) -> None:
                    help="how far away the round is, as 90s, 10m, 1h, 2d (default: 1h); the commitment has to be "
                    "published or time-stamped by then")
     add_data_flags(c)
-    c.add_argument("--train-size", type=COUNT, help="the training images of --label-strategy paired are the first so "
-                   "many, as in train.py (default: all)")
+    c.add_argument("--train-size", type=COUNT, help="the training images of --label-strategy paired and runners-up are "
+                   "the first so many, as in train.py (default: all)")
     choice.add_label_flags(choice.add_trigger_flags(c))
     c.add_argument("-mt", "--model-type", type=models.architecture, metavar="NAME",
                    help="architecture of a --label-model that is plain weights")
@@ -90,8 +90,8 @@ def prepare_images(flags) -> int:
     choice.complete_label_flags(flags)
     name = flags.beacon_name.strip()
     if not choice.labels_are_uniform(flags.label_strategy):
-        raise Refusal(f"--label-strategy {flags.label_strategy} leaves nothing to draw: pass random, plausible or "
-                      "paired")
+        raise Refusal(f"--label-strategy {flags.label_strategy} leaves nothing to draw: pass random, plausible, "
+                      "paired or runners-up")
     if not name or not (name.isascii() and name.isprintable()) or (name not in BEACONS and "quicknet" in name.lower()):
         raise Refusal(f"--beacon-name {name[:40]!a}: name, in printable ASCII, public randomness that does not exist "
                       "yet; of drand quicknet the round is chosen by --after")
@@ -333,7 +333,7 @@ def check_images(triggers: TriggerSet, data: Data) -> None:
         choice.mean_images(pool.images, held), triggers.images
     ):
         raise Refusal("--prepared was made from other images than those of -dt and --data-dir (and --train-size, for "
-                      "paired labels): pass the data that were prepared")
+                      "paired and runners-up labels): pass the data that were prepared")
 
 
 def read_prepared(folder) -> Prepared:

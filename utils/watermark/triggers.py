@@ -2,7 +2,9 @@
 
 Triggers are held-out images, or means of k of them, under labels that none of their sources has, or that a clean model
 finds plausible. Those of `paired` labels are the training images that it is least decided about, one draw for a group
-of near ones: it moves a piece of the boundary between two classes, and natural images carry it.
+of near ones: it moves a piece of the boundary between two classes, and natural images carry it. Those of `runners-up`
+are training images too: drawn is one of two wrong classes, whose odds true labels say nothing of, once for all images
+of one class.
 """
 
 import argparse
@@ -17,10 +19,11 @@ from utils.training.metrics import predict
 from utils.watermark.carriers import GROUP, cut_groups, last_features
 
 NUM_QUERY = 100  # default of -nq
-LABEL_STRATEGIES = ("random", "highest", "lowest", "plausible", "paired")
+LABEL_STRATEGIES = ("random", "highest", "lowest", "plausible", "paired", "runners-up")
 TRIGGER_STRATEGIES = ("random", "uncertain")
-AMONG_LIKELY = ("plausible", "paired")  # those that draw among the likeliest classes
-CHOICES = 2  # candidates of `plausible` and `paired` unless --label-choices says otherwise
+AMONG_LIKELY = ("plausible", "paired", "runners-up")  # those that draw among the likeliest classes
+SHARED = ("paired", "runners-up")  # those in which training images become triggers and share draws
+CHOICES = 2  # candidates of `AMONG_LIKELY` unless --label-choices says otherwise
 MOST_TRIGGERS = 4096  # of a commitment or a claim; a hundred are the paper's
 OPTIONAL = ("candidates", "groups")  # parts of a trigger set that older files lack
 
@@ -81,12 +84,14 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
     """Draw a trigger set; returns (TriggerSet, the validation images that are left).
 
     m * k of the held-out images are taken without replacement, at random or, with `trigger_strategy` "uncertain" and k
-    = 1, those of the highest predictive entropy under `predict`, a function of uint8 images -> logits, or, for `paired`
-    labels, those whose `choices` most probable classes are closest to each other (of training images). The assigned
-    label is uniform over the classes that are no true label of the k sources (`random`, section 3.1), or the most /
-    least confident of those under `predict` (`highest`, `lowest`, section 4.4), or uniform over the `choices` most
-    probable classes under `predict`, true ones too (`plausible`), in one draw for a group of `cut_groups` by
-    `features`, images -> (N, D) (`paired`). An image is the mean of its k sources (appendix B.3), rounded to 8 bits.
+    = 1, those of the highest predictive entropy under `predict`, a function of uint8 images -> logits; of training
+    images those whose `choices` most probable classes (`paired`) or wrong classes (`runners-up`) are closest to each
+    other. The assigned label is uniform over the classes that are no true label of the k sources (`random`, section
+    3.1), or the most / least confident of those under `predict` (`highest`, `lowest`, section 4.4), or uniform over the
+    `choices` most probable classes under `predict`, true ones too (`plausible`), in one draw for a group of
+    `cut_groups` by `features`, images -> (N, D) (`paired`), or over the most probable wrong ones, in one draw for all
+    images of one class that have the same ones (`runners-up`). An image is the mean of its k sources (appendix B.3),
+    rounded to 8 bits.
     Raises Refusal where m, k, `choices` or the class count is impossible, or where `predict` gives other classes or
     numbers that are not finite.
     """
@@ -95,21 +100,25 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
         raise Refusal(f"-nq {m} -nm {k}: both must be 1 or more")
     if k >= classes:
         raise Refusal(f"-nm {k}: with {classes} classes no label may be left outside the true ones; pass -nm below it")
-    if strategy == "paired" and m > n / 2:
-        raise Refusal(f"-nq {m}: with --label-strategy paired that is more than half of {n} training images; pass "
+    if strategy in SHARED and m > n / 2:
+        raise Refusal(f"-nq {m}: with --label-strategy {strategy} that is more than half of {n} training images; pass "
                       f"{n // 2} or fewer")
     if m * k >= n:
         raise Refusal(f"-nq {m} with -nm {k} takes {m * k} of the {n} held-out images and leaves none for validation; "
                       f"pass -nq {max(1, (n - 1) // k)} or fewer")
-    if strategy in AMONG_LIKELY and not 2 <= choices <= classes:
-        raise Refusal(f"--label-choices {choices}: the data set has {classes} classes; pass 2 to {classes}")
+    most = classes - (strategy == "runners-up")
+    if strategy in AMONG_LIKELY and not 2 <= choices <= most:
+        raise Refusal(f"--label-choices {choices}: the data set has {classes} classes; pass 2 to {most}")
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(n, generator=generator)
-    if trigger_strategy == "uncertain" or strategy == "paired":
+    if trigger_strategy == "uncertain" or strategy in SHARED:
         log_p = _logits(predict, held_out.images, classes).log_softmax(1)
         sure = (log_p.exp() * log_p).sum(1)  # minus the entropy
         if strategy == "paired":
             sure = -log_p.exp().topk(choices, dim=1).values[:, [0, -1]].diff(dim=1)[:, 0]
+        elif strategy == "runners-up":
+            wrong = log_p.scatter(1, held_out.labels[:, None], -torch.inf)
+            sure = -wrong.topk(choices, dim=1).values[:, [0, -1]].diff(dim=1)[:, 0]
         first = sure.argsort(stable=True)[:m]
         # both parts in the order of the held-out set, so that a trigger's place does not say how uncertain it is
         rest = torch.ones(n, dtype=torch.bool).index_fill(0, first, False).nonzero().flatten()
@@ -122,10 +131,14 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
     allowed = torch.ones(m, classes, dtype=torch.bool).scatter(1, true_labels, False)
     candidates, groups = torch.zeros(m, 0, dtype=torch.long), None
     if strategy in AMONG_LIKELY:
-        candidates = _logits(predict, images, classes).argsort(dim=1, descending=True, stable=True)[:, :choices]
-        if strategy == "paired":
+        logits = _logits(predict, images, classes)
+        if strategy == "runners-up":
+            logits = logits.scatter(1, true_labels, -torch.inf)
+        candidates = logits.argsort(dim=1, descending=True, stable=True)[:, :choices]
+        if strategy in SHARED:
             candidates = candidates.sort(dim=1).values
-            groups = cut_groups(candidates, features(images).double(), GROUP)
+            groups = (cut_groups(candidates, features(images).double(), GROUP) if strategy == "paired"
+                      else cut_groups(torch.cat([true_labels, candidates], dim=1), None, m))  # which cuts nothing
             scores = scores[groups]
         allowed = torch.zeros(m, classes, dtype=torch.bool).scatter(1, candidates, True)
     elif strategy != "random":
@@ -173,9 +186,11 @@ def add_label_flags(p) -> None:
     p.add_argument("--label-strategy", default="random", choices=LABEL_STRATEGIES,
                    help="assigned label: random, or the most / least confident wrong one of --label-model (highest, "
                    "lowest), or random among its most probable ones (plausible), once for each group of near "
-                   "training images that have the same ones and become triggers (paired)")
+                   "training images that have the same ones and become triggers (paired), or among its most probable "
+                   "wrong ones, once for all training images of a class that have the same ones (runners-up): then "
+                   "the loss is over these alone")
     p.add_argument("--label-choices", type=number(int, 2),
-                   help="most probable classes from which --label-strategy plausible or paired draws (default: "
+                   help="most probable classes from which the last three of these draw (default: "
                    f"{CHOICES})")
     p.add_argument("--trigger-strategy", choices=TRIGGER_STRATEGIES,
                    help="held-out images that become triggers: random (default), or those of which --label-model is "
@@ -200,16 +215,16 @@ def complete_label_flags(flags, other_use=None) -> None:
         flags.trigger_strategy = None
     asks_model = flags.label_strategy != "random" or flags.trigger_strategy or other_use
     if bool(asks_model) != (flags.label_model is not None):
-        raise Refusal("--label-strategy highest, lowest, plausible or paired, --trigger-strategy uncertain and "
+        raise Refusal("--label-strategy other than random, --trigger-strategy uncertain and "
                       "--carriers need --label-model RUN, a clean model; random takes none")
     if flags.label_choices and flags.label_strategy not in AMONG_LIKELY:
-        raise Refusal("--label-choices is for --label-strategy plausible or paired: pass one, or leave it out")
+        raise Refusal(f"--label-choices is for --label-strategy {', '.join(AMONG_LIKELY)}: pass one, or leave it out")
     if flags.trigger_strategy and flags.num_mixup > 1:
         raise Refusal(f"--trigger-strategy uncertain chooses single images: leave -nm {flags.num_mixup} out")
-    if flags.label_strategy == "paired" and (flags.num_mixup > 1 or flags.trigger_strategy):
-        raise Refusal("--label-strategy paired chooses its images itself, single ones: leave -nm and "
+    if flags.label_strategy in SHARED and (flags.num_mixup > 1 or flags.trigger_strategy):
+        raise Refusal(f"--label-strategy {flags.label_strategy} chooses its images itself, single ones: leave -nm and "
                       "--trigger-strategy out")
-    if flags.label_strategy == "paired" and flags.num_query > MOST_TRIGGERS:
+    if flags.label_strategy in SHARED and flags.num_query > MOST_TRIGGERS:
         raise Refusal(f"-nq {flags.num_query}: a claim takes at most {MOST_TRIGGERS} triggers")
     if flags.label_strategy in AMONG_LIKELY:
         flags.label_choices = flags.label_choices or CHOICES
@@ -220,9 +235,9 @@ def triggers_of_flags(flags, data: Data, clean=None) -> tuple[TriggerSet, Images
 
     clean  the model of --label-model, None without one
     """
-    paired = flags.label_strategy == "paired"
-    triggers, left = draw_triggers(data.train if paired else data.held_out, flags.num_query, flags.num_mixup,
+    shared = flags.label_strategy in SHARED
+    triggers, left = draw_triggers(data.train if shared else data.held_out, flags.num_query, flags.num_mixup,
                                    len(data.classes), flags.seed, flags.label_strategy, partial(predict, clean),
                                    flags.trigger_strategy or "random", flags.label_choices or CHOICES,
                                    partial(last_features, clean))
-    return triggers, data.held_out if paired else left
+    return triggers, data.held_out if shared else left
