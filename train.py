@@ -38,7 +38,9 @@ def main():
                      skip_bad_images=flags.skip_bad_images, image_size=flags.image_size)
     record = vars(flags) | {"data_sha256": data.sha256} | initial.record()
     if flags.label_model:
-        record["label_model_sha256"] = sha256_of_file(find_checkpoint(flags.label_model))
+        hashes = [sha256_of_file(find_checkpoint(name)) for name in flags.label_model]
+        record["label_model_sha256"] = hashes if len(hashes) > 1 else hashes[0]
+        record["label_model"] = flags.label_model if len(hashes) > 1 else flags.label_model[0]
     prepared = read_prepared(flags.prepared) if flags.prepared else None
     if prepared:
         record["image_commitment"] = prepared.record["sha256"]
@@ -87,7 +89,7 @@ def main():
         if rival:
             objective = rival.objective(flags, model, batches, triggers, data=data, run=run, commit=commit)
         else:
-            objective = objective_of_flags(flags, model, triggers, device, run.log)
+            objective = objective_of_flags(flags, model, triggers, batches, run.log)
         current = (lambda: objective.triggers) if made_later else (lambda: triggers)
         about = {"classes": data.classes, "dataset": data.name, "train_size": len(data.train.labels),
                  "train_type": flags.train_type, "label_strategy": flags.label_strategy, "seed": flags.seed}
@@ -135,15 +137,18 @@ def training_images(flags, data, triggers, clean, log):
     return relabel_carriers(data.train, triggers, partial(last_features, clean), n, log)
 
 
-def objective_of_flags(flags, model, triggers, device, log):
+def objective_of_flags(flags, model, triggers, batches, log):
     """Eq. 1 for -tt none, Eq. 3 for base, Eq. 4 for margin."""
     if flags.train_type == "none":
         return PlainObjective()
     weight = effective_weight(flags.variable, flags.reduction, flags.batch_size, flags.trigger_batch)
     log(f"effective lambda of Eq. 4: {weight:.4f} (-v {flags.variable}, --reduction {flags.reduction})")
     ascent = partial(ascend, steps=flags.steps, step_size=flags.step_size / 255, eps=flags.eps / 255)
-    candidates = triggers.candidates.to(device) if flags.label_strategy == "runners-up" else None
-    return WatermarkObjective(model, *triggers.on(device), weight=flags.variable, reduction=flags.reduction,
+    (x_q, y_q), candidates = triggers.on(batches.device), None
+    if flags.label_strategy == "runners-up":  # whose odds a thief sees on cropped and mirrored images
+        x_q, rows = batches.views(triggers.images)
+        y_q, candidates = y_q[rows], triggers.candidates.to(batches.device)[rows]
+    return WatermarkObjective(model, x_q, y_q, weight=flags.variable, reduction=flags.reduction,
                               batch=flags.trigger_batch, ascent=ascent if flags.train_type == "margin" else None,
                               bn_stats=flags.bn_stats, candidates=candidates)
 

@@ -13,6 +13,7 @@ from figures.shared import DECIDE, HERE
 from utils.system.files import check_output_file, read_json, write_json
 from utils.system.machine import new_figure
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
+from utils.watermark.triggers import AMONG_LIKELY
 
 MARKS = {"soft": ("#0072B2", "o"), "hard": ("#E69F00", "s"), "reg": ("#009E73", "^"), "margin": ("#7F3C8D", "D"),
          "finetune ftal": ("#D55E00", "X")}
@@ -83,7 +84,7 @@ def setting_name(settings: dict) -> str:
     if settings["train_type"] == "none":
         return "benign"
     on = settings.get
-    labels = {"random": ""} | {name: f"{on('label_choices')} {name} labels" for name in ("plausible", "paired")}
+    labels = {"random": ""} | {name: f"{on('label_choices')} {name} labels" for name in AMONG_LIKELY}
     return ", ".join(filter(None, [
         settings["train_type"], settings["bn_stats"], f"m {settings['num_query']}",
         f"lambda {settings['variable']:g}" + (" joint" if settings["reduction"] == "joint" else ""),

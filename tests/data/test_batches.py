@@ -38,6 +38,22 @@ def test_crops_and_flips_equal_torchvision_image_by_image(size):
             assert torch.equal(x[i], picture.float().div(255))
 
 
+@pytest.mark.parametrize("flip, crop, most, number", [
+    (True, True, 1 << 30, 6), (False, False, 1 << 30, 6), (True, True, 1, 2)])
+def test_views_are_the_images_and_then_crops_and_mirrored_ones_of_them(flip, crop, most, number, monkeypatch):
+    """Of two images of 16 pixels: each view is found among all that steps can see, and the first ones are unchanged."""
+    monkeypatch.setattr("utils.data.batches.MOST_OF_VIEWS", most)
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batches = Batches(Images(images, torch.arange(2), None), 1, flip, crop=crop)
+    x, rows = batches.views(images)
+    assert rows.tolist() == [0, 1] * number and torch.equal(x[:2], images.float() / 255)
+    for view, i in zip(x, rows):
+        padded, pads = [T.pad(image, 2 if crop else 0) for image in (images[i], images[i].flip(-1))], 5 if crop else 1
+        seen = [p[:, r : r + 16, c : c + 16] for p in padded[: 1 + flip] for r in range(pads) for c in range(pads)]
+        assert any(torch.equal(view, one.float() / 255) for one in seen)
+    assert len({view.numpy().tobytes() for view in x}) > 2 or not crop
+
+
 def test_plan_depends_on_the_generator_alone_and_draws_for_each_image():
     batches = Batches(pictures(64 * 9 + 5), 64, flip=True)
     one, two, other = (batches.plan(torch.Generator().manual_seed(s)) for s in (7, 7, 8))

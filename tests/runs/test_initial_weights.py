@@ -1,5 +1,6 @@
 """`--init`: a training that starts from weights on disk."""
 
+import math
 import re
 
 import pytest
@@ -8,7 +9,7 @@ from safetensors.torch import save_file
 
 import models
 from utils.runs.checkpoints import pack_checkpoint
-from utils.runs.initial_weights import read_initial_weights
+from utils.runs.initial_weights import MeanOf, read_initial_weights
 from utils.system.refusals import Refusal
 
 
@@ -113,3 +114,11 @@ def test_files_that_are_none_are_refused(name, content, words, tmp_path):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(Refusal, match=words):
         read_initial_weights(tmp_path / name)
+
+
+def test_the_mean_of_models_is_that_of_their_probabilities():
+    """(1/4, 3/4) and (3/4, 1/4) have the mean (1/2, 1/2), (1, 0) and (1/2, 1/2) that of (3/4, 1/4)."""
+    three = math.log(3)
+    answers = torch.tensor([[[0, three], [1000, 0]], [[three, 0], [0, 0]]])
+    models = [type("Fixed", (torch.nn.Module,), {"forward": lambda self, x, a=a: a})() for a in answers]
+    assert MeanOf(models)(None).softmax(1).tolist() == [pytest.approx([0.5, 0.5]), pytest.approx([0.75, 0.25])]

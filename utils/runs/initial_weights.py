@@ -162,14 +162,31 @@ def _head_of_other_classes(model, given: dict):
     return (), None
 
 
+class MeanOf(nn.Module):
+    """Images (N, 3, S, S) -> logits (N, C) whose softmax is the mean of the models' probabilities."""
+
+    def __init__(self, models):
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, x):
+        return torch.stack([model(x).log_softmax(1) for model in self.models]).logsumexp(dim=0)
+
+
 def read_label_model(flags, data, device="cpu"):
-    """The clean model of --label-model, frozen: a run, a checkpoint, or plain weights of the -mt and --width."""
-    file = find_checkpoint(flags.label_model)
+    """The clean model of --label-model, frozen, or the mean of several; features are those of the last one."""
+    clean = [_label_model(name, flags, data, device) for name in flags.label_model]
+    return MeanOf(clean) if len(clean) > 1 else clean[0]
+
+
+def _label_model(name, flags, data, device):
+    """The frozen model of a run, a checkpoint, or plain weights of the -mt and --width."""
+    file = find_checkpoint(name)
     checkpoint = load_checkpoint(file) if file.suffix != ".safetensors" else {}
     if isinstance(checkpoint.get("model"), dict) and "type" in checkpoint["model"]:
         model = restore_model(checkpoint, file, device)
         if model.size != data.size:
-            raise Refusal(f"--label-model {flags.label_model} was trained on images of {model.size} pixels, these have "
+            raise Refusal(f"--label-model {name} was trained on images of {model.size} pixels, these have "
                           f"{data.size}: name another clean model")
         return model
     weights = read_initial_weights(file, "--label-model")

@@ -195,9 +195,9 @@ def add_label_flags(p) -> None:
     p.add_argument("--trigger-strategy", choices=TRIGGER_STRATEGIES,
                    help="held-out images that become triggers: random (default), or those of which --label-model is "
                    "most uncertain")
-    p.add_argument("--label-model", metavar="RUN",
+    p.add_argument("--label-model", nargs="+", metavar="RUN",
                    help="clean model for the two strategies, unless they are random, and for --carriers: a run, or "
-                   "plain weights of the architecture -mt")
+                   "plain weights of the architecture -mt; of several the probabilities are averaged")
 
 
 def chooses_triggers(flags) -> bool:
