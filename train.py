@@ -144,10 +144,11 @@ def objective_of_flags(flags, model, triggers, batches, log):
     weight = effective_weight(flags.variable, flags.reduction, flags.batch_size, flags.trigger_batch)
     log(f"effective lambda of Eq. 4: {weight:.4f} (-v {flags.variable}, --reduction {flags.reduction})")
     ascent = partial(ascend, steps=flags.steps, step_size=flags.step_size / 255, eps=flags.eps / 255)
-    (x_q, y_q), candidates = triggers.on(batches.device), None
     if flags.label_strategy == "runners-up":  # whose odds a thief sees on cropped and mirrored images
         x_q, rows = batches.views(triggers.images)
-        y_q, candidates = y_q[rows], triggers.candidates.to(batches.device)[rows]
+        y_q, candidates = (part.to(batches.device)[rows] for part in (triggers.labels, triggers.candidates))
+    else:
+        (x_q, y_q), candidates = triggers.on(batches.device), None
     return WatermarkObjective(model, x_q, y_q, weight=flags.variable, reduction=flags.reduction,
                               batch=flags.trigger_batch, ascent=ascent if flags.train_type == "margin" else None,
                               bn_stats=flags.bn_stats, candidates=candidates)

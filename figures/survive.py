@@ -10,10 +10,11 @@ from pathlib import Path
 from statistics import mean
 
 from figures.shared import DECIDE, HERE
+from utils.ownership.pvalues import either
 from utils.system.files import check_output_file, read_json, write_json
 from utils.system.machine import new_figure
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
-from utils.watermark.triggers import AMONG_LIKELY
+from utils.watermark.triggers import AMONG_LIKELY, SHARED
 
 MARKS = {"soft": ("#0072B2", "o"), "hard": ("#E69F00", "s"), "reg": ("#009E73", "^"), "margin": ("#7F3C8D", "D"),
          "finetune ftal": ("#D55E00", "X")}
@@ -91,6 +92,7 @@ def setting_name(settings: dict) -> str:
         f"K {settings['steps']}, eps {settings['eps']:g}" if settings["train_type"] == "margin" else "",
         f"{on('trigger_strategy')} images" if on("trigger_strategy") else "",
         labels.get(settings["label_strategy"], f"{settings['label_strategy']} labels"),
+        f"{len(on('label_model'))} clean models" if isinstance(on("label_model"), list) else "",
         f"{on('carriers')} carriers" if on("carriers") else "",
         "no crops" if on("no_crop") else "",
         f"means of {settings['num_mixup']}" if settings["num_mixup"] > 1 else "",
@@ -117,7 +119,7 @@ def format_settings(found: dict) -> str:
         return f"{mean(map(mean, seeds.values())):.2f} %"
 
     for name, rows in groups.items():
-        claimed = sum(row["log10_p"] is not None and row["log10_p"] <= DECIDE for row in rows)
+        claimed = sum(found is not None and found <= DECIDE for found in map(decisive, rows))
         copy = "" if rows[0]["copy_accuracy"] is None else f", copy {percent(rows, 'copy_accuracy')}"
         hits, seeds = (", ".join(str(row[key]) for row in rows) for key in ("hits", "seed"))
         lines.append(f"{name}: source {percent(rows, 'source_accuracy')}{copy}, hits {hits} of {rows[0]['m']}, claimed "
@@ -125,12 +127,18 @@ def format_settings(found: dict) -> str:
     return "\n".join(lines)
 
 
+def decisive(row: dict) -> float | None:
+    """log10 p of T1, or for shared draws, which hits tell little of, the smaller of T1 and T1p, doubled."""
+    shared = any(f"{name} labels" in row["setting"] for name in SHARED)
+    return either(row["log10_p"], row["log10_p_scores"]) if shared else row["log10_p"]
+
+
 def draw(found: dict, path: Path) -> None:
-    """Two panels against the source's accuracy: triggers that copies keep, and log10 p of T1, which is what decides."""
+    """Two panels against the source's accuracy: triggers that copies keep, and what `decisive` gives."""
     figure, axes = new_figure(11, 4.8, 1, 2)
     copies = [row for row in found["rows"] if row["attack"] and not row["attack"].startswith("benign")]
     values = {"triggers that a copy keeps (%)": lambda row: 100 * row["hits"] / row["m"],
-              "log10 p of T1 for a copy": lambda row: row["log10_p"]}
+              "log10 p for a copy: T1, or the smaller of T1 and T1p": decisive}
     for ax, (label, value) in zip(axes, values.items()):
         for row in (row for row in copies if value(row) is not None):  # where T1 applies
             colour, mark = MARKS.get(row["attack"], OTHER)

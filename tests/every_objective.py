@@ -14,7 +14,8 @@ from utils.watermark.margin import ascend
 MARGINS = {f"margin, {mode}, sum": (3, mode, "sum") for mode in ("paper", "clean", "shared", "eval")}
 MARGINS |= {"margin, paper, joint": (3, "paper", "joint"), "ERM, sum": (0, "paper", "sum")}
 STOLEN = ("soft", "hard", "reg", "margin")
-NAMES = ("plain", *MARGINS, *STOLEN, "distillation", "fine-tuning", "fine-tuning, last layer", "RS")
+NAMES = ("plain", *MARGINS, "margin, candidates", *STOLEN, "distillation", "fine-tuning", "fine-tuning, last layer",
+         "RS")
 
 
 def build(name: str, model, source, batches, x_q, y_q):
@@ -24,6 +25,8 @@ def build(name: str, model, source, batches, x_q, y_q):
     if name in MARGINS:
         steps, mode, reduction = MARGINS[name]
         return watermark(model, x_q, y_q, steps, mode, reduction)
+    if name == "margin, candidates":
+        return watermark(model, x_q, y_q, 2, candidates=(y_q[:, None] + y_q.new_tensor([0, 1])) % 5)
     if name in STOLEN:
         ascent = partial(ascend, steps=2, step_size=1 / 255, eps=2 / 255) if name == "margin" else None
         return ExtractionObjective(source, *extraction_loss(Namespace(attack=name, alpha=0.3)), ascent)

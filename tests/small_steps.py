@@ -28,9 +28,10 @@ def setting(width=4, placed=False):
     return model, Batches(images, B, True), torch.rand(M, 3, 32, 32), torch.randint(0, 5, (M,))
 
 
-def watermark(model, x_q, y_q, steps, mode="paper", reduction="joint"):
+def watermark(model, x_q, y_q, steps, mode="paper", reduction="joint", candidates=None):
     ascent = partial(ascend, steps=steps, step_size=1 / 255, eps=steps / 255) if steps else None
-    return WatermarkObjective(model, x_q, y_q, weight=0.1, reduction=reduction, batch=T, bn_stats=mode, ascent=ascent)
+    return WatermarkObjective(model, x_q, y_q, weight=0.1, reduction=reduction, batch=T, bn_stats=mode, ascent=ascent,
+                              candidates=candidates)
 
 
 def rows_of(batches, objective, seed=2):

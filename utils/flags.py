@@ -124,8 +124,8 @@ def train_flags(argv=None) -> argparse.Namespace:
         if getattr(flags, name) and kind not in ("base", "margin"):
             raise Refusal(f"--{name} is for -tt base and margin: leave it out with -tt {kind}")
     if flags.label_strategy in SHARED and (rival or flags.carriers):
-        raise Refusal(f"--label-strategy {flags.label_strategy} is for -tt base and margin without --carriers: its "
-                      "triggers are training images, which carry the mark already")
+        raise Refusal(f"--label-strategy {flags.label_strategy} goes with -tt none, base and margin, without "
+                      "--carriers: its triggers are training images, which carry the mark already")
     if not flags.prepared:
         complete_label_flags(flags, flags.carriers)
     elif bool(flags.carriers) != (flags.label_model is not None):

@@ -39,7 +39,7 @@ def test_crops_and_flips_equal_torchvision_image_by_image(size):
 
 
 @pytest.mark.parametrize("flip, crop, most, number", [
-    (True, True, 1 << 30, 6), (False, False, 1 << 30, 6), (True, True, 1, 2)])
+    (True, True, 1 << 30, 6), (False, False, 1 << 30, 1), (True, True, 1, 2)])
 def test_views_are_the_images_and_then_crops_and_mirrored_ones_of_them(flip, crop, most, number, monkeypatch):
     """Of two images of 16 pixels: each view is found among all that steps can see, and the first ones are unchanged."""
     monkeypatch.setattr("utils.data.batches.MOST_OF_VIEWS", most)

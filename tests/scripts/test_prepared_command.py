@@ -94,6 +94,7 @@ def test_shared_labels_are_claimed_by_the_exact_tests_alone(strategy, choices, r
     who = ("claim", run, "--suspect", run, "--beacon", BEACON, "--image-commitment", digest)
     status, out, _ = verify(capsys, *who)
     assert status in (0, 1) and "rests on T1 and T1p" in out and "sequential" not in out and "share draws" in out
+    assert "would agree with the draw as this one does with probability" in out
     status, _, err = verify(capsys, "claim", run, "--command", "echo {png}", "--sequential", "--trust-owner")
     assert status == 2 and "--sequential counts triggers one by one" in err
     assert "carry the mark already" in refused("train", "-d", runs, *TRAIN, *paired, "--carriers", 2, "-msg", "no")

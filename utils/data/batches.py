@@ -66,17 +66,19 @@ class Batches:
         """(x (v * m, 3, S, S) in [0, 1], positions in images): uint8 images (m, 3, S, S) as steps see them.
 
         The first m are the images themselves, the others are cropped and flipped by random numbers of their own; v is
-        `VIEWS`, or fewer, two at least, where these would take more than `MOST_OF_VIEWS` bytes.
+        `VIEWS`, or fewer, two at least, where these would take more than `MOST_OF_VIEWS` bytes; 1 where nothing
+        changes an image.
         """
         m, pad, generator = len(images), self.pad, torch.Generator().manual_seed(0)
         number, device = max(2, min(VIEWS, MOST_OF_VIEWS // (4 * images.numel()))), self.span.device
+        number = number if pad or self.may_flip else 1
         changed = (number - 1) * m
         shift = torch.randint(0, 2 * pad + 1, (changed, 2), generator=generator)
         flip = torch.rand(changed, generator=generator) < (0.5 if self.may_flip else 0.0)
         rows = torch.arange(m).repeat(number)
         plan = rows, torch.cat([torch.full((m, 2), pad), shift]), torch.cat([torch.zeros(m, dtype=torch.bool), flip])
         pixels = self._crop(self._pad(images.to(device)), *(part.to(device) for part in plan))
-        return pixels.permute(0, 3, 1, 2).to(self.device, torch.float32).div(255), rows.to(self.device)
+        return pixels.permute(0, 3, 1, 2).to(self.device, torch.float32).div_(255), rows.to(self.device)
 
     def _pad(self, images):
         """(n, 3, S, S) -> (n, S + 2 pad, S + 2 pad, 3): channels last, the memory format of the batches."""

@@ -270,7 +270,8 @@ def claim_sentence(report: dict) -> str:
     p = f"10^{log10_p:.1f}" if log10_p < -2 else f"{10**log10_p:.2g}"
     label = "assigned label" if report["plausible"] else "assigned wrong label"
     holds, side = ("holds", "below") if d["holds"] else ("does not hold", "above")
-    return (f"The claim {holds}: the suspect gave the {label} for {share}, and an independent model would do so with "
+    agree = "agree with the draw as this one does" if report["shared_draws"] else "do so"  # of which hits tell little
+    return (f"The claim {holds}: the suspect gave the {label} for {share}, and an independent model would {agree} with "
             f"probability {p} at most ({test}), {side} {report['alpha']:g}.")
 
 

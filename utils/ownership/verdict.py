@@ -149,6 +149,7 @@ class OwnershipCase:
         return {
             "hits": int(hits.sum()), "triggers": len(hits), "answered": int((answers.labels >= 0).sum()),
             "alpha": self.alpha, "bank": len(self.bank), "hint": self.hint(answers), "plausible": self.plausible,
+            "shared_draws": bool(len(self.groups)),
             "decided_for": "a stranger" if self.stranger else "the owner", "tests": tests, "decision": decision,
             "sequential": sequential, "curve": None if stopped or len(self.groups) else self.curve(answers),
         }

@@ -176,7 +176,7 @@ class MeanOf(nn.Module):
 def read_label_model(flags, data, device="cpu"):
     """The clean model of --label-model, frozen, or the mean of several; features are those of the last one."""
     clean = [_label_model(name, flags, data, device) for name in flags.label_model]
-    return MeanOf(clean) if len(clean) > 1 else clean[0]
+    return MeanOf(clean).eval() if len(clean) > 1 else clean[0]
 
 
 def _label_model(name, flags, data, device):
@@ -188,6 +188,9 @@ def _label_model(name, flags, data, device):
         if model.size != data.size:
             raise Refusal(f"--label-model {name} was trained on images of {model.size} pixels, these have "
                           f"{data.size}: name another clean model")
+        if model.num_classes != len(data.classes):
+            raise Refusal(f"--label-model {name} answers with {model.num_classes} classes, the data set has "
+                          f"{len(data.classes)}: name another clean model")
         return model
     weights = read_initial_weights(file, "--label-model")
     if flags.model_type is None:

@@ -102,7 +102,8 @@ def _cosines(points, features):
 
 
 def require_features(model):
-    """The layer before which features are taken; Refusal for a model without a linear one."""
+    """The layer before which features are taken; of a mean of models the last one's. Refusal without a linear one."""
+    model = getattr(model, "models", [model])[-1]
     last = models.last_linear(model)
     if last is None:
         raise Refusal(f"a {model.name} has no linear layer, before which features are taken; name another model")

@@ -33,14 +33,15 @@ def ascend(forward, x, y, *, steps: int, step_size: float, eps: float):
 class WatermarkObjective(Objective):
     """L_obj + lambda L_wat of Eq. 4; without an ascent it is ERM on clean data and triggers (Eq. 3).
 
-    x_q (m, 3, S, S) in [0, 1] and y_q (m,): the trigger set. Each step draws `batch` triggers with replacement, moves
-    them by `ascent`, which is `partial(ascend, steps=..., step_size=..., eps=...)`, and adds their cross-entropy:
+    x_q (m, 3, S, S) in [0, 1] and y_q (m,): the trigger set, or views of it. Each step draws `batch` of them with
+    replacement, moves them by `ascent`, `partial(ascend, steps=..., step_size=..., eps=...)`, and adds their
+    cross-entropy:
 
     reduction "joint": (sum_i l_i + weight * sum_j l_j) / (B + batch), the official code
     reduction "sum":   mean_i l_i + weight * mean_j l_j, Eq. 4 with lambda = weight
 
     With `candidates` (m, c), the classes from which each label was drawn, l_j is taken over these alone, and its target
-    is no certainty: the drawn class e^`ODDS` times as likely as each other one.
+    is no certainty: the drawn class e^`ODDS` times as likely as each other one. An ascent is over these alone too.
     """
 
     def __init__(self, model, x_q, y_q, *, weight: float, reduction: str, batch: int, bn_stats: str, ascent=None,

@@ -108,7 +108,7 @@ def draw_trigger_picture(triggers: TriggerSet, classes: list[str], path) -> None
     figure, _ = new_figure(width, height + 0.25)
     figure.set_layout_engine("none")
     ax = figure.add_axes((0, 0, 1, height / (height + 0.25)))  # one axes, because a hundred axes take seconds
-    drawn = f", drawn from {choices} plausible ones" if (choices := triggers.candidates.shape[1]) else ""
+    drawn = f", drawn from {choices} classes" if (choices := triggers.candidates.shape[1]) else ""
     figure.suptitle(f"trigger set: true label → assigned label{drawn} ({shown} of {len(triggers)} shown)",
                     fontsize=9, y=0.995)
     short = [name if len(name) <= 9 else f"{name[:8]}…" for name in classes]

@@ -3,8 +3,8 @@
 Triggers are held-out images, or means of k of them, under labels that none of their sources has, or that a clean model
 finds plausible. Those of `paired` labels are the training images that it is least decided about, one draw for a group
 of near ones: it moves a piece of the boundary between two classes, and natural images carry it. Those of `runners-up`
-are training images too: drawn is one of two wrong classes, whose odds true labels say nothing of, once for all images
-of one class.
+are training images too: drawn is one of the likeliest wrong classes, whose odds true labels say nothing of, once for
+all images of one class.
 """
 
 import argparse
@@ -106,6 +106,8 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
     if m * k >= n:
         raise Refusal(f"-nq {m} with -nm {k} takes {m * k} of the {n} held-out images and leaves none for validation; "
                       f"pass -nq {max(1, (n - 1) // k)} or fewer")
+    if strategy == "runners-up" and classes < 3:
+        raise Refusal("--label-strategy runners-up: with two classes there is one wrong one; pass another strategy")
     most = classes - (strategy == "runners-up")
     if strategy in AMONG_LIKELY and not 2 <= choices <= most:
         raise Refusal(f"--label-choices {choices}: the data set has {classes} classes; pass 2 to {most}")
@@ -164,7 +166,7 @@ def _logits(predict, images, classes: int):
 
 
 def validation_images(data: Data, triggers: TriggerSet) -> Images:
-    """The held-out images that are no source of the trigger set; `paired` triggers are no held-out images."""
+    """The held-out images that are no source of the trigger set; those of `SHARED` draws are training images."""
     if len(triggers.groups):
         return data.held_out
     return data.held_out.pick(torch.isin(data.held_out.indices, triggers.sources, invert=True).nonzero().flatten())
@@ -188,16 +190,17 @@ def add_label_flags(p) -> None:
                    "lowest), or random among its most probable ones (plausible), once for each group of near "
                    "training images that have the same ones and become triggers (paired), or among its most probable "
                    "wrong ones, once for all training images of a class that have the same ones (runners-up): then "
-                   "the loss is over these alone")
+                   "the loss is over these alone, of cropped and mirrored images too, with a target of odds e^2")
     p.add_argument("--label-choices", type=number(int, 2),
-                   help="most probable classes from which the last three of these draw (default: "
+                   help="number of classes from which plausible, paired and runners-up labels are drawn (default: "
                    f"{CHOICES})")
     p.add_argument("--trigger-strategy", choices=TRIGGER_STRATEGIES,
                    help="held-out images that become triggers: random (default), or those of which --label-model is "
                    "most uncertain")
     p.add_argument("--label-model", nargs="+", metavar="RUN",
                    help="clean model for the two strategies, unless they are random, and for --carriers: a run, or "
-                   "plain weights of the architecture -mt; of several the probabilities are averaged")
+                   "plain weights of the architecture -mt; of several, one after the other, the probabilities are "
+                   "averaged, and features are the last one's")
 
 
 def chooses_triggers(flags) -> bool:
