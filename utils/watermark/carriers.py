@@ -69,7 +69,7 @@ def cut_groups(candidates, features, size: int):
     """int64 (m,): the first trigger of each one's group, all of the same candidates (m, c) and near in features (m, D).
 
     Triggers of the same candidates are halved along the first principal component of their features until a half would
-    have fewer than `size`; of size m none are, and features may be None.
+    have fewer than `size`.
     """
     groups = torch.empty(len(candidates), dtype=torch.long)
     _, same = candidates.unique(dim=0, return_inverse=True)

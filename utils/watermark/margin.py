@@ -46,7 +46,10 @@ class WatermarkObjective(Objective):
 
     def __init__(self, model, x_q, y_q, *, weight: float, reduction: str, batch: int, bn_stats: str, ascent=None,
                  candidates=None):
-        self.x_q, self.y_q, self.batch, self.candidates = x_q, y_q, batch, candidates
+        self.x_q, self.y_q, self.batch, self.candidates, self.smoothing = x_q, y_q, batch, candidates, 0.0
+        if candidates is not None:  # then a label is its place among these
+            c, self.y_q = candidates.shape[1], (candidates == y_q[:, None]).int().argmax(1)
+            self.smoothing = c / (math.exp(ODDS) + c - 1)
         self.weight, self.reduction = weight, reduction
         self.ascent, self.steps = ascent, ascent.keywords["steps"] if ascent else 0
         self.statistics = RunningStatistics(model, bn_stats)
@@ -60,11 +63,9 @@ class WatermarkObjective(Objective):
 
     def __call__(self, forward, x, y, picks):
         if self.statistics.mode == "shared":  # one pass, which normalises the triggers together with the clean batch
-            x_q, y_q, over, smoothing = self._drawn(picks)
             with cast_weights_once(x.device):
-                x_q = self._perturb(lambda moved: over(forward(moved)), x_q, y_q)
-                logits, logits_q = forward(torch.cat([x, x_q])).split([len(x), len(x_q)])
-            clean, marked = _judge(logits, y), _judge(over(logits_q), y_q, smoothing)
+                logits, logits_q = forward(torch.cat([x, self._perturb(forward, picks)])).split([len(x), len(picks)])
+            clean, marked = _judge(logits, y), self._judge_triggers(logits_q, picks)
         else:
             clean = self.clean_pass(forward, x, y)
             with self.statistics.trigger_batch():
@@ -78,28 +79,23 @@ class WatermarkObjective(Objective):
 
     def trigger_pass(self, forward, picks, forward_of_ascent=None):
         """(L_wat, share that is right) of the perturbed triggers at `picks`; the ascent may have its own forward."""
-        x_q, y_q, over, smoothing = self._drawn(picks)
-        ascending = forward_of_ascent or forward
-        with cast_weights_once(x_q.device):
-            x_q = self._perturb(lambda moved: over(ascending(moved)), x_q, y_q)
-            return _judge(over(forward(x_q)), y_q, smoothing)
+        with cast_weights_once(self.x_q.device):
+            return self._judge_triggers(forward(self._perturb(forward_of_ascent or forward, picks)), picks)
 
-    def _drawn(self, picks):
-        """(x_q, y_q, logits (n, C) -> those that l_j is taken over, among which y_q counts, smoothing of labels)."""
-        x_q, y_q = self.x_q[picks], self.y_q[picks]
-        if self.candidates is None:
-            return x_q, y_q, lambda logits: logits, 0.0
-        drawn_from = self.candidates[picks]
-        c = drawn_from.shape[1]
-        return (x_q, (drawn_from == y_q[:, None]).float().argmax(1), lambda logits: logits.gather(1, drawn_from),
-                c / (math.exp(ODDS) + c - 1))
+    def _judge_triggers(self, logits, picks):
+        return _judge(self._over(logits, picks), self.y_q[picks], self.smoothing)
 
-    def _perturb(self, forward, x_q, y_q):
+    def _over(self, logits, picks):
+        """The logits that l_j is taken over: those of the candidates, or all."""
+        return logits if self.candidates is None else logits.gather(1, self.candidates[picks])
+
+    def _perturb(self, forward, picks):
         """x + delta of the inner maximisation."""
+        x_q = self.x_q[picks]
         if self.ascent is None:
             return x_q
         with self.statistics.running_averages():
-            return self.ascent(forward, x_q, y_q)
+            return self.ascent(lambda moved: self._over(forward(moved), picks), x_q, self.y_q[picks])
 
     def total(self, l_obj, l_wat, n: int):
         """L_obj + lambda L_wat from the means over n clean images and over the triggers of a step."""

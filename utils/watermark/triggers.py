@@ -115,12 +115,12 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
     order = torch.randperm(n, generator=generator)
     if trigger_strategy == "uncertain" or strategy in SHARED:
         log_p = _logits(predict, held_out.images, classes).log_softmax(1)
-        sure = (log_p.exp() * log_p).sum(1)  # minus the entropy
-        if strategy == "paired":
-            sure = -log_p.exp().topk(choices, dim=1).values[:, [0, -1]].diff(dim=1)[:, 0]
-        elif strategy == "runners-up":
-            wrong = log_p.scatter(1, held_out.labels[:, None], -torch.inf)
-            sure = -wrong.topk(choices, dim=1).values[:, [0, -1]].diff(dim=1)[:, 0]
+        if strategy in SHARED:
+            likely = log_p.exp() if strategy == "paired" else log_p.scatter(1, held_out.labels[:, None], -torch.inf)
+            likely = likely.topk(choices, dim=1).values
+            sure = likely[:, 0] - likely[:, -1]
+        else:
+            sure = (log_p.exp() * log_p).sum(1)  # minus the entropy
         first = sure.argsort(stable=True)[:m]
         # both parts in the order of the held-out set, so that a trigger's place does not say how uncertain it is
         rest = torch.ones(n, dtype=torch.bool).index_fill(0, first, False).nonzero().flatten()
@@ -139,8 +139,11 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
         candidates = logits.argsort(dim=1, descending=True, stable=True)[:, :choices]
         if strategy in SHARED:
             candidates = candidates.sort(dim=1).values
-            groups = (cut_groups(candidates, features(images).double(), GROUP) if strategy == "paired"
-                      else cut_groups(torch.cat([true_labels, candidates], dim=1), None, m))  # which cuts nothing
+            if strategy == "paired":
+                groups = cut_groups(candidates, features(images).double(), GROUP)
+            else:
+                _, same = torch.cat([true_labels, candidates], dim=1).unique(dim=0, return_inverse=True)
+                groups = (same[:, None] == same).int().argmax(1)
             scores = scores[groups]
         allowed = torch.zeros(m, classes, dtype=torch.bool).scatter(1, candidates, True)
     elif strategy != "random":
@@ -197,7 +200,7 @@ def add_label_flags(p) -> None:
     p.add_argument("--trigger-strategy", choices=TRIGGER_STRATEGIES,
                    help="held-out images that become triggers: random (default), or those of which --label-model is "
                    "most uncertain")
-    p.add_argument("--label-model", nargs="+", metavar="RUN",
+    p.add_argument("--label-model", nargs="+", action="extend", metavar="RUN",
                    help="clean model for the two strategies, unless they are random, and for --carriers: a run, or "
                    "plain weights of the architecture -mt; of several, one after the other, the probabilities are "
                    "averaged, and features are the last one's")
@@ -218,8 +221,8 @@ def complete_label_flags(flags, other_use=None) -> None:
         flags.trigger_strategy = None
     asks_model = flags.label_strategy != "random" or flags.trigger_strategy or other_use
     if bool(asks_model) != (flags.label_model is not None):
-        raise Refusal("--label-strategy other than random, --trigger-strategy uncertain and "
-                      "--carriers need --label-model RUN, a clean model; random takes none")
+        raise Refusal("--label-strategy other than random, --trigger-strategy uncertain and --carriers need "
+                      "--label-model RUN, a clean model; random takes none")
     if flags.label_choices and flags.label_strategy not in AMONG_LIKELY:
         raise Refusal(f"--label-choices is for --label-strategy {', '.join(AMONG_LIKELY)}: pass one, or leave it out")
     if flags.trigger_strategy and flags.num_mixup > 1:
