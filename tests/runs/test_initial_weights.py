@@ -116,9 +116,8 @@ def test_files_that_are_none_are_refused(name, content, words, tmp_path):
         read_initial_weights(tmp_path / name)
 
 
-def test_the_mean_of_models_is_that_of_their_probabilities():
-    """(1/4, 3/4) and (3/4, 1/4) have the mean (1/2, 1/2), (1, 0) and (1/2, 1/2) that of (3/4, 1/4)."""
-    three = math.log(3)
-    answers = torch.tensor([[[0, three], [1000, 0]], [[three, 0], [0, 0]]])
+def test_the_mean_of_models_is_that_of_their_log_probabilities():
+    """Odds of 1 : 9 and 4 : 1 have the geometric mean 2 : 3, whatever is added to the logits of a model."""
+    answers = torch.tensor([[[0, math.log(9)]], [[1000 + math.log(4), 1000]]], dtype=torch.float64)
     models = [type("Fixed", (torch.nn.Module,), {"forward": lambda self, x, a=a: a})() for a in answers]
-    assert MeanOf(models)(None).softmax(1).tolist() == [pytest.approx([0.5, 0.5]), pytest.approx([0.75, 0.25])]
+    assert MeanOf(models)(None).softmax(1).tolist() == [pytest.approx([0.4, 0.6])]

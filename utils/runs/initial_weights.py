@@ -163,14 +163,17 @@ def _head_of_other_classes(model, given: dict):
 
 
 class MeanOf(nn.Module):
-    """Images (N, 3, S, S) -> logits (N, C) whose softmax is the mean of the models' probabilities."""
+    """Images (N, 3, S, S) -> logits (N, C), the mean of the models' log probabilities.
+
+    So its odds of two classes are those that one more such model is expected to have, on average over their logarithms.
+    """
 
     def __init__(self, models):
         super().__init__()
         self.models = nn.ModuleList(models)
 
     def forward(self, x):
-        return torch.stack([model(x).log_softmax(1) for model in self.models]).logsumexp(dim=0)
+        return torch.stack([model(x).log_softmax(1) for model in self.models]).mean(dim=0)
 
 
 def read_label_model(flags, data, device="cpu"):

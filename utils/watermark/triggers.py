@@ -202,7 +202,7 @@ def add_label_flags(p) -> None:
                    "most uncertain")
     p.add_argument("--label-model", nargs="+", action="extend", metavar="RUN",
                    help="clean model for the two strategies, unless they are random, and for --carriers: a run, or "
-                   "plain weights of the architecture -mt; of several, one after the other, the probabilities are "
+                   "plain weights of the architecture -mt; of several, the log probabilities are "
                    "averaged, and features are the last one's")
 
 
