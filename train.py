@@ -23,7 +23,7 @@ from utils.training.metrics import accuracies, accuracy
 from utils.training.ranks import synchronize_batchnorm
 from utils.watermark.batchnorm import RunningStatistics
 from utils.watermark.carriers import carriers_each, last_features, relabel_carriers, relabel_triggers, require_features
-from utils.watermark.margin import WatermarkObjective, ascend, effective_weight
+from utils.watermark.margin import ODDS, WatermarkObjective, ascend, effective_weight
 from utils.watermark.prepared import read_prepared
 from utils.watermark.trigger_files import pack_triggers, read_triggers
 from utils.watermark.triggers import labels_are_uniform, triggers_of_flags
@@ -147,6 +147,7 @@ def objective_of_flags(flags, model, triggers, batches, log):
     if flags.label_strategy == "runners-up":  # whose odds a thief sees on cropped and mirrored images
         x_q, rows = batches.views(triggers.images)
         y_q, candidates = (part.to(batches.device)[rows] for part in (triggers.labels, triggers.candidates))
+        log(f"{len(rows) // len(triggers)} views of each trigger, whose drawn class shall have odds of e^{ODDS:g}")
     else:
         (x_q, y_q), candidates = triggers.on(batches.device), None
     return WatermarkObjective(model, x_q, y_q, weight=flags.variable, reduction=flags.reduction,
