@@ -90,6 +90,8 @@ def test_shared_labels_are_claimed_by_the_exact_tests_alone(strategy, choices, r
     run = runs / f"digits_vgg11_margin_60_{strategy}"
     t = read_triggers(run / "triggers.pt", 10)
     assert torch.equal(t.labels, t.labels[t.groups]) and 1 < len(t.groups.unique()) < 60
+    views = "views of each trigger, whose drawn class shall have odds of e^2" in (run / "output.log").read_text()
+    assert views == (strategy == "runners-up")
     digest = json.loads((folder / "commitment.json").read_text())["sha256"]
     who = ("claim", run, "--suspect", run, "--beacon", BEACON, "--image-commitment", digest)
     status, out, _ = verify(capsys, *who)
