@@ -165,7 +165,7 @@ def _head_of_other_classes(model, given: dict):
 class MeanOf(nn.Module):
     """Images (N, 3, S, S) -> logits (N, C), the mean of the models' log probabilities.
 
-    So its odds of two classes are those that one more such model is expected to have, on average over their logarithms.
+    So the log odds of two classes are the mean of the models' log odds, the best guess for one more such model.
     """
 
     def __init__(self, models):
@@ -177,7 +177,7 @@ class MeanOf(nn.Module):
 
 
 def read_label_model(flags, data, device="cpu"):
-    """The clean model of --label-model, frozen, or the mean of several; features are those of the last one."""
+    """The model of --label-model, frozen, or the `MeanOf` several; features are those of the last one."""
     clean = [_label_model(name, flags, data, device) for name in flags.label_model]
     return MeanOf(clean).eval() if len(clean) > 1 else clean[0]
 

@@ -201,9 +201,9 @@ def add_label_flags(p) -> None:
                    help="held-out images that become triggers: random (default), or those of which --label-model is "
                    "most uncertain")
     p.add_argument("--label-model", nargs="+", action="extend", metavar="RUN",
-                   help="clean model for the two strategies, unless they are random, and for --carriers: a run, or "
-                   "plain weights of the architecture -mt; of several, the log probabilities are "
-                   "averaged, and features are the last one's")
+                   help="model without a mark for the two strategies, unless they are random, and for --carriers: a "
+                   "run, a copy of one too, or plain weights of the architecture -mt; of several, log probabilities "
+                   "are averaged, and features are the last one's")
 
 
 def chooses_triggers(flags) -> bool:
