@@ -92,7 +92,7 @@ def setting_name(settings: dict) -> str:
         f"K {settings['steps']}, eps {settings['eps']:g}" if settings["train_type"] == "margin" else "",
         f"{on('trigger_strategy')} images" if on("trigger_strategy") else "",
         labels.get(settings["label_strategy"], f"{settings['label_strategy']} labels"),
-        f"{len(on('label_model'))} clean models" if isinstance(on("label_model"), list) else "",
+        f"{len(on('label_model'))} label models" if isinstance(on("label_model"), list) else "",
         f"{on('carriers')} carriers" if on("carriers") else "",
         "no crops" if on("no_crop") else "",
         f"means of {settings['num_mixup']}" if settings["num_mixup"] > 1 else "",
