@@ -1,7 +1,8 @@
 """`python -m figures.akh`: AKH beside the marks: which copies each claims, and which honest models.
 
 From akh.npz, the answers of 44 models to the 10,000 test images of CIFAR-10 (JPEG files), in seconds; writes akh.md and
-akh.json beside it. The models were trained on an H200 (torch 2.11.0) and are gone, their commands with them.
+akh.json beside it. The models were trained on an H200 (torch 2.11.0) and are gone; their commands are in small_h200,
+marked_h200, regime and regime-narrow.json.
 """
 
 import json
