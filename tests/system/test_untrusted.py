@@ -71,6 +71,44 @@ def test_pickles_that_would_run_code_are_refused_in_every_kind_of_file(wrap, fil
     assert not (tmp_path / "boom").exists()
 
 
+def write_pickle(path, content: bytes, **records):
+    """A checkpoint with this pickle, protocol 2, and records of so many bytes of zeros."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02" + content + b".")
+        archive.writestr("a/version", "3\n")
+        for key, size in records.items():
+            archive.writestr(f"a/data/{key}", b"\0" * size)
+
+
+def text(string: str) -> bytes:
+    return b"X" + len(string.encode()).to_bytes(4, "little") + string.encode()
+
+
+def test_what_torch_before_2_10_does_not_check_is_refused(tmp_path):
+    """CVE-2026-24747: a storage of more numbers than its record has, items that are set in what is no dict."""
+    path, number = tmp_path / "model.pt", lambda n: b"J" + n.to_bytes(4, "little")
+
+    def tensor(n):
+        storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("w") + text("cpu") + number(n) + b"tQ"
+        return (b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(0) + b"(" + number(n) + b"t(" + number(1)
+                + b"t\x89ccollections\nOrderedDict\n)RtR")
+
+    write_pickle(path, b"}" + text("w") + tensor(4) + b"s", w=16)
+    assert "larger" not in refusal_of(path)  # it holds no model, and its one tensor is as large as its record
+    write_pickle(path, b"}" + text("w") + tensor(100) + b"s", w=16, unused=400)
+    assert "larger than what the file holds" in refusal_of(path)
+    write_pickle(path, b"}" + text("w") + tensor(4) + number(0) + number(1) + b"ss", w=16)
+    assert "sets items of what is no dict" in refusal_of(path)
+
+
+@pytest.mark.parametrize("call", [
+    b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n" + text("V2147483647") + b"\x85R\x85R",
+    b"c_codecs\nencode\n" + text("a" * 1000) + text("punycode") + b"\x86R", text("os.system") + b")R"])
+def test_calls_that_would_cost_memory_or_time_are_refused(call, tmp_path):
+    write_pickle(tmp_path / "model.pt", call)
+    assert "its pickle" in refusal_of(tmp_path / "model.pt")
+
+
 def test_zip_bombs_and_tensors_larger_than_the_file_are_refused(files, tmp_path):
     path, one, deep = tmp_path / "model.pt", torch.zeros(100_000), []
     rezip(files / "model.pt", path, compression=zipfile.ZIP_DEFLATED)
