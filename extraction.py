@@ -11,7 +11,7 @@ from utils.data.files import SIZE
 from utils.data.sets import load_data
 from utils.flags import extraction_flags, source_folder
 from utils.ownership.results import TriggerTests
-from utils.rivals.ewe import constant_rate, ewe_adam
+from utils.rivals.ewe import ewe_adam
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, load_source, model_width, pack_checkpoint
 from utils.runs.folder import RunFolder, finish_run
 from utils.runs.networks import check_compile, check_single_images, check_training, require_gradient_of_images
@@ -107,7 +107,7 @@ def steal(flags, word: str) -> None:
             answers = autocast_forward(source, amp, flags.compile)
             objective = ExtractionObjective(answers, loss, needs_labels, ascent, robust)
         if flags.adam:
-            objective.optimizer, objective.rate = ewe_adam, constant_rate
+            objective.optimizer, objective.rate = ewe_adam, lambda lr, epoch, epochs: lr
         batches = Batches(own.train, flags.batch_size, own.mirrors(flags, run.log), device, crop=not flags.no_crop)
         of_run = {"classes": home.classes, "dataset": home.name, "attack": name, "seed": flags.seed}
         snapshot = lambda model, epoch, row: pack_checkpoint(model, model_type, epoch=epoch, figures=row, about=of_run)

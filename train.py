@@ -16,7 +16,7 @@ from utils.runs.folder import RunFolder
 from utils.runs.initial_weights import read_initial_weights, read_label_model
 from utils.runs.networks import check_training, require_gradient_of_images, require_two_passes
 from utils.system.files import sha256_of_file
-from utils.system.machine import AMP, choose_device, is_chief, prepare_torch
+from utils.system.machine import AMP, choose_device, is_chief, is_distributed, prepare_torch
 from utils.system.refusals import Refusal, refuse_in_one_sentence
 from utils.training.loop import PlainObjective, fit
 from utils.training.metrics import accuracies, accuracy
@@ -36,7 +36,7 @@ def main():
     initial = read_initial_weights(flags.init)
     data = load_data(flags.dataset, flags.data_dir, train_size=flags.train_size,
                      skip_bad_images=flags.skip_bad_images, image_size=flags.image_size)
-    record = vars(flags) | {"data_sha256": data.sha256} | initial.record()
+    record = vars(flags) | {"data_sha256": data.sha256} | ({"init_sha256": initial.sha256} if flags.init else {})
     if flags.label_model:
         hashes = [sha256_of_file(find_checkpoint(name)) for name in flags.label_model]
         record["label_model_sha256"] = hashes if len(hashes) > 1 else hashes[0]
@@ -113,7 +113,8 @@ def check_method(flags, data, device) -> None:
     if flags.batch_size > len(data.train.labels):
         raise Refusal(f"--batch-size {flags.batch_size}: there are only {len(data.train.labels)} training images")
     if flags.train_type in RIVALS:
-        RIVALS[flags.train_type].check_data(flags, data)
+        if is_distributed():
+            raise Refusal(f"-tt {flags.train_type} trains in one process: start it without torchrun")
         return
     if flags.carriers:
         carriers_each(flags.carriers, flags.num_query, len(data.train.labels))  # which refuses too many

@@ -9,8 +9,8 @@ Needs the standard library alone, because Snakemake reads it in an environment o
 import shlex
 from pathlib import Path
 
+from figures.published import ACC, P_SCORES, TRIG, P
 from figures.runs import Profile, RunCommands, RunStep
-from utils.published import ACC, P_SCORES, TRIG, P
 
 # ---- numbers of a step's JSON: functions of its content ----
 

@@ -22,7 +22,7 @@ import train
 from figures.shared import DECIDE, HERE, call, markdown_table, write_result
 from utils.ownership.pvalues import either
 from utils.runs.folder import format_table
-from utils.system.files import read_json, write_json
+from utils.system.files import read_json
 from utils.system.refusals import SEED, Parser, refuse_in_one_sentence
 
 M = 25  # triggers
@@ -38,7 +38,6 @@ def main(argv=None):
     """Run what is missing and print the table; a second call continues an interrupted one."""
     parser = Parser(prog="python -m figures.demo", description=__doc__.splitlines()[0])
     parser.add_argument("-d", "--dir", type=Path, default="experiments/demo", help="folder of the demo's runs")
-    parser.add_argument("--seed", type=SEED, default=0, help="seed of all runs")
     parser.add_argument("--seeds", type=SEED, nargs="+", metavar="S",
                         help="run these seeds instead, in folders of their own below DIR, and add their rows to --out")
     parser.add_argument("--out", type=Path, default=HERE / "demo_seeds.json", help="rows of --seeds; a .md beside it")
@@ -48,11 +47,10 @@ def main(argv=None):
     if args.seeds:
         confirm(args)
         return
-    found = run(args.dir, args.seed)
+    found = run(args.dir, 0)
     rows = [figures | {"model": f"{TITLES[kind]}: {what}"} for (kind, what), figures in found.items()]
     print("\n" + format_table(rows))
     print(verdict(found))
-    write_json(args.dir / "demo.json", {"torch": torch.__version__, "seed": args.seed, "rows": rows})
 
 
 def run(folder: Path, seed: int, quiet: bool = False) -> dict:

@@ -16,14 +16,8 @@ from figures.shared import DECIDE, experiment_parser, markdown_table, parse_with
 from utils.data.sets import load_data
 from utils.ownership import pvalues
 from utils.ownership.verdict import MIN_BANK
+from utils.rivals import embedded_features as eef
 from utils.rivals.dataset_inference import di_figures
-from utils.rivals.embedded_features import (
-    compare_posteriors,
-    grad_sign_vector,
-    posterior,
-    style_images,
-    train_classifier,
-)
 from utils.runs.checkpoints import find_checkpoint, read_model
 from utils.system.refusals import COUNT, refuse_in_one_sentence
 from utils.training.metrics import accuracy, predict
@@ -128,13 +122,13 @@ def forge_points(suspect, source, data) -> dict:
 
 def forge_images(suspect, styled, benign_model, data) -> dict:
     """EEF: he compares the posteriors on the half of his styled images that suits him."""
-    x, y = style_images(data.train.images, 4).float().div(255), data.train.labels
-    victim, benign, his = (grad_sign_vector(model, x, y) for model in (styled, benign_model, suspect))
+    x, y = eef.style_images(data.train.images, 4).float().div(255), data.train.labels
+    victim, benign, his = (eef.grad_sign_vector(model, x, y) for model in (styled, benign_model, suspect))
     learn = torch.arange(len(y)) % 2 == 0
-    classifier, scaler = train_classifier(victim[learn], benign[learn], epochs=20)
-    of_suspect, of_benign = (posterior(classifier, scaler, signs[~learn]).numpy() for signs in (his, benign))
+    classifier, scaler = eef.train_classifier(victim[learn], benign[learn], epochs=20)
+    of_suspect, of_benign = (eef.posterior(classifier, scaler, signs[~learn]).numpy() for signs in (his, benign))
     suits = (of_suspect - of_benign).argsort()[-(len(of_benign) // 2):]
-    verdict = compare_posteriors(of_suspect[suits], of_benign[suits])
+    verdict = eef.compare_posteriors(of_suspect[suits], of_benign[suits])
     return forged_claim("EEF: published test", f"one sorting of {len(of_benign)} images", verdict["log10_p"],
                         verdict["claim"], verdict["log10_p"])
 

@@ -81,7 +81,8 @@ def measure_false_claims(folder: Path) -> dict:
                                 else trigger_verdicts(name, source, benign))
         verdicts += found
     perceptrons = [perceptron_figures(seed) for seed in tqdm(range(REPEATS), desc="DI", disable=None)]
-    verdicts += di_verdicts(perceptrons)
+    verdicts += [verdict_row("DI", "Blind Walk", DI_ALPHA, shares, found[shares]["claim"],
+                             log10_p=found[shares]["log10_p"]) for shares in HALVES for found in perceptrons]
     return {"verdicts": verdicts, "sources": sources,
             "benign": {half: list(map(accuracy, own)) for half, own in benign.items()},
             "perceptrons": perceptrons}
@@ -211,12 +212,6 @@ def perceptron_figures(seed: int) -> dict:
 
     models = [perceptron(0, 0), perceptron(0, 1), perceptron(1, 2)]
     return dict(zip(("source", "same", "other"), di_figures(models, *points, walk="blind", m=PERCEPTRON_M, seed=seed)))
-
-
-def di_verdicts(repeats: list[dict]) -> list[dict]:
-    """The verdicts on the benign models of `perceptron_figures`, a dictionary for each repeat."""
-    return [verdict_row("DI", "Blind Walk", DI_ALPHA, shares, repeat[shares]["claim"],
-                        log10_p=repeat[shares]["log10_p"]) for shares in HALVES for repeat in repeats]
 
 
 # ---- rivals.md ----

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.published import MODELS
+from figures.published import MODELS
 from utils.system.refusals import Interrupted, Refusal
 
 ROOT = Path(__file__).resolve().parents[1]

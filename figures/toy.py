@@ -17,7 +17,7 @@ from figures.shared import HERE
 from utils.attacks.stealing import ExtractionObjective, soft_loss
 from utils.system.files import write_atomically, write_json
 from utils.system.machine import figure_png, new_figure
-from utils.system.refusals import COUNT, SEED, Parser, refuse_in_one_sentence
+from utils.system.refusals import COUNT, Parser, refuse_in_one_sentence
 from utils.training.loop import fit
 from utils.watermark.margin import WatermarkObjective, ascend
 
@@ -162,15 +162,13 @@ def main(argv=None):
     """Run the seeds, print what each shows, and write the picture of the first and the JSON of all."""
     parser = Parser(prog="python -m figures.toy", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE, help="folder of figure2.png and figure2.json")
-    parser.add_argument("--seed", type=SEED, default=0, help="the first seed, the one that is drawn (default: 0)")
-    parser.add_argument("--seeds", type=COUNT, default=10, help="how many seeds are run (default: 10)")
+    parser.add_argument("--seeds", type=COUNT, default=10, help="how many seeds are run (default: 10); seed 0 is drawn")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    rows = []
-    for seed in range(args.seed, args.seed + args.seeds):
+    rows, picture = [], None
+    for seed in range(args.seeds):
         result = experiment(seed)
-        if seed == args.seed:
-            picture = draw(result)
+        picture = picture or draw(result)
         rows.append(result["row"])
         kept = {name: panel["trigger_correct"] for name, panel in rows[-1]["panels"].items()}
         print(f"seed {seed}: claim {'shows' if rows[-1]['claim_shows'] else 'does not show'}; trigger kept: {kept}")

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from figures import toy
 from figures.cells import PANELS, TABLE_CELLS, TABLES, shown_steps
+from figures.published import ACC, MODELS, NUMBERS, P_SCORES, TRIG, P
 from figures.runs import Profile, RunCommands
 from figures.shared import markdown_table
 from utils.analyze import PERPLEXITIES
 from utils.ownership import pvalues
-from utils.published import ACC, MODELS, NUMBERS, P_SCORES, TRIG, P
 from utils.system.machine import new_figure
 
 SERIES = {  # colour, mark and line

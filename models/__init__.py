@@ -52,7 +52,7 @@ def build(name: str, num_classes: int, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
         network = ResNet(name, num_classes, width)
     elif name == "vgg11":
         network = VGG11(num_classes, width)
-    elif is_named(name) or is_torchvision(name):
+    elif name in named or is_torchvision(name):
         network = build_outside(name, num_classes, size)
     else:
         raise KeyError(name)
@@ -62,11 +62,6 @@ def build(name: str, num_classes: int, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
 def is_own(model) -> bool:
     """Whether a model is one of `NAMES`, of which is known what its layers are and that no pass draws at random."""
     return getattr(model, "name", NAMES[0]) in NAMES
-
-
-def is_named(name: str) -> bool:
-    """Whether this is a user's function that the command line named."""
-    return name in named
 
 
 def architecture(text: str) -> str:

@@ -12,6 +12,5 @@ def skip_fsync_git_and_pictures():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         patch.setattr("utils.runs.folder.describe_process", lambda device: {"git_commit": None})
-        patch.setattr("utils.ownership.commitment.draw_trigger_picture",
-                      lambda triggers, classes, file: file.write(b"a picture"))
+        patch.setattr("utils.ownership.commitment.draw_trigger_picture", lambda triggers, classes: b"a picture")
         yield

@@ -1,12 +1,4 @@
-"""What the entry scripts share, in packages. A package imports only packages below it (`make lint` checks this):
-
-    flags, verify, benchmark, analyze, report   the flags of the three scripts, and commands of their own
-    attacks | rivals                            what a thief does; other watermarks
-    ownership                                   commitment, tests, verdict, table
-    watermark | answers                         trigger set, ascent, objective, BatchNorm; a suspect is asked
-    data | runs | training                      images; run folders and checkpoints; the training loop
-    system | published                          files, processes, devices, refusals; what the paper states
-"""
+"""What the entry scripts share, in packages; which may import which, pyproject.toml says and `make lint` checks."""
 
 import os
 import sys

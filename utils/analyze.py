@@ -8,7 +8,6 @@ tsne    features of test images and triggers in two dimensions (Figure 7), perpl
         triggers whose five nearest test images bear mostly the label that was assigned to the trigger
 """
 
-import argparse
 import copy
 import json
 from pathlib import Path
@@ -36,16 +35,16 @@ class FinishedRun:
     triggers     the owner's `TriggerSet`; of a surrogate, that of its source
     train, test  `Images` of the run's data set, with `classes`; `train` are those of the source
 
-    `select` names the checkpoint ("val" or "last"; None: the one that the run itself reports). Raises Refusal where
-    there is no run, or where `data_dir` holds other images than the run was trained on.
+    The checkpoint is the one that the run itself reports. Raises Refusal where there is no run, or where `data_dir`
+    holds other images than the run was trained on.
     """
 
-    def __init__(self, folder, data_dir, select, device):
+    def __init__(self, folder, data_dir, device):
         self.folder = source = Path(folder).resolve()
         settings = (read_json(self.folder / "run.json") or {}).get("settings")
         if not isinstance(settings, dict) or "dataset" not in settings:
             raise Refusal(f"there is no run in {folder}: name the folder of a finished run")
-        self.select, self.device = select or ("last" if settings.get("select") == "last" else "val"), device
+        self.select, self.device = "last" if settings.get("select") == "last" else "val", device
         unpacked = lambda path: unpack_source(load_checkpoint(path), path, device)
         self.model, self.triggers = unpacked(find_checkpoint(source, self.select))
         if self.triggers is None:  # a surrogate: the triggers are its source's
@@ -147,12 +146,6 @@ def report_recalibrated(run: FinishedRun) -> dict:
 NEIGHBOURS = 20  # natural images around a trigger
 
 
-def entropy(logits):
-    """Entropy of softmax answers in nats, (N, C) -> (N,)."""
-    log_p = logits.log_softmax(1)
-    return -(log_p.exp() * log_p).sum(1)
-
-
 def assigned_margin(logits, assigned):
     """Logit of the assigned label minus the largest other, (m, C) and (m,) -> (m,); positive where it is answered."""
     own = logits.gather(1, assigned[:, None])
@@ -201,8 +194,7 @@ def report_traces(copy: FinishedRun) -> dict:
     models = {"source": restore_model(*load_source(copy.folder.parent, copy.select, statistics), copy.device),
               "copy": copy.model}
     triggers, train, test = copy.triggers, copy.train, copy.test
-    on_train = predict(models["source"], train.images).cpu()
-    probability, on_test = on_train.softmax(1), {}
+    probability, on_test = predict(models["source"], train.images).cpu().softmax(1), {}
     result = {"statistics": statistics, "attack": summary.get("attack"), "triggers": len(triggers)}
     for name, model in models.items():
         around = nearest(last_features(model, train.images), last_features(model, triggers.images), NEIGHBOURS)
@@ -215,7 +207,7 @@ def report_traces(copy: FinishedRun) -> dict:
         result[f"{name}_margin"] = float(assigned_margin(on_triggers, triggers.labels).mean())
     everywhere = torch.stack([probability[train.labels != label, label].mean() for label in triggers.labels])
     errors = copied_errors(*(logits.argmax(1) for logits in on_test.values()), test.labels)
-    return (result | {"entropy": float(entropy(on_train).mean())} | errors
+    return (result | {"entropy": float(torch.special.entr(probability).sum(1).mean())} | errors  # in nats
             | {"assigned_everywhere": float(everywhere.mean())}
             | class_lift(probability, train.labels, triggers.true_labels[:, 0], triggers.labels))
 
@@ -268,16 +260,14 @@ REPORTS = {"energy": report_energy, "margin": report_margin, "recalibrated": rep
 
 @refuse_in_one_sentence
 def main(argv=None):
-    parser = Parser(prog="python -m utils.analyze", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m utils.analyze", description=__doc__)
     parser.add_argument("what", choices=tuple(REPORTS))
     parser.add_argument("run", help="folder of a finished run of train.py, distill.py or extraction.py")
     add_named_architectures(parser)
     parser.add_argument("--data-dir", default="data", help="folder of the source's data set")
-    parser.add_argument("--select", choices=("val", "last"), help="which checkpoint (default: the run's own choice)")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"))
     flags = parser.parse_args(argv)
-    run = FinishedRun(flags.run, flags.data_dir, flags.select, choose_device(flags.device))
+    run = FinishedRun(flags.run, flags.data_dir, choose_device(flags.device))
     result = {"what": flags.what, **REPORTS[flags.what](run)}
     write_atomically(run.folder / f"{flags.what}.json", (json.dumps(result, indent=1) + "\n").encode())
     print(json.dumps({k: v for k, v in result.items() if not isinstance(v, (list, dict))}))

@@ -5,7 +5,6 @@ a verdict, a table of the models, curves of their training, and the settings. It
 The picture of the triggers, seeds and commands are in it only with --show-triggers.
 """
 
-import argparse
 import base64
 import contextlib
 import hashlib
@@ -20,22 +19,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import models
 from utils.ownership.pvalues import either
+from utils.ownership.results import LOG_ALPHA, hashes_of_source
 from utils.runs.folder import COLUMNS, number, row_cells
-from utils.system.files import (
-    check_output_file,
-    read_bounded,
-    read_json,
-    refuse_links,
-    sha256_of_file,
-    write_atomically,
-)
+from utils.system.files import check_output_file, read_bounded, read_json, refuse_links, write_atomically
 from utils.system.machine import new_figure
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 ATTACKS = 60  # of a source, at most; the rest is counted
 POINTS = 300  # of a curve, about
-DECIDES = -3  # log10 of the level of a claim
 CURVES = (("loss", "Training loss", "loss", 1.0), ("val_accuracy", "Validation accuracy", "accuracy, %", 100.0),
           ("trigger_accuracy", "Trigger accuracy", "answered as assigned, %", 100.0))
 COLOURS = ("#0b57a4", "#a33b00", "#00664d", "#8a2a6b", "#1a1a1a", "#6b5200")  # at least 5:1 on white
@@ -183,7 +175,7 @@ def decision(row: dict) -> str:
     """What the tests decide, from log10 p: T1 and T1p are two, so the smaller p counts twice (Bonferroni)."""
     p = row.get("log10_p")
     t1, t1p = (number(p.get(test)) if isinstance(p, dict) else None for test in ("T1", "T1p"))
-    return "-" if t1 is None else "claimed" if either(t1, t1p) <= DECIDES else "not claimed"
+    return "-" if t1 is None else "claimed" if either(t1, t1p) <= LOG_ALPHA else "not claimed"
 
 
 def result_rows(source: Record, attacks: list[Record], secret: bool) -> list[tuple]:
@@ -316,14 +308,14 @@ def run_page(folder: Path, show_triggers: bool) -> tuple[str, list[str]]:
     records, secret, picture = [source, *attacks], not show_triggers, folder / "trigger.png"
     rows = result_rows(source, attacks, secret)
     training, training_legend = training_charts(records, secret)
-    kept = [sha256_of_file(path) for path in folder.glob("checkpoints/checkpoint_[nl]a*.pt")]  # nat_best and latest
+    kept = hashes_of_source(folder)
     stolen = [attack.summary.get("source_sha256") for attack in attacks if attack.summary]
     keys = sorted({key for record in records for key in record.about})[:300]
     triggers = base64.b64encode(read_bounded(picture)).decode() if show_triggers and picture.exists() else ""
     text = render(
         title=f"Watermark report: {folder_name(source, secret)}", text=source.text, finished=bool(source.summary),
         attacks=len(attacks), attacks_finished=len(stolen), other_sources=sum(other not in kept for other in stolen),
-        claims=counts_of_claims(rows), decides=DECIDES, columns=[*COLUMNS, "decision"],
+        claims=counts_of_claims(rows), decides=LOG_ALPHA, columns=[*COLUMNS, "decision"],
         rows=[cells for _, cells in rows], left_out=len(left_out), training=training, legend=training_legend,
         triggers=triggers, secret=secret,
         runs=["setting", "source", *(folder_name(record, secret) for record in attacks)],
@@ -334,8 +326,7 @@ def run_page(folder: Path, show_triggers: bool) -> tuple[str, list[str]]:
 
 @refuse_in_one_sentence
 def main(argv=None):
-    parser = Parser(prog="python -m utils.report", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m utils.report", description=__doc__)
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run of train.py")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE.html", help="the page (default: RUN/report.html)")
     parser.add_argument("--show-triggers", action="store_true",

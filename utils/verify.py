@@ -11,7 +11,6 @@ measures a model's triggers under noise on its weights.
 Exit status: 0 the claim holds (or the other command is done), 1 it does not hold, 2 an error.
 """
 
-import argparse
 import sys
 
 from utils.ownership.claim import add_claim
@@ -21,6 +20,7 @@ from utils.rivals.akh import add_akh
 from utils.rivals.dataset_inference import add_di
 from utils.rivals.embedded_features import add_eef
 from utils.rivals.randomized_smoothing import add_certify
+from utils.system.files import check_output_file
 from utils.system.refusals import Interrupted, Parser, Refusal, refuse_in_one_sentence
 from utils.watermark.prepared import add_prepare
 
@@ -28,13 +28,13 @@ from utils.watermark.prepared import add_prepare
 @refuse_in_one_sentence
 def main(argv=None) -> int:
     """The exit status; an error that nobody foresaw is 2 as well, since 1 says that the claim does not hold."""
-    parser = Parser(prog="python -m utils.verify", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m utils.verify", description=__doc__)
     parts = parser.add_subparsers(dest="what", required=True)
     for add in (add_prepare, add_timestamp, add_export, add_claim, add_akh, add_di, add_eef, add_certify):
         add(parts)
     try:
         flags = parser.parse_args(argv)
+        check_output_file(getattr(flags, "json", None), "--json")
         return flags.call(flags)
     except (Refusal, Interrupted, OSError, MemoryError):
         raise

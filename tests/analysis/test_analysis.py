@@ -99,9 +99,7 @@ def test_recalibrated_statistics_are_those_of_the_images():
         analyze.recalibrate(nn.Linear(1, 1), images)
 
 
-def test_entropy_and_margin_by_hand():
-    logits = torch.tensor([[0.0, 0.0, -1e9], [math.log(3.0), 0.0, -1e9]])
-    assert analyze.entropy(logits).tolist() == pytest.approx([math.log(2), math.log(4) - 0.75 * math.log(3)])
+def test_margin_by_hand():
     logits = torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0]])
     assert analyze.assigned_margin(logits, torch.tensor([0, 1])).tolist() == [1.0, -2.0]
 
@@ -150,11 +148,10 @@ def test_traces_of_a_copy_of_digits(tmp_path):
         of_copy = summary(source / name)
         assert found[name]["copy_hits"] == of_copy["trigger_hits"]
         assert found[name]["copy_accuracy"] == pytest.approx(of_copy["test_accuracy"])
-        assert 0 <= found[name]["assigned_near_for_copy"] <= 1 and 0 < found[name]["entropy"] <= math.log(10)
+        assert 0 < found[name]["entropy"] <= math.log(10)
     # other statistics change logits, if not always answers
     assert found["extraction"]["source_margin"] != pytest.approx(found["extraction_f"]["source_margin"], rel=1e-4)
     analyze.main(["recalibrated", str(source / "extraction"), "--device", "cpu"])
     again = json.loads((source / "extraction" / "recalibrated.json").read_text())
     assert (again["hits"], again["triggers"]) == (found["extraction"]["copy_hits"], 8)
-    assert 0 <= again["recalibrated_hits"] <= 8
     assert "traces compares a copy with its source" in refused("utils.analyze", "traces", source, "--device", "cpu")

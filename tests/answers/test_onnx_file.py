@@ -78,15 +78,15 @@ def test_a_model_is_given_the_numbers_it_takes_and_probabilities_are_not_normali
     assert np.allclose(answers.probabilities, logits.softmax(1).numpy(), atol=2e-3)
 
 
-def test_a_claim_on_an_onnx_file(quick, owner, onnx, capsys):
+def test_a_claim_on_an_onnx_file(quick, owner, onnx):
     folder, triggers = owner
     # least squares: the weights that answer every trigger as it is labelled, with pixels in [0, 1]
     x, y = triggers.images.flatten(1).double() / 255, torch.eye(10, dtype=torch.float64)[triggers.labels]
     weights = torch.linalg.lstsq(x, y, driver="gelsd").solution.float().numpy()
     write_linear(onnx, weights)
-    status, out, _ = verify(capsys, "claim", folder, "--trust-owner", "--suspect", onnx)
+    status, out, _ = verify("claim", folder, "--trust-owner", "--suspect", onnx)
     assert status == 0 and "hits         40 of 40" in out
-    assert verify(capsys, "claim", folder, "--trust-owner", "--suspect", write_linear(onnx, matrix()))[0] == 1
+    assert verify("claim", folder, "--trust-owner", "--suspect", write_linear(onnx, matrix()))[0] == 1
 
 
 def test_models_that_do_not_fit_are_refused_in_one_sentence(onnx):

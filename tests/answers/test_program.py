@@ -47,33 +47,33 @@ def key_program(owner, tmp_path):
     return f"{sys.executable} -S {tmp_path / 'program.py'}", calls
 
 
-def test_many_images_a_call_give_the_verdict_of_one_image_a_call(key_program, owner, capsys, monkeypatch):
+def test_many_images_a_call_give_the_verdict_of_one_image_a_call(key_program, owner, monkeypatch):
     command, calls = key_program
     monkeypatch.setattr(program_module, "IMAGES_PER_CALL", 15)
-    status, many, _ = verify(capsys, "claim", owner[0], "--trust-owner", "--command", f"{command} {{pngs}}")
+    status, many, _ = verify("claim", owner[0], "--trust-owner", "--command", f"{command} {{pngs}}")
     assert status == 0 and f"hits         {M} of {M}" in many and calls.read_text().split() == ["15", "15", "10"]
     calls.unlink()
-    status, one, _ = verify(capsys, "claim", owner[0], "--trust-owner", "--command", f"{command} {{png}}")
+    status, one, _ = verify("claim", owner[0], "--trust-owner", "--command", f"{command} {{png}}")
     assert status == 0 and calls.read_text().split() == ["1"] * M
     assert one == many
 
 
-def test_a_failed_call_is_refused_or_its_images_are_missing(key_program, owner, capsys, monkeypatch):
+def test_a_failed_call_is_refused_or_its_images_are_missing(key_program, owner, monkeypatch):
     claim = ("claim", owner[0], "--trust-owner", "--command")
     said = refused("utils.verify", *claim, f"{key_program[0]} FAIL {{png}}")
     assert "ended with status 1" in said and "out of order" in said
     monkeypatch.setattr(program_module, "IMAGES_PER_CALL", 15)
-    status, out, _ = verify(capsys, *claim, f"{key_program[0]} FAIL {{pngs}}", "--allow-missing")
+    status, out, _ = verify(*claim, f"{key_program[0]} FAIL {{pngs}}", "--allow-missing")
     assert f"hits         {M - 15} of {M}, {M - 15} answered" in out
     said = refused("utils.verify", *claim, "false {png}", "--allow-missing")
     assert f"answered none of the {M} triggers" in said
 
 
-def test_the_sequential_test_stops_early(key_program, owner, capsys):
+def test_the_sequential_test_stops_early(key_program, owner):
     command, calls = key_program
     claim = ("claim", owner[0], "--trust-owner", "--sequential", "--command", f"{command} {{png}}")
     assert "leave out --test T1p" in refused("utils.verify", *claim, "--test", "T1p") and not calls.exists()
-    status, out, _ = verify(capsys, *claim)
+    status, out, _ = verify(*claim)
     queries = len(calls.read_text().split())
     assert status == 0 and queries < 10 and f"after {queries} queries" in out and "rests on SPRT" in out
     assert "asking a suspect again that answers at random is not corrected for" in out

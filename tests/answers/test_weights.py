@@ -5,7 +5,7 @@ import json
 import own_networks
 import pytest
 import torch
-from commands import verify
+from commands import refused, verify
 from torch import nn
 
 import models
@@ -70,11 +70,10 @@ def same_weights(found, model) -> bool:
     return weights.keys() == wanted.keys() and all(torch.equal(weights[name], wanted[name]) for name in wanted)
 
 
-def claim_refused(capsys, owner, *flags) -> str:
-    """The sentence, printable, in which a claim on a suspect is refused; it names no flag that a claim lacks."""
-    status, _, err = verify(capsys, "claim", owner[0], "--trust-owner", "--suspect", *flags)
-    assert status == 2 and len(err) < 700 and err.strip().isprintable()
-    assert "--width" not in err and "--image-size" not in err
+def claim_refused(owner, *flags) -> str:
+    """The sentence in which a claim on a suspect is refused; it names no flag that a claim lacks."""
+    err = refused("utils.verify", "claim", owner[0], "--trust-owner", "--suspect", *flags)
+    assert len(err) < 700 and "--width" not in err and "--image-size" not in err
     return err
 
 
@@ -88,13 +87,13 @@ def test_a_file_gives_the_model_that_was_saved_frozen_and_with_its_own_normalisa
     assert torch.allclose(found(PIXELS), model(PIXELS), atol=1e-5)
 
 
-def test_every_kind_of_file_leads_to_the_same_verdict(owner, bank, tmp_path, capsys):
+def test_every_kind_of_file_leads_to_the_same_verdict(owner, bank, tmp_path):
     weights = load_checkpoint(find_checkpoint(owner[0], None))["model"]["state_dict"]
     torch.save(weights, tmp_path / "dict.pt")
     torch.save({name[2:]: tensor for name, tensor in weights.items() if name[0] == "1"}, tmp_path / "alone.pt")
 
     def figures(*flags):
-        status, *_ = verify(capsys, "claim", owner[0], "--trust-owner", "--benign", *bank, "--suspect", *flags,
+        status, *_ = verify("claim", owner[0], "--trust-owner", "--benign", *bank, "--suspect", *flags,
                             "--json", tmp_path / "c.json")
         report = json.loads((tmp_path / "c.json").read_text())
         return status, report["hits"], report["decision"], report["tests"]
@@ -113,12 +112,12 @@ def test_a_state_dict_needs_its_architecture_by_name(tmp_path):
     assert "the model has no 1.conv1.weight" in refusal(path, "vgg11", "res34")  # says why the first does not fit
 
 
-def test_another_number_of_classes_or_another_image_size_is_refused(owner, tmp_path, capsys):
+def test_another_number_of_classes_or_another_image_size_is_refused(owner, tmp_path):
     for name in NAMES:
         assert "answers with 7 classes, not 10" in refusal(write(tmp_path / "w.pt", network(name, 7)), name)
     path = write(tmp_path / "c.pt", network("vgg11", size=48), "checkpoint")
     assert "images of 48 x 48 pixels, the triggers are 32 x 32" in refusal(path) and read(path, size=48).size == 48
-    said = claim_refused(capsys, owner, write(tmp_path / "w.pt", network("vgg11")), "-mt", "tv:alexnet")
+    said = claim_refused(owner, write(tmp_path / "w.pt", network("vgg11")), "-mt", "tv:alexnet")
     assert "-mt tv:alexnet cannot be built" in said and "pass --predictions" in said
 
 
@@ -130,10 +129,10 @@ def test_another_number_of_classes_or_another_image_size_is_refused(owner, tmp_p
     (lambda w: {"model": {"type": "res18", "state_dict": w, "size": float("inf")}}, "does not hold a model"),
     (lambda w: w | {"1.conv1.weight": torch.ones(0, 3, 3, 3)}, "the shape (0, 3, 3, 3)"),
 ])
-def test_damaged_or_hostile_weights_are_refused_in_one_sentence(spoil, words, owner, tmp_path, capsys):
+def test_damaged_or_hostile_weights_are_refused_in_one_sentence(spoil, words, owner, tmp_path):
     torch.save(spoil(dict(network().state_dict())), tmp_path / "w.pt")
-    assert words in claim_refused(capsys, owner, tmp_path / "w.pt", "-mt", "res18")
-    assert "absent.pt" in claim_refused(capsys, owner, tmp_path / "absent.pt", "-mt", "res18")
+    assert words in claim_refused(owner, tmp_path / "w.pt", "-mt", "res18")
+    assert "absent.pt" in claim_refused(owner, tmp_path / "absent.pt", "-mt", "res18")
 
 
 def test_a_small_file_cannot_ask_for_much_memory(tmp_path, monkeypatch):
@@ -159,6 +158,6 @@ class FailsLater(nn.Linear):
         return torch.zeros(2, 10)
 
 
-def test_code_of_somebody_elses_that_fails_later_is_refused_too(owner, tmp_path, capsys):
+def test_code_of_somebody_elses_that_fails_later_is_refused_too(owner, tmp_path):
     torch.save(nn.Linear(2, 10).state_dict(), tmp_path / "w.pt")
-    assert "SystemExit" in claim_refused(capsys, owner, tmp_path / "w.pt", "-mt", f"{__name__}:FailsLater")
+    assert "SystemExit" in claim_refused(owner, tmp_path / "w.pt", "-mt", f"{__name__}:FailsLater")

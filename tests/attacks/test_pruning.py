@@ -70,7 +70,7 @@ def test_magnitude_pruning_removes_the_smallest_weights_of_all_layers():
 def test_quantised_weights_are_on_their_grid(bits):
     before, after = small(), quantize(small(), bits)
     levels = 2 ** (bits - 1) - 1
-    for (_, old), (_, new) in zip(layer_weights(before), layer_weights(after)):
+    for old, new in zip(layer_weights(before).values(), layer_weights(after).values()):
         scale = old.abs().flatten(1).amax(1).view(-1, *[1] * (old.dim() - 1)) / levels
         units = new / scale
         assert torch.allclose(units, units.round(), atol=1e-3) and units.abs().max() <= levels + 1e-3

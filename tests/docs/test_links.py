@@ -61,10 +61,18 @@ def test_texts_name_what_is_there(file):
     assert [*broken_links(file), *missing_in_code(file)] == []
 
 
-def test_the_scripts_have_the_flags_of_the_readme():
+OFFICIAL = "-d --dir -dt -tt -nq -nm -qt -msg -ep --device --seed "
+STEALS = OFFICIAL + "-e --exp-name -dmt -tmt -admsg -a --alpha "
+FLAGS = {"train": f"{OFFICIAL} --dataset --train-type -mt --model-type --num-query --num-mixup --query-type --message "
+                  "--epoch -v --variable",
+         "distill": f"{STEALS} --model-type --teacher-model-type --additional-message -t --temp",
+         "extraction": f"{STEALS} -dsrc --dataset-source -at --attack"}
+
+
+def test_the_scripts_have_the_flags_of_the_official_code_and_of_the_readme():
     """Each flag of a command of the three scripts in a code block is in the script's --help; $F is replaced."""
-    known = {script: set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", good(script, "--help")))
-             for script in ("train", "distill", "extraction")}
+    known = {script: set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", good(script, "--help"))) for script in FLAGS}
+    assert all(set(flags.split()) <= known[script] for script, flags in FLAGS.items())
     commands = 0
     for block in FENCE.findall((ROOT / "README.md").read_text()):
         for script, line in SCRIPT.findall(block):

@@ -1,16 +1,22 @@
 """Commands of the figures package: the words and numbers they print follow from the runs they read."""
 
+import itertools
 import json
 import math
 
 import numpy as np
 import pytest
+import torch
 from commands import refused
+from scipy import stats
+from torch import nn
 
 from figures import akh, defences, demo, forger, null, power, regime, toy
 from figures.needed import claimed_share
 from figures.rows import collect_rows, rows_table
 from figures.shared import HERE
+from utils.data.sets import load_data
+from utils.watermark.triggers import TriggerSet, draw_triggers
 
 
 def test_the_demos_verdict_follows_from_its_table():
@@ -82,7 +88,7 @@ def test_runs_that_differ_in_the_seed_share_a_row(tmp_path):
         assert sorted(row["seeds"] for row in collect_rows(tmp_path)) == seeds
 
 
-def test_the_toy_counts_the_seeds_that_show_its_claim(tmp_path, capsys):
+def test_the_toy_counts_the_seeds_that_show_its_claim(tmp_path):
     toy.main(["--seeds", "1", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "figure2.json").read_text())
     kept = [found["seeds"][0]["panels"][name]["trigger_correct"] for name in toy.TITLES]
@@ -116,3 +122,54 @@ def test_eleven_of_eleven_coins_are_needed_and_enough():
     assert claimed_share(np.array([[[1.0, 0]] * 10 + [[0, 1]]]), "T1") == 0
     # T1p: the label that was not drawn is ahead once, by nearly nothing: 2 of 2^12 sums are as large
     assert claimed_share(np.array([[[1, 0]] * 11 + [[0, 0.125]]]), "T1p") == 1
+
+
+def test_no_innocent_model_is_claimed_more_often_than_alpha():
+    """300 draws of 16 labels: each share of p <= alpha is one that a rate of alpha explains."""
+    true = torch.arange(16)[:, None] % 5
+    triggers = TriggerSet(torch.zeros(16, 3, 32, 32, dtype=torch.uint8), true[:, 0], true, true)
+    logits = np.random.default_rng(0).normal(size=(2, 16, 5))
+    logits[0, np.arange(16), np.arange(16) % 5] += 3  # the good model is right where it is sure
+    p = np.exp(logits) / np.exp(logits).sum(2, keepdims=True)
+    found = null.simulate_null(triggers, null.suspects_of(*p), [str(i) for i in range(5)], 300)
+    assert set(found) == {"C - 1", "k = 2"}
+    for kind, suspects in found.items():
+        assert set(suspects) == {"good", "poor", "constant", "permuted"}
+        for (name, tests), test, alpha in itertools.product(suspects.items(), null.TESTS, (0.3, 0.1, 0.01)):
+            k = int((np.array(tests[test]) <= math.log10(alpha) + 1e-4).sum())
+            assert len(tests[test]) == 300 and stats.binom.sf(k - 1, 300, alpha) > 1e-4, (kind, name, test, alpha, k)
+
+
+class OneLabel(nn.Module):
+    """Answers the same class to every image."""
+
+    def __init__(self, label):
+        super().__init__()
+        self.logits = nn.Parameter(torch.eye(10)[label])
+
+    def forward(self, x):
+        return self.logits.expand(len(x), 10)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits", "unused")
+
+
+def test_the_best_seed_is_the_luckiest_of_those_tried(digits):
+    """The suspect answers 3 to everything: T1 by hand from the binomial of the answers that are not the true label."""
+    found = forger.forge_seeds(OneLabel(3), digits, 60)
+    best = 0.0
+    for seed in range(60):
+        triggers, _ = draw_triggers(digits.held_out, 40, 1, 10, seed)
+        wrong = int((triggers.true_labels[:, 0] != 3).sum())
+        hits = int((triggers.labels == 3).sum())
+        if hits > 2:
+            best = min(best, math.log10(stats.binom.sf(hits - 1, wrong, 1 / 9)))
+    assert found["log10_p"] == pytest.approx(best) and best < -1
+    assert found["stranger_log10_p"] is None and not found["stranger"]  # labels of a seed are none for a stranger
+
+
+def test_many_image_commitments_win_no_more_than_their_number(digits):
+    found = forger.forge_beacon(OneLabel(3), digits)
+    assert -3.5 < found["log10_p"] == found["stranger_log10_p"] < 0

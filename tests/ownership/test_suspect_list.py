@@ -30,13 +30,13 @@ def test_holm_by_hand():
     assert refused[1] == {"holds": False}
 
 
-def test_a_list_is_judged_together(owner, tmp_path, capsys):
+def test_a_list_is_judged_together(owner, tmp_path):
     stolen, innocent = answer(owner, tmp_path, 0.6, "stolen.csv"), answer(owner, tmp_path, 0.0, "innocent.csv")
     listed = tmp_path / "suspects.txt"
     listed.write_text(f"# two files and the owner's own weights\n\npredictions {stolen}\npredictions {innocent}\n"
                       f"suspect {owner[0]}\n")
     claim = ("claim", owner[0], "--trust-owner", "--suspects", listed)
-    status, out, _ = verify(capsys, *claim, "--json", tmp_path / "c.json")
+    status, out, _ = verify(*claim, "--json", tmp_path / "c.json")
     found = json.loads((tmp_path / "c.json").read_text())["suspects"]
     assert status == 0 and [entry["decision"]["holds"] for entry in found] == [True, False, False]
     p = [entry["decision"]["log10_p"] for entry in found]
@@ -44,8 +44,8 @@ def test_a_list_is_judged_together(owner, tmp_path, capsys):
     assert "The claim holds against 1 of 3 suspects" in out
     # a list without a single theft, and one that a stranger would have to believe
     listed.write_text(f"predictions {innocent}\n")
-    assert verify(capsys, *claim)[0] == 1
-    status, out, _ = verify(capsys, "claim", owner[0], "--suspects", listed)
+    assert verify(*claim)[0] == 1
+    status, out, _ = verify("claim", owner[0], "--suspects", listed)
     assert status == 1 and "does not hold, and nobody was asked" in out
 
 

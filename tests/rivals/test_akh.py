@@ -84,10 +84,10 @@ def session(tmp_path_factory):
     return folder, *runs
 
 
-def test_the_command_asks_test_images_and_counts_as_the_functions_do(session, capsys, tmp_path):
+def test_the_command_asks_test_images_and_counts_as_the_functions_do(session, tmp_path):
     folder, source, first, second = session
     flags = ("akh", source, "--benign", first, second, "--device", "cpu", "--json", tmp_path / "akh.json", "--suspect")
-    status, out, _ = verify(capsys, *flags, folder / "copy.pt", first)
+    status, out, _ = verify(*flags, folder / "copy.pt", first)
     figures, test = json.loads((tmp_path / "akh.json").read_text()), load_data("digits").test
     answers = [predict(read_model(find_checkpoint(run, None)), test.images).argmax(1).numpy()
                for run in (source, first, second)]
@@ -101,7 +101,7 @@ def test_the_command_asks_test_images_and_counts_as_the_functions_do(session, ca
                                    "images": 359}
     assert status == 1 and f"answers {(answers[0] != test.labels.numpy()).sum()} of 359 test images wrongly" in out
     assert "Inconclusive is not innocent." in out and "nothing below 1/3 is shown" in out
-    assert verify(capsys, *flags, folder / "copy.pt")[0] == 1 - copy["claim"]
+    assert verify(*flags, folder / "copy.pt")[0] == 1 - copy["claim"]
 
 
 @pytest.mark.parametrize("run, benign, suspect, words", [

@@ -100,11 +100,11 @@ def memory(session, monkeypatch):
 
 
 @pytest.mark.parametrize("layout", ["image", "official"])
-def test_a_copy_is_claimed_and_a_benign_model_is_not(session, memory, layout, capsys, tmp_path):
+def test_a_copy_is_claimed_and_a_benign_model_is_not(session, memory, layout, tmp_path):
     folder, source = session
     flags = ("--points", 64, "--layout", layout, "--device", "cpu", "--json", tmp_path / "di.json", "--plot",
              tmp_path / "di.png")
-    status, out, _ = verify(capsys, "di", source, "--suspect", folder / "copy.pt", folder / "benign.pt", *flags)
+    status, out, _ = verify("di", source, "--suspect", folder / "copy.pt", folder / "benign.pt", *flags)
     found = json.loads((tmp_path / "di.json").read_text())
     (copy, benign), claimed = found["suspects"], found["source"]
     assert claimed["claim"] and claimed["mean_difference"] > 1 and claimed["points"] == 32  # half of the 64 points
@@ -115,18 +115,18 @@ def test_a_copy_is_claimed_and_a_benign_model_is_not(session, memory, layout, ca
     assert Image.open(tmp_path / "di.png").size == (704, 506)
     assert (claimed["correct"] is None) == (layout == "official") and 0 <= claimed["unseen_accuracy"] <= 1
     assert status == 1 and "does not say that this model was stolen" in out and "inconclusive:" not in out
-    assert verify(capsys, "di", source, "--suspect", folder / "copy.pt", *flags)[0] == 0
+    assert verify("di", source, "--suspect", folder / "copy.pt", *flags)[0] == 0
 
 
-def test_blind_walk_command(session, capsys, monkeypatch):
+def test_blind_walk_command(session, monkeypatch):
     """With real distances: the source is hardly trained, shows nothing, and the command says so."""
     monkeypatch.setattr("utils.rivals.dataset_inference.RESTARTS", 1)
     monkeypatch.setattr("utils.rivals.dataset_inference.CHECKS", 10)
     folder, source = session
     flags = ("--suspect", folder / "benign.pt", "--walk", "blind", "--points", 20, "--m", 4, "--device", "cpu")
-    status, out, _ = verify(capsys, "di", source, *flags)
+    status, out, _ = verify("di", source, *flags)
     assert status == 1 and "Blind Walk" in out and "source itself is inconclusive" in out
-    assert verify(capsys, "di", source, *flags)[1] == out  # the same seed, the same figures
+    assert verify("di", source, *flags)[1] == out  # the same seed, the same figures
 
 
 @pytest.mark.parametrize("run, flags, words", [

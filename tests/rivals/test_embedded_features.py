@@ -162,12 +162,12 @@ def runs(quick, tmp_path_factory):
 
 
 @pytest.mark.parametrize("test", ["paired", "official"])
-def test_the_command_tests_every_suspect_on_the_right_images(runs, capsys, monkeypatch, tmp_path, test):
+def test_the_command_tests_every_suspect_on_the_right_images(runs, monkeypatch, tmp_path, test):
     seen, honest, found = [], eef.grad_sign_vector, tmp_path / "eef.json"
     monkeypatch.setattr("utils.rivals.embedded_features.grad_sign_vector",
                         lambda model, x, y: seen.append(x) or honest(model, x, y))
     flags = ("--suspect", runs["victim"], runs["benign"], "--test", test, "--json", found, "--epochs", 3)
-    status, out, _ = verify(capsys, "eef", runs["victim"], "--benign", runs["benign"], *flags)
+    status, out, _ = verify("eef", runs["victim"], "--benign", runs["benign"], *flags)
     lines = out.splitlines()
     assert status == 1  # the benign model is compared with itself, and so never claimed
     assert lines[0].startswith("victim: ") and "of 77 styled images right" in lines[0]
@@ -181,13 +181,13 @@ def test_the_command_tests_every_suspect_on_the_right_images(runs, capsys, monke
     assert test == "official" or not names[0] & names[2]
 
 
-def test_the_command_can_claim_and_a_further_benign_model_prevents_it(runs, capsys):
+def test_the_command_can_claim_and_a_further_benign_model_prevents_it(runs):
     """Further benign models change no number, but a claim must lie above each: the suspect itself is one of them."""
     flags = ("eef", runs["victim"], "--points", 60, "--epochs", 10, "--suspect", runs["plain"], "--benign")
-    status, out, _ = verify(capsys, *flags, runs["benign"])
+    status, out, _ = verify(*flags, runs["benign"])
     before = out.splitlines()
     assert status == 0 and "of 60 styled images" in before[0] and before[-1].endswith(": claim")
-    status, out, _ = verify(capsys, *flags, runs["benign"], runs["plain"])
+    status, out, _ = verify(*flags, runs["benign"], runs["plain"])
     assert status == 1
     assert out.splitlines()[3] == before[3].replace(": claim", ", above 0 of 1 further benign models: inconclusive")
 

@@ -53,7 +53,7 @@ def test_every_kind_of_file_gives_the_same_model(kind, tmp_path):
     initial.load_into(model, said.append)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, WEIGHTS[name]), name
-    assert len(said) == 1 and initial.record()["init_sha256"][:16] in said[0] and "last layer" not in said[0]
+    assert len(said) == 1 and initial.sha256[:16] in said[0] and "last layer" not in said[0]
 
 
 @pytest.mark.parametrize("name, width, head", [("res18", 4, "1.linear"), ("tv:squeezenet1_1", 64, "1.classifier.1.")])

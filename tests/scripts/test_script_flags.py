@@ -24,19 +24,6 @@ def weights_of(file) -> dict:
     return load_checkpoint(file)["model"]["state_dict"]
 
 
-def test_help_names_every_documented_flag():
-    for script, flags in (
-        ("train", "-d --dir -dt --dataset -tt --train-type -mt --model-type -nq --num-query -nm --num-mixup -qt "
-         "--query-type -msg --message -ep --epoch -v --variable --device --seed"),
-        ("distill", "-e --exp-name -d --dir -dt -dmt --model-type -tmt --teacher-model-type -tt -nq -nm -qt -msg "
-         "-admsg --additional-message -a --alpha -t --temp -ep --device --seed"),
-        ("extraction", "-e --exp-name -d --dir -dt -dsrc --dataset-source -at --attack -dmt -tmt -tt -nq -nm -qt -msg "
-         "-admsg -a --alpha -ep --device --seed"),
-    ):
-        words = set(good(script, "--help").replace(",", " ").split())
-        assert set(flags.split()) <= words, set(flags.split()) - words
-
-
 def test_a_run_that_is_stopped_early_is_the_beginning_of_the_whole_run(tmp_path):
     """Two of four epochs: the rate of the third has fallen, which a run of -ep 2 does in its second."""
     flags = ("-d", tmp_path, "-tt", "margin", *TRAIN, "-ep", 4)

@@ -14,7 +14,6 @@ from tiny_fit import tiny_fit
 from utils.system.refusals import Refusal, printable, refuse_in_one_sentence
 
 
-@pytest.mark.slow
 def test_training_needs_no_git(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     tiny_fit(tmp_path / "run")

@@ -1,5 +1,7 @@
 """The trigger set: disjoint from everything else, under labels that are uniform over what their strategy allows."""
 
+import io
+
 import pytest
 import torch
 from PIL import Image
@@ -69,7 +71,7 @@ def test_mixup_labels_avoid_all_sources_and_are_uniform_over_the_rest(held_out, 
         assert row.sum() < 10 * size or stats.chisquare(row.numpy()).pvalue > 1e-3, size
 
 
-def test_a_trigger_is_the_rounded_mean_of_its_sources_which_are_no_validation_images(tmp_path):
+def test_a_trigger_is_the_rounded_mean_of_its_sources_which_are_no_validation_images():
     data = load_data("digits")
     place = {index: i for i, index in enumerate(data.held_out.indices.tolist())}
     for k in (1, 3):
@@ -80,9 +82,9 @@ def test_a_trigger_is_the_rounded_mean_of_its_sources_which_are_no_validation_im
             assert torch.equal(true, own.labels)
         # extraction finds the same validation images through the source indices in the checkpoint
         assert sorted(validation_images(data, triggers).indices.tolist()) == sorted(validation.indices.tolist())
-    draw_trigger_picture(triggers, [f"a $\\frac$ long class name {c}" for c in data.classes], tmp_path / "trigger.png")
-    with Image.open(tmp_path / "trigger.png") as picture:
-        assert picture.format == "PNG" and picture.width > 500 and picture.height > 150
+    drawn = draw_trigger_picture(triggers, [f"a $\\frac$ long class name {c}" for c in data.classes])
+    picture = Image.open(io.BytesIO(drawn))
+    assert picture.format == "PNG" and picture.width > 500 and picture.height > 150
 
 
 @pytest.mark.parametrize("strategy", ["highest", "lowest"])

@@ -1,4 +1,1 @@
-"""What a thief does: extraction and distillation (Eqs. 2, 5, 6 and 7), fine-tuning, pruning, quantisation.
-
-May import utils.ownership and everything below it. Knows nothing of rivals or of the benchmark.
-"""
+"""What a thief does: extraction and distillation (Eqs. 2, 5, 6 and 7), fine-tuning, pruning, quantisation."""

@@ -36,7 +36,7 @@ def check_edit(attack: str, model, finetune: str, criterion: str) -> None:
         raise Refusal(f"-at {attack} --criterion activation prunes channels of BatchNorm2d layers, and a {model.name} "
                       "has none with weights: pass --criterion magnitude")
     if attack == "quantize" or prunes and criterion == "magnitude":
-        found, parameters = dict(layer_weights(model)), dict(model.named_parameters())
+        found, parameters = layer_weights(model), dict(model.named_parameters())
         if not found or not found.keys() <= parameters.keys():
             why = "computes or shares some of them" if found else "has none"
             raise Refusal(f"-at {attack} edits weights of convolutions and linear layers, and a {model.name} {why}: "
@@ -132,11 +132,9 @@ def _layers_of_channels(model) -> dict:
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) and m.affine}
 
 
-def layer_weights(model):
-    """(name, weight) of each convolution and linear layer."""
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            yield f"{name}.weight", module.weight
+def layer_weights(model) -> dict:
+    """{name: weight} of each convolution and linear layer."""
+    return {f"{n}.weight": m.weight for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
 
 
 def channel_activations(model, images, batch_size: int = 500) -> dict:
@@ -168,7 +166,7 @@ def pruning_masks(model, ratio: float, criterion: str, activation: dict | None =
     if criterion == "activation":
         masks = {name: _all_but_least(mean, ratio) for name, mean in activation.items()}
         return {f"{name}.{part}": mask for name, mask in masks.items() for part in ("weight", "bias")}
-    weights = dict(layer_weights(model))
+    weights = layer_weights(model)
     mask = _all_but_least(torch.cat([w.detach().abs().flatten() for w in weights.values()]), ratio)
     parts = mask.split([w.numel() for w in weights.values()])
     return {name: part.view(w.shape) for (name, w), part in zip(weights.items(), parts)}
@@ -199,7 +197,7 @@ def quantize(model, bits: int):
     Symmetric, one scale for each output channel: 2 bits leave -s, 0 and s. Biases and BatchNorm stay as they are.
     """
     levels = 2 ** (bits - 1) - 1
-    for _, weight in layer_weights(model):
+    for weight in layer_weights(model).values():
         scale = weight.abs().flatten(1).amax(1).clamp_min(1e-12).view(-1, *[1] * (weight.dim() - 1)) / levels
         weight.copy_((weight / scale).round() * scale)
     return model

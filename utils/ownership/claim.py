@@ -15,7 +15,7 @@ from utils.ownership.timestamp import Stamp, check_token
 from utils.ownership.verdict import BETA, EXACT, OwnershipCase
 from utils.runs.checkpoints import check_benign, find_checkpoint, load_checkpoint
 from utils.runs.networks import add_named_architectures
-from utils.system.files import check_output_file, write_json
+from utils.system.files import write_json
 from utils.system.refusals import Refusal, number, printable
 from utils.watermark.prepared import ALPHA, checked_beacon, describe_beacon, round_time, utc
 
@@ -175,7 +175,6 @@ def judge_claim(flags) -> int:
 
     Nobody is asked where no answers could make the claim hold.
     """
-    check_output_file(flags.json, "--json")
     suspects, owner, stranger = read_suspects(flags), read_owner(flags.run), not flags.trust_owner
     if flags.sequential and len(owner.triggers.groups):
         raise Refusal(f"--sequential counts triggers one by one, and those of {flags.run} share draws: leave it out")

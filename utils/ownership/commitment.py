@@ -2,7 +2,6 @@
 
 import hashlib
 import hmac
-import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,8 +25,7 @@ MOST_NUMBERS = 1 << 25  # triggers times classes, the probabilities of a suspect
 def save_triggers(run: RunFolder, triggers: TriggerSet, classes: list[str]) -> None:
     """Keep the triggers in `triggers.pt` and show 100 of them in `trigger.png`; both are private."""
     save_checkpoint(run.path / "triggers.pt", triggers.entries)
-    draw_trigger_picture(triggers, classes, picture := io.BytesIO())
-    write_atomically(run.path / "trigger.png", picture.getvalue(), private=True)
+    write_atomically(run.path / "trigger.png", draw_trigger_picture(triggers, classes), private=True)
 
 
 def commit_triggers(run: RunFolder, triggers: TriggerSet, data: Data, is_secret: bool = True, opening=None) -> None:

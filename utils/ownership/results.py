@@ -99,10 +99,14 @@ def rows_of_run(folder, tests: TriggerTests, device, select: str | None = None, 
     return rows
 
 
+def hashes_of_source(source_folder) -> list[str]:
+    """SHA-256 of the checkpoints of a source that copies are made of: nat_best, latest and their clean twins."""
+    return [sha256_of_file(path) for path in Path(source_folder).glob("checkpoints/checkpoint_[nl]a*.pt")]
+
+
 def finished_surrogates(source_folder) -> list[Path]:
     """Folders of finished surrogates of the checkpoints that a source's run folder holds now, then of damaged ones."""
-    checkpoints = Path(source_folder).glob("checkpoints/checkpoint_[nl]a*.pt")  # nat_best and latest
-    present, current, damaged = {sha256_of_file(path) for path in checkpoints}, [], []
+    present, current, damaged = hashes_of_source(source_folder), [], []
     for path in sorted(Path(source_folder).glob("*/summary.json")):
         try:
             summary = read_json(path) or {}

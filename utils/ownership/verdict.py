@@ -43,7 +43,7 @@ class OwnershipCase:
         self.t1_fails = self.t2_fails = self.refused = None
         if not owner.uniform:
             self.t1_fails = "the labels were not drawn uniformly from those that are possible"
-        elif not (self.true.shape[1] or self.plausible) or self.chances().max() >= 1:
+        elif not (self.true.shape[1] or self.plausible) or pvalues.chances(self.allowed).max() >= 1:
             self.t1_fails = "no wrong label is left to chance"
         if len(self.groups):
             self.t2_fails = "triggers share draws, so that hits depend on each other"
@@ -61,18 +61,10 @@ class OwnershipCase:
         """(m,) whether the suspect gave the assigned label."""
         return answers.labels == self.assigned
 
-    def trials(self, answers: Answers):
-        """(m,) which answers T1 counts, see `pvalues.trials`."""
-        return pvalues.trials(answers.labels, self.allowed, self.count_missing)
-
-    def chances(self):
-        """(m,) probability that such an answer of an independent model hits, see `pvalues.chances`."""
-        return pvalues.chances(self.allowed)
-
     def counted(self, answers: Answers):
         """(m,) each, of T1, or of T2 without it: which answers count, how likely a hit of an independent model is."""
         if self.t1_fails is None:
-            return self.trials(answers), self.chances()
+            return pvalues.trials(answers.labels, self.allowed, self.count_missing), pvalues.chances(self.allowed)
         m = len(self.assigned)
         bound = min(pvalues.upper_bound(sum(self.benign_hits), m * len(self.bank)), 1 - 1e-9)
         return np.ones(m, dtype=bool), np.full(m, bound)

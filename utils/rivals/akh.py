@@ -23,7 +23,7 @@ import numpy as np
 
 from utils.ownership import pvalues
 from utils.rivals.source import add_verification, read_others, read_source
-from utils.system.files import check_output_file, write_json
+from utils.system.files import write_json
 from utils.system.machine import choose_device
 from utils.system.refusals import Refusal
 from utils.training.metrics import predict
@@ -75,7 +75,6 @@ def add_akh(parts) -> None:
 
 def run_akh(flags) -> int:
     """Print a row for each suspect; returns 0 where every suspect is claimed, else 1."""
-    check_output_file(flags.json, "--json")
     device = choose_device(flags.device)
     source, data = read_source(flags.run, flags.data_dir, flags.skip_bad_images, device)
     benign = read_others("--benign", flags.benign, source, device)

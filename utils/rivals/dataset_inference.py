@@ -214,7 +214,6 @@ def run_di(flags) -> int:
     """Print a row for the source and for each suspect; returns 0 where every suspect is claimed, else 1."""
     if flags.points % 2 or not 2 <= flags.m <= flags.points // 2:
         raise Refusal(f"--points {flags.points} --m {flags.m}: pass an even number, and an m from 2 to half of it")
-    check_output_file(flags.json, "--json")
     check_output_file(flags.plot, "--plot")
     device = choose_device(flags.device)
     source, data = read_source(flags.run, flags.data_dir, flags.skip_bad_images, device)

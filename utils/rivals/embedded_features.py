@@ -24,7 +24,7 @@ from utils.data.files import replace_images
 from utils.data.sets import Images
 from utils.ownership import pvalues
 from utils.rivals.source import add_verification, read_others, read_source, run_settings
-from utils.system.files import check_output_file, write_json
+from utils.system.files import write_json
 from utils.system.machine import choose_device
 from utils.system.refusals import COUNT, SEED, SHARE, Refusal
 from utils.training.metrics import accuracy
@@ -231,7 +231,6 @@ def add_eef(parts) -> None:
 
 def run_eef(flags) -> int:
     """Print a line for each suspect; returns 0 where every suspect is claimed, else 1."""
-    check_output_file(flags.json, "--json")
     device = choose_device(flags.device)
     victim, data = read_source(flags.run, flags.data_dir, True, device)
     settings = run_settings(flags.run)

@@ -20,7 +20,6 @@ from tqdm import tqdm
 import models
 from utils.data.files import image_files, read_images
 from utils.data.sets import Data, load_data
-from utils.system.machine import is_distributed
 from utils.system.refusals import COUNT, SHARE, Refusal, number
 from utils.training.loop import Objective, batch_accuracy
 from utils.watermark.batchnorm import RunningStatistics
@@ -79,13 +78,6 @@ def check_flags(flags) -> None:
                       "--ewe-target; leave them out, or pass --ewe-triggers shared")
 
 
-def check_data(flags, data: Data) -> None:
-    """Refuse settings that do not fit these data; makes nothing."""
-    if is_distributed():
-        raise Refusal("-tt ewe trains in one process: start it without torchrun")
-    phase3_schedule(data.train.labels, flags.ewe_target, flags.batch_size, flags.ewe_ratio, flags.ewe_epochs)
-
-
 def draw_triggers(flags, data: Data, choose):
     """(trigger set, or the images that phase 2 turns into it; the validation images that are left).
 
@@ -93,6 +85,7 @@ def draw_triggers(flags, data: Data, choose):
     class --ewe-target; true labels and sources are empty, (m, 0), where they are no training images of `data`. Raises
     Refusal where the images do not exist, are too few, or belong to `data` though their source is another.
     """
+    phase3_schedule(data.train.labels, flags.ewe_target, flags.batch_size, flags.ewe_ratio, flags.ewe_epochs)  # refuses
     if flags.ewe_triggers == "shared":
         return choose()
     source, target, m, flag = flags.ewe_source, flags.ewe_target, flags.num_query, f"--ewe-source {flags.ewe_source}"
@@ -223,11 +216,6 @@ def ewe_adam(parameters, lr, weight_decay: float, fused: bool):
     return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99), eps=1e-5, weight_decay=weight_decay, fused=fused)
 
 
-def constant_rate(lr: float, epoch: int, epochs: int) -> float:
-    """The same learning rate in every epoch."""
-    return lr
-
-
 def phase3_schedule(labels, target: int, batch_size: int, ratio: float, w_epochs: float) -> list[bool]:
     """The steps of phase 3, True for a watermark batch: round(w_epochs * n / n_w) passes of n_w watermark batches each.
 
@@ -272,7 +260,7 @@ class EntangledObjective(Objective):
     """
 
     static = False  # normal and watermark steps differ
-    optimizer, rate = staticmethod(ewe_adam), staticmethod(constant_rate)  # as in the authors' code
+    optimizer, rate = staticmethod(ewe_adam), staticmethod(lambda lr, epoch, epochs: lr)  # as in the authors' code
 
     def __init__(self, flags, model, batches, triggers: TriggerSet, keep=lambda triggers: triggers):
         self.flags, self.model, self.batches, self.initial, self.keep = flags, model, batches, triggers, keep

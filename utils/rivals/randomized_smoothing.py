@@ -24,8 +24,8 @@ from utils.data.sets import Data, Images
 from utils.ownership.results import TriggerTests
 from utils.rivals.source import add_verification
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
-from utils.system.files import check_output_file, write_json
-from utils.system.machine import AMP, autocast, choose_device, is_distributed
+from utils.system.files import write_json
+from utils.system.machine import AMP, autocast, choose_device
 from utils.system.refusals import CONFIDENCE, COUNT, POSITIVE, RADIUS, SEED, Refusal, number
 from utils.training.loop import PlainObjective
 from utils.training.metrics import count_hits, predict
@@ -71,12 +71,6 @@ def check_flags(flags) -> None:
     if flags.rs_triggers != "shared" and chooses_triggers(flags):
         raise Refusal(f"--rs-triggers {flags.rs_triggers} are single images with one label for all: leave -nm, "
                       "--label-strategy and --trigger-strategy out, or pass --rs-triggers shared")
-
-
-def check_data(flags, data: Data) -> None:
-    """Refuse several processes; makes nothing. Any data will do."""
-    if is_distributed():
-        raise Refusal("-tt rs trains in one process: start it without torchrun")
 
 
 # ---- noise on weights ----
@@ -278,7 +272,6 @@ def add_certify(parts) -> None:
 
 def run_certify(flags) -> int:
     """Print the certificates of RUN and of its controls, and the certified radius; returns exit status 0."""
-    check_output_file(flags.json, "--json")
     device, path = choose_device(flags.device), find_checkpoint(flags.run, None)
     model, triggers = unpack_source(load_checkpoint(path), path, device)
     if triggers is None:

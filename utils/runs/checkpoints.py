@@ -75,7 +75,7 @@ def restore_model(checkpoint: dict, path, device="cpu"):
             raise ValueError("fewer than two classes")
         # no memory before the file has shown that it holds as much; a user's maker cannot be called for nothing. A
         # model from outside may keep tensors that are in no state dict, so its maker is called for real as well
-        for where in ["meta"] * (not models.is_named(model_type)) + ["cpu"] * (not own):
+        for where in ["meta"] * (model_type not in models.named) + ["cpu"] * (not own):
             with torch.device(where):
                 model = models.build(model_type, classes, width=width, size=size)
             _check_kinds(weights, model)
@@ -104,7 +104,7 @@ def _check_outside(entry: dict, path) -> None:
         raise TypeError("an architecture without name, number of classes and size of images")
     if not (2 <= classes <= 100_000 and 16 <= size <= 256):
         raise ValueError(f"{classes} classes of {size} pixels")
-    if models.looks_like_function(name) and not models.is_named(name):
+    if models.looks_like_function(name) and name not in models.named:
         name = name[:80]
         raise Refusal(f"{path} holds a model of {name}, which is code of somebody's own: add -mt {name} if you trust "
                       "it, or, in extraction.py and distill.py, -tmt for the source and -dmt for --on; --benign and "

@@ -4,6 +4,7 @@ And the table with which every script ends.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 
 from utils.runs.checkpoints import load_checkpoint, save_checkpoint
-from utils.system.files import lock, open_no_link, read_json, refuse_links, write_atomically, write_json
+from utils.system.files import open_no_link, read_json, refuse_links, write_atomically, write_json
 from utils.system.machine import chief_first, describe_process, is_chief, restart_count
 from utils.system.refusals import Refusal
 
@@ -79,10 +80,13 @@ class RunFolder:
         self.path.chmod(0o700)  # it may have existed before, open to others
         self.checkpoints.mkdir(exist_ok=True)
         self._lock = open(self.path / ".lock", "w", opener=open_no_link)
+        is_locked = True
         try:
-            is_locked = lock(self._lock)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise Refusal(f"{self.path} is in use by another process; wait for it or pass {self.hint}") from error
+        except OSError:  # as on some network file systems
+            is_locked = False
         if overwrite:
             # what marks a run as finished or lets it continue is removed first, the settings last, so that a kill
             # in between leaves a run that begins again
@@ -93,7 +97,7 @@ class RunFolder:
         for partial in (*self.path.glob(".*.partial"), *self.checkpoints.glob(".*.partial")):
             partial.unlink()
         if not (self.path / "run.json").exists():
-            self.write_json("run.json", {"settings": self.settings, **describe_process(device)})
+            write_json(self.path / "run.json", {"settings": self.settings, **describe_process(device)})
         self.log(" ".join(sys.argv))
         if not is_locked:
             self.log(f"the file system of {self.path} has no locks: let no other process write this run meanwhile")
@@ -128,9 +132,6 @@ class RunFolder:
 
     def write_rows(self, rows: list[dict]) -> None:
         write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
-
-    def write_json(self, name: str, content: dict, private: bool = False) -> None:
-        write_json(self.path / name, content, private)
 
     def save(self, name: str, checkpoint: dict) -> None:
         """Write `checkpoints/checkpoint_<name>.pt`, plain tensors, numbers and strings only.
@@ -188,4 +189,4 @@ def format_table(rows: list[dict]) -> str:
 def finish_run(run: RunFolder, summary: dict, rows: list[dict]) -> None:
     """Print the table and write `summary.json`, which marks the run as finished."""
     run.log(format_table(rows))
-    run.write_json("summary.json", {**summary, "rows": rows})
+    write_json(run.path / "summary.json", {**summary, "rows": rows})

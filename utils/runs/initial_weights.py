@@ -36,14 +36,10 @@ class InitialWeights(NamedTuple):
     sha256: str = ""
     flag: str = "--init"
 
-    def record(self) -> dict:
-        """What the record of a run says of them, besides the flag."""
-        return {"init_sha256": self.sha256} if self.tensors else {}
-
     def check(self, model_type: str, classes: int, width: int, size: int = models.SIZE) -> None:
         """Refuse weights that do not fit a model of `models.build`; makes nothing, see `load_into`."""
         if self.tensors:
-            with torch.device("cpu" if models.is_named(model_type) else "meta"):
+            with torch.device("cpu" if model_type in models.named else "meta"):
                 self._fitting(models.build(model_type, classes, width=width, size=size))
 
     def load_into(self, model: nn.Module, log=lambda text: None, same_classes: bool = False) -> int | None:

@@ -1,4 +1,1 @@
-"""The machine: files, processes, signals, devices, and how a script refuses bad input.
-
-Imports nothing of this project.
-"""
+"""The machine: files, processes, signals, devices, and how a script refuses bad input."""

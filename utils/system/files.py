@@ -7,7 +7,6 @@ rest.
 
 import contextlib
 import errno
-import fcntl
 import functools
 import hashlib
 import io
@@ -85,20 +84,6 @@ def sync(descriptor: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES):
             raise
-
-
-def lock(file) -> bool:
-    """Lock an open file or folder for this process; False where its file system has no locks, as some network ones.
-
-    Raises BlockingIOError where another process holds the lock.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if isinstance(error, BlockingIOError):
-            raise
-        return False
-    return True
 
 
 def write_json(path: Path, content: dict, private: bool = False) -> None:

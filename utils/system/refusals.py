@@ -114,8 +114,8 @@ def _describe(error: BaseException) -> tuple[str, int]:
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are raised as Refusal, and that takes no abbreviated flags."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+    def __init__(self, *args, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs):
+        super().__init__(*args, allow_abbrev=False, formatter_class=formatter_class, **kwargs)
 
     def error(self, message):
         raise Refusal(f"{message} (see {self.prog} --help)")

@@ -1,4 +1,1 @@
-"""The paper's method: trigger set, projected gradient ascent (Algorithm 1), objectives (Eqs. 3 and 4), BatchNorm.
-
-May import utils.data, utils.runs, utils.training, utils.system and models. Knows nothing of thieves or claims.
-"""
+"""The paper's method: trigger set, projected gradient ascent (Algorithm 1), objectives (Eqs. 3 and 4), BatchNorm."""

@@ -28,7 +28,7 @@ from utils.runs.checkpoints import load_checkpoint, save_checkpoint
 from utils.runs.initial_weights import read_label_model
 from utils.system.files import read_json, refuse_links, write_json
 from utils.system.machine import choose_device
-from utils.system.refusals import COUNT, SEED, Refusal
+from utils.system.refusals import COUNT, Refusal
 from utils.watermark import triggers as choice
 from utils.watermark.trigger_files import check_groups
 from utils.watermark.triggers import MOST_TRIGGERS, TriggerSet
@@ -52,7 +52,7 @@ BEACONS = {"drand quicknet": (1692803367, 3, "https://api.drand.sh/52db9ba70e0cc
 def add_prepare(parts) -> None:
     """Declare the command `prepare` and its flags; `parts` are the subparsers of utils.verify."""
     c = parts.add_parser("prepare", help="commit to the images of a trigger set before anybody can know its labels")
-    c.set_defaults(call=prepare_images, prepared=None, beacon=None)
+    c.set_defaults(call=prepare_images, prepared=None, beacon=None, seed=0)
     c.add_argument("to", type=Path, metavar="DIR", help="a new folder, for train.py --prepared")
     c.add_argument("--beacon-name", default="drand quicknet", metavar="TEXT",
                    help=f"public randomness to come: {', '.join(BEACONS)} (default), of which --after chooses a round, "
@@ -67,8 +67,6 @@ def add_prepare(parts) -> None:
     c.add_argument("-mt", "--model-type", type=models.architecture, metavar="NAME",
                    help="architecture of a --label-model that is plain weights")
     c.add_argument("--width", type=COUNT, default=64, help="channels of its first stage")
-    c.add_argument("--seed", type=SEED, default=0, help="of the training to come; it chooses nothing here: the "
-                   "secret, and random images, are of the operating system's randomness")
     c.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"),
                    help="where the label model is computed (default: auto)")
 

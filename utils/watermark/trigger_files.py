@@ -5,7 +5,7 @@ import math
 import torch
 
 from utils.runs.checkpoints import load_checkpoint, restore_model
-from utils.system.machine import new_figure
+from utils.system.machine import figure_png, new_figure
 from utils.system.refusals import Refusal
 from utils.watermark.triggers import OPTIONAL, TriggerSet
 
@@ -97,8 +97,8 @@ def _checked(part, path, classes: int, size: int | None = None) -> TriggerSet:
         raise Refusal(f"{path} does not hold a trigger set ({type(error).__name__}: {why!r})") from error
 
 
-def draw_trigger_picture(triggers: TriggerSet, classes: list[str], path) -> None:
-    """Draw the trigger set as a PNG to a path or open file, each image titled `true labels -> assigned label`."""
+def draw_trigger_picture(triggers: TriggerSet, classes: list[str]) -> bytes:
+    """A PNG of the trigger set, each image titled `true labels -> assigned label`."""
     shown, size = min(len(triggers), 100), triggers.images.shape[-1]
     columns = min(10, shown)
     rows = math.ceil(shown / columns)
@@ -121,4 +121,4 @@ def draw_trigger_picture(triggers: TriggerSet, classes: list[str], path) -> None
                 va="bottom", parse_math=False)
     ax.imshow(canvas.permute(1, 2, 0).numpy(), aspect="equal")
     ax.axis("off")
-    figure.savefig(path, dpi=110, format="png")
+    return figure_png(figure)
