@@ -49,6 +49,18 @@ def test_a_list_is_judged_together(owner, tmp_path):
     assert status == 1 and "does not hold, and nobody was asked" in out
 
 
+def test_a_suspect_that_fails_while_it_is_asked_loses_no_other(owner, tmp_path):
+    listed, stolen, asked = tmp_path / "list", answer(owner, tmp_path, 0.6, "stolen.csv"), tmp_path / "asked"
+    claim = ("claim", owner[0], "--trust-owner", "--json", tmp_path / "c.json", "--suspects", listed)
+    listed.write_text(f"command false {{png}}\npredictions {stolen}\n")
+    status, out, _ = verify(*claim)
+    found = json.loads((tmp_path / "c.json").read_text())["suspects"]
+    assert status == 0 and [entry["decision"]["holds"] for entry in found] == [False, True]
+    assert "nothing is known of it, for asking failed" in out and "ended with status 1" in out
+    listed.write_text(f"command sh -c 'touch {asked}; echo 3' {{png}}\npredictions {tmp_path}/none.csv\n")
+    assert "none.csv does not exist" in refused("utils.verify", *claim) and not asked.exists()
+
+
 LISTS = {
     "names 0 suspects": b"", "line 1: 'model a' is there twice, or is not one of": b"model a",
     "is no text": b"\xff\xfe",

@@ -77,6 +77,16 @@ def test_stopping_early_does_not_lift_a_refusal(owner):
         assert report["sequential"]["decision"] == "claim" and report["decision"]["holds"] is holds
 
 
+def test_the_sequential_test_compares_with_benign_hits_on_the_triggers_that_were_asked(owner):
+    """Under T2 a benign model hits the last eight triggers: more than the five that a copy was asked, or those five."""
+    labels, place = owner[1].labels.numpy(), np.arange(M)
+    bank = [Answers(np.where(place >= last, labels, (labels + 1) % 10), None) for last in (M - 8, M, M, M, M)]
+    case = OwnershipCase(read_owner(owner[0])._replace(uniform=False), bank, 1e-3)
+    for asked, holds in ((range(5), True), (range(M - 5, M), False)):
+        copy = Answers(np.where(np.isin(place, asked), labels, -1), None)
+        assert case.report(copy, order=asked, stopped=True)["decision"]["holds"] is holds
+
+
 def test_error_rates_of_the_sequential_test():
     """Under H0 it claims no more often than alpha; at H1 it gives up no more often than beta."""
     m, rng = 200, np.random.default_rng(0)

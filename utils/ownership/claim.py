@@ -195,8 +195,9 @@ def judge_claim(flags) -> int:
         reports = [report]
         lines.append(f"The claim does not hold, and nobody was asked: {case.refused}.")
     else:
-        reports = [_judge(case, owner, *suspect, respondents.get(suspect), classes, pixels, flags)
-                   for suspect in suspects]
+        judge = lambda kind, value: _judge(case, owner, kind, value, respondents.get((kind, value)), classes, pixels,
+                                           flags)
+        reports = _judge_all(suspects, judge)
         if flags.suspects is None:
             report = reports[0]
             lines += claim_lines(report)
@@ -210,6 +211,23 @@ def judge_claim(flags) -> int:
     if flags.json:
         write_json(flags.json, {"commitment": about, "stamp": stamp and stamp._asdict()} | report, private=True)
     return 0 if any(report["decision"]["holds"] for report in reports) else 1
+
+
+def _judge_all(suspects: list[tuple[str, str]], judge) -> list[dict]:
+    """The reports of `judge(kind, value)`. Of several suspects one that fails while it is asked loses no other's.
+
+    Files come first, so that what is wrong with one of them is said before anybody is asked.
+    """
+    reports = {}
+    for suspect in sorted(suspects, key=lambda suspect: suspect[0] in LIVE):
+        try:
+            reports[suspect] = judge(*suspect)
+        except Refusal as refusal:
+            if len(suspects) == 1 or suspect[0] not in LIVE:
+                raise
+            why = f"nothing is known of it, for asking failed ({refusal})"
+            reports[suspect] = {"decision": {"holds": False, "rests_on": None, "why": why}, "hint": None}
+    return [reports[suspect] for suspect in suspects]
 
 
 def _judge(case: OwnershipCase, owner: Owner, kind: str, value: str, respondent, classes: Classes, pixels, flags):
@@ -259,8 +277,9 @@ def _head(owner: Owner, stamp: Stamp | None, doubled: int) -> list[str]:
 
 def claim_sentence(report: dict) -> str:
     """The decision of a report (see `OwnershipCase.report`) in one sentence."""
-    d, s, share = report["decision"], report["sequential"], f"{report['hits']} of {report['triggers']} triggers"
+    d = report["decision"]
     if d["rests_on"] == "SPRT" and d["holds"]:
+        s = report["sequential"]
         return (f"The claim holds: after {s['queries']} queries a copy's hit rate explains the answers "
                 f"10^{s['log10_likelihood_ratio']:.1f} times as well as an independent model's.")
     if "log10_p" not in d:
@@ -270,6 +289,7 @@ def claim_sentence(report: dict) -> str:
     label = "assigned label" if report["plausible"] else "assigned wrong label"
     holds, side = ("holds", "below") if d["holds"] else ("does not hold", "above")
     agree = "agree with the draw as this one does" if report["shared_draws"] else "do so"  # of which hits tell little
+    share = f"{report['hits']} of {report['triggers']} triggers"
     return (f"The claim {holds}: the suspect gave the {label} for {share}, and an independent model would {agree} with "
             f"probability {p} at most ({test}), {side} {report['alpha']:g}.")
 

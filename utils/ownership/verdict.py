@@ -100,8 +100,11 @@ class OwnershipCase:
         p = {name: tests[name]["log10_p"] for name in names if tests[name]["why_not"] is None}
         return " and ".join(p), pvalues.either(*p.values())
 
-    def decide(self, answers: Answers) -> dict:
-        """{"holds", "rests_on", "why", "log10_p"}, the last missing where the claim is refused without a p-value."""
+    def decide(self, answers: Answers, asked=slice(None)) -> dict:
+        """{"holds", "rests_on", "why", "log10_p"}, the last missing where the claim is refused without a p-value.
+
+        asked  positions of the triggers that were asked, where the answers decided on their number
+        """
         if self.refused:
             return {"holds": False, "rests_on": None, "why": self.refused}
         if self.t1_fails is None:
@@ -112,10 +115,10 @@ class OwnershipCase:
             how = "T1p is not run" if name == "T1" else "p is the smaller of the two, doubled"
             why += f"; {how if self.exact == 'both' else f'{name} was named beforehand'}"
         else:
-            name, k, best = "T2", int(self.hits(answers).sum()), max(self.benign_hits)
-            if k <= best:
+            name, k, *bank = "T2", *(int(self.hits(of)[asked].sum()) for of in (answers, *self.bank))
+            if k <= (best := max(bank)):
                 return {"holds": False, "rests_on": name,
-                        "why": f"a benign model hits {best} triggers, no fewer than the suspect"}
+                        "why": f"a benign model hits {best} of the triggers, no fewer than the suspect"}
             p = self.tests(answers)["T2"]["log10_p"]
             why = (f"T1 does not apply ({self.t1_fails}); T2 compares with {len(self.bank)} benign models and is as "
                    "good as they are like the suspect")
@@ -127,14 +130,16 @@ class OwnershipCase:
         order    positions of the triggers that were asked, in order; None: all of them
         stopped  whether the answers decided on the number of queries, which only the sequential test allows for
         """
-        hits, tests, decision = self.hits(answers), self.tests(answers), self.decide(answers)
+        hits, tests = self.hits(answers), self.tests(answers)
+        order = list(range(len(hits)) if order is None else order)
+        decision = self.decide(answers, order if stopped else slice(None))
         sequential = None  # as the curve, it counts triggers one by one
         if not len(self.groups):
-            sequential = self.sequence(answers, range(len(hits)) if order is None else order)
+            sequential = self.sequence(answers, order)
         if stopped:
             why = "the answers decided when to stop asking; only the sequential test allows for that"
             tests = {name: {"log10_p": None, "why_not": test["why_not"] or why} for name, test in tests.items()}
-            if "log10_p" in decision:  # else it was refused without a p-value, which stopping early does not change
+            if "log10_p" in decision:  # else it was refused whatever the test says
                 said = f"said {sequential['decision']!r} after {sequential['queries']} queries"
                 decision = {"holds": sequential["decision"] == "claim", "rests_on": "SPRT",
                             "why": f"Wald's test, which may stop at any time, {said}"}
