@@ -40,6 +40,7 @@ def steal(flags, word: str) -> None:
     device, amp = choose_device(flags.device), AMP.get(flags.amp)
     folder = source_folder(flags, flags.teacher_model_type)
     checkpoint, path = load_source(folder, flags.select, flags.teacher_bn)
+    source_sha256 = sha256_of_file(path)  # at once: a source that is still trained replaces its checkpoints
     source, triggers = unpack_source(checkpoint, path, device)
     check_source(flags, checkpoint, source, triggers, path)
     same_kind = models.is_own(source) and flags.model_type in models.NAMES
@@ -73,13 +74,13 @@ def steal(flags, word: str) -> None:
     tests = TriggerTests(triggers, source.num_classes, uniform, flags.benign, device)
     own, home = load_both(flags, about)
     check_thief_data(own, home, about, source.num_classes, needs_labels, flags.batch_size)
-    record = vars(flags) | {"attack": name, "source_sha256": sha256_of_file(path), "data_sha256": home.sha256,
+    record = vars(flags) | {"attack": name, "source_sha256": source_sha256, "data_sha256": home.sha256,
                             "data_source_sha256": own.sha256} | ({"on_sha256": sha256_of_file(on)} if on else {})
     run = RunFolder(folder / f"{word}{flags.additional_message}", record, "another -admsg")
     run.check(flags.overwrite)
     made = {"dataset": home.name, "dataset_source": own.name, "model": model_type,
             "width": flags.width if start is None else model_width(start), "attack": name, "source": folder.name,
-            "source_sha256": record["source_sha256"], "seed": flags.seed}
+            "source_sha256": source_sha256, "seed": flags.seed}
 
     run.open(device, flags.overwrite)
     edits = flags.attack in ("prune", "quantize")
@@ -128,8 +129,8 @@ def check_source(flags, checkpoint: dict, source, triggers, path) -> None:
         raise Refusal(f"-tmt {flags.teacher_model_type}: {path} holds a {kind}; pass -tmt {kind}")
     if about.get("train_type", flags.train_type) != flags.train_type:
         raise Refusal(f"-tt {flags.train_type}: {path} was trained with -tt {about['train_type']}; pass that")
-    if triggers is None:
-        raise Refusal(f"{path} holds no trigger set: name a run of train.py")
+    if triggers is None or not isinstance(about.get("train_size"), int | None):
+        raise Refusal(f"{path} holds no trigger set, or is damaged: name a run of train.py")
     if flags.image_size not in (None, source.size):
         raise Refusal(f"the source was trained on images of {source.size} pixels: pass --image-size {source.size}")
 

@@ -80,6 +80,8 @@ def session(tmp_path_factory):
     source, stolen = (load_checkpoint(find_checkpoint(run, None)) for run in runs[:2])
     save_checkpoint(folder / "copy.pt", {"model": source["model"]})
     save_checkpoint(folder / "stolen.pt", stolen | {"about": stolen["about"] | {"attack": "soft"}})
+    swapped = stolen["about"] | {"classes": stolen["about"]["classes"][::-1]}
+    save_checkpoint(folder / "swapped.pt", stolen | {"about": swapped})
     save_checkpoint(folder / "eleven.pt", pack_checkpoint(models.build("vgg11", 11, width=4), "vgg11"))
     return folder, *runs
 
@@ -107,7 +109,8 @@ def test_the_command_asks_test_images_and_counts_as_the_functions_do(session, tm
 @pytest.mark.parametrize("run, benign, suspect, words", [
     ("{1}", "{1}", "{0}/eleven.pt", "--suspect {0}/eleven.pt tells 11 classes"),
     ("{1}", "{1}", "{0}/nothing", "there is no run in"), ("{1}", "{0}/stolen.pt", "{1}", "no independent model"),
-    ("{0}/copy.pt", "{1}", "{1}", "on which data"),
+    ("{0}/copy.pt", "{1}", "{1}", "on which data"), ("{1}", "{0}/swapped.pt", "{1}", "--benign {0}/swapped.pt was"),
+    ("{1}", "{1}", "{0}/swapped.pt", "in another order"),
 ])
 def test_akh_refuses_wrong_models_in_one_sentence(session, run, benign, suspect, words):
     run, benign, suspect, words = (text.format(session[0], session[2]) for text in (run, benign, suspect, words))

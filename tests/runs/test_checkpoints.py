@@ -48,6 +48,13 @@ def test_truncated_empty_and_foreign_files_are_refused(tmp_path):
             checkpoints.load_checkpoint(path)
 
 
+def test_weights_that_are_not_finite_are_refused():
+    checkpoint = checkpoints.pack_checkpoint(models.build("res18", 3, width=2), "res18")
+    checkpoint["model"]["state_dict"]["1.bn1.running_var"][1] = torch.inf
+    with pytest.raises(Refusal, match="one.pt does not hold a model.*not finite"):
+        checkpoints.restore_model(checkpoint, "one.pt")
+
+
 @pytest.mark.parametrize("name, kind, fits", [
     ("1.linear.bias", torch.int64, False), ("1.linear.bias", torch.bool, False), ("1.linear.bias", torch.float64, True),
     ("1.bn1.num_batches_tracked", torch.float32, True), ("1.bn1.num_batches_tracked", torch.int32, True),

@@ -77,8 +77,8 @@ def run_akh(flags) -> int:
     """Print a row for each suspect; returns 0 where every suspect is claimed, else 1."""
     device = choose_device(flags.device)
     source, data = read_source(flags.run, flags.data_dir, flags.skip_bad_images, device)
-    benign = read_others("--benign", flags.benign, source, device)
-    suspects = read_others("--suspect", flags.suspect, source, device)
+    benign = read_others("--benign", flags.benign, source, data.classes, device)
+    suspects = read_others("--suspect", flags.suspect, source, data.classes, device)
     answers = lambda model, images: predict(model, images).argmax(1).cpu()
     given = answers(source, data.test.images)
     wrong = (given != data.test.labels).nonzero().flatten()

@@ -106,7 +106,7 @@ def di_features(model, images, labels, walk: str, generator, svhn: bool = False)
     generator     on the CPU, draws the noise of all points at once: it depends on neither the device nor `BATCH`
     """
     device = next(model.parameters()).device
-    x, y, columns = images.to(device).float().div(255), labels.to(device), []
+    x, y, columns = images[:].to(device).float().div(255), labels.to(device), []  # [:] reads `StoredImages`
     bar = partial(tqdm, desc="walks to the boundary", disable=None, leave=False)
     if walk == "blind":
         for metric, _ in bar([*itertools.product(METRICS, range(RESTARTS))]):
@@ -220,7 +220,7 @@ def run_di(flags) -> int:
     if flags.points > (most := min(len(data.train.labels), len(data.test.labels))):
         raise Refusal(f"--points {flags.points}: {data.name} has {len(data.train.labels)} training and "
                       f"{len(data.test.labels)} test images; pass at most {most - most % 2}")
-    models = [source, *read_others("--suspect", flags.suspect, source, device)]
+    models = [source, *read_others("--suspect", flags.suspect, source, data.classes, device)]
     draw = torch.Generator().manual_seed(flags.seed)
     private, unseen = (part.pick(torch.randperm(len(part.labels), generator=draw)[:flags.points])
                        for part in (data.train, data.test))

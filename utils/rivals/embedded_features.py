@@ -193,7 +193,7 @@ def posterior(model, scaler, signs):
     """Probability (N,), float64 in [0, 1], that signs (N, d) are the victim's; with `scaler` None of unscaled signs."""
     device = next(model.parameters()).device
     parts = [part.to(device) for part in signs.split(500)]
-    return torch.cat([model(scaler(p) if scaler else p.float()).double().softmax(1)[:, 1].cpu() for p in parts])
+    return torch.cat([model(scaler(p) if scaler else p.float()).cpu().double().softmax(1)[:, 1] for p in parts])
 
 
 def compare_posteriors(suspect, benign, test: str = "paired", seed: int = 100) -> dict:
@@ -239,8 +239,8 @@ def run_eef(flags) -> int:
         raise Refusal(f"{flags.run} was not trained with --embed-features: name a run of train.py --embed-features 0.1")
     if not (isinstance(share, int | float) and isinstance(seed, int) and 0 < share <= 1 and 0 <= seed < 2**31):
         raise Refusal(f"{flags.run}: its run.json is not what train.py wrote; restore it")
-    benign, *bank = _read_alike("--benign", flags.benign, victim, device)
-    suspects = _read_alike("--suspect", flags.suspect, victim, device)
+    benign, *bank = _read_alike("--benign", flags.benign, victim, data.classes, device)
+    suspects = _read_alike("--suspect", flags.suspect, victim, data.classes, device)
     rows = styled_positions(len(data.train.labels), share, seed)[: flags.points]
     x, y = style_images(data.train.images[rows], seed), data.train.labels[rows]
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(flags.seed))
@@ -276,10 +276,10 @@ def run_eef(flags) -> int:
     return 0 if all(row["claim"] for row in rows) else 1
 
 
-def _read_alike(flag: str, runs, victim, device) -> list:
+def _read_alike(flag: str, runs, victim, classes: list[str], device) -> list:
     """The models that `flag` names; Refusal where one has not the victim's shapes, or a benign one was styled."""
     shapes = lambda model: {name: t.shape for name, t in model.state_dict().items()}
-    models = read_others(flag, runs, victim, device)
+    models = read_others(flag, runs, victim, classes, device)
     for run, model in zip(runs, models):
         if flag == "--benign" and run_settings(run).get("embed_features"):
             raise Refusal(f"--benign {run} was trained with --embed-features: name one that was not")

@@ -132,7 +132,7 @@ def draw_rs_triggers(data: Data, m: int, label: int, kind: str, seed: int):
     source = held_out.pick(taken)
     if kind == "noise":
         noise = torch.randn(held_out.images.shape[1:], generator=generator)
-        images = (source.images / 255 + noise).clamp(0, 1).mul(255).round().to(torch.uint8)
+        images = (source.images[:] / 255 + noise).clamp(0, 1).mul(255).round().to(torch.uint8)
     else:
         letters, pictures = random.Random(seed), [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in source.images]
         # letters of such a width that the word takes about 30 of 32 pixels

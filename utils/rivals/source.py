@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from utils.data.sets import DATASETS, load_data
-from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_benign, read_model, restore_model
+from utils.runs.checkpoints import check_benign, check_class_names, find_checkpoint, load_checkpoint, restore_model
 from utils.runs.networks import add_named_architectures
 from utils.system.files import read_json
 from utils.system.refusals import Refusal
@@ -49,12 +49,18 @@ def run_settings(run) -> dict:
     return settings if isinstance(settings, dict) else {}
 
 
-def read_others(flag: str, runs, source, device) -> list:
-    """The models that `flag`, --benign or --suspect, names; Refusal where their task is not that of `source`."""
-    read = read_benign if flag == "--benign" else lambda run, device: read_model(find_checkpoint(run, None), device)
-    models = [read(run, device) for run in runs]
-    for run, model in zip(runs, models):
+def read_others(flag: str, runs, source, classes: list[str], device) -> list:
+    """The models that `flag`, --benign or --suspect, names; Refusal where their task is not the source's, of `classes`.
+    """
+    models = []
+    for run in runs:
+        path = find_checkpoint(run, None)
+        checkpoint = load_checkpoint(path)
+        if flag == "--benign":
+            check_benign(checkpoint, run)
+        models.append(model := restore_model(checkpoint, path, device))
         if (model.num_classes, model.size) != (source.num_classes, source.size):
             raise Refusal(f"{flag} {run} tells {model.num_classes} classes of {model.size} pixels apart and the source "
                           f"{source.num_classes} of {source.size}: name models of the source's task")
+        check_class_names(checkpoint, classes, f"{flag} {run}")
     return models

@@ -81,6 +81,8 @@ def restore_model(checkpoint: dict, path, device="cpu"):
             _check_kinds(weights, model)
             model.load_state_dict(weights, assign=where == "meta")
         model.float()
+        if not all(bool(t.isfinite().all()) for t in model.state_dict().values()):
+            raise ValueError("its weights are not finite")
     model.requires_grad_(False).eval()
     return models.place(model, device)
 
@@ -150,6 +152,14 @@ def read_benign(run, device="cpu"):
     path = find_checkpoint(run, None)
     check_benign(checkpoint := load_checkpoint(path), run)
     return restore_model(checkpoint, path, device)
+
+
+def check_class_names(checkpoint: dict, classes: list[str], what: str) -> None:
+    """Refuse a checkpoint that names other classes than `classes`, or these in another order; it may name none."""
+    named = checkpoint.get("about", {}).get("classes")
+    if named is not None and named != classes:
+        raise Refusal(f"{what} was trained on other classes, or on these in another order, so that answers cannot be "
+                      "compared: name a model of the same classes")
 
 
 def check_benign(checkpoint: dict, run) -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import models
-from utils.runs.checkpoints import find_checkpoint, load_checkpoint, restore_model
+from utils.runs.checkpoints import check_class_names, find_checkpoint, load_checkpoint, restore_model
 from utils.runs.networks import check_architecture
 from utils.system.files import ALLOWED_DTYPES, CHECKPOINT_LIMIT, sha256_of_file
 from utils.system.refusals import Refusal
@@ -95,7 +95,7 @@ def read_initial_weights(path, flag: str = "--init") -> InitialWeights:
         return InitialWeights()
     if not Path(path).exists():
         raise Refusal(f"{flag} {path} does not exist; name a file of weights or the folder of a run")
-    file = find_checkpoint(path)
+    file = find_checkpoint(path, None)
     found = _read_safetensors(file, flag) if file.suffix == ".safetensors" else load_checkpoint(file)
     weights = _state_dict_in(found)
     if weights is None:
@@ -180,7 +180,7 @@ def read_label_model(flags, data, device="cpu"):
 
 def _label_model(name, flags, data, device):
     """The frozen model of a run, a checkpoint, or plain weights of the -mt and --width."""
-    file = find_checkpoint(name)
+    file = find_checkpoint(name, None)
     checkpoint = load_checkpoint(file) if file.suffix != ".safetensors" else {}
     if isinstance(checkpoint.get("model"), dict) and "type" in checkpoint["model"]:
         model = restore_model(checkpoint, file, device)
@@ -190,6 +190,7 @@ def _label_model(name, flags, data, device):
         if model.num_classes != len(data.classes):
             raise Refusal(f"--label-model {name} answers with {model.num_classes} classes, the data set has "
                           f"{len(data.classes)}: name another clean model")
+        check_class_names(checkpoint, data.classes, f"--label-model {name}")
         return model
     weights = read_initial_weights(file, "--label-model")
     if flags.model_type is None:

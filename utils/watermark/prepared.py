@@ -286,7 +286,7 @@ def read_record(folder: Path, triggers: TriggerSet) -> dict | None:
         record["sha256"] = commitment_digest(triggers, record)
         if "beacon" in key:
             record["beacon"] = checked_beacon(key["beacon"])
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, struct.error, Refusal) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, struct.error, Refusal) as error:
         raise Refusal(f"{folder / KEY_FILE} is damaged: restore it from a copy") from error
     if public.get("sha256") != record["sha256"]:
         raise Refusal(f"{folder} does not hold what {COMMITMENT_FILE} commits to (images, true labels, candidates, "
@@ -347,10 +347,10 @@ def read_prepared(folder) -> Prepared:
         parts = {name: state[name].long() for name in PARTS[1:] if name != "groups" or name in state}
         triggers = TriggerSet(state["images"], labels, **parts)
         check_groups(triggers)
-        settings = dict(read_json(folder / KEY_FILE)["settings"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        settings, record = dict(read_json(folder / KEY_FILE)["settings"]), read_record(folder, triggers)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise Refusal(f"--prepared {folder} is damaged: restore it from a copy") from error
-    return Prepared(triggers, read_record(folder, triggers), settings)
+    return Prepared(triggers, record, settings)
 
 
 def take_prepared_flags(flags) -> None:
