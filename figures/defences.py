@@ -165,6 +165,9 @@ def rows_of_copy(folder, data_dir) -> list[dict]:
     summary = read_json(Path(folder) / "summary.json") or {}
     if summary.get("role") not in ("surrogate", "source"):
         raise Refusal(f"{folder} is no finished run of distill.py or extraction.py, nor of a source: name copies")
+    if (summary.get("log10_p") or {}).get("T1") is None:
+        raise Refusal(f"{folder}: T1 does not apply, for the labels of its triggers were not drawn at random: name a "
+                      "source of -tt margin or base with such labels, or a copy of one")
     run = FinishedRun(folder, data_dir, choose_device("cpu"))
     t, parts = run.triggers, (run.test, run.triggers)
     training = last_features(run.model, run.train.images)
@@ -175,8 +178,8 @@ def rows_of_copy(folder, data_dir) -> list[dict]:
         generator = torch.Generator().manual_seed(0)
         answers[name] = *(answer(queries, usual, generator) for queries in (usual, triggers)), None
     for name, change in TRANSFORMATIONS.items():
-        test, own = (torch.stack([predict(run.model, view).softmax(1) for view in change(of.images)]).mean(0).double()
-                     for of in parts)
+        test, own = (torch.stack([predict(run.model, view).softmax(1) for view in change(of.images[:])])
+                     .mean(0).double() for of in parts)
         answers[name] = test.argmax(1), own.argmax(1), own
     rows, classes = [], usual.probabilities.shape[1]
     about = {"copy": str(folder), "attack": summary.get("attack") or "source", "seed": summary["seed"]}

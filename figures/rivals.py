@@ -265,7 +265,8 @@ def rivals_markdown(figures: dict) -> str:
         f"The sources themselves: {'; '.join(claims)}; DI claimed in {sum(draws)} of {len(draws)} draws.", "",
         f"Settings (`train.py {COMMON}` everywhere):", "", *benign, *sources,
         f"- DI: perceptrons of {HIDDEN} hidden units on {PERCEPTRON_IMAGES} images, {PERCEPTRON_EPOCHS} epochs, a "
-        f"third of the labels redrawn; {points} private and {points} unseen points, m = {PERCEPTRON_M}", "", READING])
+        f"third of the labels redrawn; {points} private and {points} unseen points, m = {PERCEPTRON_M}", "",
+        *([figures["note"], ""] if "note" in figures else []), READING])
 
 
 if __name__ == "__main__":

@@ -75,6 +75,8 @@ def rows_of_run(folder: Path) -> list[dict]:
             add(own, row["model"], row)
     for attack in sorted(folder.glob("*/summary.json")):
         stolen = read_json(attack)
+        if stolen.get("role") == "edited":  # of -at prune and quantize: the figures are those of the model before
+            continue
         statistics = stolen.get("teacher_bn") if settings["bn_stats"] == "paper" else own
         add(statistics, stolen["attack"], stolen, read_json(attack.parent / "run.json"), stolen["model"])
     return rows

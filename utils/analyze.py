@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from utils.data.sets import load_data
+from utils.data.sets import DATASETS, load_data
 from utils.rivals.source import run_settings
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, load_source, restore_model
 from utils.runs.networks import add_named_architectures
@@ -42,7 +42,7 @@ class FinishedRun:
     def __init__(self, folder, data_dir, device):
         self.folder = source = Path(folder).resolve()
         settings = (read_json(self.folder / "run.json") or {}).get("settings")
-        if not isinstance(settings, dict) or "dataset" not in settings:
+        if not isinstance(settings, dict) or settings.get("dataset") not in DATASETS:
             raise Refusal(f"there is no run in {folder}: name the folder of a finished run")
         self.select, self.device = "last" if settings.get("select") == "last" else "val", device
         unpacked = lambda path: unpack_source(load_checkpoint(path), path, device)
@@ -71,7 +71,7 @@ def refused_share(clean, suspect) -> float:
 
     The filter is that of Liu et al. (2020): it refuses inputs of high energy.
     """
-    return float((suspect > clean.quantile(1 - 0.05)).double().mean())
+    return float((suspect > clean.quantile(1 - 0.05)).cpu().double().mean())
 
 
 def report_energy(run: FinishedRun) -> dict:

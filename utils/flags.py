@@ -80,7 +80,8 @@ def train_flags(argv=None) -> argparse.Namespace:
     group.add_argument("--reduction", default="joint", choices=REDUCTIONS,
                        help="joint: weighted mean over all samples (official code); sum: Eq. 4 with lambda = -v")
     _add_ascent_flags(group, "-tt margin")
-    group.add_argument("--trigger-batch", type=number(int, 2), default=25, help="triggers a step, with replacement")
+    group.add_argument("--trigger-batch", type=number(int, 2, 10**9), default=25,
+                       help="triggers a step, with replacement")
     group.add_argument("--bn-stats", default="paper", choices=BN_MODES,
                        help="BatchNorm's running statistics: paper: triggers enter, clean ones are kept beside; clean: "
                        "triggers stay out; shared: triggers (of ewe: watermark batches) are normalised with a clean "

@@ -27,6 +27,7 @@ from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 ATTACKS = 60  # of a source, at most; the rest is counted
+EPOCHS = 10_000  # of a run, at most
 POINTS = 300  # of a curve, about
 CURVES = (("loss", "Training loss", "loss", 1.0), ("val_accuracy", "Validation accuracy", "accuracy, %", 100.0),
           ("trigger_accuracy", "Trigger accuracy", "answered as assigned, %", 100.0))
@@ -109,8 +110,11 @@ def read_record(folder: Path) -> Record | None:
     if not isinstance(settings, dict):
         raise Refusal(f"{folder / 'run.json'} is damaged: it has no settings")
     path = folder / "metrics.jsonl"
+    lines = [line for line in read_bounded(path).splitlines() if line.strip()] if path.exists() else []
+    if len(lines) > EPOCHS:
+        raise Refusal(f"{path} has {len(lines)} epochs; a page shows runs of {EPOCHS} at most")
     try:
-        rows = [json.loads(line) for line in read_bounded(path).splitlines() if line.strip()] if path.exists() else []
+        rows = [json.loads(line) for line in lines]
     except (ValueError, RecursionError) as error:
         raise Refusal(f"{path} is damaged: restore it, or train the run again") from error
     return Record(folder, about | settings, read_json(folder / "summary.json") or {}, dicts(rows))
@@ -129,12 +133,14 @@ def read_family(folder: Path) -> tuple[Record, list[Record], list[str]]:
         raise Refusal(f"{folder} is an attack's run: name its source's folder, {folder.resolve().parent}")
     attacks, left_out = [], []
     for path in sorted(p.parent for p in folder.glob("*/run.json")):
+        if len(attacks) == ATTACKS:
+            left_out.append(f"{path}: a page shows {ATTACKS} attacks")
+            continue
         try:
             attacks += [record for record in [read_record(path)] if record is not None and record.is_attack]
         except Refusal as refusal:
             left_out.append(str(refusal))
-    left_out += [f"{record.folder}: a page shows {ATTACKS} attacks" for record in attacks[ATTACKS:]]
-    return source, attacks[:ATTACKS], left_out
+    return source, attacks, left_out
 
 
 # ---- names, and what a page for others keeps to itself ----

@@ -21,7 +21,7 @@ from utils.rivals.dataset_inference import add_di
 from utils.rivals.embedded_features import add_eef
 from utils.rivals.randomized_smoothing import add_certify
 from utils.system.files import check_output_file
-from utils.system.refusals import Interrupted, Parser, Refusal, refuse_in_one_sentence
+from utils.system.refusals import Interrupted, Parser, Refusal, lacks_memory, refuse_in_one_sentence
 from utils.watermark.prepared import add_prepare
 
 
@@ -36,9 +36,11 @@ def main(argv=None) -> int:
         flags = parser.parse_args(argv)
         check_output_file(getattr(flags, "json", None), "--json")
         return flags.call(flags)
-    except (Refusal, Interrupted, OSError, MemoryError):
+    except (Refusal, Interrupted, OSError):
         raise
     except Exception as error:
+        if lacks_memory(error):
+            raise
         raise Refusal(f"an unexpected {type(error).__name__} ({str(error)[:200]}): a file is damaged, or this is a "
                       "defect of the program; nothing was decided") from error
 

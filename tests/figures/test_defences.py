@@ -97,3 +97,6 @@ def test_a_copy_is_measured_under_every_defence(tmp_path):
     assert refusing == pytest.approx(float(answered.double().mean()))
     assert "| none; labels only, cached, delayed | 1 soft |" in (tmp_path / "defences.md").read_text()
     assert "is no finished run of distill.py" in refused("figures.defences", tmp_path, "--json", file)
+    summary["log10_p"]["T1"] = None  # as of labels that were not drawn
+    (copy / "summary.json").write_text(json.dumps(summary))
+    assert "T1 does not apply" in refused("figures.defences", copy, "--json", file)

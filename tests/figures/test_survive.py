@@ -32,6 +32,8 @@ def source(tmp_path):
     write(folder, SETTINGS, own | {"clean": None, "rows": [own, found(0.72, 22, -0.2, model="benign b")]})
     for name, model, hits, p in (("extraction_soft", "res18", 40, -5.0), ("extraction_v", "vgg11", 30, -1.0)):
         write(folder / name, SETTINGS, found(0.70, hits, p, attack="soft", model=model, teacher_bn="paper", rows=[]))
+    pruned = found(0.71, 50, -15.0, attack="prune", model="res18", role="edited", rows=[])  # of the model before
+    write(folder / "extraction_p", SETTINGS, pruned)
     return folder
 
 

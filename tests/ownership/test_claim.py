@@ -250,13 +250,15 @@ def test_memory_is_bounded_whatever_a_suspect_gives(owner, tmp_path):
     assert peak < 300 << 20
 
 
-def test_an_error_that_nobody_foresaw_is_status_2(owner, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error, words", [
+    (KeyError("\x1b[31m\ud800"), "unexpected KeyError"), (torch.OutOfMemoryError("out of memory"), "lower --batch")])
+def test_an_error_that_nobody_foresaw_is_status_2(error, words, owner, tmp_path, monkeypatch):
     def fails(*arguments, **more):
-        raise KeyError("\x1b[31m\ud800")
+        raise error
 
     monkeypatch.setattr("utils.ownership.claim.find_doubts", fails)
     answers = answer(owner, tmp_path, 1.0)
-    assert "unexpected KeyError" in refused("utils.verify", "claim", owner[0], "--predictions", answers)
+    assert words in refused("utils.verify", "claim", owner[0], "--predictions", answers)
 
 
 # ---- suspects with other classes or pixels ----

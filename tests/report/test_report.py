@@ -122,11 +122,16 @@ def test_an_unfinished_run_and_one_without_attacks_say_so(copied):
 def test_a_damaged_attack_is_left_out_and_named_on_the_terminal_only(copied, tmp_path):
     bits, attack = copied / "extraction_bits", copied / f"extraction_s{SEED}"
     (bits / "summary.json").write_text("{")
+    (many := copied / "extraction_many").mkdir()
+    (many / "run.json").write_text('{"settings": {"attack": "soft"}}')
+    (many / "metrics.jsonl").write_text("{}\n" * 10_001)
     said = report(copied)
-    assert said.count("not in the page: ") == 1 and "extraction_bits/summary.json is damaged" in said
+    assert said.count("not in the page: ") == 2 and "extraction_bits/summary.json is damaged" in said
+    assert "metrics.jsonl has 10001 epochs" in said
+    shutil.rmtree(many)
     page = (copied / "report.html").read_text()
     text = read_safe_page(page).text
-    assert "1 of the attacks are left out" in text and SEED not in page
+    assert "2 of the attacks are left out" in text and SEED not in page
     shutil.rmtree(bits)
     (attack / "summary.json").rename(tmp_path / "other")
     (attack / "summary.json").symlink_to(tmp_path / "other")

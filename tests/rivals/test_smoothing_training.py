@@ -11,6 +11,7 @@ from comparing import equal_parameters
 from small_steps import small
 from torch import nn
 
+from utils.data import files
 from utils.data.batches import Batches
 from utils.data.sets import load_data
 from utils.rivals import randomized_smoothing as rs
@@ -121,7 +122,8 @@ def test_triggers_are_trained_on_but_not_augmented():
 
 
 @pytest.mark.parametrize("kind", ["text", "noise"])
-def test_triggers_carry_one_pattern_and_one_label(kind):
+def test_triggers_carry_one_pattern_and_one_label(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "IN_MEMORY", 1000)
     data = load_data("digits")
     triggers, left = rs.draw_rs_triggers(data, 20, 4, kind, seed=3)
     held_out = data.held_out.indices.tolist()
@@ -137,6 +139,9 @@ def test_triggers_carry_one_pattern_and_one_label(kind):
         noise = (triggers.images.float() - originals.images.float()) / 255
         inside = (triggers.images > 0) & (triggers.images < 255)  # where nothing is clipped, one tensor was added
         assert ((noise[0] - noise).abs() * (inside[0] & inside)).max() <= 1.01 / 255
+    np.save(tmp_path / "held_out.npy", data.held_out.images.numpy())
+    stored = files.StoredImages(tmp_path / "held_out.npy")  # as of a large data set
+    data.held_out = data.held_out._replace(images=stored)
     again, other = (rs.draw_rs_triggers(data, 20, 4, kind, seed)[0] for seed in (3, 4))
     assert torch.equal(again.images, triggers.images) and not torch.equal(other.images, triggers.images)
 

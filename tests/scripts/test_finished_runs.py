@@ -158,9 +158,12 @@ def test_a_table_lists_the_surrogates_of_this_source_and_says_which_summary_is_d
     other = copied / "extraction_hard" / "summary.json"
     other.write_text(other.read_text().replace(summary(other.parent)["source_sha256"], "0" * 64))
     (copied / "extraction" / "summary.json").write_text("")
+    odd = copied / "distillation" / "summary.json"
+    odd.write_text(json.dumps(summary(odd.parent) | {"select": "best"}))
     narrow = [flag for flag in STEAL if flag not in ("--width", 2)]  # the width is the source's
     said = good("extraction", "-e", copied.parent, *narrow, "-at", "soft", "-admsg", "_beside")
     assert "left out of the table: " in said and "extraction/summary.json is damaged" in said
+    assert "distillation: its summary.json is damaged" in said
     s = summary(copied / "extraction_beside")
     assert s["role"] == "surrogate" and not any("hard" in row["model"] for row in s["rows"])
     assert any("reg" in row["model"] for row in s["rows"]) and s["width"] == 2

@@ -140,7 +140,7 @@ def answers_of_model(model, path, images, classes: Classes) -> Answers:
     Refusal, which names `path`, for what `answers_of_logits` refuses, and where code that is not this project's fails.
     """
     try:
-        logits = predict(model, images).double().cpu()
+        logits = predict(model, images).cpu().double()
     except (Exception, SystemExit) as error:
         if models.is_own(model):
             raise

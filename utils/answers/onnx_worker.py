@@ -23,8 +23,8 @@ def main(path: str, memory: int, seconds: int, pixels) -> None:
     import onnxruntime
 
     images = np.load(io.BytesIO(sys.stdin.buffer.read()), allow_pickle=False)
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (THREADS * seconds, THREADS * seconds))  # after the caller's time is over
+    limit(resource.RLIMIT_AS, memory)
+    limit(resource.RLIMIT_CPU, THREADS * seconds)  # after the caller's time is over
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = THREADS, 4
     # which reads weights beside the model too, but no links and nothing outside its folder; the session opens no files
@@ -52,6 +52,13 @@ def main(path: str, memory: int, seconds: int, pixels) -> None:
             refuse(f"gives {output.dtype} {output.shape} for {len(x)} images, not a row of logits for each")
         rows.append(output[: len(part)].astype(np.float64))
     np.save(sys.stdout.buffer, np.concatenate(rows))
+
+
+def limit(what: int, most: int) -> None:
+    """Lower a limit of this process, which may be lower already."""
+    hard = resource.getrlimit(what)[1]
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(what, (most, most))
 
 
 def refuse(sentence: str) -> None:

@@ -145,7 +145,8 @@ def channel_activations(model, images, batch_size: int = 500) -> dict:
     sums = {}
 
     def add(name, module, inputs, output):
-        sums[name] = sums.get(name, 0) + F.relu(output).double().mean(dim=(2, 3)).sum(0)
+        dtype = torch.float32 if output.device.type == "mps" else torch.float64  # which MPS has not
+        sums[name] = sums.get(name, 0) + F.relu(output).mean(dim=(2, 3), dtype=dtype).sum(0)
 
     handles = [m.register_forward_hook(partial(add, n)) for n, m in _layers_of_channels(model).items()]
     try:

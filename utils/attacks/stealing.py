@@ -3,6 +3,7 @@
 A loss is a function (s, t, y) of the surrogate's logits (N, C), the source's logits (N, C) and the true labels (N,).
 """
 
+import contextlib
 from functools import partial
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 
 from utils.data.sets import Data
 from utils.ownership.results import TriggerTests, finished_surrogates, measure_checkpoint, rows_of_run
-from utils.runs.checkpoints import find_checkpoint, load_checkpoint
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, refuse_errors
 from utils.runs.folder import finish_run
 from utils.system.refusals import Refusal
 from utils.training.loop import Objective, batch_accuracy
@@ -115,7 +116,8 @@ def report_surrogate(run, made: dict, tests: TriggerTests, test, device, source_
     for path in (source_folder, *sorted({*finished_surrogates(source_folder), run.path})):
         own, select = path == run.path, made["select"] if path == source_folder else None
         try:
-            rows += rows_of_run(path, tests, device, select, summary if own else None)
+            with contextlib.nullcontext() if own else refuse_errors(f"{path}: its summary.json is damaged"):
+                rows += rows_of_run(path, tests, device, select, summary if own else None)
         except Refusal as refusal:  # another run's damage is no reason to lose this one
             if own:
                 raise

@@ -156,7 +156,9 @@ def read_json(path: Path) -> dict | None:
 
 
 def sha256_of_file(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """SHA-256 of a file, hexadecimal; Refusal where it is larger than a checkpoint may be."""
+    if os.stat(path).st_size > CHECKPOINT_LIMIT:
+        raise Refusal(f"{path} is larger than {CHECKPOINT_LIMIT} bytes, the most that is read of a checkpoint")
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while part := file.read(1 << 20):

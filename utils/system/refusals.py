@@ -86,6 +86,12 @@ def refuse_in_one_sentence(main):
     return wrapped
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error of Python's or torch's says that the machine or the device has no memory left."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
+
+
 def _describe(error: BaseException) -> tuple[str, int]:
     """What a script says of an error, and its exit status; raises the error if it is a mistake of ours."""
     intact = "what was saved is intact, and the same command goes on"
@@ -102,7 +108,7 @@ def _describe(error: BaseException) -> tuple[str, int]:
         unknown = error.strerror or error, "check --dir and --data-dir, then run the same command again"
         what, way_out = MACHINE_ERRORS.get(error.errno, unknown)
         return f"{what}{f' ({error.filename})' if error.filename else ''}: {way_out}", 2
-    if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
+    if lacks_memory(error):
         return "out of memory: lower --batch-size or --width, or pass --amp; with another -msg, or --overwrite", 2
     if "can't start new thread" in text:
         return "a limit of this account or system keeps more threads from starting (see ulimit -u)", 2
@@ -145,6 +151,6 @@ def folder_tag(text):
 
 
 # larger rates would overflow float32
-COUNT, POSITIVE, SHARE = number(int, 1), number(float, 0, 1e38, open_low=True), number(float, 0, 1)
+COUNT, POSITIVE, SHARE = number(int, 1, 10**9), number(float, 0, 1e38, open_low=True), number(float, 0, 1)
 SEED, RADIUS = number(int, 0, 2**31 - 1), number(float, 0, 1e6)
 CONFIDENCE = number(float, 0, 1 - 1e-9, open_low=True)

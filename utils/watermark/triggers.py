@@ -160,7 +160,7 @@ def mean_images(images, taken):
 
 def _logits(predict, images, classes: int):
     """Logits (N, classes) in float64 of the clean model; Refusal where it does not fit."""
-    logits = predict(images).double().cpu()
+    logits = predict(images).cpu().double()  # MPS has no float64
     if logits.shape[1] != classes:
         raise Refusal(f"--label-model answers with {logits.shape[1]} classes, the data set has {classes}")
     if not logits.isfinite().all():
