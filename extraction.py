@@ -46,7 +46,8 @@ def steal(flags, word: str) -> None:
     same_kind = models.is_own(source) and flags.model_type in models.NAMES
     flags.width = flags.width or (model_width(source) if same_kind else 64)
     flags.image_size = None if source.size == SIZE else source.size
-    about, name, on, start, model_type = checkpoint.get("about", {}), flags.attack, None, None, flags.model_type
+    about, name, model_type = checkpoint.get("about", {}), flags.attack, flags.model_type
+    start = on = None  # the model that an attack of `REMOVALS` edits, and its file
     if flags.attack in REMOVALS:
         start, model_type, on = starting_model(flags, source, folder, device)
         check_edit(flags.attack, start, flags.finetune, flags.criterion)

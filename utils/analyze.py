@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 
 from utils.data.sets import DATASETS, load_data
-from utils.rivals.source import run_settings
-from utils.runs.checkpoints import find_checkpoint, load_checkpoint, load_source, restore_model
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, load_source, restore_model, run_settings
 from utils.runs.networks import add_named_architectures
 from utils.system.files import read_json, write_atomically
 from utils.system.machine import choose_device

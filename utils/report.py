@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 import models
 from utils.ownership.pvalues import either
 from utils.ownership.results import LOG_ALPHA, hashes_of_source
-from utils.runs.folder import COLUMNS, number, row_cells
+from utils.runs.folder import COLUMNS, finite_number, row_cells
 from utils.system.files import check_output_file, read_bounded, read_json, refuse_links, write_atomically
 from utils.system.machine import new_figure
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
@@ -90,7 +90,7 @@ class Record(NamedTuple):
 
         Of many epochs about `POINTS` are given, the last one among them.
         """
-        points = ((number(row.get("epoch")), number(row.get(key))) for row in self.rows)
+        points = ((finite_number(row.get("epoch")), finite_number(row.get(key))) for row in self.rows)
         found = sorted({epoch: factor * value for epoch, value in points if None not in (epoch, value)}.items())
         return [*found[: -1 : max(1, len(found) // POINTS)], *found[-1:]]
 
@@ -180,7 +180,7 @@ def shown_setting(key: str, value, secret: bool) -> str:
 def decision(row: dict) -> str:
     """What the tests decide, from log10 p: T1 and T1p are two, so the smaller p counts twice (Bonferroni)."""
     p = row.get("log10_p")
-    t1, t1p = (number(p.get(test)) if isinstance(p, dict) else None for test in ("T1", "T1p"))
+    t1, t1p = (finite_number(p.get(test)) if isinstance(p, dict) else None for test in ("T1", "T1p"))
     return "-" if t1 is None else "claimed" if either(t1, t1p) <= LOG_ALPHA else "not claimed"
 
 
@@ -200,7 +200,7 @@ def result_rows(source: Record, attacks: list[Record], secret: bool) -> list[tup
             rows.append((group, [name, progress, *["-"] * (len(COLUMNS) - 1)]))
         elif record.edits:
             for row in summary_rows:
-                ratio, bits = number(row.get("ratio")), number(row.get("bits"))
+                ratio, bits = finite_number(row.get("ratio")), finite_number(row.get("bits"))
                 if ratio is not None or bits is not None:
                     strength = f"{bits} bits" if ratio is None else f"{100 * ratio:g} % pruned"
                     rows.append((group, cells(f"{name}: {strength}", row)))

@@ -23,7 +23,8 @@ from tqdm import tqdm
 from utils.data.files import replace_images
 from utils.data.sets import Images
 from utils.ownership import pvalues
-from utils.rivals.source import add_verification, read_others, read_source, run_settings
+from utils.rivals.source import add_verification, read_others, read_source
+from utils.runs.checkpoints import run_settings
 from utils.system.files import write_json
 from utils.system.machine import choose_device
 from utils.system.refusals import COUNT, SEED, SHARE, Refusal

@@ -3,9 +3,15 @@
 from pathlib import Path
 
 from utils.data.sets import DATASETS, load_data
-from utils.runs.checkpoints import check_benign, check_class_names, find_checkpoint, load_checkpoint, restore_model
+from utils.runs.checkpoints import (
+    check_benign,
+    check_class_names,
+    find_checkpoint,
+    load_checkpoint,
+    restore_model,
+    run_settings,
+)
 from utils.runs.networks import add_named_architectures
-from utils.system.files import read_json
 from utils.system.refusals import Refusal
 
 
@@ -40,13 +46,6 @@ def read_source(run, data_dir, skip_bad_images: bool, device):
     if len(data.classes) != model.num_classes or run_settings(run).get("data_sha256") not in (None, data.sha256):
         raise Refusal(f"--data-dir {data_dir}: these are not the images that {run} was trained on")
     return model, data
-
-
-def run_settings(run) -> dict:
-    """The settings of the run to which a folder or one of its checkpoints belongs; {} where there are none."""
-    folder = find_checkpoint(run, None).resolve().parent.parent
-    settings = (read_json(folder / "run.json") or {}).get("settings")
-    return settings if isinstance(settings, dict) else {}
 
 
 def read_others(flag: str, runs, source, classes: list[str], device) -> list:

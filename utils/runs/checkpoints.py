@@ -197,6 +197,13 @@ def find_checkpoint(folder, select: str | None = "val", statistics: str = "paper
     return path
 
 
+def run_settings(run) -> dict:
+    """The settings of the run to which a folder or one of its checkpoints belongs; {} where there are none."""
+    folder = find_checkpoint(run, None).resolve().parent.parent
+    settings = (read_json(folder / "run.json") or {}).get("settings")
+    return settings if isinstance(settings, dict) else {}
+
+
 def _runs_beside(folder: Path) -> str:
     """Which runs lie where one is missed, those of the most similar names first: "; there are ..."; "" if none."""
     names = sorted((path.parent.name for path in folder.parent.glob("*/run.json")),

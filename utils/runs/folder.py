@@ -158,7 +158,7 @@ class RunFolder:
         return load_checkpoint(path) if path.exists() else None
 
 
-def number(value) -> float | None:
+def finite_number(value) -> float | None:
     """A finite number of a sensible size; None for anything else that a file may say."""
     known = isinstance(value, (int, float)) and not isinstance(value, bool)
     return value if known and -LARGEST <= value <= LARGEST else None  # NaN is in no range
@@ -169,9 +169,9 @@ def row_cells(row: dict) -> list[str]:
 
     "-" where there is no figure. The row may be what somebody else's file says.
     """
-    accuracy, p = number(row.get("test_accuracy")), row.get("log10_p")
-    hits, size = number(row.get("trigger_hits")), number(row.get("trigger_size"))
-    values = [number(p.get(key)) if isinstance(p, dict) else None for key in TESTS]
+    accuracy, p = finite_number(row.get("test_accuracy")), row.get("log10_p")
+    hits, size = finite_number(row.get("trigger_hits")), finite_number(row.get("trigger_size"))
+    values = [finite_number(p.get(key)) if isinstance(p, dict) else None for key in TESTS]
     return [str(row.get("model")), "-" if accuracy is None else f"{100 * accuracy:.2f}",
             "-" if None in (hits, size) else f"{hits}/{size}", *("-" if v is None else f"{v:.2f}" for v in values)]
 

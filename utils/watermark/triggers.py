@@ -242,8 +242,8 @@ def triggers_of_flags(flags, data: Data, clean=None) -> tuple[TriggerSet, Images
     clean  the model of --label-model, None without one
     """
     shared = flags.label_strategy in SHARED
-    triggers, left = draw_triggers(data.train if shared else data.held_out, flags.num_query, flags.num_mixup,
-                                   len(data.classes), flags.seed, flags.label_strategy, partial(predict, clean),
-                                   flags.trigger_strategy or "random", flags.label_choices or CHOICES,
-                                   partial(last_features, clean))
+    triggers, left = draw_triggers(
+        data.train if shared else data.held_out, flags.num_query, flags.num_mixup, len(data.classes), flags.seed,
+        flags.label_strategy, predict=partial(predict, clean), trigger_strategy=flags.trigger_strategy or "random",
+        choices=flags.label_choices or CHOICES, features=partial(last_features, clean))
     return triggers, data.held_out if shared else left
