@@ -5,7 +5,8 @@ official recipe have their best validation epoch. Each source, plain and with cl
 left of its mark in copies: is the paper's method a watermark of the weights, or of the running statistics?
 
 Runs what is missing in the order of `steps_of_seed`, `--jobs` at once (several small trainings share a large GPU), then
-writes <profile>.md, .json and .png into --out. SIGTERM lets the running scripts save, and the same command goes on.
+writes <profile>.md, .json and .png into --out, where other seeds of the JSON file stay, as of another machine. SIGTERM
+lets the running scripts save, and the same command goes on.
 """
 
 import json
@@ -15,6 +16,7 @@ from figures.make import check_data
 from figures.runs import REGIMES, RunCommands, run_steps
 from figures.shared import check_folder, experiment_parser, markdown_table, write_result
 from utils.ownership import pvalues
+from utils.system.files import read_json
 from utils.system.machine import figure_png, new_figure
 from utils.system.refusals import COUNT, Refusal, refuse_in_one_sentence
 
@@ -36,20 +38,23 @@ def main(argv=None):
     parser.add_argument("--no-run", action="store_true", help="write from the finished runs")
     args = parser.parse_args(argv)
     profile, folder = REGIMES[args.profile], args.dir or Path(f"experiments/{args.profile}")
-    steps = [(name, seed, step) for seed in args.seeds for name, step in list(
-        steps_of_seed(RunCommands(profile, folder, seed), *LENGTHS.get(args.profile, LENGTH)).items())[: args.first]]
+    lengths = LENGTHS.get(args.profile, LENGTH)
+    of_seeds = {seed: steps_of_seed(RunCommands(profile, folder, seed), *lengths) for seed in args.seeds}
+    steps = [(name, seed, step) for seed, of in of_seeds.items() for name, step in list(of.items())[: args.first]]
     check_folder("--out", args.out)
     if not args.no_run:
         check_folder("--dir", folder)
         check_data(args.profile, profile)
         run_steps([step for *_, step in steps], args.jobs, keep_going=True)
-    found = {}
-    for name, seed, step in steps:
-        if (step.folder / "metrics.jsonl").is_file():
-            found.setdefault(name, []).append(figures_of_run(seed, step))
-    if not found:
+    new = [(name, figures_of_run(seed, step)) for name, seed, step in steps
+           if (step.folder / "metrics.jsonl").is_file()]
+    if not new:
         raise Refusal(f"--no-run: {folder} holds no run; leave --no-run out")
-    write_result(args.out / f"{args.profile}.json", found, format_table(found), draw(found), indent=2)
+    path = args.out / f"{args.profile}.json"
+    old = [(name, run) for name, runs in (read_json(path) or {}).items() for run in runs]
+    rows = sorted([*new, *(row for row in old if row[1]["seed"] not in args.seeds)], key=lambda row: row[1]["seed"])
+    found = {name: [run for of, run in rows if of == name] for name in of_seeds[args.seeds[0]] if name in dict(rows)}
+    write_result(path, found, format_table(found), draw(found), indent=2)
 
 
 def steps_of_seed(runs: RunCommands, ours: str, theirs: str) -> dict:
@@ -81,13 +86,17 @@ def figures_of_run(seed: int, step) -> dict:
 
 def format_table(found: dict) -> str:
     """The table: a line for each run and model of it."""
-    first = next(iter(found.values()))[0]
+    places = {}  # (device, torch) -> seeds
+    for run in (run for runs in found.values() for run in runs):
+        places.setdefault(f"{run['device']}, torch {run['torch']}", set()).add(run["seed"])
+    where = "; ".join((f"seeds {', '.join(map(str, sorted(seeds)))}: " if len(places) > 1 else "") + place
+                      for place, seeds in places.items())
     rows = [[name, model, run["seed"], *chosen_cells(run, model), *last_cells(run, prefix)]
             for name, runs in found.items() for run in runs for model, prefix in MODELS.items()
             if f"{prefix}val_accuracy" in run["epochs"][-1]]
     head = ["model", "BatchNorm statistics", "seed", "chosen epoch", "accuracy %", "triggers", "T1", "T1p",
             "last epoch", "accuracy %", "triggers", "T1 cons."]
-    return (f"On {first['device']}, torch {first['torch']}. T1, T1p: log10 p. Chosen: the checkpoint of the best "
+    return (f"On {where}. T1, T1p: log10 p. Chosen: the checkpoint of the best "
             "validation epoch, on the test images. Last: after the last epoch, on the validation images, with the "
             "conservative T1, which counts a trigger that is answered with its true label as a miss. A run without a "
             f"chosen checkpoint was stopped in the epoch after its last.\n\n{markdown_table(head, rows, '')}\n")

@@ -22,8 +22,13 @@ def test_finished_and_stopped_runs_are_in_the_table(tmp_path, capsys):
     assert [line[1] for line in lines] == ["paper", "clean", "paper"]
     assert "-" not in [line[3] for line in lines]
 
-    source.done.unlink()  # as of a run that was stopped
+    source.done.unlink()  # as of a run that was stopped; beside it another seed, of another machine
+    lent = found["margin"][0] | {"seed": 7, "device": "a GPU"}
+    (tmp_path / "out/regime-smoke.json").write_text(json.dumps(found | {"margin": [lent]}))
     regime.main([*flags, "--first", "1", "--no-run"])
-    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| margin")]
-    assert [line[3:6] for line in lines] == [["-"] * 3] * 2
+    said = capsys.readouterr().out
+    lines = [line.split(" | ") for line in said.splitlines() if line.startswith("| margin")]
+    assert [line[2:6] for line in lines[:2]] == [["0", "-", "-", "-"]] * 2
+    assert [line[2] for line in lines[2:]] == ["7", "7"]
+    assert said.startswith("On seeds 0: ") and "; seeds 7: a GPU, torch" in said
     assert (tmp_path / "out/regime-smoke.png").stat().st_size > 1000
