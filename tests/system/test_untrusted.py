@@ -10,6 +10,8 @@ import pytest
 import torch
 from hostile_files import mutate, refusal_of
 
+from utils.system.tensors import read_tensors
+
 MUTATIONS = 100
 
 
@@ -101,12 +103,32 @@ def test_what_torch_before_2_10_does_not_check_is_refused(tmp_path):
     assert "sets items of what is no dict" in refusal_of(path)
 
 
-@pytest.mark.parametrize("call", [
+DEEP = b")" + b"\x85" * 10**6  # nested tuples, whose hash would overflow the interpreter's stack
+
+
+@pytest.mark.parametrize("operations", [
     b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n" + text("V2147483647") + b"\x85R\x85R",
-    b"c_codecs\nencode\n" + text("a" * 1000) + text("punycode") + b"\x86R", text("os.system") + b")R"])
-def test_calls_that_would_cost_memory_or_time_are_refused(call, tmp_path):
-    write_pickle(tmp_path / "model.pt", call)
+    b"c_codecs\nencode\n" + text("a") + text("punycode") + b"\x86R", text("os.system") + b")R",
+    b"c_codecs\nencode\n" + text("a" * 1000) + text("latin1") + b"\x86R",  # of a text that the memo would repeat
+    b"ccollections\nOrderedDict\n}\x85R", b"}" + DEEP + b"Ns", b"ctorch.serialization\n_get_layout\n" + DEEP + b"\x85R",
+    b"ctorch\nSize\n)R}b", b"}" + b"}b" * 101])
+def test_what_would_cost_memory_or_time_is_refused(operations, tmp_path):
+    write_pickle(tmp_path / "model.pt", operations)
     assert "its pickle" in refusal_of(tmp_path / "model.pt")
+
+
+def test_pytorch_reads_the_records_that_were_checked(tmp_path):
+    """Of a file with two zip directories Python's reader takes the last one and PyTorch's the one before."""
+    one, two, both = (tmp_path / f"{name}.pt" for name in ("one", "two", "model"))
+    write_pickle(one, b"}" + text("k") + text("unchecked") + b"s", w=4)
+    write_pickle(two, b"}" + text("k") + text("and right") + b"s", w=4)
+    both.write_bytes(one.read_bytes()[:-22] + two.read_bytes())  # without the first one's end
+    assert read_tensors(both) == {"k": "and right"}
+    for other in ("a/DATA.PKL", "b/data.pkl", "a/data/W"):  # which PyTorch might take instead
+        write_pickle(both, b"}", w=4)
+        with zipfile.ZipFile(both, "a") as archive:
+            archive.writestr(other, b"")
+        assert "its parts overlap" in refusal_of(both)
 
 
 def test_zip_bombs_and_tensors_larger_than_the_file_are_refused(files, tmp_path):

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 import models
-from utils.system.files import read_json, read_tensors, refuse_links, write_atomically
+from utils.system.files import read_json, refuse_links, write_atomically
 from utils.system.refusals import Refusal
+from utils.system.tensors import read_tensors
 
 STATISTICS = ("paper", "clean", "first", "last")  # which running statistics a source is copied with, see `load_source`
 

@@ -11,8 +11,9 @@ from torch import nn
 import models
 from utils.runs.checkpoints import check_class_names, find_checkpoint, load_checkpoint, restore_model
 from utils.runs.networks import check_architecture
-from utils.system.files import ALLOWED_DTYPES, CHECKPOINT_LIMIT, sha256_of_file
+from utils.system.files import CHECKPOINT_LIMIT, sha256_of_file
 from utils.system.refusals import Refusal
+from utils.system.tensors import ALLOWED_DTYPES
 
 MAY_BE_ABSENT = ("0.mu", "0.std")  # our normalisation, which stays that of the training images
 # classifiers beside the one of googlenet and inception_v3, which torchvision's files hold and which we do not build

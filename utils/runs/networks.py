@@ -12,9 +12,9 @@ import torch.nn.functional as F
 
 import models
 from utils.runs.checkpoints import pack_checkpoint, refuse_errors, restore_model, save_checkpoint
-from utils.system.files import read_tensors
 from utils.system.machine import autocast, is_chief
 from utils.system.refusals import Refusal
+from utils.system.tensors import read_tensors
 
 ARCHITECTURE_HELP = (f"architecture: {', '.join(models.NAMES)}, or tv:NAME, a classifier of torchvision, or "
                      "package.module:function, your own, which takes the number of classes")

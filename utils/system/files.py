@@ -1,9 +1,4 @@
-"""Files: written whole or not at all, and read as data whoever wrote them.
-
-`torch.load(weights_only=True)` executes nothing, but it bounds neither the memory that a file asks for nor the number
-of its parts, and it trusts sizes that the file states. So the container is checked first, and the library reads the
-rest.
-"""
+"""Files: written whole or not at all, and read as data whoever wrote them; checkpoints are read in `tensors.py`."""
 
 import contextlib
 import errno
@@ -13,42 +8,20 @@ import io
 import json
 import math
 import os
-import pickletools
-import re
 import secrets
 import stat
 import warnings
-import zipfile
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from utils.system.machine import is_chief
 from utils.system.refusals import Refusal
 
-OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a file begins that torch wrote before version 1.6
 NOT_OPENED = "in a run folder only ordinary files and folders are opened: remove it, or put a copy of the file there"
 CHECKPOINT_LIMIT = 4 << 30  # bytes; ResNet-152 of the published size takes 0.25 GiB
 ANSWERS_LIMIT = 64 << 20
 TEXT_LIMIT = 16 << 20
-ENTRIES_LIMIT = 100_000  # of a zip archive, or numbers, strings and tensors of a checkpoint
-STORAGES = {f"torch {kind}Storage": size for kind, size in (  # bytes of a number
-    ("Float", 4), ("Double", 8), ("Half", 2), ("BFloat16", 2), ("Long", 8), ("Int", 4), ("Short", 2), ("Char", 1),
-    ("Byte", 1), ("Bool", 1))}
-ALLOWED_GLOBALS = {  # the only names that the pickle of a checkpoint, ours or the official code's, may ask for
-    "collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter",
-    "torch.serialization _get_layout", "torch Size", "torch device", "_codecs encode", "numpy dtype",
-    "numpy.core.multiarray scalar", "numpy._core.multiarray scalar", *STORAGES,
-}
-PLAIN_OPERATIONS = {  # of a pickle, beside those that `_check_pickle` follows
-    "PROTO", "STOP", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE",
-    "SHORT_BINSTRING", "EMPTY_LIST", "APPEND", "APPENDS",
-}
-ALLOWED_DTYPES = (
-    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
-    torch.uint8, torch.bool,
-)
 
 
 def write_atomically(path: Path, content: bytes, private: bool = False) -> None:
@@ -186,132 +159,3 @@ def read_array(path) -> np.ndarray:
     except Exception as error:  # a damaged or hostile file may raise nearly anything
         why = " ".join(str(error).split())[:80]
         raise Refusal(f"{path} is no array of plain numbers that can be read safely ({why})") from error
-
-
-def read_tensors(path) -> dict:
-    """A checkpoint as plain tensors that own their memory, numbers and strings.
-
-    Checked before PyTorch sees the file: its zip directory, sizes and checksums, that nothing is compressed, and its
-    pickle (`_check_pickle`). Checked afterwards: no tensor is larger than what the file holds for it. A bad file may
-    raise nearly any exception.
-    """
-    about = os.stat(path)
-    if not stat.S_ISREG(about.st_mode):
-        raise ValueError("no ordinary file")
-    if about.st_size > CHECKPOINT_LIMIT:
-        raise ValueError(f"larger than {CHECKPOINT_LIMIT} bytes")
-    with open(path, "rb") as file:
-        if file.read(len(OLD_FORMAT)) == OLD_FORMAT:
-            raise Refusal(f"{path} has the older format of torch before 1.6, which is not read: write it anew with "
-                          f"torch.save(torch.load({str(path)!r}, weights_only=True), {str(path)!r})")
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        if len(entries) > ENTRIES_LIMIT or any(e.compress_type != zipfile.ZIP_STORED for e in entries):
-            raise ValueError("compressed, as no checkpoint is")
-        if sum(e.file_size for e in entries) > about.st_size or len({e.filename for e in entries}) < len(entries):
-            raise ValueError("its parts overlap")
-        if damaged := archive.testzip():
-            raise ValueError(f"the checksum of {damaged!r} is wrong")
-        pickles = [e for e in entries if e.filename.endswith("data.pkl")]
-        if len(pickles) != 1 or pickles[0].file_size > TEXT_LIMIT:
-            raise ValueError("no single pickle of a sensible size")
-        _check_pickle(archive.read(pickles[0]), {e.filename.partition("/data/")[2]: e.file_size for e in entries})
-    scalar = (np._core if hasattr(np, "_core") else np.core).multiarray.scalar
-    numbers = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype]
-    numbers += [type(np.dtype(kind)) for kind in ("float64", "float32", "int64")]
-    with torch.serialization.safe_globals(numbers):
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    return _owned(loaded, {"bytes": 2 * about.st_size, "entries": ENTRIES_LIMIT})
-
-
-class _Global(str):
-    """A name that a pickle imports, told from a string."""
-
-
-def _check_pickle(content: bytes, sizes: dict[str, int]) -> None:
-    """Go through a pickle's operations without executing any; ValueError for what no checkpoint does.
-
-    sizes  {key: bytes} of the records that hold the numbers of tensors
-
-    It may call nothing but `ALLOWED_GLOBALS`, set items of nothing but dicts, and ask for no storage that is larger
-    than its record: torch before 2.10 checks neither of the last two. What it calls gets arguments of little cost.
-    """
-    dictionary, stack, outer, memo = object(), [], [], {}  # outer: the stacks below each mark
-    for op, argument, _ in pickletools.genops(content):
-        if op.name == "MARK":
-            outer.append(stack)
-            stack = []
-        elif op.name in ("BINPUT", "LONG_BINPUT"):
-            memo[argument] = stack[-1]
-        elif op.name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        else:
-            items, taken = (), op.stack_before
-            if pickletools.markobject in taken:
-                items, stack, taken = stack, outer.pop(), taken[: taken.index(pickletools.markobject)]
-            first = len(stack) - len(taken)
-            operands = (*stack[first:], *items)
-            del stack[first:]
-            match op.name:
-                case "GLOBAL":
-                    if argument not in ALLOWED_GLOBALS:
-                        raise ValueError(f"its pickle asks for {argument[:60]!r}")
-                    made = _Global(argument)
-                case "EMPTY_DICT":
-                    made = dictionary
-                case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3" | "EMPTY_TUPLE":
-                    made = operands
-                case "BUILD":
-                    made = operands[0]
-                case "SETITEM" | "SETITEMS":
-                    if operands[0] is not dictionary:
-                        raise ValueError("its pickle sets items of what is no dict")
-                    made = dictionary
-                case "REDUCE":
-                    _check_call(*operands)
-                    made = dictionary if operands[0] == "collections OrderedDict" else None
-                case "BINPERSID":
-                    (_, kind, key, _, count), made = operands[0], None
-                    kinds = [type(part) for part in (kind, key, count)]
-                    if kinds != [_Global, str, int] or count * STORAGES[kind] != sizes[key]:
-                        raise ValueError("a tensor is larger than what the file holds for it")
-                case name if name in PLAIN_OPERATIONS:
-                    made = argument
-                case name:
-                    raise ValueError(f"its pickle uses {name}")
-            stack += [made] * len(op.stack_after)
-
-
-def _check_call(function, arguments) -> None:
-    """ValueError for a call of what is not imported, or whose arguments may cost time or memory."""
-    if not isinstance(function, _Global) or not isinstance(arguments, tuple):
-        raise ValueError("its pickle calls what is no function")
-    if function == "_codecs encode" and arguments[1:] != ("latin1",):
-        raise ValueError("its pickle encodes text other than as bytes")
-    if function == "numpy dtype" and not re.fullmatch("[biuf][1248]", arguments[0]):
-        raise ValueError("its pickle holds no plain numbers")
-
-
-def _owned(value, left, depth=0):
-    left["entries"] -= 1
-    if left["entries"] < 0 or depth > 20:
-        raise ValueError("nested too deeply or with too many parts")
-    if isinstance(value, torch.Tensor):
-        storage = 0 if value.layout != torch.strided or value.is_meta else value.untyped_storage().nbytes()
-        size = value.numel() * value.element_size()
-        left["bytes"] -= size
-        if value.dtype not in ALLOWED_DTYPES or size > storage or left["bytes"] < 0:
-            raise ValueError("a tensor is larger than what the file holds for it, or of a foreign kind")
-        return value.detach().clone()
-    if isinstance(value, dict):
-        if not all(isinstance(key, (str, int)) for key in value):
-            raise ValueError("a key is neither a string nor a number")
-        return {key: _owned(part, left, depth + 1) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        parts = [_owned(part, left, depth + 1) for part in value]
-        return tuple(parts) if isinstance(value, tuple) else parts
-    if isinstance(value, np.generic) and value.dtype.kind in "fiub":
-        return value.item()
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise ValueError(f"it holds a {type(value).__name__}")
