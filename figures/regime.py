@@ -5,8 +5,8 @@ official recipe have their best validation epoch. Each source, plain and with cl
 left of its mark in copies: is the paper's method a watermark of the weights, or of the running statistics?
 
 Runs what is missing in the order of `steps_of_seed`, `--jobs` at once (several small trainings share a large GPU), then
-writes <profile>.md, .json and .png into --out, where other seeds of the JSON file stay, as of another machine. SIGTERM
-lets the running scripts save, and the same command goes on.
+writes <profile>.md, .json and .png into --out, where runs of another machine stay in the JSON file. SIGTERM lets the
+running scripts save, and the same command goes on.
 """
 
 import json
@@ -52,7 +52,9 @@ def main(argv=None):
         raise Refusal(f"--no-run: {folder} holds no run; leave --no-run out")
     path = args.out / f"{args.profile}.json"
     old = [(name, run) for name, runs in (read_json(path) or {}).items() for run in runs]
-    rows = sorted([*new, *(row for row in old if row[1]["seed"] not in args.seeds)], key=lambda row: row[1]["seed"])
+    known = {(name, run["seed"]) for name, run in new}
+    new += [(name, run) for name, run in old if (name, run["seed"]) not in known]
+    rows = sorted(new, key=lambda row: row[1]["seed"])
     found = {name: [run for of, run in rows if of == name] for name in of_seeds[args.seeds[0]] if name in dict(rows)}
     write_result(path, found, format_table(found), draw(found), indent=2)
 

@@ -75,6 +75,12 @@ def architecture(text: str) -> str:
         "package.module:function of your own")
 
 
+def trained_tensors(model) -> list:
+    """What a training changes of a model: parameters and BatchNorm's averages, but no masks and other buffers."""
+    averages = (b for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var")))
+    return [*model.parameters(), *averages]
+
+
 def last_linear(model) -> tuple[str, nn.Linear] | None:
     """(name, module) of the last linear layer in the order of definition, or None: it makes the logits of a classifier
     of `NAMES` and of most others."""

@@ -5,9 +5,11 @@ from torch import nn
 
 
 def plain(classes):
-    """Convolution, LayerNorm over channels, dropout: no BatchNorm."""
-    return nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.GroupNorm(1, 16), nn.GELU(), nn.Dropout(0.2),
-                         nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, classes))
+    """Convolution, LayerNorm over channels, dropout: no BatchNorm; and a buffer that is not finite, as masks are."""
+    net = nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.GroupNorm(1, 16), nn.GELU(), nn.Dropout(0.2),
+                        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, classes))
+    net.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    return net
 
 
 def without_linear(classes):

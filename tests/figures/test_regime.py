@@ -27,7 +27,7 @@ def test_finished_and_stopped_runs_are_in_the_table(tmp_path, capsys):
     (tmp_path / "out/regime-smoke.json").write_text(json.dumps(found | {"margin": [lent]}))
     regime.main([*flags, "--first", "1", "--no-run"])
     said = capsys.readouterr().out
-    lines = [line.split(" | ") for line in said.splitlines() if line.startswith("| margin")]
+    lines = [line.split(" | ") for line in said.splitlines() if line.startswith("| margin |")]
     assert [line[2:6] for line in lines[:2]] == [["0", "-", "-", "-"]] * 2
     assert [line[2] for line in lines[2:]] == ["7", "7"]
     assert said.startswith("On seeds 0: ") and "; seeds 7: a GPU, torch" in said

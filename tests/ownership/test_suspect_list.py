@@ -56,7 +56,9 @@ def test_a_suspect_that_fails_while_it_is_asked_loses_no_other(owner, tmp_path):
     status, out, _ = verify(*claim)
     found = json.loads((tmp_path / "c.json").read_text())["suspects"]
     assert status == 0 and [entry["decision"]["holds"] for entry in found] == [False, True]
-    assert "nothing is known of it, for asking failed" in out and "ended with status 1" in out
+    assert "nothing is known of it (" in out and "ended with status 1" in out
+    listed.write_text("command false {png}\ncommand false  {png}\n")
+    assert "ended with status 1" in refused("utils.verify", *claim)
     listed.write_text(f"command sh -c 'touch {asked}; echo 3' {{png}}\npredictions {tmp_path}/none.csv\n")
     assert "none.csv does not exist" in refused("utils.verify", *claim) and not asked.exists()
 

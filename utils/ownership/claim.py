@@ -216,16 +216,18 @@ def judge_claim(flags) -> int:
 def _judge_all(suspects: list[tuple[str, str]], judge) -> list[dict]:
     """The reports of `judge(kind, value)`. Of several suspects one that fails while it is asked loses no other's.
 
-    Files come first, so that what is wrong with one of them is said before anybody is asked.
+    Files come first, so that what is wrong with one of them is said before anybody is asked. Raises the last Refusal
+    where nothing became known of anybody.
     """
-    reports = {}
+    reports, failed = {}, 0
     for suspect in sorted(suspects, key=lambda suspect: suspect[0] in LIVE):
         try:
             reports[suspect] = judge(*suspect)
         except Refusal as refusal:
-            if len(suspects) == 1 or suspect[0] not in LIVE:
+            failed += 1
+            if failed == len(suspects) or suspect[0] not in LIVE:
                 raise
-            why = f"nothing is known of it, for asking failed ({refusal})"
+            why = f"nothing is known of it ({refusal})"
             reports[suspect] = {"decision": {"holds": False, "rests_on": None, "why": why}, "hint": None}
     return [reports[suspect] for suspect in suspects]
 

@@ -82,7 +82,7 @@ def restore_model(checkpoint: dict, path, device="cpu"):
             _check_kinds(weights, model)
             model.load_state_dict(weights, assign=where == "meta")
         model.float()
-        if not all(bool(t.isfinite().all()) for t in model.state_dict().values()):
+        if not all(bool(t.isfinite().all()) for t in models.trained_tensors(model)):
             raise ValueError("its weights are not finite")
     model.requires_grad_(False).eval()
     return models.place(model, device)
@@ -160,7 +160,7 @@ def check_class_names(checkpoint: dict, classes: list[str], what: str) -> None:
     named = checkpoint.get("about", {}).get("classes")
     if named is not None and named != classes:
         raise Refusal(f"{what} was trained on other classes, or on these in another order, so that answers cannot be "
-                      "compared: name a model of the same classes")
+                      "compared: name a model of the same classes or, if they are, a file of its entry 'model' alone")
 
 
 def check_benign(checkpoint: dict, run) -> None:
