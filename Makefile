@@ -25,7 +25,7 @@ gpu: .venv/installed ## check the GPU path on this machine and time it, in seven
 	$(WITHIN) 45 $(STEPS) --model vgg11 --objectives margin --json figures/gpu/vgg11.json
 
 regime: .venv/installed ## the paper's own regime on one GPU, nine minutes at a time; the same command goes on
-	timeout --signal=TERM 9m .venv/bin/python -m figures.regime --jobs 2
+	timeout --foreground --signal=TERM 9m .venv/bin/python -m figures.regime --jobs 2
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

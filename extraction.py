@@ -37,7 +37,7 @@ def steal(flags, word: str) -> None:
     What can be refused without the images is refused before they are decoded, since a folder of them then gets a
     decoded copy. Validation and test images are those of the source's data set.
     """
-    device, amp = choose_device(flags.device), AMP.get(flags.amp)
+    device, amp = choose_device(flags.device, flags.deterministic), AMP.get(flags.amp)
     folder = source_folder(flags, flags.teacher_model_type)
     checkpoint, path = load_source(folder, flags.select, flags.teacher_bn)
     source_sha256 = sha256_of_file(path)  # at once: a source that is still trained replaces its checkpoints

@@ -32,7 +32,8 @@ from utils.watermark.triggers import labels_are_uniform, triggers_of_flags
 @refuse_in_one_sentence
 def main():
     flags = train_flags()
-    device, rival, amp = choose_device(flags.device), RIVALS.get(flags.train_type), AMP.get(flags.amp)
+    device, rival = choose_device(flags.device, flags.deterministic), RIVALS.get(flags.train_type)
+    amp = AMP.get(flags.amp)
     initial = read_initial_weights(flags.init)
     data = load_data(flags.dataset, flags.data_dir, train_size=flags.train_size,
                      skip_bad_images=flags.skip_bad_images, image_size=flags.image_size)

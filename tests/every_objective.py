@@ -26,7 +26,7 @@ def build(name: str, model, source, batches, x_q, y_q):
         steps, mode, reduction = MARGINS[name]
         return watermark(model, x_q, y_q, steps, mode, reduction)
     if name == "margin, candidates":
-        return watermark(model, x_q, y_q, 2, candidates=(y_q[:, None] + y_q.new_tensor([0, 1])) % 5)
+        return watermark(model, x_q, y_q, 2, candidates=(y_q[:, None] + y_q.new_tensor([0, 1])) % (y_q.max() + 1))
     if name in STOLEN:
         ascent = partial(ascend, steps=2, step_size=1 / 255, eps=2 / 255) if name == "margin" else None
         return ExtractionObjective(source, *extraction_loss(Namespace(attack=name, alpha=0.3)), ascent)

@@ -235,7 +235,10 @@ def time_by_turns(calls: dict, rounds: int, device) -> dict:
 
 
 def peak_memory(call, device) -> int | None:
-    """Peak memory in bytes of two calls: allocated on a CUDA device, else resident in this process; None if unknown."""
+    """Peak memory in bytes of two calls: allocated on a CUDA device, else resident in this process; None if unknown.
+
+    It holds what the process has besides, as other contenders; a step that will be recorded is still an ordinary one.
+    """
     if device.type == "cuda":
         seconds_per_call(call, 1, device)  # cuDNN tries algorithms, with memory for each, at its first convolution
         torch.cuda.reset_peak_memory_stats(device)
@@ -260,8 +263,6 @@ def measure_steps(contenders, names, rounds) -> tuple[list[dict], dict]:
     # square matrix products, in the precision of the convolutions
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     n, amps = SIDE[device.type], {"fp32": None, "amp": AMP[flags.amp]}
-    squares = {p: torch.randn(n, n, device=device, dtype=amp or torch.float32) for p, amp in amps.items()}
-    products = {f"product {p}": partial(torch.matmul, a, a) for p, a in squares.items()}
     for name in names:
         steps, loader = {p: contenders.our_step(name, amp) for p, amp in amps.items()}, {}
         if not flags.ours:
@@ -269,6 +270,9 @@ def measure_steps(contenders, names, rounds) -> tuple[list[dict], dict]:
         evaluation_s = {key: contenders.evaluation_s(model, key == "official", amps.get(key))
                         for key, (_, model) in steps.items()}
         peaks = {key: peak_memory(call, device) for key, (call, _) in steps.items()}
+        # made here, so that they are in nobody's peak
+        squares = {p: torch.randn(n, n, device=device, dtype=amp or torch.float32) for p, amp in amps.items()}
+        products = {f"product {p}": partial(torch.matmul, a, a) for p, a in squares.items()}
         if not flags.ours:
             loader = {"loader": contenders.official_step(name, loader=True)[0]}
         times = time_by_turns({key: call for key, (call, _) in steps.items()} | loader | products, rounds, device)
@@ -288,6 +292,7 @@ def measure_steps(contenders, names, rounds) -> tuple[list[dict], dict]:
             })
         for p, (what, t) in itertools.product(amps if loader else (), (("step", times), ("epoch", epochs))):
             ratios[f"{name}_{what}_{p}"] = median(slow / fast for slow, fast in zip(t["official"], t[p]))
+        del squares, products
     return rows, ratios
 
 

@@ -5,13 +5,14 @@ import torch
 from every_objective import build
 
 from utils.benchmark import LR, WEIGHT_DECAY, Contenders, rows_without_end, set_up
-from utils.system.machine import AMP, prepare_torch
+from utils.system.machine import AMP, choose_device, prepare_torch
 from utils.training.loop import Step, autocast_forward
 from utils.training.speed import WARM_UP
 
 DEVICE = "cuda"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
-CHECKED = ("ERM, sum", "margin, paper, sum", "margin, clean, sum", "margin, shared, sum", "soft", "hard", "reg")
+CHECKED = ("ERM, sum", "margin, paper, sum", "margin, clean, sum", "margin, shared, sum", "margin, candidates",
+           "soft", "hard", "reg")
 IN_HALF = ("margin, paper, sum", "margin, shared, sum", "soft")
 
 
@@ -22,6 +23,7 @@ def bench():
 
 @pytest.fixture
 def deterministic():
+    choose_device(DEVICE, deterministic=True)
     prepare_torch(0, deterministic=True, tf32=False)
     yield
     torch.use_deterministic_algorithms(False)
@@ -75,7 +77,7 @@ def test_recorded_steps_resumed_in_the_middle_equal_ordinary_ones(name, amp, ben
 @pytest.mark.parametrize("name", CHECKED)
 def test_no_step_waits_for_the_gpu(name, graph, bench):
     """Twenty steps in bf16; an operation that waits raises RuntimeError."""
-    _, objective, step, said = begin(bench, name, True, graph)
+    _, objective, step, said = begin(bench, name, torch.bfloat16, graph)
     rows = rows_without_end(objective, bench.batches)
     for _ in range(WARM_UP + 1):  # the last of them is the recording
         step(next(rows))

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import copy
-import os
 import tempfile
 from pathlib import Path
 
@@ -82,7 +81,6 @@ def check_training(flag: str, name: str, classes: int, size: int, width: int, de
                        ), contextlib.ExitStack() as afterwards:
         afterwards.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
         if deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, at the first use of cuBLAS
             torch.use_deterministic_algorithms(True)
         model = models.place(models.build(name, classes, size=size), device).train()
         x = _images(model)

@@ -25,7 +25,7 @@ AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}  # --amp
 CHECK_EVERY = {"cpu": 1, "cuda": 10}  # steps between two exchanges of signals among the ranks
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, deterministic: bool = False) -> torch.device:
     """`auto` takes CUDA, then Apple's MPS, then the CPU; Refusal for a device that is not there.
 
     Under torchrun this call also makes the processes meet; each gets a GPU of its own.
@@ -35,6 +35,8 @@ def choose_device(name: str) -> torch.device:
         name = next(kind for kind, there in available.items() if there)
     if not available[name]:
         raise Refusal(f"--device {name}: this machine or this PyTorch has none; pass --device auto or cpu")
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, at the first use of cuBLAS
     return join_torchrun(torch.device(name))
 
 
@@ -44,7 +46,6 @@ def prepare_torch(seed: int, deterministic: bool, tf32: bool = True) -> None:
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.allow_tf32 = tf32
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     # glibc keeps freed memory; else each step on the CPU asks the kernel for it again: a tenth of its time
     mmap_threshold, trim_threshold = -3, -1  # malloc.h
