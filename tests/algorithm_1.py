@@ -89,8 +89,8 @@ def oracle(w, running, steps_data, *, reduction, bn_stats, ascent_steps, rate=LR
         else:
             # triggers come after the clean batch: only so 90 % of the averages are theirs (reproduction.md, row 2)
             l_obj = o_cross_entropy(o_forward(w, x, [live, clean]), y)
-            seen = [live] if bn_stats == "paper" else []
-            x_q = o_ascent(w, x_q, y_q, ascent_steps, seen, use_running=False)
+            seen = [] if bn_stats == "clean" else [live]
+            x_q = o_ascent(w, x_q, y_q, ascent_steps, seen, use_running=bn_stats == "eval")
             l_wat = o_cross_entropy(o_forward(w, x_q, seen), y_q)
         if reduction == "joint":
             loss = (sum(l_obj) + sum(WEIGHT * one for one in l_wat)) / (len(l_obj) + len(l_wat))

@@ -7,12 +7,14 @@ import torch
 from algorithm_1 import K, oracle
 from tiny_training import close, start, train
 
+from utils.watermark.batchnorm import BN_MODES
+
 STEPS = 6
 ERM = [("joint", "paper", 0), ("sum", "paper", 0)]  # without an ascent
 
 
 @pytest.mark.parametrize("reduction, bn_stats, ascent_steps", [
-    *itertools.product(("joint", "sum"), ("paper", "clean", "shared"), (K,)), *ERM])
+    *itertools.product(("joint", "sum"), BN_MODES, (K,)), *ERM])
 def test_trainer_equals_algorithm_1(reduction, bn_stats, ascent_steps):
     run, model, spy, steps_data = train(STEPS, reduction, bn_stats, ascent_steps)
     w, running = start()
@@ -24,14 +26,15 @@ def test_trainer_equals_algorithm_1(reduction, bn_stats, ascent_steps):
         assert close(p.grad, gradients[name]), name
         assert close(p, w[name]), name
         assert not torch.equal(p, start()[0][name]), f"{name} never moved"
-    checkpoints = {"latest": live, "latest_clean": clean} if bn_stats == "paper" else {"latest": live}
+    keeps_clean = bn_stats in ("paper", "eval")
+    checkpoints = {"latest": live, "latest_clean": clean} if keeps_clean else {"latest": live}
     for checkpoint, averages in checkpoints.items():
         saved = run.saved[checkpoint]["model"]["state_dict"]
         for layer, (mean, var) in zip(("1.1", "1.4"), averages):
             assert close(saved[f"{layer}.running_mean"], mean) and close(saved[f"{layer}.running_var"], var)
-    assert ("nat_best_clean" in run.saved) == ("latest_clean" in run.saved) == (bn_stats == "paper")
+    assert ("nat_best_clean" in run.saved) == ("latest_clean" in run.saved) == keeps_clean
     resumed = run.saved["latest"]["training"]["clean"]  # from which a continued run goes on
-    assert resumed.keys() == ({n for n in saved if "running" in n} if bn_stats == "paper" else set())
+    assert resumed.keys() == ({n for n in saved if "running" in n} if keeps_clean else set())
     assert all(torch.equal(resumed[name], saved[name]) for name in resumed)
 
 
