@@ -1,16 +1,117 @@
 """Training with the watermark objective equals Algorithm 1, written out step by step."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
-from algorithm_1 import K, oracle
-from tiny_training import close, start, train
+from algorithm_1 import BATCH, CLASSES, DECAY, EPS, ETA, LR, TRIGGERS, WEIGHT, K, M, o_crop, oracle
+from torch import nn
 
+from utils.data.batches import Batches
+from utils.data.sets import Images
+from utils.training.loop import Objective, fit
 from utils.watermark.batchnorm import BN_MODES
+from utils.watermark.margin import WatermarkObjective, ascend
 
 STEPS = 6
 ERM = [("joint", "paper", 0), ("sum", "paper", 0)]  # without an ascent
+
+
+class Shift(nn.Module):
+    def forward(self, x):
+        return x - 0.5
+
+
+def tiny():
+    """Two convolutions with BatchNorm, which is not a new layer's, and a linear layer, in fp64."""
+    torch.manual_seed(3)
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, stride=2, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.Conv2d(4, 6, 3, padding=1, stride=2, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, CLASSES),
+    )
+    for layer in (network[1], network[4]):
+        for tensor, (low, high) in ((layer.weight, (0.5, 1.5)), (layer.bias, (-0.5, 0.5)),
+                                    (layer.running_mean, (-0.2, 0.2)), (layer.running_var, (0.5, 1.5))):
+            nn.init.uniform_(tensor, low, high)
+    return nn.Sequential(Shift(), network).double()
+
+
+class FakeRun:
+    """A run folder in memory."""
+
+    def __init__(self):
+        self.saved, self.written = {}, []
+
+    load = log = lambda self, _: None
+    rows = lambda self: []
+
+    def save(self, name, checkpoint):
+        self.saved[name] = checkpoint
+
+    def write_rows(self, rows):
+        self.written = list(rows)
+
+
+class Spy(Objective):
+    """An objective that remembers what it planned, (order, shift, flip, triggers) of each epoch, and its losses."""
+
+    def __init__(self, objective):
+        self.objective, self.losses, self.plans, self.statistics = objective, [], [], objective.statistics
+
+    def plan(self, batches, epoch, generator):
+        self.plans.append(self.objective.plan(batches, epoch, generator))
+        return self.plans[-1]
+
+    def __call__(self, *inputs):
+        loss, stats = self.objective(*inputs)
+        self.losses.append(loss.item())
+        return loss, stats
+
+
+def data(steps):
+    """(training images for so many steps, trigger images, their labels)."""
+    g = torch.Generator().manual_seed(11)
+    n = steps * BATCH + 3  # the last partial batch is dropped
+    images = torch.randint(0, 256, (n, 3, 32, 32), generator=g, dtype=torch.uint8)
+    labels = torch.randint(0, CLASSES, (n,), generator=g)
+    triggers = torch.randint(0, 256, (TRIGGERS, 3, 32, 32), generator=g).clamp(20, 235)
+    triggers = torch.where(triggers < 60, 0, torch.where(triggers > 200, 255, triggers))  # many at 0 or 255
+    assigned = torch.randint(0, CLASSES, (TRIGGERS,), generator=g)
+    return Images(images, labels, torch.arange(n)), triggers.double() / 255, assigned
+
+
+def train(steps, reduction="joint", bn_stats="paper", ascent_steps=K, epochs=1):
+    """Train the tiny model with `fit`; returns (run, model, spy, the inputs of each step)."""
+    model, run = tiny(), FakeRun()
+    images, x_q, y_q = data(steps)
+    ascent = partial(ascend, steps=ascent_steps, step_size=ETA, eps=EPS) if ascent_steps else None
+    spy = Spy(WatermarkObjective(model, x_q, y_q, weight=WEIGHT, reduction=reduction, batch=M, bn_stats=bn_stats,
+                                 ascent=ascent))
+
+    def snapshot(model, epoch, row):
+        return {"model": {"state_dict": {n: t.detach().clone() for n, t in model.state_dict().items()}}}
+
+    fit(run, model, spy, Batches(images, BATCH, True, dtype=torch.float64), lambda m: {"val_accuracy": 0.5}, snapshot,
+        epochs=epochs, lr=LR, weight_decay=DECAY, seed=5)
+    steps_data = []
+    for order, shift, flip, picks in (step for plan in spy.plans for step in zip(*plan)):
+        x = torch.stack([o_crop(images.images[i].double() / 255, int(s[0]), int(s[1]), bool(f))
+                         for i, s, f in zip(order, shift, flip)])
+        steps_data.append((x, images.labels[order], x_q[picks], y_q[picks]))
+    return run, model, spy, steps_data
+
+
+def start():
+    """The initial parameters of `tiny`, and the running averages of its two BatchNorm layers."""
+    model = tiny()
+    w = {name: p.detach().clone() for name, p in model.named_parameters()}
+    return w, [[layer.running_mean.clone(), layer.running_var.clone()] for layer in (model[1][1], model[1][4])]
+
+
+def close(a, b):
+    return torch.allclose(a, b, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("reduction, bn_stats, ascent_steps", [
