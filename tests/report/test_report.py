@@ -13,13 +13,29 @@ from functools import partial
 import pytest
 from commands import good, refused, summary
 from reading_html import drawings, read_safe_page
+from shortcuts import skip_fsync_git_and_pictures
+from small_runs import DATA, STEAL, TRAIN
 
 from utils.report import chart, clean, decision
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SEED = "7391"
+TAGS = ("-msg", f"s{SEED}", "--seed", SEED)
 HOSTILE = ['</td><script>alert("1")</script><img src=y onerror=alert(1)>\u202e\ud800', "' onload='x", "a & b < c",
            "<!--", "&lt;", "]]>", "javascript:alert(1)", "{{ 7 * 7 }}", "$x^", "\x00\u202e\ud800", "100 %s"]
+
+
+@pytest.fixture(scope="module")
+@skip_fsync_git_and_pictures()
+def source(tmp_path_factory):
+    """The run folder of a source with a tag that names its seed, and two attacks on it; tests do not write to it."""
+    folder = tmp_path_factory.mktemp("runs")
+    where = ("-d", folder)
+    good("train", *TRAIN, *where, "-tt", "none", *TAGS)
+    good("train", *TRAIN, *where, *TAGS, "--benign", folder / f"digits_vgg11_none_10_s{SEED}")
+    good("extraction", *STEAL, *where, *TAGS, "-at", "hard", "-admsg", f"_s{SEED}")
+    good("extraction", *DATA, *where, *TAGS, "-tmt", "vgg11", "-at", "quantize", "-admsg", "_bits")
+    return folder / f"digits_vgg11_margin_10_s{SEED}"
 
 
 @pytest.fixture
