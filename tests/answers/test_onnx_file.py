@@ -6,7 +6,7 @@ import tempfile
 import numpy as np
 import pytest
 import torch
-from commands import refused, verify
+from commands import refused
 from onnx import TensorProto, external_data_helper, helper, load_model, numpy_helper, save_model
 
 from utils.answers import ask
@@ -76,17 +76,6 @@ def test_a_model_is_given_the_numbers_it_takes_and_probabilities_are_not_normali
     answers = answers_of_onnx(write_linear(onnx, matrix() / 100, kind=kind, softmax=softmax), IMAGES, TEN)
     logits = scale * FLAT @ torch.from_numpy(matrix() / 100).double()
     assert np.allclose(answers.probabilities, logits.softmax(1).numpy(), atol=2e-3)
-
-
-def test_a_claim_on_an_onnx_file(quick, owner, onnx):
-    folder, triggers = owner
-    # least squares: the weights that answer every trigger as it is labelled, with pixels in [0, 1]
-    x, y = triggers.images.flatten(1).double() / 255, torch.eye(10, dtype=torch.float64)[triggers.labels]
-    weights = torch.linalg.lstsq(x, y, driver="gelsd").solution.float().numpy()
-    write_linear(onnx, weights)
-    status, out, _ = verify("claim", folder, "--trust-owner", "--suspect", onnx)
-    assert status == 0 and "hits         40 of 40" in out
-    assert verify("claim", folder, "--trust-owner", "--suspect", write_linear(onnx, matrix()))[0] == 1
 
 
 def test_models_that_do_not_fit_are_refused_in_one_sentence(onnx):
