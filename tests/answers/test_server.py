@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 from answering_server import answering, label_of
 from commands import refused, verify
@@ -56,15 +57,6 @@ def claim_refused(owner, *flags) -> str:
     return refused("utils.verify", "claim", owner[0], "--trust-owner", *flags)
 
 
-def test_a_server_that_gives_the_assigned_labels_is_claimed(owner):
-    folder, triggers = owner
-    form = lambda y: (200, json.dumps([float(i == y) for i in range(10)]), {"Content-Type": "application/json"})
-    with answering(lambda k, pixels: form(label_of(triggers, pixels))) as served:
-        status, out, _ = verify("claim", folder, "--trust-owner", "--url", served.url)
-    assert status == 0 and f"hits         {M} of {M}" in out and len(served.images) == M
-    assert all(headers["Content-Type"] == "image/png" for headers in served.headers)
-
-
 def test_headers_rate_and_retries_are_those_of_the_flags(owner, pauses):
     with answering(lambda k, pixels: (503, "", {})) as served:
         said = claim_refused(owner, "--url", served.url, "--retries", "1", "--rate", "0.25",
@@ -87,8 +79,9 @@ def test_what_can_never_be_sent_is_refused_before_anybody_is_asked(flags, words,
 
 def test_a_list_may_name_a_server_and_a_program(owner, tmp_path):
     """It is refused before anybody is asked where one of them cannot be, and with a flag for one suspect."""
-    listed = tmp_path / "list.txt"
-    with answering(lambda k, pixels: str(label_of(owner[1], pixels))) as served:
+    listed, json_reply = tmp_path / "list.txt", {"Content-Type": "application/json"}
+    sure = lambda k, pixels: (200, json.dumps(np.eye(10)[label_of(owner[1], pixels)].tolist()), json_reply)
+    with answering(sure) as served:
         for more, flags, words in (("command echo 3", (), "--command"), ("", ("--header", "X-Key: a"), "--header")):
             listed.write_text(f"url {served.url}\n{more}\n")
             assert words in claim_refused(owner, "--suspects", listed, *flags)
@@ -96,7 +89,8 @@ def test_a_list_may_name_a_server_and_a_program(owner, tmp_path):
         listed.write_text(f"url {served.url}\ncommand {sys.executable} -S -c print(3) {{png}}\n")
         status, out, _ = verify("claim", owner[0], "--trust-owner", "--suspects", listed)
     assert status == 0 and f"{M} of {M} triggers" in out and "holds against 1 of 2 suspects" in out
-    assert len(served.images) == M and "a suspect again that answers at random is not corrected for" in out
+    assert len(served.images) == M and all(headers["Content-Type"] == "image/png" for headers in served.headers)
+    assert "a suspect again that answers at random is not corrected for" in out
 
 
 def test_pixels_arrive_and_the_rate_is_kept(owner, png, pauses):
