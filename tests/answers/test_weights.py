@@ -6,6 +6,7 @@ import own_networks
 import pytest
 import torch
 from commands import refused, verify
+from comparing import same
 from torch import nn
 
 import models
@@ -64,12 +65,6 @@ def refusal(path, *architectures, **settings) -> str:
     return str(caught.value)
 
 
-def same_weights(found, model) -> bool:
-    """Whether two models have equal weights, statistics and normalisation."""
-    weights, wanted = found.state_dict(), model.state_dict()
-    return weights.keys() == wanted.keys() and all(torch.equal(weights[name], wanted[name]) for name in wanted)
-
-
 def claim_refused(owner, *flags) -> str:
     """The sentence in which a claim on a suspect is refused; it names no flag that a claim lacks."""
     err = refused("utils.verify", "claim", owner[0], "--trust-owner", "--suspect", *flags)
@@ -83,7 +78,8 @@ def test_a_file_gives_the_model_that_was_saved_frozen_and_with_its_own_normalisa
     model = network(name)
     found = read(write(tmp_path / "w.pt", model, kind), *(NAMES if kind != "checkpoint" else []))  # that one which fits
     assert not found.training and not any(p.requires_grad for p in found.parameters())
-    assert found.name == name and same_weights(found, model)
+    assert found.name == name
+    same(found.state_dict(), model.state_dict())  # weights, statistics and normalisation
     assert torch.allclose(found(PIXELS), model(PIXELS), atol=1e-5)
 
 
