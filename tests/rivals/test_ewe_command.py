@@ -1,14 +1,13 @@
 """Entangled watermarks: `train.py -tt ewe`, its triggers and its flags."""
 
 import itertools
-import json
 import math
 import os
 import signal
 
 import pytest
 import torch
-from commands import call, good, refused, summary, tree
+from commands import call, good, refused, rows_of, summary, tree
 from comparing import same_runs
 from photos import photos
 
@@ -33,7 +32,7 @@ def unbroken(tmp_path_factory):
 
 def test_the_run_keeps_its_triggers_and_surrogates_are_tested_on_them(unbroken):
     run = unbroken / SOURCE
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(run)
     assert ["trigger_accuracy" in row for row in rows] == [False, True, True]
     for row, i in itertools.product(rows[1:], (1, 2, 3)):
         # six triggers and six clean images; distances from 0 to 1 over a temperature near 100 leave log(11 / 5) +- 0.01
