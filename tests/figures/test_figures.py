@@ -151,13 +151,9 @@ class OneLabel(nn.Module):
         return self.logits.expand(len(x), 10)
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return load_data("digits", "unused")
-
-
-def test_the_best_seed_is_the_luckiest_of_those_tried(digits):
+def test_the_best_seed_is_the_luckiest_of_those_tried():
     """The suspect answers 3 to everything: T1 by hand from the binomial of the answers that are not the true label."""
+    digits = load_data("digits")
     found = forger.forge_seeds(OneLabel(3), digits, 60)
     best = 0.0
     for seed in range(60):
@@ -170,6 +166,6 @@ def test_the_best_seed_is_the_luckiest_of_those_tried(digits):
     assert found["stranger_log10_p"] is None and not found["stranger"]  # labels of a seed are none for a stranger
 
 
-def test_many_image_commitments_win_no_more_than_their_number(digits):
-    found = forger.forge_beacon(OneLabel(3), digits)
+def test_many_image_commitments_win_no_more_than_their_number():
+    found = forger.forge_beacon(OneLabel(3), load_data("digits"))
     assert -3.5 < found["log10_p"] == found["stranger_log10_p"] < 0
