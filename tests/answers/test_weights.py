@@ -142,18 +142,7 @@ def test_a_small_file_cannot_ask_for_much_memory(tmp_path, monkeypatch):
     assert "the shape (1024, 1, 1, 1)" in refusal(tmp_path / "w.pt", "res152")
 
 
-class FailsLater(nn.Linear):
-    """A network of 10 logits that fails for any number of images but 2."""
-
-    def __init__(self, classes):
-        super().__init__(2, classes)
-
-    def forward(self, x):
-        if len(x) != 2:
-            raise SystemExit(0)
-        return torch.zeros(2, 10)
-
-
 def test_code_of_somebody_elses_that_fails_later_is_refused_too(owner, tmp_path):
-    torch.save(nn.Linear(2, 10).state_dict(), tmp_path / "w.pt")
-    assert "SystemExit" in claim_refused(owner, tmp_path / "w.pt", "-mt", f"{__name__}:FailsLater")
+    """It gives logits for the two images of the trial, and for no other number."""
+    torch.save(own_networks.Body(10).state_dict(), tmp_path / "w.pt")
+    assert "SystemExit" in claim_refused(owner, tmp_path / "w.pt", "-mt", "own_networks:FailsLater")
