@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from torch import nn
 
 import models
 from models import outside
@@ -23,6 +22,8 @@ def test_find_checkpoint_names_what_it_looked_for(unbroken_run, tmp_path):
         checkpoints.find_checkpoint(tmp_path / "nothing")
     with pytest.raises(Refusal, match="no checkpoint .*/checkpoint_nat_best_clean.pt.*--bn-stats paper"):
         checkpoints.find_checkpoint(tmp_path, "val", "clean")
+    with pytest.raises(Refusal, match="checkpoint .*/gone.pt does not exist"):
+        checkpoints.load_checkpoint(tmp_path / "gone.pt")
 
 
 def test_find_checkpoint_takes_the_one_that_the_summary_names(unbroken_run, tmp_path):
@@ -31,28 +32,6 @@ def test_find_checkpoint_takes_the_one_that_the_summary_names(unbroken_run, tmp_
     for select, name in (("last", "latest"), ("val", "nat_best")):
         (run / "summary.json").write_text(json.dumps({"select": select}))
         assert checkpoints.find_checkpoint(run, None) == run / "checkpoints" / f"checkpoint_{name}.pt"
-
-
-def test_truncated_empty_and_foreign_files_are_refused(tmp_path):
-    whole, weights = tmp_path / "whole.pt", {"w": torch.rand(1000)}
-    checkpoints.save_checkpoint(whole, {"model": {"state_dict": weights, "type": "res18"}})
-    content = whole.read_bytes()
-    for keep in (0, 1, 100, len(content) // 2, len(content) - 1):
-        (tmp_path / f"cut_{keep}.pt").write_bytes(content[:keep])
-    whole.unlink()
-    (tmp_path / "text.pt").write_text("no checkpoint at all\n" * 50)
-    torch.save([1, 2], tmp_path / "list.pt")
-    torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
-    for path in (*tmp_path.iterdir(), tmp_path / "missing.pt"):
-        with pytest.raises(Refusal, match=path.name):
-            checkpoints.load_checkpoint(path)
-
-
-def test_weights_that_are_not_finite_are_refused():
-    checkpoint = checkpoints.pack_checkpoint(models.build("res18", 3, width=2), "res18")
-    checkpoint["model"]["state_dict"]["1.bn1.running_var"][1] = torch.inf
-    with pytest.raises(Refusal, match="one.pt does not hold a model.*not finite"):
-        checkpoints.restore_model(checkpoint, "one.pt")
 
 
 @pytest.mark.parametrize("name, kind, fits", [

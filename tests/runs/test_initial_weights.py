@@ -108,9 +108,10 @@ def test_an_older_format_is_refused_with_a_way_out_that_works(tmp_path):
 
 @pytest.mark.parametrize("name, content, words", [
     ("a.safetensors", b"\xff" * 40, "no .safetensors file"), ("b.pt", None, "does not exist"),
-    ("a.pt", b"no zip", "no checkpoint that can be read safely")])
+    ("a.pt", b"no zip", "a.pt is no checkpoint that can be read safely"),
+    ("empty.pt", b"", "empty.pt is no checkpoint that can be read safely")])
 def test_files_that_are_none_are_refused(name, content, words, tmp_path):
-    if content:
+    if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(Refusal, match=words):
         read_initial_weights(tmp_path / name)
