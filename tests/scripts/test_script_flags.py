@@ -69,11 +69,13 @@ def test_an_official_checkpoint_can_be_stolen_from(tmp_path):
     assert s["trigger_size"] == 6 and s["log10_p"]["T1"] is not None
 
 
-def test_labels_that_are_not_drawn_at_random_have_no_t1(benign, tmp_path):
-    good("train", "-d", tmp_path, *TRAIN, "--label-strategy", "lowest", "--label-model", benign)
+@pytest.mark.parametrize("strategy, sign", [("highest", 1), ("lowest", -1)])
+def test_labels_that_are_not_drawn_at_random_have_no_t1(strategy, sign, benign, tmp_path):
+    good("train", "-d", tmp_path, *TRAIN, "--label-strategy", strategy, "--label-model", benign)
     saved = load_checkpoint(tmp_path / SOURCE / "triggers.pt")
-    logits = predict(read_model(find_checkpoint(benign)), saved["images"]).scatter(1, saved["true_labels"], torch.inf)
-    assert torch.equal(saved["labels"], logits.argmin(dim=1))  # the least likely of the wrong classes
+    logits = sign * predict(read_model(find_checkpoint(benign)), saved["images"])
+    wrong = logits.scatter(1, saved["true_labels"], -torch.inf)
+    assert torch.equal(saved["labels"], wrong.argmax(dim=1))  # the likeliest or the least likely of the wrong classes
     assert summary(tmp_path / SOURCE)["log10_p"]["T1"] is None
 
 
