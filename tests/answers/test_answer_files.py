@@ -92,7 +92,8 @@ def test_missing_answers_are_misses_when_allowed(owner, tmp_path):
     (tmp_path / "few.csv").write_text("\n".join(rows[:10]))
     few = ("claim", owner[0], "--trust-owner", "--predictions", tmp_path / "few.csv")
     status, out, _ = verify(*few, "--allow-missing")
-    assert f"hits         10 of {M}, 10 answered" in out and status == 1  # 30 misses weigh more than 10 hits
+    assert f"hits         10 of {M}, 10 answered" in out and status == 1
+    assert "log10 p = -1.98" in out  # P(Bin(40, 1/9) >= 10): 30 misses weigh more than 10 hits
     status, out, _ = verify(*few, "--leave-out-missing")
     assert status == 0 and "log10 p = -9.54" in out  # 10 of 10, a ninth each
 
