@@ -1,6 +1,7 @@
 """One good file of each kind that the programs read, and what they say of a bad one."""
 
 import struct
+import zipfile
 
 import numpy as np
 import torch
@@ -90,3 +91,11 @@ def mutate(content: bytes, rng) -> bytes:
             return content[: at + n] + content[at:]
         case _:
             return content[:at] + content[at + n :]
+
+
+def rezip(source, target, change=None, compression=zipfile.ZIP_STORED):
+    """Copy a checkpoint with its pickle changed, and with correct checksums."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, change(content) if change and name.endswith("data.pkl") else content)

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from hostile_files import mutate, refusal_of
+from hostile_files import mutate, refusal_of, rezip
 
 from utils.system.tensors import read_tensors
 
@@ -40,14 +40,6 @@ def test_damaged_files_are_refused_or_read_and_never_crash(name, files, tmp_path
     assert [f.name for f in tmp_path.iterdir()] == [name]
     if name.endswith(".pt"):
         assert taken <= MUTATIONS // 20, taken  # damaged between the parts, where nothing is read
-
-
-def rezip(source, target, change=None, compression=zipfile.ZIP_STORED):
-    """Copy a checkpoint with its pickle changed, and with correct checksums."""
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
-        for name in old.namelist():
-            content = old.read(name)
-            new.writestr(name, change(content) if change and name.endswith("data.pkl") else content)
 
 
 def test_the_refusal_of_a_pickle_names_the_function_it_asks_for(files, tmp_path):

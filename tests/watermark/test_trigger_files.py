@@ -1,11 +1,10 @@
 """Models and trigger sets in checkpoints: ours, the official code's, and inconsistent ones; and prepared sets."""
 
 import pickle
-import zipfile
 
 import pytest
 import torch
-from hostile_files import refusal_of
+from hostile_files import refusal_of, rezip
 from official_checkpoint import official, trigger_set
 from owner_runs import replace
 
@@ -38,15 +37,11 @@ def test_an_official_checkpoint_can_be_read(tmp_path):
 
 
 def test_an_official_checkpoint_of_an_older_numpy_can_be_read(tmp_path):
-    """Before 2.0 numpy pickled its scalars under `numpy.core`; torch.save's file is a zip of a pickle and storages."""
+    """Before 2.0 numpy pickled its scalars under `numpy.core`."""
+    names = b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"
     official(tmp_path / "new.pt")
-    with zipfile.ZipFile(tmp_path / "new.pt") as old, zipfile.ZipFile(tmp_path / "old.pt", "w") as new:
-        for item in old.infolist():
-            content = old.read(item)
-            if item.filename.endswith("data.pkl"):
-                assert b"cnumpy._core.multiarray\n" in content
-                content = content.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
-            new.writestr(item.filename, content)
+    rezip(tmp_path / "new.pt", tmp_path / "old.pt", lambda content: content.replace(*names))
+    assert [name in (tmp_path / "old.pt").read_bytes() for name in names] == [False, True]
     assert float(load_checkpoint(tmp_path / "old.pt")["best"]) == 0.88
 
 
