@@ -10,10 +10,12 @@ from torch import nn
 
 from utils.data.batches import Batches
 from utils.data.sets import Images
+from utils.runs.folder import RunFolder
 from utils.training.loop import Objective, fit
 from utils.watermark.batchnorm import BN_MODES
 from utils.watermark.margin import WatermarkObjective, ascend
 
+pytestmark = pytest.mark.usefixtures("quick")
 STEPS = 6
 ERM = [("joint", "paper", 0), ("sum", "paper", 0)]  # without an ascent
 
@@ -36,22 +38,6 @@ def tiny():
                                     (layer.running_mean, (-0.2, 0.2)), (layer.running_var, (0.5, 1.5))):
             nn.init.uniform_(tensor, low, high)
     return nn.Sequential(Shift(), network).double()
-
-
-class FakeRun:
-    """A run folder in memory."""
-
-    def __init__(self):
-        self.saved, self.written = {}, []
-
-    load = log = lambda self, _: None
-    rows = lambda self: []
-
-    def save(self, name, checkpoint):
-        self.saved[name] = checkpoint
-
-    def write_rows(self, rows):
-        self.written = list(rows)
 
 
 class Spy(Objective):
@@ -82,17 +68,14 @@ def data(steps):
     return Images(images, labels, torch.arange(n)), triggers.double() / 255, assigned
 
 
-def train(steps, reduction="joint", bn_stats="paper", ascent_steps=K, epochs=1):
+def train(folder, steps, reduction="joint", bn_stats="paper", ascent_steps=K, epochs=1):
     """Train the tiny model with `fit`; returns (run, model, spy, the inputs of each step)."""
-    model, run = tiny(), FakeRun()
+    model, run = tiny(), RunFolder(folder, {}, "another -msg").open(torch.device("cpu"), overwrite=False)
     images, x_q, y_q = data(steps)
     ascent = partial(ascend, steps=ascent_steps, step_size=ETA, eps=EPS) if ascent_steps else None
     spy = Spy(WatermarkObjective(model, x_q, y_q, weight=WEIGHT, reduction=reduction, batch=M, bn_stats=bn_stats,
                                  ascent=ascent))
-
-    def snapshot(model, epoch, row):
-        return {"model": {"state_dict": {n: t.detach().clone() for n, t in model.state_dict().items()}}}
-
+    snapshot = lambda model, epoch, row: {"model": {"state_dict": model.state_dict()}}
     fit(run, model, spy, Batches(images, BATCH, True, dtype=torch.float64), lambda m: {"val_accuracy": 0.5}, snapshot,
         epochs=epochs, lr=LR, weight_decay=DECAY, seed=5)
     steps_data = []
@@ -116,13 +99,13 @@ def close(a, b):
 
 @pytest.mark.parametrize("reduction, bn_stats, ascent_steps", [
     *itertools.product(("joint", "sum"), BN_MODES, (K,)), *ERM])
-def test_trainer_equals_algorithm_1(reduction, bn_stats, ascent_steps):
-    run, model, spy, steps_data = train(STEPS, reduction, bn_stats, ascent_steps)
+def test_trainer_equals_algorithm_1(reduction, bn_stats, ascent_steps, tmp_path):
+    run, model, spy, steps_data = train(tmp_path, STEPS, reduction, bn_stats, ascent_steps)
     w, running = start()
     losses, gradients, live, clean = oracle(w, running, steps_data, reduction=reduction, bn_stats=bn_stats,
                                             ascent_steps=ascent_steps)
     assert spy.losses == pytest.approx(losses, abs=1e-10, rel=0) and len(losses) == STEPS
-    assert run.written[0]["loss"] == pytest.approx(sum(losses) / STEPS, abs=1e-10)
+    assert run.rows()[0]["loss"] == pytest.approx(sum(losses) / STEPS, abs=1e-10)
     for name, p in model.named_parameters():
         assert close(p.grad, gradients[name]), name
         assert close(p, w[name]), name
@@ -130,21 +113,21 @@ def test_trainer_equals_algorithm_1(reduction, bn_stats, ascent_steps):
     keeps_clean = bn_stats in ("paper", "eval")
     checkpoints = {"latest": live, "latest_clean": clean} if keeps_clean else {"latest": live}
     for checkpoint, averages in checkpoints.items():
-        saved = run.saved[checkpoint]["model"]["state_dict"]
+        saved = run.load(checkpoint)["model"]["state_dict"]
         for layer, (mean, var) in zip(("1.1", "1.4"), averages):
             assert close(saved[f"{layer}.running_mean"], mean) and close(saved[f"{layer}.running_var"], var)
-    assert ("nat_best_clean" in run.saved) == ("latest_clean" in run.saved) == keeps_clean
-    resumed = run.saved["latest"]["training"]["clean"]  # from which a continued run goes on
+    assert [run.load(name) is not None for name in ("nat_best_clean", "latest_clean")] == [keeps_clean] * 2
+    resumed = run.load("latest")["training"]["clean"]  # from which a continued run goes on
     assert resumed.keys() == ({n for n in saved if "running" in n} if keeps_clean else set())
     assert all(torch.equal(resumed[name], saved[name]) for name in resumed)
 
 
-def test_learning_rate_falls_at_half_and_three_quarters():
-    run, model, _, steps_data = train(2, epochs=4)
+def test_learning_rate_falls_at_half_and_three_quarters(tmp_path):
+    run, model, _, steps_data = train(tmp_path, 2, epochs=4)
     w, running = start()
     for epoch, rate in enumerate((0.1, 0.1, 0.01, 0.001)):
         *_, live, _ = oracle(w, running, steps_data[2 * epoch : 2 * epoch + 2], reduction="joint", bn_stats="paper",
                              ascent_steps=K, rate=rate)
         running = live
-        assert run.written[epoch]["lr"] == pytest.approx(rate, rel=1e-12)
+        assert run.rows()[epoch]["lr"] == pytest.approx(rate, rel=1e-12)
     assert all(close(p, w[name]) for name, p in model.named_parameters())
