@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 from commands import refused
 
 from figures.survive import main
@@ -24,20 +23,15 @@ def write(folder, settings, summary):
     (folder / "summary.json").write_text(json.dumps(summary))
 
 
-@pytest.fixture
-def source(tmp_path):
-    """A source whose soft copy is claimed and whose VGG copy is not, with one benign model in its report."""
-    folder = tmp_path / "source"
+def test_a_run_that_is_added_again_replaces_its_rows(tmp_path, capsys):
+    """Of a source whose soft copy is claimed and whose VGG copy is not, with one benign model in its report."""
+    source = tmp_path / "source"
     own = found(0.71, 50, -15.0, model="source margin")
-    write(folder, SETTINGS, own | {"clean": None, "rows": [own, found(0.72, 22, -0.2, model="benign b")]})
+    write(source, SETTINGS, own | {"clean": None, "rows": [own, found(0.72, 22, -0.2, model="benign b")]})
     for name, model, hits, p in (("extraction_soft", "res18", 40, -5.0), ("extraction_v", "vgg11", 30, -1.0)):
-        write(folder / name, SETTINGS, found(0.70, hits, p, attack="soft", model=model, teacher_bn="paper", rows=[]))
+        write(source / name, SETTINGS, found(0.70, hits, p, attack="soft", model=model, teacher_bn="paper", rows=[]))
     pruned = found(0.71, 50, -15.0, attack="prune", model="res18", role="edited", rows=[])  # of the model before
-    write(folder / "extraction_p", SETTINGS, pruned)
-    return folder
-
-
-def test_a_run_that_is_added_again_replaces_its_rows(source, tmp_path, capsys):
+    write(source / "extraction_p", SETTINGS, pruned)
     file, benign = tmp_path / "survive.json", tmp_path / "benign"
     settings = SETTINGS | {"train_type": "none", "label_strategy": "random", "trigger_strategy": None}
     write(benign, settings, found(0.715, 3, -0.1, clean=None, rows=[]))
