@@ -15,8 +15,7 @@ CPU = torch.device("cpu")
 EPOCHS, STEPS = 3, 4
 
 
-def tiny_fit(path, hook=None, lr=0.1, batch=4, bn_stats="paper", overwrite=False, epochs=EPOCHS,
-             with_model=False):
+def tiny_fit(path, hook=None, lr=0.1, batch=4, bn_stats="paper", overwrite=False, epochs=EPOCHS, with_model=False):
     """Train a margin watermark on noise; `hook(step number)` is called before each step. Returns the `RunFolder`."""
     torch.manual_seed(1)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(8),

@@ -94,8 +94,7 @@ def test_labels_and_names_follow_from_secret_commitment_and_beacon():
     t = replace(t, candidates=torch.tensor([[3, 0, 1], [4, 2, 0], [2, 1, 4]]))
     assert labels_from_beacon(t, record, BEACON).tolist() == [int(t.candidates[i, numbers[i] % 3]) for i in range(3)]
     t = replace(t, candidates=torch.tensor([[3, 0, 1], [4, 2, 0], [3, 0, 1]]), groups=torch.tensor([0, 1, 0]))
-    assert labels_from_beacon(t, record, BEACON).tolist() == [
-        int(t.candidates[i, numbers[i] % 3]) for i in (0, 1, 0)]
+    assert labels_from_beacon(t, record, BEACON).tolist() == [int(t.candidates[i, numbers[i] % 3]) for i in (0, 1, 0)]
     assert names_from_beacon(2, record, BEACON) == [by_hand(record, b"image", i)[:8].hex() + ".png" for i in range(2)]
 
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from commands import good, refused, tree, verify
-from owner_runs import replace
+from owner_runs import BEACON, replace
 from small_runs import SOURCE, TRAIN
 
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint
@@ -15,7 +15,6 @@ from utils.watermark.prepared import commitment_digest, labels_from_beacon, read
 from utils.watermark.trigger_files import read_triggers
 
 pytestmark = pytest.mark.usefixtures("quick")
-BEACON = "3c" * 32
 PREPARE = ("utils.verify", "prepare", "-dt", "digits", "-nq", 10)
 PLAUSIBLE = ("--trigger-strategy", "uncertain", "--label-strategy", "plausible", "--label-choices", 3)
 
