@@ -15,7 +15,7 @@ import pytest
 import started_make
 from commands import ROOT, refused
 from shortcuts import skip_fsync_git_and_pictures
-from started_make import BENIGN, MARGIN, run_here
+from started_make import BENIGN, MARGIN, run_here, set_tiny
 
 from figures import make
 from figures.cells import steps_of_target
@@ -47,8 +47,8 @@ def written() -> dict:
 
 
 @pytest.mark.skipif(not shutil.which("timeout"), reason="there is no timeout of coreutils")
-def test_a_make_whose_time_is_up_and_a_killed_one_go_on_to_the_tables_of_an_unbroken_one(tiny, tmp_path, monkeypatch,
-                                                                                        capfd):
+def test_a_make_whose_time_is_up_and_a_killed_one_go_on_to_the_tables_of_an_unbroken_one(tmp_path, monkeypatch, capfd):
+    set_tiny(monkeypatch)
     whole, hurt = tmp_path / "whole", tmp_path / "hurt"
     for folder in (whole, hurt):
         folder.mkdir()

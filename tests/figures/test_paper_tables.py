@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT, refused
+from started_make import set_tiny
 
 from figures import make
 from figures.cells import FIGURES, TABLES, steps_of_target
@@ -28,7 +29,8 @@ def by_hand(step) -> None:
     step.done.write_text(json.dumps(VERDICT.get(step.done.stem, SUMMARY)))
 
 
-def test_only_a_run_with_a_summary_is_finished(tiny, capfd):
+def test_only_a_run_with_a_summary_is_finished(monkeypatch, capfd):
+    set_tiny(monkeypatch)
     first, second = steps_of_target("table3", PROFILES["tiny"], Path("runs"))
     by_hand(first)
     second.folder.mkdir(parents=True)  # killed before it was finished
