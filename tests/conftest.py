@@ -10,7 +10,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hostile_files import write_good_files  # noqa: E402
 from owner_runs import SETTINGS, make_run, record_of  # noqa: E402
-from shortcuts import skip_fsync_git_and_pictures  # noqa: E402
+from small_runs import skip_fsync_git_and_pictures  # noqa: E402
 from tiny_fit import tiny_fit  # noqa: E402
 
 from models import outside  # noqa: E402

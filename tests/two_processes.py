@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from shortcuts import skip_fsync_git_and_pictures
+from small_runs import skip_fsync_git_and_pictures
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # torchrun starts this file as a script
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import started_make
 from commands import ROOT, refused
-from shortcuts import skip_fsync_git_and_pictures
+from small_runs import skip_fsync_git_and_pictures
 from started_make import BENIGN, MARGIN, run_here, set_tiny
 
 from figures import make

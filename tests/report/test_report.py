@@ -13,8 +13,7 @@ from functools import partial
 import pytest
 from commands import good, refused, summary
 from reading_html import drawings, read_safe_page
-from shortcuts import skip_fsync_git_and_pictures
-from small_runs import DATA, STEAL, TRAIN
+from small_runs import DATA, STEAL, TRAIN, skip_fsync_git_and_pictures
 
 from utils.report import chart, clean, decision
 

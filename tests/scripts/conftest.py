@@ -2,8 +2,7 @@
 
 import pytest
 from commands import good
-from shortcuts import skip_fsync_git_and_pictures
-from small_runs import BENIGN, SOURCE, TRAIN
+from small_runs import BENIGN, SOURCE, TRAIN, skip_fsync_git_and_pictures
 
 
 def trained(kind, name):
