@@ -55,12 +55,10 @@ def test_a_file_is_not_opened_through_a_link_and_a_pipe_is_not_waited_for(opener
 
 
 @pytest.mark.parametrize("name", ["run.json", "attack", "checkpoints/checkpoint_latest.pt"])
-@pytest.mark.parametrize("target", ["/", "/nowhere", None])
-def test_links_and_pipes_in_a_run_folder_are_named(target, name, tmp_path):
+def test_pipes_in_a_run_folder_are_named(name, tmp_path):
     path = tmp_path / "run" / name
     path.parent.mkdir(parents=True)
     refuse_links(tmp_path / "run")
-    path.symlink_to(target) if target else os.mkfifo(path)
-    why = "a symbolic link" if target else "no ordinary file"
-    with pytest.raises(Refusal, match=f"^{path} is {why}; .*remove it"):
+    os.mkfifo(path)
+    with pytest.raises(Refusal, match=f"^{path} is no ordinary file; .*remove it"):
         refuse_links(tmp_path / "run")
