@@ -75,10 +75,10 @@ def architecture(text: str) -> str:
         "package.module:function of your own")
 
 
-def trained_tensors(model) -> list:
-    """What a training changes of a model: parameters and BatchNorm's averages, but no masks and other buffers."""
-    averages = (b for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var")))
-    return [*model.parameters(), *averages]
+def trained_tensors(model) -> dict:
+    """{name: tensor} that a training changes of a model: parameters and BatchNorm's averages, no masks and the like."""
+    averages = {name: b for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
+    return dict(model.named_parameters()) | averages
 
 
 def last_linear(model) -> tuple[str, nn.Linear] | None:

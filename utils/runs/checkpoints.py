@@ -82,7 +82,7 @@ def restore_model(checkpoint: dict, path, device="cpu"):
             _check_kinds(weights, model)
             model.load_state_dict(weights, assign=where == "meta")
         model.float()
-        if not all(bool(t.isfinite().all()) for t in models.trained_tensors(model)):
+        if not all(bool(t.isfinite().all()) for t in models.trained_tensors(model).values()):
             raise ValueError("its weights are not finite")
     model.requires_grad_(False).eval()
     return models.place(model, device)

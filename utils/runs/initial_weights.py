@@ -61,7 +61,7 @@ class InitialWeights(NamedTuple):
 
     def _fitting(self, model) -> tuple[dict, int | None]:
         """The weights under the model's names and, where their last layer is left out for it, its class count."""
-        own, about = model.state_dict(), f"{self.flag} {self.path}"
+        own, trained, about = model.state_dict(), models.trained_tensors(model), f"{self.flag} {self.path}"
         given = _under_names_of(own, self.tensors)
         head, old_classes = _head_of_other_classes(model, given)
         given = {name: t for name, t in given.items()
@@ -80,7 +80,7 @@ class InitialWeights(NamedTuple):
                               f"{tuple(own[name].shape)}; {way}")
             if tensor.dtype not in ALLOWED_DTYPES:
                 raise Refusal(f"{about}: {name} holds {tensor.dtype} numbers; save it as float32")
-            if not tensor.isfinite().all():
+            if name in trained and not tensor.isfinite().all():
                 raise Refusal(f"{about}: {name} is not finite; name a file of a training that ended well")
         if absent := [name for name in needed if name not in given]:
             raise Refusal(f"{about} lacks {absent[0]}{', ...' if len(absent) > 1 else ''}; {way}")
