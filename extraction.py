@@ -11,7 +11,7 @@ from utils.data.files import SIZE
 from utils.data.sets import load_data
 from utils.flags import extraction_flags, source_folder
 from utils.ownership.results import TriggerTests
-from utils.rivals.ewe import ewe_adam
+from utils.rivals.ewe import constant_rate, ewe_adam
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, load_source, model_width, pack_checkpoint
 from utils.runs.folder import RunFolder, finish_run
 from utils.runs.networks import check_compile, check_single_images, check_training, require_gradient_of_images
@@ -109,7 +109,7 @@ def steal(flags, word: str) -> None:
             answers = autocast_forward(source, amp, flags.compile)
             objective = ExtractionObjective(answers, loss, needs_labels, ascent, robust)
         if flags.adam:
-            objective.optimizer, objective.rate = ewe_adam, lambda lr, epoch, epochs: lr
+            objective.optimizer, objective.rate = ewe_adam, constant_rate
         batches = Batches(own.train, flags.batch_size, own.mirrors(flags, run.log), device, crop=not flags.no_crop)
         of_run = {"classes": home.classes, "dataset": home.name, "attack": name, "seed": flags.seed}
         snapshot = lambda model, epoch, row: pack_checkpoint(model, model_type, epoch=epoch, figures=row, about=of_run)
@@ -130,8 +130,10 @@ def check_source(flags, checkpoint: dict, source, triggers, path) -> None:
         raise Refusal(f"-tmt {flags.teacher_model_type}: {path} holds a {kind}; pass -tmt {kind}")
     if about.get("train_type", flags.train_type) != flags.train_type:
         raise Refusal(f"-tt {flags.train_type}: {path} was trained with -tt {about['train_type']}; pass that")
-    if triggers is None or not isinstance(about.get("train_size"), int | None):
-        raise Refusal(f"{path} holds no trigger set, or is damaged: name a run of train.py")
+    if triggers is None:
+        raise Refusal(f"{path} holds no trigger set: name a run of train.py")
+    if not isinstance(about.get("train_size"), int | None):
+        raise Refusal(f"{path} does not say how many images it was trained on: name another run of train.py")
     if flags.image_size not in (None, source.size):
         raise Refusal(f"the source was trained on images of {source.size} pixels: pass --image-size {source.size}")
 

@@ -38,9 +38,9 @@ def main():
     data = load_data(flags.dataset, flags.data_dir, train_size=flags.train_size,
                      skip_bad_images=flags.skip_bad_images, image_size=flags.image_size)
     record = vars(flags) | {"data_sha256": data.sha256} | ({"init_sha256": initial.sha256} if flags.init else {})
-    if flags.label_model:
-        hash_labelers = lambda: [sha256_of_file(find_checkpoint(name, None)) for name in flags.label_model]
-        hashes = hash_labelers()
+    clean = read_label_model(flags, data, device) if flags.label_model else None
+    if clean:
+        hashes = [sha256_of_file(find_checkpoint(name, None)) for name in flags.label_model]
         record["label_model_sha256"] = hashes if len(hashes) > 1 else hashes[0]
         record["label_model"] = flags.label_model if len(hashes) > 1 else flags.label_model[0]
     prepared = read_prepared(flags.prepared) if flags.prepared else None
@@ -52,9 +52,6 @@ def main():
 
     check_method(flags, data, device)
     initial.check(flags.model_type, len(data.classes), flags.width, data.size)
-    clean = read_label_model(flags, data, device) if flags.label_model else None
-    if clean and hash_labelers() != hashes:
-        raise Refusal("--label-model: a run that is named there is still trained; wait for its end")
     if flags.carriers:
         require_features(clean)
     draw = lambda: prepared.draw(flags.beacon, data) if prepared else triggers_of_flags(flags, data, clean)

@@ -46,16 +46,15 @@ def main(argv=None):
         check_folder("--dir", folder)
         check_data(args.profile, profile)
         run_steps([step for *_, step in steps], args.jobs, keep_going=True)
-    new = [(name, figures_of_run(seed, step)) for name, seed, step in steps
-           if (step.folder / "metrics.jsonl").is_file()]
+    new = {(name, seed): figures_of_run(seed, step) for name, seed, step in steps
+           if (step.folder / "metrics.jsonl").is_file()}
     if not new:
         raise Refusal(f"--no-run: {folder} holds no run; leave --no-run out")
     path = args.out / f"{args.profile}.json"
-    old = [(name, run) for name, runs in (read_json(path) or {}).items() for run in runs]
-    known = {(name, run["seed"]) for name, run in new}
-    new += [(name, run) for name, run in old if (name, run["seed"]) not in known]
-    rows = sorted(new, key=lambda row: row[1]["seed"])
-    found = {name: [run for of, run in rows if of == name] for name in of_seeds[args.seeds[0]] if name in dict(rows)}
+    order, found = list(of_seeds[args.seeds[0]]), {}
+    old = {(name, run["seed"]): run for name, runs in (read_json(path) or {}).items() if name in order for run in runs}
+    for (name, _), run in sorted((old | new).items(), key=lambda item: (order.index(item[0][0]), item[0][1])):
+        found.setdefault(name, []).append(run)
     write_result(path, found, format_table(found), draw(found), indent=2)
 
 
@@ -91,7 +90,7 @@ def format_table(found: dict) -> str:
     places = {}  # (device, torch) -> seeds
     for run in (run for runs in found.values() for run in runs):
         places.setdefault(f"{run['device']}, torch {run['torch']}", set()).add(run["seed"])
-    where = "; ".join((f"seeds {', '.join(map(str, sorted(seeds)))}: " if len(places) > 1 else "") + place
+    where = "; ".join(place + (f" (seeds {', '.join(map(str, sorted(seeds)))})" if len(places) > 1 else "")
                       for place, seeds in places.items())
     rows = [[name, model, run["seed"], *chosen_cells(run, model), *last_cells(run, prefix)]
             for name, runs in found.items() for run in runs for model, prefix in MODELS.items()

@@ -139,7 +139,8 @@ def draw(found: dict, path: Path) -> None:
     """Two panels against the source's accuracy: triggers that copies keep, and what `decisive` gives."""
     figure, axes = new_figure(11, 4.8, 1, 2)
     copies = [row for row in found["rows"] if row["attack"] and not row["attack"].startswith("benign")]
-    values = {"triggers that a copy keeps (%)": lambda row: 100 * row["hits"] / row["m"],
+    kept = lambda row: None if "runners-up" in row["setting"] else 100 * row["hits"] / row["m"]  # right ones miss there
+    values = {"triggers that a copy keeps (%)": kept,
               "log10 p for a copy: T1, or the smaller of T1 and T1p": decisive}
     for ax, (label, value) in zip(axes, values.items()):
         for row in (row for row in copies if value(row) is not None):  # where T1 applies

@@ -30,5 +30,5 @@ def test_finished_and_stopped_runs_are_in_the_table(tmp_path, capsys):
     lines = [line.split(" | ") for line in said.splitlines() if line.startswith("| margin |")]
     assert [line[2:6] for line in lines[:2]] == [["0", "-", "-", "-"]] * 2
     assert [line[2] for line in lines[2:]] == ["7", "7"]
-    assert said.startswith("On seeds 0: ") and "; seeds 7: a GPU, torch" in said
+    assert " (seeds 0); a GPU, torch" in said and " (seeds 7). T1" in said
     assert (tmp_path / "out/regime-smoke.png").stat().st_size > 1000

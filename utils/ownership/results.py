@@ -4,7 +4,7 @@ from pathlib import Path
 
 from utils.data.sets import Data, Images
 from utils.ownership import pvalues
-from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_benign, read_model
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model, read_other
 from utils.runs.folder import RunFolder, finish_run
 from utils.system.files import read_json, sha256_of_file
 from utils.system.refusals import Refusal
@@ -28,7 +28,7 @@ class TriggerTests:
         for folder in benign:
             path = find_checkpoint(folder, None)
             summary = read_json(path.parent.parent / "summary.json") or {}
-            model = read_benign(folder, device)
+            model = read_other("--benign", folder, device)
             if model.size != triggers.images.shape[-1]:
                 raise Refusal(f"--benign {folder} takes images of {model.size} pixels, the triggers have "
                               f"{triggers.images.shape[-1]}: leave it out")

@@ -216,6 +216,11 @@ def ewe_adam(parameters, lr, weight_decay: float, fused: bool):
     return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99), eps=1e-5, weight_decay=weight_decay, fused=fused)
 
 
+def constant_rate(lr: float, epoch: int, epochs: int) -> float:
+    """The same learning rate in every epoch."""
+    return lr
+
+
 def phase3_schedule(labels, target: int, batch_size: int, ratio: float, w_epochs: float) -> list[bool]:
     """The steps of phase 3, True for a watermark batch: round(w_epochs * n / n_w) passes of n_w watermark batches each.
 
@@ -260,7 +265,7 @@ class EntangledObjective(Objective):
     """
 
     static = False  # normal and watermark steps differ
-    optimizer, rate = staticmethod(ewe_adam), staticmethod(lambda lr, epoch, epochs: lr)  # as in the authors' code
+    optimizer, rate = staticmethod(ewe_adam), staticmethod(constant_rate)  # as in the authors' code
 
     def __init__(self, flags, model, batches, triggers: TriggerSet, keep=lambda triggers: triggers):
         self.flags, self.model, self.batches, self.initial, self.keep = flags, model, batches, triggers, keep

@@ -3,14 +3,7 @@
 from pathlib import Path
 
 from utils.data.sets import DATASETS, load_data
-from utils.runs.checkpoints import (
-    check_benign,
-    check_class_names,
-    find_checkpoint,
-    load_checkpoint,
-    restore_model,
-    run_settings,
-)
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_other, restore_model, run_settings
 from utils.runs.networks import add_named_architectures
 from utils.system.refusals import Refusal
 
@@ -51,15 +44,9 @@ def read_source(run, data_dir, skip_bad_images: bool, device):
 def read_others(flag: str, runs, source, classes: list[str], device) -> list:
     """The models that `flag`, --benign or --suspect, names; Refusal where their task is not the source's, of `classes`.
     """
-    models = []
-    for run in runs:
-        path = find_checkpoint(run, None)
-        checkpoint = load_checkpoint(path)
-        if flag == "--benign":
-            check_benign(checkpoint, run)
-        models.append(model := restore_model(checkpoint, path, device))
+    models = [read_other(flag, run, device, classes) for run in runs]
+    for run, model in zip(runs, models):
         if (model.num_classes, model.size) != (source.num_classes, source.size):
             raise Refusal(f"{flag} {run} tells {model.num_classes} classes of {model.size} pixels apart and the source "
                           f"{source.num_classes} of {source.size}: name models of the source's task")
-        check_class_names(checkpoint, classes, f"{flag} {run}")
     return models

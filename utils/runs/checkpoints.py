@@ -148,10 +148,17 @@ def read_model(path, device="cpu"):
     return restore_model(load_checkpoint(path), path, device)
 
 
-def read_benign(run, device="cpu"):
-    """The model of a run named by --benign, see `check_benign`."""
+def read_other(flag: str, run, device="cpu", classes: list[str] | None = None):
+    """The model of a run that `flag`, --benign or --suspect, names, of these classes where it names any.
+
+    Raises Refusal as `check_benign` and `check_class_names` do.
+    """
     path = find_checkpoint(run, None)
-    check_benign(checkpoint := load_checkpoint(path), run)
+    checkpoint = load_checkpoint(path)
+    if flag == "--benign":
+        check_benign(checkpoint, run)
+    if classes is not None:
+        check_class_names(checkpoint, classes, f"{flag} {run}")
     return restore_model(checkpoint, path, device)
 
 
