@@ -16,7 +16,7 @@ from utils.runs.checkpoints import find_checkpoint, load_checkpoint, load_source
 from utils.runs.folder import RunFolder, finish_run
 from utils.runs.networks import check_compile, check_single_images, check_training, require_gradient_of_images
 from utils.system.files import sha256_of_file
-from utils.system.machine import AMP, choose_device, is_chief, prepare_torch
+from utils.system.machine import AMP, choose_device, is_rank_0, prepare_torch
 from utils.system.refusals import Refusal, refuse_in_one_sentence
 from utils.training.loop import autocast_forward, fit
 from utils.training.metrics import accuracies, accuracy
@@ -118,7 +118,7 @@ def steal(flags, word: str) -> None:
         fit(run, model, objective, batches, evaluate, snapshot, epochs=flags.epoch, lr=flags.adam or flags.lr,
             weight_decay=flags.weight_decay, seed=flags.seed, amp=amp, compile=flags.compile,
             graph=flags.graph and not flags.adam)  # Adam's count of steps has not been tried in a recording
-    if is_chief():
+    if is_rank_0():
         made |= {"teacher_bn": flags.teacher_bn, "epochs": flags.epoch, "select": flags.select}
         report_surrogate(run, made, tests, home.test, device, folder)
 

@@ -16,7 +16,7 @@ from utils.runs.folder import RunFolder
 from utils.runs.initial_weights import read_initial_weights, read_label_model
 from utils.runs.networks import check_training, require_gradient_of_images, require_two_passes
 from utils.system.files import sha256_of_file
-from utils.system.machine import AMP, choose_device, is_chief, is_distributed, prepare_torch
+from utils.system.machine import AMP, choose_device, is_distributed, is_rank_0, prepare_torch
 from utils.system.refusals import Refusal, refuse_in_one_sentence
 from utils.training.loop import PlainObjective, fit
 from utils.training.metrics import accuracies, accuracy
@@ -72,7 +72,7 @@ def main():
         # a benign model's triggers are trained on by nobody, so that there is nothing to commit to beforehand
         opening = prepared.record | {"beacon": flags.beacon} if prepared else None
         commit = partial(commit_triggers, run, data=data, is_secret=flags.train_type != "none", opening=opening)
-        if is_chief() and not made_later:
+        if is_rank_0() and not made_later:
             commit(triggers)
         prepare_torch(flags.seed, flags.deterministic, flags.tf32)
         model = models.build(flags.model_type, len(data.classes), data.mean, data.std, flags.width, data.size)
@@ -100,7 +100,7 @@ def main():
         fit(run, model, objective, batches, evaluate, snapshot, epochs=flags.epoch, lr=flags.lr,
             weight_decay=flags.weight_decay, seed=flags.seed, amp=amp, compile=flags.compile, graph=flags.graph,
             stop_after=flags.stop_after)
-    if is_chief():
+    if is_rank_0():
         if made_later:
             tests = tests_of(read_triggers(run.path / "triggers.pt", len(data.classes)))
         report_source(run, flags, tests, data, device, before)

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 import extraction
 import train
-from figures.shared import DECIDE, HERE, call, markdown_table, write_result
+from figures.shared import HERE, call, markdown_table, write_result
 from utils.ownership.pvalues import either
+from utils.ownership.results import LOG_ALPHA
 from utils.runs.folder import format_table
 from utils.system.files import read_json
 from utils.system.refusals import SEED, Parser, refuse_in_one_sentence
@@ -79,10 +80,10 @@ def verdict(found: dict) -> str:
     """One line that says what was shown, what was not and what it costs, from the numbers of `run`."""
     names = {("margin", "soft"): "the margin source's soft copy", ("margin", "hard"): "its hard copy",
              ("base", "soft"): "the ERM source's soft copy", ("none", "benign"): "the benign model"}
-    wrongly = lambda key: " WRONGLY" if key == ("none", "benign") and log10_p(found[key]) <= DECIDE else ""
+    wrongly = lambda key: " WRONGLY" if key == ("none", "benign") and log10_p(found[key]) <= LOG_ALPHA else ""
     p = lambda key: f"10^{log10_p(found[key]):.1f}" if log10_p(found[key]) <= -0.05 else "1"
     said = lambda keys: ", ".join(f"{names[key]}{wrongly(key)} (p = {p(key)})" for key in keys)
-    claimed = [key for key in names if log10_p(found[key]) <= DECIDE]
+    claimed = [key for key in names if log10_p(found[key]) <= LOG_ALPHA]
     others = [key for key in names if key not in claimed]
     price = 100 * (found["none", "benign"]["test_accuracy"] - found["margin", "source"]["test_accuracy"])
     return (f"Claimed as copies (p <= 0.001): {said(claimed) or 'none'}. Not claimed: {said(others) or 'none'}. The "
@@ -117,10 +118,10 @@ def seeds_markdown(table: dict) -> str:
     models, rows = ["margin: soft", "margin: hard", "ERM: soft", "no watermark: benign"], []
     for row in table["rows"]:
         accuracy = ", ".join(f"{100 * row[m]['test_accuracy']:.1f}" for m in (models[-1], "margin: source"))
-        bold = {m: "**" if row[m]["log10_p"] <= DECIDE else "" for m in models}
+        bold = {m: "**" if row[m]["log10_p"] <= LOG_ALPHA else "" for m in models}
         rows.append([row["torch"], row["threads"], row["seed"], accuracy,
                      *(f"{row[m]['hits']}, {bold[m]}{row[m]['log10_p']:.2f}{bold[m]}" for m in models)])
-    counts = [f"{m} {sum(row[m]['log10_p'] <= DECIDE for row in table['rows'])}" for m in models]
+    counts = [f"{m} {sum(row[m]['log10_p'] <= LOG_ALPHA for row in table['rows'])}" for m in models]
     return (f"# The demo on ten seeds\n\n`{table['command']}`. Cells: hits of {M} triggers, log10 p of T1 and T1p, the "
             "smaller p doubled; bold: claimed, p <= 0.001. Accuracies: benign model, margin source.\n\n"
             + markdown_table(["torch", "threads", "seed", "accuracy %", *models], rows)

@@ -12,9 +12,10 @@ import torch
 from tqdm import tqdm
 
 from figures.rivals import BENIGN, SOURCES, train_run, write_image_halves
-from figures.shared import DECIDE, experiment_parser, markdown_table, parse_with_folders, write_result
+from figures.shared import experiment_parser, markdown_table, parse_with_folders, write_result
 from utils.data.sets import load_data
 from utils.ownership import pvalues
+from utils.ownership.results import LOG_ALPHA
 from utils.ownership.verdict import MIN_BANK
 from utils.rivals import embedded_features as eef
 from utils.rivals.dataset_inference import di_figures
@@ -93,7 +94,7 @@ def forge_beacon(suspect, data) -> dict:
     records = [{"secret": f"{i:064x}", "sha256": f"{i:064x}", "classes": data.classes} for i in range(COMMITMENTS)]
     best = min(0.0, *(t1(said, labels_from_beacon(triggers, record, "5a" * 32), triggers) for record in records))
     return forged_claim("margin, ERM: T1, labels of a beacon", f"{COMMITMENTS} image commitments", best,
-                        best <= DECIDE, best)
+                        best <= LOG_ALPHA, best)
 
 
 def forge_single_label(suspect, bank, data, tries: int) -> dict:

@@ -21,8 +21,9 @@ from tqdm import tqdm
 import extraction
 import train
 from figures.demo import COMMON, MARGIN, WATERMARK, M, seed_folder
-from figures.shared import DECIDE, call, experiment_parser, markdown_table, parse_with_folders, write_result
+from figures.shared import call, experiment_parser, markdown_table, parse_with_folders, write_result
 from utils.ownership import pvalues
+from utils.ownership.results import LOG_ALPHA
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
 from utils.system.machine import figure_png, new_figure
 from utils.system.refusals import refuse_in_one_sentence
@@ -115,7 +116,7 @@ def measure(source: Path, copies: dict, seed: int) -> list[dict]:
 
 def claimed(log10_p) -> float:
     """Share of p-values that claim at p <= 0.001, each test taken alone as if it had been named beforehand."""
-    return sum(p <= DECIDE for p in log10_p) / len(log10_p)
+    return sum(p <= LOG_ALPHA for p in log10_p) / len(log10_p)
 
 
 def count_claims(*tests, medians: int = 1) -> str:

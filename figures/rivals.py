@@ -27,7 +27,7 @@ from utils.ownership.verdict import MIN_BANK
 from utils.rivals.dataset_inference import DI_ALPHA, di_figures
 from utils.rivals.embedded_features import EEF_ALPHA
 from utils.system.files import read_json
-from utils.system.refusals import Refusal, refuse_in_one_sentence
+from utils.system.refusals import refuse_in_one_sentence
 from utils.training.loop import PlainObjective
 from utils.verify import main as verify_main
 
@@ -51,16 +51,12 @@ REPEATS, REDRAWN = 12, 1 / 3  # draws of Dataset Inference, two models each; sha
 
 @refuse_in_one_sentence
 def main(argv=None):
-    """Measure the false claims or read them, and write rivals.json and rivals.md."""
+    """Measure the false claims, and write rivals.json and rivals.md."""
     parser = experiment_parser("rivals", __doc__)
-    parser.add_argument("--redraw", action="store_true", help="write rivals.md from the verdicts in OUT/rivals.json")
     args = parse_with_folders(parser, argv)
-    path = args.out / "rivals.json"
-    figures = read_json(path) if args.redraw else measure_false_claims(args.dir)
-    if figures is None:
-        raise Refusal(f"--redraw: there is no {path}; leave the flag out to measure anew")
+    figures = measure_false_claims(args.dir)
     figures["rows"] = count_verdicts(figures["verdicts"])
-    write_result(path, figures, rivals_markdown(figures))
+    write_result(args.out / "rivals.json", figures, rivals_markdown(figures))
 
 
 def measure_false_claims(folder: Path) -> dict:

@@ -14,7 +14,6 @@ from utils.system.files import write_atomically
 from utils.system.refusals import Parser, Refusal
 
 HERE = Path(__file__).resolve().parent
-DECIDE = -3  # log10 p at which a claim holds
 
 
 def experiment_parser(name: str, doc: str, runs: str | None = None) -> Parser:

@@ -9,8 +9,9 @@ import shlex
 from pathlib import Path
 from statistics import mean
 
-from figures.shared import DECIDE, HERE
+from figures.shared import HERE
 from utils.ownership.pvalues import either
+from utils.ownership.results import LOG_ALPHA
 from utils.system.files import check_output_file, read_json, write_json
 from utils.system.machine import new_figure
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
@@ -121,7 +122,7 @@ def format_settings(found: dict) -> str:
         return f"{mean(map(mean, seeds.values())):.2f} %"
 
     for name, rows in groups.items():
-        claimed = sum(found is not None and found <= DECIDE for found in map(decisive, rows))
+        claimed = sum(found is not None and found <= LOG_ALPHA for found in map(decisive, rows))
         copy = "" if rows[0]["copy_accuracy"] is None else f", copy {percent(rows, 'copy_accuracy')}"
         hits, seeds = (", ".join(str(row[key]) for row in rows) for key in ("hits", "seed"))
         lines.append(f"{name}: source {percent(rows, 'source_accuracy')}{copy}, hits {hits} of {rows[0]['m']}, claimed "
@@ -152,7 +153,7 @@ def draw(found: dict, path: Path) -> None:
             ax.axvline(100 * found["benign_accuracy"], color="0.3", linewidth=1, linestyle=":")
         ax.set(xlabel="accuracy of the source (%); dotted: benign models", ylabel=label)
         ax.grid(alpha=0.3)
-    axes[1].axhline(DECIDE, color="C3", linewidth=1, label="claimed below")
+    axes[1].axhline(LOG_ALPHA, color="C3", linewidth=1, label="claimed below")
     for attack in dict.fromkeys(row["attack"] for row in copies):
         colour, mark = MARKS.get(attack, OTHER)
         axes[1].plot([], [], mark, color=colour, label=f"{attack} copy")

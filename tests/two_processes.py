@@ -18,7 +18,7 @@ import models  # noqa: E402
 from utils.attacks.stealing import ExtractionObjective, soft_loss  # noqa: E402
 from utils.data.batches import Batches  # noqa: E402
 from utils.data.sets import Images  # noqa: E402
-from utils.system.machine import is_chief, join_torchrun, rank, restart_count  # noqa: E402
+from utils.system.machine import is_rank_0, join_torchrun, rank, restart_count  # noqa: E402
 from utils.system.refusals import exit_hooks  # noqa: E402
 from utils.training.loop import Step, autocast_forward  # noqa: E402
 from utils.training.ranks import synchronize_batchnorm  # noqa: E402
@@ -82,7 +82,7 @@ def scripts(folder):
     script("train", *TRAIN, "-d", broken, "--overwrite")  # of an earlier run's files, and of none of its own
     script("train", *TRAIN, "-d", whole)
     results = {case: few_steps(case) for case in CASES}
-    if is_chief():
+    if is_rank_0():
         torch.save(results, folder / "two.pt")
     exit_hooks[:] = hooks
     script("extraction", *STEAL, "-d", whole)

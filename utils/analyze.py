@@ -18,7 +18,7 @@ from utils.data.sets import DATASETS, load_data
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, load_source, restore_model, run_settings
 from utils.runs.networks import add_named_architectures
 from utils.system.files import read_json, write_atomically
-from utils.system.machine import choose_device
+from utils.system.machine import add_device_flag, choose_device
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 from utils.training.metrics import accuracy, count_hits, predict
 from utils.watermark.carriers import last_features, nearest
@@ -178,9 +178,9 @@ def class_lift(probability, labels, true_labels, assigned) -> dict:
 def report_traces(copy: FinishedRun) -> dict:
     """The traces of a surrogate's source, and what the surrogate made of them; Refusal for a run that is no surrogate.
 
-    `assigned_near_for_*` is the source's mean probability of the assigned label on the training images nearest to the
-    trigger in the features of the source, which has learnt where a trigger lies, or of the copy, where it lies for who
-    never saw it; `assigned_everywhere` that on all images of other labels.
+    `assigned_near_for_*` is the source's mean probability of the assigned label on the `NEIGHBOURS` training images
+    that are nearest to a trigger, by the features of the source or of the copy, which never saw the trigger;
+    `assigned_everywhere` is that on all images of other labels.
     """
     summary = read_json(copy.folder / "summary.json") or {}
     statistics = summary.get("teacher_bn")
@@ -264,7 +264,7 @@ def main(argv=None):
     parser.add_argument("run", help="folder of a finished run of train.py, distill.py or extraction.py")
     add_named_architectures(parser)
     parser.add_argument("--data-dir", default="data", help="folder of the source's data set")
-    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"))
+    add_device_flag(parser)
     flags = parser.parse_args(argv)
     run = FinishedRun(flags.run, flags.data_dir, choose_device(flags.device))
     result = {"what": flags.what, **REPORTS[flags.what](run)}

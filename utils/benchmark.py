@@ -27,7 +27,7 @@ from utils.attacks.stealing import ExtractionObjective, soft_loss
 from utils.data.batches import Batches
 from utils.data.sets import Images
 from utils.system.files import check_output_file, write_json
-from utils.system.machine import AMP, choose_device, prepare_torch
+from utils.system.machine import AMP, add_device_flag, choose_device, prepare_torch
 from utils.system.refusals import COUNT, Parser, refuse_in_one_sentence
 from utils.training.loop import Step, autocast_forward
 from utils.training.metrics import accuracy
@@ -51,7 +51,7 @@ def set_up(argv=None, description: str | None = None) -> tuple[argparse.Namespac
     p.add_argument("--trigger-batch", type=COUNT, default=25, help="triggers a step")
     p.add_argument("-nq", "--num-query", type=COUNT, default=100, help="triggers")
     p.add_argument("--steps", type=COUNT, default=5, help="ascent steps K")
-    p.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
+    add_device_flag(p)
     p.add_argument("--rounds", type=COUNT, default=5, help="timings of each contender")
     p.add_argument("--objectives", nargs="+", default=OBJECTIVES, choices=OBJECTIVES, help="what to time")
     p.add_argument("--ours", action="store_true", help="our steps alone, in seconds: no official rendering, no ratios")

@@ -16,7 +16,7 @@ from utils.data.sets import DATASETS, add_data_flags
 from utils.rivals import embedded_features, ewe, randomized_smoothing
 from utils.runs.checkpoints import STATISTICS
 from utils.runs.networks import ARCHITECTURE_HELP
-from utils.system.machine import AMP
+from utils.system.machine import AMP, add_device_flag
 from utils.system.refusals import COUNT, POSITIVE, SEED, SHARE, Parser, Refusal, folder_tag, number
 from utils.watermark.batchnorm import BN_MODES
 from utils.watermark.carriers import count_or_share
@@ -250,7 +250,7 @@ def _add_training_flags(parser):
     p.add_argument("--no-flip", action="store_true", help="do not mirror training images, for data of which a mirrored "
                    "image is another thing (of digits none is mirrored)")
     p = parser.add_argument_group("machine")
-    p.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
+    add_device_flag(p)
     p.add_argument("--amp", nargs="?", const="bf16", choices=tuple(AMP), help="autocast: faster, changes the result "
                    "slightly; bf16, or fp16, which is faster on NVIDIA GPUs (default without a name: bf16)")
     p.add_argument("--compile", action="store_true", help="torch.compile the model: changes the result by rounding")

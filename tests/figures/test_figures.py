@@ -11,7 +11,7 @@ from commands import refused
 from scipy import stats
 from torch import nn
 
-from figures import akh, defences, demo, forger, null, power, regime, toy
+from figures import akh, defences, demo, forger, null, power, regime, rivals, toy
 from figures.needed import claimed_share
 from figures.rows import collect_rows, rows_table
 from figures.shared import HERE
@@ -38,7 +38,7 @@ def test_the_demos_verdict_follows_from_its_table():
 
 TABLES = {  # a page beside its JSON -> the text or the table that this gives
     "demo_seeds": demo.seeds_markdown, "null": null.null_markdown, "power": power.power_markdown,
-    "regime": regime.format_table, "regime-narrow": regime.format_table,
+    "rivals": rivals.rivals_markdown, "regime": regime.format_table, "regime-narrow": regime.format_table,
     "forger": lambda found: forger.forger_table(found["rows"]), "marked_beacon": rows_table,
     "defences": lambda found: defences.defences_table(found["rows"]),
     "defences_digits": lambda found: defences.defences_table(found["rows"])}

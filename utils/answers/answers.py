@@ -1,5 +1,6 @@
 """A suspect's answers to images, and every form in which they are given: logits, CSV, .npy, text and JSON."""
 
+import contextlib
 import csv
 import io
 import itertools
@@ -11,6 +12,7 @@ import numpy as np
 from scipy import special
 
 import models
+from utils.runs.checkpoints import refuse_errors
 from utils.system.files import ANSWERS_LIMIT, read_array, read_bounded
 from utils.system.refusals import Refusal
 from utils.training.metrics import predict
@@ -139,13 +141,10 @@ def answers_of_model(model, path, images, classes: Classes) -> Answers:
 
     Refusal, which names `path`, for what `answers_of_logits` refuses, and where code that is not this project's fails.
     """
-    try:
+    size = images.shape[-1]
+    with contextlib.nullcontext() if models.is_own(model) else refuse_errors(
+            f"{path} cannot be asked about images of {size} x {size} pixels", "mend the function that -mt names"):
         logits = predict(model, images).cpu().double()
-    except (Exception, SystemExit) as error:
-        if models.is_own(model):
-            raise
-        raise Refusal(f"{path} cannot be asked about images of {images.shape[-1]} x {images.shape[-1]} pixels "
-                      f"({models.describe_error(error)}); mend the function that -mt names") from error
     return answers_of_logits(logits.numpy(), path, len(images), classes)
 
 

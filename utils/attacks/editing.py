@@ -9,6 +9,7 @@ from torch import nn
 
 import models
 from utils.attacks.stealing import ExtractionObjective, hard_loss
+from utils.runs.checkpoints import refuse_errors
 from utils.system.refusals import Refusal
 from utils.training.loop import PlainObjective
 from utils.training.metrics import predict
@@ -24,11 +25,9 @@ CRITERIA = ("activation", "magnitude")
 def check_edit(attack: str, model, finetune: str, criterion: str) -> None:
     """Refuse a model with which an attack of `REMOVALS` cannot be done; --finetune and --criterion count where used."""
     if not models.is_own(model):  # as one with torch's old weight_norm
-        try:
+        with refuse_errors(f"-at {attack} edits a copy of the model, and a {model.name} cannot be copied",
+                           "mend it, or pass -at soft"):
             copy.deepcopy(model)
-        except Exception as error:  # a user's network may raise anything
-            raise Refusal(f"-at {attack} edits a copy of the model, and a {model.name} cannot be copied "
-                          f"({models.describe_error(error)}); mend it, or pass -at soft") from error
     trains, prunes = attack in ("finetune", "fineprune"), attack in ("prune", "fineprune")
     if trains and any(FINETUNES[finetune]) and models.last_linear(model) is None:
         raise Refusal(f"--finetune {finetune}: a {model.name} has no linear layer; pass --finetune ftal")

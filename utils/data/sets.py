@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from utils.data.files import SIZE, StoredImages, chunk_length, load_folder, load_torchvision, pick_images, some
-from utils.system.machine import chief_first
+from utils.system.machine import rank_0_first
 from utils.system.refusals import Refusal, number
 
 DATASETS = ("cifar10", "cifar100", "svhn", "digits", "folder")
@@ -97,7 +97,7 @@ def load_data(dataset: str, data_dir="data", *, train_size: int | None = None, s
     Refusal for missing, unreadable or impossible data, which names `flag`.
     """
     root, size, notes = Path(data_dir), image_size or SIZE, []
-    with chief_first():
+    with rank_0_first():
         if dataset == "digits":
             sets, classes = _digits(size)
         elif dataset == "folder":

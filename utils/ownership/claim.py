@@ -309,9 +309,6 @@ def claim_lines(report: dict) -> list[str]:
     if s:
         lines.append(f"sequential   {s['decision']} after {s['queries']} queries; H0 {s['H0']}, H1 {s['H1']}, "
                      f"errors {s['alpha']:g} and {BETA:g}")
-    if report["curve"]:
-        half, most = (report["curve"][key] or "more than all" for key in ("sufficed_half", "sufficed_95"))
-        lines.append(f"queries      {half} suffice in half of all random orders, {most} in 95 % of them")
     lines.append(f"decision     for {report['decided_for']}, rests on {d['rests_on']} at alpha = {report['alpha']:g}: "
                  f"{d['why']}")
     return [*lines, claim_sentence(report)]

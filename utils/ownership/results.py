@@ -105,7 +105,7 @@ def hashes_of_source(source_folder) -> list[str]:
 
 
 def finished_surrogates(source_folder) -> list[Path]:
-    """Folders of finished surrogates of the checkpoints that a source's run folder holds now, then of damaged ones."""
+    """Folders of finished surrogates of the checkpoints that a source's folder holds now; then of damaged summaries."""
     present, current, damaged = hashes_of_source(source_folder), [], []
     for path in sorted(Path(source_folder).glob("*/summary.json")):
         try:

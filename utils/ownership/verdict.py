@@ -3,7 +3,6 @@ uniformly, else on T2 where the suspect also has more hits than every benign mod
 T1p of labels that public randomness drew, and on nothing else. T3 and T4 are reported and never decide.
 """
 
-import functools
 import math
 
 import numpy as np
@@ -17,7 +16,6 @@ MIN_BANK = 5  # smallest number of benign models that shows T2 and T3 how such m
 RATE = 0.5  # H1 of the sequential test: the suspect hits at least this often
 BETA = 0.05  # probability that the sequential test misses such a suspect
 EXACT = ("both", "T1", "T1p")  # what may be named beforehand as the exact test that decides
-ORDERS, GRID = 200, 60  # of `curve`: random orders, and numbers of queries that are computed
 
 
 class OwnershipCase:
@@ -133,9 +131,7 @@ class OwnershipCase:
         hits, tests = self.hits(answers), self.tests(answers)
         order = list(range(len(hits)) if order is None else order)
         decision = self.decide(answers, order if stopped else slice(None))
-        sequential = None  # as the curve, it counts triggers one by one
-        if not len(self.groups):
-            sequential = self.sequence(answers, order)
+        sequential = None if len(self.groups) else self.sequence(answers, order)  # it counts triggers one by one
         if stopped:
             why = "the answers decided when to stop asking; only the sequential test allows for that"
             tests = {name: {"log10_p": None, "why_not": test["why_not"] or why} for name, test in tests.items()}
@@ -148,7 +144,7 @@ class OwnershipCase:
             "alpha": self.alpha, "bank": len(self.bank), "hint": self.hint(answers), "plausible": self.plausible,
             "shared_draws": bool(len(self.groups)),
             "decided_for": "a stranger" if self.stranger else "the owner", "tests": tests, "decision": decision,
-            "sequential": sequential, "curve": None if stopped or len(self.groups) else self.curve(answers),
+            "sequential": sequential,
         }
 
     def hint(self, answers: Answers) -> str | None:
@@ -180,22 +176,3 @@ class OwnershipCase:
         return {"decision": "undecided" if not len(ends) else "claim" if found > 0 else "no claim", "queries": queries,
                 "log10_likelihood_ratio": found / math.log(10), "H0": f"hit rate {p0.max():.4g} ({meaning})",
                 "H1": f"hit rate {p1.max():.4g}", "alpha": self.alpha, "beta": BETA}
-
-    def curve(self, answers: Answers, seed: int = 0) -> dict | None:
-        """log10 p of T1, or T2, after the "queries" of a grid, in random orders: "median", "low" and "high" (90 %).
-
-        "sufficed_half" and "sufficed_95": from how many queries on the median, and 95 % of the orders, have no point
-        above alpha, None where all do not suffice. None where neither test applies.
-        """
-        if self.t1_fails and self.t2_fails:
-            return None
-        hits, (counts, p0), rng = self.hits(answers), self.counted(answers), np.random.default_rng(seed)
-        grid = np.unique(np.linspace(1, len(hits), min(len(hits), GRID)).round().astype(int))
-        orders = np.stack([rng.permutation(len(hits)) for _ in range(ORDERS)])
-        found, tried = (np.cumsum(part[orders], axis=1)[:, grid - 1] for part in (hits & counts, counts))
-        log10_p = functools.cache(lambda k, n: pvalues.binomial(k, n, float(p0.max())))
-        low, median, high = np.quantile(np.vectorize(log10_p)(found, tried), (0.05, 0.5, 0.95), axis=0)
-        below = [grid[np.maximum.accumulate(path[::-1])[::-1] <= math.log10(self.alpha)] for path in (median, high)]
-        half, most = (int(queries[0]) if len(queries) else None for queries in below)
-        return {"test": "T2" if self.t1_fails else "T1", "queries": grid.tolist(), "median": median.tolist(),
-                "low": low.tolist(), "high": high.tolist(), "sufficed_half": half, "sufficed_95": most}

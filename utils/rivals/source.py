@@ -5,6 +5,7 @@ from pathlib import Path
 from utils.data.sets import DATASETS, load_data
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_other, restore_model, run_settings
 from utils.runs.networks import add_named_architectures
+from utils.system.machine import add_device_flag
 from utils.system.refusals import Refusal
 
 
@@ -20,7 +21,7 @@ def add_verification(parts, name: str, call, text: str, run: str, suspects: bool
         p.add_argument("--suspect", nargs="+", required=True, metavar="RUN", help="run folders or checkpoints to judge")
         p.add_argument("--data-dir", default="data", help="folder of the source's data set (default: data)")
     add_named_architectures(p)
-    p.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
+    add_device_flag(p)
     p.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     return p
 

@@ -89,7 +89,7 @@ def restore_model(checkpoint: dict, path, device="cpu"):
 
 
 def _check_kinds(weights: dict, model) -> None:
-    """ValueError for weights of which one is a whole number and the model's of that name is not, or the reverse.
+    """ValueError where a weight is a whole number and the model's of that name a float, or the reverse.
 
     Counters are taken as they are: some programs write them as floats.
     """
@@ -115,8 +115,9 @@ def _check_outside(entry: dict, path) -> None:
 
 
 def load_source(folder, select: str, statistics: str) -> tuple[dict, Path]:
-    """A source's checkpoint, and the file that its weights are from. Its running statistics are one of `STATISTICS`:
-    "first" and "last" are those of "paper" in that half of the BatchNorm layers, of "clean" in the others.
+    """A source's checkpoint with one of `STATISTICS`, and the file that its weights are from.
+
+    "first" and "last": the paper's running statistics in that half of the BatchNorm layers, clean ones in the others.
     """
     path = find_checkpoint(folder, select, "clean" if statistics == "clean" else "paper")
     checkpoint = load_checkpoint(path)
@@ -129,8 +130,8 @@ def load_source(folder, select: str, statistics: str) -> tuple[dict, Path]:
 
 
 def half_cleaned(weights: dict, clean: dict, kept: str) -> None:
-    """Replace the running statistics of the BatchNorm layers in `weights` by those in `clean`, in place, but of the
-    half that is `kept`, "first" or "last"; of an odd number the first half is smaller.
+    """Put the running statistics in `clean` into `weights`, in place, except in the BatchNorm layers of the half that
+    is `kept`, "first" or "last"; of an odd number the first half is smaller.
     """
     layers = [name.removesuffix("running_mean") for name in weights if name.endswith("running_mean")]
     middle = len(layers) // 2

@@ -15,7 +15,7 @@ import torch
 
 from utils.runs.checkpoints import load_checkpoint, save_checkpoint
 from utils.system.files import open_no_link, read_json, refuse_links, write_atomically, write_json
-from utils.system.machine import chief_first, describe_process, is_chief, restart_count
+from utils.system.machine import describe_process, is_rank_0, rank_0_first, restart_count
 from utils.system.refusals import Refusal
 
 OWN_FILES = ("run.json", "metrics.jsonl", "output.log", "summary.json", "trigger.png", "triggers.pt", "commitment.json",
@@ -68,8 +68,8 @@ class RunFolder:
             with contextlib.suppress(Refusal):
                 self.check(False)
                 overwrite = False
-        with chief_first():
-            if is_chief():
+        with rank_0_first():
+            if is_rank_0():
                 self._open(device, overwrite)
         return self
 
@@ -113,7 +113,7 @@ class RunFolder:
 
     def log(self, *texts: str) -> None:
         """Each text on the screen and, with the time before each line, in `output.log`."""
-        if not texts or not is_chief():
+        if not texts or not is_rank_0():
             return
         text = "\n".join(texts)
         print(text, flush=True)
@@ -139,7 +139,7 @@ class RunFolder:
         The `latest` before this one is kept as `previous`, in case the disk damages the file.
         """
         path, previous = (self.checkpoints / f"checkpoint_{which}.pt" for which in (name, "previous"))
-        if name == "latest" and path.exists() and is_chief():
+        if name == "latest" and path.exists() and is_rank_0():
             with contextlib.suppress(OSError):  # without hard links there is no `previous`
                 previous.unlink(missing_ok=True)
                 os.link(path, previous)

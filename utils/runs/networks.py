@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import models
 from utils.runs.checkpoints import pack_checkpoint, refuse_errors, restore_model, save_checkpoint
-from utils.system.machine import autocast, is_chief
+from utils.system.machine import autocast, is_rank_0
 from utils.system.refusals import Refusal
 from utils.system.tensors import read_tensors
 
@@ -92,7 +92,7 @@ def check_training(flag: str, name: str, classes: int, size: int, width: int, de
     if all(p.grad is None for p in model.parameters()):
         raise Refusal(f"{flag} {name} cannot be trained: its logits have no gradient with respect to its weights; "
                       "leave out what cuts it, as no_grad or detach, or pass another architecture")
-    if not models.is_torchvision(name) and is_chief():  # nobody else writes files
+    if not models.is_torchvision(name) and is_rank_0():  # nobody else writes files
         _check_checkpoint(f"{flag} {name}", model, x)
     return model
 

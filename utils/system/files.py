@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.system.machine import is_chief
+from utils.system.machine import is_rank_0
 from utils.system.refusals import Refusal
 
 NOT_OPENED = "in a run folder only ordinary files and folders are opened: remove it, or put a copy of the file there"
@@ -29,7 +29,7 @@ def write_atomically(path: Path, content: bytes, private: bool = False) -> None:
 
     With `private` only the file's owner may read it.
     """
-    if not is_chief():
+    if not is_rank_0():
         return
     # nobody can put a link where the file will be made: the name is not known before, and "x" takes none that is there
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")

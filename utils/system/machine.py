@@ -25,6 +25,11 @@ AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}  # --amp
 CHECK_EVERY = {"cpu": 1, "cuda": 10}  # steps between two exchanges of signals among the ranks
 
 
+def add_device_flag(parser) -> None:
+    """Declare --device."""
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
+
+
 def choose_device(name: str, deterministic: bool = False) -> torch.device:
     """`auto` takes CUDA, then Apple's MPS, then the CPU; Refusal for a device that is not there.
 
@@ -78,7 +83,7 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0)) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
-def is_chief() -> bool:
+def is_rank_0() -> bool:
     """Whether this process writes files and prints."""
     return rank() == 0
 
@@ -127,13 +132,13 @@ def _leave(status: int) -> None:
 
 
 @contextlib.contextmanager
-def chief_first():
+def rank_0_first():
     """Context in which rank 0 runs first and the others after it, for downloads, caches and folders."""
     meet = (lambda: dist.all_reduce(torch.zeros(1))) if is_distributed() else (lambda: None)
-    if not is_chief():
+    if not is_rank_0():
         meet()
     yield
-    if is_chief():
+    if is_rank_0():
         meet()
 
 

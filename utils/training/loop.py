@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import models
-from utils.system.machine import agree_on_signal, catch_signals, is_chief
+from utils.system.machine import agree_on_signal, catch_signals, is_rank_0
 from utils.system.refusals import Interrupted, Refusal
 from utils.training.ranks import sum_gradients
 from utils.training.speed import FP16_SCALE, RecordedStep, autocast_forward, halves_of
@@ -167,7 +167,7 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs: int, lr: 
     progress = Progress(run, model, objective, step, snapshot, last)
     rows = run.rows()[: progress.epoch]
     bar = tqdm(total=last * batches.steps, initial=progress.epoch * batches.steps + progress.first_step,
-               disable=None if is_chief() else True, unit="step", leave=False)
+               disable=None if is_rank_0() else True, unit="step", leave=False)
     with bar, catch_signals() as received:
         for epoch in range(progress.epoch, last):
             step.rate.fill_(rate := objective.rate(lr, epoch, epochs))

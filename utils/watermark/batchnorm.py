@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from utils.system.refusals import Refusal
+from utils.training.speed import AVERAGES
 
 BN_MODES = ("paper", "clean", "shared", "eval")
 KEEPS_CLEAN = ("paper", "eval")  # modes with clean averages beside those that triggers enter
-AVERAGES = ("running_mean", "running_var")
 
 
 class RunningStatistics:

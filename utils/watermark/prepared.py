@@ -27,7 +27,7 @@ from utils.data.sets import Data, Images, add_data_flags, load_data
 from utils.runs.checkpoints import load_checkpoint, save_checkpoint
 from utils.runs.initial_weights import read_label_model
 from utils.system.files import read_json, refuse_links, write_json
-from utils.system.machine import choose_device
+from utils.system.machine import add_device_flag, choose_device
 from utils.system.refusals import COUNT, Refusal
 from utils.watermark import triggers as choice
 from utils.watermark.trigger_files import check_groups
@@ -67,8 +67,7 @@ def add_prepare(parts) -> None:
     c.add_argument("-mt", "--model-type", type=models.architecture, metavar="NAME",
                    help="architecture of a --label-model that is plain weights")
     c.add_argument("--width", type=COUNT, default=64, help="channels of its first stage")
-    c.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"),
-                   help="where the label model is computed (default: auto)")
+    add_device_flag(c)
 
 
 def duration(text: str) -> float:

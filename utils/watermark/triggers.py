@@ -83,15 +83,19 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
                   trigger_strategy="random", choices: int = CHOICES, features=None) -> tuple[TriggerSet, Images]:
     """Draw a trigger set; returns (TriggerSet, the validation images that are left).
 
-    m * k of the held-out images are taken without replacement, at random or, with `trigger_strategy` "uncertain" and k
-    = 1, those of the highest predictive entropy under `predict`, a function of uint8 images -> logits; of training
-    images those whose `choices` most probable classes (`paired`) or wrong classes (`runners-up`) are closest to each
-    other. The assigned label is uniform over the classes that are no true label of the k sources (`random`, section
-    3.1), or the most / least confident of those under `predict` (`highest`, `lowest`, section 4.4), or uniform over the
-    `choices` most probable classes under `predict`, true ones too (`plausible`), in one draw for a group of
-    `cut_groups` by `features`, images -> (N, D) (`paired`), or over the most probable wrong ones, in one draw for all
-    images of one class that have the same ones (`runners-up`). An image is the mean of its k sources (appendix B.3),
-    rounded to 8 bits.
+    A trigger is the mean of k of the held-out images (appendix B.3), rounded to 8 bits. These are taken at random,
+    without replacement; with `trigger_strategy` "uncertain" and k = 1 those of the highest entropy under `predict`,
+    uint8 images -> logits; with a strategy of `SHARED` those whose likeliest `choices` are closest to each other. The
+    assigned label, by `strategy`:
+
+    random      uniform over the classes that are no true label of the k sources (section 3.1)
+    highest     of those the most confident one under `predict` (section 4.4)
+    lowest      of those the least confident one
+    plausible   uniform over the `choices` most probable classes, true ones too
+    paired      the same, in one draw for each group of `cut_groups` by `features`, images -> (N, D)
+    runners-up  uniform over the `choices` most probable wrong classes, in one draw for all images of one true class
+                that have the same ones
+
     Raises Refusal where m, k, `choices` or the class count is impossible, or where `predict` gives other classes or
     numbers that are not finite.
     """
