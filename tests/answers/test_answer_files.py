@@ -8,7 +8,7 @@ from commands import refused, verify
 from hostile_files import NAMES, refusal_of
 from owner_runs import CLASSES, M, answer, names_of
 
-from utils.answers.answers import Answer, Classes, read_reply
+from utils.answers.answers import Answer, Classes, answers_of_logits, read_reply
 from utils.system.refusals import Refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -29,10 +29,34 @@ def read(reply, kind="text/plain", classes=PETS):
     ('{"probabilities": {"3 cats": 0.1, "cat": 0.7, "dog": 0.2}}', "application/json", CAT),
     ('[{"label": "dog", "score": 0.2}, {"label": "cat", "score": 0.7}, {"label": 2, "score": 0.1}]', "x/json", CAT),
     ('[{"label": "dog", "score": 0.9}, {"label": "cat", "score": 0.1}]', "x/json", Answer(1)),  # the best of some
-    ("[0.33, 0.33, 0.33]", "text/plain", Answer(0, [0.33] * 3)),  # rounded
+    ("[0.7, 0.7, 0.7]", "x/json", Answer(0, [1 / 3] * 3)), ("[70, 20, 10]", "x/json", CAT),  # divided by their sum
+    ("[0, 0, 0]", "x/json", Answer(0, [1 / 3] * 3)), ("[1e308, 1e308, 0]", "x/json", Answer(0, [0.5, 0.5, 0])),
+    ("[-1e-12, 1, 0]", "x/json", Answer(1, [0, 1, 0])), ("[2, -1, 3]", "x/json", Answer(2)),  # these are logits
 ])
 def test_forms_that_are_read(reply, kind, answer):
-    assert read(reply, kind) == answer
+    label, probabilities = read(reply, kind)
+    assert label == answer.label and probabilities == (answer.probabilities and pytest.approx(answer.probabilities))
+
+
+def test_a_suspect_may_have_more_classes_than_the_owner():
+    """Their columns are left out; an answer of one of them is no answer."""
+    pets = Classes(PETS, ["dog", "cow", "3 cats", "cat"])
+    ask = lambda reply: read_reply(reply.encode(), "", pets, "here")
+    assert ask("0") == Answer(1) and ask("3") == Answer(0) and ask("cow") == ask("1") == Answer(-1)
+    label, probabilities = ask("[0.1, 0.5, 0.05, 0.35]")
+    assert label == 0 and probabilities == pytest.approx([0.7, 0.2, 0.1])
+    assert ask('{"probabilities": {"cow": 0.5, "dog": 0.4}}') == Answer(-1)  # of some classes the best
+    assert ask('{"cow": 0.5, "cat": 0.1, "dog": 0.1, "3 cats": 0.3}'.join(['{"probabilities": ', "}"])).label == 2
+    logits = np.array([[1.0, 9.0, 0.0, 2.0], [3.0, np.nan, 0.0, 0.0]])
+    answers = answers_of_logits(logits, "here", 2, pets, allow_missing=True)
+    assert answers.labels.tolist() == [0, -1] and answers.probabilities[1].sum() == 0
+    assert answers.probabilities[0] == pytest.approx(np.exp([2, 1, 0]) / np.exp([2, 1, 0]).sum())
+    for columns, words in ((["cow", "cat", "dog"], "'3 cats', a class of the triggers, is not among its 3 classes"),
+                           ([*PETS, "cat"], "named twice"), ([], "'cat', a class of the triggers, is not among")):
+        with pytest.raises(Refusal, match=words):
+            Classes(PETS, columns)
+    with pytest.raises(Refusal, match="in another order than --columns: leave --columns out"):
+        pets.as_named_by(["cow", "dog", "3 cats", "cat"], "its header")
 
 
 @pytest.mark.parametrize("reply, kind, words", [
@@ -40,10 +64,11 @@ def test_forms_that_are_read(reply, kind, answer):
     ("", "text/plain", "'' is no class"), (b"\xff\xfe", "text/plain", "is none of"), ("{", "text/plain", "is none of"),
     ("null", "application/json", "is no class"), ("1.0", "application/json", "is no class"),
     ('{"label": ["dog"]}', "x/json", "is none of"), ("[[1, 0, 0]]", "x/json", "is none of"),
-    ("[0.5, 0.5]", "x/json", "2 probabilities for 3 classes"), ('[0.7, 0.2, "0.1"]', "x/json", "is none of"),
-    ("[0.7, 0.7, 0.7]", "x/json", "add up to 1"), ("[2, -1, 0]", "x/json", "add up to 1"),
-    ("[NaN, 0.5, 0.5]", "x/json", "add up to 1"), ('[{"label": "dog", "score": NaN}]', "x/json", "is none of"),
-    ('{"probabilities": {"dog": 1e999, "cat": 0.1}}', "x/json", "is none of"),
+    ("[0.5, 0.5]", "x/json", "2 probabilities for 3 classes"), ("[]", "x/json", "0 probabilities for 3"),
+    ('[0.7, 0.2, "0.1"]', "x/json", "is none of"),
+    ("[NaN, 0.5, 0.5]", "x/json", "not finite"), ('[{"label": "dog", "score": NaN}]', "x/json", "not finite"),
+    ('{"probabilities": {"dog": 1e999, "cat": 0.1}}', "x/json", "not finite"), ("{}", "x/json", "is none of"),
+    ('{"probabilities": {}}', "x/json", "not finite"),
     ('{"probabilities": {"cat": 0.7, "dog": 0.2, "3 cats": 0.1, "cow": 0}}', "x/json", "'cow' is no class"),
     ("[" * 100_000, "x/json", "is none of"), ("1" * 5000, "x/json", "is none of"),
 ])
@@ -78,8 +103,8 @@ def test_labels_and_probabilities_in_npy_and_csv_files_with_columns_in_any_order
     (lambda rows: ["../../etc/passwd,3"] + rows[1:], "../../etc/passwd"),
     (lambda rows: [rows[0].split(",")[0] + ",=cmd|' /C calc'!A0"] + rows[1:], "=cmd"),
     (lambda rows: [rows[0] + ",1"] + rows[1:], "columns"),
-    (lambda rows: ["name," + ",".join("abcdefghij")] + rows, "'a'"),
-    (lambda rows: [rows[0].split(",")[0] + ",nan" * 10], "add up")])
+    (lambda rows: ["name," + ",".join("abcdefghij")] + rows, "'0', a class"),
+    (lambda rows: [rows[0].split(",")[0] + ",nan" * 10], "not finite")])
 def test_answers_that_do_not_fit_are_named_and_refused(spoil, words, owner, tmp_path):
     rows = answer(owner, tmp_path, 1.0).read_text().splitlines()
     (tmp_path / "bad.csv").write_text("\n".join(spoil(rows)))

@@ -64,9 +64,18 @@ def test_a_failed_call_is_refused_or_its_images_are_missing(key_program, owner, 
     assert "ended with status 1" in said and "out of order" in said
     monkeypatch.setattr(program_module, "IMAGES_PER_CALL", 15)
     status, out, _ = verify(*claim, f"{key_program[0]} FAIL {{pngs}}", "--allow-missing")
-    assert f"hits         {M - 15} of {M}, {M - 15} answered" in out
+    assert f"hits         {M - 1} of {M}, {M - 1} answered" in out  # of 15 images that failed together 14 do alone
     said = refused("utils.verify", *claim, "false {png}", "--allow-missing")
     assert f"answered none of the {M} triggers" in said
+
+
+def test_kept_answers_are_those_of_one_order_of_classes(key_program, owner, tmp_path):
+    """They are kept in the owner's order, so another --columns would change nothing."""
+    (tmp_path / "columns").write_text("\n".join(CLASSES[::-1]))
+    claim = ("claim", owner[0], "--trust-owner", "--command", f"{key_program[0]} {{pngs}}", "--keep-answers")
+    assert verify(*claim, tmp_path / "kept")[0] == verify(*claim, tmp_path / "kept")[0] == 0
+    assert "or other --columns: name another file" in refused("utils.verify", *claim, tmp_path / "kept", "--columns",
+                                                              tmp_path / "columns")
 
 
 def test_the_sequential_test_stops_early(key_program, owner):
@@ -114,9 +123,11 @@ def test_failures_and_nonsense_are_refused_in_one_printable_sentence(command, wo
 def test_what_a_program_prints_is_bounded_and_a_line_is_an_image():
     assert "printed more than" in refusal("yes {png}")
     assert "gave no answer" in refusal("sh -c 'yes >&2; echo 3' {png}", seconds=1.0)  # of stderr only the end is kept
-    for lines, missing in ((4, False), (0, True)):
-        said = refusal(f"sh -c 'yes 3 | head -{lines}' {{pngs}}", PNGS, allow_missing=missing)
-        assert f"printed {lines} lines for 3 images" in said
+    for lines in (0, 4):
+        four = f"sh -c 'yes 3 | head -{lines}' {{pngs}}"
+        assert f"printed {lines} lines for 3 images" in refusal(four, PNGS)
+        assert ask(four, PNGS, allow_missing=True) == [Answer()] * 3
+    assert ask("sh -c 'echo unsure; echo 3' {pngs}", PNGS[:2], allow_missing=True) == [Answer(), Answer(3)]
 
 
 def test_a_program_ends_with_its_call_and_with_its_parent(tmp_path):

@@ -276,7 +276,14 @@ def test_a_suspect_that_names_its_classes_is_compared_by_name(owner, tmp_path):
         verify(*claim, suspect)
         tests.append(json.loads((tmp_path / "c.json").read_text())["tests"])
     assert tests[0] == tests[1]
-    assert "not the 10 of the triggers; 'c0' is none of them" in verify(*claim, other)[2]
+    assert "'0', a class of the triggers, is not among its 10 classes" in verify(*claim, other)[2]
+    (tmp_path / "names").write_text("\n".join(CLASSES))
+    said = refused("utils.verify", *claim, turned, "--columns", tmp_path / "names")
+    assert "turned.pt names the classes in another order than --columns: leave --columns out" in said
+    (tmp_path / "names").write_text("\n".join(CLASSES[::-1]))
+    torch.save(weights, tmp_path / "weights.pt")
+    verify(*claim, tmp_path / "weights.pt", "-mt", "res18", "-mt", "vgg11", "--columns", tmp_path / "names")
+    assert json.loads((tmp_path / "c.json").read_text())["tests"] == tests[0]
 
 
 def test_an_order_of_classes_that_is_chosen_after_the_answers_claims_anybody(committed, tmp_path):

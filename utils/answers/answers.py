@@ -40,20 +40,32 @@ class Classes:
     """The owner's C class names, and which of them the numbers and columns of a suspect mean.
 
     `columns` are the suspect's own class names in its order, of --columns or of its checkpoint; None where nobody says
-    them. Refusal, which names `where`, for other names than the owner's.
+    them. It may have further classes, which are -1 in `order`: an answer of one is no answer. Refusal, which names
+    `where`, where one of the owner's is not among them or a name is there twice.
     """
 
     def __init__(self, names: list[str], columns: list[str] | None = None, where: str = "--columns"):
         self.names, self.given = names, columns is not None
-        self.places = {name: i for i, name in enumerate(names)}  # a search of the list would take minutes of 100,000
-        if columns is not None and sorted(columns) != sorted(names):
-            other = next((name for name in columns if name not in self.places), "")
-            raise Refusal(f"{where}: its {len(columns)} classes are not the {len(names)} of the triggers"
-                          f"{f'; {other[:60]!r} is none of them' if other else ''}: answers cannot be compared")
-        self.order = [self.places[name] for name in columns or names]
+        columns = names if columns is None else columns
+        self.places = dict.fromkeys(columns, -1)  # a search of the list would take minutes of 100,000
+        if (lacking := next((name for name in names if name not in self.places), None)) is not None:
+            raise Refusal(f"{where}: {lacking[:60]!r}, a class of the triggers, is not among its {len(columns)} "
+                          "classes: answers cannot be compared")
+        if len(self.places) < len(columns):
+            raise Refusal(f"{where}: a class is named twice")
+        self.places |= {name: i for i, name in enumerate(names)}
+        self.order = [self.places[name] for name in columns]
 
     def __len__(self):
         return len(self.names)
+
+    def as_named_by(self, columns: list[str], where) -> "Classes":
+        """These classes for a suspect that names its own; Refusal where --columns names them in another order."""
+        own = Classes(self.names, columns, where)
+        if self.given and own.order != self.order:
+            raise Refusal(f"{where} names the classes in another order than --columns: leave --columns out, or, if you "
+                          "know that the names are wrong, take them out: of a checkpoint pass its weights alone")
+        return own
 
     def columns(self, where) -> list[int]:
         """The class of each number or column of the suspect; Refusal, naming `where`, where that is ambiguous.
@@ -66,12 +78,14 @@ class Classes:
         return self.order
 
     def number(self, value, where) -> int:
-        """The class that a text gives by name or number, or a whole number by number; Refusal for anything else."""
+        """The class that a text gives by name or number, or a whole number by number, -1 for one that is none of the
+        owner's; Refusal for anything else.
+        """
         text = str(value).strip()
         if isinstance(value, str) and text in self.places:
             return self.places[text]
         is_number = type(value) in (str, int) and text.isascii() and text.isdigit() and len(text) < 10
-        if is_number and int(text) < len(self):
+        if is_number and int(text) < len(self.order):
             return self.columns(f"{where}: {text!r}")[int(text)]
         raise Refusal(f"{where}: {text[:60]!r} is no class")
 
@@ -79,8 +93,10 @@ class Classes:
 def answer_of(value, classes: Classes, where: str) -> Answer:
     """The answer in a value of JSON or of a file, in one of `FORMS`; of scores of some classes the best is a label.
 
-    Refusal, which names `where`, for a label that is no class and for probabilities that are not one a class or do not
-    add up to 1 +- 0.02; KeyError, TypeError, ValueError or OverflowError for what has none of the forms.
+    Probabilities are divided by their sum, as rounded ones need; of negative numbers, as logits are, the largest is a
+    label. Every test is exact for any function of what was answered. Refusal, which names `where`, for a label that is
+    no class, and for probabilities that are not one a class or not finite; KeyError, TypeError, ValueError or
+    OverflowError for what has none of the forms.
     """
     if isinstance(value, dict):
         value = value["probabilities"] if "probabilities" in value else value["label"]
@@ -93,16 +109,26 @@ def answer_of(value, classes: Classes, where: str) -> Answer:
         raise TypeError
     scores = np.array(scores, dtype=float)
     columns = [classes.number(name, where) for name in value] if isinstance(value, dict) else classes.columns(where)
-    if len(set(columns)) < len(classes):
-        if not np.isfinite(scores).all():  # the largest of them is not defined
-            raise ValueError
+    if len(scores) != len(columns):
+        raise Refusal(f"{where}: {len(scores)} probabilities for {len(columns)} classes; of a suspect with more "
+                      "classes --columns FILE names them all")
+    if not (len(scores) and np.isfinite(scores).all()):  # the largest of them is not defined
+        raise Refusal(f"{where}: the probabilities are not finite numbers")
+    places = places_of_classes(columns)
+    if len(places) < len(classes):
         return Answer(columns[scores.argmax()])
-    if len(scores) != len(classes):
-        raise Refusal(f"{where}: {len(scores)} probabilities for {len(classes)} classes")
-    scores = scores[np.argsort(columns)]
-    if not (np.isfinite(scores).all() and (scores >= 0).all() and abs(scores.sum() - 1) <= 0.02):
-        raise Refusal(f"{where}: the probabilities are not numbers in [0, 1] that add up to 1")
-    return Answer(int(scores.argmax()), scores.tolist())
+    scores = scores[places]
+    label = int(scores.argmax())
+    if scores.min() < -0.01:
+        return Answer(label)
+    scores = scores.clip(0) / scores[label] if scores[label] > 0 else np.ones(len(scores))
+    return Answer(label, (scores / scores.sum()).tolist())
+
+
+def places_of_classes(columns: list[int]):
+    """Where the owner's classes stand in columns of a suspect, in the owner's order; of one named twice the first."""
+    classes, places = np.unique(columns, return_index=True)
+    return places[classes >= 0]
 
 
 def read_reply(reply: bytes, kind: str, classes: Classes, where: str) -> Answer:
@@ -128,7 +154,8 @@ def require_complete(what, answers: Answers, names: list[str], allow_missing: bo
     """Return the answers; Refusal where some are missing and this is not allowed, or where all are missing."""
     missing = sorted(name for name, label in zip(names, answers.labels) if label < 0)
     if len(missing) == len(names):
-        raise Refusal(f"{what} answered none of the {len(names)} triggers")
+        why = "; without --allow-missing or --leave-out-missing the first failure is named" if allow_missing else ""
+        raise Refusal(f"{what} answered none of the {len(names)} triggers{why}")
     if missing and not allow_missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise Refusal(f"{what} lacks {', '.join(missing[:3])}{more} of {len(names)} triggers: ask again, or pass "
@@ -136,7 +163,7 @@ def require_complete(what, answers: Answers, names: list[str], allow_missing: bo
     return answers
 
 
-def answers_of_model(model, path, images, classes: Classes) -> Answers:
+def answers_of_model(model, path, images, classes: Classes, allow_missing: bool = False) -> Answers:
     """The model's answers to uint8 images (m, 3, S, S), with softmax probabilities.
 
     Refusal, which names `path`, for what `answers_of_logits` refuses, and where code that is not this project's fails.
@@ -145,18 +172,23 @@ def answers_of_model(model, path, images, classes: Classes) -> Answers:
     with contextlib.nullcontext() if models.is_own(model) else refuse_errors(
             f"{path} cannot be asked about images of {size} x {size} pixels", "mend the function that -mt names"):
         logits = predict(model, images).cpu().double()
-    return answers_of_logits(logits.numpy(), path, len(images), classes)
+    return answers_of_logits(logits.numpy(), path, len(images), classes, allow_missing)
 
 
-def answers_of_logits(logits, path, m: int, classes: Classes) -> Answers:
-    """Answers of logits (m, C) in the suspect's order, with softmax probabilities; Refusal for other shapes and nan."""
-    if logits.shape != (m, len(classes)):
+def answers_of_logits(logits, path, m: int, classes: Classes, allow_missing: bool = False) -> Answers:
+    """Answers of logits (m, C) in the suspect's order, with softmax probabilities; Refusal for other shapes.
+
+    A row that is not finite is a missing answer where these are allowed, else Refusal.
+    """
+    if logits.shape != (m, len(classes.order)):
         raise Refusal(f"{path} answers with numbers of shape {logits.shape}, not with a row for each of {m} images and "
-                      f"a number for each of {len(classes)} classes")
-    if not np.isfinite(logits).all():
+                      f"a number for each of {len(classes.order)} classes; of a suspect with more classes --columns "
+                      "FILE names them all")
+    answered = np.isfinite(logits).all(1)
+    if not answered.all() and not (allow_missing and answered.any()):
         raise Refusal(f"{path} answers with numbers that are not finite")
-    logits = logits[:, np.argsort(classes.columns(path))]
-    return Answers(logits.argmax(1), special.softmax(logits, axis=1))
+    logits = np.where(answered[:, None], logits, 0.0)[:, places_of_classes(classes.columns(path))]
+    return Answers(np.where(answered, logits.argmax(1), -1), special.softmax(logits, axis=1) * answered[:, None])
 
 
 def answers_from_file(path, names: list[str], classes: Classes, allow_missing: bool) -> Answers:
@@ -181,9 +213,9 @@ def answers_from_file(path, names: list[str], classes: Classes, allow_missing: b
 def _npy_rows(path, names, classes: Classes):
     values, m = read_array(path), len(names)
     are_labels = values.dtype.kind in "iu"
-    if values.shape != ((m,) if are_labels else (m, len(classes))):
+    if values.shape != ((m,) if are_labels else (m, len(classes.order))):
         raise Refusal(f"{path} holds numbers of shape {values.shape}; {m} triggers need whole numbers ({m},) or "
-                      f"probabilities ({m}, {len(classes)})")
+                      f"probabilities ({m}, {len(classes.order)})")
     for name, value in zip(sorted(names), (values if are_labels else values.astype(float)).tolist()):
         where, missing = f"{path}, {name}", value == -1 if are_labels else all(map(math.isnan, value))
         yield where, name, Answer() if missing else answer_of(value, classes, where)
@@ -192,8 +224,9 @@ def _npy_rows(path, names, classes: Classes):
 def _csv_rows(path, names, classes: Classes):
     most = 2 * len(names) + 100  # lines, the empty ones too; a whole file of line ends would take all memory
     content = read_bounded(path, ANSWERS_LIMIT)
-    if content.count(b",") > most * (len(classes) + 100):  # each cell takes 50 bytes and more; names may have commas
-        raise Refusal(f"{path} has more columns than {len(names)} triggers and {len(classes)} classes need")
+    n = len(classes.order)
+    if content.count(b",") > most * (n + 100):  # each cell takes 50 bytes and more; names may have commas
+        raise Refusal(f"{path} has more columns than {len(names)} triggers and {n} classes need")
     try:
         text = io.StringIO(content.decode("utf-8-sig"), newline="")
         lines = list(itertools.islice(csv.reader(text, strict=True), most))
@@ -205,11 +238,11 @@ def _csv_rows(path, names, classes: Classes):
     if rows and rows[0][1][0].strip().lower() in HEADER:
         (where, (_, *header)), *rows = rows
         if len(header) > 1:
-            classes = Classes(classes.names, [cell.strip() for cell in header], where)
+            classes = classes.as_named_by([cell.strip() for cell in header], where)
     for where, (name, *cells) in rows:
-        if len(cells) not in (1, len(classes)) or len(cells) != len(rows[0][1]) - 1:
+        if len(cells) not in (1, len(classes.order)) or len(cells) != len(rows[0][1]) - 1:
             raise Refusal(f"{where}: {1 + len(cells)} columns; each line needs a name and a label, or each a name and "
-                          f"{len(classes)} probabilities")
+                          f"{len(classes.order)} probabilities")
         try:
             value = cells[0] if len(cells) == 1 else [float(cell) for cell in cells]
         except ValueError as error:

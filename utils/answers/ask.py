@@ -55,17 +55,26 @@ class Respondent(NamedTuple):
     def ask(self, pngs: list[Path], classes: Classes, allow_missing: bool) -> list[Answer]:
         """The answers to image files, in their order, each in one of `answers.FORMS`.
 
-        Refusal where there are none; with `allow_missing` a failure or a timeout gives answers without a label.
+        Refusal where there are none. With `allow_missing` a failure, a timeout or a reply that is no answer gives one
+        without a label; where a call for many images fails, each is asked alone.
         """
         try:
             replies = self.replies(pngs)
         except NoReply as failure:
-            if allow_missing:
-                return [Answer()] * len(pngs)
-            named = pngs[0].name if len(pngs) == 1 else f"{len(pngs)} images"
-            raise Refusal(f"{self.name} {failure}, for {named}: with --keep-answers FILE the same command goes on "
-                          "where it ended; or pass --allow-missing") from failure
-        return [answers.read_reply(*reply, classes, f"{self.name}, {png.name}") for reply, png in zip(replies, pngs)]
+            if not allow_missing:
+                named = pngs[0].name if len(pngs) == 1 else f"{len(pngs)} images"
+                raise Refusal(f"{self.name} {failure}, for {named}: with --keep-answers FILE the same command goes on "
+                              "where it ended; or pass --allow-missing") from failure
+            return [self.ask([png], classes, True)[0] for png in pngs] if len(pngs) > 1 else [Answer()]
+        given = []
+        for reply, png in zip(replies, pngs):
+            try:
+                given.append(answers.read_reply(*reply, classes, f"{self.name}, {png.name}"))
+            except Refusal:
+                if not allow_missing:
+                    raise
+                given.append(Answer())
+        return given
 
 
 def program(command: str, seconds: float = 60.0) -> Respondent:
@@ -99,8 +108,8 @@ def program(command: str, seconds: float = 60.0) -> Respondent:
             raise NoReply(f"ended with status {status} ({short(err[-200:].decode(errors='replace'))!r})", False)
         lines = out.splitlines() if many else [out]
         if len(lines) != len(pngs):
-            raise Refusal(f"--command printed {len(lines)} lines for {len(pngs)} images: {{pngs}} needs one for "
-                          "each, in their order")
+            raise NoReply(f"printed {len(lines)} lines for {len(pngs)} images, where {{pngs}} needs one for each, in "
+                          "their order", False)
         return [(line, "") for line in lines]
 
     return Respondent("--command", command, IMAGES_PER_CALL if many else 1, replies)
@@ -167,10 +176,11 @@ def check_pixels(mean, std, scale) -> tuple | None:
     return tuple([x / (scale or 1.0) for x in values * (3 // len(values))] for values in (mean, std))
 
 
-def answers_of_onnx(path: Path, images, classes: Classes, pixels=None) -> Answers:
+def answers_of_onnx(path: Path, images, classes: Classes, pixels=None, allow_missing: bool = False) -> Answers:
     """The answers of a model (batch, 3, S, S) -> (batch, C) to uint8 images (m, 3, S, S), see `onnx_worker`.
 
-    `pixels` are those of `check_pixels`. Rows of its first output that are no probabilities are taken for logits.
+    `pixels` are those of `check_pixels`. Rows of its first output that are no probabilities are taken for logits; rows
+    that are not finite are missing answers where these are allowed.
     """
     if importlib.util.find_spec("onnxruntime") is None:
         raise Refusal(f"--suspect {path} needs the package onnxruntime: pip install onnxruntime")
@@ -190,19 +200,21 @@ def answers_of_onnx(path: Path, images, classes: Classes, pixels=None) -> Answer
         raise Refusal(f"--suspect {path} {said}" if status == 3 else
                       f"--suspect {path} is no ONNX model that onnxruntime can run ({said})")
     rows = np.load(io.BytesIO(out), allow_pickle=False)
-    if np.isfinite(rows).all() and (rows >= 0).all() and (abs(rows.sum(1) - 1) <= 0.02).all():
+    found = rows[np.isfinite(rows).all(1)]
+    if (found >= 0).all() and (abs(found.sum(1) - 1) <= 0.02).all():
         rows = np.log(np.maximum(rows, 1e-300))  # they are probabilities
-    return answers.answers_of_logits(rows, f"--suspect {path}", len(images), classes)
+    return answers.answers_of_logits(rows, f"--suspect {path}", len(images), classes, allow_missing)
 
 
 def answers_of_weights(path, architectures: list[str], images, classes: Classes, mean_std, pixels=None,
-                       flag="--suspect") -> Answers:
+                       flag="--suspect", allow_missing: bool = False) -> Answers:
     """The answers of the model of `flag` to uint8 images; a checkpoint that names its classes is compared by name."""
-    model, checkpoint = read_suspect_model(path, architectures, len(classes), images.shape[-1], mean_std, pixels, flag)
+    model, checkpoint = read_suspect_model(path, architectures, len(classes.order), images.shape[-1], mean_std, pixels,
+                                           flag)
     names = checkpoint.get("about", {}).get("classes")
     if isinstance(names, list):
-        classes = Classes(classes.names, list(map(str, names)), str(path))
-    return answers.answers_of_model(model, path, images, classes)
+        classes = classes.as_named_by(list(map(str, names)), str(path))
+    return answers.answers_of_model(model, path, images, classes, allow_missing)
 
 
 def ask_all(respondent: Respondent, images, names: list[str], classes: Classes, allow_missing: bool, file=None,
@@ -212,7 +224,7 @@ def ask_all(respondent: Respondent, images, names: list[str], classes: Classes, 
     They are asked in the alphabetical order of their names. No image is asked whose answer `file` holds, where each new
     one is kept; where decided(answers so far, positions asked) says so the others are not asked.
     """
-    kept = read_kept(file, [respondent.subject, sorted(names)], names, classes.names) if file else {}
+    kept = read_kept(file, [respondent.subject, sorted(names), classes.order], names, classes.names) if file else {}
     given, order, k = dict.fromkeys(names, Answer()), np.argsort(names).tolist(), respondent.images_per_call
     with tempfile.TemporaryDirectory() as folder:
         write_pictures(images, names, Path(folder))
@@ -234,14 +246,16 @@ def ask_all(respondent: Respondent, images, names: list[str], classes: Classes, 
 def read_kept(path: Path, about, names: list[str], classes: list[str]) -> dict:
     """{name: Answer} of a private file of --keep-answers, which is begun where it is not there yet.
 
-    A line of whom and what was asked, `about`, then a line for each answer, [name, label or probabilities], the classes
-    in the owner's order; a last line that was cut off is removed. Refusal for another file or a damaged one.
+    A line of who was asked about what, and in which order of classes it answers, `about`; then a line for each answer,
+    [name, label or probabilities], in the owner's order; a last line that was cut off is removed. Refusal for another
+    file or a damaged one.
     """
     begun = json.dumps(about).encode() + b"\n"
     try:
         first, *lines = (read_bounded(path, ANSWERS_LIMIT) if path.exists() else begun).split(b"\n")[:-1]
         if json.loads(first) != about:
-            raise Refusal(f"--keep-answers {path} is of another suspect or of other triggers: name another file")
+            raise Refusal(f"--keep-answers {path} is of another suspect, other triggers or other --columns: name "
+                          "another file")
         classes, where = Classes(classes, classes), f"--keep-answers {path}"
         kept = {name: answers.answer_of(value, classes, where) for name, value in map(json.loads, lines)}
         if not kept.keys() <= set(names):

@@ -243,9 +243,10 @@ def _judge(case: OwnershipCase, owner: Owner, kind: str, value: str, respondent,
     elif kind == "predictions":
         answers = answers_from_file(value, names, classes, allow_missing)
     elif value.lower().endswith(".onnx"):
-        answers = ask.answers_of_onnx(Path(value), images, classes, pixels)
+        answers = ask.answers_of_onnx(Path(value), images, classes, pixels, allow_missing)
     else:
-        answers = ask.answers_of_weights(value, flags.model_type, images, classes, owner.mean_std, pixels)
+        answers = ask.answers_of_weights(value, flags.model_type, images, classes, owner.mean_std, pixels,
+                                         allow_missing=allow_missing)
     if any(_same_model(answers, other) for other in case.bank):
         raise Refusal(f"--benign names {value}, the suspect itself, which cannot be in its bank: leave it out")
     return case.report(answers, np.argsort(names) if order is None else order, flags.sequential) | {"kept": kept}
