@@ -15,7 +15,8 @@ CPU = torch.device("cpu")
 EPOCHS, STEPS = 3, 4
 
 
-def tiny_fit(path, hook=None, lr=0.1, batch=4, bn_stats="paper", overwrite=False, epochs=EPOCHS, with_model=False):
+def tiny_fit(path, hook=None, lr=0.1, batch=4, bn_stats="paper", overwrite=False, epochs=EPOCHS, with_model=False,
+             seed=0):
     """Train a margin watermark on noise; `hook(step number)` is called before each step. Returns the `RunFolder`."""
     torch.manual_seed(1)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(8),
@@ -45,7 +46,7 @@ def tiny_fit(path, hook=None, lr=0.1, batch=4, bn_stats="paper", overwrite=False
     run.open(CPU, overwrite)
     objective = Hooked(model, torch.rand(5, 3, 32, 32, generator=g), torch.arange(5) % 3, weight=1.0, reduction="sum",
                        batch=3, bn_stats=bn_stats, ascent=partial(ascend, steps=2, step_size=0.02, eps=0.03))
-    fit(run, model, objective, Batches(images, batch, True), evaluate, snapshot, epochs=epochs, lr=lr)
+    fit(run, model, objective, Batches(images, batch, True), evaluate, snapshot, epochs=epochs, lr=lr, seed=seed)
     return run
 
 

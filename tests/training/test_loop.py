@@ -13,6 +13,8 @@ from tiny_fit import EPOCHS, STEPS, Death, tiny_fit
 from utils.runs.checkpoints import load_checkpoint
 from utils.system.files import write_atomically
 from utils.system.refusals import Interrupted, Refusal
+from utils.training.loop import seed_of_epoch
+from utils.watermark.margin import WatermarkObjective
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -22,6 +24,17 @@ def test_checkpoints_of_the_best_epochs_are_kept_and_of_equals_the_later_one(unb
     epochs = {"init": -1, "nat_best": best["epoch"] - 1, "query_best": 2}  # on triggers all three epochs are equal
     for name, epoch in epochs.items():
         assert load_checkpoint(unbroken_run / "checkpoints" / f"checkpoint_{name}.pt")["epoch"] == epoch
+
+
+def test_each_seed_and_epoch_has_its_own_rows_crops_flips_and_triggers(tmp_path, monkeypatch):
+    """2^31 is a thief's, of --seed 0; torch's generator takes the lower 32 bits of a seed alone."""
+    plans, plan = [], WatermarkObjective.plan
+    monkeypatch.setattr(WatermarkObjective, "plan", lambda *given: plans.append(plan(*given)) or plans[-1])
+    for seed in (0, 1, 2**31, 2**31 + 1):
+        tiny_fit(tmp_path / str(seed), seed=seed, epochs=2)
+    for part in zip(*plans):
+        assert len({tuple(of.flatten().tolist()) for of in part}) == 4 * 2
+    assert len({seed_of_epoch(seed, epoch) for seed in range(100) for epoch in range(200)}) == 100 * 200
 
 
 def test_every_twentieth_checkpoint_is_kept(tmp_path):

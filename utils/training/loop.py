@@ -28,6 +28,15 @@ def falling_rate(lr: float, epoch: int, epochs: int) -> float:
     return lr * 0.1 ** ((2 * epoch >= epochs) + (4 * epoch >= 3 * epochs))
 
 
+def seed_of_epoch(seed: int, epoch: int) -> int:
+    """The seed of all random numbers of an epoch, counted from 0, so that no generator has to be saved.
+
+    Below 2^32, of which alone torch's generator on the CPU makes use. An odd multiple keeps seeds apart: the epochs of
+    seeds below 2000 lie a million epochs from each other.
+    """
+    return (seed * 0x9E3779B1 + epoch + 1) % 2**32
+
+
 class Objective:
     """What a training minimises, called as `objective(forward, x, y, picks) -> (loss, stats)`.
 
@@ -171,8 +180,7 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs: int, lr: 
     with bar, catch_signals() as received:
         for epoch in range(progress.epoch, last):
             step.rate.fill_(rate := objective.rate(lr, epoch, epochs))
-            # an epoch's random numbers depend on (seed, epoch) alone, so no generator has to be saved
-            number = (seed << 32) + epoch + 1
+            number = seed_of_epoch(seed, epoch)
             plan = objective.plan(batches, epoch, generator := torch.Generator().manual_seed(number))
             steps, first, began = len(plan[0]), progress.first_step, time.perf_counter() - progress.seconds
             progress.first_step, progress.seconds = 0, 0.0
