@@ -95,6 +95,7 @@ def test_triggers_may_come_from_another_data_set(tmp_path):
     assert kept["true_labels"].shape == kept["sources"].shape == (3, 0) and (kept["labels"] == 0).all()
     patched = load_checkpoint(runs / "folder_vgg11_ewe_3_patch" / "triggers.pt")
     assert kept["images"].shape == patched["images"].shape == (3, 3, 48, 48) and (patched["true_labels"] == 1).all()
+    assert patched["sources"].shape == (3, 0)  # training images, whose numbers those of val/ may have too
     good("train", *train, "--ewe-triggers", "shared", "-msg", "shared")
     good("train", "-d", runs, *flags, "-mt", "vgg11", "-tt", "base", "-ep", 1, "--trigger-batch", 2)
     names = "ewe_3_shared", "base_3_"

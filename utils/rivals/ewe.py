@@ -24,7 +24,7 @@ from utils.system.refusals import COUNT, SHARE, Refusal, number
 from utils.training.loop import Objective, batch_accuracy
 from utils.watermark.batchnorm import RunningStatistics
 from utils.watermark.trigger_files import read_triggers
-from utils.watermark.triggers import TriggerSet, chooses_triggers, validation_images
+from utils.watermark.triggers import TriggerSet, chooses_triggers
 
 # the authors' settings where they differ from the margin paper's, and the defaults of EWE's own flags
 DEFAULTS = {"epoch": 50, "lr": 1e-3, "weight_decay": 0.0, "ewe_epochs": 6.0, "ewe_ratio": 4.0, "ewe_factor": 1e5,
@@ -93,8 +93,7 @@ def draw_triggers(flags, data: Data, choose):
     if is_own_class:
         if int(source) >= len(data.classes) or int(source) == target:
             raise Refusal(f"{flag}: name a class from 0 to {len(data.classes) - 1} other than --ewe-target {target}")
-        members = data.train.pick((data.train.labels == int(source)).nonzero().flatten())
-        images = members.images
+        images = data.train.pick((data.train.labels == int(source)).nonzero().flatten()).images
     elif is_folder:
         if not (images := image_files(Path(source))):
             raise Refusal(f"{flag}: no image files lie in this folder; name one that holds some")
@@ -107,14 +106,14 @@ def draw_triggers(flags, data: Data, choose):
     if m > len(images):
         raise Refusal(f"-nq {m}: {flag} has only {len(images)} images; pass -nq {len(images)} or fewer")
     drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(flags.seed))[:m]
-    true_labels = sources = torch.zeros(m, 0, dtype=torch.long)
+    true_labels = sources = torch.zeros(m, 0, dtype=torch.long)  # none is a held-out image
     if is_own_class:
-        images, true_labels, sources = images[drawn], torch.full((m, 1), int(source)), members.indices[drawn][:, None]
+        images, true_labels = images[drawn], torch.full((m, 1), int(source))
     else:
         images = read_images([images[i] for i in drawn], data.size, flag) if is_folder else images[drawn]
         check_foreign(images, data, flag)
     triggers = TriggerSet(images, torch.full((m,), target), true_labels, sources)
-    return triggers, validation_images(data, triggers)
+    return triggers, data.held_out
 
 
 def check_foreign(images, data: Data, flag: str) -> None:
