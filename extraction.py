@@ -15,7 +15,7 @@ from utils.rivals.ewe import constant_rate, ewe_adam
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, load_source, model_width, pack_checkpoint
 from utils.runs.folder import RunFolder, finish_run
 from utils.runs.networks import check_compile, check_single_images, check_training, require_gradient_of_images
-from utils.system.files import sha256_of_file
+from utils.system.files import read_json, sha256_of_file
 from utils.system.machine import AMP, choose_device, is_rank_0, prepare_torch
 from utils.system.refusals import Refusal, refuse_in_one_sentence
 from utils.training.loop import autocast_forward, fit
@@ -44,12 +44,15 @@ def steal(flags, word: str) -> None:
     source, triggers = unpack_source(checkpoint, path, device)
     check_source(flags, checkpoint, source, triggers, path)
     same_kind = models.is_own(source) and flags.model_type in models.NAMES
-    flags.width = flags.width or (model_width(source) if same_kind else 64)
+    width = flags.width
+    flags.width = width or (model_width(source) if same_kind else 64)
     flags.image_size = None if source.size == SIZE else source.size
     about, name, model_type = checkpoint.get("about", {}), flags.attack, flags.model_type
     start = on = None  # the model that an attack of `REMOVALS` edits, and its file
     if flags.attack in REMOVALS:
         start, model_type, on = starting_model(flags, source, folder, device)
+        if width not in (None, model_width(start)):
+            raise Refusal(f"--width {width}: -at {flags.attack} keeps the width, {model_width(start)}; leave it out")
         check_edit(flags.attack, start, flags.finetune, flags.criterion)
         trains = flags.attack in ("finetune", "fineprune")
         needs_labels = trains and flags.finetune != "shift"
@@ -119,7 +122,9 @@ def steal(flags, word: str) -> None:
             weight_decay=flags.weight_decay, seed=flags.seed, amp=amp, compile=flags.compile,
             graph=flags.graph and not flags.adam)  # Adam's count of steps has not been tried in a recording
     if is_rank_0():
-        made |= {"teacher_bn": flags.teacher_bn, "epochs": flags.epoch, "select": flags.select}
+        of_start = read_json(on.parents[1] / "summary.json") if on else None  # of --on: what that copy was made from
+        statistics = (of_start or {}).get("teacher_bn", flags.teacher_bn)
+        made |= {"teacher_bn": statistics, "epochs": flags.epoch, "select": flags.select}
         report_surrogate(run, made, tests, home.test, device, folder)
 
 

@@ -191,6 +191,8 @@ def extraction_flags(argv=None) -> argparse.Namespace:
     if flags.on and not edits:
         raise Refusal(f"--on {flags.on}: -at {flags.attack} starts from random weights; --on is for an attack that "
                       "edits")
+    if flags.on and flags.teacher_bn != "paper":
+        raise Refusal(f"--teacher-bn {flags.teacher_bn}: --on {flags.on} has statistics of its own; leave it out")
     if flags.adam and edits:
         raise Refusal(f"--adam {flags.adam:g}: -at {flags.attack} trains no new surrogate; leave it out")
     flags.model_type = flags.model_type or ("" if edits else "res18")  # an edited model keeps its architecture

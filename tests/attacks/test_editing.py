@@ -130,6 +130,8 @@ def test_fineprune_trains_only_the_weights_that_pruning_left(world):
     (("-at", "soft", "-dmt", "vgg11", "--on", "extraction"), ["--on extraction", "-at soft"]),
     (("-at", "prune", "--on", "../x"), ["--on", "'/'"]), (("-at", "prune", "--ratios", 1.5), ["--ratios", "at most 1"]),
     (("-at", "finetune", "-dmt", "res18"), ["-dmt res18", "leave -dmt out"]),
+    (("-at", "quantize", "--width", 3), ["--width 3", "keeps the width, 2; leave it out"]),
+    (("-at", "finetune", "--on", "extraction", "--teacher-bn", "clean"), ["--teacher-bn clean: --on extraction"]),
     (("-at", "finetune", "--finetune", "wrk", "--batch-size", 9), ["--batch-size 9", "--batch-size 10 or more"]),
 ])
 def test_contradictory_editing_flags_are_refused(world, flags, words):
