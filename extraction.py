@@ -25,6 +25,8 @@ from utils.watermark.margin import ascend
 from utils.watermark.trigger_files import unpack_source
 from utils.watermark.triggers import labels_are_uniform, validation_images
 
+THIEF = 2**31  # added to --seed: with the source's own, a copy would begin from its weights and see its batches
+
 
 @refuse_in_one_sentence
 def main():
@@ -38,6 +40,7 @@ def steal(flags, word: str) -> None:
     decoded copy. Validation and test images are those of the source's data set.
     """
     device, amp = choose_device(flags.device, flags.deterministic), AMP.get(flags.amp)
+    seed = flags.seed + THIEF
     folder = source_folder(flags, flags.teacher_model_type)
     checkpoint, path = load_source(folder, flags.select, flags.teacher_bn)
     source_sha256 = sha256_of_file(path)  # at once: a source that is still trained replaces its checkpoints
@@ -99,7 +102,7 @@ def steal(flags, word: str) -> None:
         report_edited(flags, run, made, start, active, tests, home.test, amp)
         return
     if not run.finished:
-        prepare_torch(flags.seed, flags.deterministic, flags.tf32)
+        prepare_torch(seed, flags.deterministic, flags.tf32)
         if start is not None:
             kept = pruning_masks(start, flags.ratio, flags.criterion, active) if prunes else {}
             model, objective = fine_tune(start, flags.finetune, kept)
@@ -119,7 +122,7 @@ def steal(flags, word: str) -> None:
         validation = validation_images(home, triggers)
         evaluate = lambda model: accuracies(model, amp, val=validation, trigger=triggers)
         fit(run, model, objective, batches, evaluate, snapshot, epochs=flags.epoch, lr=flags.adam or flags.lr,
-            weight_decay=flags.weight_decay, seed=flags.seed, amp=amp, compile=flags.compile,
+            weight_decay=flags.weight_decay, seed=seed, amp=amp, compile=flags.compile,
             graph=flags.graph and not flags.adam)  # Adam's count of steps has not been tried in a recording
     if is_rank_0():
         of_start = read_json(on.parents[1] / "summary.json") if on else None  # of --on: what that copy was made from
