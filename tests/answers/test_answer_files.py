@@ -46,13 +46,15 @@ def test_a_suspect_may_have_more_classes_than_the_owner():
     label, probabilities = ask("[0.1, 0.5, 0.05, 0.35]")
     assert label == 0 and probabilities == pytest.approx([0.7, 0.2, 0.1])
     assert ask('{"probabilities": {"cow": 0.5, "dog": 0.4}}') == Answer(-1)  # of some classes the best
-    assert ask('{"cow": 0.5, "cat": 0.1, "dog": 0.1, "3 cats": 0.3}'.join(['{"probabilities": ', "}"])).label == 2
+    assert ask('{"probabilities": {"cow": 0.5, "cat": 0.1, "dog": 0.1, "3 cats": 0.3}}').label == 2
+    assert ask("[0, 1, 0, 0]") == Answer(-1)  # all of it is on the cow
     logits = np.array([[1.0, 9.0, 0.0, 2.0], [3.0, np.nan, 0.0, 0.0]])
     answers = answers_of_logits(logits, "here", 2, pets, allow_missing=True)
     assert answers.labels.tolist() == [0, -1] and answers.probabilities[1].sum() == 0
     assert answers.probabilities[0] == pytest.approx(np.exp([2, 1, 0]) / np.exp([2, 1, 0]).sum())
     for columns, words in ((["cow", "cat", "dog"], "'3 cats', a class of the triggers, is not among its 3 classes"),
-                           ([*PETS, "cat"], "named twice"), ([], "'cat', a class of the triggers, is not among")):
+                           ([*PETS, "cat"], "named twice"), (["", *PETS], "a line names none"),
+                           ([], "'cat', a class of the triggers, is not among")):
         with pytest.raises(Refusal, match=words):
             Classes(PETS, columns)
     with pytest.raises(Refusal, match="in another order than --columns: leave --columns out"):
@@ -69,7 +71,8 @@ def test_a_suspect_may_have_more_classes_than_the_owner():
     ("[NaN, 0.5, 0.5]", "x/json", "not finite"), ('[{"label": "dog", "score": NaN}]', "x/json", "not finite"),
     ('{"probabilities": {"dog": 1e999, "cat": 0.1}}', "x/json", "not finite"), ("{}", "x/json", "is none of"),
     ('{"probabilities": {}}', "x/json", "not finite"),
-    ('{"probabilities": {"cat": 0.7, "dog": 0.2, "3 cats": 0.1, "cow": 0}}', "x/json", "'cow' is no class"),
+    ('{"probabilities": {"cat": 0.7, "dog": 0.2, "3 cats": 0.1, "cow": 0}}', "x/json", "4 probabilities for 3"),
+    ('{"probabilities": {"cat": 0.7, "cow": 0.3}}', "x/json", "'cow' is no class"),
     ("[" * 100_000, "x/json", "is none of"), ("1" * 5000, "x/json", "is none of"),
 ])
 def test_anything_else_is_refused_in_one_short_sentence(reply, kind, words):

@@ -282,6 +282,7 @@ def test_a_suspect_that_names_its_classes_is_compared_by_name(owner, tmp_path):
     assert "turned.pt names the classes in another order than --columns: leave --columns out" in said
     (tmp_path / "names").write_text("\n".join(CLASSES[::-1]))
     torch.save(weights, tmp_path / "weights.pt")
+    (tmp_path / "c.json").unlink()
     verify(*claim, tmp_path / "weights.pt", "-mt", "res18", "-mt", "vgg11", "--columns", tmp_path / "names")
     assert json.loads((tmp_path / "c.json").read_text())["tests"] == tests[0]
 

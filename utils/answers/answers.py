@@ -51,10 +51,11 @@ class Classes:
         if (lacking := next((name for name in names if name not in self.places), None)) is not None:
             raise Refusal(f"{where}: {lacking[:60]!r}, a class of the triggers, is not among its {len(columns)} "
                           "classes: answers cannot be compared")
-        if len(self.places) < len(columns):
-            raise Refusal(f"{where}: a class is named twice")
+        if len(self.places) < len(columns) or "" in self.places:
+            raise Refusal(f"{where}: a class is named twice, or a line names none")
         self.places |= {name: i for i, name in enumerate(names)}
         self.order = [self.places[name] for name in columns]
+        self.ambiguous = not self.given and any(name.isdigit() and name != str(i) for i, name in enumerate(names))
 
     def __len__(self):
         return len(self.names)
@@ -72,7 +73,7 @@ class Classes:
 
         As in folders 0, 1, 10, 2, of which nobody says the suspect's order: whoever sorts them otherwise means others.
         """
-        if not self.given and any(name.isdigit() and name != str(i) for i, name in enumerate(self.names)):
+        if self.ambiguous:
             raise Refusal(f"{where}: numbers and columns are ambiguous, because classes have other numbers for names; "
                           "answer by name, or pass --columns FILE, which names the suspect's classes in its order")
         return self.order
@@ -108,21 +109,23 @@ def answer_of(value, classes: Classes, where: str) -> Answer:
     if not all(type(score) in (int, float) for score in scores):
         raise TypeError
     scores = np.array(scores, dtype=float)
+    if len(scores) > (n := len(classes.order)) or isinstance(value, list) and len(scores) < n:
+        raise Refusal(f"{where}: {len(scores)} probabilities for {n} classes; of a suspect with more classes "
+                      "--columns FILE names them all")
     columns = [classes.number(name, where) for name in value] if isinstance(value, dict) else classes.columns(where)
-    if len(scores) != len(columns):
-        raise Refusal(f"{where}: {len(scores)} probabilities for {len(columns)} classes; of a suspect with more "
-                      "classes --columns FILE names them all")
     if not (len(scores) and np.isfinite(scores).all()):  # the largest of them is not defined
         raise Refusal(f"{where}: the probabilities are not finite numbers")
     places = places_of_classes(columns)
     if len(places) < len(classes):
         return Answer(columns[scores.argmax()])
     scores = scores[places]
-    label = int(scores.argmax())
     if scores.min() < -0.01:
-        return Answer(label)
-    scores = scores.clip(0) / scores[label] if scores[label] > 0 else np.ones(len(scores))
-    return Answer(label, (scores / scores.sum()).tolist())
+        return Answer(int(scores.argmax()))
+    scores = scores.clip(0)
+    if not scores.any() and len(columns) > len(classes):  # all of it is on classes that the owner lacks
+        return Answer()
+    scores = scores / scores.max() if scores.any() else np.ones(len(scores))  # first, as a sum of these is finite
+    return Answer(int(scores.argmax()), (scores / scores.sum()).tolist())
 
 
 def places_of_classes(columns: list[int]):
@@ -197,17 +200,18 @@ def answers_from_file(path, names: list[str], classes: Classes, allow_missing: b
     .npy: (m,) whole numbers or (m, C) probabilities, in the alphabetical order of the names; -1 or nan where there is
     no answer. Else CSV: lines `name,label` or `name` and one probability a class, whose order a header may name.
     """
-    given = dict.fromkeys(names, Answer())
+    given = dict.fromkeys(names)
     try:
         for where, name, answer in (_npy_rows if str(path).endswith(".npy") else _csv_rows)(path, names, classes):
             if name not in given:
                 raise Refusal(f"{where}: {name[:60]!r} is no exported trigger")
-            if given[name].label >= 0:
+            if given[name]:
                 raise Refusal(f"{where}: {name} is answered twice")
             given[name] = answer
     except FileNotFoundError as error:
         raise Refusal(f"--predictions {path} does not exist") from error
-    return require_complete(path, gather_answers(list(given.values()), len(classes)), names, allow_missing)
+    answers = gather_answers([answer or Answer() for answer in given.values()], len(classes))
+    return require_complete(path, answers, names, allow_missing)
 
 
 def _npy_rows(path, names, classes: Classes):

@@ -52,11 +52,11 @@ class Respondent(NamedTuple):
     images_per_call: int
     replies: Callable
 
-    def ask(self, pngs: list[Path], classes: Classes, allow_missing: bool) -> list[Answer]:
+    def ask(self, pngs: list[Path], classes: Classes, allow_missing: bool) -> list[Answer | None]:
         """The answers to image files, in their order, each in one of `answers.FORMS`.
 
-        Refusal where there are none. With `allow_missing` a failure, a timeout or a reply that is no answer gives one
-        without a label; where a call for many images fails, each is asked alone.
+        Refusal where there are none. With `allow_missing` a reply that is no answer gives one without a label, and a
+        failure or a timeout None; where a call for many images fails, each is asked alone.
         """
         try:
             replies = self.replies(pngs)
@@ -65,7 +65,7 @@ class Respondent(NamedTuple):
                 named = pngs[0].name if len(pngs) == 1 else f"{len(pngs)} images"
                 raise Refusal(f"{self.name} {failure}, for {named}: with --keep-answers FILE the same command goes on "
                               "where it ended; or pass --allow-missing") from failure
-            return [self.ask([png], classes, True)[0] for png in pngs] if len(pngs) > 1 else [Answer()]
+            return [self.ask([png], classes, True)[0] for png in pngs] if len(pngs) > 1 else [None]
         given = []
         for reply, png in zip(replies, pngs):
             try:
@@ -104,6 +104,8 @@ def program(command: str, seconds: float = 60.0) -> Respondent:
             raise NoReply(f"gave no answer in {limit:g} s (--timeout allows more)", False) from error
         except (OSError, ValueError) as error:
             raise Refusal(f"--command cannot be run: {error}") from error
+        except Refusal as error:
+            raise NoReply(str(error), False) from error
         if status:
             raise NoReply(f"ended with status {status} ({short(err[-200:].decode(errors='replace'))!r})", False)
         lines = out.splitlines() if many else [out]
@@ -200,9 +202,10 @@ def answers_of_onnx(path: Path, images, classes: Classes, pixels=None, allow_mis
         raise Refusal(f"--suspect {path} {said}" if status == 3 else
                       f"--suspect {path} is no ONNX model that onnxruntime can run ({said})")
     rows = np.load(io.BytesIO(out), allow_pickle=False)
-    found = rows[np.isfinite(rows).all(1)]
-    if (found >= 0).all() and (abs(found.sum(1) - 1) <= 0.02).all():
-        rows = np.log(np.maximum(rows, 1e-300))  # they are probabilities
+    answered = np.isfinite(rows).all(1)
+    found = rows[answered]
+    if len(found) and (found >= 0).all() and (abs(found.sum(1) - 1) <= 0.02).all():
+        rows[answered] = np.log(np.maximum(found, 1e-300))  # they are probabilities
     return answers.answers_of_logits(rows, f"--suspect {path}", len(images), classes, allow_missing)
 
 
@@ -233,22 +236,25 @@ def ask_all(respondent: Respondent, images, names: list[str], classes: Classes, 
             part = [names[i] for i in asked[start:]]
             new = [name for name in part if name not in kept]
             found = respondent.ask([Path(folder) / name for name in new], classes, allow_missing) if new else []
-            given |= {name: kept[name] for name in part if name in kept} | dict(zip(new, found))
+            given |= {name: kept[name] for name in part if name in kept}
             for name, answer in zip(new, found):
-                if file and answer.label >= 0:
+                given[name] = answer or Answer()
+                if file and answer:
                     keep_answer(file, name, answer)
             found = answers.gather_answers(list(given.values()), len(classes))
             if decided and decided(found, asked):
                 break
-    return answers.require_complete(respondent.name, found, names, allow_missing or decided), asked, len(kept)
+    labels = Answers(found.labels[asked], None)
+    answers.require_complete(respondent.name, labels, [names[i] for i in asked], allow_missing)
+    return found, asked, len(kept)
 
 
 def read_kept(path: Path, about, names: list[str], classes: list[str]) -> dict:
     """{name: Answer} of a private file of --keep-answers, which is begun where it is not there yet.
 
     A line of who was asked about what, and in which order of classes it answers, `about`; then a line for each answer,
-    [name, label or probabilities], in the owner's order; a last line that was cut off is removed. Refusal for another
-    file or a damaged one.
+    [name, label or probabilities], in the owner's order, the label -1 for a reply that was no answer; a last line that
+    was cut off is removed. Refusal for another file or a damaged one.
     """
     begun = json.dumps(about).encode() + b"\n"
     try:
@@ -257,7 +263,8 @@ def read_kept(path: Path, about, names: list[str], classes: list[str]) -> dict:
             raise Refusal(f"--keep-answers {path} is of another suspect, other triggers or other --columns: name "
                           "another file")
         classes, where = Classes(classes, classes), f"--keep-answers {path}"
-        kept = {name: answers.answer_of(value, classes, where) for name, value in map(json.loads, lines)}
+        kept = {name: Answer() if value == -1 else answers.answer_of(value, classes, where)
+                for name, value in map(json.loads, lines)}
         if not kept.keys() <= set(names):
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:

@@ -190,6 +190,8 @@ def judge_claim(flags) -> int:
     case = OwnershipCase(owner, bank, flags.alpha, stranger=stranger, doubts=doubts, exact=flags.test,
                          count_missing=not flags.leave_out_missing)
     lines = _head(owner, stamp, len(flags.benign) - len(bank))
+    if more := [name for name, place in classes.places.items() if place < 0]:
+        lines.append(f"columns      {len(more)} classes that the owner lacks are left out, as {more[0][:60]!r}")
     if case.refused:
         report = {"decision": {"holds": False, "rests_on": None, "why": case.refused}}
         reports = [report]

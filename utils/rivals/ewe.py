@@ -82,8 +82,9 @@ def draw_triggers(flags, data: Data, choose):
     """(trigger set, or the images that phase 2 turns into it; the validation images that are left).
 
     With --ewe-triggers shared `choose` gives those of `-tt margin`. Otherwise m = -nq images are drawn by the seed for
-    class --ewe-target; true labels and sources are empty, (m, 0), where they are no training images of `data`. Raises
-    Refusal where the images do not exist, are too few, or belong to `data` though their source is another.
+    class --ewe-target; sources are empty, (m, 0), as none is a held-out image, and so are true labels where they are no
+    training images of `data`. Raises Refusal where the images do not exist, are too few, or belong to `data` though
+    their source is another.
     """
     phase3_schedule(data.train.labels, flags.ewe_target, flags.batch_size, flags.ewe_ratio, flags.ewe_epochs)  # refuses
     if flags.ewe_triggers == "shared":
