@@ -25,7 +25,8 @@ from utils.watermark.margin import ascend
 from utils.watermark.trigger_files import unpack_source
 from utils.watermark.triggers import labels_are_uniform, validation_images
 
-THIEF = 2**31  # added to --seed: with the source's own, a copy would begin from its weights and see its batches
+# added to --seed: with the source's own, a copy would begin from its weights and see its batches; --on a copy likewise
+THIEF, AGAIN = 2**31, 2**30
 
 
 @refuse_in_one_sentence
@@ -40,7 +41,7 @@ def steal(flags, word: str) -> None:
     decoded copy. Validation and test images are those of the source's data set.
     """
     device, amp = choose_device(flags.device, flags.deterministic), AMP.get(flags.amp)
-    seed = flags.seed + THIEF
+    seed = flags.seed + THIEF + (AGAIN if flags.attack in REMOVALS and flags.on else 0)
     folder = source_folder(flags, flags.teacher_model_type)
     checkpoint, path = load_source(folder, flags.select, flags.teacher_bn)
     source_sha256 = sha256_of_file(path)  # at once: a source that is still trained replaces its checkpoints

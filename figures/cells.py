@@ -97,13 +97,13 @@ def _control_rows(runs, label) -> dict:
 
 
 def _rival_rows(runs, label, dataset) -> dict:
-    """The rows of DI and, on CIFAR-10, EEF; EEF's benign model is DI's source."""
-    plain = runs.source("none", dataset=dataset)
+    """The rows of DI and, on CIFAR-10, EEF, whose benign model begins from other weights than the victim."""
+    plain, other = (of.source("none", dataset=dataset) for of in (runs, runs._replace(seed=runs.seed + 1000)))
     models = runs.models(plain)
     tested = {"DI": (models, runs.verdict("di", plain, list(models.values())[1:]))}
     if label == "CIFAR-10":
         models = runs.models(runs.source("none", "eef-", runs.profile.styled, dataset=dataset))
-        tested["EEF"] = models, runs.verdict("eef", models["source"], list(models.values()), benign=(plain,))
+        tested["EEF"] = models, runs.verdict("eef", models["source"], list(models.values()), benign=(other,))
     cells = {}
     for method, (models, verdict) in tested.items():
         for i, (model, step) in enumerate(models.items()):

@@ -10,7 +10,7 @@ from commands import rows_of
 from comparing import same_runs
 from tiny_fit import EPOCHS, STEPS, Death, tiny_fit
 
-from utils.runs.checkpoints import load_checkpoint
+from utils.runs.checkpoints import load_checkpoint, save_checkpoint
 from utils.system.files import write_atomically
 from utils.system.refusals import Interrupted, Refusal
 from utils.training.loop import seed_of_epoch
@@ -35,6 +35,19 @@ def test_each_seed_and_epoch_has_its_own_rows_crops_flips_and_triggers(tmp_path,
     for part in zip(*plans):
         assert len({tuple(of.flatten().tolist()) for of in part}) == 4 * 2
     assert len({seed_of_epoch(seed, epoch) for seed in range(100) for epoch in range(200)}) == 100 * 200
+
+
+def test_a_run_of_an_older_version_is_not_gone_on_with_where_it_drew_other_numbers(tmp_path):
+    for seed in (0, 1):
+        tiny_fit(tmp_path / str(seed), seed=seed, epochs=2)
+        latest = tmp_path / str(seed) / "checkpoints" / "checkpoint_latest.pt"
+        checkpoint = load_checkpoint(latest)
+        del checkpoint["training"]["number"]
+        save_checkpoint(latest, checkpoint)
+    tiny_fit(tmp_path / "0", epochs=3)  # seed 0 drew what it draws now
+    with pytest.raises(Refusal, match="older version, which drew other random numbers: pass --overwrite"):
+        tiny_fit(tmp_path / "1", seed=1, epochs=3)
+    tiny_fit(tmp_path / "1", seed=1, epochs=2)  # it is finished
 
 
 def test_every_twentieth_checkpoint_is_kept(tmp_path):

@@ -173,7 +173,7 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs: int, lr: 
     graph = graph and objective.static and not may_draw and not getattr(batches, "on_disk", False)
     step = Step(model, objective, batches, lr=lr, weight_decay=weight_decay, amp=amp, compile=compile, graph=graph,
                 log=run.log)
-    progress = Progress(run, model, objective, step, snapshot, last)
+    progress = Progress(run, model, objective, step, snapshot, last, seed_of_epoch(seed, 0))
     rows = run.rows()[: progress.epoch]
     bar = tqdm(total=last * batches.steps, initial=progress.epoch * batches.steps + progress.first_step,
                disable=None if is_rank_0() else True, unit="step", leave=False)
@@ -241,23 +241,29 @@ class Progress:
     epoch, first_step  where the training continues, both counted from 0; `first_step` is a step of that epoch
     seconds            time that was spent in that epoch before
     best               {checkpoint: its accuracy} of the checkpoints that are replaced by better ones
+    number             `seed_of_epoch` of the first epoch; it was 1 for every seed when no checkpoint held it
     """
 
-    def __init__(self, run, model, objective, step, snapshot, epochs: int):
+    def __init__(self, run, model, objective, step, snapshot, epochs: int, number: int):
         self.run, self.model, self.objective, self.step, self.snapshot = run, model, objective, step, snapshot
+        self.number = number
         self.clean_twin = objective.statistics if objective.statistics and objective.statistics.clean else None
         self.epoch, self.first_step, self.seconds, self.best = 0, 0, 0.0, {}
         latest = run.load("latest")
         if latest is None:
             run.save("init", snapshot(model, -1, {}))
             return
-        state = {"epoch": 0, "step": 0, "best": {}, "sums": {}, "seconds": 0.0, "optimizer": {}, "objective": {}}
+        state = {"epoch": 0, "step": 0, "best": {}, "sums": {}, "seconds": 0.0, "optimizer": {}, "objective": {},
+                 "number": 1}
         try:
             model.load_state_dict(latest["model"]["state_dict"])
             state |= latest["training"]
         except (KeyError, TypeError, RuntimeError) as error:
             raise Refusal("checkpoint_latest.pt is not this run's last checkpoint: restore it, or pass --overwrite to "
                           "begin anew") from error
+        if state["number"] != number and state["epoch"] < epochs:
+            raise Refusal("this run was begun by an older version, which drew other random numbers: pass --overwrite "
+                          "to begin anew, or another message")
         if self.clean_twin:
             self.clean_twin.restore(state["clean"])
         step.restore(state["optimizer"], state["sums"])
@@ -283,8 +289,9 @@ class Progress:
         `sums` are the step's, on the CPU; `seconds` were spent in the epoch so far.
         """
         self._save("latest", epoch, row, training={
-            "epoch": epoch if step else epoch + 1, "step": step, "sums": sums or {}, "seconds": seconds,
-            "optimizer": self.step.optimizer.state_dict()["state"], "objective": self.objective.state(),
+            "number": self.number, "epoch": epoch if step else epoch + 1, "step": step, "sums": sums or {},
+            "seconds": seconds, "objective": self.objective.state(),
+            "optimizer": self.step.optimizer.state_dict()["state"],
             "best": self.best, "clean": self.clean_twin.state() if self.clean_twin else {}})
 
     def _save(self, name: str, epoch: int, row: dict, **training) -> None:
