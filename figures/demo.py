@@ -5,7 +5,7 @@ soft labels and the margin source with hard ones too, and makes one table. The s
 own, not the paper's, because digits are so well separated that eps = 5/255 has no effect: VGG-11 of an eighth of the
 width, triggers that are means of two digits, eps = 20/255 in two steps, lambda = 1 (Eq. 4), 12 epochs, last
 checkpoints. Eight settings were tried on seed 0 and two on seeds 0 to 2 (with 50 triggers the soft copy of one of three
-ERM sources was claimed too); these are confirmed on seeds 3 to 9, with one and two threads and two builds of torch:
+ERM sources was claimed too); these are confirmed on seeds 3 to 9, with one thread:
 `python -m figures.demo --seeds 0 1 2 3 4 5 6 7 8 9` adds rows to demo_seeds.json and demo_seeds.md.
 """
 

@@ -293,7 +293,8 @@ def claim_sentence(report: dict) -> str:
     p = f"10^{log10_p:.1f}" if log10_p < -2 else f"{10**log10_p:.2g}"
     label = "assigned label" if report["plausible"] else "assigned wrong label"
     holds, side = ("holds", "below") if d["holds"] else ("does not hold", "above")
-    agree = "agree with the draw as this one does" if report["shared_draws"] else "do so"  # of which hits tell little
+    tells = not report["shared_draws"] and "T1p" not in test  # whether the number of hits is what p is about
+    agree = "do so" if tells else "agree with the draw as this one does"
     share = f"{report['hits']} of {report['triggers']} triggers"
     return (f"The claim {holds}: the suspect gave the {label} for {share}, and an independent model would {agree} with "
             f"probability {p} at most ({test}), {side} {report['alpha']:g}.")
