@@ -41,7 +41,6 @@ def steal(flags, word: str) -> None:
     decoded copy. Validation and test images are those of the source's data set.
     """
     device, amp = choose_device(flags.device, flags.deterministic), AMP.get(flags.amp)
-    seed = flags.seed + THIEF + (AGAIN if flags.attack in REMOVALS and flags.on else 0)
     folder = source_folder(flags, flags.teacher_model_type)
     checkpoint, path = load_source(folder, flags.select, flags.teacher_bn)
     source_sha256 = sha256_of_file(path)  # at once: a source that is still trained replaces its checkpoints
@@ -103,6 +102,7 @@ def steal(flags, word: str) -> None:
         report_edited(flags, run, made, start, active, tests, home.test, amp)
         return
     if not run.finished:
+        seed = flags.seed + THIEF + (AGAIN if on else 0)
         prepare_torch(seed, flags.deterministic, flags.tf32)
         if start is not None:
             kept = pruning_masks(start, flags.ratio, flags.criterion, active) if prunes else {}

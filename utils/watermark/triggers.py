@@ -85,8 +85,8 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
 
     A trigger is the mean of k of the held-out images (appendix B.3), rounded to 8 bits. These are taken at random,
     without replacement; with `trigger_strategy` "uncertain" and k = 1 those of the highest entropy under `predict`,
-    uint8 images -> logits; with a strategy of `SHARED` those whose likeliest `choices` are closest to each other. The
-    assigned label, by `strategy`:
+    uint8 images -> logits; with a strategy of `SHARED` those of training images whose likeliest `choices` are closest
+    to each other. The assigned label, by `strategy`:
 
     random      uniform over the classes that are no true label of the k sources (section 3.1)
     highest     of those the most confident one under `predict` (section 4.4)
