@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 
 from figures.shared import HERE
-from utils.benchmark import Contenders, describe_machine, measure_steps, set_up
+from utils.benchmark import OBJECTIVES, Contenders, describe_machine, measure_steps, set_up
 from utils.system.files import write_atomically
 from utils.system.machine import new_figure
-from utils.system.refusals import refuse_in_one_sentence
+from utils.system.refusals import Refusal, refuse_in_one_sentence
 
 # axis -> (flag of the benchmark, its values); the other flags are those of the command line
 AXES = {
@@ -43,12 +43,14 @@ def draw(result, path) -> None:
 
 @refuse_in_one_sentence
 def main():
-    """Measure the benchmark's margin rows along each of `AXES`, with the flags of `utils.benchmark` but --objectives.
+    """Measure the benchmark's margin rows along each of `AXES`, with its flags; Refusal for --objectives.
 
     Settings that two axes share are measured once. JSON and picture are written again after each setting, so that an
     interrupted sweep leaves what it has measured.
     """
     flags, device = set_up(description=__doc__)
+    if flags.objectives != OBJECTIVES:
+        raise Refusal("--objectives: this measures margin steps alone; leave it out")
     path = Path(flags.json or HERE / "cost.json")
     result, measured = {**describe_machine(flags, device), "rows": []}, {}
     for axis, (flag, values) in AXES.items():

@@ -18,7 +18,7 @@ from figures.shared import check_folder, experiment_parser, markdown_table, writ
 from utils.ownership import pvalues
 from utils.system.files import read_json
 from utils.system.machine import figure_png, new_figure
-from utils.system.refusals import COUNT, Refusal, refuse_in_one_sentence
+from utils.system.refusals import COUNT, SEED, Refusal, refuse_in_one_sentence
 
 LENGTHS = {"regime-smoke": ("-ep 4 --stop-after 2", "-ep 2")}  # of sources and of copies, in place of:
 LENGTH = ("-ep 200 --stop-after 45", "-ep 40")
@@ -32,14 +32,15 @@ def main(argv=None):
     parser = experiment_parser("regime", __doc__)
     parser.set_defaults(dir=None)
     parser.add_argument("--profile", default="regime", choices=tuple(REGIMES), help="runs in experiments/<profile>")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="in this order")
+    parser.add_argument("--seeds", type=SEED, nargs="+", help="in this order (default: the profile's)")
     parser.add_argument("--first", type=COUNT, metavar="N", help="only the first N runs of each seed")
     parser.add_argument("--jobs", type=COUNT, default=1, help="runs at once")
     parser.add_argument("--no-run", action="store_true", help="write from the finished runs")
     args = parser.parse_args(argv)
     profile, folder = REGIMES[args.profile], args.dir or Path(f"experiments/{args.profile}")
     lengths = LENGTHS.get(args.profile, LENGTH)
-    of_seeds = {seed: steps_of_seed(RunCommands(profile, folder, seed), *lengths) for seed in args.seeds}
+    of_seeds = {seed: steps_of_seed(RunCommands(profile, folder, seed), *lengths)
+                for seed in args.seeds or profile.seeds}
     steps = [(name, seed, step) for seed, of in of_seeds.items() for name, step in list(of.items())[: args.first]]
     check_folder("--out", args.out)
     if not args.no_run:
@@ -51,7 +52,7 @@ def main(argv=None):
     if not new:
         raise Refusal(f"--no-run: {folder} holds no run; leave --no-run out")
     path = args.out / f"{args.profile}.json"
-    order, found = list(of_seeds[args.seeds[0]]), {}
+    order, found = list(next(iter(of_seeds.values()))), {}
     old = {(name, run["seed"]): run for name, runs in (read_json(path) or {}).items() if name in order for run in runs}
     for (name, _), run in sorted((old | new).items(), key=lambda item: (order.index(item[0][0]), item[0][1])):
         found.setdefault(name, []).append(run)

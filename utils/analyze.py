@@ -79,7 +79,7 @@ def report_energy(run: FinishedRun) -> dict:
     clean_energy, trigger_energy = free_energy(clean_logits), free_energy(trigger_logits)
     hit = trigger_logits.argmax(1) == run.triggers.labels.to(trigger_logits.device)
     mean = lambda values: round(float(values.mean()), 6) if len(values) else None
-    return {"test_accuracy": float((clean_logits.argmax(1).cpu() == run.test.labels).float().mean()),
+    return {"test_accuracy": count_hits(clean_logits, run.test.labels) / len(run.test.labels),
             "energy_clean": mean(clean_energy), "energy_success": mean(trigger_energy[hit]),
             "energy_failed": mean(trigger_energy[~hit]), "successes": int(hit.sum()), "triggers": len(hit),
             "refused_at_5_percent": refused_share(clean_energy, trigger_energy)}
@@ -201,7 +201,7 @@ def report_traces(copy: FinishedRun) -> dict:
         result[f"assigned_near_for_{name}"] = float(near.mean())
     for name, model in models.items():
         on_test[name], on_triggers = (predict(model, images).cpu() for images in (test.images, triggers.images))
-        result[f"{name}_accuracy"] = float((on_test[name].argmax(1) == test.labels).double().mean())
+        result[f"{name}_accuracy"] = count_hits(on_test[name], test.labels) / len(test.labels)
         result[f"{name}_hits"] = count_hits(on_triggers, triggers.labels)
         result[f"{name}_margin"] = float(assigned_margin(on_triggers, triggers.labels).mean())
     everywhere = torch.stack([probability[train.labels != label, label].mean() for label in triggers.labels])

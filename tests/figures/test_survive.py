@@ -4,7 +4,7 @@ import json
 
 from commands import refused
 
-from figures.survive import main
+from figures.survive import main, rows_of_run
 
 SETTINGS = {"train_type": "margin", "bn_stats": "shared", "variable": 0.1, "reduction": "sum", "steps": 5, "eps": 5.0,
             "num_mixup": 1, "num_query": 50, "trigger_strategy": "uncertain", "label_strategy": "plausible",
@@ -32,6 +32,10 @@ def test_a_run_that_is_added_again_replaces_its_rows(tmp_path, capsys):
         write(source / name, SETTINGS, found(0.70, hits, p, attack="soft", model=model, teacher_bn="paper", rows=[]))
     pruned = found(0.71, 50, -15.0, attack="prune", model="res18", role="edited", rows=[])  # of the model before
     write(source / "extraction_p", SETTINGS, pruned)
+    write(tmp_path / "eval", SETTINGS | {"bn_stats": "eval"}, own | {"clean": found(0.73, 40, -9.0), "rows": []})
+    write(tmp_path / "eval" / "soft", SETTINGS,
+          found(0.70, 3, -0.2, attack="soft", model="res18", teacher_bn="clean", rows=[]))
+    assert rows_of_run(tmp_path / "eval")[-1]["source_accuracy"] == 0.73  # of the model that was copied
     file, benign = tmp_path / "survive.json", tmp_path / "benign"
     settings = SETTINGS | {"train_type": "none", "label_strategy": "random", "trigger_strategy": None}
     write(benign, settings, found(0.715, 3, -0.1, clean=None, rows=[]))

@@ -34,7 +34,8 @@ def test_a_run_killed_while_overwriting_never_continues_old_files(unbroken_run, 
     for fatal in range(11, 0, -1):
         path, count = tmp_path / str(fatal), [0]
         tiny_fit(path, lr=0.5)
-        (path / "summary.json").write_text("{}")
+        for name in ("summary.json", "di.json"):
+            (path / name).write_text("{}")
 
         def unlink(self, missing_ok=False, count=count, fatal=fatal):
             count[0] += 1
@@ -51,6 +52,7 @@ def test_a_run_killed_while_overwriting_never_continues_old_files(unbroken_run, 
         with pytest.raises(Refusal, match="other settings"):
             tiny_fit(path)
     tiny_fit(path, overwrite=True)  # from scratch, although nearly all old files are there
+    assert not (path / "di.json").exists()
     tiny_fit(path)  # the settings are the new ones
     same_runs(path, unbroken_run)
 

@@ -9,7 +9,6 @@ import io
 import itertools
 import json
 import math
-import os
 import shlex
 import shutil
 import subprocess
@@ -30,7 +29,7 @@ from utils.answers import answers
 from utils.answers.answers import Answer, Answers, Classes
 from utils.data.files import write_pictures
 from utils.runs.initial_weights import read_suspect_model
-from utils.system.files import ANSWERS_LIMIT, CHECKPOINT_LIMIT, open_private, read_bounded, write_atomically
+from utils.system.files import ANSWERS_LIMIT, CHECKPOINT_LIMIT, open_private, read_bounded, sync, write_atomically
 from utils.system.outside import REPLY_LIMIT, NoReply, post, run_bounded, short
 from utils.system.refusals import Refusal
 
@@ -278,4 +277,4 @@ def keep_answer(path: Path, name: str, answer: Answer) -> None:
     with open(path, "ab", opener=open_private) as file:
         file.write(json.dumps([name, answer.probabilities or answer.label]).encode() + b"\n")
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())

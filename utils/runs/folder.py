@@ -19,7 +19,8 @@ from utils.system.machine import describe_process, is_rank_0, rank_0_first, rest
 from utils.system.refusals import Refusal
 
 OWN_FILES = ("run.json", "metrics.jsonl", "output.log", "summary.json", "trigger.png", "triggers.pt", "commitment.json",
-             "key.json", "report.html", "energy.json", "margin.json", "tsne.json", "traces.json", "recalibrated.json")
+             "key.json", "report.html", "energy.json", "margin.json", "tsne.json", "traces.json", "recalibrated.json",
+             "di.json", "eef.json")
 # settings that change where and how a run is computed, not what it computes
 NOT_COMPARED = ("dir", "data_dir", "data_dir_source", "device", "overwrite", "benign", "skip_bad_images", "graph",
                 "prepared")
@@ -44,7 +45,10 @@ class RunFolder:
         refuse_links(self.path)
         if overwrite:
             return
-        there = read_json(self.path / "run.json")
+        try:
+            there = read_json(self.path / "run.json")
+        except Refusal as error:
+            raise Refusal(f"{error}, or pass --overwrite to begin anew") from error
         if there is None and any(self.checkpoints.glob("checkpoint_*.pt")):
             raise Refusal(f"{self.path} holds checkpoints of another program: pass {self.hint} or --overwrite")
         if there is None:

@@ -124,7 +124,7 @@ def read_json(path: Path) -> dict | None:
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:
-        raise Refusal(f"{path} is damaged: restore it, or pass --overwrite to begin anew") from error
+        raise Refusal(f"{path} is damaged: restore it") from error
     return content if isinstance(content, dict) else {}
 
 

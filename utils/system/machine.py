@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from utils.system.refusals import Refusal, exit_hooks
+from utils.system.refusals import Refusal, exit_hooks, rank
 
 ROOT = Path(__file__).resolve().parents[2]
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}  # --amp
@@ -76,11 +76,6 @@ def describe_process(device: torch.device) -> dict:
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     return {"command": sys.argv, "git_commit": commit, "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
             "device": device.type, "device_name": name, "threads": torch.get_num_threads(), **versions}
-
-
-def rank() -> int:
-    """This process's number; 0 where there is only one."""
-    return int(os.environ.get("RANK", 0)) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
 def is_rank_0() -> bool:

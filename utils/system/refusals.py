@@ -36,6 +36,11 @@ class Interrupted(Exception):
         self.signum = signum
 
 
+def rank() -> int:
+    """This process's number among those of torchrun; 0 where there is only one, whatever a scheduler calls it."""
+    return int(os.environ.get("RANK", 0)) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+
+
 def printable(text: str) -> str:
     """The text with whatever could steer a terminal, as escape codes do, written out as in \\x1b; line ends stay."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
@@ -68,7 +73,7 @@ def refuse_in_one_sentence(main):
         except (Refusal, Interrupted, KeyboardInterrupt, OSError, RuntimeError, MemoryError) as error:
             text, status = _describe(error)
             is_on_all_ranks = isinstance(error, (Refusal, Interrupted))  # then rank 0 alone says it
-        if not is_on_all_ranks or not int(os.environ.get("RANK", 0)):
+        if not is_on_all_ranks or rank() == 0:
             name = sys.argv[0].rsplit("/", 1)[-1]
             with contextlib.suppress(OSError):  # nobody may read this either
                 print(f"{name}: {'error: ' if status == 2 else ''}{printable(' '.join(text.split()))}",
