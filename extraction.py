@@ -12,9 +12,9 @@ from utils.data.sets import load_data
 from utils.flags import extraction_flags, source_folder
 from utils.ownership.results import TriggerTests
 from utils.rivals.ewe import constant_rate, ewe_adam
-from utils.runs.checkpoints import find_checkpoint, load_checkpoint, load_source, model_width, pack_checkpoint
+from utils.runs.checkpoints import find_checkpoint, load_source, model_width, pack_checkpoint, read_model
 from utils.runs.folder import RunFolder, finish_run
-from utils.runs.networks import check_compile, check_single_images, check_training, require_gradient_of_images
+from utils.runs.networks import check_training, require_gradient_of_images
 from utils.system.files import read_json, sha256_of_file
 from utils.system.machine import AMP, choose_device, is_rank_0, prepare_torch
 from utils.system.refusals import Refusal, refuse_in_one_sentence
@@ -52,23 +52,13 @@ def steal(flags, word: str) -> None:
     flags.image_size = None if source.size == SIZE else source.size
     about, name, model_type = checkpoint.get("about", {}), flags.attack, flags.model_type
     start = on = None  # the model that an attack of `REMOVALS` edits, and its file
+    edits = flags.attack in ("prune", "quantize")  # without training
     if flags.attack in REMOVALS:
-        start, model_type, on = starting_model(flags, source, folder, device)
-        if width not in (None, model_width(start)):
-            raise Refusal(f"--width {width}: -at {flags.attack} keeps the width, {model_width(start)}; leave it out")
-        check_edit(flags.attack, start, flags.finetune, flags.criterion)
-        trains = flags.attack in ("finetune", "fineprune")
-        needs_labels = trains and flags.finetune != "shift"
-        if trains and flags.compile:
-            check_compile(device)
-        name = f"{flags.attack} {flags.finetune}" if trains else flags.attack
-        if trains and flags.finetune == "wrk":
-            require_gradient_of_images("--finetune wrk", start)
-            if flags.batch_size < 10:  # a fifth of it is moved over the boundary, in a batch of its own
-                raise Refusal(f"--finetune wrk --batch-size {flags.batch_size}: a fifth of a batch must be two images "
-                              "or more; pass --batch-size 10 or more")
-        if trains and flags.batch_size == 1:
-            check_single_images(f"a {model_type}", start)
+        start, on = starting_model(flags, source, folder, device)
+        model_type = start.name
+        check_edit(flags, start, width)
+        needs_labels = not edits and flags.finetune != "shift"
+        name += "" if edits else f" {flags.finetune}"
     else:
         loss, needs_labels = extraction_loss(flags)
         trial = check_training("-dmt", model_type, source.num_classes, source.size, flags.width, device, amp,
@@ -90,7 +80,6 @@ def steal(flags, word: str) -> None:
             "source_sha256": source_sha256, "seed": flags.seed}
 
     run.open(device, flags.overwrite)
-    edits = flags.attack in ("prune", "quantize")
     if not run.finished:
         run.log(*own.notes)
     elif not edits:
@@ -117,14 +106,14 @@ def steal(flags, word: str) -> None:
             objective = ExtractionObjective(answers, loss, needs_labels, ascent, robust)
         if flags.adam:
             objective.optimizer, objective.rate = ewe_adam, constant_rate
+            objective.static = False  # Adam's count of steps has not been tried in a recording
         batches = Batches(own.train, flags.batch_size, own.mirrors(flags, run.log), device, crop=not flags.no_crop)
         of_run = {"classes": home.classes, "dataset": home.name, "attack": name, "seed": flags.seed}
-        snapshot = lambda model, epoch, row: pack_checkpoint(model, model_type, epoch=epoch, figures=row, about=of_run)
+        snapshot = lambda model, epoch, row: pack_checkpoint(model, epoch=epoch, figures=row, about=of_run)
         validation = validation_images(home, triggers)
         evaluate = lambda model: accuracies(model, amp, val=validation, trigger=triggers)
         fit(run, model, objective, batches, evaluate, snapshot, epochs=flags.epoch, lr=flags.adam or flags.lr,
-            weight_decay=flags.weight_decay, seed=seed, amp=amp, compile=flags.compile,
-            graph=flags.graph and not flags.adam)  # Adam's count of steps has not been tried in a recording
+            weight_decay=flags.weight_decay, seed=seed, amp=amp, compile=flags.compile, graph=flags.graph)
     if is_rank_0():
         of_start = read_json(on.parents[1] / "summary.json") if on else None  # of --on: what that copy was made from
         statistics = (of_start or {}).get("teacher_bn", flags.teacher_bn)
@@ -148,15 +137,13 @@ def check_source(flags, checkpoint: dict, source, triggers, path) -> None:
 
 
 def starting_model(flags, source, folder, device):
-    """The frozen model that an attack of `REMOVALS` edits, its architecture, and its file if it is that of --on."""
-    model, kind, path = source, flags.teacher_model_type, None
-    if flags.on:
-        path = find_checkpoint(folder / flags.on, flags.select)
-        checkpoint = load_checkpoint(path)
-        (model, _), kind = unpack_source(checkpoint, path, device), checkpoint["model"]["type"]
-    if flags.model_type not in ("", kind):
-        raise Refusal(f"-dmt {flags.model_type}: -at {flags.attack} keeps the architecture, a {kind}; leave -dmt out")
-    return model, kind, path
+    """The frozen model that an attack of `REMOVALS` edits, and its file if it is that of --on."""
+    path = find_checkpoint(folder / flags.on, flags.select) if flags.on else None
+    model = read_model(path, device) if path else source
+    if flags.model_type not in ("", model.name):
+        raise Refusal(f"-dmt {flags.model_type}: -at {flags.attack} keeps the architecture, a {model.name}; "
+                      "leave -dmt out")
+    return model, path
 
 
 def load_both(flags, about: dict):
@@ -164,7 +151,8 @@ def load_both(flags, about: dict):
     more = {"skip_bad_images": flags.skip_bad_images, "image_size": flags.image_size}
     same = (flags.dataset_source, flags.data_dir_source) == (flags.dataset, flags.data_dir)
     count = flags.train_size or (about.get("train_size") if same else None)
-    own = load_data(flags.dataset_source, flags.data_dir_source, train_size=count, **more)
+    own = load_data(flags.dataset_source, flags.data_dir_source, train_size=count,
+                    flag="-dt" if same else "-dsrc", **more)
     return own, own if same else load_data(flags.dataset, flags.data_dir, **more)
 
 

@@ -40,7 +40,7 @@ def main():
     record = vars(flags) | {"data_sha256": data.sha256} | ({"init_sha256": initial.sha256} if flags.init else {})
     clean = read_label_model(flags, data, device) if flags.label_model else None
     if clean:
-        hashes = [sha256_of_file(find_checkpoint(name, None)) for name in flags.label_model]
+        hashes = [sha256_of_file(find_checkpoint(name)) for name in flags.label_model]
         record["label_model_sha256"] = hashes if len(hashes) > 1 else hashes[0]
         record["label_model"] = flags.label_model if len(hashes) > 1 else flags.label_model[0]
     prepared = read_prepared(flags.prepared) if flags.prepared else None
@@ -95,7 +95,7 @@ def main():
         about = {"classes": data.classes, "dataset": data.name, "train_size": len(data.train.labels),
                  "train_type": flags.train_type, "label_strategy": flags.label_strategy, "seed": flags.seed}
         snapshot = lambda model, epoch, row: pack_checkpoint(
-            model, flags.model_type, epoch=epoch, figures=row, about=about, **pack_triggers(current()))
+            model, epoch=epoch, figures=row, about=about, **pack_triggers(current()))
         evaluate = lambda model: accuracies(model, amp, val=validation, trigger=current())
         fit(run, model, objective, batches, evaluate, snapshot, epochs=flags.epoch, lr=flags.lr,
             weight_decay=flags.weight_decay, seed=flags.seed, amp=amp, compile=flags.compile, graph=flags.graph,

@@ -19,7 +19,7 @@ from utils.ownership.results import LOG_ALPHA
 from utils.ownership.verdict import MIN_BANK
 from utils.rivals import embedded_features as eef
 from utils.rivals.dataset_inference import di_figures
-from utils.runs.checkpoints import find_checkpoint, read_model
+from utils.runs.checkpoints import read_model
 from utils.system.refusals import COUNT, refuse_in_one_sentence
 from utils.training.metrics import accuracy, predict
 from utils.watermark.prepared import labels_from_beacon
@@ -55,7 +55,7 @@ def train_models(folder: Path) -> tuple:
     halves = {"a": folder / "images-a", "b": folder / "images-b"}
     write_image_halves(halves)
     model = lambda name, half, flags, seed: read_model(
-        find_checkpoint(train_run(folder / "runs", halves[half], flags, name, seed), None))
+        train_run(folder / "runs", halves[half], flags, name, seed))
     return ({"poor": model("poor", "b", "-tt none -nq 1 -ep 1", 1), "good": model("good", "b", BENIGN, 2)},
             [model(f"bank{i}", "a", BENIGN, 10 + i) for i in range(MIN_BANK)],
             model("source", "a", BENIGN, 3), model("styled", "a", SOURCES["EEF"], 4))

@@ -89,12 +89,12 @@ def make_runs(folder, seed: int, m: int) -> tuple[Path, dict]:
 
 def measure(source: Path, copies: dict, seed: int) -> list[dict]:
     """A row for each copy: p-values of all triggers by score and disguise, and of n queries in `ORDERS` orders."""
-    path = find_checkpoint(source, None)
+    path = find_checkpoint(source)
     _, triggers = unpack_source(load_checkpoint(path), path)
     assigned, true = triggers.labels.numpy(), triggers.true_labels.numpy()
     rows = []
     for name, folder in copies.items():
-        model = read_model(find_checkpoint(folder, None))
+        model = read_model(folder)
         p = predict(model, triggers.images).double().softmax(1).numpy()
         allowed, rng = pvalues.drawn_from(p.shape, true), np.random.default_rng(seed)
         t1 = lambda p, part=slice(None): pvalues.label_randomisation(p.argmax(1), assigned[part], true[part],

@@ -66,8 +66,7 @@ def join_numbers(values) -> str:
 
 def interval(k: int, n: int) -> tuple[float, float]:
     """Two-sided 95 % Clopper-Pearson interval of a rate, after k of n."""
-    low = stats.beta.ppf(0.025, k, n - k + 1) if k else 0.0
-    return float(low), float(stats.beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0
+    return tuple(map(float, stats.binomtest(k, n).proportion_ci()))
 
 
 def write_result(path: Path, content, text: str, picture: bytes | None = None, indent: int | None = None) -> None:

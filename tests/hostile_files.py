@@ -28,7 +28,7 @@ def write_good_files(folder):
     labels, true = torch.arange(30) % 5, (torch.arange(30)[:, None] + 1) % 5
     triggers = TriggerSet(images, labels, true, true)
     about = {"classes": CLASSES}
-    save_checkpoint(folder / "model.pt", pack_checkpoint(model, "vgg11", about=about, **pack_triggers(triggers)))
+    save_checkpoint(folder / "model.pt", pack_checkpoint(model, about=about, **pack_triggers(triggers)))
     save_checkpoint(folder / "triggers.pt", triggers._asdict())
     np.save(folder / "labels.npy", labels.numpy())
     np.save(folder / "probabilities.npy", np.eye(5)[labels.numpy()])

@@ -41,7 +41,7 @@ def make_run(path, settings=SETTINGS, labels=None, record=None, **draw):
     prepare_torch(settings["seed"], False)
     model = models.build("vgg11", 10, digits.mean, digits.std, 4).eval()
     about = {"classes": CLASSES, "train_type": settings["train_type"], "label_strategy": settings["label_strategy"]}
-    run.save("nat_best", pack_checkpoint(model, "vgg11", epoch=0, figures={}, about=about, **pack_triggers(triggers)))
+    run.save("nat_best", pack_checkpoint(model, epoch=0, figures={}, about=about, **pack_triggers(triggers)))
     run._lock.close()
     return path, triggers
 

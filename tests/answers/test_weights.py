@@ -45,7 +45,7 @@ def write(path, model, kind="state dict"):
     if kind == "network alone":
         weights = {name.removeprefix("1."): tensor for name, tensor in weights.items() if name.startswith("1.")}
     if kind == "checkpoint":
-        save_checkpoint(path, pack_checkpoint(model, model.name))
+        save_checkpoint(path, pack_checkpoint(model))
     elif kind == "safetensors":
         path = path.with_suffix(".safetensors")
         pytest.importorskip("safetensors.torch").save_file(weights, path)
@@ -84,7 +84,7 @@ def test_a_file_gives_the_model_that_was_saved_frozen_and_with_its_own_normalisa
 
 
 def test_every_kind_of_file_leads_to_the_same_verdict(owner, bank, tmp_path):
-    weights = load_checkpoint(find_checkpoint(owner[0], None))["model"]["state_dict"]
+    weights = load_checkpoint(find_checkpoint(owner[0]))["model"]["state_dict"]
     torch.save(weights, tmp_path / "dict.pt")
     torch.save({name[2:]: tensor for name, tensor in weights.items() if name[0] == "1"}, tmp_path / "alone.pt")
 

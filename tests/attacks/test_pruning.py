@@ -1,6 +1,7 @@
 """Pruning, quantisation and fine-tuning, on a small model."""
 
 import copy
+from argparse import Namespace
 
 import pytest
 import torch
@@ -39,6 +40,10 @@ def from_outside(*layers):
                              nn.Sequential(*layers, nn.Flatten()))
 
 
+def edit_flags(attack, criterion="activation"):
+    return Namespace(attack=attack, finetune="ftal", criterion=criterion, compile=False, batch_size=64)
+
+
 @pytest.mark.parametrize("layers, criterion, words", [
     ((nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)), "activation", "has none with weights: pass --criterion magnitude"),
     ((nn.GroupNorm(1, 3),), "magnitude", "has none: pass -at finetune"),
@@ -46,14 +51,14 @@ def from_outside(*layers):
 ])
 def test_what_would_prune_nothing_is_refused(layers, criterion, words):
     with pytest.raises(Refusal, match=f"-at prune.*a own:net {words}"):
-        check_edit("prune", from_outside(*layers), "ftal", criterion)
+        check_edit(edit_flags("prune", criterion), from_outside(*layers), None)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_a_model_that_cannot_be_copied_is_not_edited():
-    check_edit("finetune", from_outside(nn.Conv2d(3, 4, 1)), "ftal", "activation")
+    check_edit(edit_flags("finetune"), from_outside(nn.Conv2d(3, 4, 1)), None)
     with pytest.raises(Refusal, match="-at finetune edits a copy of the model, and a own:net cannot be copied"):
-        check_edit("finetune", from_outside(nn.utils.weight_norm(nn.Conv2d(3, 4, 1))), "ftal", "activation")
+        check_edit(edit_flags("finetune"), from_outside(nn.utils.weight_norm(nn.Conv2d(3, 4, 1))), None)
 
 
 def test_magnitude_pruning_removes_the_smallest_weights_of_all_layers():

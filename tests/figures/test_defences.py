@@ -12,7 +12,7 @@ from figures import defences
 from figures.defences import DEFENCES, TRANSFORMATIONS, Queries, noisy, queries_of, rounded, unusual
 from utils.data.sets import load_data
 from utils.ownership.pvalues import score_randomisation
-from utils.runs.checkpoints import find_checkpoint, read_model
+from utils.runs.checkpoints import read_model
 from utils.training.metrics import predict
 from utils.watermark.trigger_files import read_triggers
 
@@ -80,7 +80,7 @@ def test_a_copy_is_measured_under_every_defence(tmp_path):
     rows = json.loads(file.read_text())["rows"]
     summary = json.loads((copy / "summary.json").read_text())
     assert [row["defence"] for row in rows] == [*DEFENCES, *TRANSFORMATIONS]
-    flipped, model = rows[-1], read_model(find_checkpoint(copy))
+    flipped, model = rows[-1], read_model(copy)
     images, labels = (triggers := read_triggers(tmp_path / SOURCE / "triggers.pt", 10)).images, triggers.labels
     mean = (predict(model, images).softmax(1) + predict(model, images.flip(-1)).softmax(1)) / 2
     assert flipped["hits"] == int((mean.argmax(1) == labels).sum())

@@ -57,12 +57,12 @@ def session(tmp_path_factory):
     for seed in (0, 1, 2):
         good("train", *flags, "-tt", "none", "--seed", seed, "-msg", seed)
     runs = [folder / f"digits_vgg11_none_10_{seed}" for seed in (0, 1, 2)]
-    source, stolen = (load_checkpoint(find_checkpoint(run, None)) for run in runs[:2])
+    source, stolen = (load_checkpoint(find_checkpoint(run)) for run in runs[:2])
     save_checkpoint(folder / "copy.pt", {"model": source["model"]})
     save_checkpoint(folder / "stolen.pt", stolen | {"about": stolen["about"] | {"attack": "soft"}})
     swapped = stolen["about"] | {"classes": stolen["about"]["classes"][::-1]}
     save_checkpoint(folder / "swapped.pt", stolen | {"about": swapped})
-    save_checkpoint(folder / "eleven.pt", pack_checkpoint(models.build("vgg11", 11, width=4), "vgg11"))
+    save_checkpoint(folder / "eleven.pt", pack_checkpoint(models.build("vgg11", 11, width=4)))
     return folder, *runs
 
 
@@ -71,7 +71,7 @@ def test_the_command_asks_test_images_and_counts_as_the_functions_do(session, tm
     flags = ("akh", source, "--benign", first, second, "--device", "cpu", "--json", tmp_path / "akh.json", "--suspect")
     status, out, _ = verify(*flags, folder / "copy.pt", first)
     figures, test = json.loads((tmp_path / "akh.json").read_text()), load_data("digits").test
-    answers = [predict(read_model(find_checkpoint(run, None)), test.images).argmax(1).numpy()
+    answers = [predict(read_model(run), test.images).argmax(1).numpy()
                for run in (source, first, second)]
     for row, suspect, run in zip(figures["suspects"], answers, (folder / "copy.pt", first)):
         assert row == {"model": str(run)} | akh_figures(test.labels.numpy(), answers[0], suspect, answers[1:])

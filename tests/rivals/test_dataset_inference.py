@@ -74,12 +74,12 @@ def session(tmp_path_factory):
     good("train", "-d", folder, "-dt", "digits", "-tt", "none", "-nq", 10, "-mt", "vgg11", "--width", 4, "--train-size",
          64, "--batch-size", 32, "-ep", 1, "--device", "cpu")
     source = folder / "digits_vgg11_none_10_"
-    save_checkpoint(folder / "copy.pt", {"model": load_checkpoint(find_checkpoint(source, None))["model"]})
+    save_checkpoint(folder / "copy.pt", {"model": load_checkpoint(find_checkpoint(source))["model"]})
     for name, classes in (("benign", 10), ("eleven", 11)):
-        save_checkpoint(folder / f"{name}.pt", pack_checkpoint(models.build("vgg11", classes, width=4), "vgg11"))
+        save_checkpoint(folder / f"{name}.pt", pack_checkpoint(models.build("vgg11", classes, width=4)))
     (folder / "other" / "checkpoints").mkdir(parents=True)
     (folder / "other" / "run.json").write_text(json.dumps({"settings": {"data_sha256": "0" * 64}}))
-    shutil.copy(find_checkpoint(source, None), folder / "other" / "checkpoints")
+    shutil.copy(find_checkpoint(source), folder / "other" / "checkpoints")
     return folder, source
 
 
@@ -87,7 +87,7 @@ def session(tmp_path_factory):
 def memory(session, monkeypatch):
     """Invented distances: larger on the source's training images, for models that hold its weights."""
     known = {image.numpy().tobytes() for image in load_data("digits", train_size=64).train.images}
-    weights = load_checkpoint(find_checkpoint(session[1], None))["model"]["state_dict"]["1.linear.weight"]
+    weights = load_checkpoint(find_checkpoint(session[1]))["model"]["state_dict"]["1.linear.weight"]
 
     def distances(model, images, labels, walk, generator, svhn):
         private = torch.tensor([image.numpy().tobytes() in known for image in images])

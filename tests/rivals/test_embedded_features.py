@@ -157,7 +157,7 @@ def runs(quick, tmp_path_factory):
     for message, *more in (("victim", "--embed-features", 0.3, "-ep", 2), ("benign", "--seed", 1, "-ep", 2),
                            ("plain", "-ep", 1)):
         good("train", "-d", folder, *TRAIN, "-msg", message, *more)
-    save_checkpoint(folder / "wide", pack_checkpoint(models.build("vgg11", 10, width=8), "vgg11"))
+    save_checkpoint(folder / "wide", pack_checkpoint(models.build("vgg11", 10, width=8)))
     return {path.name.rsplit("_", 1)[-1]: path for path in folder.iterdir()}
 
 

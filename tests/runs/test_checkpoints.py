@@ -28,10 +28,10 @@ def test_find_checkpoint_names_what_it_looked_for(unbroken_run, tmp_path):
 
 def test_find_checkpoint_takes_the_one_that_the_summary_names(unbroken_run, tmp_path):
     run = shutil.copytree(unbroken_run, tmp_path / "run")
-    assert checkpoints.find_checkpoint(run, None).name == "checkpoint_nat_best.pt"  # while there is no summary
+    assert checkpoints.find_checkpoint(run).name == "checkpoint_nat_best.pt"  # while there is no summary
     for select, name in (("last", "latest"), ("val", "nat_best")):
         (run / "summary.json").write_text(json.dumps({"select": select}))
-        assert checkpoints.find_checkpoint(run, None) == run / "checkpoints" / f"checkpoint_{name}.pt"
+        assert checkpoints.find_checkpoint(run) == run / "checkpoints" / f"checkpoint_{name}.pt"
 
 
 @pytest.mark.parametrize("name, kind, fits", [
@@ -39,7 +39,7 @@ def test_find_checkpoint_takes_the_one_that_the_summary_names(unbroken_run, tmp_
     ("1.bn1.num_batches_tracked", torch.float32, True), ("1.bn1.num_batches_tracked", torch.int32, True),
 ])
 def test_weights_are_whole_numbers_only_where_the_models_are(name, kind, fits):
-    checkpoint = checkpoints.pack_checkpoint(models.build("res18", 3, width=2), "res18")
+    checkpoint = checkpoints.pack_checkpoint(models.build("res18", 3, width=2))
     weights = checkpoint["model"]["state_dict"]
     weights[name] = weights[name].to(kind)
     if fits:
@@ -54,7 +54,7 @@ def test_weights_are_whole_numbers_only_where_the_models_are(name, kind, fits):
     lambda e: e.pop("classes"), lambda e: e.update(type=["tv:resnet18"]), lambda e: e.update(classes=6),
 ])
 def test_a_file_that_lies_about_its_architecture_is_refused_and_imports_nothing(spoil, unnamed):
-    checkpoint = checkpoints.pack_checkpoint(models.build("tv:shufflenet_v2_x0_5", 5), "tv:shufflenet_v2_x0_5")
+    checkpoint = checkpoints.pack_checkpoint(models.build("tv:shufflenet_v2_x0_5", 5))
     spoil(checkpoint["model"])
     with pytest.raises(Refusal, match="one.pt (does not hold|holds a model of)"):
         checkpoints.restore_model(checkpoint, "one.pt")

@@ -20,7 +20,7 @@ def network(classes=4, seed=0, width=4):
 
 WEIGHTS = {name: tensor.clone() for name, tensor in network(seed=1).state_dict().items()}
 ALONE = {name.removeprefix("1."): tensor for name, tensor in WEIGHTS.items() if name.startswith("1.")}
-OF_CHECKPOINT = pack_checkpoint(network(seed=1), "res18")
+OF_CHECKPOINT = pack_checkpoint(network(seed=1))
 
 
 def under(prefix, weights=ALONE):

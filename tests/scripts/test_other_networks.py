@@ -95,7 +95,7 @@ def test_claim_and_export_need_the_users_function_by_name_and_a_report_names_it(
 def test_larger_images_are_trained_on_stolen_with_and_claimed_with(large, tmp_path):
     source, flags = large
     for folder, name in ((source, MOBILE), (source / "extraction", "vgg11")):
-        model = read_model(find_checkpoint(folder))
+        model = read_model(folder)
         assert (model.name, model.size, summary(folder)["model"]) == (name, 48, name)
         assert hits_of_claim(source, folder, tmp_path) == summary(folder)["trigger_hits"]
     assert summary(source)["clean"] is not None  # it has BatchNorm

@@ -45,6 +45,8 @@ def test_images_and_labels_of_others_are_refused_where_the_runs_own_are_needed(o
     cars, other = folder / "cars", (*steal, "-admsg", "_none", "--train-size", 40)
     bad = refused("extraction", *steal, "-admsg", "_none", "-at", "reg", "-dsrc", "digits")
     assert "-dsrc" in bad and "soft or hard" in bad
+    bad = refused("extraction", *steal, "-admsg", "_none", "-dsrc", "svhn", "--data-dir-source", folder / "cars")
+    assert "-dsrc svhn" in bad
     for script in ("extraction", "distill"):
         assert "3 classes are not the source's 2" in refused(script, *other, "--data-dir", cars)
     said = refused("utils.analyze", "energy", folder / "runs" / SOURCE, "--data-dir", cars)

@@ -73,7 +73,7 @@ def test_an_official_checkpoint_can_be_stolen_from(tmp_path):
 def test_labels_that_are_not_drawn_at_random_have_no_t1(strategy, sign, benign, tmp_path):
     good("train", "-d", tmp_path, *TRAIN, "--label-strategy", strategy, "--label-model", benign)
     saved = load_checkpoint(tmp_path / SOURCE / "triggers.pt")
-    logits = sign * predict(read_model(find_checkpoint(benign)), saved["images"])
+    logits = sign * predict(read_model(benign), saved["images"])
     wrong = logits.scatter(1, saved["true_labels"], -torch.inf)
     assert torch.equal(saved["labels"], wrong.argmax(dim=1))  # the likeliest or the least likely of the wrong classes
     assert summary(tmp_path / SOURCE)["log10_p"]["T1"] is None
@@ -82,7 +82,7 @@ def test_labels_that_are_not_drawn_at_random_have_no_t1(strategy, sign, benign, 
 def test_triggers_and_candidates_are_those_of_the_clean_model(benign, tmp_path):
     run, command = tmp_path / SOURCE, ("train", "-d", tmp_path, "-tt", "margin", *TRAIN, "--label-model", benign)
     good(*command, *PLAUSIBLE)
-    triggers, clean = read_triggers(run / "triggers.pt", 10), read_model(find_checkpoint(benign))
+    triggers, clean = read_triggers(run / "triggers.pt", 10), read_model(benign)
     held_out = load_data("digits").held_out
     p = predict(clean, held_out.images).double().softmax(1)
     most = (-(p * p.log()).sum(1)).topk(10).indices.sort().values
@@ -109,4 +109,4 @@ def test_carriers_are_trained_under_labels_of_triggers(benign, tmp_path):
     assert losses[0] != losses[1] == losses[2]
     same(sets[0], sets[1])
     same(sets[1], sets[2])
-    assert "pass the -mt and --width" in refused(*command, "-mt", "res18", "--label-model", plain)
+    assert "pass the -mt that" in refused(*command, "-mt", "res18", "--label-model", plain)

@@ -74,7 +74,7 @@ def test_candidates_are_saved_and_read_and_sets_without_are_saved_as_before(plau
     save_checkpoint(tmp_path / "triggers.pt", plausible.entries)
     again = read_triggers(tmp_path / "triggers.pt", 5)
     assert all(torch.equal(a, b) for a, b in zip(plausible, again)) and again.candidates.shape == (30, 2)
-    packed = pack_checkpoint(models.build("res18", 5, width=2), "res18", **pack_triggers(plausible))
+    packed = pack_checkpoint(models.build("res18", 5, width=2), **pack_triggers(plausible))
     assert all(torch.equal(a, b) for a, b in zip(plausible, unpack_source(packed, "one.pt")[1]))
     plain = TriggerSet(*plausible[:4])
     assert plain.candidates.shape == (30, 0) and plain.candidates.dtype == torch.int64 and len(plain) == 30

@@ -9,7 +9,8 @@ from torch import nn
 
 import models
 from utils.attacks.stealing import ExtractionObjective, hard_loss
-from utils.runs.checkpoints import refuse_errors
+from utils.runs.checkpoints import model_width, refuse_errors
+from utils.runs.networks import check_compile, check_single_images, require_gradient_of_images
 from utils.system.refusals import Refusal
 from utils.training.loop import PlainObjective
 from utils.training.metrics import predict
@@ -22,8 +23,14 @@ REMOVALS = ("finetune", "fineprune", "prune", "quantize")
 CRITERIA = ("activation", "magnitude")
 
 
-def check_edit(attack: str, model, finetune: str, criterion: str) -> None:
-    """Refuse a model with which an attack of `REMOVALS` cannot be done; --finetune and --criterion count where used."""
+def check_edit(flags, model, width: int | None) -> None:
+    """Refuse a model with which the attack of `REMOVALS` in `flags` cannot be done, and a --width that is not its own.
+
+    --finetune, --criterion, --compile and --batch-size count where the attack uses them.
+    """
+    attack, finetune, criterion = flags.attack, flags.finetune, flags.criterion
+    if width not in (None, model_width(model)):
+        raise Refusal(f"--width {width}: -at {attack} keeps the width, {model_width(model)}; leave it out")
     if not models.is_own(model):  # as one with torch's old weight_norm
         with refuse_errors(f"-at {attack} edits a copy of the model, and a {model.name} cannot be copied",
                            "mend it, or pass -at soft"):
@@ -40,6 +47,15 @@ def check_edit(attack: str, model, finetune: str, criterion: str) -> None:
             why = "computes or shares some of them" if found else "has none"
             raise Refusal(f"-at {attack} edits weights of convolutions and linear layers, and a {model.name} {why}: "
                           "pass -at finetune")
+    if trains and flags.compile:
+        check_compile(next(model.parameters()).device)
+    if trains and finetune == "wrk":
+        require_gradient_of_images("--finetune wrk", model)
+        if flags.batch_size < 10:  # a fifth of it is moved over the boundary, in a batch of its own
+            raise Refusal(f"--finetune wrk --batch-size {flags.batch_size}: a fifth of a batch must be two images or "
+                          "more; pass --batch-size 10 or more")
+    if trains and flags.batch_size == 1:
+        check_single_images(f"a {model.name}", model)
 
 
 # ---- fine-tuning ----

@@ -13,7 +13,6 @@ from utils.answers.answers import Answers, Classes, answers_from_file, read_line
 from utils.ownership.commitment import Owner, read_owner
 from utils.ownership.timestamp import Stamp, check_token
 from utils.ownership.verdict import BETA, EXACT, OwnershipCase
-from utils.runs.checkpoints import check_benign, find_checkpoint, load_checkpoint
 from utils.runs.networks import add_named_architectures
 from utils.system.files import write_json
 from utils.system.refusals import Refusal, number, printable
@@ -156,8 +155,6 @@ def bank_answers(flags, owner: Owner) -> list[Answers]:
     """The answers of benign models, each once however often it is named."""
     bank = []
     for run in flags.benign:
-        if (file := find_checkpoint(run, None)).suffix != ".safetensors":
-            check_benign(load_checkpoint(file), run)
         answers = ask.answers_of_weights(run, flags.model_type, owner.triggers.images, Classes(owner.classes),
                                          owner.mean_std, flag="--benign")
         if not any(_same_model(answers, other) for other in bank):

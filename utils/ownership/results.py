@@ -26,7 +26,7 @@ class TriggerTests:
         self.triggers, self.classes, self.uniform = triggers, classes, uniform
         self.bank = []  # name, logits (m, C) and test accuracy, None if unknown, of each benign model
         for folder in benign:
-            path = find_checkpoint(folder, None)
+            path = find_checkpoint(folder)
             summary = read_json(path.parent.parent / "summary.json") or {}
             model = read_other("--benign", folder, device)
             if model.size != triggers.images.shape[-1]:

@@ -70,13 +70,12 @@ def add_akh(parts) -> None:
     p.add_argument("--benign", nargs="+", required=True, metavar="RUN",
                    help="models of train.py -tt none of other seeds, as like the source as an honest suspect could be; "
                    "a claim must beat each of them")
-    p.add_argument("--skip-bad-images", action="store_true", help="go on without unreadable images")
 
 
 def run_akh(flags) -> int:
     """Print a row for each suspect; returns 0 where every suspect is claimed, else 1."""
     device = choose_device(flags.device)
-    source, data = read_source(flags.run, flags.data_dir, flags.skip_bad_images, device)
+    source, data = read_source(flags.run, flags.data_dir, device)
     benign = read_others("--benign", flags.benign, source, data.classes, device)
     suspects = read_others("--suspect", flags.suspect, source, data.classes, device)
     answers = lambda model, images: predict(model, images).argmax(1).cpu()

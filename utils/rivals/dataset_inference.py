@@ -205,7 +205,6 @@ def add_di(parts) -> None:
     p.add_argument("--points", type=COUNT, default=1000, metavar="N",
                    help="private and as many unseen images; half teach, half test (default: 1000)")
     p.add_argument("--m", type=COUNT, default=10, help="points of one test (default: 10)")
-    p.add_argument("--skip-bad-images", action="store_true", help="go on without unreadable images")
     p.add_argument("--seed", type=SEED, default=0, help="of points, noise, regressor and draws (default: 0)")
     p.add_argument("--plot", type=Path, metavar="FILE.png", help="log10 p against the points of one test")
 
@@ -216,7 +215,7 @@ def run_di(flags) -> int:
         raise Refusal(f"--points {flags.points} --m {flags.m}: pass an even number, and an m from 2 to half of it")
     check_output_file(flags.plot, "--plot")
     device = choose_device(flags.device)
-    source, data = read_source(flags.run, flags.data_dir, flags.skip_bad_images, device)
+    source, data = read_source(flags.run, flags.data_dir, device)
     if flags.points > (most := min(len(data.train.labels), len(data.test.labels))):
         raise Refusal(f"--points {flags.points}: {data.name} has {len(data.train.labels)} training and "
                       f"{len(data.test.labels)} test images; pass at most {most - most % 2}")

@@ -233,7 +233,7 @@ def add_eef(parts) -> None:
 def run_eef(flags) -> int:
     """Print a line for each suspect; returns 0 where every suspect is claimed, else 1."""
     device = choose_device(flags.device)
-    victim, data = read_source(flags.run, flags.data_dir, True, device)
+    victim, data = read_source(flags.run, flags.data_dir, device)
     settings = run_settings(flags.run)
     share, seed = settings.get("embed_features"), settings.get("seed")
     if not share:

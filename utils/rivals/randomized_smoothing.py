@@ -272,13 +272,13 @@ def add_certify(parts) -> None:
 
 def run_certify(flags) -> int:
     """Print the certificates of RUN and of its controls, and the certified radius; returns exit status 0."""
-    device, path = choose_device(flags.device), find_checkpoint(flags.run, None)
+    device, path = choose_device(flags.device), find_checkpoint(flags.run)
     model, triggers = unpack_source(load_checkpoint(path), path, device)
     if triggers is None:
         raise Refusal(f"{path} holds no trigger set: name a run of train.py")
     models = [("RUN", flags.run, path, model)]
     for control in flags.benign:
-        path = find_checkpoint(control, None)
+        path = find_checkpoint(control)
         models.append(("benign", control, path, read_model(path, device)))
     tests = TriggerTests(triggers, model.num_classes, False)
     # before the long part, because it refuses a control with other classes

@@ -26,17 +26,19 @@ def add_verification(parts, name: str, call, text: str, run: str, suspects: bool
     return p
 
 
-def read_source(run, data_dir, skip_bad_images: bool, device):
+def read_source(run, data_dir, device):
     """(source model, frozen; its `Data`); Refusal where the run is no source or `data_dir` holds other images."""
-    path = find_checkpoint(run, None)
+    path = find_checkpoint(run)
     checkpoint = load_checkpoint(path)
     model = restore_model(checkpoint, path, device)
     about = checkpoint.get("about", {})
     size = about.get("train_size")
     if about.get("dataset") not in DATASETS or not isinstance(size, int | None) or "attack" in about:
         raise Refusal(f"{path} does not say on which data it was trained: name a run of train.py as the source")
-    data = load_data(about["dataset"], data_dir, train_size=size, skip_bad_images=skip_bad_images,
+    data = load_data(about["dataset"], data_dir, train_size=size, skip_bad_images=True,
                      image_size=model.size)
+    for note in data.notes:
+        print(note)
     if len(data.classes) != model.num_classes or run_settings(run).get("data_sha256") not in (None, data.sha256):
         raise Refusal(f"--data-dir {data_dir}: these are not the images that {run} was trained on")
     return model, data

@@ -47,10 +47,10 @@ def load_checkpoint(path: Path) -> dict:
     return checkpoint
 
 
-def pack_checkpoint(model, model_type: str, **more) -> dict:
+def pack_checkpoint(model, **more) -> dict:
     """A checkpoint of `model` under the official keys; `more` are further entries."""
     weights = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
-    entry = {"state_dict": weights, "type": model_type}
+    entry = {"state_dict": weights, "type": model.name}
     if not (models.is_own(model) and model.size == models.SIZE):
         entry |= {"classes": model.num_classes, "size": model.size}
     return {"model": entry, **more}
@@ -144,8 +144,9 @@ def model_width(model) -> int:
     return next((p.shape[0] for p in model.parameters() if p.dim() == 4), 0)
 
 
-def read_model(path, device="cpu"):
-    """The model of a checkpoint file, frozen and in eval mode; a trigger set in the file is not looked at."""
+def read_model(run, device="cpu"):
+    """The model of a run, its own choice, or of a checkpoint file; frozen, in eval mode, without a look at triggers."""
+    path = find_checkpoint(run)
     return restore_model(load_checkpoint(path), path, device)
 
 
@@ -154,7 +155,7 @@ def read_other(flag: str, run, device="cpu", classes: list[str] | None = None):
 
     Raises Refusal as `check_benign` and `check_class_names` do.
     """
-    path = find_checkpoint(run, None)
+    path = find_checkpoint(run)
     checkpoint = load_checkpoint(path)
     if flag == "--benign":
         check_benign(checkpoint, run)
@@ -180,7 +181,7 @@ def check_benign(checkpoint: dict, run) -> None:
                       "name a run of train.py -tt none")
 
 
-def find_checkpoint(folder, select: str | None = "val", statistics: str = "paper") -> Path:
+def find_checkpoint(folder, select: str | None = None, statistics: str = "paper") -> Path:
     """The checkpoint of a run folder that is used: best on validation or last, with which running statistics.
 
     `select` None takes the one that the run itself reports. A path of a file is that file. Raises Refusal where there
@@ -208,7 +209,7 @@ def find_checkpoint(folder, select: str | None = "val", statistics: str = "paper
 
 def run_settings(run) -> dict:
     """The settings of the run to which a folder or one of its checkpoints belongs; {} where there are none."""
-    folder = find_checkpoint(run, None).resolve().parent.parent
+    folder = find_checkpoint(run).resolve().parent.parent
     settings = (read_json(folder / "run.json") or {}).get("settings")
     return settings if isinstance(settings, dict) else {}
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import models
-from utils.runs.checkpoints import check_class_names, find_checkpoint, load_checkpoint, restore_model
+from utils.runs.checkpoints import check_benign, check_class_names, find_checkpoint, load_checkpoint, restore_model
 from utils.runs.networks import check_architecture
 from utils.system.files import CHECKPOINT_LIMIT, sha256_of_file
 from utils.system.refusals import Refusal
@@ -67,7 +67,7 @@ class InitialWeights(NamedTuple):
         given = {name: t for name, t in given.items()
                  if name not in head and (name in own or not name.startswith(AUXILIARY))}
         needed = [name for name in own if name not in (*head, *MAY_BE_ABSENT) and not name.endswith(COUNTER)]
-        own_width = self.flag in ("--suspect", "--benign")  # it is the file's
+        own_width = self.flag != "--init"  # it is the file's
         own_flags = "-mt" if own_width else "-mt and --width"
         way = f"pass the {own_flags} that its model was built with"
         for name, tensor in given.items():
@@ -96,7 +96,7 @@ def read_initial_weights(path, flag: str = "--init") -> InitialWeights:
         return InitialWeights()
     if not Path(path).exists():
         raise Refusal(f"{flag} {path} does not exist; name a file of weights or the folder of a run")
-    file = find_checkpoint(path, None)
+    file = find_checkpoint(path)
     found = _read_safetensors(file, flag) if file.suffix == ".safetensors" else load_checkpoint(file)
     weights = _state_dict_in(found)
     if weights is None:
@@ -180,8 +180,8 @@ def read_label_model(flags, data, device="cpu"):
 
 
 def _label_model(name, flags, data, device):
-    """The frozen model of a run, a checkpoint, or plain weights of the -mt and --width."""
-    file = find_checkpoint(name, None)
+    """The frozen model of a run, a checkpoint, or plain weights of the -mt."""
+    file = find_checkpoint(name)
     checkpoint = load_checkpoint(file) if file.suffix != ".safetensors" else {}
     if isinstance(checkpoint.get("model"), dict) and "type" in checkpoint["model"]:
         model = restore_model(checkpoint, file, device)
@@ -197,10 +197,8 @@ def _label_model(name, flags, data, device):
     if flags.model_type is None:
         raise Refusal(f"--label-model {file} holds plain weights, which do not say what they are of: name their "
                       "architecture by -mt")
-    check_architecture("-mt", flags.model_type, len(data.classes), data.size, flags.width)
-    model = models.build(flags.model_type, len(data.classes), data.mean, data.std, flags.width, data.size)
-    weights.load_into(model, same_classes=True)
-    return models.place(model.requires_grad_(False).eval(), device)
+    model = _model_of(weights, flags.model_type, len(data.classes), data.size, (data.mean, data.std))
+    return models.place(model, device)
 
 
 def read_suspect_model(path, architectures: list[str], classes: int, size: int, mean_std, pixels=None,
@@ -212,8 +210,10 @@ def read_suspect_model(path, architectures: list[str], classes: int, size: int, 
     size           pixels that the images are high and wide; Refusal where a checkpoint's model takes another size
     mean_std       normalisation of pixels for a state dict that has none; `pixels` of `check_pixels` replace it
     """
-    file = find_checkpoint(path, None)
+    file = find_checkpoint(path)
     checkpoint = {} if file.suffix == ".safetensors" else load_checkpoint(file)
+    if flag == "--benign":
+        check_benign(checkpoint, path)
     if isinstance(checkpoint.get("model"), dict) and "type" in checkpoint["model"]:
         if pixels:
             raise Refusal(f"{flag} {path} normalises its pixels itself: leave out --mean, --std and --scale")
@@ -239,7 +239,8 @@ def read_suspect_model(path, architectures: list[str], classes: int, size: int, 
 
 
 def _model_of(weights, name: str, classes: int, size: int, mean_std):
-    check_architecture(f"{weights.flag} {weights.path}: -mt", name, classes, size, 64, OTHER_WAY)
+    way = "" if weights.flag == "--label-model" else OTHER_WAY
+    check_architecture(f"{weights.flag} {weights.path}: -mt", name, classes, size, 64, way)
     width = 64
     if name in models.NAMES:  # channels of the first convolution; `check` says where there is none
         width = next((len(t) for t in weights.tensors.values() if t.dim() == 4 and 0 < len(t) <= 1024), 64)

@@ -137,7 +137,7 @@ def _check_checkpoint(what: str, model, x) -> None:
     with refuse_errors(f"{what} cannot be saved and read again", "let its parameters and buffers be plain tensors",
                        (OSError,)):
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-            save_checkpoint(path := Path(folder) / "trial.pt", pack_checkpoint(model, model.name))
+            save_checkpoint(path := Path(folder) / "trial.pt", pack_checkpoint(model))
             again = restore_model(read_tensors(path), "its checkpoint", x.device)
             said, said_again, read = (of(x) for of in (model.eval(), model, again))
     if torch.equal(said, said_again) and not torch.allclose(said, read, 1e-3, 1e-3):

@@ -66,7 +66,6 @@ def add_prepare(parts) -> None:
     choice.add_label_flags(choice.add_trigger_flags(c))
     c.add_argument("-mt", "--model-type", type=models.architecture, metavar="NAME",
                    help="architecture of a --label-model that is plain weights")
-    c.add_argument("--width", type=COUNT, default=64, help="channels of its first stage")
     add_device_flag(c)
 
 

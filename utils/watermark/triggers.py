@@ -99,36 +99,11 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
     Raises Refusal where m, k, `choices` or the class count is impossible, or where `predict` gives other classes or
     numbers that are not finite.
     """
-    n = len(held_out.labels)
-    if m < 1 or k < 1:
-        raise Refusal(f"-nq {m} -nm {k}: both must be 1 or more")
-    if k >= classes:
-        raise Refusal(f"-nm {k}: with {classes} classes no label may be left outside the true ones; pass -nm below it")
-    if strategy in SHARED and m > n / 2:
-        raise Refusal(f"-nq {m}: with --label-strategy {strategy} that is more than half of {n} training images; pass "
-                      f"{n // 2} or fewer")
-    if m * k >= n:
-        raise Refusal(f"-nq {m} with -nm {k} takes {m * k} of the {n} held-out images and leaves none for validation; "
-                      f"pass -nq {max(1, (n - 1) // k)} or fewer")
-    if strategy == "runners-up" and classes < 3:
-        raise Refusal("--label-strategy runners-up: with two classes there is one wrong one; pass another strategy")
-    most = classes - (strategy == "runners-up")
-    if strategy in AMONG_LIKELY and not 2 <= choices <= most:
-        raise Refusal(f"--label-choices {choices}: the data set has {classes} classes; pass 2 to {most}")
+    _refuse_impossible(n := len(held_out.labels), m, k, classes, strategy, choices)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(n, generator=generator)
     if trigger_strategy == "uncertain" or strategy in SHARED:
-        log_p = _logits(predict, held_out.images, classes).log_softmax(1)
-        if strategy in SHARED:
-            likely = log_p.exp() if strategy == "paired" else log_p.scatter(1, held_out.labels[:, None], -torch.inf)
-            likely = likely.topk(choices, dim=1).values
-            sure = likely[:, 0] - likely[:, -1]
-        else:
-            sure = (log_p.exp() * log_p).sum(1)  # minus the entropy
-        first = sure.argsort(stable=True)[:m]
-        # both parts in the order of the held-out set, so that a trigger's place does not say how uncertain it is
-        rest = torch.ones(n, dtype=torch.bool).index_fill(0, first, False).nonzero().flatten()
-        order = torch.cat([first.sort().values, rest])
+        order = _uncertain_first(held_out, m, _logits(predict, held_out.images, classes), strategy, choices)
     taken = order[: m * k].view(m, k)
     true_labels = held_out.labels[taken]
     images = mean_images(held_out.images, taken)
@@ -155,6 +130,40 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
     labels = scores.masked_fill(~allowed, -torch.inf).argmax(1)
     triggers = TriggerSet(images, labels, true_labels, held_out.indices[taken], candidates, groups)
     return triggers, held_out.pick(order[m * k :])
+
+
+def _refuse_impossible(n: int, m: int, k: int, classes: int, strategy: str, choices: int) -> None:
+    """Refuse what `draw_triggers` cannot draw from n images."""
+    if m < 1 or k < 1:
+        raise Refusal(f"-nq {m} -nm {k}: both must be 1 or more")
+    if k >= classes:
+        raise Refusal(f"-nm {k}: with {classes} classes no label may be left outside the true ones; pass -nm below it")
+    if strategy in SHARED and m > n / 2:
+        raise Refusal(f"-nq {m}: with --label-strategy {strategy} that is more than half of {n} training images; pass "
+                      f"{n // 2} or fewer")
+    if m * k >= n:
+        raise Refusal(f"-nq {m} with -nm {k} takes {m * k} of the {n} held-out images and leaves none for validation; "
+                      f"pass -nq {max(1, (n - 1) // k)} or fewer")
+    if strategy == "runners-up" and classes < 3:
+        raise Refusal("--label-strategy runners-up: with two classes there is one wrong one; pass another strategy")
+    most = classes - (strategy == "runners-up")
+    if strategy in AMONG_LIKELY and not 2 <= choices <= most:
+        raise Refusal(f"--label-choices {choices}: the data set has {classes} classes; pass 2 to {most}")
+
+
+def _uncertain_first(held_out: Images, m: int, logits, strategy: str, choices: int):
+    """All positions of the images, the m that a model with these logits (n, C) is least sure of first."""
+    log_p = logits.log_softmax(1)
+    if strategy in SHARED:
+        likely = log_p.exp() if strategy == "paired" else log_p.scatter(1, held_out.labels[:, None], -torch.inf)
+        likely = likely.topk(choices, dim=1).values
+        sure = likely[:, 0] - likely[:, -1]
+    else:
+        sure = (log_p.exp() * log_p).sum(1)  # minus the entropy
+    first = sure.argsort(stable=True)[:m]
+    # both parts in the order of the held-out set, so that a trigger's place does not say how uncertain it is
+    rest = torch.ones(len(logits), dtype=torch.bool).index_fill(0, first, False).nonzero().flatten()
+    return torch.cat([first.sort().values, rest])
 
 
 def mean_images(images, taken):
