@@ -26,7 +26,7 @@ from utils.watermark.trigger_files import unpack_source
 from utils.watermark.triggers import labels_are_uniform, validation_images
 
 # added to --seed: with the source's own, a copy would begin from its weights and see its batches; --on a copy likewise
-THIEF, AGAIN = 2**31, 2**30
+THIEF, SECOND_THIEF = 2**31, 2**30
 
 
 @refuse_in_one_sentence
@@ -91,7 +91,7 @@ def steal(flags, word: str) -> None:
         report_edited(flags, run, made, start, active, tests, home.test, amp)
         return
     if not run.finished:
-        seed = flags.seed + THIEF + (AGAIN if on else 0)
+        seed = flags.seed + THIEF + (SECOND_THIEF if on else 0)
         prepare_torch(seed, flags.deterministic, flags.tf32)
         if start is not None:
             kept = pruning_masks(start, flags.ratio, flags.criterion, active) if prunes else {}

@@ -13,8 +13,8 @@ from utils.rivals.embedded_features import embed_style
 from utils.rivals.randomized_smoothing import append_triggers
 from utils.runs.checkpoints import find_checkpoint, pack_checkpoint
 from utils.runs.folder import RunFolder
-from utils.runs.initial_weights import read_initial_weights, read_label_model
 from utils.runs.networks import check_training, require_gradient_of_images, require_two_passes
+from utils.runs.weights import read_initial_weights, read_label_model
 from utils.system.files import sha256_of_file
 from utils.system.machine import AMP, choose_device, is_distributed, is_rank_0, prepare_torch
 from utils.system.refusals import Refusal, refuse_in_one_sentence

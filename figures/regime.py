@@ -101,7 +101,7 @@ def format_table(found: dict) -> str:
     return (f"On {where}. T1, T1p: log10 p. Chosen: the checkpoint of the best "
             "validation epoch, on the test images. Last: after the last epoch, on the validation images, with the "
             "conservative T1, which counts a trigger that is answered with its true label as a miss. A run without a "
-            f"chosen checkpoint was stopped in the epoch after its last.\n\n{markdown_table(head, rows, '')}\n")
+            f"chosen checkpoint was stopped in the epoch after its last.\n\n{markdown_table(head, rows)}\n")
 
 
 def chosen_cells(run: dict, model: str) -> list[str]:

@@ -257,7 +257,7 @@ def rivals_markdown(figures: dict) -> str:
     return "\n".join([
         "# False claims of benign models, measured", "", "`python -m figures.rivals`, on digits.", "",
         markdown_table(["method", "test", "level", "benign models learnt", "false claims",
-                        "95 % interval (Clopper-Pearson)"], rows, ""), "",
+                        "95 % interval (Clopper-Pearson)"], rows), "",
         f"The sources themselves: {'; '.join(claims)}; DI claimed in {sum(draws)} of {len(draws)} draws.", "",
         f"Settings (`train.py {COMMON}` everywhere):", "", *benign, *sources,
         f"- DI: perceptrons of {HIDDEN} hidden units on {PERCEPTRON_IMAGES} images, {PERCEPTRON_EPOCHS} epochs, a "

@@ -53,10 +53,10 @@ def call(script, flags: str, quiet: bool = False) -> None:
         sys.argv = old
 
 
-def markdown_table(head, rows, gap: str = " ") -> str:
-    """A table of cells that are shown by `str`; `gap` stands around the dashes below its head."""
+def markdown_table(head, rows) -> str:
+    """A table of cells that are shown by `str`."""
     lines = [f"| {' | '.join(map(str, row))} |" for row in (head, *rows)]
-    return "\n".join([lines[0], "|" + f"{gap}---{gap}|" * len(head), *lines[1:]])
+    return "\n".join([lines[0], "|" + " --- |" * len(head), *lines[1:]])
 
 
 def join_numbers(values) -> str:

@@ -60,7 +60,7 @@ def build(name: str, num_classes: int, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
 
 
 def is_own(model) -> bool:
-    """Whether a model is one of `NAMES`, of which is known what its layers are and that no pass draws at random."""
+    """Whether a model, or one without a name, counts as one of `NAMES`, whose layers are known and draw nothing."""
     return getattr(model, "name", NAMES[0]) in NAMES
 
 

@@ -12,7 +12,7 @@ from torch import nn
 import models
 from models import outside
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, pack_checkpoint, save_checkpoint
-from utils.runs.initial_weights import read_suspect_model
+from utils.runs.weights import read_suspect_model
 from utils.system.refusals import Refusal
 
 pytestmark = pytest.mark.usefixtures("quick")

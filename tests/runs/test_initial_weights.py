@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 import models
 from utils.runs.checkpoints import pack_checkpoint
-from utils.runs.initial_weights import MeanOf, read_initial_weights
+from utils.runs.weights import MeanOf, read_initial_weights
 from utils.system.refusals import Refusal
 
 

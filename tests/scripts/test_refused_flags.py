@@ -8,7 +8,7 @@ from commands import refused, tree
 from small_runs import STEAL, TRAIN
 
 from utils.ownership.results import TriggerTests
-from utils.runs.initial_weights import read_label_model
+from utils.runs.weights import read_label_model
 from utils.system.refusals import Refusal
 from utils.watermark.triggers import TriggerSet
 

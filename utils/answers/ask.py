@@ -28,7 +28,7 @@ from urllib3.util.retry import Retry
 from utils.answers import answers
 from utils.answers.answers import Answer, Answers, Classes
 from utils.data.files import write_pictures
-from utils.runs.initial_weights import read_suspect_model
+from utils.runs.weights import read_suspect_model
 from utils.system.files import ANSWERS_LIMIT, CHECKPOINT_LIMIT, open_private, read_bounded, sync, write_atomically
 from utils.system.outside import REPLY_LIMIT, NoReply, post, run_bounded, short
 from utils.system.refusals import Refusal

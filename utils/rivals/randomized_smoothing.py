@@ -87,7 +87,7 @@ def gaussian_noise(parameters, generator):
 def noisy_gradient(model, x, y, sigma: float, draws: int, generator, amp=None):
     """Mean over `draws` noise draws of the cross-entropy's gradient at theta + sigma * N(0, I); a tensor a parameter.
 
-    x (B, 3, 32, 32) in [0, 1], y (B,); sigma in the parameters' own units; `generator` on the model's device. Noise is
+    x (B, 3, S, S) in [0, 1], y (B,); sigma in the parameters' own units; `generator` on the model's device. Noise is
     added to every parameter, scale and shift of BatchNorm included. The model's own parameters are not changed; in
     train mode the noisy passes update BatchNorm's running statistics, as in the authors' code.
     """
@@ -157,7 +157,7 @@ def append_triggers(train: Images, triggers: TriggerSet) -> Images:
 class SmoothedObjective(PlainObjective):
     """Cross-entropy on images and triggers; each epoch after epoch `warmup` (counted from 0) begins with a robust pass.
 
-    It trains on `Batches` of `append_triggers(...)`: the last m images are the triggers x_q (m, 3, 32, 32) in [0, 1],
+    It trains on `Batches` of `append_triggers(...)`: the last m images are the triggers x_q (m, 3, S, S) in [0, 1],
     y_q (m,), which are never augmented. A robust pass uses batches of `batch` triggers in random order (one batch of
     all triggers where there are fewer) without the last partial batch: with 100 triggers, one batch of 64 random ones.
     It takes one optimiser step for each noise level in `sigmas`, on the mean noisy gradient of `draws` draws divided by

@@ -45,7 +45,7 @@ class Objective:
     picks    the last entry of a row of `plan`
     loss     a scalar tensor; `stats` is a dict of scalar tensors on the device, "loss" among them
 
-    A rival fills the hooks below: other rows, work between the epochs, and what a continued run needs of it.
+    Others fill the hooks below: other rows, work between the epochs, and what a continued run needs of it.
     """
 
     optimizer = staticmethod(sgd)

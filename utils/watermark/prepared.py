@@ -25,7 +25,7 @@ import torch
 import models
 from utils.data.sets import Data, Images, add_data_flags, load_data
 from utils.runs.checkpoints import load_checkpoint, save_checkpoint
-from utils.runs.initial_weights import read_label_model
+from utils.runs.weights import read_label_model
 from utils.system.files import read_json, refuse_links, write_json
 from utils.system.machine import add_device_flag, choose_device
 from utils.system.refusals import COUNT, Refusal

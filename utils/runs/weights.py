@@ -1,4 +1,4 @@
-"""Weights on disk under any common names: those that a training starts from (`--init FILE`), or a suspect's."""
+"""Weights on disk under any common names: of `--init FILE`, of a clean model that labels triggers, of a suspect."""
 
 from pathlib import Path
 from typing import NamedTuple
