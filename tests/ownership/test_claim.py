@@ -13,8 +13,10 @@ from answering_server import answering, label_of
 from commands import refused, verify
 from hostile_files import mutate
 from owner_runs import BEACON, CLASSES, SETTINGS, M, answer, make_run, names_of, record_of
+from scipy.optimize import linear_sum_assignment
 
 from utils.ownership.commitment import read_owner
+from utils.ownership.pvalues import label_randomisation
 from utils.runs.checkpoints import load_checkpoint, read_model, save_checkpoint
 from utils.system.refusals import Refusal
 from utils.training.metrics import predict
@@ -285,8 +287,17 @@ def test_a_suspect_that_names_its_classes_is_compared_by_name(owner, tmp_path):
     assert json.loads((tmp_path / "c.json").read_text())["tests"] == tests[0]
 
 
-def test_a_claim_says_that_the_order_of_classes_has_to_come_from_the_suspect(committed, tmp_path):
-    """An order chosen after the answers claims nearly anybody, and no test can tell who chose it."""
+def test_an_order_of_classes_that_is_chosen_after_the_answers_claims_anybody(committed, tmp_path):
+    """So `claim` says that --columns has to come from the suspect: no test can tell who chose the order."""
+    rng, claimed = np.random.default_rng(0), 0
+    for _ in range(100):
+        true, table, order = rng.integers(0, 10, 100), np.zeros((10, 10)), np.zeros(10, int)
+        assigned = (true + rng.integers(1, 10, 100)) % 10
+        np.add.at(table, (true, assigned), 1)  # an innocent suspect gives the true labels
+        rows, columns = linear_sum_assignment(-table)
+        order[rows] = columns
+        claimed += label_randomisation(order[true], assigned, true[:, None], 10) <= -3
+    assert claimed > 90
     (tmp_path / "columns").write_text("\n".join(CLASSES))
     claim = ("claim", committed[0], "--predictions", answer(committed, tmp_path, 0.0), *evidence(committed[0]))
     for flags in ((), ("--columns", tmp_path / "columns")):
