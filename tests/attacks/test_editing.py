@@ -42,6 +42,9 @@ def test_finetune_command_changes_the_layers_that_it_names(world):
     good("extraction", "-d", world, *STEAL, "-at", "finetune", "--on", "extraction", "-admsg", "_ftal")
     start, after = weights(world, "extraction", "nat_best"), weights(world, "extraction_ftal")
     assert equal(weights(world, "extraction_ftal", "init"), start)
+    numbers = {load_checkpoint(world / TAKEN / run / "checkpoints/checkpoint_latest.pt")["training"]["number"]
+               for run in ("", "extraction", "extraction_ftal")}
+    assert len(numbers) == 3  # batches of its own, at the same --seed
     assert not torch.equal(after["1.layers.0.weight"], start["1.layers.0.weight"])
 
 
