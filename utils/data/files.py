@@ -256,9 +256,10 @@ def load_torchvision(name: str, root: Path, size: int, flag: str):
             if made:
                 root.rmdir()  # which torchvision has made; it stays where something is in it
         archive = getattr(load, "filename", "train_32x32.mat and test_32x32.mat")
+        other = "--data-dir-source" if flag == "-dsrc" else "--data-dir"
         raise Refusal(f"{flag} {name}: {archive} is neither in {root.resolve()} nor could it be downloaded or read "
                       f"({type(error).__name__}: {str(error)[:120]}); download it elsewhere, place it in that folder "
-                      f"(or name its folder with --data-dir) and run again; {flag} digits needs no download") from error
+                      f"(or name its folder with {other}) and run again; {flag} digits needs no download") from error
     if name == "svhn":
         sets, classes = [(part.data, part.labels) for part in parts], [str(i) for i in range(10)]
     else:

@@ -65,7 +65,7 @@ def read_owner(run) -> Owner:
     Refusal without a trigger set, where the class names do not fit, and where anything in the folder is not what its
     commitment says: class names in their order, images, and labels that the run's own beacon draws.
     """
-    path, folder = find_checkpoint(run), Path(run) if Path(run).is_dir() else None
+    path, folder = find_checkpoint(run, "val"), Path(run) if Path(run).is_dir() else None
     checkpoint = load_checkpoint(path)
     model, triggers = unpack_source(checkpoint, path)
     about, count = checkpoint.get("about", {}), model.num_classes

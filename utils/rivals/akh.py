@@ -101,6 +101,7 @@ def run_akh(flags) -> int:
           f"p is exact over images; over models nothing below 1/{len(bank) + 1} is shown. "
           "Inconclusive is not innocent.")
     if flags.json:
-        settings = {"benign": flags.benign, "alpha": AKH_ALPHA, "tolerance": TOLERANCE, "images": len(given)}
+        settings = {"benign": flags.benign, "alpha": AKH_ALPHA, "tolerance": TOLERANCE, "images": len(given),
+                    "notes": data.notes}
         write_json(flags.json, {"settings": settings, "mistakes": len(true), "suspects": rows}, private=True)
     return 0 if all(row["claim"] for row in rows) else 1

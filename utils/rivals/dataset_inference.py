@@ -242,7 +242,8 @@ def run_di(flags) -> int:
     if not rows[0]["claim"]:
         print("The source itself is inconclusive: its regressor has learnt nothing that a suspect could show.")
     if flags.json:
-        settings = {k: getattr(flags, k) for k in ("walk", "layout", "points", "m", "seed")} | {"alpha": DI_ALPHA}
+        settings = {k: getattr(flags, k) for k in ("walk", "layout", "points", "m", "seed")}
+        settings |= {"alpha": DI_ALPHA, "notes": data.notes}
         write_json(flags.json, {"settings": settings, "source": rows[0], "suspects": rows[1:]}, private=True)
     if flags.plot:
         figure, (ax,) = new_figure(6.4, 4.6, 1, 1)
