@@ -80,7 +80,7 @@ def test_the_command_asks_test_images_and_counts_as_the_functions_do(session, tm
     assert copy["log10_p"] == pytest.approx(copy["n"] * np.log10(5 / 9))
     assert benign["k"] == benign["n"] == 0 and not benign["claim"]  # it is itself among --benign
     assert figures["settings"] == {"benign": [str(first), str(second)], "alpha": AKH_ALPHA, "tolerance": TOLERANCE,
-                                   "images": 359}
+                                   "images": 359, "notes": []}
     assert status == 1 and f"answers {(answers[0] != test.labels.numpy()).sum()} of 359 test images wrongly" in out
     assert "Inconclusive is not innocent." in out and "nothing below 1/3 is shown" in out
     assert verify(*flags, folder / "copy.pt")[0] == 1 - copy["claim"]
