@@ -58,7 +58,8 @@ def steal(flags, word: str) -> None:
         model_type = start.name
         check_edit(flags, start, width)
         needs_labels = not edits and flags.finetune != "shift"
-        name += "" if edits else f" {flags.finetune}"
+        if not edits:
+            name += f" {flags.finetune}"
     else:
         loss, needs_labels = extraction_loss(flags)
         trial = check_training("-dmt", model_type, source.num_classes, source.size, flags.width, device, amp,

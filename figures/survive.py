@@ -78,7 +78,8 @@ def rows_of_run(folder: Path) -> list[dict]:
         stolen = read_json(attack)
         if stolen.get("role") == "edited":  # of -at prune and quantize: the figures are those of the model before
             continue
-        statistics = own if stolen["teacher_bn"] == "paper" else stolen["teacher_bn"]
+        statistics = stolen.get("teacher_bn", "paper")
+        statistics = own if statistics == "paper" else statistics
         add(statistics, stolen["attack"], stolen, read_json(attack.parent / "run.json"), stolen["model"])
     return rows
 

@@ -99,7 +99,8 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
     Raises Refusal where m, k, `choices` or the class count is impossible, or where `predict` gives other classes or
     numbers that are not finite.
     """
-    _refuse_impossible(n := len(held_out.labels), m, k, classes, strategy, choices)
+    n = len(held_out.labels)
+    _refuse_impossible(n, m, k, classes, strategy, choices)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(n, generator=generator)
     if trigger_strategy == "uncertain" or strategy in SHARED:
