@@ -224,14 +224,14 @@ def test_picture_bombs_are_refused(tmp_path, capfd):
 def test_images_are_resized_once_and_taken_from_the_file_later(tmp_path, monkeypatch):
     g = torch.Generator().manual_seed(0)
     parts = [torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=g) for n in (9, 4)]
-    small = resize_parts(parts, 24, tmp_path / "small.npy")
-    assert resize_parts(parts, 32, tmp_path / "none.npy") is parts
+    small = resize_parts(parts, 24, tmp_path / "small.npy", "")
+    assert resize_parts(parts, 32, tmp_path / "none.npy", "") is parts
     monkeypatch.setattr(files, "IN_MEMORY", 1000)
     monkeypatch.setattr(files, "CHUNK", 2 * 4 * 3 * 24 * 24)
     for again in (False, True):
         if again:
             monkeypatch.setattr(files, "_resized", lambda *parts: iter(()))
-        for images, expected in zip(resize_parts(parts, 24, tmp_path / ".resized-24.npy"), small):
+        for images, expected in zip(resize_parts(parts, 24, tmp_path / ".resized-24.npy", ""), small):
             assert torch.equal(images[:], expected) and isinstance(images, StoredImages)
     assert {file.name for file in tmp_path.iterdir()} == {".resized-24.npy", "small.npy"}
 

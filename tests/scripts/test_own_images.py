@@ -46,7 +46,9 @@ def test_images_and_labels_of_others_are_refused_where_the_runs_own_are_needed(o
     bad = refused("extraction", *steal, "-admsg", "_none", "-at", "reg", "-dsrc", "digits")
     assert "-dsrc" in bad and "soft or hard" in bad
     bad = refused("extraction", *steal, "-admsg", "_none", "-dsrc", "svhn", "--data-dir-source", folder / "cars")
-    assert "-dsrc svhn" in bad
+    assert "-dsrc svhn" in bad and "name its folder with --data-dir-source" in bad
+    bad = refused("extraction", *steal, "-admsg", "_none", "-dsrc", "folder", "--data-dir-source", folder / "runs")
+    assert f"--data-dir-source {folder / 'runs'}: only the class {SOURCE}" in bad
     for script in ("extraction", "distill"):
         assert "3 classes are not the source's 2" in refused(script, *other, "--data-dir", cars)
     said = refused("utils.analyze", "energy", folder / "runs" / SOURCE, "--data-dir", cars)

@@ -34,35 +34,36 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".w
 TEST_PARTS = ("test", "val", "valid", "validation")  # beside train/: the test images, then the held-out images
 
 
-def load_folder(root: Path, skip_bad_images: bool, size: int):
+def load_folder(root: Path, skip_bad_images: bool, size: int, flag: str):
     """The images below `root`: [(images, labels) of training, of test, of held-out images if any], classes, notes.
 
     `root` holds `train/<class>/*` and `test/<class>/*` (or val, see `TEST_PARTS`), or `<class>/*` or `train/<class>/*`
     alone; then a fifth, drawn with seed 0, becomes the test set. Held-out images are those of val/ beside train/ and
     test/. The notes name what is left out. Images are uint8 (N, 3, size, size), `StoredImages` where they are many.
-    Raises Refusal for missing classes and unreadable images.
+    Raises Refusal, which names `flag`, for missing classes and unreadable images.
     """
+    where = f"{flag} {root}"
     if not root.is_dir():
-        raise Refusal(f"--data-dir {root}: no such folder; it should hold train/<class>/ and test/<class>/ images")
+        raise Refusal(f"{where}: no such folder; it should hold train/<class>/ and test/<class>/ images")
     parts, notes = _parts(root)
     folders = _subfolders(parts[0])
     if len(folders) < 2:
         found = f"only the class {folders[0]}" if folders else "no class folders"
-        raise Refusal(f"--data-dir {root}: {found} in {parts[0]}; a classifier needs two class folders or more")
+        raise Refusal(f"{where}: {found} in {parts[0]}; a classifier needs two class folders or more")
     for part in parts[1:]:
         if unknown := [name for name in _subfolders(part) if name not in folders]:
-            raise Refusal(f"--data-dir {root}: {part.name} has classes that {parts[0].name} has not: {some(unknown)}")
+            raise Refusal(f"{where}: {part.name} has classes that {parts[0].name} has not: {some(unknown)}")
     found = [(path, label, i) for i, part in enumerate(parts) for label, name in enumerate(folders)
              for path in image_files(part / name)]
-    filled, left_out = {where[1:] for where in found}, _left_out(parts)
+    filled, left_out = {place[1:] for place in found}, _left_out(parts)
     empty = [parts[0] / name for label, name in enumerate(folders) if (label, 0) not in filled]
     empty += [part for i, part in enumerate(parts) if i not in {place for _, place in filled}]
     if empty:
-        raise Refusal(f"--data-dir {root}: the folder {empty[0]} holds no images{left_out}")
-    notes += [f"--data-dir {root}{left_out}"] if left_out else []
+        raise Refusal(f"{where}: the folder {empty[0]} holds no images{left_out}")
+    notes += [where + left_out] if left_out else []
     files, labels, place = zip(*found)
 
-    images, bad = _decode_files(root, files, skip_bad_images, size)
+    images, bad = _decode_files(root, files, skip_bad_images, size, where)
     good = torch.tensor([path not in bad for path in files])
     labels, place = torch.tensor(labels)[good], torch.tensor(place)[good]
     if bad:
@@ -79,9 +80,9 @@ def load_folder(root: Path, skip_bad_images: bool, size: int):
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
         chosen = order.split([len(labels) - len(labels) // 5, len(labels) // 5])
     if len(chosen[0]) < 20:
-        raise Refusal(f"--data-dir {root}: {len(chosen[0])} training images are too few; 20 are the least")
+        raise Refusal(f"{where}: {len(chosen[0])} training images are too few; 20 are the least")
     if not all(map(len, chosen)):
-        raise Refusal(f"--data-dir {root}: no readable {'held-out' if len(chosen[1]) else 'test'} images are left")
+        raise Refusal(f"{where}: no readable {'held-out' if len(chosen[1]) else 'test'} images are left")
     # a class whose folder's name is no Unicode is called what the terminal shows of it
     classes = [name.encode(errors="backslashreplace").decode() for name in folders]
     return [(pick_images(images, positions), labels[positions]) for positions in chosen], classes, notes
@@ -147,11 +148,11 @@ def read_images(files: list[str], size: int, flag: str):
     return torch.from_numpy(images)
 
 
-def _decode_files(root: Path, files: list[str], skip_bad_images: bool, size: int):
+def _decode_files(root: Path, files: list[str], skip_bad_images: bool, size: int, where: str):
     """uint8 images (N, 3, size, size) of the files, and {path: reason} of the unreadable ones, which are black.
 
     They are kept in `root/.decoded-<hash of all names and bytes>.npy`, which is used only if nothing changed. Raises
-    Refusal for unreadable files without `skip_bad_images`, and where many images cannot be kept.
+    Refusal, which `where` begins, for unreadable files without `skip_bad_images`, and where many images cannot be kept.
     """
     digest = hashlib.sha256(f"{size}x{size} RGB bilinear 3".encode())
     for path in tqdm(files, desc="reading images", unit="image", disable=None, leave=False):
@@ -163,11 +164,11 @@ def _decode_files(root: Path, files: list[str], skip_bad_images: bool, size: int
         digest.update(content)
     ending = ".npy" if size == SIZE else f"-{size}.npy"
     cache, bad = root / f".decoded-{digest.hexdigest()[:32]}{ending}", {}
-    images = _kept(cache, (len(files), 3, size, size), _decoded(files, size, bad), bad)
+    images = _kept(cache, (len(files), 3, size, size), _decoded(files, size, bad), where, bad)
     if bad and not skip_bad_images:
         told = [f"{os.path.relpath(path, root)} ({why})" for path, why in bad.items()]
-        raise Refusal(f"--data-dir {root}: {len(bad)} of {len(files)} images cannot be read: {some(told)}; mend or "
-                      "remove them, or pass --skip-bad-images")
+        raise Refusal(f"{where}: {len(bad)} of {len(files)} images cannot be read: {some(told)}; mend or remove them, "
+                      "or pass --skip-bad-images")
     name, digit = f".decoded-{'[0-9a-f]' * 32}", "[0-9a-f]"
     with contextlib.suppress(OSError):
         old = set() if bad else set(root.glob(f"{name}{ending}")) - {cache}
@@ -236,11 +237,11 @@ def _scaled(values) -> np.ndarray:
     return values if low >= 0 and high <= 255 else (values - low) / max(high - low, 1e-30) * 255
 
 
-def load_torchvision(name: str, root: Path, size: int, flag: str):
+def load_torchvision(name: str, root: Path, size: int, flag: str, folder_flag: str):
     """[(images, labels) of training, of test] and the classes; downloaded where they are not in `root`.
 
-    Images are uint8 (N, 3, size, size), `StoredImages` where they are many. Raises Refusal, which names `flag`, for an
-    archive that is not there and cannot be had.
+    Images are uint8 (N, 3, size, size), `StoredImages` where they are many. Raises Refusal, which names `flag` and
+    the flag of `root`, for an archive that is not there and cannot be had.
     """
     from torchvision import datasets
 
@@ -256,28 +257,29 @@ def load_torchvision(name: str, root: Path, size: int, flag: str):
             if made:
                 root.rmdir()  # which torchvision has made; it stays where something is in it
         archive = getattr(load, "filename", "train_32x32.mat and test_32x32.mat")
-        other = "--data-dir-source" if flag == "-dsrc" else "--data-dir"
         raise Refusal(f"{flag} {name}: {archive} is neither in {root.resolve()} nor could it be downloaded or read "
-                      f"({type(error).__name__}: {str(error)[:120]}); download it elsewhere, place it in that folder "
-                      f"(or name its folder with {other}) and run again; {flag} digits needs no download") from error
+                      f"({type(error).__name__}: {str(error)[:120]}); download it elsewhere, place it in that "
+                      f"folder (or name its folder with {folder_flag}) and run again; {flag} digits needs no "
+                      "download") from error
     if name == "svhn":
         sets, classes = [(part.data, part.labels) for part in parts], [str(i) for i in range(10)]
     else:
         sets, classes = [(part.data.transpose(0, 3, 1, 2), part.targets) for part in parts], list(parts[0].classes)
     images = [torch.from_numpy(np.ascontiguousarray(images)) for images, _ in sets]
-    return list(zip(resize_parts(images, size, root / f".resized-{name}-{size}.npy"),
+    return list(zip(resize_parts(images, size, root / f".resized-{name}-{size}.npy", f"{folder_flag} {root}"),
                     (torch.as_tensor(labels).long() for _, labels in sets))), classes
 
 
-def resize_parts(parts: list, size: int, cache: Path) -> list:
+def resize_parts(parts: list, size: int, cache: Path, where: str) -> list:
     """uint8 images (N, 3, size, size) of each part (N, 3, H, W), resized bilinearly and with antialiasing.
 
-    They are kept in `cache`, one part after the other, where a later call finds them. Refusal where many have no room.
+    They are kept in `cache`, one part after the other, where a later call finds them. Refusal, which `where` begins,
+    where many have no room.
     """
     if all(images.shape[-2:] == (size, size) for images in parts):
         return parts
     lengths = [len(images) for images in parts]
-    images = _kept(cache, (sum(lengths), 3, size, size), _resized(parts, size))
+    images = _kept(cache, (sum(lengths), 3, size, size), _resized(parts, size), where)
     return [pick_images(images, part) for part in torch.arange(len(images)).split(lengths)]
 
 
@@ -290,11 +292,12 @@ def _resized(parts: list, size: int):
         yield x.round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def _kept(cache: Path, shape: tuple, chunks, bad=()):
+def _kept(cache: Path, shape: tuple, chunks, where: str, bad=()):
     """uint8 images of this shape (N, 3, S, S), from the .npy file `cache` or else from the arrays of `chunks`.
 
     A tensor, or, of more than `IN_MEMORY` bytes, `StoredImages`. What comes from `chunks` is kept in `cache`, unless
-    something is in `bad` in the end. Raises Refusal where images that memory does not hold cannot be kept.
+    something is in `bad` in the end. Raises Refusal, which `where` begins, where images that memory does not hold
+    cannot be kept.
     """
     is_large = math.prod(shape) > IN_MEMORY
     with contextlib.suppress(OSError, ValueError, EOFError):  # there is no copy, or a damaged one
@@ -314,9 +317,9 @@ def _kept(cache: Path, shape: tuple, chunks, bad=()):
             os.replace(partial, cache)
     except OSError as error:
         if is_large:
-            raise Refusal(f"--data-dir {cache.parent}: {math.prod(shape) >> 20} MiB of images of {shape[-1]} pixels "
-                          f"cannot be kept there ({error.strerror}); make room, pass a smaller --image-size, or name "
-                          "another folder where you may write") from error
+            raise Refusal(f"{where}: {math.prod(shape) >> 20} MiB of images of {shape[-1]} pixels cannot be kept "
+                          f"there ({error.strerror}); make room, pass a smaller --image-size, or name another folder "
+                          "where you may write") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -94,16 +94,17 @@ def load_data(dataset: str, data_dir="data", *, train_size: int | None = None, s
 
     `train_size` keeps the first images of the shuffled training part; images are resized to `image_size` pixels (None:
     `SIZE`), bilinearly. Under torchrun rank 0 loads first, so that the files are downloaded and decoded once. Raises
-    Refusal for missing, unreadable or impossible data, which names `flag`.
+    Refusal for missing, unreadable or impossible data, which names `flag` or that of `data_dir`.
     """
     root, size, notes = Path(data_dir), image_size or SIZE, []
+    folder_flag = "--data-dir-source" if flag == "-dsrc" else "--data-dir"
     with rank_0_first():
         if dataset == "digits":
             sets, classes = _digits(size)
         elif dataset == "folder":
-            sets, classes, notes = load_folder(root, skip_bad_images, size)
+            sets, classes, notes = load_folder(root, skip_bad_images, size, folder_flag)
         else:
-            sets, classes = load_torchvision(dataset, root, size, flag)
+            sets, classes = load_torchvision(dataset, root, size, flag, folder_flag)
     train, test, *held_out = (Images(images, labels, torch.arange(len(labels))) for images, labels in sets)
     kept, rest = (range(len(train.labels)), []) if held_out else split_indices(len(train.labels))
     held_out = held_out[0] if held_out else train.pick(rest)
