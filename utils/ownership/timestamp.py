@@ -64,11 +64,12 @@ def add_timestamp(parts) -> None:
 
 
 def stamp_commitment(flags) -> int:
-    """Ask for a token of the image commitment and keep it in DIR/commitment.tsr; Refusal where a good one is there."""
+    """Ask for a token of the image commitment and keep it in DIR/commitment.tsr; Refusal where one of it is there already."""
     prepared, path = read_prepared(flags.folder), flags.folder / TOKEN_FILE
     digest = prepared.record["sha256"]
-    if path.exists() and check_token(path, digest, flags.tsa_ca).time:
-        raise Refusal(f"{path} is there: the older token is the better one, so it is kept")
+    if path.exists() and check_token(path, digest, None).time:  # of whatever authority
+        raise Refusal(f"{path} is there: the older token is the better one, so it is kept; move it elsewhere to ask "
+                      "another authority too")
     content = commitment_bytes(prepared.triggers, prepared.record)  # of which the request holds SHA-256
     request = TimestampRequestBuilder().data(content).hash_algorithm(HashAlgorithm.SHA256).build()
     try:
