@@ -26,7 +26,7 @@ from utils.watermark.carriers import carriers_each, last_features, relabel_carri
 from utils.watermark.margin import ODDS, WatermarkObjective, ascend, effective_weight
 from utils.watermark.prepared import read_prepared
 from utils.watermark.trigger_files import pack_triggers, read_triggers
-from utils.watermark.triggers import labels_are_uniform, triggers_of_flags
+from utils.watermark.triggers import labels_are_uniform, triggers_of_flags, validation_images
 
 
 @refuse_in_one_sentence
@@ -63,8 +63,9 @@ def main():
 
     before = None
     run.open(device, flags.overwrite)
-    if len(triggers.groups) and (kept := run.path / "triggers.pt").exists():  # another device may round otherwise
+    if clean and not made_later and (kept := run.path / "triggers.pt").exists():  # another device may round otherwise
         triggers = tests.triggers = read_triggers(kept, len(data.classes))
+        validation = validation_images(data, triggers)
     if run.finished:
         run.log(f"{run.path} is finished; its figures:")
     else:

@@ -91,6 +91,15 @@ def test_triggers_and_candidates_are_those_of_the_clean_model(benign, tmp_path):
     settings = json.loads((run / "run.json").read_text())["settings"]
     assert settings["label_model_sha256"] == sha256_of_file(find_checkpoint(benign))
     assert "is finished" in good(*command, *PLAUSIBLE)
+    # the run keeps its triggers where another device rounds the clean model's answers otherwise
+    others = load_checkpoint(run / "triggers.pt") | {"labels": triggers.candidates[:, 2].contiguous()}
+    torch.save(others, run / "triggers.pt")
+    good(*command, *PLAUSIBLE)
+    hits = (predict(read_model(run), triggers.images).argmax(1) == others["labels"]).sum()
+    assert summary(run)["trigger_hits"] == hits
+    (run / "summary.json").unlink()
+    good(*command, *PLAUSIBLE)
+    same(load_checkpoint(run / "triggers.pt"), others)
     assert "trigger-strategy was 'uncertain', is None" in refused(*command, *PLAUSIBLE[2:])
     assert "label-choices was 3, is 2" in refused(*command, *PLAUSIBLE, "--label-choices", 2)
 
