@@ -10,7 +10,7 @@ from utils.data.batches import Batches
 from utils.data.files import SIZE
 from utils.data.sets import load_data
 from utils.flags import extraction_flags, source_folder
-from utils.ownership.results import TriggerTests
+from utils.ownership.results import TriggerTests, hashes_of_source
 from utils.rivals.ewe import constant_rate, ewe_adam
 from utils.runs.checkpoints import find_checkpoint, load_source, model_width, pack_checkpoint, read_model
 from utils.runs.folder import RunFolder, finish_run
@@ -25,8 +25,7 @@ from utils.watermark.margin import ascend
 from utils.watermark.trigger_files import unpack_source
 from utils.watermark.triggers import labels_are_uniform, validation_images
 
-# added to --seed: with the source's own, a copy would begin from its weights and see its batches; --on a copy likewise
-THIEF, SECOND_THIEF = 2**31, 2**30
+OLDEST = 20  # generation of a copy: of the source the first, --on a copy one more
 
 
 @refuse_in_one_sentence
@@ -51,10 +50,10 @@ def steal(flags, word: str) -> None:
     flags.width = width or (model_width(source) if same_kind else 64)
     flags.image_size = None if source.size == SIZE else source.size
     about, name, model_type = checkpoint.get("about", {}), flags.attack, flags.model_type
-    start = on = None  # the model that an attack of `REMOVALS` edits, and its file
+    start, on, before = None, None, {}  # the model that an attack of `REMOVALS` edits, and its file and summary
     edits = flags.attack in ("prune", "quantize")  # without training
     if flags.attack in REMOVALS:
-        start, on = starting_model(flags, source, folder, device)
+        start, on, before = starting_model(flags, source, folder, device)
         model_type = start.name
         check_edit(flags, start, width)
         needs_labels = not edits and flags.finetune != "shift"
@@ -78,7 +77,7 @@ def steal(flags, word: str) -> None:
     run.check(flags.overwrite)
     made = {"dataset": home.name, "dataset_source": own.name, "model": model_type,
             "width": flags.width if start is None else model_width(start), "attack": name, "source": folder.name,
-            "source_sha256": source_sha256, "seed": flags.seed}
+            "source_sha256": source_sha256, "seed": flags.seed, "generation": before.get("generation", 1) + bool(on)}
 
     run.open(device, flags.overwrite)
     if not run.finished:
@@ -92,7 +91,8 @@ def steal(flags, word: str) -> None:
         report_edited(flags, run, made, start, active, tests, home.test, amp)
         return
     if not run.finished:
-        seed = flags.seed + THIEF + (SECOND_THIEF if on else 0)
+        # with the source's seed a copy would begin from its weights and see its batches; so would one --on a copy
+        seed = flags.seed + 2**32 - 2 ** (32 - made["generation"])
         prepare_torch(seed, flags.deterministic, flags.tf32)
         if start is not None:
             kept = pruning_masks(start, flags.ratio, flags.criterion, active) if prunes else {}
@@ -116,9 +116,8 @@ def steal(flags, word: str) -> None:
         fit(run, model, objective, batches, evaluate, snapshot, epochs=flags.epoch, lr=flags.adam or flags.lr,
             weight_decay=flags.weight_decay, seed=seed, amp=amp, compile=flags.compile, graph=flags.graph)
     if is_rank_0():
-        of_start = read_json(on.parents[1] / "summary.json") if on else None  # of --on: what that copy was made from
-        statistics = (of_start or {}).get("teacher_bn", flags.teacher_bn)
-        made |= {"teacher_bn": statistics, "epochs": flags.epoch, "select": flags.select}
+        made |= {"teacher_bn": before.get("teacher_bn", flags.teacher_bn), "epochs": flags.epoch,
+                 "select": flags.select}
         report_surrogate(run, made, tests, home.test, device, folder)
 
 
@@ -138,13 +137,21 @@ def check_source(flags, checkpoint: dict, source, triggers, path) -> None:
 
 
 def starting_model(flags, source, folder, device):
-    """The frozen model that an attack of `REMOVALS` edits, and its file if it is that of --on."""
+    """The frozen model that an attack of `REMOVALS` edits, and, of --on, its file and its summary; else None and {}."""
     path = find_checkpoint(folder / flags.on, flags.select) if flags.on else None
+    made = (read_json(path.parents[1] / "summary.json") or {}) if path else {}
+    generation = made.get("generation", 1)
+    if path and made.get("source_sha256") not in hashes_of_source(folder):
+        raise Refusal(f"--on {flags.on} is not finished, or is of an earlier training of its source: make it anew by "
+                      "its own command, with --overwrite")
+    if not isinstance(generation, int) or not 0 < generation < OLDEST:
+        raise Refusal(f"--on {flags.on}: its summary.json is damaged, or it is the last of {OLDEST} copies, one from "
+                      "another: name another copy")
     model = read_model(path, device) if path else source
     if flags.model_type not in ("", model.name):
         raise Refusal(f"-dmt {flags.model_type}: -at {flags.attack} keeps the architecture, a {model.name}; "
                       "leave -dmt out")
-    return model, path
+    return model, path, made
 
 
 def load_both(flags, about: dict):

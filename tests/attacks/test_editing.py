@@ -1,5 +1,7 @@
 """Attacks on a stolen checkpoint through `extraction.py` and `distill.py`."""
 
+import json
+import shutil
 
 import pytest
 import torch
@@ -42,9 +44,12 @@ def test_finetune_command_changes_the_layers_that_it_names(world):
     good("extraction", "-d", world, *STEAL, "-at", "finetune", "--on", "extraction", "-admsg", "_ftal")
     start, after = weights(world, "extraction", "nat_best"), weights(world, "extraction_ftal")
     assert equal(weights(world, "extraction_ftal", "init"), start)
+    good("extraction", "-d", world, *STEAL, "-at", "finetune", "--on", "extraction_ftal", "-admsg", "_again")
+    generations = ("", "extraction", "extraction_ftal", "extraction_again")
     numbers = {load_checkpoint(world / TAKEN / run / "checkpoints/checkpoint_latest.pt")["training"]["number"]
-               for run in ("", "extraction", "extraction_ftal")}
-    assert len(numbers) == 3  # batches of its own, at the same --seed
+               for run in generations}
+    assert len(numbers) == 4  # batches of its own, at the same --seed
+    assert [summary(world / TAKEN / run)["generation"] for run in generations[1:]] == [1, 2, 3]
     assert not torch.equal(after["1.layers.0.weight"], start["1.layers.0.weight"])
 
 
@@ -127,6 +132,20 @@ def test_fineprune_trains_only_the_weights_that_pruning_left(world):
     assert share == pytest.approx(0.5, abs=1e-3)
     assert all(bool((after[n][m] == 0).all()) for n, m in pruned.items())
     assert not torch.equal(after["1.layers.0.weight"], start["1.layers.0.weight"])
+
+
+def test_a_copy_of_an_earlier_training_of_the_source_is_not_gone_on_from(world):
+    made = summary(world / TAKEN / "extraction")
+    copy = shutil.copytree(world / TAKEN / "extraction", world / TAKEN / "extraction_old")
+    for words, changed in (("of an earlier training", made | {"source_sha256": "00" * 32}), ("is not finished", None),
+                           ("is damaged", made | {"generation": "2"})):
+        (copy / "summary.json").unlink(missing_ok=True)
+        if changed:
+            (copy / "summary.json").write_text(json.dumps(changed))
+        for attack in ("finetune", "prune"):
+            said = refused("extraction", "-d", world, *STEAL, "-at", attack, "--on", "extraction_old", "-admsg", "_no")
+            assert "--on extraction_old" in said and words in said
+    shutil.rmtree(copy)
 
 
 @pytest.mark.parametrize("flags, words", [

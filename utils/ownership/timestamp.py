@@ -64,7 +64,7 @@ def add_timestamp(parts) -> None:
 
 
 def stamp_commitment(flags) -> int:
-    """Ask for a token of the image commitment and keep it in DIR/commitment.tsr; Refusal where one of it is there already."""
+    """Ask for a token of the image commitment and keep it in DIR/commitment.tsr; Refusal where one is there."""
     prepared, path = read_prepared(flags.folder), flags.folder / TOKEN_FILE
     digest = prepared.record["sha256"]
     if path.exists() and check_token(path, digest, None).time:  # of whatever authority
