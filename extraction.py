@@ -1,6 +1,7 @@
 """Extract a surrogate from a watermarked source: `python extraction.py -at soft -dmt res34 -tmt res34 -nq 100`."""
 
 from functools import partial
+from pathlib import Path
 
 import utils  # noqa: F401  before torch, see there
 import models
@@ -157,7 +158,8 @@ def starting_model(flags, source, folder, device):
 def load_both(flags, about: dict):
     """The thief's and the source's data; where they are one set, he gets as many images as the source had (`about`)."""
     more = {"skip_bad_images": flags.skip_bad_images, "image_size": flags.image_size}
-    same = (flags.dataset_source, flags.data_dir_source) == (flags.dataset, flags.data_dir)
+    folders = {Path(folder).resolve() for folder in (flags.data_dir_source, flags.data_dir)}
+    same = flags.dataset_source == flags.dataset and len(folders) == 1
     count = flags.train_size or (about.get("train_size") if same else None)
     own = load_data(flags.dataset_source, flags.data_dir_source, train_size=count,
                     flag="-dt" if same else "-dsrc", **more)

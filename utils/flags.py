@@ -219,7 +219,8 @@ def _attack_parser(description: str, script: str) -> Parser:
                        help="train the surrogate with Adam at this constant rate (EWE's authors: 1e-3), not with SGD "
                        "at --lr")
     group.add_argument("--width", type=COUNT, help="channels of the surrogate's first stage (default: the source's)")
-    group.add_argument("--train-size", type=COUNT, help="use this many images (default: as many as the source)")
+    group.add_argument("--train-size", type=COUNT,
+                       help="use this many images (default: as many as the source; of other data all)")
     group.add_argument("-admsg", "--additional-message", type=folder_tag, default="",
                        help="tag of the attack's folder")
     return p

@@ -52,6 +52,9 @@ def test_a_folder_is_split_by_its_parts_and_else_in_the_same_way_each_time(parts
     assert said is None or said in data.notes[0]
     assert again.sha256 == data.sha256 and torch.equal(again.test.images, data.test.images)
     assert again.notes == data.notes  # read from the decoded copy
+    some = load_data("folder", root, train_size=20)  # of both classes, whatever the order of the files
+    assert 4 <= int(some.train.labels.sum()) <= 16 and torch.isin(some.train.indices, data.train.indices).all()
+    assert torch.equal(load_data("folder", root, train_size=12).train.indices, some.train.indices[:12])
 
 
 def test_images_of_nearly_one_colour_are_warned_of_where_they_are_many(tmp_path):

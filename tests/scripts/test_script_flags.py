@@ -1,5 +1,6 @@
 """Flags that change what is computed: where a training starts and stops, which triggers it gets, and which labels."""
 
+import argparse
 import json
 import shutil
 
@@ -10,6 +11,7 @@ from comparing import same
 from official_checkpoint import official
 from small_runs import BASE, SOURCE, STEAL, TRAIN
 
+from extraction import load_both
 from utils.data.sets import load_data
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
 from utils.system.files import sha256_of_file
@@ -51,6 +53,13 @@ def test_init_puts_the_watermark_into_a_trained_model(benign, tmp_path):
     # other weights under the same name are other settings
     shutil.copy(benign / "checkpoints" / "checkpoint_init.pt", file)
     assert "init-sha256" in refused(*command)
+
+
+def test_one_folder_of_images_in_two_spellings_is_one_data_set():
+    flags = argparse.Namespace(dataset="digits", dataset_source="digits", data_dir="data", data_dir_source="./data/",
+                               train_size=None, skip_bad_images=False, image_size=None)
+    own, home = load_both(flags, {"train_size": 100})
+    assert own is home and len(own.train.labels) == 100  # as many as the source had
 
 
 def test_mixup_and_the_name_of_the_folder(tmp_path):
