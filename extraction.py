@@ -69,7 +69,7 @@ def steal(flags, word: str) -> None:
             require_gradient_of_images(f"-at {flags.attack}", moved_by)
         del trial, moved_by  # memory of the device
     uniform = labels_are_uniform(about.get("label_strategy", "random"))
-    tests = TriggerTests(triggers, source.num_classes, uniform, flags.benign, device)
+    tests = TriggerTests(triggers, source.num_classes, uniform, flags.benign, device, about.get("classes"))
     own, home = load_both(flags, about)
     check_thief_data(own, home, about, source.num_classes, needs_labels, flags.batch_size)
     record = vars(flags) | {"attack": name, "source_sha256": source_sha256, "data_sha256": home.sha256,

@@ -57,7 +57,7 @@ def main():
     draw = lambda: prepared.draw(flags.beacon, data) if prepared else triggers_of_flags(flags, data, clean)
     triggers, validation = rival.draw_triggers(flags, data, draw) if rival else draw()
     tests_of = partial(TriggerTests, classes=len(data.classes), uniform=labels_are_uniform(flags.label_strategy),
-                       benign=flags.benign, device=device)
+                       benign=flags.benign, device=device, names=data.classes)
     tests = tests_of(triggers)
     made_later = getattr(flags, "ewe_triggers", "shared") == "own"  # from the model after a part of the training
 

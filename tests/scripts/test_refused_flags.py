@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 import torch
-from commands import refused, tree
+from commands import refused, summary, tree
 from small_runs import STEAL, TRAIN
 
 from utils.ownership.results import TriggerTests
@@ -59,6 +59,13 @@ def test_clean_models_of_another_image_size_and_shortened_flags_are_refused(beni
     large = TriggerSet(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), none[:, :0].sum(1), none, none)
     with pytest.raises(Refusal, match="--benign .* of 32 pixels, the triggers have 64"):
         TriggerTests(large, 10, True, [benign])
+    small = TriggerSet(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), none[:, :0].sum(1), none, none)
+    with pytest.raises(Refusal, match="--benign .* was trained on other classes, or on these in another order"):
+        TriggerTests(small, 10, True, [benign], names=list("9876543210"))
+    # a checkpoint that is named as a file need not be the one whose accuracy the run reports
+    known = [TriggerTests(small, 10, True, [of], names=list("0123456789")).bank[0][2]
+             for of in (benign, benign / "checkpoints" / "checkpoint_init.pt")]
+    assert known == [summary(benign)["test_accuracy"], None]
     assert "--trust" in refused("utils.verify", "claim", benign, "--suspect", benign, "--trust")
 
 

@@ -20,15 +20,17 @@ class TriggerTests:
 
     uniform   whether the labels were drawn uniformly, as T1 requires
     benign    run folders or checkpoints of benign models; Refusal where one is watermarked or has other classes
+    names     of the classes, None where they are not known
     """
 
-    def __init__(self, triggers: TriggerSet, classes: int, uniform: bool, benign=(), device="cpu"):
+    def __init__(self, triggers: TriggerSet, classes: int, uniform: bool, benign=(), device="cpu", names=None):
         self.triggers, self.classes, self.uniform = triggers, classes, uniform
         self.bank = []  # name, logits (m, C) and test accuracy, None if unknown, of each benign model
         for folder in benign:
             path = find_checkpoint(folder)
-            summary = read_json(path.parent.parent / "summary.json") or {}
-            model = read_other("--benign", folder, device)
+            # a file may be another checkpoint than the run's own choice
+            summary = (read_json(Path(folder) / "summary.json") or {}) if Path(folder).is_dir() else {}
+            model = read_other("--benign", folder, device, names)
             if model.size != triggers.images.shape[-1]:
                 raise Refusal(f"--benign {folder} takes images of {model.size} pixels, the triggers have "
                               f"{triggers.images.shape[-1]}: leave it out")
