@@ -20,7 +20,7 @@ from utils.runs.networks import add_named_architectures
 from utils.system.files import read_json, write_atomically
 from utils.system.machine import add_device_flag, choose_device
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
-from utils.training.metrics import accuracy, count_hits, predict
+from utils.training.metrics import accuracy, count_hits, pass_length, predict
 from utils.watermark.carriers import last_features, nearest
 from utils.watermark.margin import ascend
 from utils.watermark.trigger_files import unpack_source
@@ -121,12 +121,12 @@ def report_margin(run: FinishedRun) -> dict:
 # ---- recalibrated: does a mark live in BatchNorm's statistics? ----
 
 
-def recalibrate(model, images, batch_size: int = 500):
+def recalibrate(model, images, batch_size: int | None = None):
     """A copy of `model` whose running statistics are the mean over batches of uint8 images (N, 3, H, W)."""
     model = copy.deepcopy(model)
     if not any(isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
         raise Refusal("recalibrated: this model has no BatchNorm layers; name a run of another architecture")
-    batches = (part.float().div(255) for part in images.split(batch_size))
+    batches = (part.float().div(255) for part in images.split(batch_size or pass_length(images, 500)))
     torch.optim.swa_utils.update_bn(batches, model, next(model.parameters()).device)
     return model.eval()
 

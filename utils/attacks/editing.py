@@ -13,7 +13,7 @@ from utils.runs.checkpoints import model_width, refuse_errors
 from utils.runs.networks import check_compile, check_single_images, require_gradient_of_images
 from utils.system.refusals import Refusal
 from utils.training.loop import PlainObjective
-from utils.training.metrics import predict
+from utils.training.metrics import pass_length, predict
 from utils.training.ranks import synchronize_batchnorm
 
 # published fine-tuning attacks -> (train the last layer alone, re-initialise it)
@@ -95,8 +95,8 @@ class BoundaryObjective(FineTuningObjective):
         return super().__call__(forward, torch.cat([x, moved]), torch.cat([y, others]), picks)
 
 
-def push_over(forward, x, step: float = 0.15):
-    """(x moved by `step` along the sign of the gradient of a random class's logit, kept in [0, 1]; number of classes).
+def push_over(forward, x):
+    """(x moved by 0.15 along the sign of the gradient of a random class's logit, kept in [0, 1]; number of classes).
 
     x (N, 3, H, W) in [0, 1]; the same class for all of a batch, as in the authors' code.
     """
@@ -104,19 +104,19 @@ def push_over(forward, x, step: float = 0.15):
     logits = forward(x)
     towards = torch.randint(logits.shape[1], (1,), device=x.device)
     (gradient,) = torch.autograd.grad(logits.index_select(1, towards).sum(), x)
-    return (x.detach() + step * gradient.sign()).clamp(0, 1), logits.shape[1]
+    return (x.detach() + 0.15 * gradient.sign()).clamp(0, 1), logits.shape[1]
 
 
 @torch.no_grad()
-def shift_weights(model, strength: float = 1.5):
-    """Weight shifting (Lukas et al., S&P 2022), w - strength * mean of w over the filters - noise of w's deviation.
+def shift_weights(model):
+    """Weight shifting (Lukas et al., S&P 2022), w - 1.5 * mean of w over the filters - noise of w's deviation.
 
     Of each convolution; changes `model` and returns it. The toolbox fine-tunes afterwards on the model's own labels.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             w = module.weight
-            w.sub_(strength * w.mean(0) + torch.randn_like(w) * w.std())
+            w.sub_(1.5 * w.mean(0) + torch.randn_like(w) * w.std())
     return model
 
 
@@ -152,7 +152,7 @@ def layer_weights(model) -> dict:
     return {f"{n}.weight": m.weight for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
 
 
-def channel_activations(model, images, batch_size: int = 500) -> dict:
+def channel_activations(model, images, batch_size: int | None = None) -> dict:
     """Mean of relu(output) of each channel of each BatchNorm layer over uint8 images: {layer name: (C,)}.
 
     Layers without weights are left out: there is nothing that could be pruned.
@@ -165,7 +165,7 @@ def channel_activations(model, images, batch_size: int = 500) -> dict:
 
     handles = [m.register_forward_hook(partial(add, n)) for n, m in _layers_of_channels(model).items()]
     try:
-        predict(model, images, batch_size)
+        predict(model, images, batch_size or pass_length(images, 500))
     finally:
         for handle in handles:
             handle.remove()
