@@ -40,7 +40,7 @@ def steal(flags, word: str) -> None:
     What can be refused without the images is refused before they are decoded, since a folder of them then gets a
     decoded copy. Validation and test images are those of the source's data set.
     """
-    device, amp = choose_device(flags.device, flags.deterministic), AMP.get(flags.amp)
+    device, amp = choose_device(flags.device, flags.deterministic, flags.tf32), AMP.get(flags.amp)
     folder = source_folder(flags, flags.teacher_model_type)
     checkpoint, path = load_source(folder, flags.select, flags.teacher_bn)
     source_sha256 = sha256_of_file(path)  # at once: a source that is still trained replaces its checkpoints
@@ -94,7 +94,7 @@ def steal(flags, word: str) -> None:
     if not run.finished:
         # with the source's seed a copy would begin from its weights and see its batches; so would one --on a copy
         seed = flags.seed + 2**32 - 2 ** (32 - made["generation"])
-        prepare_torch(seed, flags.deterministic, flags.tf32)
+        prepare_torch(seed, flags.deterministic)
         if start is not None:
             kept = pruning_masks(start, flags.ratio, flags.criterion, active) if prunes else {}
             model, objective = fine_tune(start, flags.finetune, kept)

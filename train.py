@@ -32,7 +32,7 @@ from utils.watermark.triggers import labels_are_uniform, triggers_of_flags, vali
 @refuse_in_one_sentence
 def main():
     flags = train_flags()
-    device, rival = choose_device(flags.device, flags.deterministic), RIVALS.get(flags.train_type)
+    device, rival = choose_device(flags.device, flags.deterministic, flags.tf32), RIVALS.get(flags.train_type)
     amp = AMP.get(flags.amp)
     initial = read_initial_weights(flags.init)
     data = load_data(flags.dataset, flags.data_dir, train_size=flags.train_size,
@@ -75,7 +75,7 @@ def main():
         commit = partial(commit_triggers, run, data=data, is_secret=flags.train_type != "none", opening=opening)
         if is_rank_0() and not made_later:
             commit(triggers)
-        prepare_torch(flags.seed, flags.deterministic, flags.tf32)
+        prepare_torch(flags.seed, flags.deterministic)
         model = models.build(flags.model_type, len(data.classes), data.mean, data.std, flags.width, data.size)
         new_head = initial.load_into(model, run.log)
         model = synchronize_batchnorm(models.place(model, device))

@@ -23,11 +23,12 @@ def bench():
 
 @pytest.fixture
 def deterministic():
-    choose_device(DEVICE, deterministic=True)
-    prepare_torch(0, deterministic=True, tf32=False)
+    choose_device(DEVICE, deterministic=True, tf32=False)
+    prepare_torch(0, deterministic=True)
     yield
     torch.use_deterministic_algorithms(False)
-    prepare_torch(0, deterministic=False, tf32=True)
+    choose_device(DEVICE)
+    prepare_torch(0, deterministic=False)
 
 
 def begin(bench, name, amp, graph):

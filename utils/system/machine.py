@@ -30,10 +30,11 @@ def add_device_flag(parser) -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
 
 
-def choose_device(name: str, deterministic: bool = False) -> torch.device:
+def choose_device(name: str, deterministic: bool = False, tf32: bool = True) -> torch.device:
     """`auto` takes CUDA, then Apple's MPS, then the CPU; Refusal for a device that is not there.
 
-    Under torchrun this call also makes the processes meet; each gets a GPU of its own.
+    Whether convolutions may be in TF32 is set here, before any model answers. Under torchrun this call also makes the
+    processes meet; each gets a GPU of its own.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -42,14 +43,14 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
         raise Refusal(f"--device {name}: this machine or this PyTorch has none; pass --device auto or cpu")
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, at the first use of cuBLAS
+    torch.backends.cudnn.allow_tf32 = tf32
     return join_torchrun(torch.device(name))
 
 
-def prepare_torch(seed: int, deterministic: bool, tf32: bool = True) -> None:
+def prepare_torch(seed: int, deterministic: bool) -> None:
     """Seed torch and set its global switches; `deterministic` forbids kernels whose results vary between runs."""
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = not deterministic
-    torch.backends.cudnn.allow_tf32 = tf32
     if deterministic:
         torch.use_deterministic_algorithms(True)
     # glibc keeps freed memory; else each step on the CPU asks the kernel for it again: a tenth of its time
