@@ -13,7 +13,7 @@ from utils.data.sets import load_data
 from utils.flags import extraction_flags, source_folder
 from utils.ownership.results import TriggerTests, hashes_of_source
 from utils.rivals.ewe import constant_rate, ewe_adam
-from utils.runs.checkpoints import find_checkpoint, load_source, model_width, pack_checkpoint, read_model
+from utils.runs.checkpoints import find_checkpoint, load_source, model_width, pack_checkpoint, read_model, run_settings
 from utils.runs.folder import RunFolder, finish_run
 from utils.runs.networks import check_training, require_gradient_of_images
 from utils.system.files import read_json, sha256_of_file
@@ -78,11 +78,13 @@ def steal(flags, word: str) -> None:
     run.check(flags.overwrite)
     made = {"dataset": home.name, "dataset_source": own.name, "model": model_type,
             "width": flags.width if start is None else model_width(start), "attack": name, "source": folder.name,
-            "source_sha256": source_sha256, "seed": flags.seed, "generation": before.get("generation", 1) + bool(on)}
+            "source_sha256": source_sha256, "seed": flags.seed, "generation": before.get("generation", 0) + 1}
 
     run.open(device, flags.overwrite)
     if not run.finished:
         run.log(*own.notes)
+        if own is home and not flags.train_size and run_settings(path).get("data_sha256") not in (None, own.sha256):
+            run.log("warning: these are not the images that the source was trained on")
     elif not edits:
         run.log(f"{run.path} is finished; its figures:")
     active, prunes = None, flags.attack == "prune" or flags.attack == "fineprune" and not run.finished
@@ -139,15 +141,7 @@ def check_source(flags, checkpoint: dict, source, triggers, path) -> None:
 
 def starting_model(flags, source, folder, device):
     """The frozen model that an attack of `REMOVALS` edits, and, of --on, its file and its summary; else None and {}."""
-    path = find_checkpoint(folder / flags.on, flags.select) if flags.on else None
-    made = (read_json(path.parents[1] / "summary.json") or {}) if path else {}
-    generation = made.get("generation", 1)
-    if path and made.get("source_sha256") not in hashes_of_source(folder):
-        raise Refusal(f"--on {flags.on} is not finished, or is of an earlier training of its source: make it anew by "
-                      "its own command, with --overwrite")
-    if not isinstance(generation, int) or not 0 < generation < OLDEST:
-        raise Refusal(f"--on {flags.on}: its summary.json is damaged, or it is the last of {OLDEST} copies, one from "
-                      "another: name another copy")
+    path, made = earlier_copy(folder, flags.on, flags.select) if flags.on else (None, {})
     model = read_model(path, device) if path else source
     if flags.model_type not in ("", model.name):
         raise Refusal(f"-dmt {flags.model_type}: -at {flags.attack} keeps the architecture, a {model.name}; "
@@ -155,11 +149,27 @@ def starting_model(flags, source, folder, device):
     return model, path, made
 
 
+def earlier_copy(folder, on: str, select: str):
+    """The checkpoint and the summary, with its "generation", of a finished attack on the source in `folder`."""
+    path = find_checkpoint(folder / on, select)
+    made = read_json(path.parents[1] / "summary.json")
+    if not made:
+        raise Refusal(f"--on {on} is not finished: give its own command again, and it goes on")
+    if made.get("source_sha256") not in hashes_of_source(folder):
+        raise Refusal(f"--on {on} is a copy of an earlier training of its source: make it anew by its own command and "
+                      "--overwrite")
+    made.setdefault("generation", 1 + bool(run_settings(path).get("on")))  # which older summaries lack
+    if not isinstance(made["generation"], int) or not 0 < made["generation"] < OLDEST:
+        raise Refusal(f"--on {on}: its summary.json is damaged, or it is one of more than {OLDEST} copies, each from "
+                      "the last: name another copy")
+    return path, made
+
+
 def load_both(flags, about: dict):
     """The thief's and the source's data; where they are one set, he gets as many images as the source had (`about`)."""
     more = {"skip_bad_images": flags.skip_bad_images, "image_size": flags.image_size}
     folders = {Path(folder).resolve() for folder in (flags.data_dir_source, flags.data_dir)}
-    same = flags.dataset_source == flags.dataset and len(folders) == 1
+    same = flags.dataset_source == flags.dataset and (flags.dataset == "digits" or len(folders) == 1)
     count = flags.train_size or (about.get("train_size") if same else None)
     own = load_data(flags.dataset_source, flags.data_dir_source, train_size=count,
                     flag="-dt" if same else "-dsrc", **more)

@@ -64,7 +64,7 @@ def main():
     before = None
     run.open(device, flags.overwrite)
     if clean and not made_later and (kept := run.path / "triggers.pt").exists():  # another device may round otherwise
-        triggers = tests.triggers = read_triggers(kept, len(data.classes))
+        tests = tests_of(triggers := read_triggers(kept, len(data.classes)))
         validation = validation_images(data, triggers)
     if run.finished:
         run.log(f"{run.path} is finished; its figures:")

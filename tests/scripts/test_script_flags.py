@@ -100,15 +100,23 @@ def test_triggers_and_candidates_are_those_of_the_clean_model(benign, tmp_path):
     settings = json.loads((run / "run.json").read_text())["settings"]
     assert settings["label_model_sha256"] == sha256_of_file(find_checkpoint(benign))
     assert "is finished" in good(*command, *PLAUSIBLE)
-    # the run keeps its triggers where another device rounds the clean model's answers otherwise
-    others = load_checkpoint(run / "triggers.pt") | {"labels": triggers.candidates[:, 2].contiguous()}
+    # the run keeps its triggers where another device rounds the clean model's answers otherwise: here other ten
+    others = load_checkpoint(run / "triggers.pt")
+    kept = [i for i in range(len(held_out.labels)) if i not in most][:10]
+    others |= {"images": held_out.images[kept], "sources": held_out.indices[kept][:, None],
+               "true_labels": held_out.labels[kept][:, None]}
     torch.save(others, run / "triggers.pt")
-    good(*command, *PLAUSIBLE)
-    hits = (predict(read_model(run), triggers.images).argmax(1) == others["labels"]).sum()
-    assert summary(run)["trigger_hits"] == hits
-    (run / "summary.json").unlink()
+    good(*command, *PLAUSIBLE, "--benign", benign)
+    hits = lambda model: int((predict(read_model(model), others["images"]).argmax(1) == others["labels"]).sum())
+    rows = summary(run)["rows"]
+    assert [rows[0]["trigger_hits"], rows[-1]["trigger_hits"]] == [hits(run), hits(benign)]
+    for file in (run / "summary.json", *run.glob("checkpoints/*")):
+        file.unlink()
     good(*command, *PLAUSIBLE)
     same(load_checkpoint(run / "triggers.pt"), others)
+    left = held_out.pick([i for i in range(len(held_out.labels)) if i not in kept])
+    found = (predict(read_model(run), left.images).argmax(1) == left.labels).double().mean()
+    assert rows_of(run)[-1]["val_accuracy"] == pytest.approx(float(found))
     assert "trigger-strategy was 'uncertain', is None" in refused(*command, *PLAUSIBLE[2:])
     assert "label-choices was 3, is 2" in refused(*command, *PLAUSIBLE, "--label-choices", 2)
 

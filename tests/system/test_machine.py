@@ -11,6 +11,7 @@ import torch
 from commands import ROOT
 from tiny_fit import tiny_fit
 
+from utils.system.machine import choose_device
 from utils.system.refusals import Refusal, printable, refuse_in_one_sentence
 
 
@@ -58,3 +59,12 @@ def test_a_mistake_of_ours_keeps_its_traceback_and_line_ends_stay():
     with pytest.raises(RuntimeError, match="a mistake"):
         refuse_in_one_sentence(lambda: (_ for _ in ()).throw(RuntimeError("a mistake")))()
     assert printable("two\nlines\r") == "two\nlines\\r"
+
+
+def test_no_tf32_holds_from_the_choice_of_the_device_on():
+    try:
+        choose_device("cpu", tf32=False)
+        assert not torch.backends.cudnn.allow_tf32
+    finally:
+        choose_device("cpu")
+    assert torch.backends.cudnn.allow_tf32

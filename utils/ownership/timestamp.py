@@ -68,8 +68,10 @@ def stamp_commitment(flags) -> int:
     prepared, path = read_prepared(flags.folder), flags.folder / TOKEN_FILE
     digest = prepared.record["sha256"]
     if path.exists() and check_token(path, digest, None).time:  # of whatever authority
-        raise Refusal(f"{path} is there: the older token is the better one, so it is kept; move it elsewhere to ask "
-                      "another authority too")
+        why = check_token(path, digest, flags.tsa_ca).why
+        raise Refusal(f"{path} is there, and kept: " + (
+            f"it does not lead to --tsa-ca {flags.tsa_ca} ({why}); move it elsewhere to have one that does" if why else
+            "the older token is the better one"))
     content = commitment_bytes(prepared.triggers, prepared.record)  # of which the request holds SHA-256
     request = TimestampRequestBuilder().data(content).hash_algorithm(HashAlgorithm.SHA256).build()
     try:

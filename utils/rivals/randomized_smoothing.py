@@ -23,7 +23,7 @@ from utils.data.files import SIZE, join_images
 from utils.data.sets import Data, Images
 from utils.ownership.results import TriggerTests
 from utils.rivals.source import add_verification
-from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_other
 from utils.system.files import write_json
 from utils.system.machine import AMP, autocast, choose_device
 from utils.system.refusals import CONFIDENCE, COUNT, POSITIVE, RADIUS, SEED, Refusal, number
@@ -273,13 +273,14 @@ def add_certify(parts) -> None:
 def run_certify(flags) -> int:
     """Print the certificates of RUN and of its controls, and the certified radius; returns exit status 0."""
     device, path = choose_device(flags.device), find_checkpoint(flags.run)
-    model, triggers = unpack_source(load_checkpoint(path), path, device)
+    checkpoint = load_checkpoint(path)
+    model, triggers = unpack_source(checkpoint, path, device)
     if triggers is None:
         raise Refusal(f"{path} holds no trigger set: name a run of train.py")
     models = [("RUN", flags.run, path, model)]
     for control in flags.benign:
-        path = find_checkpoint(control)
-        models.append(("benign", control, path, read_model(path, device)))
+        other = read_other("--benign", control, device, checkpoint.get("about", {}).get("classes"))
+        models.append(("benign", control, find_checkpoint(control), other))
     tests = TriggerTests(triggers, model.num_classes, False)
     # before the long part, because it refuses a control with other classes
     trigger_logits = [tests.logits_of(model, path) for _, _, path, model in models]
