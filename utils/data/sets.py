@@ -92,7 +92,7 @@ def load_data(dataset: str, data_dir="data", *, train_size: int | None = None, s
               image_size: int | None = None, flag: str = "-dt") -> Data:
     """Load a data set by its name, with the files in `data_dir`, and split it, whatever the run's own seed.
 
-    `train_size` keeps so many of the training images, drawn with seed 0; all are resized to `image_size` pixels (None:
+    `train_size` keeps the first images of the shuffled training part; images are resized to `image_size` pixels (None:
     `SIZE`), bilinearly. Under torchrun rank 0 loads first, so that the files are downloaded and decoded once. Raises
     Refusal for missing, unreadable or impossible data, which names `flag` or that of `data_dir`.
     """
@@ -106,13 +106,11 @@ def load_data(dataset: str, data_dir="data", *, train_size: int | None = None, s
         else:
             sets, classes = load_torchvision(dataset, root, size, flag, folder_flag)
     train, test, *val = (Images(images, labels, torch.arange(len(labels))) for images, labels in sets)
-    kept, rest = (range(len(train.labels)), []) if val else split_indices(len(train.labels))
+    kept, rest = split_indices(len(train.labels), 0 if val else HELD_OUT)
     held_out = val[0] if val else train.pick(rest)
     if train_size is not None:
         if not 1 <= train_size <= len(kept):
             raise Refusal(f"--train-size {train_size}: {dataset} has {len(kept)} training images; that is the most")
-        if val and train_size < len(kept):  # the files of a folder are in the order of their classes
-            kept = torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))
         kept = kept[:train_size]
     train = train.pick(kept)
     for part, images in (("training", train), ("test", test)):
@@ -123,13 +121,14 @@ def load_data(dataset: str, data_dir="data", *, train_size: int | None = None, s
     return Data(dataset, train, held_out, test, classes, mean, std, flip, notes)
 
 
-def split_indices(n: int) -> tuple[list[int], list[int]]:
+def split_indices(n: int, held_out: int = HELD_OUT) -> tuple[list[int], list[int]]:
     """Indices of the training and of the held-out images among n: those of torch's `random_split` with seed 0.
 
-    49,000 and 1,000 on CIFAR, 72,257 and 1,000 on SVHN.
+    49,000 and 1,000 on CIFAR, 72,257 and 1,000 on SVHN. Shuffled even where none is held out: the files of a folder
+    are in the order of their classes.
     """
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).tolist()
-    n_train = n - min(HELD_OUT, n // 10)
+    n_train = n - min(held_out, n // 10)
     return order[:n_train], order[n_train:]
 
 
