@@ -189,12 +189,15 @@ class Contenders:
         """
         if not official:
             sets = [[part[:VALIDATION] for part in self.images[:2]], [self.x_q.mul(255).round().byte(), self.y_q]]
-            return seconds_per_call(lambda: [accuracy(model, *one, amp) for one in 2 * sets], 2, self.device)
+            return self._warm_seconds(lambda: [accuracy(model, *one, amp) for one in 2 * sets])
         images = torch.rand((VALIDATION + TEST) // 10, 3, 32, 32, device=self.device)
         right = torch.no_grad()(lambda x, y: (model(x).argmax(1) == y).sum().item())
         model.eval()
-        return 10 * seconds_per_call(lambda: [(right(x, 0), right(self.x_q, self.y_q)) for x in images.split(128)], 2,
-                                     self.device)
+        return 10 * self._warm_seconds(lambda: [(right(x, 0), right(self.x_q, self.y_q)) for x in images.split(128)])
+
+    def _warm_seconds(self, call) -> float:
+        seconds_per_call(call, 1, self.device)  # the first call searches kernels for its shapes
+        return seconds_per_call(call, 2, self.device)
 
     def flop(self, name, official):
         """FLOP of a step of ours or of the official one, counted in forward passes of one image.
