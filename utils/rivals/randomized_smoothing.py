@@ -22,8 +22,8 @@ from tqdm import tqdm
 from utils.data.files import SIZE, join_images
 from utils.data.sets import Data, Images
 from utils.ownership.results import TriggerTests
-from utils.rivals.source import add_verification
-from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_other
+from utils.rivals.source import add_verification, read_others
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint
 from utils.system.files import write_json
 from utils.system.machine import AMP, autocast, choose_device
 from utils.system.refusals import CONFIDENCE, COUNT, POSITIVE, RADIUS, SEED, Refusal, number
@@ -278,9 +278,8 @@ def run_certify(flags) -> int:
     if triggers is None:
         raise Refusal(f"{path} holds no trigger set: name a run of train.py")
     models = [("RUN", flags.run, path, model)]
-    for control in flags.benign:
-        other = read_other("--benign", control, device, checkpoint.get("about", {}).get("classes"))
-        models.append(("benign", control, find_checkpoint(control), other))
+    others = read_others("--benign", flags.benign, model, checkpoint.get("about", {}).get("classes"), device)
+    models += [("benign", control, find_checkpoint(control), other) for control, other in zip(flags.benign, others)]
     tests = TriggerTests(triggers, model.num_classes, False)
     # before the long part, because it refuses a control with other classes
     trigger_logits = [tests.logits_of(model, path) for _, _, path, model in models]

@@ -186,6 +186,8 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs: int, lr: 
             progress.first_step, progress.seconds = 0, 0.0
             model.train()
             if not first:
+                if may_draw:
+                    torch.manual_seed(number)
                 objective.begin(model, step.optimizer, epoch, generator)
             for i in range(first, steps):
                 if may_draw:
