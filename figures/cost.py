@@ -7,7 +7,7 @@ from pathlib import Path
 from figures.shared import HERE
 from utils.benchmark import OBJECTIVES, Contenders, describe_machine, measure_steps, set_up
 from utils.system.files import write_atomically
-from utils.system.machine import new_figure
+from utils.system.machine import figure_png, new_figure
 from utils.system.refusals import Refusal, refuse_in_one_sentence
 
 # axis -> (flag of the benchmark, its values); the other flags are those of the command line
@@ -38,7 +38,7 @@ def draw(result, path) -> None:
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("s / epoch")
     axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    write_atomically(path, figure_png(figure))
 
 
 @refuse_in_one_sentence

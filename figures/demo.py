@@ -92,7 +92,8 @@ def verdict(found: dict) -> str:
 
 def confirm(args) -> None:
     """Run `args.seeds` quietly, one after the other, and add a row for each to `args.out` and the table beside it."""
-    table = read_json(args.out) or {"command": "python -m figures.demo --seeds 0 1 2 3 4 5 6 7 8 9", "rows": []}
+    path = Path(str(args.out).removesuffix(".json") + ".json")
+    table = read_json(path) or {"command": "python -m figures.demo --seeds 0 1 2 3 4 5 6 7 8 9", "rows": []}
     about = {"torch": torch.__version__.split("+")[0], "threads": torch.get_num_threads()}
     for seed in tqdm(args.seeds, desc="seeds", disable=None):
         began = time.monotonic()
@@ -105,7 +106,7 @@ def confirm(args) -> None:
         same = lambda old, row=row: all(old[key] == row[key] for key in ("torch", "threads", "seed"))
         table["rows"] = [old for old in table["rows"] if not same(old)] + [row]
         table["rows"].sort(key=lambda row: (row["torch"], row["threads"], row["seed"]))
-        write_result(args.out, table, seeds_markdown(table), indent=2)
+        write_result(path, table, seeds_markdown(table), indent=2)
 
 
 def seed_folder(folder: Path, seed: int) -> Path:

@@ -47,14 +47,15 @@ def main(argv=None):
         check_folder("--dir", folder)
         check_data(args.profile, profile)
         run_steps([step for *_, step in steps], args.jobs, keep_going=True)
-    new = {(name, seed): figures_of_run(seed, step) for name, seed, step in steps
-           if (step.folder / "metrics.jsonl").is_file()}
+    new = [(name, figures_of_run(seed, step)) for name, seed, step in steps
+           if (step.folder / "metrics.jsonl").is_file()]
     if not new:
         raise Refusal(f"--no-run: {folder} holds no run; leave --no-run out")
     path = args.out / f"{args.profile}.json"
     order, found = list(next(iter(of_seeds.values()))), {}
-    old = {(name, run["seed"]): run for name, runs in (read_json(path) or {}).items() if name in order for run in runs}
-    for (name, _), run in sorted((old | new).items(), key=lambda item: (order.index(item[0][0]), item[0][1])):
+    old = [(name, run) for name, runs in (read_json(path) or {}).items() if name in order for run in runs]
+    kept = {(order.index(name), run["seed"], run["device"]): (name, run) for name, run in old + new}
+    for _, (name, run) in sorted(kept.items()):
         found.setdefault(name, []).append(run)
     write_result(path, found, format_table(found), draw(found), indent=2)
 

@@ -8,11 +8,12 @@ instead of those that the runs chose; `--out NAME` also writes NAME.md and NAME.
 
 import json
 import statistics
+import sys
 from pathlib import Path
 
 from figures.shared import join_numbers, markdown_table, write_result
 from utils.ownership import pvalues
-from utils.ownership.results import TriggerTests, rows_of_run
+from utils.ownership.results import TriggerTests, is_stale, rows_of_run
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint
 from utils.system.files import read_json
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
@@ -41,7 +42,10 @@ def collect_rows(folder: Path, last: bool = False) -> list[dict]:
     groups = {}  # {(-tt, role, statistics, settings): [(figures, summary, content of run.json)]}
     for path in sorted(folder.glob("**/summary.json")):
         summary, run = read_json(path), read_json(path.parent / "run.json")
-        if summary.get("role") == "edited":  # pruning and quantisation have rows of another kind, see figures.make
+        if not run or summary.get("role") not in ("source", "benign", "surrogate"):  # edited ones: see figures.make
+            continue
+        if summary["role"] == "surrogate" and is_stale(summary, path.parents[1]):
+            print(f"left out: {path.parent} is a copy of an earlier training of its source", file=sys.stderr)
             continue
         settings = settings_of(path.parent)
         if summary["role"] == "surrogate":  # copies of different sources have different rows
@@ -71,8 +75,13 @@ def _row(watermark, role, statistics_name, group) -> dict:
         "log10_T1_harmonic_mean": None if None in t1 else pvalues.harmonic_mean(t1),
         "commands": [" ".join(run["command"]) for run in runs],
         **{name: summaries[0].get(name) for name in SAME},
-        **{name: runs[0][name] for name in ("device", "torch", "threads", "git_commit")},
+        **{name: _one_or_each([run[name] for run in runs]) for name in ("device", "torch", "threads", "git_commit")},
     }
+
+
+def _one_or_each(values: list):
+    """The value that all seeds share, else the list of each seed's."""
+    return values[0] if all(value == values[0] for value in values) else values
 
 
 def figures_at_last(run: Path) -> list[dict]:

@@ -3,6 +3,8 @@
 Needs the standard library alone, because Snakemake reads it in an environment of its own.
 """
 
+import functools
+import hashlib
 import json
 import os
 import shlex
@@ -92,13 +94,26 @@ class RunStep(NamedTuple):
         return self.done.parent
 
     def result(self) -> dict | None:
-        """What the command wrote, None where it is not finished; Refusal where the file is damaged."""
+        """What the command wrote, None where it is not finished; Refusal where the file is damaged, or is of a copy of
+        an earlier training of its source."""
         try:
-            return json.loads(self.done.read_text())
+            found = json.loads(self.done.read_text())
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError as error:
             raise Refusal(f"{self.done} is damaged: remove it, and the same command makes it anew") from error
+        if "source_sha256" in found:
+            source = self.folder.parent.glob("checkpoints/checkpoint_[nl]a*.pt")
+            present = [_sha256(path, path.stat().st_mtime_ns, path.stat().st_size) for path in source]
+            if present and found["source_sha256"] not in present:
+                raise Refusal(f"{self.folder} is a copy of an earlier training of its source: remove it, and the same "
+                              "command makes it anew")
+        return found
+
+
+@functools.cache
+def _sha256(path: Path, changed: int, size: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class RunCommands(NamedTuple):

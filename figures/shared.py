@@ -70,10 +70,14 @@ def interval(k: int, n: int) -> tuple[float, float]:
 
 
 def write_result(path: Path, content, text: str, picture: bytes | None = None, indent: int | None = None) -> None:
-    """Write `path` with .json, .md and .png in place of its suffix, each whole or not at all, and print the text."""
+    """Write `path`, which ends in .json or has no such end, and .md and .png beside it, each whole or not at all.
+
+    Prints the text.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path.with_suffix(".json"), (json.dumps(content, indent=indent) + "\n").encode())
-    write_atomically(path.with_suffix(".md"), text.encode())
+    name = str(path).removesuffix(".json")
+    write_atomically(Path(f"{name}.json"), (json.dumps(content, indent=indent) + "\n").encode())
+    write_atomically(Path(f"{name}.md"), text.encode())
     if picture:
-        write_atomically(path.with_suffix(".png"), picture)
+        write_atomically(Path(f"{name}.png"), picture)
     print(text)

@@ -6,14 +6,15 @@ replaced.
 """
 
 import shlex
+import sys
 from pathlib import Path
 from statistics import mean
 
 from figures.shared import HERE
 from utils.ownership.pvalues import either
-from utils.ownership.results import LOG_ALPHA
-from utils.system.files import check_output_file, read_json, write_json
-from utils.system.machine import new_figure
+from utils.ownership.results import LOG_ALPHA, is_stale
+from utils.system.files import check_output_file, read_json, write_atomically, write_json
+from utils.system.machine import figure_png, new_figure
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 from utils.watermark.triggers import AMONG_LIKELY, SHARED
 
@@ -51,8 +52,8 @@ def main(argv=None):
 def rows_of_run(folder: Path) -> list[dict]:
     """The rows of a run of train.py: its models, its benign models on its triggers, and the attacks inside it."""
     run, summary = read_json(folder / "run.json"), read_json(folder / "summary.json")
-    if run is None or summary is None:
-        raise Refusal(f"{folder} is no finished run of train.py: it has no run.json or no summary.json")
+    if run is None or summary is None or "attack" in run["settings"]:
+        raise Refusal(f"{folder} is no finished run of train.py: name one that has a run.json and a summary.json")
     settings = run["settings"]
     own = "clean" if settings["train_type"] == "none" else settings["bn_stats"]  # the statistics that serve the model
     models = {own: summary} | ({"clean": summary["clean"]} if summary.get("clean") else {})
@@ -76,7 +77,10 @@ def rows_of_run(folder: Path) -> list[dict]:
             add(own, row["model"], row)
     for attack in sorted(folder.glob("*/summary.json")):
         stolen = read_json(attack)
-        if stolen.get("role") == "edited":  # of -at prune and quantize: the figures are those of the model before
+        if stolen.get("role") != "surrogate":  # of -at prune and quantize the figures are those of the model before
+            continue
+        if is_stale(stolen, folder):
+            print(f"left out: {attack.parent} is a copy of an earlier training of its source", file=sys.stderr)
             continue
         statistics = stolen.get("teacher_bn", "paper")
         statistics = own if statistics == "paper" else statistics
@@ -119,12 +123,13 @@ def format_settings(found: dict) -> str:
     def percent(rows, key):
         seeds = {}
         for row in rows:
-            seeds.setdefault(row["seed"], []).append(100 * row[key])
-        return f"{mean(map(mean, seeds.values())):.2f} %"
+            if row[key] is not None:  # as of a benign model that a file names
+                seeds.setdefault(row["seed"], []).append(100 * row[key])
+        return f"{mean(map(mean, seeds.values())):.2f} %" if seeds else "unknown"
 
     for name, rows in groups.items():
         claimed = sum(found is not None and found <= LOG_ALPHA for found in map(decisive, rows))
-        copy = "" if rows[0]["copy_accuracy"] is None else f", copy {percent(rows, 'copy_accuracy')}"
+        copy = "" if what == "source" else f", copy {percent(rows, 'copy_accuracy')}"
         hits, seeds = (", ".join(str(row[key]) for row in rows) for key in ("hits", "seed"))
         lines.append(f"{name}: source {percent(rows, 'source_accuracy')}{copy}, hits {hits} of {rows[0]['m']}, claimed "
                      f"{claimed} of {len(rows)} (seeds {seeds})")
@@ -161,7 +166,7 @@ def draw(found: dict, path: Path) -> None:
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     title = "what survives theft, one point for each copy"
     figure.suptitle(f"{title}; outlined:\n{found['chosen']}" if found["chosen"] else title, fontsize=9)
-    figure.savefig(path, dpi=130)
+    write_atomically(path, figure_png(figure, 130))
 
 
 if __name__ == "__main__":

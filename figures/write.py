@@ -4,7 +4,6 @@ See `figures.cells` for what a cell is.
 """
 
 import json
-import shutil
 import statistics
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from figures.runs import Profile, RunCommands
 from figures.shared import markdown_table
 from utils.analyze import PERPLEXITIES
 from utils.ownership import pvalues
-from utils.system.machine import new_figure
+from utils.system.files import write_atomically
+from utils.system.machine import figure_png, new_figure
 
 SERIES = {  # colour, mark and line
     "source, accuracy": ("#009E73", "o", "-"), "surrogate, accuracy": ("#0072B2", "s", "--"),
@@ -108,8 +108,8 @@ def _write_table(name: str, out: Path, measured: dict, paper: dict) -> None:
 
 def _write(name: str, out: Path, content: dict, lines: list[str]) -> None:
     content = {"name": name, **content}
-    (out / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    (out / f"{name}.md").write_text("\n".join(lines) + "\n")
+    write_atomically(out / f"{name}.json", (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    write_atomically(out / f"{name}.md", ("\n".join(lines) + "\n").encode())
 
 
 # ---- figures of lines and bars ----
@@ -158,7 +158,7 @@ def draw_panels(panels: dict, path: Path, stated: dict) -> None:
             ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False)
         else:
             ax.text(0.5, 0.5, "not run", ha="center", transform=ax.transAxes)
-    figure.savefig(path, dpi=130)
+    write_atomically(path, figure_png(figure, 130))
 
 
 # ---- figures of another kind ----
@@ -167,8 +167,9 @@ def draw_panels(panels: dict, path: Path, stated: dict) -> None:
 def _write_figure2(out: Path, seeds: int) -> None:
     toy.main(["--out", str(out), "--seeds", str(seeds)])
     content = json.loads((out / "figure2.json").read_text())
-    (out / "figure2.md").write_text(f"# Figure 2\n\n{content['claim']}: {content['claim_shows']}\n\n"
-                                    f"`{content['command']}`\n\n![Figure 2](figure2.png)\n")
+    text = (f"# Figure 2\n\n{content['claim']}: {content['claim_shows']}\n\n`{content['command']}`\n\n"
+            "![Figure 2](figure2.png)\n")
+    write_atomically(out / "figure2.md", text.encode())
 
 
 def _write_figure5(out: Path, steps) -> None:
@@ -176,7 +177,7 @@ def _write_figure5(out: Path, steps) -> None:
     step, lines = steps[0], ["not run"]
     made = step.result() is not None
     if made:
-        shutil.copyfile(step.folder / "trigger.png", out / "figure5.png")
+        write_atomically(out / "figure5.png", (step.folder / "trigger.png").read_bytes())
         lines = [f"`{step.command}`", "", "![Figure 5](figure5.png)"]
     _write("figure5", out, {"command": step.command, "made": made}, ["# Figure 5: triggers of two images", "", *lines])
 
@@ -194,7 +195,7 @@ def _write_figure7(out: Path, steps) -> None:
     figure.suptitle("features: dots are test images, stars triggers; colour: label (of a trigger, the assigned one)",
                     fontsize=10)
     add_class_legend(figure, *filter(None, found.values()))
-    figure.savefig(out / "figure7.png", dpi=120)
+    write_atomically(out / "figure7.png", figure_png(figure, 120))
     commands = {model: step.command if found[model] else "not run" for model, step in zip(MODELS, steps)}
     lines = [f"- {model}: `{command}`" for model, command in commands.items()]
     _write("figure7", out, {"commands": commands}, ["# Figure 7", "", *lines, "", "![Figure 7](figure7.png)"])

@@ -1,5 +1,6 @@
 """The paper's tables and figures: which runs each needs, and what is written from their summaries."""
 
+import hashlib
 import json
 import shlex
 import shutil
@@ -13,7 +14,8 @@ from started_make import set_tiny
 
 from figures import make
 from figures.cells import FIGURES, TABLES, steps_of_target
-from figures.runs import PROFILES
+from figures.runs import PROFILES, RunStep
+from utils.system.refusals import Refusal
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -40,6 +42,19 @@ def test_only_a_run_with_a_summary_is_finished(monkeypatch, capfd):
     second.done.write_text("{")
     flags = ("table3", "--profile", "tiny", "-d", "runs", "--no-run", "--out", "out")
     assert str(second.done) in refused("figures.make", *flags)
+
+
+def test_a_copy_of_an_earlier_training_of_its_source_is_no_result(tmp_path):
+    copy, weights = RunStep("", tmp_path / "extraction" / "summary.json"), tmp_path / "checkpoints/checkpoint_latest.pt"
+    copy.folder.mkdir()
+    weights.parent.mkdir()
+    copy.done.write_text(json.dumps({"source_sha256": hashlib.sha256(b"old").hexdigest()}))
+    assert copy.result()  # without weights nothing is known of them
+    weights.write_text("old")
+    assert copy.result()
+    weights.write_text("newer")
+    with pytest.raises(Refusal, match="earlier training of its source"):
+        copy.result()
 
 
 def test_tables_show_our_numbers_beside_the_papers_and_say_what_was_not_run():

@@ -32,3 +32,8 @@ def test_finished_and_stopped_runs_are_in_the_table(tmp_path, capsys):
     assert [line[2] for line in lines[2:]] == ["7", "7"]
     assert " (seeds 0); a GPU, torch" in said and " (seeds 7). T1" in said
     assert (tmp_path / "out/regime-smoke.png").stat().st_size > 1000
+    # the same seed of another machine stays too
+    (tmp_path / "out/regime-smoke.json").write_text(json.dumps({"margin": [lent | {"seed": 0}]}))
+    regime.main([*flags, "--first", "1", "--no-run"])
+    found = json.loads((tmp_path / "out/regime-smoke.json").read_text())
+    assert len({run["device"] for run in found["margin"]}) == len(found["margin"]) == 2

@@ -12,6 +12,9 @@ SETTINGS = {"train_type": "margin", "bn_stats": "shared", "variable": 0.1, "redu
 NAME = "margin, shared, m 50, lambda 0.1, K 5, eps 5, uncertain images, 2 plausible labels"
 
 
+COPY = {"role": "surrogate", "attack": "soft", "rows": []}
+
+
 def found(accuracy, hits, p, **more):
     return {"test_accuracy": accuracy, "trigger_hits": hits, "trigger_size": 50, "log10_p": {"T1": p}, **more}
 
@@ -29,12 +32,12 @@ def test_a_run_that_is_added_again_replaces_its_rows(tmp_path, capsys):
     own = found(0.71, 50, -15.0, model="source margin")
     write(source, SETTINGS, own | {"clean": None, "rows": [own, found(0.72, 22, -0.2, model="benign b")]})
     for name, model, hits, p in (("extraction_soft", "res18", 40, -5.0), ("extraction_v", "vgg11", 30, -1.0)):
-        write(source / name, SETTINGS, found(0.70, hits, p, attack="soft", model=model, teacher_bn="paper", rows=[]))
+        write(source / name, SETTINGS, found(0.70, hits, p, model=model, teacher_bn="paper", **COPY))
     pruned = found(0.71, 50, -15.0, attack="prune", model="res18", role="edited", rows=[])  # of the model before
     write(source / "extraction_p", SETTINGS, pruned)
     write(tmp_path / "eval", SETTINGS | {"bn_stats": "eval"}, own | {"clean": found(0.73, 40, -9.0), "rows": []})
     write(tmp_path / "eval" / "soft", SETTINGS,
-          found(0.70, 3, -0.2, attack="soft", model="res18", teacher_bn="clean", rows=[]))
+          found(0.70, 3, -0.2, model="res18", teacher_bn="clean", **COPY))
     assert rows_of_run(tmp_path / "eval")[-1]["source_accuracy"] == 0.73  # of the model that was copied
     file, benign = tmp_path / "survive.json", tmp_path / "benign"
     settings = SETTINGS | {"train_type": "none", "label_strategy": "random", "trigger_strategy": None}
@@ -50,3 +53,17 @@ def test_a_run_that_is_added_again_replaces_its_rows(tmp_path, capsys):
     assert f"{NAME}, shared statistics, soft: source 71.00 %, copy 70.00 %, hits 40 of 50, claimed 1 of 1" in said
     assert "soft (vgg11): source 71.00 %, copy 70.00 %, hits 30 of 50, claimed 0 of 1 (seeds 3)" in said
     assert "benign: source 71.00 %, copy 72.00 %, hits 22 of 50, claimed 0 of 1" in said
+
+
+def test_what_is_no_source_and_what_was_copied_from_another_training_is_left_out(tmp_path, capsys):
+    source, file = tmp_path / "source", tmp_path / "survive.json"
+    own, unknown = found(0.71, 50, -15.0), found(None, 3, -0.1, model="benign b")  # a benign model that a file named
+    write(source, SETTINGS, own | {"clean": None, "rows": [own | {"model": "source margin"}, unknown]})
+    write(source / "old", SETTINGS | {"attack": "soft"}, found(0.70, 9, -2.0, model="res18", source_sha256="0", **COPY))
+    (source / "checkpoints").mkdir()
+    (source / "checkpoints" / "checkpoint_nat_best.pt").write_text("weights")
+    main([str(source), "--json", str(file)])
+    said = capsys.readouterr()
+    assert "old is a copy of an earlier training" in said.err and "benign: source 71.00 %, copy unknown" in said.out
+    assert len(json.loads(file.read_text())["rows"]) == 2
+    assert "is no finished run of train.py" in refused("figures.survive", source / "old", "--json", file)

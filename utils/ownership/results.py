@@ -106,6 +106,12 @@ def hashes_of_source(source_folder) -> list[str]:
     return [sha256_of_file(path) for path in Path(source_folder).glob("checkpoints/checkpoint_[nl]a*.pt")]
 
 
+def is_stale(summary: dict, source_folder) -> bool:
+    """Whether a copy's summary names another training of its source than that whose checkpoints the folder holds."""
+    present = hashes_of_source(source_folder)
+    return bool(present) and summary.get("source_sha256") not in present
+
+
 def finished_surrogates(source_folder) -> list[Path]:
     """Folders of finished surrogates of the checkpoints that a source's folder holds now; then of damaged summaries."""
     present, current, damaged = hashes_of_source(source_folder), [], []
