@@ -65,12 +65,33 @@ def test_headers_rate_and_retries_are_those_of_the_flags(owner, pauses):
     assert [(h["X-Key"], h["X-User"]) for h in served.headers] == [("a: b", "b")] * 2
 
 
+def test_a_password_of_the_user_is_sent_to_nobody(png, tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("default login me password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for headers, sent in (((), None), (("Authorization: Bearer KEY",), "Bearer KEY")):
+        _, served = ask(png, lambda k, pixels: "3", headers=headers)
+        assert served.headers[0].get("Authorization") == sent
+
+
+def test_kept_answers_are_those_of_the_same_headers_but_for_a_renewed_token(owner, tmp_path):
+    with answering(lambda k, pixels: str(label_of(owner[1], pixels))) as served:
+        claim = ("claim", owner[0], "--trust-owner", "--url", served.url, "--keep-answers", tmp_path / "kept")
+        for token in "ab":
+            assert verify(*claim, "--header", "X-Model: 1", "--header", f"Authorization: {token}")[0] == 0
+        assert len(served.images) == M
+        said = refused("utils.verify", *claim, "--header", "X-Model: 2")
+    assert "or other --columns or --header: name another file" in said and len(served.images) == M
+
+
 @pytest.mark.parametrize("flags, words", [
     (("--url", "ftp://x"), "--url"), (("--url", "http://a b/"), "--url"), (("--url", ""), "--url is empty"),
     (("--url", "http://[::1/"), "--url"), (("--url", "http://127.0.0.1:9/", "--header", "a b: c"), "--header"),
     (("--url", "http://127.0.0.1:99999/"), "--url"), (("--url", "http://:9/"), "no address that can be asked"),
     (("--url", "http://me:secret@127.0.0.1:9/"), "--header 'Authorization"),
     (("--predictions", "answers.csv", "--header", "a: b"), "it needs --url"),
+    (("--predictions", "answers.csv", "--scale", "255"), "--mean, --std and --scale are for a --suspect"),
+    (("--command", "echo {png}", "--keep-answers", "gone/kept"), "--keep-answers gone/kept: there is no folder gone"),
+    (("--command", "echo {png}", "--keep-answers", "/dev/null"), "--keep-answers /dev/null: is no ordinary file"),
 ])
 def test_what_can_never_be_sent_is_refused_before_anybody_is_asked(flags, words, owner, pauses):
     said = claim_refused(owner, *flags)

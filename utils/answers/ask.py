@@ -4,6 +4,7 @@ Programs and ONNX files run in processes of their own, whose output and time are
 """
 
 import contextlib
+import hashlib
 import importlib.util
 import io
 import itertools
@@ -41,13 +42,13 @@ ONNX_MEMORY, ONNX_SECONDS = 16 << 30, 600  # bytes of address space
 class Respondent(NamedTuple):
     """A suspect that sees the images when it is asked, see `program` and `server`.
 
-    name, subject    how sentences name it, and its command or address
+    name, subject    how sentences name it, and its command or address, with a digest of its headers, as JSON
     images_per_call  how many image files `replies` takes; it gives (reply, content type) of each in their order, or
                      raises NoReply
     """
 
     name: str
-    subject: str
+    subject: str | list
     images_per_call: int
     replies: Callable
 
@@ -152,7 +153,10 @@ def server(url: str, headers=(), seconds: float = 60.0, rate: float = 10.0, retr
                     raise NoReply(f"{failure}{f' ({attempt} times)' if attempt > 1 else ''}", False) from failure
                 time.sleep(max(_pause(failure.later, attempt), 1 / rate))
 
-    return Respondent(f"--url {url}", url, 1, replies)
+    # what the image is asked of may be in a header too; a token may be renewed
+    others = sorted((name.lower(), value) for name, value in sent.items() if name.lower() != "authorization")
+    subject = [url, hashlib.sha256(json.dumps(others).encode()).hexdigest()] if len(others) > 1 else url
+    return Respondent(f"--url {url}", subject, 1, replies)
 
 
 def _pause(header: str | None, attempt: int) -> float:
@@ -240,9 +244,9 @@ def ask_all(respondent: Respondent, images, names: list[str], classes: Classes, 
                 given[name] = answer or Answer()
                 if file and answer:
                     keep_answer(file, name, answer)
-            found = answers.gather_answers(list(given.values()), len(classes))
-            if decided and decided(found, asked):
+            if decided and decided(answers.gather_answers(list(given.values()), len(classes)), asked):
                 break
+    found = answers.gather_answers(list(given.values()), len(classes))
     labels = Answers(found.labels[asked], None)
     answers.require_complete(respondent.name, labels, [names[i] for i in asked], allow_missing)
     return found, asked, len(kept)
@@ -259,8 +263,8 @@ def read_kept(path: Path, about, names: list[str], classes: list[str]) -> dict:
     try:
         first, *lines = (read_bounded(path, ANSWERS_LIMIT) if path.exists() else begun).split(b"\n")[:-1]
         if json.loads(first) != about:
-            raise Refusal(f"--keep-answers {path} is of another suspect, other triggers or other --columns: name "
-                          "another file")
+            raise Refusal(f"--keep-answers {path} is of another suspect, other triggers, or other --columns or "
+                          "--header: name another file")
         classes, where = Classes(classes, classes), f"--keep-answers {path}"
         kept = {name: Answer() if value == -1 else answers.answer_of(value, classes, where)
                 for name, value in map(json.loads, lines)}

@@ -14,7 +14,7 @@ from utils.ownership.commitment import Owner, read_owner
 from utils.ownership.timestamp import Stamp, check_token
 from utils.ownership.verdict import BETA, EXACT, OwnershipCase
 from utils.runs.networks import add_named_architectures
-from utils.system.files import write_json
+from utils.system.files import check_output_file, write_json
 from utils.system.refusals import Refusal, number, printable
 from utils.watermark.prepared import ALPHA, checked_beacon, describe_beacon, round_time, utc
 
@@ -95,6 +95,10 @@ def read_suspects(flags) -> list[tuple[str, str]]:
         raise Refusal("--sequential stops after any image: it needs {png}, one image a call, instead of {pngs}")
     if flags.test == "T1p" and flags.sequential:
         raise Refusal("--sequential counts labels alone, as T1 does: leave out --test T1p")
+    if kind not in ("suspect", "suspects") and ask.check_pixels(flags.mean, flags.std, flags.scale):
+        raise Refusal(f"--mean, --std and --scale are for a --suspect, an ONNX file or plain weights: --{kind} has the "
+                      "images as they are; leave them out")
+    check_output_file(flags.keep_answers, "--keep-answers")
     if flags.header and kind != "url":
         raise Refusal("--header is sent to one server: it needs --url")
     if bool(flags.tsa_ca) != bool(flags.image_timestamp):
