@@ -194,7 +194,7 @@ def result_rows(source: Record, attacks: list[Record], secret: bool) -> list[tup
         group = "copies" if record.is_attack else "benign models" if source.text("train_type") == "none" else "source"
         for row in summary_rows:  # "benign none" is the row of a run without a watermark itself
             if str(row.get("model")).startswith("benign ") and row["model"] != "benign none":
-                benign.setdefault(row["model"], row)
+                benign.setdefault(tuple(cells(row["model"], row)), row)  # folders of several may have one name
         if not record.summary:
             progress = f"not finished: {len(record.rows)} of {record.text('epoch') or '?'} epochs"
             rows.append((group, [name, progress, *["-"] * (len(COLUMNS) - 1)]))
@@ -208,8 +208,8 @@ def result_rows(source: Record, attacks: list[Record], secret: bool) -> list[tup
             rows.append((group, cells(name, record.summary)))
             if isinstance(clean_figures := record.summary.get("clean"), dict) and clean_figures:
                 rows.append((group, cells(model_name(record, secret, twin=True), clean_figures)))
-    return rows + [("benign models", cells(f"benign model {i + 1}" if secret else shorten(name), row))
-                   for i, (name, row) in enumerate(benign.items())]  # each once; their folders' names may tell a seed
+    return rows + [("benign models", cells(f"benign model {i + 1}" if secret else shorten(row["model"]), row))
+                   for i, row in enumerate(benign.values())]  # each once; their folders' names may tell a seed
 
 
 def counts_of_claims(rows: list[tuple]) -> dict:
