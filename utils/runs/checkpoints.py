@@ -125,7 +125,8 @@ def load_source(folder, select: str, statistics: str) -> tuple[dict, Path]:
         clean = find_checkpoint(folder, select, "clean")
         restore_model(checkpoint, path)  # refuses what is no model before its parts are read
         restore_model(other := load_checkpoint(clean), clean)
-        half_cleaned(checkpoint["model"]["state_dict"], other["model"]["state_dict"], statistics)
+        with refuse_errors(f"{clean} holds another network than {path}", "train the source again"):
+            half_cleaned(checkpoint["model"]["state_dict"], other["model"]["state_dict"], statistics)
     return checkpoint, path
 
 
