@@ -24,6 +24,7 @@ def read(reply, kind="text/plain", classes=PETS):
 @pytest.mark.parametrize("reply, kind, answer", [
     ("dog", "text/plain", Answer(1)), ("  1\n", "text/html", Answer(1)), ("3 cats", "text/plain", Answer(2)),
     (b"\xef\xbb\xbfdog", "text/plain", Answer(1)), ('"dog"', "application/json", Answer(1)),
+    ('{"label": "dog", "probabilities": null}', "text/plain", Answer(1)),
     ('{"label": "dog"}', "text/plain", Answer(1)), ('{"label": 1, "time": 3}', "application/json", Answer(1)),
     ('{"probabilities": [0.7, 0.2, 0.1]}', "application/json", CAT), ("[0.7, 0.2, 0.1]", "text/plain", CAT),
     ('{"probabilities": {"3 cats": 0.1, "cat": 0.7, "dog": 0.2}}', "application/json", CAT),
@@ -94,6 +95,10 @@ def test_labels_and_probabilities_in_npy_and_csv_files_with_columns_in_any_order
     for name in ("y.npy", "p.npy", "p.csv"):
         status, out, _ = verify(*claim, tmp_path / name)
         assert status == 0 and f"hits         {M} of {M}" in out
+    more = [f"c{i}" for i in range(500)]  # classes that the owner lacks, which the header names
+    wide = [",".join(["name", *CLASSES[::-1], *more]), *(row + ",0" * len(more) for row in rows)]
+    (tmp_path / "p.csv").write_text("\n".join(wide))
+    assert verify(*claim, tmp_path / "p.csv")[0] == 0
     sharp[3] = np.nan
     np.save(tmp_path / "p.npy", sharp[order])
     refused("utils.verify", *claim, tmp_path / "p.npy")

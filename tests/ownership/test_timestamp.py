@@ -160,5 +160,7 @@ def test_claims_with_tokens_that_hold_and_that_fail(chain, tmp_path, monkeypatch
             assert status == 1 and "the --image-timestamp fails" in out
     for flags in (("--tsa-ca", ca), ("--image-timestamp", good)):
         assert "go together" in refused("utils.verify", *claim, *answers, *flags)
+    said = refused("utils.verify", *claim, *answers, "--tsa-ca", ca, "--image-timestamp", tmp_path / "absent")
+    assert f"there is no time-stamp {tmp_path / 'absent'}" in said
     for bad in (good, tmp_path / "absent"):
         refused("utils.verify", *claim, *answers, "--tsa-ca", bad, "--image-timestamp", good)

@@ -100,7 +100,7 @@ def answer_of(value, classes: Classes, where: str) -> Answer:
     OverflowError for what has none of the forms.
     """
     if isinstance(value, dict):
-        value = value["probabilities"] if "probabilities" in value else value["label"]
+        value = value["label"] if value.get("probabilities") is None else value["probabilities"]
     elif isinstance(value, list) and value and isinstance(value[0], dict):
         value = {entry["label"]: entry["score"] for entry in value}
     if not isinstance(value, (dict, list)):
@@ -228,9 +228,10 @@ def _npy_rows(path, names, classes: Classes):
 def _csv_rows(path, names, classes: Classes):
     most = 2 * len(names) + 100  # lines, the empty ones too; a whole file of line ends would take all memory
     content = read_bounded(path, ANSWERS_LIMIT)
-    n = len(classes.order)
+    n = max(len(classes.order), min(content.partition(b"\n")[0].count(b","), 30_000))  # a header may name more classes
     if content.count(b",") > most * (n + 100):  # each cell takes 50 bytes and more; names may have commas
-        raise Refusal(f"{path} has more columns than {len(names)} triggers and {n} classes need")
+        raise Refusal(f"{path} has more columns than {len(names)} triggers and {n} classes need: give one probability "
+                      "a class, and name the classes by --columns FILE where they are more")
     try:
         text = io.StringIO(content.decode("utf-8-sig"), newline="")
         lines = list(itertools.islice(csv.reader(text, strict=True), most))

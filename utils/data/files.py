@@ -12,6 +12,7 @@ import io
 import math
 import os
 import secrets
+import stat
 import time
 import warnings
 from pathlib import Path
@@ -300,7 +301,7 @@ def _kept(cache: Path, shape: tuple, chunks, where: str, bad=()):
     cannot be kept.
     """
     is_large = math.prod(shape) > IN_MEMORY
-    with contextlib.suppress(OSError, ValueError, EOFError):  # there is no copy, or a damaged one
+    with contextlib.suppress(Exception):  # there is no copy, or a damaged one, at whose header numpy raises anything
         images = StoredImages(cache)
         if images.shape == shape:
             return images if is_large else images[:]
@@ -338,7 +339,9 @@ class StoredImages:
     dtype = torch.uint8
 
     def __init__(self, path):
-        self.file = open(path, "rb")  # stays open, so it may lose its name
+        self.file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # a pipe too
+        if not stat.S_ISREG(os.fstat(self.file.fileno()).st_mode):
+            raise ValueError("no ordinary file")
         is_npy = np.lib.format.read_magic(self.file) == (1, 0)
         shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(self.file) if is_npy else ((), False, None)
         self.begin, length = self.file.tell(), os.fstat(self.file.fileno()).st_size

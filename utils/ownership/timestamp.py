@@ -32,7 +32,11 @@ def check_token(token: bytes | Path, digest: str | None, ca: str | None) -> Stam
 
     ca  file of certificates (PEM) that the signature has to lead to; None: the signature is not checked
     """
-    token, wanted = read_bounded(token, TOKEN_LIMIT) if isinstance(token, Path) else token, bytes.fromhex(digest or "")
+    wanted = bytes.fromhex(digest or "")
+    try:
+        token = read_bounded(token, TOKEN_LIMIT) if isinstance(token, Path) else token
+    except FileNotFoundError as error:
+        raise Refusal(f"there is no time-stamp {token}: name the file that `timestamp` wrote") from error
     try:
         roots = x509.load_pem_x509_certificates(read_bounded(ca)) if ca else []
     except (FileNotFoundError, ValueError) as error:

@@ -65,10 +65,14 @@ def write_json(path: Path, content: dict, private: bool = False) -> None:
 
 
 def check_output_file(path, flag: str) -> None:
-    """Refuse an output file before the work begins, if its folder is missing or it is a folder itself."""
-    if path and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
-        why = "is a folder" if Path(path).is_dir() else f"there is no folder {Path(path).parent}"
-        raise Refusal(f"{flag} {path}: {why}; name a file in a folder that is there")
+    """Refuse an output file before the work begins, if its folder is missing or it is no ordinary file itself."""
+    if not path:
+        return
+    path = Path(path)
+    if not path.absolute().parent.is_dir():
+        raise Refusal(f"{flag} {path}: there is no folder {path.parent}; name a file in a folder that is there")
+    if path.exists() and not path.is_file():  # a pipe or device would be replaced by a file
+        raise Refusal(f"{flag} {path}: is {'a folder' if path.is_dir() else 'no ordinary file'}; name another file")
 
 
 def refuse_links(folder) -> None:
@@ -121,7 +125,7 @@ def read_json(path: Path) -> dict | None:
     """The JSON object in a file, None where there is no file; Refusal where it is damaged."""
     try:
         content = json.loads(read_bounded(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError) as error:
         raise Refusal(f"{path} is damaged: restore it") from error

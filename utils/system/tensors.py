@@ -31,6 +31,7 @@ ALLOWED_GLOBALS = {  # the only names that the pickle of a checkpoint, ours or t
     "torch.serialization _get_layout", "torch Size", "torch device", "_codecs encode", "numpy dtype",
     "numpy.core.multiarray scalar", "numpy._core.multiarray scalar", *STORAGES,
 }
+DTYPE_STATES = [(3, order, None, None, None, -1, -1, 0) for order in "<|"]  # of numbers without parts or flags
 PLAIN_OPERATIONS = {  # of a pickle, beside those that `check_pickle` follows
     "PROTO", "STOP", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE",
     "SHORT_BINSTRING", "EMPTY_LIST", "APPEND", "APPENDS",
@@ -130,7 +131,8 @@ def check_pickle(content: bytes, sizes: dict[str, int]) -> None:
                     made = operands
                 case "BUILD":
                     made, builds = operands[0], builds + 1
-                    if builds > BUILDS_LIMIT or not (made is dtype or made is operands[1] is dictionary):
+                    plain = made is dtype and operands[1] in DTYPE_STATES or made is operands[1] is dictionary
+                    if builds > BUILDS_LIMIT or not plain:
                         raise ValueError("its pickle sets the state of what is no dict")
                 case "SETITEM" | "SETITEMS":
                     made = operands[0]

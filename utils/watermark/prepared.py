@@ -204,7 +204,7 @@ def labels_from_beacon(triggers: TriggerSet, record: dict, beacon: str):
     """
     labels, classes = [], len(record["classes"])
     for i in triggers.groups.tolist() or range(len(triggers)):
-        true, chosen = triggers.true_labels[i].tolist(), triggers.candidates[i].tolist()
+        true, chosen = set(triggers.true_labels[i].tolist()), triggers.candidates[i].tolist()
         allowed = chosen or [label for label in range(classes) if label not in true]
         limit = 2**256 - 2**256 % len(allowed)
         numbers = (int.from_bytes(_drawn(record, beacon, b"label", i, turn), "big") for turn in itertools.count())
