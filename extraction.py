@@ -84,7 +84,7 @@ def steal(flags, word: str) -> None:
     if not run.finished:
         run.log(*own.notes)
         if own is home and not flags.train_size and run_settings(path).get("data_sha256") not in (None, own.sha256):
-            run.log("warning: these are not the images that the source was trained on")
+            run.log("warning: these are not the images that the source was trained on, or not in its order")
     elif not edits:
         run.log(f"{run.path} is finished; its figures:")
     active, prunes = None, flags.attack == "prune" or flags.attack == "fineprune" and not run.finished

@@ -94,7 +94,9 @@ def format_table(found: dict) -> str:
         places.setdefault(f"{run['device']}, torch {run['torch']}", set()).add(run["seed"])
     where = "; ".join(place + (f" (seeds {', '.join(map(str, sorted(seeds)))})" if len(places) > 1 else "")
                       for place, seeds in places.items())
-    rows = [[name, model, run["seed"], *chosen_cells(run, model), *last_cells(run, prefix)]
+    twice = lambda run, runs: sum(other["seed"] == run["seed"] for other in runs) > 1
+    rows = [[name, model, f"{run['seed']} ({run['device']})" if twice(run, runs) else run["seed"],
+             *chosen_cells(run, model), *last_cells(run, prefix)]
             for name, runs in found.items() for run in runs for model, prefix in MODELS.items()
             if f"{prefix}val_accuracy" in run["epochs"][-1]]
     head = ["model", "BatchNorm statistics", "seed", "chosen epoch", "accuracy %", "triggers", "T1", "T1p",

@@ -103,9 +103,10 @@ class RunStep(NamedTuple):
         except ValueError as error:
             raise Refusal(f"{self.done} is damaged: remove it, and the same command makes it anew") from error
         if "source_sha256" in found:
-            source = self.folder.parent.glob("checkpoints/checkpoint_[nl]a*.pt")
+            source = sorted(self.folder.parent.glob("checkpoints/checkpoint_[nl]a*.pt"))
+            is_whole = {"checkpoint_latest.pt", "checkpoint_nat_best.pt"} <= {path.name for path in source}
             present = [_sha256(path, path.stat().st_mtime_ns, path.stat().st_size) for path in source]
-            if present and found["source_sha256"] not in present:
+            if is_whole and found["source_sha256"] not in present:
                 raise Refusal(f"{self.folder} is a copy of an earlier training of its source: remove it, and the same "
                               "command makes it anew")
         return found

@@ -129,7 +129,7 @@ def format_settings(found: dict) -> str:
 
     for name, rows in groups.items():
         claimed = sum(found is not None and found <= LOG_ALPHA for found in map(decisive, rows))
-        copy = "" if what == "source" else f", copy {percent(rows, 'copy_accuracy')}"
+        copy = "" if rows[0]["attack"] is None else f", copy {percent(rows, 'copy_accuracy')}"
         hits, seeds = (", ".join(str(row[key]) for row in rows) for key in ("hits", "seed"))
         lines.append(f"{name}: source {percent(rows, 'source_accuracy')}{copy}, hits {hits} of {rows[0]['m']}, claimed "
                      f"{claimed} of {len(rows)} (seeds {seeds})")

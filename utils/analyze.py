@@ -49,7 +49,7 @@ class FinishedRun:
         self.model, self.triggers = unpacked(find_checkpoint(source, self.select))
         if self.triggers is None:  # a surrogate: the triggers are its source's
             source = self.folder.parent
-            if is_stale(read_json(self.folder / "summary.json") or {}, source):
+            if is_stale(settings, source):
                 raise Refusal(f"{folder} is a copy of an earlier training of its source: make it anew by its command "
                               "and --overwrite")
             self.triggers = unpacked(find_checkpoint(source, self.select))[1]
@@ -60,7 +60,8 @@ class FinishedRun:
         data = load_data(settings["dataset"], data_dir, train_size=size,
                          skip_bad_images=True, image_size=self.model.size)
         if source_settings.get("data_sha256") not in (None, data.sha256):
-            raise Refusal(f"--data-dir {data_dir}: these are not the images of {folder}; name its source's data")
+            raise Refusal(f"--data-dir {data_dir}: these are not the images of {folder}, or not in its order; name its "
+                          "source's data")
         self.train, self.test, self.classes = data.train, data.test, data.classes
 
 

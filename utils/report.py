@@ -194,7 +194,7 @@ def result_rows(source: Record, attacks: list[Record], secret: bool) -> list[tup
         group = "copies" if record.is_attack else "benign models" if source.text("train_type") == "none" else "source"
         for row in summary_rows:  # "benign none" is the row of a run without a watermark itself
             if str(row.get("model")).startswith("benign ") and row["model"] != "benign none":
-                benign.setdefault(tuple(cells(row["model"], row)), row)  # folders of several may have one name
+                benign.setdefault(tuple(cells(row["model"], row)[:3]), row)  # folders of several may have one name
         if not record.summary:
             progress = f"not finished: {len(record.rows)} of {record.text('epoch') or '?'} epochs"
             rows.append((group, [name, progress, *["-"] * (len(COLUMNS) - 1)]))

@@ -155,7 +155,8 @@ def test_traces_of_a_copy_of_digits(tmp_path):
     again = json.loads((source / "extraction" / "recalibrated.json").read_text())
     assert (again["hits"], again["triggers"]) == (found["extraction"]["copy_hits"], 8)
     assert "traces compares a copy with its source" in refused("utils.analyze", "traces", source, "--device", "cpu")
-    made = summary(source / "extraction") | {"source_sha256": "0"}
-    (source / "extraction" / "summary.json").write_text(json.dumps(made))
+    run = json.loads((source / "extraction" / "run.json").read_text())
+    run["settings"]["source_sha256"] = "0"
+    (source / "extraction" / "run.json").write_text(json.dumps(run))
     said = refused("utils.analyze", "energy", source / "extraction", "--device", "cpu")
     assert "is a copy of an earlier training of its source" in said

@@ -14,7 +14,7 @@ from torch import nn
 from figures import akh, defences, demo, forger, null, power, regime, rivals, toy
 from figures.needed import claimed_share
 from figures.rows import collect_rows, rows_table
-from figures.shared import HERE
+from figures.shared import HERE, write_result
 from utils.data.sets import load_data
 from utils.watermark.triggers import TriggerSet, draw_triggers
 
@@ -80,6 +80,15 @@ def test_runs_that_differ_in_the_seed_share_a_row(tmp_path):
     text = "| margin | surrogate soft | paper | digits, thief's svhn | res18 width 4 | s1 s2 | 2 | 65.00 ± 7.07 | "
     text += "10/50, 14/50 | -3.00, -5.00 | -6.00, -10.00 | -1.50, -2.50 | -4.70 |"
     assert text in rows_table([paper, clean]) and clean["statistics"] == "clean"
+    a_run(tmp_path / "s3" / "extraction", 3, 9, -9.0, source_sha256="of an earlier training")
+    (tmp_path / "s3" / "checkpoints").mkdir()
+    for name in ("nat_best", "latest"):
+        (tmp_path / "s3" / "checkpoints" / f"checkpoint_{name}.pt").write_text("weights")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "summary.json").write_text("{}")
+    assert collect_rows(tmp_path) == [paper, clean]
+    write_result(tmp_path / "v0.25", [paper], "text")
+    assert json.loads((tmp_path / "v0.25.json").read_text()) == [paper] and (tmp_path / "v0.25.md").exists()
     file = tmp_path / "s2" / "extraction" / "run.json"
     about = json.loads(file.read_text())
     # flags that the copy of s1 is older than change nothing, other images do

@@ -48,6 +48,7 @@ def test_a_copy_of_an_earlier_training_of_its_source_is_no_result(tmp_path):
     copy, weights = RunStep("", tmp_path / "extraction" / "summary.json"), tmp_path / "checkpoints/checkpoint_latest.pt"
     copy.folder.mkdir()
     weights.parent.mkdir()
+    (weights.parent / "checkpoint_nat_best.pt").write_text("best")
     copy.done.write_text(json.dumps({"source_sha256": hashlib.sha256(b"old").hexdigest()}))
     assert copy.result()  # without weights nothing is known of them
     weights.write_text("old")

@@ -37,3 +37,4 @@ def test_finished_and_stopped_runs_are_in_the_table(tmp_path, capsys):
     regime.main([*flags, "--first", "1", "--no-run"])
     found = json.loads((tmp_path / "out/regime-smoke.json").read_text())
     assert len({run["device"] for run in found["margin"]}) == len(found["margin"]) == 2
+    assert "| margin | paper | 0 (a GPU) |" in (tmp_path / "out/regime-smoke.md").read_text()

@@ -50,6 +50,7 @@ def test_a_run_that_is_added_again_replaces_its_rows(tmp_path, capsys):
     assert (tmp_path / "survive.png").stat().st_size > 10_000
     said = capsys.readouterr().out
     assert "is no finished run" in refused("figures.survive", tmp_path, "--json", file)
+    assert f"{NAME}, shared statistics, source: source 71.00 %, hits 50 of 50" in said
     assert f"{NAME}, shared statistics, soft: source 71.00 %, copy 70.00 %, hits 40 of 50, claimed 1 of 1" in said
     assert "soft (vgg11): source 71.00 %, copy 70.00 %, hits 30 of 50, claimed 0 of 1 (seeds 3)" in said
     assert "benign: source 71.00 %, copy 72.00 %, hits 22 of 50, claimed 0 of 1" in said
@@ -61,7 +62,8 @@ def test_what_is_no_source_and_what_was_copied_from_another_training_is_left_out
     write(source, SETTINGS, own | {"clean": None, "rows": [own | {"model": "source margin"}, unknown]})
     write(source / "old", SETTINGS | {"attack": "soft"}, found(0.70, 9, -2.0, model="res18", source_sha256="0", **COPY))
     (source / "checkpoints").mkdir()
-    (source / "checkpoints" / "checkpoint_nat_best.pt").write_text("weights")
+    for name in ("nat_best", "latest"):
+        (source / "checkpoints" / f"checkpoint_{name}.pt").write_text("weights")
     main([str(source), "--json", str(file)])
     said = capsys.readouterr()
     assert "old is a copy of an earlier training" in said.err and "benign: source 71.00 %, copy unknown" in said.out

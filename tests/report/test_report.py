@@ -118,7 +118,8 @@ def test_the_verdict_stands_on_top_and_counts_what_is_claimed(copied):
     assert "A benign model is claimed too" not in text and "1 of the copies stole another source" in text
     edit(copied / "summary.json", rows=[{"model": "benign x", "log10_p": {"T1": -4}}])
     assert "benign models 1 of 1. A benign model is claimed too" in " ".join(text_of(copied).split())
-    of_two_folders = [{"model": "benign x", "log10_p": {"T1": p}} for p in (-0.1, -9, -9)]  # one of them is there twice
+    of_two_folders = [{"model": "benign x", "trigger_hits": hits, "trigger_size": 10, "log10_p": {"T1": p}}
+                      for hits, p in ((1, -0.1), (9, -9), (9, -9.01))]  # one is there twice, asked on two machines
     edit(copied / "summary.json", rows=of_two_folders)
     assert "benign models 1 of 2. A benign model is claimed too" in " ".join(text_of(copied).split())
 

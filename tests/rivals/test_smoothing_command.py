@@ -107,6 +107,7 @@ def test_the_radius_is_where_the_bound_beats_the_controls(world, monkeypatch):
 @pytest.mark.parametrize("flags, words", [
     (("RUN", "--sigma", 0), "--sigma"), (("RUN", "--json", "nowhere/c.json"), "there is no folder"),
     (("no run",), "there is no run in"), (("SURROGATE",), "holds no trigger set"),
+    (("RUN", "--benign", "RUN"), "is no independent model"),
 ])
 def test_certify_refuses_bad_flags(world, tmp_path, flags, words):
     if "SURROGATE" in flags:

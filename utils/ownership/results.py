@@ -106,10 +106,12 @@ def hashes_of_source(source_folder) -> list[str]:
     return [sha256_of_file(path) for path in Path(source_folder).glob("checkpoints/checkpoint_[nl]a*.pt")]
 
 
-def is_stale(summary: dict, source_folder) -> bool:
-    """Whether a copy's summary names another training of its source than that whose checkpoints the folder holds."""
-    present = hashes_of_source(source_folder)
-    return bool(present) and summary.get("source_sha256") not in present
+def is_stale(about: dict, source_folder) -> bool:
+    """Whether a copy's summary or settings name another training of its source than that whose checkpoints the folder
+    holds; not where either is unknown."""
+    checkpoints = [Path(source_folder, "checkpoints", f"checkpoint_{name}.pt") for name in ("nat_best", "latest")]
+    known = about.get("source_sha256") is not None and all(path.is_file() for path in checkpoints)
+    return known and about["source_sha256"] not in hashes_of_source(source_folder)
 
 
 def finished_surrogates(source_folder) -> list[Path]:

@@ -40,7 +40,7 @@ def read_source(run, data_dir, device):
     for note in data.notes:
         print(note)
     if len(data.classes) != model.num_classes or run_settings(run).get("data_sha256") not in (None, data.sha256):
-        raise Refusal(f"--data-dir {data_dir}: these are not the images that {run} was trained on")
+        raise Refusal(f"--data-dir {data_dir}: these are not the images that {run} was trained on, or not in its order")
     return model, data
 
 

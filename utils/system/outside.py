@@ -10,6 +10,7 @@ import threading
 from concurrent import futures
 
 import requests
+from requests.utils import get_auth_from_url
 from urllib3.exceptions import HTTPError
 
 from utils.system.refusals import Refusal
@@ -106,9 +107,11 @@ def post(url: str, content: bytes, headers: dict, seconds: float) -> tuple[bytes
 
 def _post(url, content, headers, seconds) -> tuple[bytes, str]:
     identity = {"Accept-Encoding": "identity"}  # a few compressed bytes could be a large body
-    # without `auth` the password that ~/.netrc has for the host would be sent, in place of the caller's own header
+    # else the password that ~/.netrc has for the host would be sent, in place of the caller's own header
+    user, password = get_auth_from_url(url)
+    auth = (user, password) if user or password else lambda request: request
     with requests.post(url, data=content, headers=identity | headers, timeout=seconds, stream=True,
-                       allow_redirects=False, auth=lambda request: request) as response:
+                       allow_redirects=False, auth=auth) as response:
         if 300 <= response.status_code < 400:
             raise NoReply(f"redirects to {response.headers.get('Location', '')[:200]!r} (pass that one)", False)
         body, lacking = b"", 0
