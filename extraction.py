@@ -103,11 +103,7 @@ def steal(flags, word: str) -> None:
         else:  # normalised by the thief's data; the source is frozen
             model = models.build(model_type, source.num_classes, own.mean, own.std, flags.width, home.size)
             model = synchronize_batchnorm(models.place(model, device))
-            robust, ascent = flags.attack == "adversarial", None
-            if robust or flags.attack == "margin":
-                ascent = partial(ascend, steps=flags.steps, step_size=flags.step_size / 255, eps=flags.eps / 255)
-            answers = autocast_forward(source, amp, flags.compile)
-            objective = ExtractionObjective(answers, loss, needs_labels, ascent, robust)
+            objective = objective_of_flags(flags, autocast_forward(source, amp, flags.compile), loss, needs_labels)
         if flags.adam:
             objective.optimizer, objective.rate = ewe_adam, constant_rate
             objective.static = False  # Adam's count of steps has not been tried in a recording
@@ -174,6 +170,14 @@ def load_both(flags, about: dict):
     own = load_data(flags.dataset_source, flags.data_dir_source, train_size=count,
                     flag="-dt" if same else "-dsrc", **more)
     return own, own if same else load_data(flags.dataset, flags.data_dir, **more)
+
+
+def objective_of_flags(flags, answers, loss, needs_labels: bool) -> ExtractionObjective:
+    """Eq. 2, 5 or 6 on a source's `answers`, pixels -> logits; Eq. 7 or adversarial training by an ascent besides."""
+    robust, ascent = flags.attack == "adversarial", None
+    if robust or flags.attack == "margin":
+        ascent = partial(ascend, steps=flags.steps, step_size=flags.step_size / 255, eps=flags.eps / 255)
+    return ExtractionObjective(answers, loss, needs_labels, ascent, robust)
 
 
 def report_edited(flags, run, made: dict, start, active, tests: TriggerTests, test, amp) -> None:

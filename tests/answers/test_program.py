@@ -137,7 +137,9 @@ def test_a_program_ends_with_its_call_and_with_its_parent(tmp_path):
     code = ("import os, sys; sys.path[:0] = sys.argv[1:2]; from utils.system.outside import run_bounded\n"
             f"run_bounded(['sh', '-c', 'echo $$ > {tmp_path}/worker; exec sleep 60'], 60, 10)")
     parent = subprocess.Popen([sys.executable, "-c", code, str(ROOT)])
-    while not (tmp_path / "worker").exists() or not (tmp_path / "worker").read_text():
+    for _ in range(1200):  # a minute, in which it begins
+        if (tmp_path / "worker").exists() and (tmp_path / "worker").read_text():
+            break
         time.sleep(0.05)
     parent.kill()
     parent.wait()

@@ -64,6 +64,18 @@ def test_adversarial_extraction_asks_the_unmoved_image_and_margin_extraction_the
     assert source.weight.grad is None and surrogate.weight.grad is not None
 
 
+def test_the_names_of_the_attacks_are_those_of_their_losses():
+    s, y = torch.tensor([[math.log(4.0), 0.0]]), torch.tensor([1])  # (4/5, 1/5); the source says class 0
+    wanted = {"soft": 0.75 * math.log(0.75 / 0.8) + 0.25 * math.log(0.25 / 0.2), "hard": -math.log(0.8),
+              "smooth": -0.85 * math.log(0.8) - 0.15 * math.log(0.2)}
+    for name in stealing.EXTRACTIONS.keys() - {"reg"}:
+        loss, needs_labels = stealing.extraction_loss(Namespace(attack=name))
+        value = wanted.get(name, wanted["soft"])  # margin and adversarial extraction move the images alone
+        assert loss(s, T, y).item() == pytest.approx(value, abs=1e-6) and not needs_labels
+    loss, needs_labels = stealing.extraction_loss(Namespace(attack="distill", alpha=0.7, temp=2.0))
+    assert needs_labels and loss(s, T, y) == stealing.distill_loss(s, T, y, 0.7, 2.0)
+
+
 @pytest.mark.parametrize("label", [0, 1])
 def test_eq_5_by_hand(label):
     s, y = torch.tensor([[math.log(4.0), 0.0]]), torch.tensor([label])  # (4/5, 1/5)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from commands import good, refused, rows_of, summary, tree
 
-from utils.attacks.editing import BoundaryObjective, push_over, shift_weights
+from utils.attacks.editing import BoundaryObjective, fine_tune, push_over, shift_weights
 from utils.data.sets import load_data
-from utils.runs.checkpoints import load_checkpoint
+from utils.runs.checkpoints import load_checkpoint, read_model
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -51,6 +51,15 @@ def test_finetune_command_changes_the_layers_that_it_names(world):
     assert len(numbers) == 4  # batches of its own, at the same --seed
     assert [summary(world / TAKEN / run)["generation"] for run in generations[1:]] == [1, 2, 3]
     assert not torch.equal(after["1.layers.0.weight"], start["1.layers.0.weight"])
+    mean = next(name for name in start if name.endswith("running_mean"))
+    assert not torch.equal(after[mean], start[mean])  # it trains in train mode
+
+
+@pytest.mark.parametrize("finetune, is_new", [("ftal", False), ("rtal", True), ("ftll", False), ("rtll", True)])
+def test_the_last_layer_is_kept_or_initialised_anew(world, finetune, is_new):
+    source = read_model(world / TAKEN)
+    model, _ = fine_tune(source, finetune, {})
+    assert torch.equal(model[1].linear.weight, source[1].linear.weight) == (not is_new)
 
 
 def test_margin_at_eps_zero_and_distillation_at_alpha_one_are_soft_extraction(world):

@@ -142,3 +142,16 @@ def test_a_copy_is_claimed_and_the_clean_model_that_knows_the_candidates_is_not(
     unknown = replace(triggers, true_labels=triggers.true_labels[:, :0])  # T1 does not need the true labels
     figures = TriggerTests(unknown, 10, True).figures(torch.eye(10)[triggers.labels])
     assert figures["log10_p"]["T1"] == pytest.approx(-M * math.log10(2))
+
+
+def test_triggers_that_share_a_draw_count_once(plausible, tmp_path):
+    """As many coins as draws, in a verdict and in a table, however many triggers show them."""
+    groups = torch.arange(M) // 4 * 4
+    parts = {name: getattr(plausible[1], name)[groups] for name in ("labels", "candidates")}
+    triggers = replace(plausible[1], groups=groups, **parts)
+    sure, draws = torch.eye(10)[triggers.labels], len(groups.unique())
+    owner = read_owner(plausible[0])._replace(triggers=triggers)
+    tests = OwnershipCase(owner, [], 1e-3).tests(Answers(triggers.labels.numpy(), sure.numpy()))
+    table = TriggerTests(triggers, 10, True).figures(99 * sure)["log10_p"]
+    for name in ("T1", "T1p"):
+        assert tests[name]["log10_p"] == pytest.approx(-draws * math.log10(2)) == table[name]

@@ -7,10 +7,11 @@ import pytest
 import torch
 from commands import good, refused, verify
 from PIL import Image
+from torch import nn
 
 import models
 from utils.data.sets import load_data
-from utils.rivals.dataset_inference import blind_walk, di_embed, distance_norm, mingd, score_difference
+from utils.rivals.dataset_inference import blind_walk, di_embed, di_features, distance_norm, mingd, score_difference
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, pack_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -49,6 +50,21 @@ def test_mingd_by_hand(metric, distance):
     assert delta[0].tolist() == pytest.approx([-distance, 0]) and delta[1].tolist() == [0, 0]
     expected = 306 if metric == "linf" else 31
     assert steps == [2] + [1] * expected  # one pass a step and one to check, only the first with the finished point
+
+
+def test_features_of_a_point_are_sorted_by_class_or_by_walk():
+    """z = (x_1 - .5, 0) at x_1 = 205 / 255: the own class is 0 away, the other .304, .31 and .31; three metrics."""
+    class Net(nn.Linear):
+        def forward(self, x):
+            return model_of(lambda x: x[:, 0] - 0.5)(x.flatten(1))
+
+    images, net = torch.full((2, 3, 1, 1), 205, dtype=torch.uint8), Net(1, 1)
+    found = di_features(net, images, torch.tensor([0, 0]), "mingd", None)
+    assert found.shape == (2, 2, 3) and found[0, 0].tolist() == [0, 0, 0]
+    assert found[0, 1].tolist() == pytest.approx([0.304, 0.31, 0.31], abs=1e-4)
+    # wrong from the start: each walk ends at its first step, whose distance by l_inf is below that by l_2, by l_1
+    found = di_features(net, images, torch.tensor([1, 1]), "blind", torch.Generator().manual_seed(0))
+    assert (found[..., 0] <= 0.0051).all() and (found[..., 0] < found[..., 2]).all()
 
 
 def test_layouts_of_di_features():

@@ -10,8 +10,11 @@ import torch
 from commands import ROOT, call, good, refused, rows_of, summary, tree
 from small_runs import BASE, BENIGN, SOURCE, STEAL, TRAIN
 
-from utils.runs.checkpoints import load_checkpoint
+from utils.data.sets import load_data
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model
 from utils.system.files import sha256_of_file
+from utils.training.metrics import accuracy
+from utils.watermark.trigger_files import read_triggers
 
 RUNS = {  # of `world`: folder -> role, and a key of its summary with its value
     BENIGN: ("benign", "objective", "none"), BASE: ("source", "objective", "base"),
@@ -90,6 +93,24 @@ def test_the_table_has_a_row_for_each_model(world):
         assert row["log10_p"]["T1"] == figures["log10_p"]["T1"]
     last = summary(world / SOURCE / "distillation")["rows"]
     assert len([row for row in last if row["model"].startswith("surrogate")]) == 4  # all four surrogates so far
+
+
+def test_accuracies_are_those_of_test_images_and_of_validation_images_without_triggers(world):
+    data, triggers = load_data("digits"), read_triggers(world / SOURCE / "triggers.pt", 10)
+    left = data.held_out.pick([i for i, k in enumerate(data.held_out.indices.tolist()) if k not in triggers.sources])
+    right = lambda path, of: accuracy(read_model(path), of.images, of.labels)
+    for name in (SOURCE, BENIGN):
+        assert summary(world / name)["test_accuracy"] == right(world / name, data.test)
+    twin = find_checkpoint(world / SOURCE, "val", "clean")
+    assert summary(world / SOURCE)["clean"]["test_accuracy"] == right(twin, data.test)
+    for run in (world / SOURCE, world / SOURCE / "extraction"):
+        assert rows_of(run)[-1]["val_accuracy"] == right(run / LATEST, left) and len(left.labels) < 143
+
+
+def test_select_last_copies_and_reports_the_last_checkpoints(copied):
+    good("extraction", "-e", copied.parent, *STEAL, "--select", "last", "-ep", 2, "-admsg", "_last")
+    s, settings = (json.loads((copied / "extraction_last" / f"{name}.json").read_text()) for name in ("summary", "run"))
+    assert settings["settings"]["source_sha256"] == sha256_of_file(copied / LATEST) and s["chosen_epoch"] == 2
 
 
 def test_a_copy_starts_anew_and_steals_the_checkpoint_that_teacher_bn_names(world):

@@ -4,6 +4,7 @@ import pytest
 from commands import good, refused, summary, tree
 from photos import damage, photos
 
+from utils.data.sets import load_data
 from utils.runs.checkpoints import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -37,6 +38,7 @@ def test_own_images_end_to_end(own_images):
     assert s["dataset"] == s["dataset_source"] == "folder" and s["trigger_size"] == 3
     weights = load_checkpoint(source / "extraction/checkpoints/checkpoint_nat_best.pt")["model"]["state_dict"]
     assert weights["1.linear.bias"].shape == (2,)
+    assert weights["0.mu"].flatten().tolist() == pytest.approx(load_data("folder", folder / "cars").mean)  # his own
     good("distill", *steal)
 
 

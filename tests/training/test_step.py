@@ -100,6 +100,13 @@ def test_two_halves_compute_what_one_step_computes(mode, steps, amp, compiled, t
     assert apart(model, other) <= (0 if mode == "clean" else 1e-6)  # including the counters of batches
 
 
+@pytest.mark.parametrize("mode", ["paper", "clean", "shared", "eval"])
+def test_a_step_is_halved_where_triggers_and_clean_images_are_normalised_apart(mode, two_threads):
+    model, batches, x_q, y_q = setting(16, True)
+    step = Step(model, watermark(model, x_q, y_q, 2, mode), batches, lr=0.1, weight_decay=1e-4)
+    assert bool(step.halves) == (mode in ("paper", "clean"))
+
+
 def test_a_recorded_step_in_halves_is_the_step():
     plain, recorded = (trained(width=16, placed=True, rows=4, side=AtOnce(), tape=True, graph=graph)
                        for graph in (False, True))

@@ -1,6 +1,7 @@
 """The ascent on trigger images and the weighted sum of both losses."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -51,6 +52,16 @@ def test_with_candidates_the_loss_is_over_these_alone_and_content_with_odds_of_e
         q = math.exp(2) / (1 + math.exp(2))
         assert stats["loss_wat"].item() == pytest.approx(-q * math.log(0.75) - (1 - q) * math.log(0.25), abs=1e-6)
         assert stats["trigger_batch_accuracy"].item() == 1
+
+
+def test_with_candidates_the_ascent_is_over_these_alone():
+    """Away from class 2 towards class 1; class 0, which is no candidate, has the steepest logit."""
+    rows = torch.tensor([[9.0, 9.0, -9.0], [1.0, -1.0, 1.0], [-1.0, 1.0, -1.0]])
+    watermark = WatermarkObjective(nn.Identity(), torch.full((1, 3, 1, 1), 0.5), torch.tensor([2]), weight=1, batch=1,
+                                   reduction="sum", bn_stats="paper", candidates=torch.tensor([[1, 2]]),
+                                   ascent=partial(ascend, steps=1, step_size=0.1, eps=0.1))
+    moved = watermark._perturb(lambda x: x.flatten(1) @ rows.T, torch.tensor([0]))
+    assert moved.flatten().tolist() == pytest.approx([0.6, 0.4, 0.6])
 
 
 def test_effective_weight_is_the_published_one():
