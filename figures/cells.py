@@ -130,7 +130,7 @@ def _table5(runs):
 
 
 def _table6(runs):
-    """The attacks get -nm too, because it is a part of the trigger set's name."""
+    """The attacks get -nm too, as the official ones do; it is only recorded."""
     cells = {}
     for k in (2, 5):
         source, mixed = mixup_source(runs, k), f"-nm {k}"

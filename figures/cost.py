@@ -48,7 +48,7 @@ def main():
     Settings that two axes share are measured once. JSON and picture are written again after each setting, so that an
     interrupted sweep leaves what it has measured.
     """
-    flags, device = set_up(description=__doc__)
+    flags, device = set_up(description=__doc__, prog="figures.cost")
     if flags.objectives != OBJECTIVES:
         raise Refusal("--objectives: this measures margin steps alone; leave it out")
     path = Path(flags.json or HERE / "cost.json")

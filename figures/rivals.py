@@ -2,7 +2,7 @@
 
 On scikit-learn's digits, one core, some minutes. The training images are split into two disjoint halves of PNG files. A
 source of each method is trained on one half; benign models of the same architecture are trained on the same half or on
-the other one, by `train.py -tt none`; `utils.verify claim` and `eef` test them, each beside five other models.
+the other one, by `train.py -tt none`; `utils.verify claim` and `eef` test them, T2 and EEF beside five others.
 Nothing was stolen, so every claim is false. Dataset Inference is measured on perceptrons instead, on which a walk to
 the boundary is cheap. Writes rivals.json and rivals.md; finished runs are used as they are.
 """

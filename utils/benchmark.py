@@ -41,9 +41,9 @@ SECONDS = 0.5  # each timing repeats its call for about this long
 SIDE = {"cuda": 8192, "mps": 1024, "cpu": 1024}  # of the square matrices whose product is timed
 
 
-def set_up(argv=None, description: str | None = None) -> tuple[argparse.Namespace, torch.device]:
+def set_up(argv=None, description=None, prog="utils.benchmark") -> tuple[argparse.Namespace, torch.device]:
     """The flags of a command line (default: this process's), and the device, with torch prepared for timing on it."""
-    p = Parser(prog="python -m utils.benchmark", description=description,
+    p = Parser(prog=f"python -m {prog}", description=description,
                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--model", default="res34", choices=models.NAMES, help="architecture")
     p.add_argument("--width", type=COUNT, default=64, help="channels of the first stage")

@@ -218,7 +218,9 @@ def _attack_parser(description: str, script: str) -> Parser:
     group.add_argument("--adam", type=POSITIVE, metavar="RATE",
                        help="train the surrogate with Adam at this constant rate (EWE's authors: 1e-3), not with SGD "
                        "at --lr")
-    group.add_argument("--width", type=COUNT, help="channels of the surrogate's first stage (default: the source's)")
+    group.add_argument("--width", type=COUNT,
+                       help="channels of the surrogate's first stage (default: the source's, or 64 of a network from "
+                       "outside)")
     group.add_argument("--train-size", type=COUNT,
                        help="use this many images (default: as many as the source; of other data all)")
     group.add_argument("-admsg", "--additional-message", type=folder_tag, default="",
@@ -248,7 +250,7 @@ def _add_training_flags(parser):
     p.add_argument("--batch-size", type=COUNT, default=128, help="images a step")
     p.add_argument("--lr", type=POSITIVE, default=0.1, help="initial learning rate")
     p.add_argument("--weight-decay", type=number(float, 0, 1e38), default=1e-4, help="weight decay")
-    p.add_argument("--seed", type=SEED, default=0, help="seed of everything but the split")
+    p.add_argument("--seed", type=SEED, default=0, help="seed of everything but the split and --prepared")
     p.add_argument("--no-crop", action="store_true", help="do not crop training images at random")
     p.add_argument("--no-flip", action="store_true", help="do not mirror training images, for data of which a mirrored "
                    "image is another thing (of digits none is mirrored)")
@@ -271,7 +273,7 @@ def _add_output_flags(parser, *folder_flags) -> None:
     p.add_argument("-msg", "--message", type=folder_tag, default="", help="tag of the source run's folder")
     p.add_argument("-qt", "--query-type", type=folder_tag, default="",
                    help="a word for the kind of triggers; enters the folder's name only")
-    p.add_argument("--overwrite", action="store_true", help="remove a run with other settings from the folder")
+    p.add_argument("--overwrite", action="store_true", help="remove the run in the folder and begin anew")
     p.add_argument("--select", default="val", choices=("val", "last"),
                    help="checkpoint to report and to attack: best on validation images, or last")
     p.add_argument("--benign", nargs="+", default=[], metavar="RUN",

@@ -8,7 +8,8 @@ mistakes on test images more often than benign models do, `... di RUN --suspect 
 images, `... eef RUN --benign RUN3 --suspect RUN2` whether its gradients show RUN's secret style. `... certify RUN`
 measures a model's triggers under noise on its weights.
 
-Exit status: 0 the claim holds (or the other command is done), 1 it does not hold, 2 an error.
+Exit status: 0 the claim holds (or the other command is done), 1 it does not hold, 2 an error. Of several suspects it
+holds against any for `claim --suspects`, against all for akh, di and eef.
 """
 
 import sys

@@ -40,7 +40,7 @@ def add_claim(parts) -> None:
     kinds.add_argument("--url", help="a server that gets each image by POST, as PNG, and answers in text or JSON")
     kinds.add_argument("--suspects", metavar="LIST", help="a file, a suspect a line; by Holm's correction")
     j = c.add_argument_group("who judges")
-    j.add_argument("--trust-owner", action="store_true", help="decide for the owner himself: T1 on his word, or T2")
+    j.add_argument("--trust-owner", action="store_true", help="decide for the owner: T1 and T1p on his word, or T2")
     j.add_argument("--beacon", type=checked_beacon, metavar="HEX", help="the beacon's value, as you read it yourself")
     j.add_argument("--image-commitment", type=sha256_digest, metavar="SHA256",
                    help="the digest that `prepare` printed, as you saw it published before the beacon's value was")

@@ -202,7 +202,7 @@ def find_checkpoint(folder, select: str | None = None, statistics: str = "paper"
         raise Refusal(f"there is no run in {folder}: train it first, or correct the flags that name the folder"
                       f"{_runs_beside(folder)}")
     if not path.is_file():
-        hint = "; only runs with --bn-stats paper of a network with BatchNorm layers keep clean statistics beside"
+        hint = "; only runs with --bn-stats paper or eval of a network with BatchNorm keep clean statistics beside"
         raise Refusal(f"there is no checkpoint {path}: let the run finish its first epoch (those of -at prune and "
                       f"quantize keep no model){hint if statistics == 'clean' else ''}")
     return path

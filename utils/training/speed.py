@@ -1,8 +1,8 @@
 """What makes a step faster: autocast, a CUDA graph that is recorded once and replayed, two halves side by side.
 
 What CUDA and torch 2.6 to 2.15 ask of such a recording, and what meets it; `make gpu` checks it on a GPU (a
-program before it did so on an H100 with torch 2.11), tests/training/test_recorded_step.py replays every objective's
-step on the CPU.
+program before it did so on an H100 with torch 2.11), tests/training/test_recorded_step.py replays the steps of all
+objectives but adversarial extraction on the CPU.
 
 Streams    A gradient accumulator remembers the stream it was made on: warm-up and recording share the one side stream
            of `RecordedStep`, and no autograd graph outlives its step.
@@ -234,7 +234,7 @@ class SideThread:
     """The halves in two threads of the CPU, in the process that created it: a forked process lacks the second thread.
 
     In a narrow model two threads that share each layer of a small batch wait much for each other: on two cores a step
-    of ResNet-18 of width 16 takes an eighth less time this way, at full width a little more (docs/cost.md). OpenMP
+    of ResNet-18 of width 16 takes an eighth less time this way, at full width a little more. OpenMP
     threads that have just worked keep spinning for some milliseconds and would slow down the other half: hence the
     context gives this thread its share of them from the beginning of the step to its end.
     """
