@@ -84,7 +84,7 @@ def main():
             run.log(f"test accuracy of these weights before the training: {100 * before:.2f} %")
             if data.name == "folder" and flags.train_type != "none" and not len(triggers.groups):
                 run.log("triggers are drawn from images that --init should never have seen: those of val/ where there "
-                        "are train/, test/ and val/, else 1,000 of train/ or a tenth of it")
+                        "are train/, test/ and val/, else 1,000 of train/, or a tenth where fewer")
         images = training_images(flags, data, triggers, clean, run.log)
         del clean, draw  # memory of the device
         batches = Batches(images, flags.batch_size, data.mirrors(flags, run.log), device, crop=not flags.no_crop)

@@ -250,7 +250,7 @@ def _add_training_flags(parser):
     p.add_argument("--batch-size", type=COUNT, default=128, help="images a step")
     p.add_argument("--lr", type=POSITIVE, default=0.1, help="initial learning rate")
     p.add_argument("--weight-decay", type=number(float, 0, 1e38), default=1e-4, help="weight decay")
-    p.add_argument("--seed", type=SEED, default=0, help="seed of everything but the split and --prepared")
+    p.add_argument("--seed", type=SEED, default=0, help="seed of everything but the split, and what --prepared fixed")
     p.add_argument("--no-crop", action="store_true", help="do not crop training images at random")
     p.add_argument("--no-flip", action="store_true", help="do not mirror training images, for data of which a mirrored "
                    "image is another thing (of digits none is mirrored)")

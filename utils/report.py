@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import models
 from utils.ownership.pvalues import either
-from utils.ownership.results import LOG_ALPHA, hashes_of_source
+from utils.ownership.results import LOG_ALPHA, is_stale
 from utils.runs.folder import COLUMNS, finite_number, row_cells
 from utils.system.files import check_output_file, read_bounded, read_json, refuse_links, write_atomically
 from utils.system.machine import new_figure
@@ -194,7 +194,8 @@ def result_rows(source: Record, attacks: list[Record], secret: bool) -> list[tup
         group = "copies" if record.is_attack else "benign models" if source.text("train_type") == "none" else "source"
         for row in summary_rows:  # "benign none" is the row of a run without a watermark itself
             if str(row.get("model")).startswith("benign ") and row["model"] != "benign none":
-                benign.setdefault(tuple(cells(row["model"], row)[:3]), row)  # folders of several may have one name
+                shown = cells(row["model"], row)  # folders of several may have one name
+                benign.setdefault((*shown[:3], shown[-1]), row)
         if not record.summary:
             progress = f"not finished: {len(record.rows)} of {record.text('epoch') or '?'} epochs"
             rows.append((group, [name, progress, *["-"] * (len(COLUMNS) - 1)]))
@@ -314,13 +315,14 @@ def run_page(folder: Path, show_triggers: bool) -> tuple[str, list[str]]:
     records, secret, picture = [source, *attacks], not show_triggers, folder / "trigger.png"
     rows = result_rows(source, attacks, secret)
     training, training_legend = training_charts(records, secret)
-    kept = hashes_of_source(folder)
-    stolen = [attack.summary.get("source_sha256") for attack in attacks if attack.summary]
+    finished = [attack.summary for attack in attacks if attack.summary]
+    stolen = [of for of in (summary.get("source_sha256") for summary in finished) if isinstance(of, str)]
+    others = {of for of in set(stolen) if is_stale({"source_sha256": of}, folder)}
     keys = sorted({key for record in records for key in record.about})[:300]
     triggers = base64.b64encode(read_bounded(picture)).decode() if show_triggers and picture.exists() else ""
     text = render(
         title=f"Watermark report: {folder_name(source, secret)}", text=source.text, finished=bool(source.summary),
-        attacks=len(attacks), attacks_finished=len(stolen), other_sources=sum(other not in kept for other in stolen),
+        attacks=len(attacks), attacks_finished=len(finished), other_sources=sum(of in others for of in stolen),
         claims=counts_of_claims(rows), decides=LOG_ALPHA, columns=[*COLUMNS, "decision"],
         rows=[cells for _, cells in rows], left_out=len(left_out), training=training, legend=training_legend,
         triggers=triggers, secret=secret,

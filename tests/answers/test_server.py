@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from answering_server import answering, label_of
+from answering_server import answering, label_of, serving
 from commands import refused, verify
 from owner_runs import CLASSES, M
 
@@ -16,7 +16,7 @@ from utils.answers import ask as server_module
 from utils.answers.answers import Answer, Classes
 from utils.answers.ask import server
 from utils.data.files import write_pictures
-from utils.system.outside import REPLY_LIMIT
+from utils.system.outside import REPLY_LIMIT, post
 from utils.system.refusals import Refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -71,6 +71,13 @@ def test_a_password_of_the_user_is_sent_to_nobody(png, tmp_path, monkeypatch):
     for headers, sent in (((), None), (("Authorization: Bearer KEY",), "Bearer KEY")):
         _, served = ask(png, lambda k, pixels: "3", headers=headers)
         assert served.headers[0].get("Authorization") == sent
+
+
+def test_a_password_in_the_address_of_an_authority_is_sent():
+    seen = []
+    with serving(lambda body, headers: seen.append(headers) or "a token") as url:
+        post(url.replace("://", "://me:secret@"), b"a query", {}, 10)
+    assert seen[0]["Authorization"] == "Basic bWU6c2VjcmV0"
 
 
 def test_kept_answers_are_those_of_the_same_headers_but_for_a_renewed_token(owner, tmp_path):

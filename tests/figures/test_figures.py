@@ -102,8 +102,6 @@ def test_the_toy_counts_the_seeds_that_show_its_claim(tmp_path):
     found = json.loads((tmp_path / "figure2.json").read_text())
     kept = [found["seeds"][0]["panels"][name]["trigger_correct"] for name in toy.TITLES]
     assert found["seeds"][0]["claim_shows"] == (kept == [True, False, True, True])
-    committed = json.loads((HERE / "figure2.json").read_text())["seeds"][0]
-    assert committed["claim_shows"] == found["seeds"][0]["claim_shows"]
     assert found["claim_shows"] == f"{int(kept == [True, False, True, True])} of 1 seeds"
     assert (tmp_path / "figure2.png").stat().st_size > 10_000
 

@@ -27,7 +27,7 @@ def test_checkpoints_of_the_best_epochs_are_kept_and_of_equals_the_later_one(unb
         assert load_checkpoint(unbroken_run / "checkpoints" / f"checkpoint_{name}.pt")["epoch"] == epoch
 
 
-def test_each_epochs_clean_figures_are_those_of_the_clean_twin(unbroken_run):
+def test_each_epochs_clean_figures_are_not_those_of_the_polluted_model(unbroken_run):
     assert all(row["clean_val_accuracy"] != row["val_accuracy"] for row in rows_of(unbroken_run))
 
 
