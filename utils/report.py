@@ -316,13 +316,13 @@ def run_page(folder: Path, show_triggers: bool) -> tuple[str, list[str]]:
     rows = result_rows(source, attacks, secret)
     training, training_legend = training_charts(records, secret)
     finished = [attack.summary for attack in attacks if attack.summary]
-    stolen = [of for of in (summary.get("source_sha256") for summary in finished) if isinstance(of, str)]
-    others = {of for of in set(stolen) if is_stale({"source_sha256": of}, folder)}
+    stolen = [summary.get("source_sha256") for summary in finished]
+    of_another = {str(of): is_stale({"source_sha256": of}, folder) for of in {str(of): of for of in stolen}.values()}
     keys = sorted({key for record in records for key in record.about})[:300]
     triggers = base64.b64encode(read_bounded(picture)).decode() if show_triggers and picture.exists() else ""
     text = render(
         title=f"Watermark report: {folder_name(source, secret)}", text=source.text, finished=bool(source.summary),
-        attacks=len(attacks), attacks_finished=len(finished), other_sources=sum(of in others for of in stolen),
+        attacks=len(attacks), attacks_finished=len(finished), other_sources=sum(of_another[str(of)] for of in stolen),
         claims=counts_of_claims(rows), decides=LOG_ALPHA, columns=[*COLUMNS, "decision"],
         rows=[cells for _, cells in rows], left_out=len(left_out), training=training, legend=training_legend,
         triggers=triggers, secret=secret,
