@@ -229,7 +229,8 @@ def _csv_rows(path, names, classes: Classes):
     most = 2 * len(names) + 100  # lines, the empty ones too; a whole file of line ends would take all memory
     content = read_bounded(path, ANSWERS_LIMIT)
     first, n = content.partition(b"\n")[0], len(classes.order)
-    if first.split(b",", 1)[0].decode("utf-8-sig", "replace").strip(' "').lower() in HEADER:  # which may name more classes
+    name = first.split(b",", 1)[0].decode("utf-8-sig", "replace")
+    if name.strip(' "').lower() in HEADER:  # which may name more classes
         n = max(n, min(first.count(b","), 5000))
     if content.count(b",") > most * (n + 100):  # each cell takes 50 bytes and more; names may have commas
         raise Refusal(f"{path} has more columns than {len(names)} triggers and {n} classes need: give one probability "
