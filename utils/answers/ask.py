@@ -34,7 +34,6 @@ from utils.system.files import ANSWERS_LIMIT, CHECKPOINT_LIMIT, open_private, re
 from utils.system.outside import REPLY_LIMIT, NoReply, post, run_bounded, short
 from utils.system.refusals import Refusal
 
-PNG_HEADER = ("content-type", "image/png")
 LONGEST_PAUSE = 60.0  # seconds, whatever the server asks for
 IMAGES_PER_CALL = 100  # of a command with {pngs}
 ONNX_MEMORY, ONNX_SECONDS = 16 << 30, 600  # bytes of address space
@@ -123,7 +122,7 @@ def server(url: str, headers=(), seconds: float = 60.0, rate: float = 10.0, retr
 
     It is asked again after a passing failure, later each time. Refusal for an address or header that can never be sent.
     """
-    sent = {"Content-Type": PNG_HEADER[1]}
+    sent = {"Content-Type": "image/png"}
     for header in headers:
         name, colon, value = (part.strip() for part in header.partition(":"))
         allowed = " " not in name and name.lower() not in ("content-length", "transfer-encoding")
@@ -154,9 +153,9 @@ def server(url: str, headers=(), seconds: float = 60.0, rate: float = 10.0, retr
                     raise NoReply(f"{failure}{f' ({attempt} times)' if attempt > 1 else ''}", False) from failure
                 time.sleep(max(_pause(failure.later, attempt), 1 / rate))
 
-    # what the image is asked of may be in a header too; a token may be renewed
-    others = sorted((name.lower(), value) for name, value in sent.items() if name.lower() != "authorization")
-    subject = [url, hashlib.sha256(json.dumps(others).encode()).hexdigest()] if others != [PNG_HEADER] else url
+    # a header may choose the model that is asked; a token may be renewed
+    others = sorted(header for header in headers if header.partition(":")[0].strip().lower() != "authorization")
+    subject = [url, hashlib.sha256(json.dumps(others).encode()).hexdigest()] if others else url
     return Respondent(f"--url {url}", subject, 1, replies)
 
 
