@@ -39,6 +39,11 @@ def test_forms_that_are_read(reply, kind, answer):
     assert label == answer.label and probabilities == (answer.probabilities and pytest.approx(answer.probabilities))
 
 
+def test_spaces_around_the_name_of_a_class_do_not_count():
+    assert read(" cat ", classes=["cat ", " dog"]) == read('{"label": "cat "}', classes=["cat", "dog"]) == Answer(0)
+    assert Classes(["cat ", " dog"], ["dog", "cat"]).order == [1, 0]
+
+
 def test_a_suspect_may_have_more_classes_than_the_owner():
     """Their columns are left out; an answer of one of them is no answer."""
     pets = Classes(PETS, ["dog", "cow", "3 cats", "cat"])

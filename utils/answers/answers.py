@@ -47,6 +47,7 @@ class Classes:
     def __init__(self, names: list[str], columns: list[str] | None = None, where: str = "--columns"):
         self.names, self.given = names, columns is not None
         columns = names if columns is None else columns
+        names, columns = ([name.strip() for name in given] for given in (names, columns))  # as answers are
         self.places = dict.fromkeys(columns, -1)  # a search of the list would take minutes of 100,000
         if (lacking := next((name for name in names if name not in self.places), None)) is not None:
             raise Refusal(f"{where}: {lacking[:60]!r}, a class of the triggers, is not among its {len(columns)} "
