@@ -5,8 +5,8 @@ official recipe have their best validation epoch. Each source, plain and with cl
 left of its mark in copies: is the paper's method a watermark of the weights, or of the running statistics?
 
 Runs what is missing in the order of `steps_of_seed`, `--jobs` at once (several small trainings share a large GPU), then
-writes <profile>.md, .json and .png into --out, where runs of another machine stay in the JSON file. SIGTERM lets the
-running scripts save, and the same command goes on.
+writes <profile>.md, .json and .png into --out. In the JSON file runs of another machine stay, and finished runs until
+they are finished anew. SIGTERM lets the running scripts save, and the same command goes on.
 """
 
 import json
@@ -54,7 +54,8 @@ def main(argv=None):
     path = args.out / f"{args.profile}.json"
     order, found = list(next(iter(of_seeds.values()))), {}
     old = [(name, run) for name, runs in (read_json(path) or {}).items() if name in order for run in runs]
-    kept = {(order.index(name), run["seed"], run["device"]): (name, run) for name, run in old + new}
+    finished_last = sorted(old + new, key=lambda named: named[1]["summary"] is not None)
+    kept = {(order.index(name), run["seed"], run["device"]): (name, run) for name, run in finished_last}
     for _, (name, run) in sorted(kept.items()):
         found.setdefault(name, []).append(run)
     write_result(path, found, format_table(found), draw(found), indent=2)

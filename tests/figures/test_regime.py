@@ -16,7 +16,7 @@ def test_finished_and_stopped_runs_are_in_the_table(tmp_path, capsys):
         run_here(step)
     capsys.readouterr()
     regime.main([*flags, "--first", "2"])
-    found = json.loads((tmp_path / "out/regime-smoke.json").read_text())
+    whole = found = json.loads((tmp_path / "out/regime-smoke.json").read_text())
     assert list(found) == ["margin", "margin, soft copy"] and len(found["margin"][0]["epochs"]) == 2
     lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| margin")]
     assert [line[1] for line in lines] == ["paper", "clean", "paper"]
@@ -38,3 +38,7 @@ def test_finished_and_stopped_runs_are_in_the_table(tmp_path, capsys):
     found = json.loads((tmp_path / "out/regime-smoke.json").read_text())
     assert len({run["device"] for run in found["margin"]}) == len(found["margin"]) == 2
     assert "| margin | paper | 0 (a GPU) |" in (tmp_path / "out/regime-smoke.md").read_text()
+    # and a finished run stays until another of its machine and seed is finished
+    (tmp_path / "out/regime-smoke.json").write_text(json.dumps(whole))
+    regime.main([*flags, "--first", "1", "--no-run"])
+    assert json.loads((tmp_path / "out/regime-smoke.json").read_text()) == whole
