@@ -177,8 +177,8 @@ def extraction_flags(argv=None) -> argparse.Namespace:
                        "(ft, rt); shift: on the model's own labels from shifted weights; wrk: with images pushed over "
                        "the boundary under random labels")
     group.add_argument("--criterion", default="activation", choices=CRITERIA,
-                       help="-at prune, fineprune: channels of least activation in each layer, or smallest weights of "
-                       "all")
+                       help="-at prune, fineprune: in each layer that an activation function follows the least active "
+                       "channels, or of all weights the smallest")
     group.add_argument("--ratios", type=SHARE, nargs="+", default=[0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
                        help="-at prune: pruned shares, a row each")
     group.add_argument("--ratio", type=SHARE, default=0.5, help="-at fineprune: pruned share")

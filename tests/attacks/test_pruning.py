@@ -35,6 +35,22 @@ def test_activation_pruning_of_one_layer_removes_its_least_active_channels():
     assert kept.sum() == 2 and measured[kept].min() >= measured[~kept].max()
 
 
+BLOCKS = {"res18": (2, 2, 2, 2), "res50": (3, 4, 6, 3)}
+LINEAR = {f"1.features.{i}.block.{2 if i < 4 else 3}.1" for i in range(1, 12)}  # ends of the blocks of MobileNetV3
+
+
+@pytest.mark.parametrize("name, inner", [("res18", ("bn1",)), ("res50", ("bn1", "bn2")), ("vgg11", None),
+                                         ("tv:mobilenet_v3_small", None)])
+def test_channels_without_an_activation_of_their_own_are_not_pruned(name, inner):
+    """What a block adds to its shortcut, or a linear bottleneck gives, is no activation; Fig. 8 prunes neurons."""
+    model = models.build(name, 10, width=4)
+    found, layers = channel_activations(model, IMAGES[:2]), dict(model.named_modules())
+    blocks = [(stage, i) for stage, n in enumerate(BLOCKS.get(name, ()), 1) for i in range(n)]
+    expected = {"1.bn1", *(f"1.layer{stage}.{i}.{layer}" for stage, i in blocks for layer in inner)} if inner else {
+        n for n, m in layers.items() if isinstance(m, nn.BatchNorm2d)} - LINEAR
+    assert found.keys() == expected and all(len(mean) == layers[n].num_features for n, mean in found.items())
+
+
 def from_outside(*layers):
     return models.Classifier("own:net", 10, 32, models.Normalize((0.0,) * 3, (1.0,) * 3),
                              nn.Sequential(*layers, nn.Flatten()))
@@ -45,7 +61,7 @@ def edit_flags(attack, criterion="activation"):
 
 
 @pytest.mark.parametrize("layers, criterion, words", [
-    ((nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)), "activation", "has none with weights: pass --criterion magnitude"),
+    ((nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)), "activation", "has none: pass --criterion magnitude"),
     ((nn.GroupNorm(1, 3),), "magnitude", "has none: pass -at finetune"),
     ((nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 1)),), "magnitude", "computes or shares some of them"),
 ])

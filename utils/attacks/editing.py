@@ -4,8 +4,8 @@ import copy
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import models
 from utils.attacks.stealing import ExtractionObjective, hard_loss
@@ -21,6 +21,7 @@ FINETUNES = {"ftal": (False, False), "ftll": (True, False), "rtal": (False, True
              "shift": (False, False), "wrk": (False, False)}
 REMOVALS = ("finetune", "fineprune", "prune", "quantize")
 CRITERIA = ("activation", "magnitude")
+ACTIVATIONS = ("relu", "relu6", "leaky_relu", "prelu", "elu", "selu", "gelu", "silu", "hardswish", "mish")
 
 
 def check_edit(flags, model, width: int | None) -> None:
@@ -38,9 +39,10 @@ def check_edit(flags, model, width: int | None) -> None:
     trains, prunes = attack in ("finetune", "fineprune"), attack in ("prune", "fineprune")
     if trains and any(FINETUNES[finetune]) and models.last_linear(model) is None:
         raise Refusal(f"--finetune {finetune}: a {model.name} has no linear layer; pass --finetune ftal")
-    if prunes and criterion == "activation" and not _layers_of_channels(model):
-        raise Refusal(f"-at {attack} --criterion activation prunes channels of BatchNorm2d layers, and a {model.name} "
-                      "has none with weights: pass --criterion magnitude")
+    blank = torch.zeros(1, 3, model.size, model.size, dtype=torch.uint8)
+    if prunes and criterion == "activation" and not channel_activations(model, blank):
+        raise Refusal(f"-at {attack} --criterion activation prunes channels between a BatchNorm2d layer with weights "
+                      f"and an activation function, and a {model.name} has none: pass --criterion magnitude")
     if attack == "quantize" or prunes and criterion == "magnitude":
         found, parameters = layer_weights(model), dict(model.named_parameters())
         if not found or not found.keys() <= parameters.keys():
@@ -143,39 +145,52 @@ def fine_tune(start, finetune: str, kept: dict):
 # ---- pruning ----
 
 
-def _layers_of_channels(model) -> dict:
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) and m.affine}
-
-
 def layer_weights(model) -> dict:
     """{name: weight} of each convolution and linear layer."""
     return {f"{n}.weight": m.weight for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
 
 
+class _ActivationSums(TorchFunctionMode):
+    """Adds up what activation functions make of the outputs of BatchNorm layers: `sums`, {layer name: (C,)}."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.sums, self.latest = {}, (None, None)  # the layer that has answered last, and its output
+        self.handles = [m.register_forward_hook(partial(self.remember, n)) for n, m in model.named_modules()
+                        if isinstance(m, nn.BatchNorm2d) and m.affine]
+
+    def remember(self, name, module, inputs, output):
+        self.latest = name, output
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name, output = self.latest
+        result = func(*args, **(kwargs or {}))
+        if args and args[0] is output and func.__name__.rstrip("_") in ACTIVATIONS:
+            dtype = torch.float32 if result.device.type == "mps" else torch.float64  # which MPS has not
+            self.sums[name] = self.sums.get(name, 0) + result.mean(dim=(2, 3), dtype=dtype).sum(0)
+        return result
+
+
 def channel_activations(model, images, batch_size: int | None = None) -> dict:
-    """Mean of relu(output) of each channel of each BatchNorm layer over uint8 images: {layer name: (C,)}.
+    """Mean activation of each channel over uint8 images (N, 3, S, S): {BatchNorm layer's name: (C,)}.
 
-    Layers without weights are left out: there is nothing that could be pruned.
+    Of the layers with weights whose output goes straight into one of `ACTIVATIONS`: what is added to a shortcut first
+    is no activation yet.
     """
-    sums = {}
-
-    def add(name, module, inputs, output):
-        dtype = torch.float32 if output.device.type == "mps" else torch.float64  # which MPS has not
-        sums[name] = sums.get(name, 0) + F.relu(output).mean(dim=(2, 3), dtype=dtype).sum(0)
-
-    handles = [m.register_forward_hook(partial(add, n)) for n, m in _layers_of_channels(model).items()]
+    counted = _ActivationSums(model)
     try:
-        predict(model, images, batch_size or pass_length(images, 500))
+        with counted:
+            predict(model, images, batch_size or pass_length(images, 500))
     finally:
-        for handle in handles:
+        for handle in counted.handles:
             handle.remove()
-    return {name: total / len(images) for name, total in sums.items()}
+    return {name: total / len(images) for name, total in counted.sums.items()}
 
 
 def pruning_masks(model, ratio: float, criterion: str, activation: dict | None = None) -> dict:
     """Masks of what pruning keeps, {parameter name: bool tensor of its shape}; ratio in [0, 1] is the pruned share.
 
-    activation  in each BatchNorm layer the channels of least `activation`, of `channel_activations`, lose weight and
+    activation  in each layer of `activation`, of `channel_activations`, the least active channels lose weight and
                 bias, which removes them
     magnitude   of all weights of convolutions and linear layers together those of least |w|
     """
