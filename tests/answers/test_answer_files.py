@@ -7,6 +7,7 @@ import pytest
 from commands import refused, verify
 from hostile_files import NAMES, refusal_of
 from owner_runs import CLASSES, M, answer, names_of
+from scipy.special import softmax
 
 from utils.answers.answers import Answer, Classes, answers_of_logits, read_reply
 from utils.system.refusals import Refusal
@@ -29,10 +30,15 @@ def read(reply, kind="text/plain", classes=PETS):
     ('{"probabilities": [0.7, 0.2, 0.1]}', "application/json", CAT), ("[0.7, 0.2, 0.1]", "text/plain", CAT),
     ('{"probabilities": {"3 cats": 0.1, "cat": 0.7, "dog": 0.2}}', "application/json", CAT),
     ('[{"label": "dog", "score": 0.2}, {"label": "cat", "score": 0.7}, {"label": 2, "score": 0.1}]', "x/json", CAT),
-    ('[{"label": "dog", "score": 0.9}, {"label": "cat", "score": 0.1}]', "x/json", Answer(1)),  # the best of some
+    ('[{"label": "dog", "score": 0.9}, {"label": "cat", "score": 0.1}]', "x/json", Answer(1, [0.1, 0.9, 0])),
+    ('{"label": "dog", "probabilities": [0.7, 0.2, 0.1]}', "x/json", Answer(1, CAT.probabilities)),  # it says dog
+    ('{"label": 1, "probabilities": [0, 0, 0]}', "x/json", Answer(1, [1 / 3] * 3)),
+    ('[{"label": "dog", "score": 0.4}, {"label": "cat", "score": 0.4}]', "x/json", Answer(1, [0.5, 0.5, 0])),
     ("[0.7, 0.7, 0.7]", "x/json", Answer(0, [1 / 3] * 3)), ("[70, 20, 10]", "x/json", CAT),  # divided by their sum
     ("[0, 0, 0]", "x/json", Answer(0, [1 / 3] * 3)), ("[1e308, 1e308, 0]", "x/json", Answer(0, [0.5, 0.5, 0])),
-    ("[-1e-12, 1, 0]", "x/json", Answer(1, [0, 1, 0])), ("[2, -1, 3]", "x/json", Answer(2)),  # these are logits
+    ("[-1e-12, 1, 0]", "x/json", Answer(1, [0, 1, 0])),
+    ("[2, -1, 3]", "x/json", Answer(2, softmax([2, -1, 3]).tolist())),  # these are logits
+    ("[-1e308, 1e308, 0]", "x/json", Answer(1, [0, 1, 0])),
 ])
 def test_forms_that_are_read(reply, kind, answer):
     label, probabilities = read(reply, kind)
@@ -51,7 +57,8 @@ def test_a_suspect_may_have_more_classes_than_the_owner():
     assert ask("0") == Answer(1) and ask("3") == Answer(0) and ask("cow") == ask("1") == Answer(-1)
     label, probabilities = ask("[0.1, 0.5, 0.05, 0.35]")
     assert label == 0 and probabilities == pytest.approx([0.7, 0.2, 0.1])
-    assert ask('{"probabilities": {"cow": 0.5, "dog": 0.4}}') == Answer(-1)  # of some classes the best
+    assert ask('{"probabilities": {"cow": 0.5, "dog": 0.4}}') == Answer(1, [0, 1, 0])
+    assert ask('{"probabilities": {"cow": 0.5}}') == ask('{"label": "cow", "probabilities": [0, 1, 0, 0]}') == Answer()
     assert ask('{"probabilities": {"cow": 0.5, "cat": 0.1, "dog": 0.1, "3 cats": 0.3}}').label == 2
     assert ask("[0, 1, 0, 0]") == Answer(-1)  # all of it is on the cow
     logits = np.array([[1.0, 9.0, 0.0, 2.0], [3.0, np.nan, 0.0, 0.0]])
@@ -71,12 +78,14 @@ def test_a_suspect_may_have_more_classes_than_the_owner():
     ("mouse", "text/plain", "'mouse' is no class"), ("3", "text/plain", "'3' is no class"),
     ("", "text/plain", "'' is no class"), (b"\xff\xfe", "text/plain", "is none of"), ("{", "text/plain", "is none of"),
     ("null", "application/json", "is no class"), ("1.0", "application/json", "is no class"),
-    ('{"label": ["dog"]}', "x/json", "is none of"), ("[[1, 0, 0]]", "x/json", "is none of"),
+    ('{"label": ["dog"]}', "x/json", "is no class"), ("[[1, 0, 0]]", "x/json", "is none of"),
     ("[0.5, 0.5]", "x/json", "2 probabilities for 3 classes"), ("[]", "x/json", "0 probabilities for 3"),
     ('[0.7, 0.2, "0.1"]', "x/json", "is none of"),
     ("[NaN, 0.5, 0.5]", "x/json", "not finite"), ('[{"label": "dog", "score": NaN}]', "x/json", "not finite"),
     ('{"probabilities": {"dog": 1e999, "cat": 0.1}}', "x/json", "not finite"), ("{}", "x/json", "is none of"),
     ('{"probabilities": {}}', "x/json", "not finite"),
+    ('{"probabilities": {"dog": 0.9, "1": 0}}', "x/json", "a class has two scores"),
+    ('[{"label": "dog", "score": 0.9}, {"label": "dog", "score": 0}]', "x/json", "is none of"),
     ('{"probabilities": {"cat": 0.7, "dog": 0.2, "3 cats": 0.1, "cow": 0}}', "x/json", "4 probabilities for 3"),
     ('{"probabilities": {"cat": 0.7, "cow": 0.3}}', "x/json", "'cow' is no class"),
     ("[" * 100_000, "x/json", "is none of"), ("1" * 5000, "x/json", "is none of"),

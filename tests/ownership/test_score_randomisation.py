@@ -78,12 +78,22 @@ def test_an_assigned_label_that_could_not_be_drawn_is_left_out():
     assert pvalues.score_randomisation(p, drawn, true) == pvalues.score_randomisation(p[1:], drawn[1:], true[1:])
 
 
-@pytest.mark.parametrize("row", [np.zeros(4), [np.nan, 0.5, 0.5, 0], [-1, 0, 0, 0]])
-def test_an_answer_without_probabilities_is_refused(row):
-    p = np.full((3, 4), 0.25)
-    p[1] = row
-    with pytest.raises(ValueError, match="probabilities of every answer"):
-        pvalues.score_randomisation(p, [1, 1, 1], [[0], [0], [0]])
+@pytest.mark.parametrize("groups", [None, [0, 1, 0, 3, 4]])  # triggers 0 and 2 share a draw
+def test_a_missing_answer_counts_as_the_worst_or_not_at_all(groups):
+    rng = np.random.default_rng(4)
+    p, true, drawn = rng.dirichlet(np.ones(4), 5), np.zeros((5, 1), int), np.array([1, 2, 1, 1, 2])
+    lost, others = p * (np.arange(5) != 2)[:, None], [0, 1, 3, 4]
+    p_of = lambda given, **more: pvalues.score_randomisation(given, drawn, true, groups=groups, **more)
+    left = pvalues.score_randomisation(p[others], drawn[others], true[others])
+    assert p_of(lost, count_missing=False) == pytest.approx(left)
+    fill = [*np.eye(4), *rng.dirichlet(np.full(4, 0.1), 50)]  # answers in its place, sure or not
+    worst = max(p_of(np.where(lost.any(1, keepdims=True), p, row)) for row in fill)
+    assert worst <= p_of(lost) + 1e-9 and p_of(lost) > left
+
+
+def test_numbers_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="finite"):
+        pvalues.score_randomisation([[np.nan, 0.5, 0.5, 0]], [1], [[0]])
 
 
 @pytest.mark.parametrize("spread, places", [(2, 9), (20, 9), (2, 1), (0, 9)])  # usual, sharp, rounded, constant

@@ -7,7 +7,7 @@ import pytest
 import torch
 from owner_runs import CLASSES, PLAUSIBLE, M, make_run, replace
 
-from utils.answers.answers import Answers
+from utils.answers.answers import Answer, Answers, gather_answers
 from utils.ownership.claim import claim_sentence
 from utils.ownership.commitment import Owner, read_owner
 from utils.ownership.results import TriggerTests
@@ -18,8 +18,8 @@ from utils.watermark.triggers import TriggerSet
 pytestmark = pytest.mark.usefixtures("quick")
 
 
-def case_of(made, bank=(), exact="both"):
-    return OwnershipCase(read_owner(made[0]), list(bank), 1e-3, exact=exact)
+def case_of(made, bank=(), **settings):
+    return OwnershipCase(read_owner(made[0]), list(bank), 1e-3, **settings)
 
 
 def soft_copy(triggers, seed=0):
@@ -42,15 +42,26 @@ def test_the_named_test_decides(owner):
     assert "doubled" in reports["both"]["decision"]["why"] and "beforehand" in reports["T1p"]["decision"]["why"]
 
 
-def test_labels_alone_and_missing_answers_keep_t1(owner):
-    labels, copy = Answers(owner[1].labels.numpy(), None), soft_copy(owner[1])
+def test_labels_alone_keep_t1(owner):
+    labels = Answers(owner[1].labels.numpy(), None)
     report = case_of(owner).report(labels)
     assert report["decision"]["rests_on"] == "T1" and report["decision"]["log10_p"] == report["tests"]["T1"]["log10_p"]
     assert "labels alone" in report["tests"]["T1p"]["why_not"]
     with pytest.raises(Refusal, match="--test T1p does not apply: the suspect gives labels alone"):
         case_of(owner, exact="T1p").report(labels)
-    copy.probabilities[3], copy.labels[3] = 0, -1
-    assert "1 answers are missing" in case_of(owner).report(copy)["tests"]["T1p"]["why_not"]
+
+
+def test_one_answer_without_probabilities_does_not_hide_the_others(owner):
+    """Else a copy escapes T1p at the price of one odd reply in m."""
+    whole = soft_copy(owner[1])
+    given = [Answer(int(label), row.tolist()) for label, row in zip(*whole)]
+    p = lambda changed, **settings: case_of(owner, **settings).report(
+        gather_answers(changed, 10))["tests"]["T1p"]["log10_p"]
+    best, without = p(given), [*given[:3], Answer(), *given[4:]]
+    assert best < -30
+    assert best <= p([*given[:3], Answer(given[3].label), *given[4:]]) < best + 4
+    assert best <= p(without, count_missing=False) < best + 4
+    assert best + 4 < p(without) < -10  # the worst answer in its place
 
 
 @pytest.mark.parametrize("answers", [lambda t: (Answers(t.labels.numpy(), None),) * 2,

@@ -18,15 +18,16 @@ from utils.system.refusals import Refusal
 from utils.training.metrics import predict
 
 HEADER = ("name", "image", "file", "filename")
-FORMS = ("the name or number of a class; JSON {\"label\": ...} or {\"probabilities\": [...] or {name: ...}}; or a list "
-         "of probabilities or of {\"label\": ..., \"score\": ...}")
+FORMS = ("the name or number of a class; JSON {\"label\": ...}, {\"probabilities\": [...] or {name: ...}} or both; or "
+         "a list of probabilities or of {\"label\": ..., \"score\": ...}")
 
 
 class Answers(NamedTuple):
     """Answers to m triggers."""
 
     labels: np.ndarray  # int64 (m,), -1 where there is no answer
-    probabilities: np.ndarray | None  # (m, C), a row of zeros without an answer; None where only labels are known
+    # (m, C): all on the label of an answer without any, a row of zeros for no answer; None where all are labels alone
+    probabilities: np.ndarray | None
 
 
 class Answer(NamedTuple):
@@ -93,17 +94,23 @@ class Classes:
 
 
 def answer_of(value, classes: Classes, where: str) -> Answer:
-    """The answer in a value of JSON or of a file, in one of `FORMS`; of scores of some classes the best is a label.
+    """The answer in a value of JSON or of a file, in one of `FORMS`.
 
-    Probabilities are divided by their sum, as rounded ones need; of negative numbers, as logits are, the largest is a
-    label. Every test is exact for any function of what was answered. Refusal, which names `where`, for a label that is
-    no class, and for probabilities that are not one a class or not finite; KeyError, TypeError, ValueError or
-    OverflowError for what has none of the forms.
+    The label is what is said to be it, else that of the best score, of equal ones the one that is listed first.
+    Probabilities are divided by their sum, as rounded ones need; of negative numbers, as logits are, the softmax is
+    taken; a class without a score has none. Every test is exact for any function of what was answered. Refusal, which
+    names `where`, for a label that is no class, and for probabilities that are not one a class or not finite; KeyError,
+    TypeError, ValueError or OverflowError for what has none of the forms.
     """
+    label = None
     if isinstance(value, dict):
-        value = value["label"] if value.get("probabilities") is None else value["probabilities"]
+        if value.get("probabilities") is None:
+            return Answer(classes.number(value["label"], where))
+        value, label = value["probabilities"], value.get("label")
     elif isinstance(value, list) and value and isinstance(value[0], dict):
-        value = {entry["label"]: entry["score"] for entry in value}
+        listed, value = value, {entry["label"]: entry["score"] for entry in value}
+        if len(value) < len(listed):
+            raise ValueError("a class has two scores")
     if not isinstance(value, (dict, list)):
         return Answer(classes.number(value, where))
     scores = list(value.values()) if isinstance(value, dict) else value
@@ -116,23 +123,23 @@ def answer_of(value, classes: Classes, where: str) -> Answer:
     columns = [classes.number(name, where) for name in value] if isinstance(value, dict) else classes.columns(where)
     if not (len(scores) and np.isfinite(scores).all()):  # the largest of them is not defined
         raise Refusal(f"{where}: the probabilities are not finite numbers")
-    places = places_of_classes(columns)
-    if len(places) < len(classes):
-        return Answer(columns[scores.argmax()])
-    scores = scores[places]
-    if scores.min() < -0.01:
-        return Answer(int(scores.argmax()))
+    own = np.array(columns) >= 0
+    scores, columns = scores[own], np.array(columns)[own]
+    if len(np.unique(columns)) < len(columns):
+        raise Refusal(f"{where}: a class has two scores")
+    if scores.min(initial=0) < -0.01:
+        scores = special.softmax(np.clip(scores, -1e300, 1e300))
     scores = scores.clip(0)
-    if not scores.any() and len(columns) > len(classes):  # all of it is on classes that the owner lacks
+    if not scores.any():
+        if not own.all():  # all of it is on classes that the owner lacks
+            return Answer()
+        scores = np.ones(len(scores))
+    label = int(columns[scores.argmax()]) if label is None else classes.number(label, where)
+    if label < 0:
         return Answer()
-    scores = scores / scores.max() if scores.any() else np.ones(len(scores))  # first, as a sum of these is finite
-    return Answer(int(scores.argmax()), (scores / scores.sum()).tolist())
-
-
-def places_of_classes(columns: list[int]):
-    """Where the owner's classes stand in columns of a suspect, in the owner's order; of one named twice the first."""
-    classes, places = np.unique(columns, return_index=True)
-    return places[classes >= 0]
+    probabilities = np.zeros(len(classes))
+    probabilities[columns] = scores / scores.max()  # first, as a sum of these is finite
+    return Answer(label, (probabilities / probabilities.sum()).tolist())
 
 
 def read_reply(reply: bytes, kind: str, classes: Classes, where: str) -> Answer:
@@ -147,11 +154,12 @@ def read_reply(reply: bytes, kind: str, classes: Classes, where: str) -> Answer:
 
 
 def gather_answers(given: list[Answer], classes: int) -> Answers:
-    """Answers to single images as one; without probabilities where one that was given has none."""
+    """Answers to single images as one; without probabilities where none has any."""
     labels = np.array([answer.label for answer in given], dtype=np.int64)
-    if not all(answer.probabilities for answer in given if answer.label >= 0) or (labels < 0).all():
+    if not any(answer.probabilities for answer in given):
         return Answers(labels, None)
-    return Answers(labels, np.array([answer.probabilities or [0.0] * classes for answer in given]))
+    sure = np.eye(classes + 1, classes)[labels]  # row -1 is of zeros
+    return Answers(labels, np.array([answer.probabilities or row for answer, row in zip(given, sure)]))
 
 
 def require_complete(what, answers: Answers, names: list[str], allow_missing: bool) -> Answers:
@@ -191,7 +199,7 @@ def answers_of_logits(logits, path, m: int, classes: Classes, allow_missing: boo
     answered = np.isfinite(logits).all(1)
     if not answered.all() and not (allow_missing and answered.any()):
         raise Refusal(f"{path} answers with numbers that are not finite")
-    logits = np.where(answered[:, None], logits, 0.0)[:, places_of_classes(classes.columns(path))]
+    logits = np.where(answered[:, None], logits, 0.0)[:, np.argsort(classes.columns(path))[-len(classes):]]
     return Answers(np.where(answered, logits.argmax(1), -1), special.softmax(logits, axis=1) * answered[:, None])
 
 

@@ -233,12 +233,15 @@ def ask_all(respondent: Respondent, images, names: list[str], classes: Classes, 
     kept = read_kept(file, [respondent.subject, sorted(names), classes.order], names, classes.names) if file else {}
     given, order, k = dict.fromkeys(names, Answer()), np.argsort(names).tolist(), respondent.images_per_call
     with tempfile.TemporaryDirectory() as folder:
-        write_pictures(images, names, Path(folder))
         for start in tqdm(range(0, len(order), k), disable=None, unit="call", leave=False):
             asked = order[: start + k]
             part = [names[i] for i in asked[start:]]
             new = [name for name in part if name not in kept]
-            found = respondent.ask([Path(folder) / name for name in new], classes, allow_missing) if new else []
+            pngs = [Path(folder) / name for name in new]  # a program sees no image before it is asked about it
+            write_pictures(images[[names.index(name) for name in new]], new, Path(folder))
+            found = respondent.ask(pngs, classes, allow_missing) if new else []
+            for png in pngs:
+                png.unlink()
             given |= {name: kept[name] for name in part if name in kept}
             for name, answer in zip(new, found):
                 given[name] = answer or Answer()
@@ -256,8 +259,8 @@ def read_kept(path: Path, about, names: list[str], classes: list[str]) -> dict:
     """{name: Answer} of a private file of --keep-answers, which is begun where it is not there yet.
 
     A line of who was asked about what, and in which order of classes it answers, `about`; then a line for each answer,
-    [name, label or probabilities], in the owner's order, the label -1 for a reply that was no answer; a last line that
-    was cut off is removed. Refusal for another file or a damaged one.
+    [name, {"label", "probabilities"}], in the owner's order, or [name, -1] for a reply that was no answer; a last line
+    that was cut off is removed. Refusal for another file or a damaged one.
     """
     begun = json.dumps(about).encode() + b"\n"
     try:
@@ -279,6 +282,6 @@ def read_kept(path: Path, about, names: list[str], classes: list[str]) -> dict:
 def keep_answer(path: Path, name: str, answer: Answer) -> None:
     """Add an answer to a file that `read_kept` has read; it is on the disk when this returns."""
     with open(path, "ab", opener=open_private) as file:
-        file.write(json.dumps([name, answer.probabilities or answer.label]).encode() + b"\n")
+        file.write(json.dumps([name, answer._asdict() if answer.label >= 0 else -1]).encode() + b"\n")
         file.flush()
         sync(file.fileno())

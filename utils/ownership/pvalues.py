@@ -74,22 +74,29 @@ def chances(allowed):
     return 1 / np.maximum(allowed.sum(axis=1), 1)
 
 
-def score_randomisation(probabilities, assigned, true, candidates=None, groups=None) -> float:
+def score_randomisation(probabilities, assigned, true, candidates=None, groups=None,
+                        count_missing: bool = True) -> float:
     """T1p, exact: log10 of the probability that a model which knows nothing of the assigned labels rates them as high.
 
-    probabilities  (m, C) the suspect's answers; assigned, true, candidates, groups  as in `label_randomisation`
+    probabilities  (m, C) the suspect's answers, a row of zeros where there is none
+    count_missing  whether p bounds that of any answer in place of a missing one; else all its labels are rated alike
+    assigned, true, candidates, groups  as in `label_randomisation`
 
     H0 is that of T1. Let A_i be the labels that trigger i's was drawn from, and v_i(c) a number for each c in A_i that
     depends on the suspect's answer alone, see `label_scores`. Given the answers, S = sum_i v_i(y_i) is under H0 a sum
     of independent draws, the i-th uniform over the known numbers v_i(c), c in A_i, whatever the suspect is. So
     p = P(sum_i v_i(Y_i) >= S) is as exact as T1's. With two candidates it is a sign-flip test.
 
-    It fails where T1 fails. Rounded probabilities make ties, which cost power and no validity. ValueError for a row
-    that is not finite or has no positive number, as of an answer without probabilities.
+    It fails where T1 fails. Rounded probabilities make ties, which cost power and no validity. ValueError for numbers
+    that are not finite.
     """
-    probabilities = np.asarray(probabilities, float)
-    if not (np.isfinite(probabilities).all() and (probabilities > 0).any(axis=1).all()):
-        raise ValueError("T1p needs the probabilities of every answer")
+    probabilities = np.array(probabilities, float)
+    if not np.isfinite(probabilities).all():
+        raise ValueError("T1p needs finite probabilities")
+    missing = ~(probabilities > 0).any(axis=1)
+    probabilities[missing] = 1
+    if count_missing:  # the worst for the claim: the assigned label last, all others first
+        probabilities[missing, np.asarray(assigned)[missing]] = 0
     allowed = drawn_from(probabilities.shape, true, candidates)
     return draw_tail(*by_draw(label_scores(probabilities, allowed), allowed, assigned, groups))
 

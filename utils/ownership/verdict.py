@@ -23,7 +23,7 @@ class OwnershipCase:
 
     stranger, doubts  whether who decides does not trust the owner, and what of the evidence is missing or fails: with
                       any doubt the claim does not hold
-    count_missing     whether T1 counts a missing answer as a miss
+    count_missing     whether T1 and T1p take a missing answer for the worst one
     exact             one of `EXACT`; "both" doubles the smaller p, and is T1 alone of a suspect without probabilities
 
     t1_fails, t2_fails and refused say why T1 and T1p, T2, or all claims whatever the answers, fail; None where not.
@@ -70,10 +70,7 @@ class OwnershipCase:
     def tests(self, answers: Answers) -> dict:
         """{"T1": {"log10_p", "why_not"}, ...} for T1, T1p, T2, T3, T4: the p-value, or why the test does not apply."""
         k, m, soft = int(self.hits(answers).sum()), len(self.assigned), answers.probabilities is not None
-        missing = int((answers.labels < 0).sum())
-        t1p_fails = self.t1_fails or (None if soft and not missing else
-                                      f"{missing} answers are missing, and it needs all" if soft else
-                                      "the suspect gives labels alone, and it needs probabilities")
+        t1p_fails = self.t1_fails or (None if soft else "the suspect gives labels alone, and it needs probabilities")
         score = lambda a: a.probabilities[np.arange(m), self.assigned] if soft else self.hits(a)
         test = lambda fails, compute: {"log10_p": None if fails else compute(), "why_not": fails}
         return {
@@ -81,7 +78,7 @@ class OwnershipCase:
                 answers.labels, self.assigned, self.true, self.classes, candidates=self.candidates,
                 count_missing=self.count_missing, groups=self.groups)),
             "T1p": test(t1p_fails, lambda: pvalues.score_randomisation(
-                answers.probabilities, self.assigned, self.true, self.candidates, self.groups)),
+                answers.probabilities, self.assigned, self.true, self.candidates, self.groups, self.count_missing)),
             "T2": test(self.t2_fails, lambda: pvalues.benign_rate(k, m, sum(self.benign_hits), m * len(self.bank))),
             "T3": test(self.t2_fails or (m < 2 and "it needs two triggers") or None,
                        lambda: pvalues.paired_t(score(answers), [score(b) for b in self.bank])),
