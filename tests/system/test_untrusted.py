@@ -103,6 +103,7 @@ DEEP = b")" + b"\x85" * 10**6  # nested tuples, whose hash would overflow the in
     b"c_codecs\nencode\n" + text("a") + text("punycode") + b"\x86R", text("os.system") + b")R",
     b"c_codecs\nencode\n" + text("a" * 1000) + text("latin1") + b"\x86R",  # of a text that the memo would repeat
     b"ccollections\nOrderedDict\n}\x85R", b"}" + DEEP + b"Ns", b"ctorch.serialization\n_get_layout\n" + DEEP + b"\x85R",
+    b"ctorch\nSize\n](" + b"K\x01" * 1000 + b"e\x85R", b"ctorch\nSize\n}\x85R",  # a list or dict for a shape
     b"ctorch\nSize\n)R}b", b"}" + b"}b" * 101,
     b"cnumpy\ndtype\n" + text("f8") + b"\x85R(K\x03" + text("<") + b"NNN" + b"J\xff\xff\xff\xff" * 2 + b"K\x04tb"])
 def test_what_would_cost_memory_or_time_is_refused(operations, tmp_path):

@@ -11,7 +11,7 @@ from torch import nn
 import models
 from utils.runs.checkpoints import check_benign, check_class_names, find_checkpoint, load_checkpoint, restore_model
 from utils.runs.networks import check_architecture
-from utils.system.files import CHECKPOINT_LIMIT, sha256_of_file
+from utils.system.files import CHECKPOINT_LIMIT, TEXT_LIMIT, sha256_of_file
 from utils.system.refusals import Refusal
 from utils.system.tensors import ALLOWED_DTYPES
 
@@ -119,6 +119,9 @@ def _state_dict_in(found) -> dict | None:
 def _read_safetensors(path: Path, flag: str) -> dict:
     if path.stat().st_size > CHECKPOINT_LIMIT:
         raise Refusal(f"{flag} {path} is larger than {CHECKPOINT_LIMIT} bytes, the most that is read of weights")
+    with open(path, "rb") as file:
+        if int.from_bytes(file.read(8), "little") > TEXT_LIMIT:
+            raise Refusal(f"{flag} {path} is no .safetensors file that can be read (its header is too long)")
     try:
         return load_file(path)
     except safetensors.SafetensorError as error:

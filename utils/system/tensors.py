@@ -159,6 +159,10 @@ def _check_call(function, arguments) -> None:
         raise ValueError("its pickle calls what is no function")
     if any(isinstance(part, (str, tuple)) and len(part) > ARGUMENTS_LIMIT for part in (arguments, *arguments)):
         raise ValueError("its pickle calls a function with long arguments")
+    # a list would pass the check of lengths, as its items are not followed
+    lists = {"torch Size": arguments, "torch._utils _rebuild_tensor_v2": arguments[2:4]}.get(function, ())
+    if not all(isinstance(part, tuple) for part in lists):
+        raise ValueError("its pickle names a shape by what is no tuple")
     if function == "collections OrderedDict" and arguments:
         raise ValueError("its pickle fills a dict by a call")
     if function in ("torch.serialization _get_layout", "torch device") and not isinstance(arguments[0], str):
