@@ -125,14 +125,15 @@ def test_the_rounds_of_quicknet_have_times():
 
 
 def test_a_stamp_must_be_older_than_the_round():
-    def doubts(name=QUICKNET, round=27946612, stamp=None, stranger=True, **more):
-        record = record_of(name, round, sha256="ab" * 32, beacon="3c" * 32)
-        return " ".join(find_doubts(record, stranger=stranger, beacon="3c" * 32, stamp=stamp, **more))
+    def doubts(name=QUICKNET, round=27946612, stamp=None, stranger=True, beacon="3c" * 32, **more):
+        record = record_of(name, round, sha256="ab" * 32, beacon=beacon)
+        return " ".join(find_doubts(record, stranger=stranger, beacon=beacon, stamp=stamp, **more))
 
-    assert doubts(stamp=Stamp(1776643199.0)) == ""
-    for moment in (1776643200.0, 1.9e9):
-        assert "when the beacon's value was known" in doubts(stamp=Stamp(moment))
+    assert doubts(stamp=Stamp(1776643200.0 - 60)) == ""
+    for moment in (1776643200.0 - 59, 1776643200.0, 1.9e9):
+        assert "before the beacon's value was known" in doubts(stamp=Stamp(moment))
         assert "known" in doubts(stamp=Stamp(moment), image_commitment="ab" * 32)  # the other does not lift it
+    assert "has not the 32 bytes of drand" in doubts(stamp=Stamp(1.0), beacon="3c" * 48)  # the signature
     assert "fails: why" in doubts(stamp=Stamp(None, "why"))
     assert "no date is known" in doubts("round 7", 0, Stamp(1.0))
     assert "no round of drand quicknet" in doubts("drand quicknet round 7", 0)

@@ -39,7 +39,7 @@ def test_the_named_test_decides(owner):
     assert [reports[e]["decision"]["holds"] for e in ("both", "T1", "T1p")] == [True, False, True]
     assert reports["T1p"]["decision"]["log10_p"] == t1p
     assert reports["both"]["decision"]["log10_p"] == pytest.approx(t1p + math.log10(2))
-    assert "doubled" in reports["both"]["decision"]["why"] and "beforehand" in reports["T1p"]["decision"]["why"]
+    assert "doubled" in reports["both"]["decision"]["why"] and "was named before" in reports["T1p"]["decision"]["why"]
 
 
 def test_labels_alone_keep_t1(owner):

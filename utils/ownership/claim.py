@@ -21,7 +21,10 @@ from utils.watermark.prepared import ALPHA, checked_beacon, describe_beacon, rou
 KINDS = ("predictions", "suspect", "command", "url")  # a file of answers, weights, a program, a server
 LIVE = ("command", "url")  # kinds of suspects that see the triggers when they are asked
 MOST_SUSPECTS = 1000
-AGAIN = "asking a suspect again that answers at random is not corrected for; --keep-answers asks each image once"
+CLOCK_ERROR = 60  # seconds by which a time-stamp has to be older than the beacon's value
+NAMED = ("p holds if the beacon's name means one value: of a name that fits several, as of any day or block, the owner "
+         "could choose one")
+ASKED_AGAIN = "asking a suspect again that answers at random is not corrected for; --keep-answers asks each image once"
 CHOSEN = ("p holds if --columns, --mean, --std and --scale are what the suspect says of itself: who chooses them after "
           "its answers can claim anybody")
 TITLES = {"T1": "label randomisation", "T1p": "score randomisation", "T2": "benign rate", "T3": "paired t",
@@ -38,7 +41,8 @@ def add_claim(parts) -> None:
     kinds.add_argument("--suspect", metavar="RUN", help="a run, a checkpoint, a .onnx, or plain weights, with -mt")
     kinds.add_argument("--command", metavar="'CMD {png}'", help="a program that prints a label, or a line for each")
     kinds.add_argument("--url", help="a server that gets each image by POST, as PNG, and answers in text or JSON")
-    kinds.add_argument("--suspects", metavar="LIST", help="a file, a suspect a line; by Holm's correction")
+    kinds.add_argument("--suspects", metavar="LIST", help="a file of your own, a suspect a line, as `url http://...`: "
+                       "its lines may start programs; by Holm's correction")
     j = c.add_argument_group("who judges")
     j.add_argument("--trust-owner", action="store_true", help="decide for the owner: T1 and T1p on his word, or T2")
     j.add_argument("--beacon", type=checked_beacon, metavar="HEX", help="the beacon's value, as you read it yourself")
@@ -136,6 +140,8 @@ def find_doubts(record: dict | None, *, stranger: bool, beacon=None, image_commi
         doubts.append(f"the labels were drawn by {record['beacon'][:16]}..., which is not the value of --beacon")
     if stranger and not beacon:
         doubts.append(f"only the owner says what value the beacon had: read it yourself ({name}) and pass --beacon")
+    if known and len(record["beacon"]) != 64:
+        doubts.append(f"the value that drew the labels has not the 32 bytes of {name}")
     if known and known > time.time():
         doubts.append(f"nobody can know the value of {name} yet")
     if known is None and "quicknet" in record["beacon_name"].lower():
@@ -147,8 +153,9 @@ def find_doubts(record: dict | None, *, stranger: bool, beacon=None, image_commi
     elif stamp and known is None:
         doubts.append(f"no date is known of {name}, so a --image-timestamp cannot be older: leave it out, and pass "
                       "--image-commitment as you saw it published before")
-    elif stamp and stamp.time >= known:
-        doubts.append(f"the --image-timestamp is of {utc(stamp.time)}, when the beacon's value was known")
+    elif stamp and stamp.time + CLOCK_ERROR > known:
+        doubts.append(f"the --image-timestamp is of {utc(stamp.time)}, not {CLOCK_ERROR} s or more before the beacon's "
+                      "value was known: an authority's clock may be late")
     if stranger and not (image_commitment or stamp):
         doubts.append("nothing shows that the images were fixed before the beacon: pass --image-commitment as "
                       "published, or --image-timestamp with --tsa-ca")
@@ -209,7 +216,8 @@ def judge_claim(flags) -> int:
             report = {"suspects": [{"kind": kind, "suspect": value} | report
                                    for (kind, value), report in zip(suspects, reports)]}
             lines += list_lines(report["suspects"], flags.alpha)
-        lines += [AGAIN] * bool(respondents) + [CHOSEN] * bool(flags.columns or pixels)
+        lines += [NAMED] * bool(stranger and round_time(owner.record) is None)
+        lines += [ASKED_AGAIN] * bool(respondents) + [CHOSEN] * bool(flags.columns or pixels)
     print(printable("\n".join(lines)))
     if flags.json:
         write_json(flags.json, {"commitment": about, "stamp": stamp and stamp._asdict()} | report, private=True)

@@ -105,10 +105,10 @@ class OwnershipCase:
         if self.t1_fails is None:
             name, p = self.exact_test(answers)
             why = ("public randomness drew the labels after the images were fixed, so it is exact, whoever lies, if "
-                   "the owner made no other commitment" if self.stranger else
+                   "the owner made no other commitment and asked no other suspects" if self.stranger else
                    "the owner says that the labels were drawn uniformly, so it is exact, whatever the suspect is")
             how = "T1p is not run" if name == "T1" else "p is the smaller of the two, doubled"
-            why += f"; {how if self.exact == 'both' else f'{name} was named beforehand'}"
+            why += f"; {how if self.exact == 'both' else f'and if {name} was named before the suspect was asked'}"
         else:
             name, k, *bank = "T2", *(int(self.hits(of)[asked].sum()) for of in (answers, *self.bank))
             if k <= (best := max(bank)):

@@ -31,7 +31,7 @@ from utils.system.machine import add_device_flag, choose_device
 from utils.system.refusals import COUNT, Refusal
 from utils.watermark import triggers as choice
 from utils.watermark.trigger_files import check_groups
-from utils.watermark.triggers import MOST_TRIGGERS, TriggerSet
+from utils.watermark.triggers import TriggerSet
 
 PREPARED_FILE, KEY_FILE, COMMITMENT_FILE = "prepared.pt", "key.json", "commitment.json"
 PARTS = ("images", "true_labels", "sources", "candidates", "groups")
@@ -93,8 +93,6 @@ def prepare_images(flags) -> int:
                       "yet; of drand quicknet the round is chosen by --after")
     if flags.after and name not in BEACONS:
         raise Refusal(f"--after is for {', '.join(BEACONS)}: of {name[:40]!r} the program does not know the dates")
-    if flags.num_query > MOST_TRIGGERS:
-        raise Refusal(f"-nq {flags.num_query}: a claim takes at most {MOST_TRIGGERS} triggers")
     device = choose_device(flags.device)
     data = load_data(flags.dataset, flags.data_dir, train_size=flags.train_size,
                      skip_bad_images=flags.skip_bad_images, image_size=flags.image_size)
@@ -144,7 +142,7 @@ def never_claimed(triggers: TriggerSet, classes: int) -> str | None:
     if best <= math.log10(ALPHA):
         return None
     return (f"{len(triggers)} triggers of {classes} classes give p = 10^{best:.2f} at best, above alpha = {ALPHA:g}; "
-            "take more triggers (-nq), or data of more classes")
+            "take more triggers (-nq; of -dt folder put more images into val/), or data of more classes")
 
 
 # ---- what is committed to ----
@@ -358,11 +356,11 @@ def take_prepared_flags(flags) -> None:
     if not flags.prepared:
         return
     flags.beacon = checked_beacon(flags.beacon)
-    if flags.trigger_strategy == "random":  # recorded as None
-        flags.trigger_strategy = None
     prepared = read_prepared(flags.prepared)
     if (round_time(prepared.record) or 0) > time.time():
         raise Refusal(f"--beacon {flags.beacon[:16]}... cannot be the value of {describe_beacon(prepared.record)}")
+    if prepared.record["beacon_name"] in BEACONS and len(flags.beacon) != 64:
+        raise Refusal(f"--beacon {flags.beacon[:16]}... has not the 32 bytes of {describe_beacon(prepared.record)}")
     for name, default in SETTINGS.items():
         made_with = prepared.settings.get(name)
         if getattr(flags, name) not in (default, made_with):
