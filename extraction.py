@@ -57,6 +57,7 @@ def steal(flags, word: str) -> None:
         start, on, before = starting_model(flags, source, folder, device)
         model_type = start.name
         check_edit(flags, start, width)
+        flags.width = model_width(start)
         needs_labels = not edits and flags.finetune != "shift"
         if not edits:
             name += f" {flags.finetune}"
@@ -71,18 +72,20 @@ def steal(flags, word: str) -> None:
     uniform = labels_are_uniform(about.get("label_strategy", "random"))
     tests = TriggerTests(triggers, source.num_classes, uniform, flags.benign, device, about.get("classes"))
     own, home = load_both(flags, about)
-    check_thief_data(own, home, about, source.num_classes, needs_labels, flags.batch_size)
+    check_thief_data(own, home, about, source.num_classes, needs_labels, 0 if edits else flags.batch_size)
     record = vars(flags) | {"attack": name, "source_sha256": source_sha256, "data_sha256": home.sha256,
                             "data_source_sha256": own.sha256} | ({"on_sha256": sha256_of_file(on)} if on else {})
     run = RunFolder(folder / f"{word}{flags.additional_message}", record, "another -admsg")
-    run.check(flags.overwrite)
+    run.check(flags.overwrite, {"--on": on})
     made = {"dataset": home.name, "dataset_source": own.name, "model": model_type,
-            "width": flags.width if start is None else model_width(start), "attack": name, "source": folder.name,
-            "source_sha256": source_sha256, "seed": flags.seed, "generation": before.get("generation", 0) + 1}
+            "width": flags.width, "attack": name, "source": folder.name, "source_sha256": source_sha256,
+            "seed": flags.seed, "generation": before.get("generation", 0) + 1}
 
     run.open(device, flags.overwrite)
     if not run.finished:
         run.log(*own.notes)
+        if not (folder / "summary.json").exists():
+            run.log(f"warning: the source is not finished; this is its epoch {checkpoint.get('epoch')}")
         if own is home and not flags.train_size and run_settings(path).get("data_sha256") not in (None, own.sha256):
             run.log("warning: these are not the images that the source was trained on, or not in its order")
     elif not edits:

@@ -48,7 +48,7 @@ def main():
         record["image_commitment"] = prepared.record["sha256"]
     data.train = embed_style(data.train, flags.embed_features, flags.seed)
     run = RunFolder(source_folder(flags, flags.model_type), record, "another -msg")
-    run.check(flags.overwrite)
+    run.check(flags.overwrite, {"--init": flags.init, "--label-model": flags.label_model})
 
     check_method(flags, data, device)
     initial.check(flags.model_type, len(data.classes), flags.width, data.size)

@@ -51,7 +51,9 @@ def check_outside_name(text: str) -> str:
     try:
         found = getattr(importlib.import_module(module), function)
     except (Exception, SystemExit) as error:  # the user's module may raise anything, and may be a script
-        raise argparse.ArgumentTypeError(f"{text} cannot be imported ({describe_error(error)})") from error
+        raise argparse.ArgumentTypeError(
+            f"{text} cannot be imported ({describe_error(error)}): its module lies beside the script or in a folder of "
+            "PYTHONPATH, and is called neither models nor utils") from error
     if not callable(found):
         raise argparse.ArgumentTypeError(f"{text} is no function: name one that takes the number of classes")
     named[text] = found

@@ -29,4 +29,12 @@ def _running() -> int:
         return int(file.read().split()[3].split("/")[0])
 
 
+def say_interrupted(kind, error, traceback) -> None:
+    """Ctrl-C while packages are imported, before `refuse_in_one_sentence` can say so, shows no traceback either."""
+    if not issubclass(kind, KeyboardInterrupt):
+        return sys.__excepthook__(kind, error, traceback)
+    print("interrupted before anything was begun", file=sys.stderr)
+
+
+sys.excepthook = say_interrupted
 wait_quietly_beside_others()

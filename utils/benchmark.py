@@ -28,7 +28,7 @@ from utils.data.batches import Batches
 from utils.data.sets import Images
 from utils.system.files import check_output_file, write_json
 from utils.system.machine import AMP, add_device_flag, choose_device, prepare_torch
-from utils.system.refusals import COUNT, Parser, refuse_in_one_sentence
+from utils.system.refusals import COUNT, Parser, number, refuse_in_one_sentence
 from utils.training.loop import Step, autocast_forward
 from utils.training.metrics import accuracy
 from utils.training.speed import WARM_UP
@@ -47,7 +47,7 @@ def set_up(argv=None, description=None, prog="utils.benchmark") -> tuple[argpars
                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--model", default="res34", choices=models.NAMES, help="architecture")
     p.add_argument("--width", type=COUNT, default=64, help="channels of the first stage")
-    p.add_argument("--batch-size", type=COUNT, default=128, help="images a step")
+    p.add_argument("--batch-size", type=number(int, 1, EPOCH), default=128, help="images a step")
     p.add_argument("--trigger-batch", type=COUNT, default=25, help="triggers a step")
     p.add_argument("-nq", "--num-query", type=COUNT, default=100, help="triggers")
     p.add_argument("--steps", type=COUNT, default=5, help="ascent steps K")

@@ -197,6 +197,10 @@ def extraction_flags(argv=None) -> argparse.Namespace:
         raise Refusal(f"--adam {flags.adam:g}: -at {flags.attack} trains no new surrogate; leave it out")
     flags.model_type = flags.model_type or ("" if edits else "res18")  # an edited model keeps its architecture
     flags.dataset_source = flags.dataset_source or flags.dataset
+    kinds = {flags.dataset, flags.dataset_source}
+    if len(kinds) > 1 and "folder" in kinds and "digits" not in kinds and flags.data_dir_source is None:
+        raise Refusal(f"-dsrc {flags.dataset_source}: of -dt {flags.dataset} the images lie elsewhere than in "
+                      f"--data-dir {flags.data_dir}; name their folder by --data-dir-source")
     flags.data_dir_source = flags.data_dir_source or flags.data_dir
     if flags.eps is None:
         flags.eps = flags.steps * flags.step_size

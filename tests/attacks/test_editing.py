@@ -55,6 +55,22 @@ def test_finetune_command_changes_the_layers_that_it_names(world):
     assert not torch.equal(after[mean], start[mean])  # it trains in train mode
 
 
+def test_an_attack_does_not_write_over_the_copy_that_it_begins_with(world):
+    before = tree(world / TAKEN)
+    for more in ((), ("--overwrite",)):
+        said = refused("extraction", "-d", world, *STEAL, "-at", "finetune", "--on", "extraction", *more)
+        assert "--on" in said and "lies in the folder that this run writes: pass another -admsg" in said
+    assert tree(world / TAKEN) == before
+
+
+def test_an_edit_without_training_asks_for_no_batches_and_records_the_width(world):
+    flags = ("-dt", "digits", "-nq", 8, "--train-size", 20, "--device", "cpu", "-tmt", "vgg11")
+    good("extraction", "-d", world, *flags, "-at", "quantize", "--bits", 8, "-admsg", "_few")
+    run = json.loads((world / TAKEN / "extraction_few/run.json").read_text())
+    assert run["settings"]["width"] == summary(world / TAKEN / "extraction_few")["width"] == 2
+    assert "--batch-size 128" in refused("extraction", "-d", world, *flags, "-at", "finetune", "-admsg", "_no")
+
+
 @pytest.mark.parametrize("finetune, is_new", [("ftal", False), ("rtal", True), ("ftll", False), ("rtll", True)])
 def test_the_last_layer_is_kept_or_initialised_anew(world, finetune, is_new):
     source = read_model(world / TAKEN)

@@ -57,6 +57,14 @@ def test_a_folder_is_split_by_its_parts_and_else_in_the_same_way_each_time(parts
     assert torch.equal(load_data("folder", root, train_size=12).train.indices, some.train.indices[:12])
 
 
+def test_that_images_are_made_smaller_is_said(tmp_path):
+    root = photos(tmp_path / "own")
+    (root / "train/cat/000.png").unlink()
+    assert any("resized to 32 x 32 pixels (--image-size N); 001.png has 48 x 20" in note
+               for note in load_data("folder", root).notes)
+    assert not any("resized" in note for note in load_data("folder", photos(tmp_path / "same")).notes)
+
+
 def test_images_of_nearly_one_colour_are_warned_of_where_they_are_many(tmp_path):
     shades = lambda levels: Image.fromarray(np.tile(np.arange(32, dtype=np.uint8) % levels, (32, 1)))
     for name in ("cat", "dog"):

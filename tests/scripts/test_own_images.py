@@ -34,6 +34,8 @@ def test_own_images_end_to_end(own_images):
     # soft and hard need no labels: another folder, smaller and with other classes, will do
     said = good("extraction", *steal, "-at", "soft", "-dsrc", "folder", "--data-dir-source", folder / "cars")
     assert "cropped at random and mirrored" in said
+    said = refused("extraction", *steal, "-at", "soft", "-dsrc", "cifar10")  # not into the folder of photographs
+    assert "-dsrc cifar10" in said and "name their folder by --data-dir-source" in said
     s = summary(source / "extraction")
     assert s["dataset"] == s["dataset_source"] == "folder" and s["trigger_size"] == 3
     weights = load_checkpoint(source / "extraction/checkpoints/checkpoint_nat_best.pt")["model"]["state_dict"]

@@ -113,7 +113,6 @@ BAD_TRAINING = {
     "no beacon": (("--prepared", "P"), ["--prepared and --beacon go together"]),
     "a beacon that is none": (("--prepared", "P", "--beacon", "round 7"), ["--beacon", "hexadecimal"]),
     "another number": ((*GIVEN, "-nq", 12), ["num-query 10", "not 12"]),
-    "random, as it is": ((*GIVEN, "--trigger-strategy", "random", "-tt", "none"), ["-tt none"]),
     "a benign model": ((*GIVEN, "-tt", "none"), ["--prepared", "-tt none"]),
     "other data": ((*GIVEN, "--prepared", "MOVED"), ["other images"]),
     "a damaged key": ((*GIVEN, "--prepared", "DAMAGED"), ["is damaged"]),

@@ -50,9 +50,14 @@ def test_init_puts_the_watermark_into_a_trained_model(benign, tmp_path):
     for name, weight in before.items():
         if "running" not in name and not name.endswith("tracked"):
             assert torch.allclose(after[name], weight, atol=1e-6), name
+    moved = shutil.move(file, tmp_path / "moved.pt")  # the same weights under another name are the same
+    assert "is finished" in good(*(moved if flag == file else flag for flag in command))
+    said = refused(*command, "--init", run, "--overwrite")  # which would remove what it begins with
+    assert f"--init {run} lies in the folder that this run writes: pass another -msg" in said
+    shutil.move(moved, file)
     # other weights under the same name are other settings
     shutil.copy(benign / "checkpoints" / "checkpoint_init.pt", file)
-    assert "init-sha256" in refused(*command)
+    assert "when the file of --init had other contents: restore them" in refused(*command)
 
 
 def test_one_folder_of_images_in_two_spellings_is_one_data_set():

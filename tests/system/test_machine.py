@@ -37,8 +37,9 @@ def test_threads_sleep_beside_busy_programs_unless_the_user_says_otherwise(other
 @pytest.mark.parametrize("error, status, said", [
     (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"), 2, ["--batch-size", "--width", "--amp"]),
     (MemoryError(), 2, ["--batch-size"]), (OSError(28, "x", "/file"), 2, ["the disk is full (/file): free some space"]),
-    (PermissionError(13, "x"), 2, ["no permission", "another --dir"]), (OSError(5, "I/O"), 2, ["I/O: check --dir"]),
-    (KeyboardInterrupt(), 128 + signal.SIGINT, ["interrupted", "goes on"]), (BrokenPipeError(), 141, ["intact"]),
+    (PermissionError(13, "x"), 2, ["no permission", "another place"]), (OSError(5, "I/O"), 2, ["check that place"]),
+    (KeyboardInterrupt(), 128 + signal.SIGINT, ["interrupted", "goes on"]),
+    (BrokenPipeError(), 141, ["what was saved"]),
     (Refusal("a server said \x1b[31mred\x1b[0m \x9b \u202e \udcff,\n\tand \u00e4"), 2,
      ["error: a server said \\x1b[31mred\\x1b[0m \\x9b \\u202e \\udcff, and \u00e4\n"]),
 ])

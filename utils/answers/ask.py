@@ -189,6 +189,8 @@ def answers_of_onnx(path: Path, images, classes: Classes, pixels=None, allow_mis
     """
     if importlib.util.find_spec("onnxruntime") is None:
         raise Refusal(f"--suspect {path} needs the package onnxruntime: pip install onnxruntime")
+    if not path.exists():
+        raise Refusal(f"there is no file --suspect {path}: correct it")
     if not path.is_file() or path.stat().st_size > CHECKPOINT_LIMIT:
         raise Refusal(f"--suspect {path} is no ordinary file, or larger than {CHECKPOINT_LIMIT} bytes, the most that "
                       "is read of a model")

@@ -65,6 +65,13 @@ def load_folder(root: Path, skip_bad_images: bool, size: int, flag: str):
     files, labels, place = zip(*found)
 
     images, bad = _decode_files(root, files, skip_bad_images, size, where)
+    with contextlib.suppress(Exception):  # else it is named as unreadable, or skipped
+        from PIL import Image
+
+        with Image.open(files[0], formats=FORMATS) as first:
+            if first.size != (size, size):
+                notes.append(f"images are resized to {size} x {size} pixels (--image-size N); {Path(files[0]).name} "
+                             f"has {first.width} x {first.height}")
     good = torch.tensor([path not in bad for path in files])
     labels, place = torch.tensor(labels)[good], torch.tensor(place)[good]
     if bad:

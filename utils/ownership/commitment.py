@@ -15,9 +15,9 @@ from utils.runs.networks import add_named_architectures
 from utils.system.files import write_atomically, write_json
 from utils.system.refusals import Refusal
 from utils.watermark import prepared
-from utils.watermark.prepared import MOST_TRIGGERS, never_claimed, new_private_folder
+from utils.watermark.prepared import never_claimed, new_private_folder
 from utils.watermark.trigger_files import draw_trigger_picture, read_triggers, unpack_source
-from utils.watermark.triggers import TriggerSet, labels_are_uniform
+from utils.watermark.triggers import MOST_TRIGGERS, TriggerSet, labels_are_uniform
 
 MOST_NUMBERS = 1 << 25  # triggers times classes, the probabilities of a suspect
 
@@ -80,8 +80,10 @@ def read_owner(run) -> Owner:
     if len(triggers) > MOST_TRIGGERS or len(triggers) * count > MOST_NUMBERS:
         raise Refusal(f"{path}: {len(triggers)} triggers of {count} classes are more than a claim takes "
                       f"({MOST_TRIGGERS}, and {MOST_NUMBERS} numbers in all)")
+    if about.get("train_type") == "none":
+        raise Refusal(f"{path} is of -tt none, which trains no mark: name a run that has one")
     record = prepared.read_record(folder, triggers) if folder else None
-    uniform = about.get("train_type") not in (None, "none") and labels_are_uniform(about.get("label_strategy"))
+    uniform = "train_type" in about and labels_are_uniform(about.get("label_strategy"))
     mean_std = model[0].mu.flatten().tolist(), model[0].std.flatten().tolist()
     if record:
         if "beacon" not in record or record["classes"] != classes:

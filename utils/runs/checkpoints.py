@@ -188,6 +188,8 @@ def find_checkpoint(folder, select: str | None = None, statistics: str = "paper"
     `select` None takes the one that the run itself reports. A path of a file is that file. Raises Refusal where there
     is none, or where the folder holds symbolic links: whoever reads a model of a run asks here first.
     """
+    if not str(folder):
+        raise Refusal("a run's name is empty: is a variable of the shell not set?")
     folder = Path(folder)
     if folder.is_file():
         return folder
@@ -203,8 +205,9 @@ def find_checkpoint(folder, select: str | None = None, statistics: str = "paper"
                       f"{_runs_beside(folder)}")
     if not path.is_file():
         hint = "; only runs with --bn-stats paper or eval of a network with BatchNorm keep clean statistics beside"
-        raise Refusal(f"there is no checkpoint {path}: let the run finish its first epoch (those of -at prune and "
-                      f"quantize keep no model){hint if statistics == 'clean' else ''}")
+        why = "let the run finish its first epoch (those of -at prune and quantize keep no model)" if (
+            folder / "run.json").exists() else f"{folder} is no run's folder; name one, or a checkpoint's file"
+        raise Refusal(f"there is no checkpoint {path}: {why}{hint if statistics == 'clean' else ''}")
     return path
 
 

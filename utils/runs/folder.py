@@ -24,6 +24,10 @@ OWN_FILES = ("run.json", "metrics.jsonl", "output.log", "summary.json", "trigger
 # settings that change where and how a run is computed, not what it computes
 NOT_COMPARED = ("dir", "data_dir", "data_dir_source", "device", "overwrite", "benign", "skip_bad_images", "graph",
                 "prepared")
+HASHED = {"init": "init_sha256", "label_model": "label_model_sha256"}  # files may lie elsewhere: their hash counts
+CHANGED = {"data_sha256": "the images of --data-dir", "data_source_sha256": "the thief's images",
+           "source_sha256": "the source", "on_sha256": "the copy that --on names", "init_sha256": "the file of --init",
+           "label_model_sha256": "the label models"}
 TESTS = {"T1": "T1", "T1p": "T1p", "T1_conservative": "T1 cons.", "T3": "T3", "p_subset": "p_subset"}
 COLUMNS = ("model", "test %", "triggers", *TESTS.values())
 LARGEST = 1e30  # of a number that is written or drawn
@@ -40,9 +44,16 @@ class RunFolder:
         self.path, self.checkpoints, self.hint = Path(path), Path(path) / "checkpoints", overwrite_hint
         self.settings = {k: v for k, v in settings.items() if k not in NOT_COMPARED}
 
-    def check(self, overwrite: bool) -> None:
-        """Refuse a folder that holds a run with other settings, or symbolic links. Makes nothing."""
+    def check(self, overwrite: bool, needed: dict | None = None) -> None:
+        """Refuse a folder that holds a run with other settings, or symbolic links. Makes nothing.
+
+        needed  {flag: path or paths} from which the run starts: `overwrite` would remove them
+        """
         refuse_links(self.path)
+        for flag, paths in (needed or {}).items():
+            for path in paths if isinstance(paths, list) else [paths] if paths else []:
+                if Path(path).resolve().is_relative_to(self.path.resolve()):
+                    raise Refusal(f"{flag} {path} lies in the folder that this run writes: pass {self.hint}")
         if overwrite:
             return
         try:
@@ -57,8 +68,12 @@ class RunFolder:
         if not isinstance(old, dict):
             raise Refusal(f"{self.path / 'run.json'} is damaged: restore it, or pass --overwrite to begin anew")
         # a flag that did not exist when the run was made counts as off
-        if differ := [k for k, v in self.settings.items() if old.get(k) != v and (k in old or v)]:
+        other = lambda k, v: bool(old.get(k)) != bool(v) if HASHED.get(k) in old else old.get(k) != v
+        if differ := [k for k, v in self.settings.items() if other(k, v) and (k in old or v)]:
             key = differ[0]
+            if key in CHANGED:
+                raise Refusal(f"{self.path} was made when {CHANGED[key]} had other contents: restore them, or pass "
+                              f"{self.hint} or --overwrite")
             raise Refusal(f"{self.path} holds a run with other settings ({key.replace('_', '-')} was {old.get(key)!r}, "
                           f"is {self.settings[key]!r}{', ...' if differ[1:] else ''}): pass {self.hint} or --overwrite")
         self.settings = {k: v for k, v in self.settings.items() if k in old}  # those that the run was made with

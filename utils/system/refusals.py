@@ -21,7 +21,7 @@ MACHINE_ERRORS = {  # what is wrong, what to do
 }
 MACHINE_ERRORS[errno.ENFILE] = MACHINE_ERRORS[errno.EMFILE]
 for _number in (errno.EACCES, errno.EPERM, errno.EROFS):
-    MACHINE_ERRORS[_number] = "no permission to write or read", "choose another --dir or --data-dir"
+    MACHINE_ERRORS[_number] = "no permission to write or read", "change its permissions, or name another place"
 
 
 class Refusal(Exception):
@@ -99,7 +99,7 @@ def lacks_memory(error: BaseException) -> bool:
 
 def _describe(error: BaseException) -> tuple[str, int]:
     """What a script says of an error, and its exit status; raises the error if it is a mistake of ours."""
-    intact = "what was saved is intact, and the same command goes on"
+    intact = "the same command goes on from what was saved"
     text = str(error).lower()
     if isinstance(error, Refusal):
         return str(error), 2
@@ -110,11 +110,12 @@ def _describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, BrokenPipeError):
         return f"the program that read the output has ended; {intact}", 128 + signal.SIGPIPE
     if isinstance(error, OSError):
-        unknown = error.strerror or error, "check --dir and --data-dir, then run the same command again"
+        unknown = error.strerror or error, "check that place, then run the same command again"
         what, way_out = MACHINE_ERRORS.get(error.errno, unknown)
         return f"{what}{f' ({error.filename})' if error.filename else ''}: {way_out}", 2
     if lacks_memory(error):
-        return "out of memory: lower --batch-size or --width, or pass --amp; with another -msg, or --overwrite", 2
+        return ("out of memory: close other programs; a training may take a lower --batch-size or --width, or --amp, "
+                "with another -msg or --overwrite"), 2
     if "can't start new thread" in text:
         return "a limit of this account or system keeps more threads from starting (see ulimit -u)", 2
     if exit_hooks and "gloo/transport" in text:
@@ -123,10 +124,15 @@ def _describe(error: BaseException) -> tuple[str, int]:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are raised as Refusal, and that takes no abbreviated flags."""
+    """An argument parser whose errors are raised as Refusal, and that takes no abbreviated flags and no values that
+    are written on to one: `-deterministic` would be `-d eterministic`.
+    """
 
     def __init__(self, *args, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs):
         super().__init__(*args, allow_abbrev=False, formatter_class=formatter_class, **kwargs)
+
+    def _get_option_tuples(self, option_string):
+        return []
 
     def error(self, message):
         raise Refusal(f"{message} (see {self.prog} --help)")
@@ -149,9 +155,11 @@ def number(kind, low, high=math.inf, open_low=False):
 
 
 def folder_tag(text):
-    """An argparse type: text that can be a part of a folder's name."""
+    """An argparse type: text that can be a part of a folder's name, which may have 255 bytes."""
     if "/" in text or "\0" in text or text in (".", ".."):
         raise argparse.ArgumentTypeError("must not contain '/': it becomes part of a folder's name")
+    if len(os.fsencode(text)) > 150:
+        raise argparse.ArgumentTypeError("is too long for a part of a folder's name: 150 bytes are the most")
     return text
 
 

@@ -29,6 +29,8 @@ def count_or_share(text):
     try:
         return number(float, 0, MOST, open_low=True)(text)
     except argparse.ArgumentTypeError:
+        if "." in text:
+            raise argparse.ArgumentTypeError(f"{text!r} is no share above 0 and up to {MOST}, nor a number") from None
         return COUNT(text)
 
 

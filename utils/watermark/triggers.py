@@ -144,7 +144,7 @@ def _refuse_impossible(n: int, m: int, k: int, classes: int, strategy: str, choi
                       f"{n // 2} or fewer")
     if m * k >= n:
         raise Refusal(f"-nq {m} with -nm {k} takes {m * k} of the {n} held-out images and leaves none for validation; "
-                      f"pass -nq {max(1, (n - 1) // k)} or fewer")
+                      f"pass -nq {max(1, (n - 1) // k)} or fewer, or put more images into val/ of -dt folder")
     if strategy == "runners-up" and classes < 3:
         raise Refusal("--label-strategy runners-up: with two classes there is one wrong one; pass another strategy")
     most = classes - (strategy == "runners-up")
@@ -228,11 +228,8 @@ def chooses_triggers(flags) -> bool:
 def complete_label_flags(flags, other_use=None) -> None:
     """Check the flags of images and labels together, and fill in what depends on others; Refusal where they clash.
 
-    `other_use` says whether something else needs the label model. The random strategy of triggers is recorded as None,
-    as in runs that are older than the flag.
+    `other_use` says whether something else needs the label model.
     """
-    if flags.trigger_strategy == "random":
-        flags.trigger_strategy = None
     asks_model = flags.label_strategy != "random" or flags.trigger_strategy or other_use
     if bool(asks_model) != (flags.label_model is not None):
         raise Refusal("--label-strategy other than random, --trigger-strategy uncertain and --carriers need "
@@ -244,7 +241,7 @@ def complete_label_flags(flags, other_use=None) -> None:
     if flags.label_strategy in SHARED and (flags.num_mixup > 1 or flags.trigger_strategy):
         raise Refusal(f"--label-strategy {flags.label_strategy} chooses its images itself, single ones: leave -nm and "
                       "--trigger-strategy out")
-    if flags.label_strategy in SHARED and flags.num_query > MOST_TRIGGERS:
+    if flags.num_query > MOST_TRIGGERS:
         raise Refusal(f"-nq {flags.num_query}: a claim takes at most {MOST_TRIGGERS} triggers")
     if flags.label_strategy in AMONG_LIKELY:
         flags.label_choices = flags.label_choices or CHOICES
@@ -258,6 +255,6 @@ def triggers_of_flags(flags, data: Data, clean=None) -> tuple[TriggerSet, Images
     shared = flags.label_strategy in SHARED
     triggers, left = draw_triggers(
         data.train if shared else data.held_out, flags.num_query, flags.num_mixup, len(data.classes), flags.seed,
-        flags.label_strategy, predict=partial(predict, clean), trigger_strategy=flags.trigger_strategy or "random",
-        choices=flags.label_choices or CHOICES, features=partial(last_features, clean))
+        flags.label_strategy, predict=partial(predict, clean), trigger_strategy=flags.trigger_strategy,
+        choices=flags.label_choices, features=partial(last_features, clean))
     return triggers, data.held_out if shared else left
