@@ -26,7 +26,7 @@ from utils.watermark.margin import ascend
 from utils.watermark.trigger_files import unpack_source
 from utils.watermark.triggers import labels_are_uniform, validation_images
 
-OLDEST = 20  # generation of a copy: of the source the first, --on a copy one more
+MOST_GENERATIONS = 20  # a copy of the source is of generation 1, one made --on it of 2, ...
 
 
 @refuse_in_one_sentence
@@ -97,7 +97,8 @@ def steal(flags, word: str) -> None:
         report_edited(flags, run, made, start, active, tests, home.test, amp)
         return
     if not run.finished:
-        # with the source's seed a copy would begin from its weights and see its batches; so would one --on a copy
+        # each generation has seeds of its own (2^31, 2^31 + 2^30, ... above --seed; torch's generator reads 32 bits):
+        # a copy begins neither from the weights nor with the batches of what it copies
         seed = flags.seed + 2**32 - 2 ** (32 - made["generation"])
         prepare_torch(seed, flags.deterministic)
         if start is not None:
@@ -158,9 +159,9 @@ def earlier_copy(folder, on: str, select: str):
         raise Refusal(f"--on {on} is a copy of an earlier training of its source: make it anew by its own command and "
                       "--overwrite")
     made.setdefault("generation", 1 + bool(run_settings(path).get("on")))  # which older summaries lack
-    if not isinstance(made["generation"], int) or not 0 < made["generation"] < OLDEST:
-        raise Refusal(f"--on {on}: its summary.json is damaged, or it is one of more than {OLDEST} copies, each from "
-                      "the last: name another copy")
+    if not isinstance(made["generation"], int) or not 0 < made["generation"] < MOST_GENERATIONS:
+        raise Refusal(f"--on {on}: its summary.json is damaged, or it is one of more than {MOST_GENERATIONS} copies, "
+                      "each from the last: name another copy")
     return path, made
 
 

@@ -2,8 +2,7 @@
 
 Runs share a row if they differ only in the seed, in tags and in which source they stole. A row has the mean ± standard
 deviation of the test accuracies, the hits and log10 p (T1, T1p) of each seed, and the harmonic mean of p over
-seeds, as the paper aggregates them (not valid for a decision). `--last` evaluates the triggers on the last checkpoints
-instead of those that the runs chose; `--out NAME` also writes NAME.md and NAME.json.
+seeds, as the paper aggregates them (not valid for a decision). `--out NAME` also writes NAME.md and NAME.json.
 """
 
 import json
@@ -13,12 +12,9 @@ from pathlib import Path
 
 from figures.shared import join_numbers, markdown_table, write_result
 from utils.ownership import pvalues
-from utils.ownership.results import TriggerTests, is_stale, rows_of_run
-from utils.runs.checkpoints import find_checkpoint, load_checkpoint
+from utils.ownership.results import is_stale
 from utils.system.files import read_json
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
-from utils.watermark.trigger_files import unpack_source
-from utils.watermark.triggers import labels_are_uniform
 
 # entries of a summary that all runs of a row share; settings that are its tags; settings that may differ between them
 SAME = ("dataset", "dataset_source", "model", "width", "epochs", "train_size", "bn_stats", "select")
@@ -37,8 +33,8 @@ def settings_of(run: Path) -> dict:
     return {k: v for k, v in settings.items() if v and k not in SEEDS and (k == "data_sha256" or "sha256" not in k)}
 
 
-def collect_rows(folder: Path, last: bool = False) -> list[dict]:
-    """One row for each kind of run below `folder`, its seeds in lists; `last`: of the last checkpoints."""
+def collect_rows(folder: Path) -> list[dict]:
+    """One row for each kind of run below `folder`, its seeds in lists."""
     groups = {}  # {(-tt, role, statistics, settings): [(figures, summary, content of run.json)]}
     for path in sorted(folder.glob("**/summary.json")):
         summary, run = read_json(path), read_json(path.parent / "run.json")
@@ -50,8 +46,7 @@ def collect_rows(folder: Path, last: bool = False) -> list[dict]:
         settings = settings_of(path.parent)
         if summary["role"] == "surrogate":  # copies of different sources have different rows
             settings["source"] = settings_of(path.parents[1])
-        models = figures_at_last(path.parent) if last else [summary, summary.get("clean")]
-        for statistics_name, figures in zip(("paper", "clean"), models):
+        for statistics_name, figures in (("paper", summary), ("clean", summary.get("clean"))):
             if figures:
                 key = (run["settings"]["train_type"], f"{summary['role']} {summary.get('attack') or ''}".strip(),
                        summary.get("teacher_bn", statistics_name), json.dumps(settings, sort_keys=True))
@@ -84,23 +79,11 @@ def _one_or_each(values: list):
     return values[0] if all(value == values[0] for value in values) else values
 
 
-def figures_at_last(run: Path) -> list[dict]:
-    """Figures of a run's last checkpoint, and of the one with clean statistics if there is one; no test accuracy."""
-    source = run if (run / "triggers.pt").exists() else run.parent
-    path = find_checkpoint(source, "last")
-    checkpoint = load_checkpoint(path)
-    _, triggers = unpack_source(checkpoint, path)
-    uniform = labels_are_uniform(checkpoint["about"]["label_strategy"])
-    tests = TriggerTests(triggers, len(checkpoint["about"]["classes"]), uniform)
-    return [row | {"test_accuracy": None} for row in rows_of_run(run, tests, "cpu", "last")]
-
-
 def rows_table(rows: list[dict]) -> str:
     """The rows as a Markdown table; accuracies in per cent."""
     table = []
     for row in rows:
-        accuracy = [100 * a for a in row["test_accuracy"] if a is not None]
-        mean = f"{statistics.mean(accuracy):.2f}" if accuracy else "-"
+        accuracy = [100 * a for a in row["test_accuracy"]]
         spread = f" ± {statistics.stdev(accuracy):.2f}" if len(accuracy) > 1 else ""
         hits = ", ".join(f"{k}/{row['trigger_size']}" for k in row["trigger_hits"])
         p = [row["log10_T1"], row["log10_T1p"], row["log10_T1_conservative"], [row["log10_T1_harmonic_mean"]]]
@@ -108,7 +91,7 @@ def rows_table(rows: list[dict]) -> str:
         data = row["dataset"] + (f", thief's {thief}" if thief not in (None, row["dataset"]) else "")
         model, tags = row["model"] + (f" width {row['width']}" if row["width"] else ""), filter(None, row["tags"])
         table.append([row["watermark"], row["role"], row["statistics"], data, model, " ".join(tags), len(row["seeds"]),
-                      f"{mean}{spread}", hits, *map(join_numbers, p)])
+                      f"{statistics.mean(accuracy):.2f}{spread}", hits, *map(join_numbers, p)])
     return markdown_table(["watermark", "role", "statistics", "data", "model", "tags", "seeds", "test %", "triggers",
                            "T1", "T1p", "T1 cons.", "harmonic mean"], table)
 
@@ -118,10 +101,9 @@ def main(argv=None):
     """Print the table, and write it where --out names."""
     parser = Parser(prog="python -m figures.rows", description=__doc__.splitlines()[0])
     parser.add_argument("dir", type=Path, help="folder of runs, for example experiments")
-    parser.add_argument("--last", action="store_true", help="triggers on the last checkpoints instead of the chosen")
     parser.add_argument("--out", type=Path, help="write this name with .md and .json")
     args = parser.parse_args(argv)
-    rows = collect_rows(args.dir, args.last)
+    rows = collect_rows(args.dir)
     if not rows:
         raise Refusal(f"there is no finished run in {args.dir}: train one first or name another folder")
     if args.out:

@@ -78,11 +78,7 @@ class ResNet(nn.Module):
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.linear = nn.Linear(planes, num_classes)
 
-    def features(self, x):
-        """Pooled features before the last layer, (N, D)."""
+    def forward(self, x):
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
-        return out.mean(dim=(2, 3))
-
-    def forward(self, x):
-        return self.linear(self.features(x))
+        return self.linear(out.mean(dim=(2, 3)))

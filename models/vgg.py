@@ -21,10 +21,6 @@ class VGG11(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.linear = nn.Linear(planes, num_classes)
 
-    def features(self, x):
-        """Features before the last layer, (N, D); of images larger than 32 pixels their mean over the places left."""
-        out = self.layers(x)
-        return out.flatten(1) if out.shape[-1] == 1 else out.mean(dim=(2, 3))
-
     def forward(self, x):
-        return self.linear(self.features(x))
+        out = self.layers(x)  # of images larger than 32 pixels more than one place is left
+        return self.linear(out.flatten(1) if out.shape[-1] == 1 else out.mean(dim=(2, 3)))

@@ -18,7 +18,7 @@ from utils.data.sets import DATASETS, load_data
 from utils.ownership.results import is_stale
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, load_source, restore_model, run_settings
 from utils.runs.networks import add_named_architectures
-from utils.system.files import read_json, write_atomically
+from utils.system.files import read_json, write_json
 from utils.system.machine import add_device_flag, choose_device
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 from utils.training.metrics import accuracy, count_hits, pass_length, predict
@@ -280,7 +280,7 @@ def main(argv=None):
     flags = parser.parse_args(argv)
     run = FinishedRun(flags.run, flags.data_dir, choose_device(flags.device))
     result = {"what": flags.what, **REPORTS[flags.what](run)}
-    write_atomically(run.folder / f"{flags.what}.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_json(run.folder / f"{flags.what}.json", result)
     print(json.dumps({k: v for k, v in result.items() if not isinstance(v, (list, dict))}))
 
 

@@ -7,6 +7,7 @@ The picture of the triggers, seeds and commands are in it only with --show-trigg
 
 import base64
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -316,13 +317,13 @@ def run_page(folder: Path, show_triggers: bool) -> tuple[str, list[str]]:
     rows = result_rows(source, attacks, secret)
     training, training_legend = training_charts(records, secret)
     finished = [attack.summary for attack in attacks if attack.summary]
-    stolen = [summary.get("source_sha256") for summary in finished]
-    of_another = {str(of): is_stale({"source_sha256": of}, folder) for of in {str(of): of for of in stolen}.values()}
+    stale = functools.cache(lambda sha256: is_stale({"source_sha256": sha256}, folder))  # hashes all checkpoints
     keys = sorted({key for record in records for key in record.about})[:300]
     triggers = base64.b64encode(read_bounded(picture)).decode() if show_triggers and picture.exists() else ""
     text = render(
         title=f"Watermark report: {folder_name(source, secret)}", text=source.text, finished=bool(source.summary),
-        attacks=len(attacks), attacks_finished=len(finished), other_sources=sum(of_another[str(of)] for of in stolen),
+        attacks=len(attacks), attacks_finished=len(finished),
+        other_sources=sum(stale(str(s["source_sha256"])) for s in finished if s.get("source_sha256") is not None),
         claims=counts_of_claims(rows), decides=LOG_ALPHA, columns=[*COLUMNS, "decision"],
         rows=[cells for _, cells in rows], left_out=len(left_out), training=training, legend=training_legend,
         triggers=triggers, secret=secret,

@@ -63,7 +63,7 @@ def test_clean_models_of_another_image_size_and_shortened_flags_are_refused(beni
         read_label_model(argparse.Namespace(label_model=[benign]), argparse.Namespace(size=32, classes=["a", "b"]))
     none = torch.zeros(2, 0, dtype=torch.long)
     large = TriggerSet(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), none[:, :0].sum(1), none, none)
-    with pytest.raises(Refusal, match="--benign .* of 32 pixels, the triggers have 64"):
+    with pytest.raises(Refusal, match="--benign .* of 32 pixels apart, the triggers have 10 of 64"):
         TriggerTests(large, 10, True, [benign])
     small = TriggerSet(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), none[:, :0].sum(1), none, none)
     with pytest.raises(Refusal, match="--benign .* was trained on other classes, or on these in another order"):

@@ -1,6 +1,5 @@
 """A suspect's answers to images, and every form in which they are given: logits, CSV, .npy, text and JSON."""
 
-import contextlib
 import csv
 import io
 import itertools
@@ -11,11 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-import models
-from utils.runs.checkpoints import refuse_errors
 from utils.system.files import ANSWERS_LIMIT, read_array, read_bounded
 from utils.system.refusals import Refusal
-from utils.training.metrics import predict
 
 HEADER = ("name", "image", "file", "filename")
 FORMS = ("the name or number of a class; JSON {\"label\": ...}, {\"probabilities\": [...] or {name: ...}} or both; or "
@@ -173,18 +169,6 @@ def require_complete(what, answers: Answers, names: list[str], allow_missing: bo
         raise Refusal(f"{what} lacks {', '.join(missing[:3])}{more} of {len(names)} triggers: ask again, or pass "
                       "--allow-missing to count them as misses")
     return answers
-
-
-def answers_of_model(model, path, images, classes: Classes, allow_missing: bool = False) -> Answers:
-    """The model's answers to uint8 images (m, 3, S, S), with softmax probabilities.
-
-    Refusal, which names `path`, for what `answers_of_logits` refuses, and where code that is not this project's fails.
-    """
-    size = images.shape[-1]
-    with contextlib.nullcontext() if models.is_own(model) else refuse_errors(
-            f"{path} cannot be asked about images of {size} x {size} pixels", "mend the function that -mt names"):
-        logits = predict(model, images).cpu().double()
-    return answers_of_logits(logits.numpy(), path, len(images), classes, allow_missing)
 
 
 def answers_of_logits(logits, path, m: int, classes: Classes, allow_missing: bool = False) -> Answers:

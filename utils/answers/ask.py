@@ -26,13 +26,16 @@ import requests
 from tqdm import tqdm
 from urllib3.util.retry import Retry
 
+import models
 from utils.answers import answers
 from utils.answers.answers import Answer, Answers, Classes
 from utils.data.files import write_pictures
+from utils.runs.checkpoints import refuse_errors
 from utils.runs.weights import read_suspect_model
 from utils.system.files import ANSWERS_LIMIT, CHECKPOINT_LIMIT, open_private, read_bounded, sync, write_atomically
 from utils.system.outside import REPLY_LIMIT, NoReply, post, run_bounded, short
 from utils.system.refusals import Refusal
+from utils.training.metrics import predict
 
 LONGEST_PAUSE = 60.0  # seconds, whatever the server asks for
 IMAGES_PER_CALL = 100  # of a command with {pngs}
@@ -216,13 +219,21 @@ def answers_of_onnx(path: Path, images, classes: Classes, pixels=None, allow_mis
 
 def answers_of_weights(path, architectures: list[str], images, classes: Classes, mean_std, pixels=None,
                        flag="--suspect", allow_missing: bool = False) -> Answers:
-    """The answers of the model of `flag` to uint8 images; a checkpoint that names its classes is compared by name."""
+    """The answers of the model of `flag` to uint8 images (m, 3, S, S), with softmax probabilities.
+
+    A checkpoint that names its classes is compared by name. Refusal for what `answers_of_logits` refuses, and where
+    code that is not this project's fails.
+    """
     model, checkpoint = read_suspect_model(path, architectures, len(classes.order), images.shape[-1], mean_std, pixels,
                                            flag)
     names = checkpoint.get("about", {}).get("classes")
     if isinstance(names, list):
         classes = classes.as_named_by(list(map(str, names)), str(path))
-    return answers.answers_of_model(model, path, images, classes, allow_missing)
+    size = images.shape[-1]
+    with contextlib.nullcontext() if models.is_own(model) else refuse_errors(
+            f"{path} cannot be asked about images of {size} x {size} pixels", "mend the function that -mt names"):
+        logits = predict(model, images).cpu().double().numpy()
+    return answers.answers_of_logits(logits, path, len(images), classes, allow_missing)
 
 
 def ask_all(respondent: Respondent, images, names: list[str], classes: Classes, allow_missing: bool, file=None,

@@ -27,22 +27,18 @@ class TriggerTests:
         self.triggers, self.classes, self.uniform = triggers, classes, uniform
         self.bank = []  # name, logits (m, C) and test accuracy, None if unknown, of each benign model
         for folder in benign:
-            path = find_checkpoint(folder)
             # a file may be another checkpoint than the run's own choice
             summary = (read_json(Path(folder) / "summary.json") or {}) if Path(folder).is_dir() else {}
             model = read_other("--benign", folder, device, names)
-            if model.size != triggers.images.shape[-1]:
-                raise Refusal(f"--benign {folder} takes images of {model.size} pixels, the triggers have "
-                              f"{triggers.images.shape[-1]}: leave it out")
-            logits = self.logits_of(model, path)
-            self.bank.append((Path(folder).name, logits, summary.get("test_accuracy")))
+            size = triggers.images.shape[-1]
+            if (model.num_classes, model.size) != (classes, size):
+                raise Refusal(f"--benign {folder} tells {model.num_classes} classes of {model.size} pixels apart, the "
+                              f"triggers have {classes} of {size} pixels: leave it out")
+            self.bank.append((Path(folder).name, self.logits_of(model), summary.get("test_accuracy")))
 
-    def logits_of(self, model, path="the model"):
-        """A model's logits (m, C) on the triggers, on the CPU; Refusal, naming `path`, where it has other classes."""
-        logits = predict(model, self.triggers.images).cpu()
-        if logits.shape[1] != self.classes:
-            raise Refusal(f"{path} answers with {logits.shape[1]} classes, the triggers have {self.classes}")
-        return logits
+    def logits_of(self, model):
+        """A model's logits (m, C) on the triggers, on the CPU."""
+        return predict(model, self.triggers.images).cpu()
 
     def figures(self, logits) -> dict:
         """Hits and log10 p-values of a suspect with logits (m, C) on the triggers; None where a test does not apply."""
@@ -77,7 +73,7 @@ def measure_checkpoint(path: Path, tests: TriggerTests, test: Images, device) ->
     """Test accuracy in [0, 1], hits and p-values of the model in a checkpoint."""
     model = read_model(path, device)
     test_accuracy = accuracy(model, test.images, test.labels)
-    return {"test_accuracy": test_accuracy, **tests.figures(tests.logits_of(model, path))}
+    return {"test_accuracy": test_accuracy, **tests.figures(tests.logits_of(model))}
 
 
 def rows_of_run(folder, tests: TriggerTests, device, select: str | None = None, summary: dict | None = None):
@@ -95,9 +91,9 @@ def rows_of_run(folder, tests: TriggerTests, device, select: str | None = None, 
     rows, selected = [], summary.get("select", "val")
     for suffix, statistics, figures in (("", "paper", summary), (", clean statistics", "clean", summary.get("clean"))):
         if figures or statistics == "paper":
-            path = find_checkpoint(folder, select or selected, statistics)
+            model = read_model(find_checkpoint(folder, select or selected, statistics), device)
             test_accuracy = figures.get("test_accuracy") if select in (None, selected) else None
-            rows.append(tests.row(title + suffix, tests.logits_of(read_model(path, device), path), test_accuracy))
+            rows.append(tests.row(title + suffix, tests.logits_of(model), test_accuracy))
     return rows
 
 
@@ -107,15 +103,16 @@ def hashes_of_source(source_folder) -> list[str]:
 
 
 def is_stale(about: dict, source_folder) -> bool:
-    """Whether a copy's summary or settings name another training of its source than that whose checkpoints the folder
-    holds; not where either is unknown."""
+    """Whether a copy was made from an earlier training of its source: no checkpoint of the source has the hash that the
+    copy's summary or settings, `about`, recorded. False where a hash or a checkpoint is missing.
+    """
     checkpoints = [Path(source_folder, "checkpoints", f"checkpoint_{name}.pt") for name in ("nat_best", "latest")]
     known = about.get("source_sha256") is not None and all(path.is_file() for path in checkpoints)
     return known and about["source_sha256"] not in hashes_of_source(source_folder)
 
 
 def finished_surrogates(source_folder) -> list[Path]:
-    """Folders of finished surrogates of the checkpoints that a source's folder holds now; then of damaged summaries."""
+    """Folders of finished copies of the source's present checkpoints, then those whose summary.json is damaged."""
     present, current, damaged = hashes_of_source(source_folder), [], []
     for path in sorted(Path(source_folder).glob("*/summary.json")):
         try:

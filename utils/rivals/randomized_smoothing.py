@@ -21,14 +21,13 @@ from tqdm import tqdm
 
 from utils.data.files import SIZE, join_images
 from utils.data.sets import Data, Images
-from utils.ownership.results import TriggerTests
 from utils.rivals.source import add_verification, read_others
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint
 from utils.system.files import write_json
 from utils.system.machine import AMP, autocast, choose_device
 from utils.system.refusals import CONFIDENCE, COUNT, POSITIVE, RADIUS, SEED, Refusal, number
 from utils.training.loop import PlainObjective
-from utils.training.metrics import count_hits, predict
+from utils.training.metrics import accuracy, predict
 from utils.watermark.batchnorm import RunningStatistics
 from utils.watermark.trigger_files import unpack_source
 from utils.watermark.triggers import TriggerSet, chooses_triggers
@@ -280,20 +279,17 @@ def run_certify(flags) -> int:
     models = [("RUN", flags.run, path, model)]
     others = read_others("--benign", flags.benign, model, checkpoint.get("about", {}).get("classes"), device)
     models += [("benign", control, find_checkpoint(control), other) for control, other in zip(flags.benign, others)]
-    tests = TriggerTests(triggers, model.num_classes, False)
-    # before the long part, because it refuses a control with other classes
-    trigger_logits = [tests.logits_of(model, path) for _, _, path, model in models]
     print(f"{len(triggers)} triggers, {flags.draws} noisy models at sigma {flags.sigma:g}; bounds hold with "
           f"confidence {flags.confidence:g} each, for l2 edits of the parameters (not of BatchNorm's running "
           "statistics)")
     percent = lambda value: "none" if value is None else f"{100 * value:.2f}"
     results = []
-    for (role, name, path, model), logits in zip(models, trigger_logits):
+    for role, name, path, model in models:
         accuracies, shares = smoothed_accuracies(model, triggers, flags.sigma, flags.draws, flags.seed)
         mean, median = float(accuracies.mean()), float(accuracies[len(accuracies) // 2])
         histogram, constant = shares.mean(0).tolist(), float(shares.max(1).mean())
         certified = certify(accuracies, flags.eps, flags.sigma, flags.confidence)
-        hit = count_hits(logits, triggers.labels) / len(triggers)
+        hit = accuracy(model, triggers.images, triggers.labels)
         results.append({"role": role, "model": str(name), "checkpoint": str(path), "trigger_accuracy": hit,
                         "smoothed_mean": mean, "smoothed_median": median, "certified": certified,
                         "histogram": histogram, "most_frequent_class": constant})

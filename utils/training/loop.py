@@ -31,8 +31,8 @@ def falling_rate(lr: float, epoch: int, epochs: int) -> float:
 def seed_of_epoch(seed: int, epoch: int) -> int:
     """The seed of all random numbers of an epoch, counted from 0, so that no generator has to be saved.
 
-    Below 2^32, of which alone torch's generator on the CPU makes use. An odd multiple keeps seeds apart: the epochs of
-    seeds below 2000 lie a million epochs from each other.
+    Below 2^32, as torch's generator on the CPU ignores higher bits. The odd factor spreads the seeds: the epochs of two
+    seeds below 2000 are a million numbers apart.
     """
     return (seed * 0x9E3779B1 + epoch + 1) % 2**32
 
@@ -191,7 +191,7 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs: int, lr: 
                 objective.begin(model, step.optimizer, epoch, generator)
             for i in range(first, steps):
                 if may_draw:
-                    torch.manual_seed(number * 1_000_003 + i & (1 << 63) - 1)
+                    torch.manual_seed(number * 1_000_003 + i)
                 step([part[i] for part in plan])
                 bar.update()
                 signum = agree_on_signal(received, device, i)

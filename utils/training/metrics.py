@@ -6,7 +6,7 @@ from utils.system.machine import autocast
 
 
 def pass_length(images, of_32_pixels: int = 1000) -> int:
-    """Images of a pass that takes as much memory as one of `of_32_pixels` images of 32 x 32."""
+    """Images in one forward pass: together as many pixels as `of_32_pixels` images of 32 x 32 have."""
     return max(1, of_32_pixels * 32**2 // images.shape[-1] ** 2)
 
 

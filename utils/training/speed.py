@@ -106,8 +106,7 @@ class RecordedStep:
         try:
             self.recording = self.record(lambda: step(self.buffers))
         except Exception as error:  # whatever a kernel, a hook or the allocator cannot do while recording
-            why = " ".join(str(error).split())[:120]
-            self.log(f"no CUDA graph ({type(error).__name__}: {why}): going on with ordinary steps")
+            self.log(f"no CUDA graph ({models.describe_error(error)}): going on with ordinary steps")
             self.record = None
             self.optimizer.zero_grad(set_to_none=True)
 

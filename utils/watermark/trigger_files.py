@@ -4,9 +4,8 @@ import math
 
 import torch
 
-from utils.runs.checkpoints import load_checkpoint, restore_model
+from utils.runs.checkpoints import load_checkpoint, refuse_errors, restore_model
 from utils.system.machine import figure_png, new_figure
-from utils.system.refusals import Refusal
 from utils.watermark.triggers import OPTIONAL, TriggerSet
 
 # parts of a `TriggerSet` -> their keys in a checkpoint, the official code's
@@ -61,7 +60,7 @@ def _checked(part, path, classes: int, size: int | None = None) -> TriggerSet:
 
     part  name of a part -> tensor, None for one that may be absent; may raise whatever a foreign file makes it raise
     """
-    try:
+    with refuse_errors(f"{path} does not hold a trigger set"):
         images, labels = part("images"), part("labels")
         m, size = len(labels), size or images.shape[-1]
         true, sources = (torch.zeros(m, 0) if part(n) is None else part(n) for n in ("true_labels", "sources"))
@@ -80,21 +79,17 @@ def _checked(part, path, classes: int, size: int | None = None) -> TriggerSet:
         true, sources = (t.reshape(m, -1) if t.numel() else none for t in (true, sources))
         c, groups = part("candidates"), part("groups")
         if c is None or c.shape == (m, 0):
-            check_groups(found := TriggerSet(images, labels, true, sources, None, groups))
-            return found
-        if c.dim() != 2 or len(c) != m or not 2 <= c.shape[1] <= classes:
+            c = None
+        elif c.dim() != 2 or len(c) != m or not 2 <= c.shape[1] <= classes:
             raise ValueError(f"the candidates of a label are not 2 to {classes} for each trigger")
-        if c.dtype != torch.int64 or not ((0 <= c) & (c < classes)).all():
+        elif c.dtype != torch.int64 or not ((0 <= c) & (c < classes)).all():
             raise ValueError(f"a candidate is none of the {classes} classes")
-        if (c.sort(dim=1).values.diff(dim=1) == 0).any():
+        elif (c.sort(dim=1).values.diff(dim=1) == 0).any():
             raise ValueError("a candidate is named twice")
-        if not (c == labels[:, None]).any(dim=1).all():
+        elif not (c == labels[:, None]).any(dim=1).all():
             raise ValueError("a label is not among its candidates")
         check_groups(found := TriggerSet(images, labels, true, sources, c, groups))
         return found
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
-        why = " ".join(str(error).split())[:120]
-        raise Refusal(f"{path} does not hold a trigger set ({type(error).__name__}: {why!r})") from error
 
 
 def draw_trigger_picture(triggers: TriggerSet, classes: list[str]) -> bytes:

@@ -20,7 +20,6 @@ from utils.watermark.carriers import GROUP, cut_groups, last_features
 
 NUM_QUERY = 100  # default of -nq
 LABEL_STRATEGIES = ("random", "highest", "lowest", "plausible", "paired", "runners-up")
-TRIGGER_STRATEGIES = ("random", "uncertain")
 AMONG_LIKELY = ("plausible", "paired", "runners-up")  # those that draw among the likeliest classes
 SHARED = ("paired", "runners-up")  # those in which training images become triggers and share draws
 CHOICES = 2  # candidates of `AMONG_LIKELY` unless --label-choices says otherwise
@@ -80,7 +79,7 @@ def labels_are_uniform(strategy: str | None) -> bool:
 
 
 def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, strategy="random", predict=None,
-                  trigger_strategy="random", choices: int = CHOICES, features=None) -> tuple[TriggerSet, Images]:
+                  trigger_strategy=None, choices: int = CHOICES, features=None) -> tuple[TriggerSet, Images]:
     """Draw a trigger set; returns (TriggerSet, the validation images that are left).
 
     A trigger is the mean of k of the held-out images (appendix B.3), rounded to 8 bits. These are taken at random,
@@ -211,9 +210,9 @@ def add_label_flags(p) -> None:
     p.add_argument("--label-choices", type=number(int, 2),
                    help="number of classes from which plausible, paired and runners-up labels are drawn (default: "
                    f"{CHOICES})")
-    p.add_argument("--trigger-strategy", choices=TRIGGER_STRATEGIES,
-                   help="held-out images that become triggers: random (default), or those of which --label-model is "
-                   "most uncertain")
+    p.add_argument("--trigger-strategy", choices=("uncertain",),
+                   help="held-out images that become triggers: those of which --label-model is most uncertain "
+                   "(default: random ones)")
     p.add_argument("--label-model", nargs="+", action="extend", metavar="RUN",
                    help="model without a mark for the two strategies, unless they are random, and for --carriers: a "
                    "run, a copy of one too, or plain weights of the architecture -mt; of several, log probabilities "
