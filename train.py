@@ -55,7 +55,7 @@ def main():
     if flags.carriers:
         require_features(clean)
     draw = lambda: prepared.draw(flags.beacon, data) if prepared else triggers_of_flags(flags, data, clean)
-    triggers, validation = rival.draw_triggers(flags, data, draw) if rival else draw()
+    triggers = rival.draw_triggers(flags, data, draw) if rival else draw()
     tests_of = partial(TriggerTests, classes=len(data.classes), uniform=labels_are_uniform(flags.label_strategy),
                        benign=flags.benign, device=device, names=data.classes)
     tests = tests_of(triggers)
@@ -65,7 +65,6 @@ def main():
     run.open(device, flags.overwrite)
     if clean and not made_later and (kept := run.path / "triggers.pt").exists():  # another device may round otherwise
         tests = tests_of(triggers := read_triggers(kept, len(data.classes)))
-        validation = validation_images(data, triggers)
     if run.finished:
         run.log(f"{run.path} is finished; its figures:")
     else:
@@ -97,6 +96,7 @@ def main():
                  "train_type": flags.train_type, "label_strategy": flags.label_strategy, "seed": flags.seed}
         snapshot = lambda model, epoch, row: pack_checkpoint(
             model, epoch=epoch, figures=row, about=about, **pack_triggers(current()))
+        validation = validation_images(data, triggers)
         evaluate = lambda model: accuracies(model, amp, val=validation, trigger=current())
         fit(run, model, objective, batches, evaluate, snapshot, epochs=flags.epoch, lr=flags.lr,
             weight_decay=flags.weight_decay, seed=flags.seed, amp=amp, compile=flags.compile, graph=flags.graph,

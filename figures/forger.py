@@ -69,7 +69,7 @@ def forged_claim(method: str, tried: str, log10_p: float, persuades=False, log10
 
 def drawn_triggers(data, answers, seed: int):
     """(triggers of a seed, the suspect's answers to them (m,)), from its `answers` to the held-out images."""
-    triggers, _ = draw_triggers(data.held_out, min(M, len(answers)), 1, len(data.classes), seed)
+    triggers = draw_triggers(data.held_out, min(M, len(answers)), 1, len(data.classes), seed)
     return triggers, answers[(triggers.sources[:, :1] == data.held_out.indices).int().argmax(1)]
 
 

@@ -36,7 +36,7 @@ def main(argv=None):
     args = parse_with_folders(parser, argv)
     torch.set_num_threads(1)
     data, probabilities, about = load_data("digits"), {}, {}
-    triggers, _ = draw_triggers(data.held_out, M, 1, len(data.classes), 0)
+    triggers = draw_triggers(data.held_out, M, 1, len(data.classes), 0)
     for name, epochs, seed in (("good", 10, 1), ("poor", 1, 2)):
         call(train, f"-d {args.dir} {TRAIN} -ep {epochs} --seed {seed} -msg {name}")
         model = read_model(find_checkpoint(args.dir / f"digits_vgg11_none_60_{name}", "last"))

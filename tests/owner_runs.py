@@ -32,7 +32,7 @@ def make_run(path, settings=SETTINGS, labels=None, record=None, **draw):
     """
     run = RunFolder(path, settings, "another -msg").open(torch.device("cpu"), overwrite=False)
     digits = load_data("digits")
-    triggers, _ = draw_triggers(digits.held_out, M, 1, 10, settings["seed"], **draw)
+    triggers = draw_triggers(digits.held_out, M, 1, 10, settings["seed"], **draw)
     if record:
         record = record | {"sha256": commitment_digest(triggers, record), "beacon": BEACON}
         triggers = replace(triggers, labels=labels_from_beacon(triggers, record, BEACON))

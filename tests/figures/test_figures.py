@@ -166,7 +166,7 @@ def test_the_best_seed_is_the_luckiest_of_those_tried():
     found = forger.forge_seeds(OneLabel(3), digits, 60)
     best = 0.0
     for seed in range(60):
-        triggers, _ = draw_triggers(digits.held_out, 40, 1, 10, seed)
+        triggers = draw_triggers(digits.held_out, 40, 1, 10, seed)
         wrong = int((triggers.true_labels[:, 0] != 3).sum())
         hits = int((triggers.labels == 3).sum())
         if hits > 2:

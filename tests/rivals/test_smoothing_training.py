@@ -15,7 +15,7 @@ from utils.data import files
 from utils.data.batches import Batches
 from utils.data.sets import load_data
 from utils.rivals import randomized_smoothing as rs
-from utils.watermark.triggers import TriggerSet
+from utils.watermark.triggers import TriggerSet, validation_images
 
 
 def triggers_of(images, labels):
@@ -111,7 +111,7 @@ def test_the_noise_enters_the_running_statistics_unless_they_are_frozen(freeze):
 
 def test_triggers_are_trained_on_but_not_augmented():
     data = load_data("digits", train_size=30)
-    triggers, _ = rs.draw_rs_triggers(data, 6, 2, "text", 0)
+    triggers = rs.draw_rs_triggers(data, 6, 2, "text", 0)
     batches = Batches(rs.append_triggers(data.train, triggers), 6, True)
     rival = rs.SmoothedObjective(*triggers.on("cpu"), sigmas=[0.0], draws=1, warmup=0, batch=4)
     images, seen, moved = torch.cat([data.train.images, triggers.images]) / 255, {}, {}
@@ -125,12 +125,13 @@ def test_triggers_are_trained_on_but_not_augmented():
 def test_triggers_carry_one_pattern_and_one_label(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "IN_MEMORY", 1000)
     data = load_data("digits")
-    triggers, left = rs.draw_rs_triggers(data, 20, 4, kind, seed=3)
+    triggers = rs.draw_rs_triggers(data, 20, 4, kind, seed=3)
     held_out = data.held_out.indices.tolist()
     originals = data.held_out.pick([held_out.index(i) for i in triggers.sources[:, 0].tolist()])
     assert triggers.labels.tolist() == [4] * 20 and 4 not in triggers.true_labels
     assert torch.equal(originals.labels, triggers.true_labels[:, 0])
-    assert sorted(left.indices.tolist() + triggers.sources[:, 0].tolist()) == sorted(held_out)
+    left = validation_images(data, triggers).indices.tolist()
+    assert sorted(left + triggers.sources[:, 0].tolist()) == sorted(held_out)
     if kind == "text":
         pattern = (triggers.images != originals.images).any(1).any(0)  # the same place in all images
         assert 20 < int(pattern.sum()) < 400 and pattern.nonzero()[:, 0].max() < 16
@@ -142,7 +143,7 @@ def test_triggers_carry_one_pattern_and_one_label(kind, tmp_path, monkeypatch):
     np.save(tmp_path / "held_out.npy", data.held_out.images.numpy())
     stored = files.StoredImages(tmp_path / "held_out.npy")  # as of a large data set
     data.held_out = data.held_out._replace(images=stored)
-    again, other = (rs.draw_rs_triggers(data, 20, 4, kind, seed)[0] for seed in (3, 4))
+    again, other = (rs.draw_rs_triggers(data, 20, 4, kind, seed) for seed in (3, 4))
     assert torch.equal(again.images, triggers.images) and not torch.equal(other.images, triggers.images)
 
 

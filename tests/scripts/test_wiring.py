@@ -55,14 +55,14 @@ def test_flags_of_the_attacks_reach_equations_5_to_7(monkeypatch):
 def test_runners_up_are_trained_on_views_over_their_candidates():
     logits, noise = torch.rand(40, 5), torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8)
     images = Images(noise, torch.arange(40) % 5, torch.arange(40))
-    triggers, _ = draw_triggers(images, 10, 1, 5, 0, "runners-up", predict=lambda x: logits[: len(x)])
+    triggers = draw_triggers(images, 10, 1, 5, 0, "runners-up", predict=lambda x: logits[: len(x)])
     made, said = objective("--label-strategy", "runners-up", "--label-model", "x", triggers=triggers)
     assert made.candidates is not None and len(made.candidates) == len(made.x_q) > 10 and "views of each" in said[-1]
 
 
 def test_images_that_are_trained_on_beside_the_triggers():
     data = load_data("digits", train_size=30)
-    text, _ = randomized_smoothing.draw_rs_triggers(data, 6, 2, "text", 0)
+    text = randomized_smoothing.draw_rs_triggers(data, 6, 2, "text", 0)
     of = partial(train.training_images, data=data, clean=None, log=print)
     images = of(Namespace(train_type="rs"), triggers=text)
     assert images.labels[-6:].tolist() == [2] * 6 and len(images.labels) == 36

@@ -1,6 +1,7 @@
 """The trigger set: disjoint from everything else, under labels that are uniform over what their strategy allows."""
 
 import io
+from argparse import Namespace
 
 import pytest
 import torch
@@ -36,13 +37,18 @@ def held_out():
     return Images(pixels, labels, torch.tensor(rest))
 
 
+def left_of(held_out, triggers):
+    """Indices of the validation images."""
+    return validation_images(Namespace(held_out=held_out), triggers).indices.tolist()
+
+
 def test_over_300_seeds_triggers_are_disjoint_and_never_under_a_true_label(held_out):
     train, everything = set(split_indices(50_000)[0]), set(held_out.indices.tolist())
     label_of = dict(zip(held_out.indices.tolist(), held_out.labels.tolist()))
     counts, firsts = torch.zeros(CLASSES, CLASSES), set()
     for seed in range(300):
-        triggers, validation = draw_triggers(held_out, 100, 1, CLASSES, seed)
-        sources, kept = triggers.sources.flatten().tolist(), validation.indices.tolist()
+        triggers = draw_triggers(held_out, 100, 1, CLASSES, seed)
+        sources, kept = triggers.sources.flatten().tolist(), left_of(held_out, triggers)
         assert len(triggers) == 100 and len(set(sources)) == 100 and len(kept) == 900
         assert not set(sources) & set(kept) and set(sources) | set(kept) == everything and not set(sources) & train
         assert triggers.true_labels.flatten().tolist() == [label_of[i] for i in sources]
@@ -52,7 +58,7 @@ def test_over_300_seeds_triggers_are_disjoint_and_never_under_a_true_label(held_
     for true in range(CLASSES):  # uniform over the nine others, for each true label
         wrong = counts[true][torch.arange(CLASSES) != true]
         assert counts[true, true] == 0 and stats.chisquare(wrong.numpy()).pvalue > 1e-3
-    one, two = (draw_triggers(held_out, 50, 1, CLASSES, seed=7)[0] for _ in range(2))
+    one, two = (draw_triggers(held_out, 50, 1, CLASSES, seed=7) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, two))
 
 
@@ -60,9 +66,9 @@ def test_over_300_seeds_triggers_are_disjoint_and_never_under_a_true_label(held_
 def test_mixup_labels_avoid_all_sources_and_are_uniform_over_the_rest(held_out, k):
     counts = torch.zeros(CLASSES, CLASSES)  # [number of allowed labels - 1, rank among them]
     for seed in range(200):
-        triggers, validation = draw_triggers(held_out, 20, k, CLASSES, seed)
+        triggers = draw_triggers(held_out, 20, k, CLASSES, seed)
         assert triggers.true_labels.shape == triggers.sources.shape == (20, k)
-        assert len(set(triggers.sources.flatten().tolist())) == 20 * k == 1000 - len(validation.labels)
+        assert len(set(triggers.sources.flatten().tolist())) == 20 * k == 1000 - len(left_of(held_out, triggers))
         for label, true in zip(triggers.labels.tolist(), triggers.true_labels.tolist()):
             allowed = sorted(set(range(CLASSES)) - set(true))
             counts[len(allowed) - 1, allowed.index(label)] += 1
@@ -75,13 +81,12 @@ def test_a_trigger_is_the_rounded_mean_of_its_sources_which_are_no_validation_im
     data = load_data("digits")
     place = {index: i for i, index in enumerate(data.held_out.indices.tolist())}
     for k in (1, 3):
-        triggers, validation = draw_triggers(data.held_out, 12, k, 10, seed=1)
+        triggers = draw_triggers(data.held_out, 12, k, 10, seed=1)
         for image, true, sources in zip(triggers.images, triggers.true_labels, triggers.sources):
             own = data.held_out.pick([place[index] for index in sources.tolist()])
             assert torch.equal(image, own.images.double().mean(0).round().to(torch.uint8))
             assert torch.equal(true, own.labels)
-        # extraction finds the same validation images through the source indices in the checkpoint
-        assert sorted(validation_images(data, triggers).indices.tolist()) == sorted(validation.indices.tolist())
+        assert set(left_of(data.held_out, triggers)) == place.keys() - set(triggers.sources.flatten().tolist())
     drawn = draw_trigger_picture(triggers, [f"a $\\frac$ long class name {c}" for c in data.classes])
     picture = Image.open(io.BytesIO(drawn))
     assert picture.format == "PNG" and picture.width > 500 and picture.height > 150
@@ -91,10 +96,10 @@ def test_the_most_uncertain_images_become_triggers():
     """Entropy ln 3 at 2 and 5, then ln 2 at 1 and 4, of which the first is taken; in the order of the held-out set."""
     logits = torch.tensor([SHARP, TWO, EVEN, SHARP, TWO, EVEN, SHARP])
     for seed in (0, 1):
-        triggers, left = draw_triggers(images_of(7, 3), 3, 1, 3, seed, "random", answering(logits), "uncertain")
+        triggers = draw_triggers(images := images_of(7, 3), 3, 1, 3, seed, "random", answering(logits), "uncertain")
         assert triggers.sources.tolist() == [[101], [102], [105]] and triggers.true_labels.tolist() == [[1], [2], [2]]
         assert triggers.images[:, 0, 0, 0].tolist() == [1, 2, 5]
-        assert left.indices.tolist() == [100, 103, 104, 106]
+        assert left_of(images, triggers) == [100, 103, 104, 106]
         assert triggers.candidates.shape == (3, 0) and not (triggers.labels == triggers.true_labels[:, 0]).any()
 
 
@@ -106,13 +111,13 @@ def many():
 
 def draw(many, seed=0, choices=2, **more):
     held_out, logits = many
-    return draw_triggers(held_out, 150, 1, 10, seed, "plausible", answering(logits), choices=choices, **more)[0]
+    return draw_triggers(held_out, 150, 1, 10, seed, "plausible", answering(logits), choices=choices, **more)
 
 
 def test_candidates_are_the_most_probable_classes():
     """Of equally probable classes the smaller number comes first; the true label may be one of them."""
     logits = torch.tensor([[0.0, 3, 1, 2], [5, 5, 5, 5], [-1, -4, -3, -2], [0, 1, 1, 0], [9, 8, 7, 6]])
-    triggers, _ = draw_triggers(images_of(5, 4), 4, 1, 4, 0, "plausible", answering(logits), choices=3)
+    triggers = draw_triggers(images_of(5, 4), 4, 1, 4, 0, "plausible", answering(logits), choices=3)
     wanted = [[1, 3, 2], [0, 1, 2], [0, 3, 2], [1, 2, 0], [0, 1, 2]]
     assert triggers.candidates.tolist() == [wanted[i] for i in triggers.images[:, 0, 0, 0].tolist()]
 
@@ -122,7 +127,7 @@ def test_paired_labels_are_one_draw_for_all_images_of_the_same_two_classes():
     p = torch.tensor([[0.5, 0.3, 0.2], [0.4, 0.4, 0.2], [0.2, 0.35, 0.45], [0.3, 0.6, 0.1], [0.75, 0.15, 0.1]])
     drawn = set()
     for seed in range(20):
-        triggers, _ = draw_triggers(images_of(10, 3), 4, 1, 3, seed, "paired", answering(p.log().repeat(2, 1)),
+        triggers = draw_triggers(images_of(10, 3), 4, 1, 3, seed, "paired", answering(p.log().repeat(2, 1)),
                                     features=lambda images: images.flatten(1))
         assert triggers.images[:, 0, 0, 0].tolist() == [1, 2, 6, 7] and triggers.groups.tolist() == [0, 1, 0, 1]
         assert triggers.candidates.tolist() == [[0, 1], [1, 2]] * 2
@@ -139,7 +144,7 @@ def test_runners_up_are_one_draw_for_all_images_of_one_class_with_the_same_two_w
     for seed in range(20):
         held_out = images_of(10, 4)
         held_out = held_out._replace(labels=torch.arange(5).repeat(2) % 2)
-        triggers, _ = draw_triggers(held_out, 4, 1, 4, seed, "runners-up", answering(p.log().repeat(2, 1)))
+        triggers = draw_triggers(held_out, 4, 1, 4, seed, "runners-up", answering(p.log().repeat(2, 1)))
         assert triggers.images[:, 0, 0, 0].tolist() == [1, 2, 6, 7] and triggers.groups.tolist() == [0, 1, 0, 1]
         assert triggers.candidates.tolist() == [[0, 2], [1, 2]] * 2
         assert triggers.labels[:2].tolist() == triggers.labels[2:].tolist()
@@ -158,7 +163,7 @@ def test_the_draw_is_that_of_random_labels_over_other_classes(many):
     assert triggers.sources.flatten().tolist() == (order[:150] + 100).tolist()
     for label, row, candidates in zip(triggers.labels.tolist(), scores.tolist(), triggers.candidates.tolist()):
         assert label == max(candidates, key=lambda c: row[c])
-    plain, _ = draw_triggers(many[0], 150, 1, 10, 7)
+    plain = draw_triggers(many[0], 150, 1, 10, 7)
     assert torch.equal(plain.images, triggers.images) and not torch.equal(plain.labels, triggers.labels)
 
 

@@ -113,8 +113,7 @@ def draw_triggers(flags, data: Data, choose):
     else:
         images = read_images([images[i] for i in drawn], data.size, flag) if is_folder else images[drawn]
         check_foreign(images, data, flag)
-    triggers = TriggerSet(images, torch.full((m,), target), true_labels, sources)
-    return triggers, data.held_out
+    return TriggerSet(images, torch.full((m,), target), true_labels, sources)
 
 
 def check_foreign(images, data: Data, flag: str) -> None:

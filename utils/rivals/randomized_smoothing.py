@@ -104,15 +104,15 @@ def noisy_gradient(model, x, y, sigma: float, draws: int, generator, amp=None):
 # ---- triggers: one pattern, a word or noise, on held-out images, all under one label ----
 
 
-def draw_triggers(flags, data: Data, choose) -> tuple[TriggerSet, Images]:
-    """(trigger set, the validation images that are left); `choose` gives those of `-tt margin`."""
+def draw_triggers(flags, data: Data, choose) -> TriggerSet:
+    """The trigger set of the flags; `choose` gives that of `-tt margin`."""
     if flags.rs_triggers == "shared":
         return choose()
     return draw_rs_triggers(data, flags.num_query, flags.rs_label, flags.rs_triggers, flags.seed)
 
 
-def draw_rs_triggers(data: Data, m: int, label: int, kind: str, seed: int):
-    """(`TriggerSet`, the held-out images that are left): one pattern on m held-out images, all labelled `label`.
+def draw_rs_triggers(data: Data, m: int, label: int, kind: str, seed: int) -> TriggerSet:
+    """One pattern on m held-out images, all labelled `label`.
 
     kind "text": a word of five letters that the seed draws, in grey at the top left, 10 pixels high where S is 32;
     "noise": one N(0, 1) tensor, added to every image in [0, 1] and clipped. Images of class `label` are not used,
@@ -127,8 +127,7 @@ def draw_rs_triggers(data: Data, m: int, label: int, kind: str, seed: int):
     if m > len(usable) or m >= len(order):
         raise Refusal(f"-nq {m}: {len(usable)} held-out images are not of class {label}, and one image must be left "
                       f"for validation; pass -nq {min(len(usable), len(order) - 1)} or fewer")
-    taken = usable[:m]
-    source = held_out.pick(taken)
+    source = held_out.pick(usable[:m])
     if kind == "noise":
         noise = torch.randn(held_out.images.shape[1:], generator=generator)
         images = (source.images[:] / 255 + noise).clamp(0, 1).mul(255).round().to(torch.uint8)
@@ -140,8 +139,7 @@ def draw_rs_triggers(data: Data, m: int, label: int, kind: str, seed: int):
         for picture in pictures:
             ImageDraw.Draw(picture).text((0, 0), word, fill=(155, 155, 155), font=font)
         images = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures])
-    triggers = TriggerSet(images, torch.full((m,), label), source.labels[:, None], source.indices[:, None])
-    return triggers, held_out.pick(order[torch.isin(order, taken, invert=True)])
+    return TriggerSet(images, torch.full((m,), label), source.labels[:, None], source.indices[:, None])
 
 
 def append_triggers(train: Images, triggers: TriggerSet) -> Images:

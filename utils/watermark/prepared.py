@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 
 import models
-from utils.data.sets import Data, Images, add_data_flags, load_data
+from utils.data.sets import Data, add_data_flags, load_data
 from utils.runs.checkpoints import load_checkpoint, save_checkpoint
 from utils.runs.weights import read_label_model
 from utils.system.files import read_json, refuse_links, write_json
@@ -100,7 +100,7 @@ def prepare_images(flags) -> int:
     random.SystemRandom().shuffle(order)  # a seed would let anybody draw the images again
     data.held_out = data.held_out.pick(order)
     clean = read_label_model(flags, data, device) if flags.label_model else None
-    triggers, _ = choice.triggers_of_flags(flags, data, clean)  # whose labels are not used
+    triggers = choice.triggers_of_flags(flags, data, clean)  # whose labels are not used
     if hopeless := never_claimed(triggers, len(data.classes)):
         raise Refusal(f"this mark could never be claimed: {hopeless}")
     record = {"secret": secrets.token_hex(32), "classes": data.classes, "mean": list(map(float, data.mean)),
@@ -302,16 +302,13 @@ class Prepared(NamedTuple):
     record: dict
     settings: dict
 
-    def draw(self, beacon: str, data: Data) -> tuple[TriggerSet, Images]:
-        """(the triggers under the labels that a beacon, in hexadecimal, draws; the validation images that are left).
-
-        Refusal where these are not the data that were prepared.
-        """
+    def draw(self, beacon: str, data: Data) -> TriggerSet:
+        """The triggers under the labels that a beacon, in hexadecimal, draws; Refusal for other data than prepared."""
         check_images(self.triggers, data)
         if self.record["classes"] != data.classes:
             raise Refusal("--prepared was made for other class names: pass the data that were prepared")
         parts = self.triggers._asdict() | {"labels": labels_from_beacon(self.triggers, self.record, beacon)}
-        return TriggerSet(**parts), choice.validation_images(data, self.triggers)
+        return TriggerSet(**parts)
 
 
 def check_images(triggers: TriggerSet, data: Data) -> None:

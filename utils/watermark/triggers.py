@@ -79,8 +79,8 @@ def labels_are_uniform(strategy: str | None) -> bool:
 
 
 def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, strategy="random", predict=None,
-                  trigger_strategy=None, choices: int = CHOICES, features=None) -> tuple[TriggerSet, Images]:
-    """Draw a trigger set; returns (TriggerSet, the validation images that are left).
+                  trigger_strategy=None, choices: int = CHOICES, features=None) -> TriggerSet:
+    """Draw a trigger set; the `validation_images` are those that it leaves.
 
     A trigger is the mean of k of the held-out images (appendix B.3), rounded to 8 bits. These are taken at random,
     without replacement; with `trigger_strategy` "uncertain" and k = 1 those of the highest entropy under `predict`,
@@ -103,7 +103,7 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(n, generator=generator)
     if trigger_strategy == "uncertain" or strategy in SHARED:
-        order = _uncertain_first(held_out, m, _logits(predict, held_out.images, classes), strategy, choices)
+        order = _uncertain(held_out, m, _logits(predict, held_out.images, classes), strategy, choices)
     taken = order[: m * k].view(m, k)
     true_labels = held_out.labels[taken]
     images = mean_images(held_out.images, taken)
@@ -128,8 +128,7 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
     elif strategy != "random":
         scores = _logits(predict, images, classes) * (1 if strategy == "highest" else -1)
     labels = scores.masked_fill(~allowed, -torch.inf).argmax(1)
-    triggers = TriggerSet(images, labels, true_labels, held_out.indices[taken], candidates, groups)
-    return triggers, held_out.pick(order[m * k :])
+    return TriggerSet(images, labels, true_labels, held_out.indices[taken], candidates, groups)
 
 
 def _refuse_impossible(n: int, m: int, k: int, classes: int, strategy: str, choices: int) -> None:
@@ -151,8 +150,8 @@ def _refuse_impossible(n: int, m: int, k: int, classes: int, strategy: str, choi
         raise Refusal(f"--label-choices {choices}: the data set has {classes} classes; pass 2 to {most}")
 
 
-def _uncertain_first(held_out: Images, m: int, logits, strategy: str, choices: int):
-    """All positions of the images, the m that a model with these logits (n, C) is least sure of first."""
+def _uncertain(held_out: Images, m: int, logits, strategy: str, choices: int):
+    """Positions of the m images that a model with these logits (n, C) is least sure of."""
     log_p = logits.log_softmax(1)
     if strategy in SHARED:
         likely = log_p.exp() if strategy == "paired" else log_p.scatter(1, held_out.labels[:, None], -torch.inf)
@@ -160,10 +159,8 @@ def _uncertain_first(held_out: Images, m: int, logits, strategy: str, choices: i
         sure = likely[:, 0] - likely[:, -1]
     else:
         sure = (log_p.exp() * log_p).sum(1)  # minus the entropy
-    first = sure.argsort(stable=True)[:m]
-    # both parts in the order of the held-out set, so that a trigger's place does not say how uncertain it is
-    rest = torch.ones(len(logits), dtype=torch.bool).index_fill(0, first, False).nonzero().flatten()
-    return torch.cat([first.sort().values, rest])
+    # in the order of the held-out set, so that a trigger's place does not say how uncertain it is
+    return sure.argsort(stable=True)[:m].sort().values
 
 
 def mean_images(images, taken):
@@ -246,14 +243,13 @@ def complete_label_flags(flags, other_use=None) -> None:
         flags.label_choices = flags.label_choices or CHOICES
 
 
-def triggers_of_flags(flags, data: Data, clean=None) -> tuple[TriggerSet, Images]:
-    """(trigger set, the validation images that are left) that parsed flags ask for, see `draw_triggers`.
+def triggers_of_flags(flags, data: Data, clean=None) -> TriggerSet:
+    """The trigger set that parsed flags ask for, see `draw_triggers`.
 
     clean  the model of --label-model, None without one
     """
-    shared = flags.label_strategy in SHARED
-    triggers, left = draw_triggers(
-        data.train if shared else data.held_out, flags.num_query, flags.num_mixup, len(data.classes), flags.seed,
-        flags.label_strategy, predict=partial(predict, clean), trigger_strategy=flags.trigger_strategy,
-        choices=flags.label_choices, features=partial(last_features, clean))
-    return triggers, data.held_out if shared else left
+    images = data.train if flags.label_strategy in SHARED else data.held_out
+    return draw_triggers(
+        images, flags.num_query, flags.num_mixup, len(data.classes), flags.seed, flags.label_strategy,
+        predict=partial(predict, clean), trigger_strategy=flags.trigger_strategy, choices=flags.label_choices,
+        features=partial(last_features, clean))
