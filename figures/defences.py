@@ -25,7 +25,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from figures.shared import HERE, join_numbers, markdown_table, write_result
 from utils.analyze import FinishedRun
-from utils.ownership.pvalues import either, label_randomisation, score_randomisation
+from utils.ownership.pvalues import bonferroni, label_randomisation, score_randomisation
 from utils.ownership.results import LOG_ALPHA
 from utils.system.files import check_output_file, read_json
 from utils.system.machine import choose_device
@@ -206,7 +206,7 @@ def defences_table(rows: list[dict]) -> str:
     for (name, attack), own in sorted(groups.items(), key=lambda group: order.index(group[0][0])):
         hits = ", ".join(f"{row['hits']}" + (f" ({row['refused']})" if row["refused"] else "") for row in own)
         t1p = [row.get("log10_p_scores") for row in own]
-        claimed = sum(either(row["log10_p"], p) <= LOG_ALPHA for row, p in zip(own, t1p))
+        claimed = sum(bonferroni(row["log10_p"], p) <= LOG_ALPHA for row, p in zip(own, t1p))
         answered = join_numbers(row["log10_p_answered"] for row in own) if any(row["refused"] for row in own) else ""
         lines.append([name, f"{len(own)} {attack}", f"{100 * statistics.mean(row['accuracy'] for row in own):.2f}",
                       f"{hits} of {own[0]['m']}", join_numbers(row["log10_p"] for row in own),

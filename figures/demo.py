@@ -20,7 +20,7 @@ from tqdm import tqdm
 import extraction
 import train
 from figures.shared import HERE, call, markdown_table, write_result
-from utils.ownership.pvalues import either
+from utils.ownership.pvalues import bonferroni
 from utils.ownership.results import LOG_ALPHA
 from utils.runs.folder import format_table
 from utils.system.files import read_json
@@ -73,7 +73,7 @@ def run(folder: Path, seed: int, quiet: bool = False) -> dict:
 
 def log10_p(figures: dict) -> float:
     """log10 p of T1 and T1p together: the smaller p, doubled."""
-    return either(figures["log10_p"]["T1"], figures["log10_p"]["T1p"])
+    return bonferroni(figures["log10_p"]["T1"], figures["log10_p"]["T1p"])
 
 
 def verdict(found: dict) -> str:

@@ -73,7 +73,7 @@ def simulate_null(triggers: TriggerSet, suspects: dict, classes: list[str], draw
             for name, p in suspects.items():
                 t1 = pvalues.label_randomisation(p.argmax(1), labels, true, len(classes), candidates=given)
                 t1p = pvalues.score_randomisation(p, labels, true, given)
-                for test, log10_p in zip(TESTS, (t1, t1p, pvalues.either(t1, t1p))):
+                for test, log10_p in zip(TESTS, (t1, t1p, pvalues.bonferroni(t1, t1p))):
                     found[kind][name][test].append(round(log10_p, 4))
     return found
 

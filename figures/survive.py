@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 
 from figures.shared import HERE
-from utils.ownership.pvalues import either
+from utils.ownership.pvalues import bonferroni
 from utils.ownership.results import LOG_ALPHA, is_stale
 from utils.system.files import check_output_file, read_json, write_atomically, write_json
 from utils.system.machine import figure_png, new_figure
@@ -139,7 +139,7 @@ def format_settings(found: dict) -> str:
 def decisive(row: dict) -> float | None:
     """log10 p of T1, or for shared draws, which hits tell little of, the smaller of T1 and T1p, doubled."""
     shared = any(f"{name} labels" in row["setting"] for name in SHARED)
-    return either(row["log10_p"], row["log10_p_scores"]) if shared else row["log10_p"]
+    return bonferroni(row["log10_p"], row["log10_p_scores"]) if shared else row["log10_p"]
 
 
 def draw(found: dict, path: Path) -> None:

@@ -44,6 +44,8 @@ class FinishedRun:
         settings = (read_json(self.folder / "run.json") or {}).get("settings")
         if not isinstance(settings, dict) or settings.get("dataset") not in DATASETS:
             raise Refusal(f"there is no run in {folder}: name the folder of a finished run")
+        if not (self.folder / "summary.json").exists():
+            raise Refusal(f"{folder} is not finished: give its own command again, and it goes on")
         self.select, self.device = "last" if settings.get("select") == "last" else "val", device
         unpacked = lambda path: unpack_source(load_checkpoint(path), path, device)
         self.model, self.triggers = unpacked(find_checkpoint(source, self.select))

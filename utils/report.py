@@ -19,7 +19,7 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import models
-from utils.ownership.pvalues import either
+from utils.ownership.pvalues import bonferroni
 from utils.ownership.results import LOG_ALPHA, is_stale
 from utils.runs.folder import COLUMNS, finite_number, row_cells
 from utils.system.files import check_output_file, read_bounded, read_json, refuse_links, write_atomically
@@ -182,7 +182,7 @@ def decision(row: dict) -> str:
     """What the tests decide, from log10 p: T1 and T1p are two, so the smaller p counts twice (Bonferroni)."""
     p = row.get("log10_p")
     t1, t1p = (finite_number(p.get(test)) if isinstance(p, dict) else None for test in ("T1", "T1p"))
-    return "-" if t1 is None else "claimed" if either(t1, t1p) <= LOG_ALPHA else "not claimed"
+    return "-" if t1 is None else "claimed" if bonferroni(t1, t1p) <= LOG_ALPHA else "not claimed"
 
 
 def result_rows(source: Record, attacks: list[Record], secret: bool) -> list[tuple]:

@@ -160,3 +160,5 @@ def test_traces_of_a_copy_of_digits(tmp_path):
     (source / "extraction" / "run.json").write_text(json.dumps(run))
     said = refused("utils.analyze", "energy", source / "extraction", "--device", "cpu")
     assert "is a copy of an earlier training of its source" in said
+    (source / "summary.json").unlink()
+    assert "is not finished: give its own" in refused("utils.analyze", "energy", source, "--device", "cpu")

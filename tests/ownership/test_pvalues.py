@@ -122,8 +122,9 @@ def test_student_t_equals_scipy_and_nothing_extreme_becomes_zero_or_infinite():
 def test_t4_rank_and_the_smaller_of_two_doubled():
     assert pvalues.rank(5, range(-19, 0)) == pytest.approx(math.log10(0.05))  # the best 19 models allow
     assert pvalues.rank(3, [1, 2, 3, 4]) == pytest.approx(math.log10(3 / 5))  # ties count against the claim
-    assert pvalues.either(-4.0, -1.0) == pytest.approx(-4 + math.log10(2))
-    assert pvalues.either(-4.0, None) == -4.0 and pvalues.either(-0.1, -0.2) == 0.0 and pvalues.either(None) is None
+    assert pvalues.bonferroni(-4.0, -1.0) == pytest.approx(-4 + math.log10(2))
+    assert pvalues.bonferroni(-4.0, None) == -4.0 and pvalues.bonferroni(-0.1, -0.2) == 0.0
+    assert pvalues.bonferroni(None) is None
 
 
 def test_harmonic_mean():

@@ -14,6 +14,16 @@ from utils.system.refusals import Refusal
 pytestmark = pytest.mark.usefixtures("quick")
 
 
+def test_plain_weights_are_no_model_of_another_run(tmp_path):
+    torch.save(models.build("res18", 10, width=2).state_dict(), tmp_path / "weights.pt")
+    for name in ("weights.pt", "weights.safetensors", "model.onnx"):
+        (tmp_path / name).touch()
+        with pytest.raises(Refusal, match=f"--suspect .*{name} does not say what it is of, as plain weights do not"):
+            checkpoints.read_other("--suspect", tmp_path / name)
+    with pytest.raises(Refusal, match="a run's name is empty"):
+        checkpoints.find_checkpoint("")
+
+
 def test_find_checkpoint_names_what_it_looked_for(unbroken_run, tmp_path):
     for select, statistics, name in (("val", "paper", "nat_best"), ("last", "paper", "latest"),
                                      ("val", "clean", "nat_best_clean"), ("last", "clean", "latest_clean")):

@@ -1,8 +1,8 @@
 """Tests on a suspect's answers to the triggers: is it a copy? All results are log10 of a p-value.
 
 A claim should rest on the exact tests: T1, `label_randomisation`, on the answers, and T1p, `score_randomisation`, on
-the probabilities. Who runs both doubles the smaller p, `either`. scipy's tests underflow to 0 below about 1e-308 and
-give no log10 p; the functions here add up logarithms.
+the probabilities. Who runs both doubles the smaller p, `bonferroni`. scipy's tests underflow to 0 below about 1e-308
+and give no log10 p; the functions here add up logarithms.
 """
 
 import math
@@ -164,7 +164,7 @@ def draw_tail(scores, allowed, assigned) -> float:
     return min(0.0, log_p / LOG10)
 
 
-def either(*log10_p: float | None) -> float | None:
+def bonferroni(*log10_p: float | None) -> float | None:
     """log10 of the smallest p of tests of one hypothesis, times their number (Bonferroni); None is a test not run."""
     known = [p for p in log10_p if p is not None]
     return min(0.0, min(known) + math.log10(len(known))) if known else None

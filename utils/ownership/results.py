@@ -149,7 +149,7 @@ def report_source(run: RunFolder, flags, tests: TriggerTests, data: Data, device
     log_choice(run, summary)
     rows = rows_of_run(run.path, tests, device, summary=summary)
     finish_run(run, summary, rows + tests.benign_rows())
-    decided = pvalues.either(summary["log10_p"]["T1"], summary["log10_p"]["T1p"])
+    decided = pvalues.bonferroni(summary["log10_p"]["T1"], summary["log10_p"]["T1p"])
     if summary["role"] == "source" and decided is not None and decided > LOG_ALPHA:
         run.log(f"WARNING: the source itself is not claimed (p = 10^{decided:.1f}): do not expect that of a copy; "
                 "train longer, take more triggers, or raise -v")

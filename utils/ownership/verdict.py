@@ -93,7 +93,7 @@ class OwnershipCase:
             raise Refusal(f"--test T1p does not apply: {tests['T1p']['why_not']}; pass --test T1")
         names = ("T1", "T1p") if self.exact == "both" else (self.exact,)
         p = {name: tests[name]["log10_p"] for name in names if tests[name]["why_not"] is None}
-        return " and ".join(p), pvalues.either(*p.values())
+        return " and ".join(p), pvalues.bonferroni(*p.values())
 
     def decide(self, answers: Answers, asked=slice(None)) -> dict:
         """{"holds", "rests_on", "why", "log10_p"}, the last missing where the claim is refused without a p-value.

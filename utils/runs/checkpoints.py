@@ -154,10 +154,12 @@ def read_model(run, device="cpu"):
 def read_other(flag: str, run, device="cpu", classes: list[str] | None = None):
     """The model of a run that `flag`, --benign or --suspect, names, of these classes where it names any.
 
-    Raises Refusal as `check_benign` and `check_class_names` do.
+    Raises Refusal as `check_benign` and `check_class_names` do, and for plain weights.
     """
     path = find_checkpoint(run)
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path) if path.suffix not in (".safetensors", ".onnx") else {}
+    if not isinstance(checkpoint.get("model"), dict) or "type" not in checkpoint["model"]:
+        raise Refusal(f"{flag} {run} does not say what it is of, as plain weights do not: name a run or a checkpoint")
     if flag == "--benign":
         check_benign(checkpoint, run)
     if classes is not None:
