@@ -75,6 +75,8 @@ def steal(flags, word: str) -> None:
     check_thief_data(own, home, about, source.num_classes, needs_labels, 0 if edits else flags.batch_size)
     record = vars(flags) | {"attack": name, "source_sha256": source_sha256, "data_sha256": home.sha256,
                             "data_source_sha256": own.sha256} | ({"on_sha256": sha256_of_file(on)} if on else {})
+    if start is not None:
+        record.pop("width")  # the start model's
     run = RunFolder(folder / f"{word}{flags.additional_message}", record, "another -admsg")
     run.check(flags.overwrite, {"--on": on})
     made = {"dataset": home.name, "dataset_source": own.name, "model": model_type,
@@ -85,7 +87,8 @@ def steal(flags, word: str) -> None:
     if not run.finished:
         run.log(*own.notes)
         if not (folder / "summary.json").exists():
-            run.log(f"warning: the source is not finished; this is its epoch {checkpoint.get('epoch')}")
+            epoch = checkpoint["epoch"] + 1 if isinstance(checkpoint.get("epoch"), int) else "unknown"
+            run.log(f"warning: the source is not finished; its chosen epoch so far is {epoch}")
         if own is home and not flags.train_size and run_settings(path).get("data_sha256") not in (None, own.sha256):
             run.log("warning: these are not the images that the source was trained on, or not in its order")
     elif not edits:

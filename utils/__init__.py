@@ -30,11 +30,12 @@ def _running() -> int:
 
 
 def say_interrupted(kind, error, traceback) -> None:
-    """Ctrl-C while packages are imported, before `refuse_in_one_sentence` can say so, shows no traceback either."""
+    """Ctrl-C while packages are imported shows no traceback either; `refuse_in_one_sentence` takes this hook away."""
     if not issubclass(kind, KeyboardInterrupt):
         return sys.__excepthook__(kind, error, traceback)
     print("interrupted before anything was begun", file=sys.stderr)
 
 
-sys.excepthook = say_interrupted
+if sys.excepthook is sys.__excepthook__:
+    sys.excepthook = say_interrupted
 wait_quietly_beside_others()

@@ -35,12 +35,12 @@ def test_activation_pruning_of_one_layer_removes_its_least_active_channels():
     assert kept.sum() == 2 and measured[kept].min() >= measured[~kept].max()
 
 
-BLOCKS = {"res18": (2, 2, 2, 2), "res50": (3, 4, 6, 3)}
+BLOCKS = {"res18": (2, 2, 2, 2), "res50": (3, 4, 6, 3), "tv:resnet18": (2, 2, 2, 2)}  # the last adds in place
 LINEAR = {f"1.features.{i}.block.{2 if i < 4 else 3}.1" for i in range(1, 12)}  # ends of the blocks of MobileNetV3
 
 
 @pytest.mark.parametrize("name, inner", [("res18", ("bn1",)), ("res50", ("bn1", "bn2")), ("vgg11", None),
-                                         ("tv:mobilenet_v3_small", None)])
+                                         ("tv:resnet18", ("bn1",)), ("tv:mobilenet_v3_small", None)])
 def test_channels_without_an_activation_of_their_own_are_not_pruned(name, inner):
     """What a block adds to its shortcut, or a linear bottleneck gives, is no activation; Fig. 8 prunes neurons."""
     model = models.build(name, 10, width=4)

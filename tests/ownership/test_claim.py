@@ -107,6 +107,8 @@ def test_nobody_is_asked_for_a_claim_that_cannot_hold(committed, owner, tmp_path
         assert served.images == [] and not asked.exists()
     status, out, _ = verify("claim", committed[0], *program, *beacon, *digest)
     assert "hits  " in out and asked.read_text().count("\n") == M
+    assert "p holds if the beacon's name means one value" in out  # "round 7" may mean several
+    assert "beacon's name" not in verify("claim", committed[0], *program, "--trust-owner")[1]
 
 
 # ---- a dishonest owner ----

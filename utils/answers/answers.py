@@ -154,8 +154,13 @@ def gather_answers(given: list[Answer], classes: int) -> Answers:
     labels = np.array([answer.label for answer in given], dtype=np.int64)
     if not any(answer.probabilities for answer in given):
         return Answers(labels, None)
-    sure = np.eye(classes + 1, classes)[labels]  # row -1 is of zeros
-    return Answers(labels, np.array([answer.probabilities or row for answer, row in zip(given, sure)]))
+    rows = np.zeros((len(given), classes))
+    for row, answer in zip(rows, given):
+        if answer.probabilities:
+            row[:] = answer.probabilities
+        elif answer.label >= 0:
+            row[answer.label] = 1
+    return Answers(labels, rows)
 
 
 def require_complete(what, answers: Answers, names: list[str], allow_missing: bool) -> Answers:

@@ -253,13 +253,14 @@ def ask_all(respondent: Respondent, images, names: list[str], classes: Classes, 
             pngs = [Path(folder) / name for name in new]  # a program sees no image before it is asked about it
             write_pictures(images[[names.index(name) for name in new]], new, Path(folder))
             found = respondent.ask(pngs, classes, allow_missing) if new else []
-            for png in pngs:
-                png.unlink()
             given |= {name: kept[name] for name in part if name in kept}
             for name, answer in zip(new, found):
                 given[name] = answer or Answer()
                 if file and answer:
                     keep_answer(file, name, answer)
+            for png in pngs:
+                with contextlib.suppress(OSError):  # the program may have moved it
+                    png.unlink()
             if decided and decided(answers.gather_answers(list(given.values()), len(classes)), asked):
                 break
     found = answers.gather_answers(list(given.values()), len(classes))

@@ -1,5 +1,6 @@
 """Attacks that start from a model: fine-tuning (Table 9), pruning (Fig. 8) and quantisation of its weights."""
 
+import contextlib
 import copy
 from functools import partial
 
@@ -39,10 +40,15 @@ def check_edit(flags, model, width: int | None) -> None:
     trains, prunes = attack in ("finetune", "fineprune"), attack in ("prune", "fineprune")
     if trains and any(FINETUNES[finetune]) and models.last_linear(model) is None:
         raise Refusal(f"--finetune {finetune}: a {model.name} has no linear layer; pass --finetune ftal")
-    blank = torch.zeros(1, 3, model.size, model.size, dtype=torch.uint8)
-    if prunes and criterion == "activation" and not channel_activations(model, blank):
-        raise Refusal(f"-at {attack} --criterion activation prunes channels between a BatchNorm2d layer with weights "
-                      f"and an activation function, and a {model.name} has none: pass --criterion magnitude")
+    if prunes and criterion == "activation":
+        blank = torch.zeros(2, 3, model.size, model.size, dtype=torch.uint8)
+        with contextlib.nullcontext() if models.is_own(model) else refuse_errors(
+                f"-at {attack} --criterion activation asks a {model.name}, which fails", "pass --criterion magnitude"):
+            found = channel_activations(model, blank)
+        if not found:
+            raise Refusal(f"-at {attack} --criterion activation prunes channels between a BatchNorm2d layer with "
+                          f"weights and one of {', '.join(ACTIVATIONS)}, and a {model.name} has none: pass --criterion "
+                          "magnitude")
     if attack == "quantize" or prunes and criterion == "magnitude":
         found, parameters = layer_weights(model), dict(model.named_parameters())
         if not found or not found.keys() <= parameters.keys():
@@ -155,17 +161,20 @@ class _ActivationSums(TorchFunctionMode):
 
     def __init__(self, model):
         super().__init__()
-        self.sums, self.latest = {}, (None, None)  # the layer that has answered last, and its output
+        self.sums, self.answers = {}, {}  # answers of layers in this pass: {id: (name, output, its version)}
         self.handles = [m.register_forward_hook(partial(self.remember, n)) for n, m in model.named_modules()
                         if isinstance(m, nn.BatchNorm2d) and m.affine]
+        self.handles.append(model.register_forward_hook(lambda *pass_: self.answers.clear()))
 
     def remember(self, name, module, inputs, output):
-        self.latest = name, output
+        self.answers[id(output)] = name, output, output._version
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        name, output = self.latest
+        name, output, version = self.answers.get(id(args[0]) if args else None, (None, None, None))
+        # of another version it is no answer any more: something was added to it in place
+        activates = output is not None and output._version == version and func.__name__.rstrip("_") in ACTIVATIONS
         result = func(*args, **(kwargs or {}))
-        if args and args[0] is output and func.__name__.rstrip("_") in ACTIVATIONS:
+        if activates:
             dtype = torch.float32 if result.device.type == "mps" else torch.float64  # which MPS has not
             self.sums[name] = self.sums.get(name, 0) + result.mean(dim=(2, 3), dtype=dtype).sum(0)
         return result

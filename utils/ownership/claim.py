@@ -65,7 +65,7 @@ def add_claim(parts) -> None:
     a.add_argument("--scale", type=number(float, 1e-6, 1e6), metavar="X", help="the same: what white is (default: 1)")
     a.add_argument("--allow-missing", action="store_true", help="count triggers without an answer as misses")
     a.add_argument("--leave-out-missing", action="store_true",
-                   help="leave them out of T1 instead: exact if it was the suspect who refused, as you saw yourself")
+                   help="leave them out instead: exact if it was the suspect who refused, as you saw yourself")
     a.add_argument("--timeout", type=number(float, 1e-3, 1e4), default=60.0, help="for an answer, in s (default: 60)")
     a.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'", help="--url: sent with each image")
     a.add_argument("--rate", type=number(float, 1e-4, 1e4), default=10.0, help="--url: images a second (default: 10)")

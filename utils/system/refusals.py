@@ -55,6 +55,7 @@ def refuse_in_one_sentence(main):
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
+        sys.excepthook = sys.__excepthook__
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")

@@ -237,7 +237,7 @@ def complete_label_flags(flags, other_use=None) -> None:
     if flags.label_strategy in SHARED and (flags.num_mixup > 1 or flags.trigger_strategy):
         raise Refusal(f"--label-strategy {flags.label_strategy} chooses its images itself, single ones: leave -nm and "
                       "--trigger-strategy out")
-    if flags.num_query > MOST_TRIGGERS:
+    if getattr(flags, "train_type", "margin") in ("base", "margin") and flags.num_query > MOST_TRIGGERS:
         raise Refusal(f"-nq {flags.num_query}: a claim takes at most {MOST_TRIGGERS} triggers")
     if flags.label_strategy in AMONG_LIKELY:
         flags.label_choices = flags.label_choices or CHOICES
