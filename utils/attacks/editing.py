@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import weakref
 from functools import partial
 
 import torch
@@ -161,20 +162,20 @@ class _ActivationSums(TorchFunctionMode):
 
     def __init__(self, model):
         super().__init__()
-        self.sums, self.answers = {}, {}  # answers of layers in this pass: {id: (name, output, its version)}
+        self.sums, self.answers = {}, {}  # {id of a layer's answer: (layer name, weak reference to it, its version)}
         self.handles = [m.register_forward_hook(partial(self.remember, n)) for n, m in model.named_modules()
                         if isinstance(m, nn.BatchNorm2d) and m.affine]
-        self.handles.append(model.register_forward_hook(lambda *pass_: self.answers.clear()))
 
     def remember(self, name, module, inputs, output):
-        self.answers[id(output)] = name, output, output._version
+        self.answers[id(output)] = name, weakref.ref(output), output._version
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        name, output, version = self.answers.get(id(args[0]) if args else None, (None, None, None))
+        x = args[0] if args else None
+        name, answer, version = self.answers.get(id(x), ("", lambda: None, 0))
         # of another version it is no answer any more: something was added to it in place
-        activates = output is not None and output._version == version and func.__name__.rstrip("_") in ACTIVATIONS
+        is_answer = x is not None and answer() is x and x._version == version
         result = func(*args, **(kwargs or {}))
-        if activates:
+        if is_answer and func.__name__.rstrip("_") in ACTIVATIONS:
             dtype = torch.float32 if result.device.type == "mps" else torch.float64  # which MPS has not
             self.sums[name] = self.sums.get(name, 0) + result.mean(dim=(2, 3), dtype=dtype).sum(0)
         return result

@@ -55,7 +55,8 @@ def refuse_in_one_sentence(main):
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
-        sys.excepthook = sys.__excepthook__
+        if getattr(sys.excepthook, "__module__", "") == "utils":  # which was for the time of the imports
+            sys.excepthook = sys.__excepthook__
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
