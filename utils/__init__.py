@@ -30,10 +30,10 @@ def _running() -> int:
 
 
 def say_interrupted(kind, error, traceback) -> None:
-    """Ctrl-C while packages are imported shows no traceback either; `refuse_in_one_sentence` takes this hook away."""
+    """Ctrl-C while packages are imported, before `refuse_in_one_sentence` begins, shows no traceback either."""
     if not issubclass(kind, KeyboardInterrupt):
         return sys.__excepthook__(kind, error, traceback)
-    print("interrupted before anything was begun", file=sys.stderr)
+    print("interrupted", file=sys.stderr)
 
 
 if sys.excepthook is sys.__excepthook__:

@@ -65,6 +65,7 @@ def test_a_failed_call_is_refused_or_its_images_are_missing(key_program, owner, 
     monkeypatch.setattr(program_module, "IMAGES_PER_CALL", 15)
     status, out, _ = verify(*claim, f"{key_program[0]} FAIL {{pngs}}", "--allow-missing")
     assert f"hits         {M - 1} of {M}, {M - 1} answered" in out  # of 15 images that failed together 14 do alone
+    assert "hits" in verify(*claim, "sh -c 'echo 3; rm {png}'")[1]  # nothing fails where it removes the image
     said = refused("utils.verify", *claim, "false {png}", "--allow-missing")
     assert f"answered none of the {M} triggers" in said
 

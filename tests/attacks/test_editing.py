@@ -63,6 +63,13 @@ def test_an_attack_does_not_write_over_the_copy_that_it_begins_with(world):
     assert tree(world / TAKEN) == before
 
 
+def test_that_the_source_is_not_finished_is_said(world, tmp_path):
+    run = shutil.copytree(world / TAKEN, tmp_path / TAKEN)
+    (run / "summary.json").unlink()
+    said = good("extraction", "-d", tmp_path, *STEAL, "-at", "quantize", "--bits", 8, "-admsg", "_q")
+    assert "warning: the source is not finished; its chosen epoch so far is 1" in said
+
+
 def test_an_edit_without_training_asks_for_no_batches_and_records_the_width(world):
     flags = ("-dt", "digits", "-nq", 8, "--train-size", 20, "--device", "cpu", "-tmt", "vgg11")
     good("extraction", "-d", world, *flags, "-at", "quantize", "--bits", 8, "-admsg", "_few")

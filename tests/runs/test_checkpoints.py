@@ -9,6 +9,7 @@ import torch
 import models
 from models import outside
 from utils.runs import checkpoints
+from utils.runs.weights import read_initial_weights
 from utils.system.refusals import Refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -20,6 +21,9 @@ def test_plain_weights_are_no_model_of_another_run(tmp_path):
         (tmp_path / name).touch()
         with pytest.raises(Refusal, match=f"--suspect .*{name} does not say what it is of, as plain weights do not"):
             checkpoints.read_other("--suspect", tmp_path / name)
+    (tmp_path / "weights.safetensors").write_bytes((1 << 30).to_bytes(8, "little"))
+    with pytest.raises(Refusal, match="its header is too long"):
+        read_initial_weights(tmp_path / "weights.safetensors")
     with pytest.raises(Refusal, match="a run's name is empty"):
         checkpoints.find_checkpoint("")
 

@@ -34,6 +34,12 @@ def test_threads_sleep_beside_busy_programs_unless_the_user_says_otherwise(other
     assert done.stdout.strip() == policy, done.stderr
 
 
+def test_ctrl_c_during_the_imports_shows_no_traceback():
+    ended = subprocess.run([sys.executable, "-c", "import utils; raise KeyboardInterrupt"], cwd=ROOT, text=True,
+                           capture_output=True)
+    assert ended.stderr == "interrupted\n" and ended.returncode
+
+
 @pytest.mark.parametrize("error, status, said", [
     (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"), 2, ["--batch-size", "--width", "--amp"]),
     (MemoryError(), 2, ["--batch-size"]), (OSError(28, "x", "/file"), 2, ["the disk is full (/file): free some space"]),

@@ -245,24 +245,21 @@ def ask_all(respondent: Respondent, images, names: list[str], classes: Classes, 
     """
     kept = read_kept(file, [respondent.subject, sorted(names), classes.order], names, classes.names) if file else {}
     given, order, k = dict.fromkeys(names, Answer()), np.argsort(names).tolist(), respondent.images_per_call
-    with tempfile.TemporaryDirectory() as folder:
-        for start in tqdm(range(0, len(order), k), disable=None, unit="call", leave=False):
-            asked = order[: start + k]
-            part = [names[i] for i in asked[start:]]
-            new = [name for name in part if name not in kept]
-            pngs = [Path(folder) / name for name in new]  # a program sees no image before it is asked about it
-            write_pictures(images[[names.index(name) for name in new]], new, Path(folder))
-            found = respondent.ask(pngs, classes, allow_missing) if new else []
-            given |= {name: kept[name] for name in part if name in kept}
+    for start in tqdm(range(0, len(order), k), disable=None, unit="call", leave=False):
+        asked = order[: start + k]
+        rows = [i for i in asked[start:] if names[i] not in kept]
+        given |= {names[i]: kept[names[i]] for i in asked[start:] if names[i] in kept}
+        if rows:
+            new = [names[i] for i in rows]
+            with tempfile.TemporaryDirectory() as folder:  # a program sees no image before it is asked about it
+                write_pictures(images[rows], new, Path(folder))
+                found = respondent.ask([Path(folder) / name for name in new], classes, allow_missing)
             for name, answer in zip(new, found):
                 given[name] = answer or Answer()
                 if file and answer:
                     keep_answer(file, name, answer)
-            for png in pngs:
-                with contextlib.suppress(OSError):  # the program may have moved it
-                    png.unlink()
-            if decided and decided(answers.gather_answers(list(given.values()), len(classes)), asked):
-                break
+        if decided and decided(answers.gather_answers(list(given.values()), len(classes)), asked):
+            break
     found = answers.gather_answers(list(given.values()), len(classes))
     labels = Answers(found.labels[asked], None)
     answers.require_complete(respondent.name, labels, [names[i] for i in asked], allow_missing)

@@ -55,8 +55,6 @@ def refuse_in_one_sentence(main):
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
-        if getattr(sys.excepthook, "__module__", "") == "utils":  # which was for the time of the imports
-            sys.excepthook = sys.__excepthook__
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
