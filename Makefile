@@ -1,7 +1,10 @@
 # A clone, Python >= 3.10 with venv, and make: `make demo` and `make test` need nothing else.
+# `make gpu PY=python3` uses a python that has torch, and installs nothing; `make regime REGIME="--seeds 1 --first 3"`.
 PYTHON ?= python3
+PY ?= .venv/bin/python
+READY = $(if $(filter .venv/%,$(PY)),.venv/installed)
 WITHIN = timeout --foreground --signal=INT --kill-after=10
-STEPS = .venv/bin/python -m utils.benchmark --device cuda --rounds 3
+STEPS = $(PY) -m utils.benchmark --device cuda --rounds 3
 
 .PHONY: help demo test lint gpu regime
 
@@ -18,14 +21,17 @@ lint: .venv/installed ## style (ruff), and which package may import which (impor
 	.venv/bin/ruff check .
 	.venv/bin/lint-imports
 
-gpu: .venv/installed ## check the GPU path on this machine and time it, in seven minutes at most; needs CUDA
-	$(WITHIN) 240 .venv/bin/python -m pytest -rs -m gpu
-	$(WITHIN) 90 $(STEPS) --model res34 --objectives margin soft --json figures/gpu/res34.json
-	$(WITHIN) 45 $(STEPS) --model res18 --objectives margin --json figures/gpu/res18.json
-	$(WITHIN) 45 $(STEPS) --model vgg11 --objectives margin --json figures/gpu/vgg11.json
+gpu: $(READY) ## check the GPU path on this machine and time it, in seven minutes at most; needs CUDA
+	failed=0; \
+	$(WITHIN) 240 $(PY) -m pytest -rs tests/gpu/test_gpu_steps.py tests/gpu/test_gpu_commands.py || failed=1; \
+	$(WITHIN) 90 $(STEPS) --model res34 --objectives margin soft --json figures/gpu/res34.json || failed=1; \
+	$(WITHIN) 45 $(STEPS) --model res18 --objectives margin --json figures/gpu/res18.json || failed=1; \
+	$(WITHIN) 45 $(STEPS) --model vgg11 --objectives margin --json figures/gpu/vgg11.json || failed=1; \
+	exit $$failed
 
-regime: .venv/installed ## the paper's own regime on one GPU, nine minutes at a time; the same command goes on
-	timeout --foreground --signal=TERM 9m .venv/bin/python -m figures.regime --jobs 2
+regime: $(READY) ## the paper's own regime on one GPU, nine minutes at a time; the same command goes on
+	-timeout --foreground --signal=TERM --kill-after=30 9m $(PY) -m figures.regime $(REGIME)
+	$(PY) -m figures.regime $(REGIME) --no-run
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
