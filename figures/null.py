@@ -8,6 +8,7 @@ of at most alpha in a share alpha of the draws, or in fewer. Writes null.json an
 """
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ def simulate_null(triggers: TriggerSet, suspects: dict, classes: list[str], draw
     two = torch.from_numpy(np.argsort(-suspects["good"], axis=1, kind="stable")[:, :2].copy())
     true, found = triggers.true_labels.numpy(), {}
     for kind, candidates in (("C - 1", none), ("k = 2", two)):
-        t, given = TriggerSet(*triggers[:4], candidates), candidates.numpy()
+        t, given = replace(triggers, candidates=candidates), candidates.numpy()
         found[kind] = {name: {test: [] for test in TESTS} for name in suspects}
         for i in tqdm(range(draws), desc=kind, unit="draw", disable=None, leave=False):
             random = [hashlib.sha256(f"{what} {i}".encode()).hexdigest() for what in ("secret", "beacon")]

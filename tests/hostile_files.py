@@ -29,7 +29,7 @@ def write_good_files(folder):
     triggers = TriggerSet(images, labels, true, true)
     about = {"classes": CLASSES}
     save_checkpoint(folder / "model.pt", pack_checkpoint(model, about=about, **pack_triggers(triggers)))
-    save_checkpoint(folder / "triggers.pt", triggers._asdict())
+    save_checkpoint(folder / "triggers.pt", vars(triggers))
     np.save(folder / "labels.npy", labels.numpy())
     np.save(folder / "probabilities.npy", np.eye(5)[labels.numpy()])
     rows = zip(NAMES, labels.tolist())

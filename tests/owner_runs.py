@@ -21,7 +21,7 @@ BEACON = "3c" * 32
 
 def replace(triggers, **parts):
     """The trigger set with some parts changed."""
-    return TriggerSet(**(triggers._asdict() | parts))
+    return TriggerSet(**(vars(triggers) | parts))
 
 
 def make_run(path, settings=SETTINGS, labels=None, record=None, **draw):

@@ -170,7 +170,7 @@ TAMPERED = {
     "other true labels": lambda f: change_triggers(f, true_labels=lambda y: (y + 1) % 10),
     "other images": lambda f: change_triggers(f, images=lambda x: x ^ 1),
     "candidates": lambda f: change_triggers(f, candidates=lambda _: torch.tensor([[0, 1]] * M)),
-    "an older format": lambda f: change_key(f, salt="00"), "no key": lambda f: (f / "key.json").unlink(),
+    "no key": lambda f: (f / "key.json").unlink(),
     "no commitment": lambda f: (f / "commitment.json").unlink(),
     "a digest that is none": lambda f: (f / "commitment.json").write_text('{"sha256": "$(touch x)"}'),
     "a surrogate in the key": lambda f: change_key(f, secret="\ud800"),

@@ -46,7 +46,7 @@ def test_the_run_keeps_its_triggers_and_surrogates_are_tested_on_them(unbroken):
     s = summary(run)
     assert s["objective"] == "ewe" and s["clean"] is not None and s["log10_p"]["T1"] is None
     assert s["epochs"] == s["chosen_epoch"] == len(rows)
-    assert "can persuade their owner alone" in (run / "output.log").read_text()
+    assert "only their owner can believe a claim" in (run / "output.log").read_text()
     flags = ("-e", unbroken, *DATA, "-tmt", "vgg11", "-dmt", "vgg11", "-tt", "ewe", "-ep", 1)
     good("extraction", *flags, "-at", "soft")
     assert summary(run / "extraction")["trigger_size"] == 6 and summary(run / "extraction")["log10_p"]["T1"] is None

@@ -2,6 +2,7 @@
 
 import argparse
 from argparse import Namespace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_triggers_among_the_training_images_are_trained_under_their_labels():
     assert carriers.relabel_triggers(shuffled, triggers).labels.tolist() == [1, 5, 0, 6, 2]
     assert shuffled.labels.tolist() == [1, 0, 0, 1, 2]
     held_out = TRAIN.pick(torch.tensor([1, 3]))  # numbered as the training images, where there is a folder val/
-    paired = TriggerSet(*triggers[:4], torch.tensor([[5, 6]] * 2), torch.tensor([0, 1]))
+    paired = replace(triggers, candidates=torch.tensor([[5, 6]] * 2), groups=torch.tensor([0, 1]))
     assert validation_images(Namespace(held_out=held_out), paired) is held_out
 
 

@@ -13,7 +13,6 @@ from utils.runs.checkpoints import load_checkpoint, pack_checkpoint, restore_mod
 from utils.system.refusals import Refusal
 from utils.watermark.prepared import checked_beacon, read_prepared
 from utils.watermark.trigger_files import pack_triggers, read_triggers, unpack_source
-from utils.watermark.triggers import TriggerSet
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -27,8 +26,8 @@ def test_an_official_checkpoint_can_be_read(tmp_path):
     again, triggers = unpack_source(checkpoint, "official.pt")
     x = torch.rand(4, 3, 32, 32)
     assert torch.equal(again(x), model(x))
-    for a, b in zip(triggers[:3], trigger[:3]):  # pixels too: the floats are those of 8 bits
-        assert torch.equal(a, b)
+    for part in ("images", "labels", "true_labels"):  # pixels too: the floats are those of 8 bits
+        assert torch.equal(getattr(triggers, part), getattr(trigger, part)), part
     assert triggers.sources.shape == (6, 0)
     del checkpoint["query_model"]["state_dict"]["original_response"]
     assert unpack_source(checkpoint, "official.pt")[1].true_labels.shape == (6, 0)
@@ -70,19 +69,17 @@ def plausible():
                    candidates=torch.stack([labels, (labels + 1) % 5], 1))
 
 
-def test_candidates_are_saved_and_read_and_sets_without_are_saved_as_before(plausible, tmp_path):
-    save_checkpoint(tmp_path / "triggers.pt", plausible.entries)
+def test_a_set_is_read_as_it_was_saved_with_candidates_and_without(plausible, tmp_path):
+    equal = lambda one, two: all(torch.equal(part, getattr(two, name)) for name, part in vars(one).items())
+    save_checkpoint(tmp_path / "triggers.pt", vars(plausible))
     again = read_triggers(tmp_path / "triggers.pt", 5)
-    assert all(torch.equal(a, b) for a, b in zip(plausible, again)) and again.candidates.shape == (30, 2)
+    assert equal(plausible, again) and again.candidates.shape == (30, 2)
     packed = pack_checkpoint(models.build("res18", 5, width=2), **pack_triggers(plausible))
-    assert all(torch.equal(a, b) for a, b in zip(plausible, unpack_source(packed, "one.pt")[1]))
-    plain = TriggerSet(*plausible[:4])
+    assert equal(plausible, unpack_source(packed, "one.pt")[1])
+    plain = replace(plausible, candidates=None)
     assert plain.candidates.shape == (30, 0) and plain.candidates.dtype == torch.int64 and len(plain) == 30
-    assert list(plain.entries) == ["images", "labels", "true_labels", "sources"]
-    assert "candidates" not in pack_triggers(plain)["query_model"]["state_dict"]
-    for content in (plain.entries, plain._asdict()):
-        save_checkpoint(tmp_path / "triggers.pt", content)
-        assert read_triggers(tmp_path / "triggers.pt", 5).candidates.shape == (30, 0)
+    save_checkpoint(tmp_path / "triggers.pt", vars(plain))
+    assert equal(plain, read_triggers(tmp_path / "triggers.pt", 5))
 
 
 @pytest.mark.parametrize("spoil, words", [
@@ -93,7 +90,7 @@ def test_candidates_are_saved_and_read_and_sets_without_are_saved_as_before(plau
     (lambda c: (c + 1) % 5, "not among its candidates"), (lambda c: c.tolist(), "no attribute"),
 ])
 def test_candidates_that_do_not_fit_are_refused(plausible, spoil, words, tmp_path):
-    save_checkpoint(tmp_path / "triggers.pt", plausible.entries | {"candidates": spoil(plausible.candidates)})
+    save_checkpoint(tmp_path / "triggers.pt", vars(plausible) | {"candidates": spoil(plausible.candidates)})
     assert words in refusal_of(tmp_path / "triggers.pt")
 
 

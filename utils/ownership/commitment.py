@@ -24,7 +24,7 @@ MOST_NUMBERS = 1 << 25  # triggers times classes, the probabilities of a suspect
 
 def save_triggers(run: RunFolder, triggers: TriggerSet, classes: list[str]) -> None:
     """Keep the triggers in `triggers.pt` and show 100 of them in `trigger.png`; both are private."""
-    save_checkpoint(run.path / "triggers.pt", triggers.entries)
+    save_checkpoint(run.path / "triggers.pt", vars(triggers))
     write_atomically(run.path / "trigger.png", draw_trigger_picture(triggers, classes), private=True)
 
 
@@ -37,8 +37,8 @@ def commit_triggers(run: RunFolder, triggers: TriggerSet, data: Data, is_secret:
     if not is_secret:
         return
     if opening is None:
-        run.log("the triggers are drawn by --seed: a claim can persuade their owner alone; one for strangers begins "
-                "with `python -m utils.verify prepare`")
+        run.log("the triggers are drawn by --seed: only their owner can believe a claim; one for strangers begins with "
+                "`python -m utils.verify prepare`")
     else:
         write_json(run.path / prepared.KEY_FILE, {k: v for k, v in opening.items() if k != "sha256"}, private=True)
         write_json(run.path / prepared.COMMITMENT_FILE, {"sha256": opening["sha256"]})

@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -327,7 +328,7 @@ class EntangledObjective(Objective):
             step_size=flags.ewe_step_size, threshold=flags.ewe_threshold, patch=flags.ewe_source.isdecimal())
         model.train()
         pixels = images.mul(255).round().to(torch.uint8).cpu()
-        self._use_triggers(self.keep(TriggerSet(pixels, *self.initial[1:])))
+        self._use_triggers(self.keep(replace(self.initial, images=pixels)))
 
     def state(self) -> dict:
         """The temperatures, and the images of the triggers once phase 2 has made them; before, a digest of theirs."""
@@ -341,7 +342,7 @@ class EntangledObjective(Objective):
                           "anew with --overwrite")
         self.temperatures = state["temperatures"].to(self.batches.device)
         if "images" in state:
-            self._use_triggers(TriggerSet(state["images"], *self.initial[1:]))
+            self._use_triggers(replace(self.initial, images=state["images"]))
 
     def __call__(self, forward, x, y, picks):
         normal, watermark = self.shares  # the loop divides its sums by the number of all steps of the epoch

@@ -17,6 +17,7 @@ import shutil
 import struct
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -274,9 +275,6 @@ def read_record(folder: Path, triggers: TriggerSet) -> dict | None:
     if key is None or public is None:
         lost = KEY_FILE if key is None else COMMITMENT_FILE
         raise Refusal(f"{folder / lost} is gone, and nothing can be shown without it: restore it from a copy")
-    if "salt" in key:
-        raise Refusal(f"{folder / KEY_FILE} is of a format that is not read any more: to judge as the owner, remove it "
-                      f"and {COMMITMENT_FILE}")
     try:
         record = {name: key[name] for name in RECORD}
         record["sha256"] = commitment_digest(triggers, record)
@@ -307,8 +305,7 @@ class Prepared(NamedTuple):
         check_images(self.triggers, data)
         if self.record["classes"] != data.classes:
             raise Refusal("--prepared was made for other class names: pass the data that were prepared")
-        parts = self.triggers._asdict() | {"labels": labels_from_beacon(self.triggers, self.record, beacon)}
-        return TriggerSet(**parts)
+        return replace(self.triggers, labels=labels_from_beacon(self.triggers, self.record, beacon))
 
 
 def check_images(triggers: TriggerSet, data: Data) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from utils.runs.checkpoints import load_checkpoint, refuse_errors, restore_model
 from utils.system.machine import figure_png, new_figure
-from utils.watermark.triggers import OPTIONAL, TriggerSet
+from utils.watermark.triggers import TriggerSet
 
 # parts of a `TriggerSet` -> their keys in a checkpoint, the official code's
 KEYS = {"images": "query", "labels": "response", "true_labels": "original_response", "sources": "sources",
@@ -17,7 +17,7 @@ def pack_triggers(triggers: TriggerSet | None) -> dict:
     """The entry of a checkpoint that holds the owner's trigger set, under the official keys; empty without one."""
     if triggers is None:
         return {}
-    state = {KEYS[name]: part for name, part in triggers.entries.items()}
+    state = {KEYS[name]: part for name, part in vars(triggers).items()}
     return {"query_model": {"type": "stochastic", "state_dict": state}}
 
 
@@ -29,18 +29,13 @@ def unpack_source(checkpoint: dict, path, device="cpu"):
     model = restore_model(checkpoint, path, device)
     if "query_model" not in checkpoint:
         return model, None
-
-    def part(name):
-        state = checkpoint["query_model"]["state_dict"]
-        return state.get(KEYS[name]) if name in ("true_labels", "sources", *OPTIONAL) else state[KEYS[name]]
-
+    part = lambda name: checkpoint["query_model"]["state_dict"].get(KEYS[name])
     return model, _checked(part, path, model.num_classes, model.size)
 
 
 def read_triggers(path, classes: int) -> TriggerSet:
     """The trigger set in a run's `triggers.pt`; Refusal where it is damaged or does not fit `classes`."""
-    state = load_checkpoint(path)
-    return _checked(lambda name: state.get(name) if name in OPTIONAL else state[name], path, classes)
+    return _checked(load_checkpoint(path).get, path, classes)
 
 
 def check_groups(triggers: TriggerSet) -> None:

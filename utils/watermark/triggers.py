@@ -3,13 +3,13 @@
 Triggers are held-out images, or means of k of them, under labels that none of their sources has, or that a clean model
 finds plausible. Those of `paired` labels are the training images that it is least decided about, one draw for a group
 of near ones: it moves a piece of the boundary between two classes, and natural images carry it. Those of `runners-up`
-are training images too: drawn is one of the likeliest wrong classes, whose odds true labels say nothing of, once for
-all images of one class.
+are training images too: one of the likeliest wrong classes is drawn, once for all images of a class; true labels say
+nothing of the odds between wrong classes.
 """
 
 import argparse
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
 
@@ -24,19 +24,10 @@ AMONG_LIKELY = ("plausible", "paired", "runners-up")  # those that draw among th
 SHARED = ("paired", "runners-up")  # those in which training images become triggers and share draws
 CHOICES = 2  # candidates of `AMONG_LIKELY` unless --label-choices says otherwise
 MOST_TRIGGERS = 4096  # of a commitment or a claim; a hundred are the paper's
-OPTIONAL = ("candidates", "groups")  # parts of a trigger set that older files lack
 
 
-class _Parts(NamedTuple):
-    images: torch.Tensor
-    labels: torch.Tensor
-    true_labels: torch.Tensor
-    sources: torch.Tensor
-    candidates: torch.Tensor
-    groups: torch.Tensor
-
-
-class TriggerSet(_Parts):
+@dataclass
+class TriggerSet:
     """m triggers of k source images each.
 
     images       uint8 (m, 3, S, S)
@@ -51,22 +42,21 @@ class TriggerSet(_Parts):
     True labels and sources are empty, (m, 0), where a foreign checkpoint does not hold them.
     """
 
-    __slots__ = ()
+    images: torch.Tensor
+    labels: torch.Tensor
+    true_labels: torch.Tensor
+    sources: torch.Tensor
+    candidates: torch.Tensor = None
+    groups: torch.Tensor = None
 
-    def __new__(cls, images, labels, true_labels, sources, candidates=None, groups=None):
-        if candidates is None:
-            candidates = torch.zeros(len(labels), 0, dtype=torch.long)
-        if groups is None:
-            groups = torch.zeros(0, dtype=torch.long)
-        return super().__new__(cls, images, labels, true_labels, sources, candidates, groups)
+    def __post_init__(self):
+        if self.candidates is None:
+            self.candidates = torch.zeros(len(self), 0, dtype=torch.long)
+        if self.groups is None:
+            self.groups = torch.zeros(0, dtype=torch.long)
 
     def __len__(self):
         return len(self.labels)
-
-    @property
-    def entries(self) -> dict:
-        """{name: tensor} of the parts, without those that may be absent where they are empty, as in older sets."""
-        return {name: part for name, part in self._asdict().items() if name not in OPTIONAL or part.numel()}
 
     def on(self, device):
         """(x, y) on a device: x float (m, 3, S, S) in [0, 1], y int64 (m,) the assigned labels."""
@@ -95,10 +85,12 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
     runners-up  uniform over the `choices` most probable wrong classes, in one draw for all images of one true class
                 that have the same ones
 
-    Raises Refusal where m, k, `choices` or the class count is impossible, or where `predict` gives other classes or
-    numbers that are not finite.
+    Of `seed` torch's generator takes 32 bits. Raises Refusal where m, k, `choices` or the class count is impossible, or
+    where `predict` gives other classes or numbers that are not finite; ValueError for an unknown strategy.
     """
     n = len(held_out.labels)
+    if strategy not in LABEL_STRATEGIES or trigger_strategy not in (None, "uncertain"):
+        raise ValueError(f"{strategy!r} is none of {LABEL_STRATEGIES}, or {trigger_strategy!r} is not 'uncertain'")
     _refuse_impossible(n, m, k, classes, strategy, choices)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(n, generator=generator)
@@ -211,9 +203,9 @@ def add_label_flags(p) -> None:
                    help="held-out images that become triggers: those of which --label-model is most uncertain "
                    "(default: random ones)")
     p.add_argument("--label-model", nargs="+", action="extend", metavar="RUN",
-                   help="model without a mark for the two strategies, unless they are random, and for --carriers: a "
-                   "run, a copy of one too, or plain weights of the architecture -mt; of several, log probabilities "
-                   "are averaged, and features are the last one's")
+                   help="clean model that --label-strategy and --trigger-strategy, unless random, and --carriers "
+                   "ask: a run, a copy of one too, or plain weights of the architecture -mt; of several, log "
+                   "probabilities are averaged, and features are the last one's")
 
 
 def chooses_triggers(flags) -> bool:
