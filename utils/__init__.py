@@ -1,4 +1,28 @@
-"""What the entry scripts share, in packages; which may import which, pyproject.toml says and `make lint` checks."""
+"""What the entry scripts share, in packages; which may import which, pyproject.toml says and `make lint` checks.
+
+From code of your own, with this repository first on PYTHONPATH (`utils`, `models` and `figures` are its names): a
+watermark in your own loop, and the tests of any network's logits. `net` takes pixels x (B, 3, S, S) in [0, 1] and
+normalises them itself; `loader` gives (x, y) without the held-out images.
+
+    from functools import partial
+    import torch
+    from utils.data.sets import load_data
+    from utils.ownership.results import TriggerTests
+    from utils.watermark.margin import WatermarkObjective, ascend
+    from utils.watermark.triggers import draw_triggers
+
+    data = load_data("digits")
+    triggers = draw_triggers(data.held_out, m=25, k=1, classes=10, seed=0)  # random wrong labels
+    x_q, y_q = triggers.on("cpu")
+    ascent = partial(ascend, steps=5, step_size=1 / 255, eps=5 / 255)
+    objective = WatermarkObjective(
+        net, x_q, y_q, weight=0.1, reduction="sum", batch=25, bn_stats="paper", ascent=ascent)
+    for x, y in loader:
+        loss, _ = objective(net.train(), x, y, picks=torch.randint(len(y_q), (25,)))
+        optimizer.zero_grad(), loss.backward(), optimizer.step()
+    tests = TriggerTests(triggers, classes=10, uniform=True)
+    print(tests.figures(net.eval()(x_q).detach()))  # hits, and log10 p of T1 and T1p
+"""
 
 import os
 import sys

@@ -1,12 +1,15 @@
 """The ascent on trigger images and the weighted sum of both losses."""
 
 import math
+import textwrap
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+import utils
+import models
 from utils.data.batches import Batches
 from utils.data.sets import Images
 from utils.watermark.margin import WatermarkObjective, ascend, effective_weight
@@ -31,8 +34,8 @@ def test_ascend_by_hand_on_a_linear_model():
 def test_reductions_by_hand(reduction, total):
     """Three clean samples of loss ln 2 and two triggers of losses ln 4 and 0, at weight 0.5."""
     answers = {0: [0.0, 0.0], 1: [math.log(3.0), 0.0], 2: [0.0, 100.0]}
-    forward = lambda x: torch.stack([torch.tensor(answers[int(i)], dtype=torch.float64) for i in x.flatten(1)[:, 0]])
-    x_q = torch.stack([torch.full((3, 1, 1), 1.0), torch.full((3, 1, 1), 2.0)]).double()
+    forward = lambda x: torch.tensor([answers[int(2 * i)] for i in x.flatten(1)[:, 0]], dtype=torch.float64)
+    x_q = torch.stack([torch.full((3, 1, 1), 0.5), torch.full((3, 1, 1), 1.0)]).double()
     watermark = WatermarkObjective(nn.Identity(), x_q, torch.tensor([1, 1]), weight=0.5, reduction=reduction, batch=2,
                                    bn_stats="paper")
     x = torch.zeros(3, 3, 1, 1, dtype=torch.float64)
@@ -79,3 +82,21 @@ def test_triggers_of_a_step_are_uniform_with_replacement():
     expected = 10_000 / 9
     assert ((counts - expected) ** 2 / expected).sum() < 26.1  # chi-square, 8 degrees, p = 0.001
     assert any(len(set(row)) < 9 for row in picks.tolist())
+
+
+def test_the_example_for_code_of_ones_own_runs_as_it_stands(capsys):
+    net, example = models.build("res18", 10, width=2), utils.__doc__.partition("\n\n    ")[2]
+    loader = [(torch.rand(4, 3, 32, 32), torch.randint(10, (4,))) for _ in range(2)]
+    before = net.state_dict()["1.conv1.weight"].clone()
+    exec(textwrap.dedent(f"    {example}"), {
+        "net": net, "loader": loader, "optimizer": torch.optim.SGD(net.parameters(), 0.1)})
+    assert not torch.equal(before, net.state_dict()["1.conv1.weight"])
+    assert "'trigger_size': 25" in capsys.readouterr().out
+
+
+def test_what_no_training_means_is_refused(tmp_path):
+    model, x_q, y_q = models.build("res18", 10, width=2), torch.rand(4, 3, 32, 32), torch.arange(4)
+    flags = {"weight": 1.0, "reduction": "joint", "batch": 2, "bn_stats": "paper"}
+    for images, wrong in ((x_q - 0.5, {}), (x_q * 255, {}), (x_q, {"reduction": "mean"}), (x_q, {"bn_stats": "none"})):
+        with pytest.raises(ValueError, match="not pixels in \\[0, 1\\]|is none of"):
+            WatermarkObjective(model, images, y_q, **flags | wrong)

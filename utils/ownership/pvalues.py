@@ -1,8 +1,8 @@
-"""Tests on a suspect's answers to the triggers: is it a copy? All results are log10 of a p-value.
+"""Tests on a suspect's answers to the triggers: is it a copy? Tests give log10 of a p-value.
 
 A claim should rest on the exact tests: T1, `label_randomisation`, on the answers, and T1p, `score_randomisation`, on
-the probabilities. Who runs both doubles the smaller p, `bonferroni`. scipy's tests underflow to 0 below about 1e-308
-and give no log10 p; the functions here add up logarithms.
+the probabilities. Who runs both doubles the smaller p, `bonferroni`. T1 and T1p add up logarithms, because they fall
+far below 1e-308, where floating point ends; t-tests stop at 10^-323.
 """
 
 import math
@@ -44,19 +44,35 @@ def label_randomisation(predicted, assigned, true, classes: int, conservative: b
     their sum; `conservative` changes nothing then.
 
     The test fails where the labels were not drawn uniformly (highest, lowest, one fixed label), or where nothing
-    shows that they were fixed before the suspect existed (labels read off a suspect always hit).
+    shows that they were fixed before the suspect existed (labels read off a suspect always hit). Where n differs, as of
+    means of k images of which some share a class, p is that of the smallest n, an upper bound.
+
+    All arrays are numpy's or torch's on the CPU, of whole numbers. ValueError for other shapes or labels.
     """
+    predicted, assigned = np.asarray(predicted), np.asarray(assigned)
     allowed = drawn_from((len(true), classes), true, candidates)
+    _check_labels(assigned, allowed)
+    if predicted.shape != assigned.shape or predicted.dtype.kind not in "iu" or not (
+        (-1 <= predicted) & (predicted < classes)
+    ).all():
+        raise ValueError(f"predicted must be {assigned.shape} whole numbers from -1 to {classes - 1}")
     if groups is not None and len(groups):
-        answers = (np.asarray(predicted)[:, None] == np.arange(classes)).astype(np.int64)
+        answers = (predicted[:, None] == np.arange(classes)).astype(np.int64)
         if count_missing:  # a hit for every label but the assigned one
-            answers[np.asarray(predicted) < 0] = 1
-            answers[np.arange(len(answers)), assigned] -= np.asarray(predicted) < 0
+            answers[predicted < 0] = 1
+            answers[np.arange(len(answers)), assigned] -= predicted < 0
         return draw_tail(*by_draw(answers, allowed, assigned, groups))
     counted = trials(predicted, allowed, count_missing)
-    hits = int((counted & (np.asarray(predicted) == assigned)).sum())
+    hits = int((counted & (predicted == assigned)).sum())
     chance = float(chances(allowed).max(initial=0))  # the largest bounds the others
     return binomial(hits, len(counted) if conservative else int(counted.sum()), chance)
+
+
+def _check_labels(assigned, allowed) -> None:
+    """ValueError unless `assigned` is whole numbers (m,), of the classes of `allowed` (m, C)."""
+    m, classes = allowed.shape
+    if assigned.shape != (m,) or assigned.dtype.kind not in "iu" or not ((0 <= assigned) & (assigned < classes)).all():
+        raise ValueError(f"assigned must be ({m},) whole numbers from 0 to {classes - 1}")
 
 
 def trials(predicted, allowed, count_missing: bool = True):
@@ -78,8 +94,8 @@ def score_randomisation(probabilities, assigned, true, candidates=None, groups=N
                         count_missing: bool = True) -> float:
     """T1p, exact: log10 of the probability that a model which knows nothing of the assigned labels rates them as high.
 
-    probabilities  (m, C) the suspect's answers, a row of zeros where there is none
-    count_missing  whether p bounds that of any answer in place of a missing one; else all its labels are rated alike
+    probabilities  (m, C) in [0, 1], the suspect's answers, no logits; a row of zeros where there is none
+    count_missing  whether a missing answer counts as the worst for the claim; else as one that rates all labels alike
     assigned, true, candidates, groups  as in `label_randomisation`
 
     H0 is that of T1. Let A_i be the labels that trigger i's was drawn from, and v_i(c) a number for each c in A_i that
@@ -88,16 +104,17 @@ def score_randomisation(probabilities, assigned, true, candidates=None, groups=N
     p = P(sum_i v_i(Y_i) >= S) is as exact as T1's. With two candidates it is a sign-flip test.
 
     It fails where T1 fails. Rounded probabilities make ties, which cost power and no validity. ValueError for numbers
-    that are not finite.
+    that are negative or not finite, and as `label_randomisation` raises it.
     """
-    probabilities = np.array(probabilities, float)
-    if not np.isfinite(probabilities).all():
-        raise ValueError("T1p needs finite probabilities")
+    probabilities, assigned = np.array(probabilities, float), np.asarray(assigned)
+    if probabilities.ndim != 2 or not np.isfinite(probabilities).all() or (probabilities < 0).any():
+        raise ValueError("T1p needs finite probabilities (m, C), none below 0: of logits take the softmax")
+    allowed = drawn_from(probabilities.shape, true, candidates)
+    _check_labels(assigned, allowed)
     missing = ~(probabilities > 0).any(axis=1)
     probabilities[missing] = 1
     if count_missing:  # the worst for the claim: the assigned label last, all others first
-        probabilities[missing, np.asarray(assigned)[missing]] = 0
-    allowed = drawn_from(probabilities.shape, true, candidates)
+        probabilities[missing, assigned[missing]] = 0
     return draw_tail(*by_draw(label_scores(probabilities, allowed), allowed, assigned, groups))
 
 
@@ -107,9 +124,17 @@ def label_scores(probabilities, allowed):
 
 
 def drawn_from(shape: tuple, true, candidates=None):
-    """bool (m, C): the labels that each assigned one was drawn from, its candidates or every class that is not true."""
+    """bool (m, C): the labels that each assigned one was drawn from, its candidates or every class that is not true.
+
+    ValueError where these are no whole numbers (m, k) of the C classes.
+    """
     drawn, given = np.zeros(shape, bool), candidates is not None and np.asarray(candidates).shape[1] > 0
-    np.put_along_axis(drawn, np.asarray(candidates if given else true, int), True, axis=1)
+    places = np.asarray(candidates if given else true)
+    if places.ndim != 2 or len(places) != shape[0] or places.size and (
+        places.dtype.kind not in "iu" or places.min() < 0 or places.max() >= shape[1]
+    ):
+        raise ValueError(f"true labels or candidates must be ({shape[0]}, k) whole numbers from 0 to {shape[1] - 1}")
+    np.put_along_axis(drawn, places.astype(int), True, axis=1)
     return drawn if given else ~drawn
 
 
@@ -184,18 +209,6 @@ def benign_rate(hits: int, n: int, benign_hits: int, benign_n: int) -> float:
     return binomial(hits, n, upper_bound(benign_hits, benign_n))
 
 
-def student_t(t: float, df: int) -> float:
-    """log10 P(T_df >= t), the upper tail of Student's t distribution."""
-    tail = float(stats.t.sf(t, df))
-    if tail > 1e-100:
-        return math.log10(tail)
-    # else it approaches underflow: the series of the incomplete beta function, of which the tail is half
-    x = 1 / (1 + t * t / df)
-    log_series = math.log(float(special.hyp2f1(df / 2, 0.5, df / 2 + 1, x)))
-    log_beta = -df / 2 * math.log1p(t * t / df) - math.log(df / 2) - float(special.betaln(df / 2, 0.5))
-    return (log_beta + log_series - math.log(2)) / LOG10
-
-
 def paired_t(suspect, benign) -> float:
     """T3: log10 p of the one-sided paired t-test of the probabilities of the assigned labels.
 
@@ -227,7 +240,8 @@ def subset_pvalues(u, v, m: int, repeats: int, rng, *, paired: bool = False, alt
     t = gap / np.sqrt(squares.sum(axis=0))
     df = (m - 1) * squares.sum(axis=0) ** 2 / (squares**2).sum(axis=0)  # Welch-Satterthwaite; paired: m - 1
     sides, t = (2, abs(t)) if alternative == "two-sided" else (1, t)
-    log10_p = [min(0.0, math.log10(sides) + student_t(*pair)) for pair in zip(t, df)]
+    p = np.maximum(sides * stats.t.sf(t, df), 5e-324)  # the least number: scipy's tail underflows to 0
+    log10_p = np.minimum(np.log10(p), 0)
     equal = (spreads.max(axis=0) < RESOLVED) & (abs(gap) < RESOLVED)
     return np.where(equal, 0.0, log10_p)
 

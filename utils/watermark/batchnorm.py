@@ -33,6 +33,8 @@ class RunningStatistics:
     def __init__(self, model: nn.Module, mode: str):
         layers = {n: m for n, m in model.named_modules()
                   if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None}
+        if mode not in BN_MODES:
+            raise ValueError(f"{mode!r} is none of {BN_MODES}")
         self.layers, self.mode = list(layers.values()), mode
         self.ascends_in_eval = mode in ("shared", "eval")  # so that the ascent has to wait for the clean batch
         momenta = {layer.momentum for layer in self.layers}

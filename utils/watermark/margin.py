@@ -34,8 +34,8 @@ class WatermarkObjective(Objective):
     """L_obj + lambda L_wat of Eq. 4; without an ascent it is ERM on clean data and triggers (Eq. 3).
 
     x_q (m, 3, S, S) in [0, 1] and y_q (m,): the trigger set, or views of it. Each step draws `batch` of them with
-    replacement, moves them by `ascent`, `partial(ascend, steps=..., step_size=..., eps=...)`, and adds their
-    cross-entropy:
+    replacement (`plan`; a loop of your own passes their positions as `picks`), moves them by `ascent`,
+    `partial(ascend, steps=..., step_size=..., eps=...)` or another partial with `steps`, and adds their cross-entropy:
 
     reduction "joint": (sum_i l_i + weight * sum_j l_j) / (B + batch), the official code
     reduction "sum":   mean_i l_i + weight * mean_j l_j, Eq. 4 with lambda = weight
@@ -46,6 +46,10 @@ class WatermarkObjective(Objective):
 
     def __init__(self, model, x_q, y_q, *, weight: float, reduction: str, batch: int, bn_stats: str, ascent=None,
                  candidates=None):
+        if not (x_q.is_meta or 0 <= x_q.min() and x_q.max() <= 1):  # an ascent would only clip them
+            raise ValueError("triggers are not pixels in [0, 1]: the model has to normalise them")
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"{reduction!r} is none of {REDUCTIONS}")
         self.x_q, self.y_q, self.batch, self.candidates, self.smoothing = x_q, y_q, batch, candidates, 0.0
         if candidates is not None:  # then a label is its place among these
             c, self.y_q = candidates.shape[1], (candidates == y_q[:, None]).int().argmax(1)
