@@ -26,8 +26,6 @@ from utils.watermark.margin import ascend
 from utils.watermark.trigger_files import unpack_source
 from utils.watermark.triggers import labels_are_uniform, validation_images
 
-MOST_GENERATIONS = 20  # a copy of the source is of generation 1, one made --on it of 2, ...
-
 
 @refuse_in_one_sentence
 def main():
@@ -84,6 +82,8 @@ def steal(flags, word: str) -> None:
             "seed": flags.seed, "generation": before.get("generation", 0) + 1}
 
     run.open(device, flags.overwrite)
+    if (of_source := run_settings(path).get("select")) not in (None, flags.select):
+        run.log(f"this steals the checkpoint of --select {flags.select}; the source's own figures are of {of_source}")
     if not run.finished:
         run.log(*own.notes)
         if not (folder / "summary.json").exists():
@@ -102,7 +102,7 @@ def steal(flags, word: str) -> None:
     if not run.finished:
         # each generation has seeds of its own (2^31, 2^31 + 2^30, ... above --seed; torch's generator reads 32 bits):
         # a copy begins neither from the weights nor with the batches of what it copies
-        seed = flags.seed + 2**32 - 2 ** (32 - made["generation"])
+        seed = flags.seed + 2**32 - (2**32 >> made["generation"])
         prepare_torch(seed, flags.deterministic)
         if start is not None:
             kept = pruning_masks(start, flags.ratio, flags.criterion, active) if prunes else {}
@@ -161,10 +161,8 @@ def earlier_copy(folder, on: str, select: str):
     if made.get("source_sha256") not in hashes_of_source(folder):
         raise Refusal(f"--on {on} is a copy of an earlier training of its source: make it anew by its own command and "
                       "--overwrite")
-    made.setdefault("generation", 1 + bool(run_settings(path).get("on")))  # which older summaries lack
-    if not isinstance(made["generation"], int) or not 0 < made["generation"] < MOST_GENERATIONS:
-        raise Refusal(f"--on {on}: its summary.json is damaged, or it is one of more than {MOST_GENERATIONS} copies, "
-                      "each from the last: name another copy")
+    if type(made.get("generation")) is not int or made["generation"] < 1:  # 1: a copy of the source, 2: one --on it
+        raise Refusal(f"--on {on}: its summary.json is damaged: make it anew by its own command and --overwrite")
     return path, made
 
 

@@ -1,7 +1,7 @@
 """`python -m figures.rows DIR`: every finished run below a folder as rows of one table, seeds side by side.
 
 Runs share a row if they differ only in the seed, in tags and in which source they stole. A row has the mean ± standard
-deviation of the test accuracies, the hits and log10 p (T1, T1p) of each seed, and the harmonic mean of p over
+deviation of the test accuracies, the hits and log10 p (T1, T1p) of each seed, and the harmonic mean of T1's p over
 seeds, as the paper aggregates them (not valid for a decision). `--out NAME` also writes NAME.md and NAME.json.
 """
 
@@ -19,7 +19,7 @@ from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 # entries of a summary that all runs of a row share; settings that are its tags; settings that may differ between them
 SAME = ("dataset", "dataset_source", "model", "width", "epochs", "train_size", "bn_stats", "select")
 TAGS = ("message", "additional_message")
-SEEDS = ("seed", "message", "additional_message", "source_checkpoint")
+SEEDS = ("seed", "message", "additional_message")
 # -tt -> its name in the table; the rows are in this order
 WATERMARK_NAMES = {"none": "no watermark", "base": "ERM", "margin": "margin", "ewe": "EWE", "rs": "RS"}
 
@@ -38,7 +38,8 @@ def collect_rows(folder: Path) -> list[dict]:
     groups = {}  # {(-tt, role, statistics, settings): [(figures, summary, content of run.json)]}
     for path in sorted(folder.glob("**/summary.json")):
         summary, run = read_json(path), read_json(path.parent / "run.json")
-        if not run or summary.get("role") not in ("source", "benign", "surrogate"):  # edited ones: see figures.make
+        if not run or summary.get("role") not in ("source", "benign", "surrogate"):
+            print(f"left out: {path.parent} has a row for each strength, see its summary.json", file=sys.stderr)
             continue
         if summary["role"] == "surrogate" and is_stale(summary, path.parents[1]):
             print(f"left out: {path.parent} is a copy of an earlier training of its source", file=sys.stderr)
@@ -90,7 +91,10 @@ def rows_table(rows: list[dict]) -> str:
         thief = row["dataset_source"]
         data = row["dataset"] + (f", thief's {thief}" if thief not in (None, row["dataset"]) else "")
         model, tags = row["model"] + (f" width {row['width']}" if row["width"] else ""), filter(None, row["tags"])
-        table.append([row["watermark"], row["role"], row["statistics"], data, model, " ".join(tags), len(row["seeds"]),
+        seeds = len(set(row["seeds"]))
+        if seeds < len(row["seeds"]):  # equal runs under other tags: no sample of seeds
+            seeds = f"{len(row['seeds'])} runs of {seeds}"
+        table.append([row["watermark"], row["role"], row["statistics"], data, model, " ".join(tags), seeds,
                       f"{statistics.mean(accuracy):.2f}{spread}", hits, *map(join_numbers, p)])
     return markdown_table(["watermark", "role", "statistics", "data", "model", "tags", "seeds", "test %", "triggers",
                            "T1", "T1p", "T1 cons.", "harmonic mean"], table)

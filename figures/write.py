@@ -94,9 +94,12 @@ def _write_table(name: str, out: Path, measured: dict, paper: dict) -> None:
               f"`{row['command']}`" if row["values"] else "not run"] for row in rows]
     kind = "Table" if name in TABLES else "Figure"
     title = f"{kind} {name.removeprefix(kind.lower())}"
-    lines = [f"# {title}", "", markdown_table(["row", "column", "paper", "ours: mean ± sd (n)", "command"], cells)]
+    lines = [f"# {title}", "", f"Profile {out.name}. A command needs the run of its source before it, and of what "
+             f"--benign names: `python -m figures.make {name} --profile {out.name} --list` prints all, in their order.",
+             "", markdown_table(["row", "column", "paper", "ours: mean ± sd (n)", "command"], cells)]
     if any(row["column"] == P for row in rows):
-        lines += ["", "log10 p of trigger sets is T1, of the answers, and T1p, of the probabilities, as the owner "
+        lines += ["", "Over seeds log10 p is that of the harmonic mean of p, as in the paper: no valid p of its own. "
+                  "log10 p of trigger sets is T1, of the answers, and T1p, of the probabilities, as the owner "
                   "reads them; what a stranger asks besides is in docs/verification.md."]
     if name in ("table2", "table3"):
         lines += ["", "EWE, RS, DI and EEF differ from their authors' settings in the six points that docs/rivals.md "

@@ -1,4 +1,4 @@
-"""A slow, literal transcription of Algorithm 1, written from reproduction.md alone.
+"""A slow, literal transcription of Algorithm 1, written from the paper and docs/differences.md.
 
 It shares no code with utils/ or torch.nn: batch normalisation, its running averages, cross-entropy, the ascent, both
 projections, the weighted sum and SGD are written out. It runs in float64.
@@ -87,7 +87,7 @@ def oracle(w, running, steps_data, *, reduction, bn_stats, ascent_steps, rate=LR
             logits = o_forward(w, torch.cat([x, x_q]), [live])
             l_obj, l_wat = o_cross_entropy(logits[: len(x)], y), o_cross_entropy(logits[len(x) :], y_q)
         else:
-            # triggers come after the clean batch: only so 90 % of the averages are theirs (reproduction.md, row 2)
+            # triggers come after the clean batch: only so 90 % of the averages are theirs (docs/differences.md, row 2)
             l_obj = o_cross_entropy(o_forward(w, x, [live, clean]), y)
             seen = [] if bn_stats == "clean" else [live]
             x_q = o_ascent(w, x_q, y_q, ascent_steps, seen, use_running=bn_stats == "eval")

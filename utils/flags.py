@@ -83,14 +83,14 @@ def train_flags(argv=None) -> argparse.Namespace:
     group.add_argument("--trigger-batch", type=number(int, 2, 10**9), default=25,
                        help="triggers a step, with replacement")
     group.add_argument("--bn-stats", default="paper", choices=BN_MODES,
-                       help="BatchNorm's running statistics: paper: triggers enter, clean ones are kept beside; clean: "
-                       "triggers stay out; shared: triggers (of ewe: watermark batches) are normalised with a clean "
-                       "batch; eval: paper, with the ascent of -tt margin in eval mode")
+                       help="BatchNorm's running statistics: paper: trigger batches enter, and a second set without "
+                       "them is saved too; clean: they stay out; shared: triggers (of ewe: watermark batches) are "
+                       "normalised with a clean batch; eval: paper, with the ascent of -tt margin in eval mode")
     add_label_flags(group)
     group.add_argument("--carriers", type=count_or_share, metavar="N",
-                       help="train the N training images nearest to each trigger, in the features of --label-model, "
-                       "under the trigger's label, so that copies see it; costs accuracy; below 1: a share of the "
-                       "training images, for all triggers together (default: none)")
+                       help="train the N training images nearest to each trigger, in --label-model's features, "
+                       "under its label, so that copies see the mark; costs accuracy; below 1: a share of all "
+                       "training images (default: none)")
     group.add_argument("--prepared", metavar="DIR",
                        help="take the triggers' images from `python -m utils.verify prepare DIR`; needs --beacon")
     group.add_argument("--beacon", metavar="HEX", help="public randomness, known only after the preparation, that "
@@ -153,6 +153,13 @@ def distill_flags(argv=None) -> argparse.Namespace:
     return flags
 
 
+READ_BY = {  # flag of extraction.py: the attacks that read it
+    "alpha": ("reg",), "finetune": ("finetune", "fineprune"), "criterion": ("prune", "fineprune"),
+    "ratios": ("prune",), "ratio": ("fineprune",), "bits": ("quantize",), "steps": ("margin", "adversarial"),
+    "step_size": ("margin", "adversarial"), "eps": ("margin", "adversarial"),
+}
+
+
 def extraction_flags(argv=None) -> argparse.Namespace:
     """The flags of extraction.py; Refusal where they do not go together."""
     p = _attack_parser("Extract a surrogate from a source through its answers, or edit a copy of it.", "extraction.py")
@@ -177,8 +184,8 @@ def extraction_flags(argv=None) -> argparse.Namespace:
                        "(ft, rt); shift: on the model's own labels from shifted weights; wrk: with images pushed over "
                        "the boundary under random labels")
     group.add_argument("--criterion", default="activation", choices=CRITERIA,
-                       help="-at prune, fineprune: in each layer that an activation function follows the least active "
-                       "channels, or of all weights the smallest")
+                       help="-at prune, fineprune: activation: the least active channels of each layer before an "
+                       "activation function; magnitude: the smallest of all weights")
     group.add_argument("--ratios", type=SHARE, nargs="+", default=[0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
                        help="-at prune: pruned shares, a row each")
     group.add_argument("--ratio", type=SHARE, default=0.5, help="-at fineprune: pruned share")
@@ -193,6 +200,10 @@ def extraction_flags(argv=None) -> argparse.Namespace:
                       "edits")
     if flags.on and flags.teacher_bn != "paper":
         raise Refusal(f"--teacher-bn {flags.teacher_bn}: --on {flags.on} has statistics of its own; leave it out")
+    for name, readers in READ_BY.items():
+        if flags.attack not in readers and getattr(flags, name) != p.get_default(name):
+            raise Refusal(f"--{name.replace('_', '-')}: -at {flags.attack} does not read it; leave it out, or pass "
+                          f"-at {' or '.join(readers)}")
     if flags.adam and edits:
         raise Refusal(f"--adam {flags.adam:g}: -at {flags.attack} trains no new surrogate; leave it out")
     flags.model_type = flags.model_type or ("" if edits else "res18")  # an edited model keeps its architecture
@@ -218,7 +229,7 @@ def _attack_parser(description: str, script: str) -> Parser:
                        help="BatchNorm statistics of the stolen model: the paper's, clean ones, or the paper's in the "
                        "first or last half of the layers and clean ones in the others")
     group.add_argument("-dmt", "--model-type", type=models.architecture, default="res18", metavar="NAME",
-                       help=f"the surrogate's {ARCHITECTURE_HELP} (res18; attacks that start from a model keep theirs)")
+                       help=f"the surrogate's {ARCHITECTURE_HELP}")
     group.add_argument("--adam", type=POSITIVE, metavar="RATE",
                        help="train the surrogate with Adam at this constant rate (EWE's authors: 1e-3), not with SGD "
                        "at --lr")
@@ -254,14 +265,15 @@ def _add_training_flags(parser):
     p.add_argument("--batch-size", type=COUNT, default=128, help="images a step")
     p.add_argument("--lr", type=POSITIVE, default=0.1, help="initial learning rate")
     p.add_argument("--weight-decay", type=number(float, 0, 1e38), default=1e-4, help="weight decay")
-    p.add_argument("--seed", type=SEED, default=0, help="seed of everything but the split, and what --prepared fixed")
+    p.add_argument("--seed", type=SEED, default=0,
+                   help="seed of all random numbers, but of the split's and of what --prepared fixed")
     p.add_argument("--no-crop", action="store_true", help="do not crop training images at random")
     p.add_argument("--no-flip", action="store_true", help="do not mirror training images, for data of which a mirrored "
                    "image is another thing (of digits none is mirrored)")
     p = parser.add_argument_group("machine")
     add_device_flag(p)
     p.add_argument("--amp", nargs="?", const="bf16", choices=tuple(AMP), help="autocast: faster, changes the result "
-                   "slightly; bf16, or fp16, which is faster on NVIDIA GPUs (default without a name: bf16)")
+                   "slightly; bf16, or fp16, which is faster on NVIDIA GPUs (--amp alone: bf16)")
     p.add_argument("--compile", action="store_true", help="torch.compile the model: changes the result by rounding")
     p.add_argument("--no-tf32", dest="tf32", action="store_false",
                    help="CUDA: convolutions in full fp32: slower, changes the result by rounding")
@@ -276,10 +288,10 @@ def _add_output_flags(parser, *folder_flags) -> None:
     p.add_argument(*folder_flags, dest="dir", default="experiments", help="folder of all runs")
     p.add_argument("-msg", "--message", type=folder_tag, default="", help="tag of the source run's folder")
     p.add_argument("-qt", "--query-type", type=folder_tag, default="",
-                   help="a word for the kind of triggers; enters the folder's name only")
+                   help="a word in the source folder's name, followed by -nm")
     p.add_argument("--overwrite", action="store_true", help="remove the run in the folder and begin anew")
     p.add_argument("--select", default="val", choices=("val", "last"),
-                   help="checkpoint to report and to attack: best on validation images, or last")
+                   help="checkpoint to report: best on validation images, or last; of an attack, to steal too")
     p.add_argument("--benign", nargs="+", default=[], metavar="RUN",
                    help="independent models (-tt none) to compare with: table rows and test T3")
 

@@ -39,7 +39,7 @@ SVG = {  # equal bytes at each call, text as text, and a name's $ no formula
     "font.family": ["sans-serif"], "font.sans-serif": ["DejaVu Sans"],
 }
 # settings that may hold a part of a folder's name, and with it the seed
-PLACES = ("init", "label_model", "on", "query_type", "source_checkpoint", "command", "message", "additional_message")
+PLACES = ("init", "label_model", "on", "query_type", "command", "message", "additional_message")
 
 
 # ---- what folders say: they may come from somebody else, so everything is data ----
@@ -186,7 +186,8 @@ def decision(row: dict) -> str:
 
 
 def result_rows(source: Record, attacks: list[Record], secret: bool) -> list[tuple]:
-    """[("source", "copies" or "benign models", cells of `COLUMNS` and the decision), ...], as the summaries state them.
+    """[("source", "copies", "edited models" or "benign models", cells of `COLUMNS` and the decision), ...], as the
+    summaries state them.
     """
     cells = lambda name, row: [*row_cells(row | {"model": name}), decision(row)]
     rows, benign = [], {}
@@ -205,7 +206,7 @@ def result_rows(source: Record, attacks: list[Record], secret: bool) -> list[tup
                 ratio, bits = finite_number(row.get("ratio")), finite_number(row.get("bits"))
                 if ratio is not None or bits is not None:
                     strength = f"{bits} bits" if ratio is None else f"{100 * ratio:g} % pruned"
-                    rows.append((group, cells(f"{name}: {strength}", row)))
+                    rows.append(("edited models", cells(f"{name}: {strength}", row)))
         else:
             rows.append((group, cells(name, record.summary)))
             if isinstance(clean_figures := record.summary.get("clean"), dict) and clean_figures:
@@ -217,7 +218,7 @@ def result_rows(source: Record, attacks: list[Record], secret: bool) -> list[tup
 def counts_of_claims(rows: list[tuple]) -> dict:
     """{group: (claimed, decided)} of `result_rows`, the source first, without groups of none."""
     said = {name: [cells[-1] for group, cells in rows if group == name and cells[-1] != "-"]
-            for name in ("source", "copies", "benign models")}
+            for name in ("source", "copies", "edited models", "benign models")}
     return {name: (of.count("claimed"), len(of)) for name, of in said.items() if of}
 
 

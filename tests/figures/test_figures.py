@@ -80,6 +80,7 @@ def test_runs_that_differ_in_the_seed_share_a_row(tmp_path):
     text = "| margin | surrogate soft | paper | digits, thief's svhn | res18 width 4 | s1 s2 | 2 | 65.00 ± 7.07 | "
     text += "10/50, 14/50 | -3.00, -5.00 | -6.00, -10.00 | -1.50, -2.50 | -4.70 |"
     assert text in rows_table([paper, clean]) and clean["statistics"] == "clean"
+    assert "| 2 runs of 1 |" in rows_table([paper | {"seeds": [1, 1]}])  # tags are no seeds
     a_run(tmp_path / "s3" / "extraction", 3, 9, -9.0, source_sha256="of an earlier training")
     (tmp_path / "s3" / "checkpoints").mkdir()
     for name in ("nat_best", "latest"):

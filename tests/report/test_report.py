@@ -113,7 +113,7 @@ def test_the_verdict_stands_on_top_and_counts_what_is_claimed(copied):
     strengths = [{"bits": 8, "log10_p": {"T1": -3.2}}, {"bits": 4, "log10_p": {"T1": -3.2, "T1p": -3.2}}]
     edit(copied / "extraction_bits" / "summary.json", rows=strengths)
     text = text_of(copied)
-    said = "for who trusts the owner: source 1 of 1, copies 1 of 3, benign models 0 of 1."
+    said = "for who trusts the owner: source 1 of 1, copies 0 of 1, edited models 1 of 2, benign models 0 of 1."
     assert said in text and text.index(said) < text.index("p_subset") and "-30.50" in text
     assert "A benign model is claimed too" not in text and "1 of the copies stole another source" in text
     edit(copied / "summary.json", rows=[{"model": "benign x", "log10_p": {"T1": -4}}])

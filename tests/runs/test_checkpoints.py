@@ -20,7 +20,7 @@ def test_plain_weights_are_no_model_of_another_run(tmp_path):
     for name in ("weights.pt", "weights.safetensors", "model.onnx"):
         (tmp_path / name).touch()
         with pytest.raises(Refusal, match=f"--suspect .*{name} does not say what it is of, as plain weights do not"):
-            checkpoints.read_other("--suspect", tmp_path / name)
+            checkpoints.read_other("--suspect", tmp_path / name, (10, 32))
     (tmp_path / "weights.safetensors").write_bytes((1 << 30).to_bytes(8, "little"))
     with pytest.raises(Refusal, match="its header is too long"):
         read_initial_weights(tmp_path / "weights.safetensors")

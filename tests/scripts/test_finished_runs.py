@@ -108,7 +108,8 @@ def test_accuracies_are_those_of_test_images_and_of_validation_images_without_tr
 
 
 def test_select_last_copies_and_reports_the_last_checkpoints(copied):
-    good("extraction", "-e", copied.parent, *STEAL, "--select", "last", "-ep", 2, "-admsg", "_last")
+    said = good("extraction", "-e", copied.parent, *STEAL, "--select", "last", "-ep", 2, "-admsg", "_last")
+    assert "steals the checkpoint of --select last; the source's own figures are of val" in said
     s, settings = (json.loads((copied / "extraction_last" / f"{name}.json").read_text()) for name in ("summary", "run"))
     assert settings["settings"]["source_sha256"] == sha256_of_file(copied / LATEST) and s["chosen_epoch"] == 2
 

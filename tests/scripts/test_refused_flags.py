@@ -57,13 +57,14 @@ def test_bad_flags_of_train_are_refused(case, benign, tmp_path):
 
 
 def test_clean_models_of_another_image_size_and_shortened_flags_are_refused(benign):
-    with pytest.raises(Refusal, match="--label-model .* of 32 pixels, these have 64"):
-        read_label_model(argparse.Namespace(label_model=[benign]), argparse.Namespace(size=64))
-    with pytest.raises(Refusal, match="--label-model .* 10 classes, the data set has 2"):
+    with pytest.raises(Refusal, match="--label-model .* of 32 pixels apart, wanted are .* of 64 pixels"):
+        read_label_model(argparse.Namespace(label_model=[benign]),
+                         argparse.Namespace(size=64, classes=list("0123456789")))
+    with pytest.raises(Refusal, match="--label-model .* was trained on other classes"):
         read_label_model(argparse.Namespace(label_model=[benign]), argparse.Namespace(size=32, classes=["a", "b"]))
     none = torch.zeros(2, 0, dtype=torch.long)
     large = TriggerSet(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), none[:, :0].sum(1), none, none)
-    with pytest.raises(Refusal, match="--benign .* of 32 pixels apart, the triggers have 10 of 64"):
+    with pytest.raises(Refusal, match="--benign .* of 32 pixels apart, wanted are 10 classes of 64 pixels"):
         TriggerTests(large, 10, True, [benign])
     small = TriggerSet(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), none[:, :0].sum(1), none, none)
     with pytest.raises(Refusal, match="--benign .* was trained on other classes, or on these in another order"):

@@ -19,6 +19,7 @@ BAD = {  # name -> words of the sentence
     "own_networks:plain:plain": "there is no architecture",
     # it gives no logits for ten classes
     "own_networks:too_few_logits": "it returned (2, 9), not (2, 10)",
+    "own_networks:Probabilities": "gives no logits but probabilities, which sum to 1: leave its last softmax out",
     "own_networks:fails": "cannot be built for 10 classes of images of 32 x 32 pixels (RuntimeError: no such layer)",
     "own_networks:weightless": "has no weights to train",
     "own_networks:ends_the_process": "SystemExit: it ends the program",

@@ -1,4 +1,4 @@
-"""The one place where logits meet labels."""
+"""Predictions and accuracies over many images."""
 
 import math
 

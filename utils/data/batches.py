@@ -23,8 +23,8 @@ class EpochPlan(NamedTuple):
 class Batches:
     """The training images on the device, cropped and flipped by batch there.
 
-    Each is flipped with probability 1/2 and then cropped to its size out of a zero padding of an eighth of it (4 pixels
-    of 32), or not without `crop`; the last partial batch is dropped. Stored images are read and augmented on the CPU,
+    Each is flipped with probability 1/2 and then, with `crop`, padded by zeros, an eighth of its size (4 pixels of 32),
+    and cropped back at random; the last partial batch is dropped. Stored images are read and augmented on the CPU,
     in a second thread.
     """
 

@@ -41,8 +41,8 @@ def add_claim(parts) -> None:
     kinds.add_argument("--suspect", metavar="RUN", help="a run, a checkpoint, a .onnx, or plain weights, with -mt")
     kinds.add_argument("--command", metavar="'CMD {png}'", help="a program that prints a label, or a line for each")
     kinds.add_argument("--url", help="a server that gets each image by POST, as PNG, and answers in text or JSON")
-    kinds.add_argument("--suspects", metavar="LIST", help="a file of your own, a suspect a line, as `url http://...`: "
-                       "its lines may start programs; by Holm's correction")
+    kinds.add_argument("--suspects", metavar="LIST", help="a file, a suspect a line, as `url http://...`; its lines "
+                       "can start programs, so write it yourself; alpha is corrected for their number (Holm)")
     j = c.add_argument_group("who judges")
     j.add_argument("--trust-owner", action="store_true", help="decide for the owner: T1 and T1p on his word, or T2")
     j.add_argument("--beacon", type=checked_beacon, metavar="HEX", help="the beacon's value, as you read it yourself")
@@ -53,7 +53,7 @@ def add_claim(parts) -> None:
     j.add_argument("--alpha", type=number(float, 1e-300, 1 - 1e-9), default=ALPHA,
                    help="largest probability of a false claim (default: 0.001)")
     j.add_argument("--test", choices=EXACT, default="both", help="the exact test that decides: T1 of answers, T1p of "
-                   "probabilities, or the smaller p, doubled (default; of labels alone T1)")
+                   "probabilities, or the smaller p, doubled (default; T1 where there are labels alone)")
     j.add_argument("--benign", nargs="+", default=[], metavar="RUN", help="the bank: models that know no watermark")
     a = c.add_argument_group("how suspects are asked")
     add_named_architectures(a, "a --suspect that is a plain state dict")
@@ -62,7 +62,7 @@ def add_claim(parts) -> None:
     for name, low, about in (("--mean", -1e6, "subtracted"), ("--std", 1e-6, "divided by")):
         a.add_argument(name, nargs="+", type=number(float, low, 1e6), metavar="X",
                        help=f"an ONNX file or plain weights: numbers {about} after --scale (1 or 3)")
-    a.add_argument("--scale", type=number(float, 1e-6, 1e6), metavar="X", help="the same: what white is (default: 1)")
+    a.add_argument("--scale", type=number(float, 1e-6, 1e6), metavar="X", help="the same: white's value (default: 1)")
     a.add_argument("--allow-missing", action="store_true", help="count triggers without an answer as misses")
     a.add_argument("--leave-out-missing", action="store_true",
                    help="leave them out instead: exact if it was the suspect who refused, as you saw yourself")
@@ -70,7 +70,7 @@ def add_claim(parts) -> None:
     a.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'", help="--url: sent with each image")
     a.add_argument("--rate", type=number(float, 1e-4, 1e4), default=10.0, help="--url: images a second (default: 10)")
     a.add_argument("--retries", type=number(int, 0, 100), default=3, help="--url: after passing failures (default: 3)")
-    a.add_argument("--keep-answers", type=Path, metavar="FILE", help="your own; what it holds is not asked again")
+    a.add_argument("--keep-answers", type=Path, metavar="FILE", help="keep answers there, and ask for none twice")
     a.add_argument("--sequential", action="store_true", help="--command, --url: stop when Wald's test has decided")
     c.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
 

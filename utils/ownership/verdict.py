@@ -26,7 +26,8 @@ class OwnershipCase:
     count_missing     whether T1 and T1p take a missing answer for the worst one
     exact             one of `EXACT`; "both" doubles the smaller p, and is T1 alone of a suspect without probabilities
 
-    t1_fails, t2_fails and refused say why T1 and T1p, T2, or all claims whatever the answers, fail; None where not.
+    t1_fails, t2_fails  why T1 and T1p, or T2, do not apply; None where they do
+    refused             why nothing can be claimed, whatever the answers are; None where something can
     """
 
     def __init__(self, owner: Owner, bank: list[Answers], alpha: float, *, stranger: bool = False, doubts=(),
@@ -52,8 +53,8 @@ class OwnershipCase:
         elif self.t1_fails and self.t2_fails:
             self.refused = f"no test can decide: T1 does not apply, for {self.t1_fails}; T2: {self.t2_fails}"
         elif self.t1_fails is None and (false := sum(self.exact_test(b)[1] <= math.log10(alpha) for b in bank)):
-            self.refused = (f"the test would claim {false} of the {len(bank)} benign models too, so this trigger set "
-                            "or this bank is not what it is said to be")
+            self.refused = (f"the test would claim {false} of the {len(bank)} benign models too, so its labels "
+                            "were not drawn at random, or the bank's models are not benign")
 
     def hits(self, answers: Answers):
         """(m,) whether the suspect gave the assigned label."""

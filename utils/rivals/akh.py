@@ -5,12 +5,12 @@ way. Asked are test images that the source answers wrongly; counted is how often
 The authors compare with a threshold on the distance of the answers. Here a suspect is compared with benign models,
 because models of the same data share mistakes.
 
-The test, for one benign model: the images are those that source, suspect and benign model all answer wrongly, because a
-weak model meets more wrong labels, and on which exactly one of the latter two gives the source's label. H0: on each of
-these n images, independently, it is the suspect with probability at most t / (1 + t), t = `TOLERANCE`, so that
-p = P(Bin(n, t / (1 + t)) >= k) is exact under H0; k of n are the suspect's. No two models are equally like a third, and
-with enough images odds of 1 would be rejected for every other model. A claim must reject H0 for each benign model, at
-level `AKH_ALPHA` (largest p: no correction is needed).
+The test, for one benign model: the images are those that source, suspect and benign model all answer wrongly (a weak
+model would meet more wrong labels on others), and on which exactly one of the latter two gives the source's label. H0:
+on each of these n images, independently, it is the suspect with probability at most t / (1 + t), t = `TOLERANCE`, so
+that p = P(Bin(n, t / (1 + t)) >= k) is exact under H0; k of n are the suspect's. No two models are equally like a
+third, and with enough images odds of 1 would be rejected for every other model. A claim must reject H0 for each benign
+model, at level `AKH_ALPHA` (largest p: no correction is needed).
 
 The images are the sample and the models are fixed: p is no probability that an honest model is claimed. Only the rank
 speaks of models, 1 / (B + 1) at best, if the suspect, had it copied nothing, were exchangeable with the benign ones.

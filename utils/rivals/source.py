@@ -32,24 +32,18 @@ def read_source(run, data_dir, device):
     checkpoint = load_checkpoint(path)
     model = restore_model(checkpoint, path, device)
     about = checkpoint.get("about", {})
-    size = about.get("train_size")
+    size = run_settings(run).get("train_size", about.get("train_size"))
     if about.get("dataset") not in DATASETS or not isinstance(size, int | None) or "attack" in about:
         raise Refusal(f"{path} does not say on which data it was trained: name a run of train.py as the source")
     data = load_data(about["dataset"], data_dir, train_size=size, skip_bad_images=True,
                      image_size=model.size)
-    for note in data.notes:
-        print(note)
     if len(data.classes) != model.num_classes or run_settings(run).get("data_sha256") not in (None, data.sha256):
         raise Refusal(f"--data-dir {data_dir}: these are not the images that {run} was trained on, or not in its order")
+    for note in data.notes:
+        print(note)
     return model, data
 
 
 def read_others(flag: str, runs, source, classes: list[str], device) -> list:
-    """The models that `flag`, --benign or --suspect, names; Refusal where their task is not the source's, of `classes`.
-    """
-    models = [read_other(flag, run, device, classes) for run in runs]
-    for run, model in zip(runs, models):
-        if (model.num_classes, model.size) != (source.num_classes, source.size):
-            raise Refusal(f"{flag} {run} tells {model.num_classes} classes of {model.size} pixels apart and the source "
-                          f"{source.num_classes} of {source.size}: name models of the source's task")
-    return models
+    """The models that `flag`, --benign or --suspect, names, which must be of the source's task and `classes`."""
+    return [read_other(flag, run, (source.num_classes, source.size), device, classes) for run in runs]

@@ -74,13 +74,18 @@ def restore_model(checkpoint: dict, path, device="cpu"):
             classes = int(entry["classes"])
         if classes < 2:
             raise ValueError("fewer than two classes")
-        # no memory before the file has shown that it holds as much; a user's maker cannot be called for nothing. A
-        # model from outside may keep tensors that are in no state dict, so its maker is called for real as well
-        for where in ["meta"] * (model_type not in models.named) + ["cpu"] * (not own):
+
+        def filled(where: str):
             with torch.device(where):
                 model = models.build(model_type, classes, width=width, size=size)
             _check_kinds(weights, model)
             model.load_state_dict(weights, assign=where == "meta")
+            return model
+
+        if model_type not in models.named:  # no memory before the file has shown that it holds as much
+            model = filled("meta")
+        if not own:  # it may keep tensors that are in no state dict; a user's maker cannot be called on "meta"
+            model = filled("cpu")
         model.float()
         if not all(bool(t.isfinite().all()) for t in models.trained_tensors(model).values()):
             raise ValueError("its weights are not finite")
@@ -151,20 +156,30 @@ def read_model(run, device="cpu"):
     return restore_model(load_checkpoint(path), path, device)
 
 
-def read_other(flag: str, run, device="cpu", classes: list[str] | None = None):
-    """The model of a run that `flag`, --benign or --suspect, names, of these classes where it names any.
+def load_typed(path: Path) -> dict:
+    """The checkpoint in a file, {} for plain weights, which do not say of which architecture they are."""
+    checkpoint = {} if path.suffix in (".safetensors", ".onnx") else load_checkpoint(path)
+    entry = checkpoint.get("model")
+    return checkpoint if isinstance(entry, dict) and "type" in entry else {}
 
-    Raises Refusal as `check_benign` and `check_class_names` do, and for plain weights.
+
+def read_other(flag: str, run, task: tuple[int, int], device="cpu", classes: list[str] | None = None):
+    """The model of a run that `flag`, as --benign, names, of `task`: (number of classes, pixels of an image's side).
+
+    Raises Refusal as `check_benign` and `check_class_names` do, for plain weights, and for a model of another task.
     """
     path = find_checkpoint(run)
-    checkpoint = load_checkpoint(path) if path.suffix not in (".safetensors", ".onnx") else {}
-    if not isinstance(checkpoint.get("model"), dict) or "type" not in checkpoint["model"]:
+    if not (checkpoint := load_typed(path)):
         raise Refusal(f"{flag} {run} does not say what it is of, as plain weights do not: name a run or a checkpoint")
     if flag == "--benign":
         check_benign(checkpoint, run)
     if classes is not None:
         check_class_names(checkpoint, classes, f"{flag} {run}")
-    return restore_model(checkpoint, path, device)
+    model = restore_model(checkpoint, path, device)
+    if (found := (model.num_classes, model.size)) != task:
+        raise Refusal(f"{flag} {run} tells {found[0]} classes of {found[1]} pixels apart, wanted are {task[0]} classes "
+                      f"of {task[1]} pixels: name another model")
+    return model
 
 
 def check_class_names(checkpoint: dict, classes: list[str], what: str) -> None:
@@ -172,7 +187,7 @@ def check_class_names(checkpoint: dict, classes: list[str], what: str) -> None:
     named = checkpoint.get("about", {}).get("classes")
     if named is not None and named != classes:
         raise Refusal(f"{what} was trained on other classes, or on these in another order, so that answers cannot be "
-                      "compared: name a model of the same classes or, if they are, a file of its entry 'model' alone")
+                      "compared: name a model of the same classes, or, if the names are wrong, a file of its 'model'")
 
 
 def check_benign(checkpoint: dict, run) -> None:

@@ -57,6 +57,8 @@ def _require_logits(what: str, logits, classes: int) -> None:
         found = f"{found} of {logits.dtype}"
     if found != (2, classes):
         raise Refusal(f"{what}: for 2 images and {classes} classes it returned {found}, not {(2, classes)}")
+    if (logits >= 0).all() and ((logits.float().sum(1) - 1).abs() < 1e-3).all():
+        raise Refusal(f"{what} but probabilities, which sum to 1: leave its last softmax out")
 
 
 def check_training(flag: str, name: str, classes: int, size: int, width: int, device="cpu", amp=None,

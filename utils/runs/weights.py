@@ -9,7 +9,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 import models
-from utils.runs.checkpoints import check_benign, check_class_names, find_checkpoint, load_checkpoint, restore_model
+from utils.runs.checkpoints import (
+    check_benign,
+    find_checkpoint,
+    load_checkpoint,
+    load_typed,
+    read_other,
+    restore_model,
+)
 from utils.runs.networks import check_architecture
 from utils.system.files import CHECKPOINT_LIMIT, TEXT_LIMIT, sha256_of_file
 from utils.system.refusals import Refusal
@@ -185,17 +192,8 @@ def read_label_model(flags, data, device="cpu"):
 def _label_model(name, flags, data, device):
     """The frozen model of a run, a checkpoint, or plain weights of the -mt."""
     file = find_checkpoint(name)
-    checkpoint = load_checkpoint(file) if file.suffix != ".safetensors" else {}
-    if isinstance(checkpoint.get("model"), dict) and "type" in checkpoint["model"]:
-        model = restore_model(checkpoint, file, device)
-        if model.size != data.size:
-            raise Refusal(f"--label-model {name} was trained on images of {model.size} pixels, these have "
-                          f"{data.size}: name another clean model")
-        if model.num_classes != len(data.classes):
-            raise Refusal(f"--label-model {name} answers with {model.num_classes} classes, the data set has "
-                          f"{len(data.classes)}: name another clean model")
-        check_class_names(checkpoint, data.classes, f"--label-model {name}")
-        return model
+    if load_typed(file):
+        return read_other("--label-model", name, (len(data.classes), data.size), device, data.classes)
     weights = read_initial_weights(file, "--label-model")
     if flags.model_type is None:
         raise Refusal(f"--label-model {file} holds plain weights, which do not say what they are of: name their "
@@ -214,10 +212,9 @@ def read_suspect_model(path, architectures: list[str], classes: int, size: int, 
     mean_std       normalisation of pixels for a state dict that has none; `pixels` of `check_pixels` replace it
     """
     file = find_checkpoint(path)
-    checkpoint = {} if file.suffix == ".safetensors" else load_checkpoint(file)
-    if flag == "--benign":
-        check_benign(checkpoint, path)
-    if isinstance(checkpoint.get("model"), dict) and "type" in checkpoint["model"]:
+    if checkpoint := load_typed(file):
+        if flag == "--benign":
+            check_benign(checkpoint, path)
         if pixels:
             raise Refusal(f"{flag} {path} normalises its pixels itself: leave out --mean, --std and --scale")
         model = restore_model(checkpoint, file)

@@ -31,7 +31,7 @@ def write_atomically(path: Path, content: bytes, private: bool = False) -> None:
     """
     if not is_rank_0():
         return
-    # nobody can put a link where the file will be made: the name is not known before, and "x" takes none that is there
+    # a random name, and "x" refuses a file that exists: nobody can put a link there beforehand
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with open(partial, "xb", opener=open_private if private else open_no_link) as file:

@@ -1,6 +1,6 @@
 """What depends on the machine: processes of torchrun, device, torch's switches, signals, pictures without a screen.
 
-Without torchrun there is one process, and what concerns the others returns at once.
+Without torchrun there is one process, and the functions about others do nothing.
 """
 
 import contextlib
