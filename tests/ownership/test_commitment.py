@@ -146,21 +146,13 @@ def change_key(folder, **parts):
     (folder / "key.json").write_text(json.dumps(key | parts))
 
 
-def change_checkpoint(folder, **about):
-    path = folder / "checkpoints" / "checkpoint_nat_best.pt"
-    checkpoint = load_checkpoint(path)
-    save_checkpoint(path, checkpoint | {"about": checkpoint["about"] | about})
-
-
 def change_triggers(folder, **parts):
     state = load_checkpoint(folder / "triggers.pt")
     save_checkpoint(folder / "triggers.pt", state | {name: change(state.get(name)) for name, change in parts.items()})
 
 
 TAMPERED = {
-    "class names permuted in the checkpoint": lambda f: change_checkpoint(f, classes=CLASSES[::-1]),
-    "class names permuted in both": lambda f: (change_key(f, classes=CLASSES[::-1]),
-                                               change_checkpoint(f, classes=CLASSES[::-1])),
+    "class names permuted": lambda f: change_key(f, classes=CLASSES[::-1]),
     "more classes": lambda f: change_key(f, classes=[*CLASSES, *map(str, range(10, 60))]),
     "other pixels": lambda f: change_key(f, mean=[0.9, 0.1, 0.2], std=[3.0, 0.1, 1.0]),
     "another secret": lambda f: change_key(f, secret="77" * 32),

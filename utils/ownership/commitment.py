@@ -12,7 +12,7 @@ from utils.data.sets import Data
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from utils.runs.folder import RunFolder
 from utils.runs.networks import add_named_architectures
-from utils.system.files import write_atomically, write_json
+from utils.system.files import read_json, refuse_links, write_atomically, write_json
 from utils.system.refusals import Refusal
 from utils.watermark import prepared
 from utils.watermark.prepared import never_claimed, new_private_folder
@@ -65,7 +65,10 @@ def read_owner(run) -> Owner:
     Refusal without a trigger set, where the class names do not fit, and where anything in the folder is not what its
     commitment says: class names in their order, images, and labels that the run's own beacon draws.
     """
-    path, folder = find_checkpoint(run, "val"), Path(run) if Path(run).is_dir() else None
+    folder = Path(run) if Path(run).is_dir() else None
+    if folder and any((folder / name).exists() for name in (prepared.KEY_FILE, prepared.COMMITMENT_FILE)):
+        return _committed_owner(folder)
+    path = find_checkpoint(run, "val")
     checkpoint = load_checkpoint(path)
     model, triggers = unpack_source(checkpoint, path)
     about, count = checkpoint.get("about", {}), model.num_classes
@@ -77,22 +80,38 @@ def read_owner(run) -> Owner:
         triggers = read_triggers(folder / "triggers.pt", count)
     if triggers is None:
         raise Refusal(f"{path} holds no trigger set: name a run of train.py")
-    if len(triggers) > MOST_TRIGGERS or len(triggers) * count > MOST_NUMBERS:
-        raise Refusal(f"{path}: {len(triggers)} triggers of {count} classes are more than a claim takes "
-                      f"({MOST_TRIGGERS}, and {MOST_NUMBERS} numbers in all)")
+    _check_size(path, triggers, count)
     if about.get("train_type") == "none":
         raise Refusal(f"{path} is of -tt none, which trains no mark: name a run that has one")
-    record = prepared.read_record(folder, triggers) if folder else None
     uniform = "train_type" in about and labels_are_uniform(about.get("label_strategy"))
     mean_std = model[0].mu.flatten().tolist(), model[0].std.flatten().tolist()
-    if record:
-        if "beacon" not in record or record["classes"] != classes:
-            raise Refusal(f"{folder}: its class names and their order, or its {prepared.KEY_FILE}, are not those that "
-                          "were committed to: restore it from a copy")
-        if prepared.labels_from_beacon(triggers, record, record["beacon"]).tolist() != triggers.labels.tolist():
-            raise Refusal(f"{folder}: its labels are not those that its beacon draws: restore it from a copy")
-        mean_std, uniform = (record["mean"], record["std"]), True
-    return Owner(triggers, classes, neutral_names(triggers, record), mean_std, record, uniform)
+    return Owner(triggers, classes, neutral_names(triggers, None), mean_std, None, uniform)
+
+
+def _committed_owner(folder: Path) -> Owner:
+    """The owner's side of a committed run: triggers.pt, and what the digest fixes. The judge gets no other file, and
+    builds no network of the owner's, whose code he would run.
+    """
+    refuse_links(folder)
+    if not (folder / "triggers.pt").exists():
+        raise Refusal(f"{folder} holds no triggers.pt: name a run that was trained with --prepared, or restore it")
+    classes = (read_json(folder / prepared.KEY_FILE) or {}).get("classes")
+    count = len(classes) if isinstance(classes, list) else prepared.MOST_CLASSES
+    triggers = read_triggers(folder / "triggers.pt", count)
+    _check_size(folder, triggers, count)
+    record = prepared.read_record(folder, triggers)
+    if "beacon" not in record:
+        raise Refusal(f"{folder / prepared.KEY_FILE} holds no beacon: restore it from a copy")
+    if prepared.labels_from_beacon(triggers, record, record["beacon"]).tolist() != triggers.labels.tolist():
+        raise Refusal(f"{folder}: its labels are not those that its beacon draws: restore it from a copy")
+    return Owner(triggers, record["classes"], neutral_names(triggers, record), (record["mean"], record["std"]), record,
+                 True)
+
+
+def _check_size(path: Path, triggers: TriggerSet, classes: int) -> None:
+    if len(triggers) > MOST_TRIGGERS or len(triggers) * classes > MOST_NUMBERS:
+        raise Refusal(f"{path}: {len(triggers)} triggers of {classes} classes are more than a claim takes "
+                      f"({MOST_TRIGGERS}, and {MOST_NUMBERS} numbers in all)")
 
 
 def neutral_names(triggers: TriggerSet, record: dict | None) -> list[str]:
