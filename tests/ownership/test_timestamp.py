@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from owner_runs import M, answer, make_run, record_of
 
+from utils.ownership import timestamp
 from utils.ownership.claim import find_doubts
 from utils.ownership.commitment import read_owner
 from utils.ownership.timestamp import TOKEN_FILE, Stamp, check_token
@@ -114,6 +115,15 @@ def test_an_old_token_a_bad_address_and_a_folder_without_commitment_are_refused(
     for url in ("file:///etc/passwd", "http://127.0.0.1:9"):
         assert stamped(folder, url)[0] == 2
     assert "is no folder of" in stamped(tmp_path, "http://127.0.0.1:9")[2]
+
+
+def test_no_token_is_asked_for_that_would_be_too_late(folder, monkeypatch):
+    known = round_time(read_prepared(folder).record)
+    for before in (-3600, 59):
+        monkeypatch.setattr(timestamp.time, "time", lambda before=before: known - before)
+        assert "prepare again, with a larger --after" in stamped(folder, "http://127.0.0.1:9").err
+    monkeypatch.setattr(timestamp.time, "time", lambda: known - 61)
+    assert "ask another authority" in stamped(folder, "http://127.0.0.1:9").err  # which is asked
 
 
 def test_the_rounds_of_quicknet_have_times():

@@ -25,7 +25,8 @@ def runs(benign, tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
     name = ("--beacon-name", "round 7")
     good(*PREPARE, folder / "P", *name)
-    good(*PREPARE, folder / "PLAUSIBLE", *name, *PLAUSIBLE, "--label-model", benign)
+    said = good(*PREPARE, folder / "PLAUSIBLE", *name, *PLAUSIBLE, "--label-model", benign)
+    assert "% on the held-out images; WARNING: if it is better than that" in said  # it was trained for an epoch
     good(*PREPARE, folder / "FUTURE", "--after", "1h")
     for copy in ("DAMAGED", "CHANGED", "MOVED"):
         shutil.copytree(folder / "P", folder / copy)

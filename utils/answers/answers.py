@@ -172,7 +172,7 @@ def require_complete(what, answers: Answers, names: list[str], allow_missing: bo
     if missing and not allow_missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise Refusal(f"{what} lacks {', '.join(missing[:3])}{more} of {len(names)} triggers: ask again, or pass "
-                      "--allow-missing to count them as misses")
+                      "--allow-missing, which counts them as misses, or --leave-out-missing if the suspect refused")
     return answers
 
 

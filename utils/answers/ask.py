@@ -67,7 +67,8 @@ class Respondent(NamedTuple):
             if not allow_missing:
                 named = pngs[0].name if len(pngs) == 1 else f"{len(pngs)} images"
                 raise Refusal(f"{self.name} {failure}, for {named}: with --keep-answers FILE the same command goes on "
-                              "where it ended; or pass --allow-missing") from failure
+                              "where it ended; or pass --allow-missing, or, if it refused, --leave-out-missing"
+                              ) from failure
             return [self.ask([png], classes, True)[0] for png in pngs] if len(pngs) > 1 else [None]
         given = []
         for reply, png in zip(replies, pngs):
@@ -256,7 +257,7 @@ def ask_all(respondent: Respondent, images, names: list[str], classes: Classes, 
                 found = respondent.ask([Path(folder) / name for name in new], classes, allow_missing)
             for name, answer in zip(new, found):
                 given[name] = answer or Answer()
-                if file and answer:
+                if file and answer and answer.label >= 0:
                     keep_answer(file, name, answer)
         if decided and decided(answers.gather_answers(list(given.values()), len(classes)), asked):
             break
@@ -270,8 +271,8 @@ def read_kept(path: Path, about, names: list[str], classes: list[str]) -> dict:
     """{name: Answer} of a private file of --keep-answers, which is begun where it is not there yet.
 
     A line of who was asked about what, and in which order of classes it answers, `about`; then a line for each answer,
-    [name, {"label", "probabilities"}], in the owner's order, or [name, -1] for a reply that was no answer; a last line
-    that was cut off is removed. Refusal for another file or a damaged one.
+    [name, {"label", "probabilities"}], in the owner's order, none for a reply that was no answer, as it may be one next
+    time; a last line that was cut off is removed. Refusal for another file or a damaged one.
     """
     begun = json.dumps(about).encode() + b"\n"
     try:
@@ -280,8 +281,7 @@ def read_kept(path: Path, about, names: list[str], classes: list[str]) -> dict:
             raise Refusal(f"--keep-answers {path} is of another suspect, other triggers, or other --columns or "
                           "--header: name another file")
         classes, where = Classes(classes, classes), f"--keep-answers {path}"
-        kept = {name: Answer() if value == -1 else answers.answer_of(value, classes, where)
-                for name, value in map(json.loads, lines)}
+        kept = {name: answers.answer_of(value, classes, where) for name, value in map(json.loads, lines)}
         if not kept.keys() <= set(names):
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -293,6 +293,6 @@ def read_kept(path: Path, about, names: list[str], classes: list[str]) -> dict:
 def keep_answer(path: Path, name: str, answer: Answer) -> None:
     """Add an answer to a file that `read_kept` has read; it is on the disk when this returns."""
     with open(path, "ab", opener=open_private) as file:
-        file.write(json.dumps([name, answer._asdict() if answer.label >= 0 else -1]).encode() + b"\n")
+        file.write(json.dumps([name, answer._asdict()]).encode() + b"\n")
         file.flush()
         sync(file.fileno())

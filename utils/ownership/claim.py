@@ -11,7 +11,7 @@ import numpy as np
 from utils.answers import ask
 from utils.answers.answers import Answers, Classes, answers_from_file, read_lines
 from utils.ownership.commitment import Owner, read_owner
-from utils.ownership.timestamp import Stamp, check_token
+from utils.ownership.timestamp import CLOCK_ERROR, Stamp, check_token
 from utils.ownership.verdict import BETA, EXACT, OwnershipCase
 from utils.runs.networks import add_named_architectures
 from utils.system.files import check_output_file, write_json
@@ -21,7 +21,6 @@ from utils.watermark.prepared import ALPHA, checked_beacon, describe_beacon, rou
 KINDS = ("predictions", "suspect", "command", "url")  # a file of answers, weights, a program, a server
 LIVE = ("command", "url")  # kinds of suspects that see the triggers when they are asked
 MOST_SUSPECTS = 1000
-CLOCK_ERROR = 60  # seconds by which a time-stamp has to be older than the beacon's value
 NAMED = ("p holds if the beacon's name means one value: of a name that fits several, as of any day or block, the owner "
          "could choose one")
 ASKED_AGAIN = "asking a suspect again that answers at random is not corrected for; --keep-answers asks each image once"
@@ -209,8 +208,9 @@ def judge_claim(flags) -> int:
                                            flags)
         reports = _judge_all(suspects, judge)
         if flags.suspects is None:
-            report = reports[0]
-            lines += claim_lines(report)
+            (kind, value), report = suspects[0], reports[0]
+            lines += [f"suspect      {kind} {value}", *claim_lines(report)]
+            report = {"kind": kind, "suspect": value} | report
         else:
             decide_together(reports, flags.alpha)
             report = {"suspects": [{"kind": kind, "suspect": value} | report
@@ -220,7 +220,8 @@ def judge_claim(flags) -> int:
         lines += [ASKED_AGAIN] * bool(respondents) + [CHOSEN] * bool(flags.columns or pixels)
     print(printable("\n".join(lines)))
     if flags.json:
-        write_json(flags.json, {"commitment": about, "stamp": stamp and stamp._asdict()} | report, private=True)
+        write_json(flags.json, {"run": str(flags.run), "judged": utc(time.time()), "commitment": about,
+                                "stamp": stamp and stamp._asdict()} | report, private=True)
     return 0 if any(report["decision"]["holds"] for report in reports) else 1
 
 

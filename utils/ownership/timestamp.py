@@ -3,6 +3,7 @@
 Certificates need to have been valid at the token's own time, so a token stays good when they expire.
 """
 
+import time
 from datetime import timedelta, timezone
 from pathlib import Path
 from typing import NamedTuple
@@ -13,11 +14,12 @@ from rfc3161_client import HashAlgorithm, TimestampRequestBuilder, VerifierBuild
 from utils.system.files import read_bounded, write_atomically
 from utils.system.outside import NoReply, post
 from utils.system.refusals import Refusal
-from utils.watermark.prepared import commitment_bytes, read_prepared, utc
+from utils.watermark.prepared import commitment_bytes, read_prepared, round_time, utc
 
 TOKEN_FILE = "commitment.tsr"  # beside commitment.json
 TOKEN_LIMIT = 1 << 20  # bytes; a reply with certificates takes about 5 kB
 SECONDS = 60  # time limit of the authority
+CLOCK_ERROR = 60  # seconds by which a time-stamp has to be older than the beacon's value
 
 
 class Stamp(NamedTuple):
@@ -70,7 +72,10 @@ def add_timestamp(parts) -> None:
 def stamp_commitment(flags) -> int:
     """Ask for a token of the image commitment and keep it in DIR/commitment.tsr; Refusal where one is there."""
     prepared, path = read_prepared(flags.folder), flags.folder / TOKEN_FILE
-    digest = prepared.record["sha256"]
+    digest, known = prepared.record["sha256"], round_time(prepared.record)
+    if known and time.time() + CLOCK_ERROR > known and not path.exists():
+        raise Refusal(f"{flags.folder}: the beacon's value is known from {utc(known)}, and a token has to be "
+                      f"{CLOCK_ERROR} s older: prepare again, with a larger --after")
     if path.exists() and check_token(path, digest, None).time:  # of whatever authority
         why = check_token(path, digest, flags.tsa_ca).why
         raise Refusal(f"{path} is there, and kept: " + (

@@ -153,8 +153,8 @@ class OwnershipCase:
         if not len(given) or (most < 0.6 * len(given) and (known >= 0.6 * len(given) or not self.true.shape[1])):
             return None
         return (f"the same answer to {most} of {len(given)} triggers, a true or assigned label to {known}: if it does "
-                "better on its own images, it wants other pixels (--mean, --std, --scale) or has its classes in "
-                "another order (--columns)")
+                "better on its own images, its classes are in another order (--columns) or numbered from 1, a file's "
+                "rows are in another order, or an ONNX file or weights want other pixels (--mean, --std, --scale)")
 
     def sequence(self, answers: Answers, order) -> dict:
         """Wald's sequential test on the answers in `order`: {"decision", "queries", "log10_likelihood_ratio", ...}.

@@ -30,6 +30,7 @@ from utils.runs.weights import read_label_model
 from utils.system.files import read_json, refuse_links, write_json
 from utils.system.machine import add_device_flag, choose_device
 from utils.system.refusals import COUNT, Refusal
+from utils.training.metrics import accuracy
 from utils.watermark import triggers as choice
 from utils.watermark.trigger_files import check_groups
 from utils.watermark.triggers import TriggerSet
@@ -100,7 +101,10 @@ def prepare_images(flags) -> int:
     order = list(range(len(data.held_out.labels)))
     random.SystemRandom().shuffle(order)  # a seed would let anybody draw the images again
     data.held_out = data.held_out.pick(order)
+    print(*data.notes, sep="\n", end="\n" * bool(data.notes))
     clean = read_label_model(flags, data, device) if flags.label_model else None
+    if clean:
+        print(describe_label_model(clean, data))
     triggers = choice.triggers_of_flags(flags, data, clean)  # whose labels are not used
     if hopeless := never_claimed(triggers, len(data.classes)):
         raise Refusal(f"this mark could never be claimed: {hopeless}")
@@ -113,9 +117,17 @@ def prepare_images(flags) -> int:
         write_json(to / COMMITMENT_FILE, {"sha256": digest, "beacon_name": name, "round": record["round"]})
     print(f"{len(triggers)} images in {to}, to be shown to nobody")
     print(f"image commitment: SHA-256 {digest}")
-    print(f"publish it, or `timestamp {to}`, before the value of {describe_beacon(record)}")
+    print(f"publish it, or `timestamp {to}`, a minute or more before the value of {describe_beacon(record)}")
     print(f"then: python train.py ... --prepared {to} --beacon HEX, with that value")
     return 0
+
+
+def describe_label_model(model, data) -> str:
+    """How accurate a label model is on the held-out images, in a line: a wrong one cannot be told later."""
+    right = accuracy(model, data.held_out.images, data.held_out.labels)
+    doubt = "" if right > 0.5 else ("; WARNING: if it is better than that, its classes are in another order, or its "
+                                    "pixels are normalised otherwise than by the data's mean and deviation")
+    return f"--label-model has {100 * right:.2f} % on the held-out images{doubt}"
 
 
 @contextmanager
@@ -320,8 +332,8 @@ def check_images(triggers: TriggerSet, data: Data) -> None:
     if (held < 0).any() or not torch.equal(pool.labels[held], triggers.true_labels) or not torch.equal(
         choice.mean_images(pool.images, held), triggers.images
     ):
-        raise Refusal("--prepared was made from other images than those of -dt and --data-dir (and --train-size, for "
-                      "paired and runners-up labels): pass the data that were prepared")
+        raise Refusal("--prepared was made from other images than those of -dt, --data-dir and --image-size (and "
+                      "--train-size, for paired and runners-up labels): pass the data that were prepared")
 
 
 def read_prepared(folder) -> Prepared:
