@@ -14,6 +14,7 @@ from utils.system.files import ANSWERS_LIMIT, read_array, read_bounded
 from utils.system.refusals import Refusal
 
 HEADER = ("name", "image", "file", "filename")
+MISSING = {"", "-1", "nan"}  # cells of a CSV where there is no answer, unless a class is named so
 FORMS = ("the name or number of a class; JSON {\"label\": ...}, {\"probabilities\": [...] or {name: ...}} or both; or "
          "a list of probabilities or of {\"label\": ..., \"score\": ...}")
 
@@ -196,7 +197,8 @@ def answers_from_file(path, names: list[str], classes: Classes, allow_missing: b
     """Answers to the triggers with these file `names`, in their order.
 
     .npy: (m,) whole numbers or (m, C) probabilities, in the alphabetical order of the names; -1 or nan where there is
-    no answer. Else CSV: lines `name,label` or `name` and one probability a class, whose order a header may name.
+    no answer. Else CSV: lines `name,label` or `name` and one probability a class, whose order a header may name; no
+    line or cells of `MISSING` where there is no answer.
     """
     given = dict.fromkeys(names)
     try:
@@ -240,7 +242,7 @@ def _csv_rows(path, names, classes: Classes):
         raise Refusal(f"{path} is no CSV file in UTF-8 ({str(error)[:80]})") from error
     if len(lines) == most:
         raise Refusal(f"{path} has {most} lines or more for {len(names)} triggers: give one line for each")
-    rows = [(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line]
+    rows = [(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if any(map(str.strip, line))]
     if rows and rows[0][1][0].strip().lower() in HEADER:
         (where, (_, *header)), *rows = rows
         if len(header) > 1:
@@ -250,10 +252,11 @@ def _csv_rows(path, names, classes: Classes):
             raise Refusal(f"{where}: {1 + len(cells)} columns; each line needs a name and a label, or each a name and "
                           f"{len(classes.order)} probabilities")
         try:
-            value = cells[0] if len(cells) == 1 else [float(cell) for cell in cells]
+            value = cells[0].strip() if len(cells) == 1 else [float(cell.strip() or "nan") for cell in cells]
         except ValueError as error:
             raise Refusal(f"{where}: a probability is no number") from error
-        yield where, name.strip(), answer_of(value, classes, where)
+        missing = value in MISSING - classes.places.keys() if len(cells) == 1 else all(map(math.isnan, value))
+        yield where, name.strip(), Answer() if missing else answer_of(value, classes, where)
 
 
 def read_lines(path, flag: str) -> list[str]:

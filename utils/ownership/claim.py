@@ -16,13 +16,11 @@ from utils.ownership.verdict import BETA, EXACT, OwnershipCase
 from utils.runs.networks import add_named_architectures
 from utils.system.files import check_output_file, write_json
 from utils.system.refusals import Refusal, number, printable
-from utils.watermark.prepared import ALPHA, checked_beacon, describe_beacon, round_time, utc
+from utils.watermark.prepared import ALPHA, NAMED, checked_beacon, describe_beacon, round_time, utc
 
 KINDS = ("predictions", "suspect", "command", "url")  # a file of answers, weights, a program, a server
 LIVE = ("command", "url")  # kinds of suspects that see the triggers when they are asked
 MOST_SUSPECTS = 1000
-NAMED = ("p holds if the beacon's name means one value: of a name that fits several, as of any day or block, the owner "
-         "could choose one")
 ASKED_AGAIN = "asking a suspect again that answers at random is not corrected for; --keep-answers asks each image once"
 CHOSEN = ("p holds if --columns, --mean, --std and --scale are what the suspect says of itself: who chooses them after "
           "its answers can claim anybody")

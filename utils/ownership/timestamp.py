@@ -90,7 +90,7 @@ def stamp_commitment(flags) -> int:
     stamp = check_token(token, digest, flags.tsa_ca)
     if stamp.time is None or decode_timestamp_response(token).tst_info.nonce != request.nonce:
         raise Refusal(f"--tsa {flags.tsa} gives no time-stamp of this commitment ({stamp.why or 'it is an old one'}): "
-                      "ask another authority")
+                      "ask another authority, or pass its own certificates by --tsa-ca")
     write_atomically(path, token)
     print(f"commitment {digest} existed at {utc(stamp.time)}, says {flags.tsa}; the token is {path}")
     return 0

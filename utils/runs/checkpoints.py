@@ -239,6 +239,7 @@ def _runs_beside(folder: Path) -> str:
     """Which runs lie where one is missed, those of the most similar names first: "; there are ..."; "" if none."""
     names = sorted((path.parent.name for path in folder.parent.glob("*/run.json")),
                    key=lambda name: (-len(os.path.commonprefix([name, folder.name])), name))[:5]
-    if tags := [name.removeprefix(folder.name) for name in names if name.startswith(folder.name)]:
+    tags = [name.removeprefix(folder.name) for name in names if name.startswith(folder.name)]
+    if tags and folder.name.endswith("_"):
         return f"; the run is there with a tag: pass -msg {' or '.join(tags)}"
     return f"; there are {', '.join(names)}" if names else ""

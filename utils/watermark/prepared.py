@@ -43,6 +43,8 @@ RECORD = ("secret", "classes", "mean", "std", "beacon_name", "round")
 FORMAT, FORMAT_OF_GROUPS = b"margin triggers1", b"margin triggers2"  # 16 bytes each
 MOST_CLASSES = 100_000
 ALPHA = 1e-3
+NAMED = ("p holds if the beacon's name means one value: of a name that fits several, as of any day or block, the owner "
+         "could choose one")
 # name: (time of round 1, seconds between rounds, where a round's value stands, in the field `randomness`)
 BEACONS = {"drand quicknet": (1692803367, 3, "https://api.drand.sh/52db9ba70e0cc0f6eaf7803dd07447a1f5477735fd3f661792ba"
                                              "94600c84e971/public/{}")}
@@ -118,6 +120,8 @@ def prepare_images(flags) -> int:
     print(f"{len(triggers)} images in {to}, to be shown to nobody")
     print(f"image commitment: SHA-256 {digest}")
     print(f"publish it, or `timestamp {to}`, a minute or more before the value of {describe_beacon(record)}")
+    if name not in BEACONS:
+        print(NAMED)
     print(f"then: python train.py ... --prepared {to} --beacon HEX, with that value")
     return 0
 
