@@ -127,7 +127,7 @@ def test_labels_and_probabilities_in_npy_and_csv_files_with_columns_in_any_order
     (lambda rows: [rows[0].split(",")[0] + ",=cmd|' /C calc'!A0"] + rows[1:], "=cmd"),
     (lambda rows: [rows[0] + ",1"] + rows[1:], "columns"),
     (lambda rows: ["name," + ",".join("abcdefghij")] + rows, "'0', a class"),
-    (lambda rows: [rows[0].split(",")[0] + ",nan" * 10], "not finite")])
+    (lambda rows: [rows[0].split(",")[0] + ",inf" * 10], "not finite")])
 def test_answers_that_do_not_fit_are_named_and_refused(spoil, words, owner, tmp_path):
     rows = answer(owner, tmp_path, 1.0).read_text().splitlines()
     (tmp_path / "bad.csv").write_text("\n".join(spoil(rows)))
