@@ -14,7 +14,7 @@ from figures.runs import Profile, RunCommands
 from figures.shared import markdown_table
 from utils.analyze import PERPLEXITIES
 from utils.ownership import pvalues
-from utils.system.files import write_atomically
+from utils.system.files import read_json, write_atomically
 from utils.system.machine import figure_png, new_figure
 
 SERIES = {  # colour, mark and line
@@ -44,20 +44,23 @@ def write_target(name: str, profile: Profile, folder: Path, out: Path) -> None:
 
 
 def measure(by_seed: dict) -> dict:
-    """{key: {"values", "command", "seeds"}}, over the seeds whose runs are finished, from {seed: {key: cell}}.
+    """{key: {"values", "command", "seeds", "places"}} over the seeds whose runs are finished, from {seed: {key: cell}}.
 
-    The command is that of one of them.
+    The command is that of one of them; places: device and torch of each.
     """
     found = {}
     for key, (first, _) in next(iter(by_seed.values())).items():
-        values, command = {}, first.command
+        values, command, places = {}, first.command, set()
         for seed, cells in by_seed.items():
             step, value = cells[key]
             result = step.result()
             if result is not None and (number := value(result)) is not None:
                 command = command if values else step.command
                 values[seed] = round(number, 6)
-        found[key] = {"values": list(values.values()), "command": command, "seeds": list(values)}
+                about = read_json(step.folder / "run.json") or {}
+                places.add(f"{about.get('device_name')}, torch {about.get('torch')}")
+        found[key] = {"values": list(values.values()), "command": command, "seeds": list(values),
+                      "places": sorted(places)}
     return found
 
 
@@ -96,6 +99,7 @@ def _write_table(name: str, out: Path, measured: dict, paper: dict) -> None:
     title = f"{kind} {name.removeprefix(kind.lower())}"
     lines = [f"# {title}", "", f"Profile {out.name}. A command needs the run of its source before it, and of what "
              f"--benign names: `python -m figures.make {name} --profile {out.name} --list` prints all, in their order.",
+             "", f"Made on: {'; '.join(sorted({place for row in rows for place in row.get('places', [])})) or '-'}.",
              "", markdown_table(["row", "column", "paper", "ours: mean ± sd (n)", "command"], cells)]
     if any(row["column"] == P for row in rows):
         lines += ["", "Over seeds log10 p is that of the harmonic mean of p, as in the paper: no valid p of its own. "
