@@ -45,7 +45,7 @@ def in_the_middle(process, rows: int) -> None:
 
 def written() -> dict:
     """The files, but for where the runs were made, which those of `run_here` do not say."""
-    return {path.name: re.sub(rb'"places": \[[^]]*\]|Made on: [^\n]*', b"", path.read_bytes())
+    return {path.name: re.sub(rb'(?<="places": \[)[^]]*|Made on: [^\n]*', b"", path.read_bytes())
             for path in Path("out.d/tiny").iterdir()}
 
 
