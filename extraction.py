@@ -82,7 +82,7 @@ def steal(flags, word: str) -> None:
             "seed": flags.seed, "generation": before.get("generation", 0) + 1}
 
     run.open(device, flags.overwrite)
-    if (of_source := run_settings(path).get("select")) not in (None, flags.select):
+    if not on and (of_source := run_settings(path).get("select")) not in (None, flags.select):
         run.log(f"this steals the checkpoint of --select {flags.select}; the source's own figures are of {of_source}")
     if not run.finished:
         run.log(*own.notes)
@@ -161,8 +161,9 @@ def earlier_copy(folder, on: str, select: str):
     if made.get("source_sha256") not in hashes_of_source(folder):
         raise Refusal(f"--on {on} is a copy of an earlier training of its source: make it anew by its own command and "
                       "--overwrite")
-    if type(made.get("generation")) is not int or made["generation"] < 1:  # 1: a copy of the source, 2: one --on it
-        raise Refusal(f"--on {on}: its summary.json is damaged: make it anew by its own command and --overwrite")
+    if type(made.get("generation")) is not int or not 0 < made["generation"] < 20:  # 1: of the source, 2: --on it
+        raise Refusal(f"--on {on}: its summary.json is damaged or of an older version, or it is the twentieth copy "
+                      "of a copy: make it anew by its own command and --overwrite, or name another")
     return path, made
 
 

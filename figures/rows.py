@@ -39,7 +39,8 @@ def collect_rows(folder: Path) -> list[dict]:
     for path in sorted(folder.glob("**/summary.json")):
         summary, run = read_json(path), read_json(path.parent / "run.json")
         if not run or summary.get("role") not in ("source", "benign", "surrogate"):
-            print(f"left out: {path.parent} has a row for each strength, see its summary.json", file=sys.stderr)
+            why = "edits a model in several strengths, see its summary.json" if run else "lacks its run.json"
+            print(f"left out: {path.parent} {why}", file=sys.stderr)
             continue
         if summary["role"] == "surrogate" and is_stale(summary, path.parents[1]):
             print(f"left out: {path.parent} is a copy of an earlier training of its source", file=sys.stderr)
@@ -47,6 +48,7 @@ def collect_rows(folder: Path) -> list[dict]:
         settings = settings_of(path.parent)
         if summary["role"] == "surrogate":  # copies of different sources have different rows
             settings["source"] = settings_of(path.parents[1])
+            run["source_seed"] = (read_json(path.parents[1] / "run.json") or {}).get("settings", {}).get("seed")
         for statistics_name, figures in (("paper", summary), ("clean", summary.get("clean"))):
             if figures:
                 key = (run["settings"]["train_type"], f"{summary['role']} {summary.get('attack') or ''}".strip(),
@@ -64,6 +66,7 @@ def _row(watermark, role, statistics_name, group) -> dict:
     t1, t1p, conservative = ([f["log10_p"].get(test) for f in figures] for test in ("T1", "T1p", "T1_conservative"))
     return {
         "watermark": watermark, "role": role, "statistics": statistics_name, "seeds": [s["seed"] for s in summaries],
+        **({"source_seeds": of} if (of := [run.get("source_seed") for run in runs]) != [None] * len(runs) else {}),
         "tags": ["".join(run["settings"].get(name) or "" for name in TAGS) for run in runs],
         "test_accuracy": [f["test_accuracy"] for f in figures],
         "trigger_hits": [f["trigger_hits"] for f in figures], "trigger_size": figures[0]["trigger_size"],
@@ -91,8 +94,8 @@ def rows_table(rows: list[dict]) -> str:
         thief = row["dataset_source"]
         data = row["dataset"] + (f", thief's {thief}" if thief not in (None, row["dataset"]) else "")
         model, tags = row["model"] + (f" width {row['width']}" if row["width"] else ""), filter(None, row["tags"])
-        seeds = len(set(row["seeds"]))
-        if seeds < len(row["seeds"]):  # equal runs under other tags: no sample of seeds
+        seeds = len(set(zip(row["seeds"], row.get("source_seeds", row["seeds"]))))
+        if seeds < len(row["seeds"]):  # equal runs under other tags are no sample of seeds
             seeds = f"{len(row['seeds'])} runs of {seeds}"
         table.append([row["watermark"], row["role"], row["statistics"], data, model, " ".join(tags), seeds,
                       f"{statistics.mean(accuracy):.2f}{spread}", hits, *map(join_numbers, p)])

@@ -144,7 +144,7 @@ def test_missing_answers_are_misses_when_allowed(owner, tmp_path):
     assert "log10 p = -1.98" in out  # P(Bin(40, 1/9) >= 10): 30 misses weigh more than 10 hits
     status, out, _ = verify(*few, "--leave-out-missing")
     assert status == 0 and "log10 p = -9.54" in out  # 10 of 10, a ninth each
-    cells = itertools.cycle(("", "-1", "nan", " "))
+    cells = itertools.cycle(("", "-1", "NaN", " "))
     written = [f"{row.split(',')[0]},{next(cells)}" for row in rows[10:]]
     (tmp_path / "few.csv").write_text("\n".join([*rows[:10], " ", *written]))
     assert verify(*few, "--leave-out-missing")[1] == out

@@ -281,7 +281,8 @@ def read_kept(path: Path, about, names: list[str], classes: list[str]) -> dict:
             raise Refusal(f"--keep-answers {path} is of another suspect, other triggers, or other --columns or "
                           "--header: name another file")
         classes, where = Classes(classes, classes), f"--keep-answers {path}"
-        kept = {name: answers.answer_of(value, classes, where) for name, value in map(json.loads, lines)}
+        kept = {name: answers.answer_of(value, classes, where) for name, value in map(json.loads, lines)
+                if value != -1}  # as an older version wrote for no answer
         if not kept.keys() <= set(names):
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:

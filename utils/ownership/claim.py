@@ -21,7 +21,7 @@ from utils.watermark.prepared import ALPHA, NAMED, checked_beacon, describe_beac
 KINDS = ("predictions", "suspect", "command", "url")  # a file of answers, weights, a program, a server
 LIVE = ("command", "url")  # kinds of suspects that see the triggers when they are asked
 MOST_SUSPECTS = 1000
-ASKED_AGAIN = "asking a suspect again that answers at random is not corrected for; --keep-answers asks each image once"
+ASKED_AGAIN = "asking a suspect again that answers at random is not corrected for; --keep-answers keeps the first"
 CHOSEN = ("p holds if --columns, --mean, --std and --scale are what the suspect says of itself: who chooses them after "
           "its answers can claim anybody")
 TITLES = {"T1": "label randomisation", "T1p": "score randomisation", "T2": "benign rate", "T3": "paired t",
@@ -67,7 +67,7 @@ def add_claim(parts) -> None:
     a.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'", help="--url: sent with each image")
     a.add_argument("--rate", type=number(float, 1e-4, 1e4), default=10.0, help="--url: images a second (default: 10)")
     a.add_argument("--retries", type=number(int, 0, 100), default=3, help="--url: after passing failures (default: 3)")
-    a.add_argument("--keep-answers", type=Path, metavar="FILE", help="keep answers there, and ask for none twice")
+    a.add_argument("--keep-answers", type=Path, metavar="FILE", help="keep answers there, ask for none of them again")
     a.add_argument("--sequential", action="store_true", help="--command, --url: stop when Wald's test has decided")
     c.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
 

@@ -98,8 +98,8 @@ def _committed_owner(folder: Path) -> Owner:
     classes = (read_json(folder / prepared.KEY_FILE) or {}).get("classes")
     count = len(classes) if isinstance(classes, list) else prepared.MOST_CLASSES
     triggers = read_triggers(folder / "triggers.pt", count)
-    _check_size(folder, triggers, count)
     record = prepared.read_record(folder, triggers)
+    _check_size(folder, triggers, count)
     if "beacon" not in record:
         raise Refusal(f"{folder / prepared.KEY_FILE} holds no beacon: restore it from a copy")
     if prepared.labels_from_beacon(triggers, record, record["beacon"]).tolist() != triggers.labels.tolist():

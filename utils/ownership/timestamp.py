@@ -73,14 +73,14 @@ def stamp_commitment(flags) -> int:
     """Ask for a token of the image commitment and keep it in DIR/commitment.tsr; Refusal where one is there."""
     prepared, path = read_prepared(flags.folder), flags.folder / TOKEN_FILE
     digest, known = prepared.record["sha256"], round_time(prepared.record)
-    if known and time.time() + CLOCK_ERROR > known and not path.exists():
-        raise Refusal(f"{flags.folder}: the beacon's value is known from {utc(known)}, and a token has to be "
-                      f"{CLOCK_ERROR} s older: prepare again, with a larger --after")
     if path.exists() and check_token(path, digest, None).time:  # of whatever authority
         why = check_token(path, digest, flags.tsa_ca).why
         raise Refusal(f"{path} is there, and kept: " + (
             f"it does not lead to --tsa-ca {flags.tsa_ca} ({why}); move it elsewhere to have one that does" if why else
             "the older token is the better one"))
+    if known and time.time() + CLOCK_ERROR > known:
+        raise Refusal(f"{flags.folder}: the beacon's value is known from {utc(known)}, and a token has to be "
+                      f"{CLOCK_ERROR} s older: prepare again, with a larger --after")
     content = commitment_bytes(prepared.triggers, prepared.record)  # of which the request holds SHA-256
     request = TimestampRequestBuilder().data(content).hash_algorithm(HashAlgorithm.SHA256).build()
     try:

@@ -297,7 +297,8 @@ def read_record(folder: Path, triggers: TriggerSet) -> dict | None:
         if "beacon" in key:
             record["beacon"] = checked_beacon(key["beacon"])
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, struct.error, Refusal) as error:
-        raise Refusal(f"{folder / KEY_FILE} is damaged: restore it from a copy") from error
+        raise Refusal(f"{folder / KEY_FILE} is damaged, or of an older version: restore it from a copy, or, to judge "
+                      f"as the owner, remove it and {COMMITMENT_FILE}") from error
     if public.get("sha256") != record["sha256"]:
         raise Refusal(f"{folder} does not hold what {COMMITMENT_FILE} commits to (images, true labels, candidates, "
                       "classes or secret are others): restore the folder from a copy")
