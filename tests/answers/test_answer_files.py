@@ -40,6 +40,7 @@ def read(reply, kind="text/plain", classes=PETS):
     ("[-1e-12, 1, 0]", "x/json", Answer(1, [0, 1, 0])),
     ("[2, -1, 3]", "x/json", Answer(2, softmax([2, -1, 3]).tolist())),  # these are logits
     ("[-1e308, 1e308, 0]", "x/json", Answer(1, [0, 1, 0])),
+    ("[-0.02, 1, 0.5]", "x/json", Answer(1, softmax([-0.02, 1, 0.5]).tolist())),  # below what rounding makes of a zero
 ])
 def test_forms_that_are_read(reply, kind, answer):
     label, probabilities = read(reply, kind)
@@ -160,6 +161,7 @@ def npy(descr, shape, body=b"", version=b"\x01\x00") -> bytes:
     npy("[('a', '<i8')]", "(30,)", b"x" * 240), npy("'<U8'", "(30,)", b"x" * 960), npy("'<i8'", "(30", b"x" * 240),
     npy("'<i8'", "__import__('os').system('true')", b"x" * 240), npy("'<i8'", "(30L,)", b"x" * 240),
     npy("'<i8'", "(30,)", b"x" * 240, version=b"\x03\x00"), npy("'<i8'", "(30,)", b"x" * 241),
+    npy("'<i8'", "(30,)", bytes(241)), npy("'<i8'", "(31,)", bytes(240)),  # of which the first 30 would be labels
     npy("'<i8'", "(30,)" + " " * 12_000, b"x" * 240), npy("'<i8'", "(" * 3000 + "30" + ",)" * 3000, b"x" * 240),
     b"PK\x03\x04" + b"\0" * 100, b"",
 ])
@@ -176,3 +178,42 @@ def test_files_that_are_no_csv_are_refused(content, tmp_path):
     (tmp_path / "answers.csv").write_bytes(content)
     text = refusal_of(tmp_path / "answers.csv")
     assert text and "\x1b" not in text
+
+
+def test_lines_of_a_file_of_answers_are_counted_the_empty_ones_too(files, tmp_path):
+    """30 triggers may take 159 lines; what stands behind them is not left out in silence."""
+    lines = (files / "answers.csv").read_text()
+    for more, fits in ((128, True), (129, False), (10**6, False)):
+        (tmp_path / "answers.csv").write_text(lines + "\n" * more)
+        said = refusal_of(tmp_path / "answers.csv")
+        assert said is None if fits else "has 160 lines or more for 30 triggers" in said
+
+
+@pytest.mark.parametrize("lost, is_refused", [((), False), ((0,), False), ((0, 1, 2), True)])
+def test_rows_of_logits_that_are_not_finite_are_missing_unless_all_are(lost, is_refused):
+    logits = np.eye(3)
+    logits[list(lost)] = np.nan
+    of = lambda **more: answers_of_logits(logits.copy(), "here", 3, Classes(PETS), **more)
+    if lost:
+        with pytest.raises(Refusal, match="here answers with numbers that are not finite"):
+            of()
+    if is_refused:
+        with pytest.raises(Refusal, match="here answers with numbers that are not finite"):
+            of(allow_missing=True)
+    else:
+        assert of(allow_missing=True).labels.tolist() == [-1 if i in lost else i for i in range(3)]
+
+
+@pytest.mark.parametrize("content, why", [  # numbers that would be labels, so that nothing but the header is wrong
+    (npy("'<i8'", "(30,)", bytes(240), version=b"\x03\x00"), "no .npy file of version 1 or 2"),
+    (npy("'|O'", "(30,)", bytes(240)), "it holds no plain numbers"),
+    (npy("'<U8'", "(30,)", bytes(960)), "it holds no plain numbers"),
+    (npy("[('a', '<i8')]", "(30,)", bytes(240)), "it holds no plain numbers"),
+    (npy("'<i8'", "(30,)", bytes(241)), "its header promises 30 numbers and others follow"),
+    (npy("'<f8'", "(30, 1000000000)", bytes(240)), "its header promises 30000000000 numbers"),
+    (npy("'<i8'", "(30L,)", bytes(240)), "Reading `.npy` or `.npz` file required additional header parsing")])
+def test_each_check_of_an_npy_header_is_made(content, why, tmp_path):
+    (tmp_path / "labels.npy").write_bytes(content)
+    assert why in refusal_of(tmp_path / "labels.npy")
+    (tmp_path / "labels.npy").write_bytes(npy("'<i8'", "(30,)", bytes(240)))
+    assert refusal_of(tmp_path / "labels.npy") is None

@@ -1,6 +1,10 @@
 """Suspects in ONNX files: their answers, and files that do not fit or do harm."""
 
+import io
+import json
 import os
+import subprocess
+import sys
 import tempfile
 
 import numpy as np
@@ -9,6 +13,7 @@ import torch
 from commands import refused
 from onnx import TensorProto, external_data_helper, helper, load_model, numpy_helper, save_model
 
+import models
 from utils.answers import ask
 from utils.answers.answers import Classes
 from utils.answers.ask import answers_of_onnx, check_pixels
@@ -141,5 +146,51 @@ def test_the_judge_says_which_pixels_a_model_wants(onnx):
     shift = np.repeat([0.1, 0.2, 0.3], 32 * 32) @ weights
     logits = (FLAT @ torch.from_numpy(weights).double()).numpy() - shift
     assert np.array_equal(moved.labels, logits.argmax(1))
+    assert check_pixels([51.0, 102.0, 0.0], [255.0], 255.0) == ([0.2, 0.4, 0.0], [1.0] * 3)  # of pixels up to 255 all
+    assert check_pixels(None, None, None) is None
     with pytest.raises(Refusal, match="1 or 3 numbers"):
         check_pixels([0.1, 0.2], None, None)
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_rows_that_are_not_finite_are_missing_answers_where_these_are_allowed(onnx, softmax):
+    """Of one image, whose first two pixels are white, the logits overflow."""
+    weights, images = matrix() / 100, IMAGES.clone()
+    weights[:2], images[:, 0, 0, :2] = 3e38, 0
+    images[3, 0, 0, :2] = 255
+    write_linear(onnx, weights, softmax=softmax)
+    assert "not finite" in refusal(onnx, images=images)
+    answers = answers_of_onnx(onnx, images, TEN, allow_missing=True)
+    weights[:2] = 0
+    wanted = images.flatten(1).double() / 255 @ torch.from_numpy(weights).double()
+    others = [i for i in range(7) if i != 3]
+    assert answers.labels[3] == -1 and np.array_equal(answers.labels[others], wanted.argmax(1)[others])
+    assert np.allclose(answers.probabilities[others], wanted.softmax(1)[others], atol=1e-3)  # not normalised again
+
+
+def test_logits_that_are_not_negative_are_no_probabilities(onnx):
+    weights = abs(matrix()) / 1000
+    answers = answers_of_onnx(write_linear(onnx, weights), IMAGES, TEN)
+    wanted = (FLAT @ torch.from_numpy(weights).double()).softmax(1).numpy()
+    assert np.allclose(answers.probabilities, wanted, atol=1e-4)
+
+
+def test_the_time_of_a_worker_is_bounded_without_its_caller_too(onnx):
+    np.save(given := io.BytesIO(), IMAGES.numpy())
+    status = [subprocess.run([sys.executable, ask.__file__.replace("ask.py", "onnx_worker.py"),
+                              write_linear(onnx, matrix()), json.dumps([ask.ONNX_MEMORY, seconds, None])],
+                             input=given.getvalue(), capture_output=True).returncode for seconds in (600, 0)]
+    assert status[0] == 0 > status[1]  # ended by a signal
+
+
+@pytest.mark.parametrize("allow_missing", [False, True])
+def test_weights_whose_answers_overflow_are_asked_as_onnx_files_are(allow_missing, tmp_path, monkeypatch):
+    logits = torch.eye(10)[:7].index_fill(0, torch.tensor(3), torch.nan)
+    monkeypatch.setattr(ask, "predict", lambda model, images: logits)
+    monkeypatch.setattr(ask, "read_suspect_model", lambda *given: (models.build("res18", 10, width=2), {}))
+    of = lambda: ask.answers_of_weights("w.pt", [], IMAGES, TEN, None, allow_missing=allow_missing)
+    if allow_missing:
+        assert of().labels.tolist() == [0, 1, 2, -1, 4, 5, 6]
+    else:
+        with pytest.raises(Refusal, match="w.pt answers with numbers that are not finite"):
+            of()

@@ -12,6 +12,7 @@ from owner_runs import CLASSES, M, names_of
 from utils.answers import ask as program_module
 from utils.answers.answers import Answer, Classes
 from utils.answers.ask import program
+from utils.system.outside import run_bounded
 from utils.system.refusals import Refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -172,3 +173,8 @@ def test_the_time_limit_is_for_each_image_of_a_call():
     assert "no answer in 0.05 s (--timeout allows more), for 7.png" in refusal(HANGS + "{png}", seconds=0.05)
     assert "no answer in 0.15 s (--timeout allows more), for 3 im" in refusal(HANGS + "{pngs}", PNGS, seconds=0.05)
     assert ask(HANGS + "{pngs}", PNGS, allow_missing=True, seconds=0.02) == [None] * 3
+
+
+def test_of_what_a_program_says_on_stderr_the_end_is_kept():
+    status, out, err = run_bounded(["sh", "-c", "yes | head -c 1000000 >&2; echo end >&2"], 60, 10)
+    assert (status, out, len(err)) == (0, b"", 4096) and err.endswith(b"y\nend\n")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from answering_server import answering, label_of, serving
 from commands import refused, verify
-from owner_runs import CLASSES, M
+from owner_runs import CLASSES, M, names_of
 
 from utils.answers import ask as server_module
 from utils.answers.answers import Answer, Classes
@@ -200,3 +200,24 @@ def test_a_slow_drip_ends_with_the_time_limit_and_nobody_may_listen(png):
         pass
     with pytest.raises(Refusal, match="cannot be reached or broke off .*refused.* [(]2 times"):
         server(served.url, retries=1).ask([png], Classes(CLASSES), False)
+
+
+def test_images_are_asked_in_the_order_of_their_names(owner):
+    """An order of the owner's would tell the suspect which trigger he sees, and where Wald's test stops."""
+    with answering(lambda k, pixels: "3") as served:
+        verify("claim", owner[0], "--trust-owner", "--url", served.url)
+    order = np.argsort(names_of(owner[0]))
+    assert np.array_equal(np.stack(served.images), owner[1].images[order].numpy())
+
+
+def test_kept_answers_hold_the_probabilities(owner, tmp_path):
+    """Else T1p would be lost with an interruption."""
+    p = np.random.default_rng(0).dirichlet(np.ones(10), M).tolist()
+    with answering(lambda k, pixels: (200, json.dumps(p[k]), {"Content-Type": "application/json"})) as served:
+        claim, found = ("claim", owner[0], "--trust-owner", "--url", served.url, "--keep-answers", tmp_path / "kept",
+                        "--json", tmp_path / "c.json"), []
+        for _ in range(2):
+            verify(*claim)
+            found.append(json.loads((tmp_path / "c.json").read_text()))
+    assert len(served.images) == found[1]["kept"] == M
+    assert found[0]["tests"] == found[1]["tests"] and found[0]["tests"]["T1p"]["log10_p"] is not None

@@ -11,6 +11,7 @@ from torch import nn
 
 import models
 from models import outside
+from utils.answers.ask import check_pixels
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, pack_checkpoint, save_checkpoint
 from utils.runs.weights import read_suspect_model
 from utils.system.refusals import Refusal
@@ -146,3 +147,14 @@ def test_code_of_somebody_elses_that_fails_later_is_refused_too(owner, tmp_path)
     """It gives logits for the two images of the trial, and for no other number."""
     torch.save(own_networks.Body(10).state_dict(), tmp_path / "w.pt")
     assert "SystemExit" in claim_refused(owner, tmp_path / "w.pt", "-mt", "own_networks:FailsLater")
+
+
+def test_the_judge_says_which_pixels_plain_weights_want_and_a_checkpoint_says_it_itself(tmp_path):
+    """(255 x - 51) / 102 are (x - 0.2) / 0.4; they replace the normalisation of the triggers and of the file."""
+    pixels, model = check_pixels([51.0], [102.0], 255.0), network(mean_std=([0.2] * 3, [0.4] * 3))
+    for kind in ("network alone", "state dict"):
+        path = write(tmp_path / "w.pt", model if kind == "network alone" else network(mean_std=MEAN_STD), kind)
+        found = read_suspect_model(path, ["res18"], 10, 32, OTHER, pixels)[0]
+        assert torch.allclose(found[0](PIXELS), (PIXELS - 0.2) / 0.4, atol=1e-6)
+    with pytest.raises(Refusal, match="c.pt normalises its pixels itself: leave out --mean"):
+        read_suspect_model(write(tmp_path / "c.pt", model, "checkpoint"), [], 10, 32, OTHER, pixels)

@@ -8,8 +8,10 @@ import torch
 from commands import good, refused, rows_of, summary, tree
 
 from utils.attacks.editing import BoundaryObjective, fine_tune, push_over, shift_weights
+from utils.attacks.stealing import hard_loss
 from utils.data.sets import load_data
 from utils.runs.checkpoints import load_checkpoint, read_model
+from utils.training.loop import PlainObjective
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -195,3 +197,20 @@ def test_contradictory_editing_flags_are_refused(world, flags, words):
     before = tree(world)
     said = refused("extraction", "-d", world, *STEAL, "-admsg", "_no", *flags)
     assert all(word in said for word in words) and tree(world) == before
+
+
+def test_pushed_images_never_get_their_own_label_and_each_other_one(monkeypatch):
+    seen, objective, y = [], BoundaryObjective.__new__(BoundaryObjective), torch.arange(1000) % 5
+    objective.frozen = []
+    monkeypatch.setattr(PlainObjective, "__call__", lambda self, forward, x, y, picks: seen.append(y))
+    objective(torch.nn.Linear(2, 5), torch.rand(1000, 2), y, None)
+    assert torch.equal(seen[0][:1000], y)
+    assert ((seen[0][1000:] - y[:200]) % 5).unique().tolist() == [1, 2, 3, 4]
+
+
+def test_a_shifted_copy_is_trained_on_the_labels_that_the_stolen_model_gives(world):
+    source = read_model(world / TAKEN)
+    model, objective = fine_tune(source, "shift", {})
+    assert objective.source is source and objective.loss is hard_loss and not objective.needs_labels
+    assert not equal(model.state_dict(), source.state_dict())
+    assert all(p.requires_grad for p in model.parameters()) and not any(p.requires_grad for p in source.parameters())

@@ -15,6 +15,7 @@ from PIL import Image
 from utils.data import files
 from utils.data.files import StoredImages, decode_image, join_images, replace_images, resize_parts
 from utils.data.sets import load_data
+from utils.system.files import write_atomically
 from utils.system.refusals import Refusal
 
 
@@ -277,3 +278,62 @@ def test_stored_images_answer_as_a_tensor_does(tmp_path):
     os.truncate(tmp_path / "images.npy", 128 + 20 * 768)
     with pytest.raises(OSError, match="ends before image 20"):
         there[20]
+
+
+def test_pictures_are_written_in_the_order_of_their_names_and_read_back(tmp_path, monkeypatch):
+    """So the files' times tell no order of the owner's."""
+    images, written, spoilt = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 3, 16, 16), [], []
+
+    def write(path, content):
+        written.append(path.name)
+        write_atomically(path, files_of[0] if spoilt else content)
+
+    monkeypatch.setattr(files, "write_atomically", write)
+    files.write_pictures(images, ["b.png", "c.png", "a.png"], tmp_path)
+    assert written == ["a.png", "b.png", "c.png"]
+    files_of, spoilt = [(tmp_path / "b.png").read_bytes()], [True]
+    with pytest.raises(Refusal, match="a.png does not read back as it was written"):
+        files.write_pictures(images, ["b.png", "c.png", "a.png"], tmp_path)
+
+
+def test_a_picture_that_is_replaced_by_one_of_as_many_bytes_is_noticed(tmp_path):
+    root = photos(tmp_path / "own", parts=("train", "test"))
+    Image.new("RGB", (32, 32), (0, 0, 9)).save(root / "train" / "cat" / "more.bmp")
+    before, size = load_data("folder", root), (root / "train" / "cat" / "more.bmp").stat().st_size
+    Image.new("RGB", (32, 32), (9, 0, 0)).save(root / "train" / "cat" / "more.bmp")
+    assert (root / "train" / "cat" / "more.bmp").stat().st_size == size
+    assert load_data("folder", root).sha256 != before.sha256
+
+
+def test_files_of_images_are_bounded(tmp_path, monkeypatch):
+    root = photos(tmp_path / "own")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(root / "train/cat/big.bmp")
+    monkeypatch.setattr(files, "FILE_LIMIT", 12_000)
+    with pytest.raises(Refusal, match="1 of 61 images cannot be read: train/cat/big.bmp .*larger than 12000 bytes"):
+        load_data("folder", root)
+
+
+def test_resized_copies_of_another_number_of_images_are_made_anew(tmp_path):
+    parts = [torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8) for n in (9, 4)]
+    resize_parts(parts, 24, tmp_path / "copy.npy", "")
+    fewer = [parts[0][4:], parts[1]]
+    for _ in range(2):
+        for found, wanted in zip(resize_parts(fewer, 24, tmp_path / "copy.npy", ""),
+                                 resize_parts(fewer, 24, tmp_path / "fresh.npy", "")):
+            assert torch.equal(found[:], wanted[:])
+
+
+def test_a_copy_is_written_through_no_link_at_its_temporary_name(tmp_path, monkeypatch):
+    """Nobody can know that name; if one does, small images go without a copy."""
+    parts, other = [torch.zeros(3, 3, 32, 32, dtype=torch.uint8)], tmp_path / "other"
+    other.write_bytes(b"mine")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda n: "guessed")
+    (tmp_path / "copy.guessed").symlink_to(other)
+    assert resize_parts(parts, 24, tmp_path / "copy.npy", "")[0].shape == (3, 3, 24, 24)
+    assert other.read_bytes() == b"mine" and not (tmp_path / "copy.npy").exists()
+
+
+def test_a_transparent_level_of_sixteen_bits_is_white():
+    ramp = np.arange(32 * 32).reshape(32, 32) % 256
+    found = decoded((ramp * 257).astype(np.uint16), transparency=7 * 257)[0]
+    assert (found == np.where(ramp == 7, 255, ramp)).all()

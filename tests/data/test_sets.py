@@ -1,6 +1,7 @@
 """The data sets: split, indices, digits, and what depends on the size of images."""
 
 import argparse
+import dataclasses
 
 import numpy as np
 import pytest
@@ -74,3 +75,11 @@ def test_the_flag_takes_16_to_256_and_32_is_as_if_absent():
     for text in ("15", "257", "9.5", "x"):
         with pytest.raises(argparse.ArgumentTypeError):
             image_size(text)
+
+
+@pytest.mark.parametrize("part", ["train", "held_out"])
+@pytest.mark.parametrize("field", ["images", "labels", "indices"])
+def test_the_digest_is_of_images_labels_and_indices_of_both_parts(part, field):
+    data = load_data("digits", train_size=30)
+    changed = getattr(data, part)._replace(**{field: getattr(getattr(data, part), field).flip(0)})
+    assert dataclasses.replace(data, **{part: changed}).sha256 != data.sha256

@@ -329,3 +329,16 @@ def test_numbers_are_refused_where_classes_have_other_numbers_for_names(tmp_path
     assert status == 0 and f"hits         {M} of {M}" in out
     (tmp_path / "columns").write_text("1\n2\n")
     refused("utils.verify", *claim, "--columns", tmp_path / "columns")
+
+
+def test_answers_of_a_file_are_counted_in_the_order_of_the_names_that_the_beacon_drew(committed, tmp_path):
+    """An order of the owner's would let him put the triggers first that the suspect happens to hit."""
+    names, labels = names_of(committed[0]), committed[1].labels
+    first = sorted(names)[:5]  # ln 1000 takes five hits, ln 4.5 each
+    true = committed[1].true_labels[:, 0]
+    wrong = [next(c for c in range(10) if c not in pair) for pair in zip(true.tolist(), labels.tolist())]
+    rows = [f"{n},{int(y) if n in first else w}\n" for n, y, w in zip(names, labels, wrong)]
+    (tmp_path / "answers.csv").write_text("".join(rows))
+    verify("claim", committed[0], "--trust-owner", "--predictions", tmp_path / "answers.csv", "--json", tmp_path / "c")
+    found = json.loads((tmp_path / "c").read_text())["sequential"]
+    assert (found["decision"], found["queries"]) == ("claim", 5)

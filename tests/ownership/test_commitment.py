@@ -1,5 +1,6 @@
 """The one commitment: its bytes by hand, what it fixes, how labels are drawn, how a run is read and exported."""
 
+import dataclasses
 import hashlib
 import hmac
 import itertools
@@ -15,10 +16,19 @@ from owner_runs import BEACON, CLASSES, PLAUSIBLE, SETTINGS, M, make_run, record
 
 from utils.data.files import decode_image
 from utils.data.sets import load_data
+from utils.ownership.commitment import neutral_names, read_owner
 from utils.runs.checkpoints import load_checkpoint, save_checkpoint
 from utils.system.files import write_atomically
-from utils.watermark.prepared import commitment_bytes, commitment_digest, labels_from_beacon, names_from_beacon
-from utils.watermark.triggers import draw_triggers
+from utils.system.refusals import Refusal
+from utils.watermark.prepared import (
+    Prepared,
+    commitment_bytes,
+    commitment_digest,
+    labels_from_beacon,
+    names_from_beacon,
+    never_claimed,
+)
+from utils.watermark.triggers import TriggerSet, draw_triggers
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -146,6 +156,11 @@ def change_key(folder, **parts):
     (folder / "key.json").write_text(json.dumps(key | parts))
 
 
+def leave_out_of_key(folder, name):
+    key = json.loads((folder / "key.json").read_text())
+    (folder / "key.json").write_text(json.dumps({k: v for k, v in key.items() if k != name}))
+
+
 def change_triggers(folder, **parts):
     state = load_checkpoint(folder / "triggers.pt")
     save_checkpoint(folder / "triggers.pt", state | {name: change(state.get(name)) for name, change in parts.items()})
@@ -157,7 +172,8 @@ TAMPERED = {
     "other pixels": lambda f: change_key(f, mean=[0.9, 0.1, 0.2], std=[3.0, 0.1, 1.0]),
     "another secret": lambda f: change_key(f, secret="77" * 32),
     "another beacon": lambda f: change_key(f, beacon="ab" * 32),
-    "no beacon": lambda f: change_key(f, beacon=None), "another round": lambda f: change_key(f, round=5),
+    "no beacon": lambda f: change_key(f, beacon=None), "no beacon at all": lambda f: leave_out_of_key(f, "beacon"),
+    "another round": lambda f: change_key(f, round=5),
     "other labels": lambda f: change_triggers(f, labels=lambda y: (y + 1) % 10),
     "other true labels": lambda f: change_triggers(f, true_labels=lambda y: (y + 1) % 10),
     "other images": lambda f: change_triggers(f, images=lambda x: x ^ 1),
@@ -179,3 +195,76 @@ def test_whatever_of_a_run_is_changed_afterwards_is_refused(case, committed, tmp
         err = refused("utils.verify", *command)
         assert str(folder) in err and "touch" not in err
     assert not (tmp_path / "out").exists()
+
+
+def test_candidates_and_groups_are_committed_to_after_the_true_labels():
+    """Byte by byte, as docs and docstring say: an order that changed would make every older commitment worthless."""
+    t = replace(triggers_of(), candidates=torch.tensor([[3, 0], [4, 2], [3, 0]]))
+    numbers = lambda *given: b"".join(n.to_bytes(4, "little") for n in given)
+    last = numbers(*t.true_labels.flatten().tolist(), 3, 0, 4, 2, 3, 0)
+    alone, shared = commitment_bytes(t, record_of()), commitment_bytes(replace(t, groups=torch.tensor([0, 1, 0])),
+                                                                       record_of())
+    assert alone.startswith(b"margin triggers1") and alone.endswith(t.images.numpy().tobytes() + last)
+    assert shared == b"margin triggers2" + alone[16:] + numbers(0, 1, 0)
+
+
+def test_plain_weights_are_asked_through_the_pixels_that_were_committed_to(owner, tmp_path):
+    """Without a commitment these are the model's own."""
+    pixels = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    assert read_owner(make_run(tmp_path / "run", record=record_of(**pixels))[0]).mean_std == (*pixels.values(),)
+    digits = load_data("digits")
+    assert read_owner(owner[0]).mean_std == (pytest.approx(digits.mean), pytest.approx(digits.std))
+
+
+def test_names_of_triggers_can_be_computed_by_nobody_who_lacks_the_labels(owner):
+    changed = owner[1].labels.clone()
+    changed[0] = (changed[0] + 1) % 10
+    assert not set(neutral_names(owner[1], None)) & set(neutral_names(replace(owner[1], labels=changed), None))
+
+
+def test_runs_without_a_mark_and_with_more_triggers_than_a_claim_takes_are_refused(owner, committed, bank, monkeypatch):
+    with pytest.raises(Refusal, match="-tt none, which trains no mark"):
+        read_owner(bank[0])
+    limits = ("MOST_TRIGGERS", M), ("MOST_NUMBERS", 10 * M)
+    for (run, _), (limit, most) in itertools.product((owner, committed), limits):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"utils.ownership.commitment.{limit}", most)
+            assert len(read_owner(run).triggers) == M
+            patch.setattr(f"utils.ownership.commitment.{limit}", most - 1)
+            with pytest.raises(Refusal, match=f"{M} triggers of 10 classes are more than a claim takes"):
+                read_owner(run)
+
+
+def test_marks_that_no_answers_could_claim_are_known_beforehand():
+    """Counted are draws, not triggers, and the labels of each: 2^-10 and 9^-4 are below 0.001, 2^-9 and 9^-3 above."""
+    def best(groups=(), pairs=True, true=((0, 0),) * 20):
+        candidates = torch.tensor([[0, 1]] * 20) if pairs else torch.zeros(20, 0, dtype=torch.long)
+        labels = torch.zeros(20, dtype=torch.long)
+        t = TriggerSet(torch.zeros(20, 3, 16, 16), labels, torch.tensor(true), labels, candidates, torch.tensor(groups))
+        few = {name: part[: 3 + pairs * 6] for name, part in vars(t).items() if name != "groups"}
+        return never_claimed(t if groups else TriggerSet(**few), 10)
+
+    assert best([i // 2 * 2 for i in range(20)]) is None
+    assert "20 triggers of 10 classes give p = 10^-2.71 at best" in best([min(i // 2 * 2, 16) for i in range(20)])
+    assert "10^-2.71 at best" in best() and "10^-2.86 at best" in best(pairs=False)  # one true label, named twice
+
+
+def test_prepared_images_are_those_of_the_same_data_under_the_same_labels_and_names():
+    data, record = load_data("digits"), record_of(sha256="ab" * 32)
+    t = triggers_of(12)
+    prepared = Prepared(t, record, {})
+    assert len(prepared.draw(BEACON, data)) == 12
+    place = data.held_out.indices.tolist().index(int(t.sources[5]))
+    labels = data.held_out.labels.clone()
+    labels[place] = (labels[place] + 1) % 10
+    with pytest.raises(Refusal, match="made from other images"):
+        prepared.draw(BEACON, dataclasses.replace(data, held_out=data.held_out._replace(labels=labels)))
+    with pytest.raises(Refusal, match="for other class names"):
+        prepared.draw(BEACON, dataclasses.replace(data, classes=data.classes[::-1]))
+
+
+@pytest.mark.parametrize("parts", [{"true_labels": torch.tensor([[0], [10], [2]])}, {"true_labels": -torch.ones(3, 1)},
+                                   {"candidates": torch.tensor([[0, 1], [0, 10], [0, 1]])}])
+def test_triggers_of_labels_that_no_class_has_are_committed_to_by_nobody(parts):
+    with pytest.raises(ValueError, match="a label is outside the classes"):
+        commitment_bytes(replace(triggers_of(), **parts), record_of())

@@ -114,3 +114,15 @@ def test_super_uniform_for_innocent_models(spread, places, draw_among):
     assert len(found) == (81 if draw_among == "wrong" else 16)
     for alpha in found * (1 + 1e-9):
         assert (found <= alpha).mean() <= alpha
+
+
+def test_scores_are_eighths_of_a_factor_of_e_down_to_a_millionth():
+    """The published p-values are of these: 8 ln 0.5 = -5.5, 8 ln 1e-5 = -92.1, 8 ln 1e-6 = -110.5."""
+    assert pvalues.label_scores(np.array([[1, 0.5, 1e-5, 1e-7, 0]]), None).tolist() == [[0, -6, -92, -111, -111]]
+
+
+def test_the_bound_of_the_roundings_is_added():
+    """Of nine coins six show heads: p is above 130 / 512, by less than a billionth."""
+    coins, heads = np.tile([0, 1], (9, 1)), (np.arange(9) < 6).astype(int)
+    found = pvalues.draw_tail(coins, np.ones(coins.shape, bool), heads)
+    assert 1e-13 < found - math.log10(130 / 512) < 1e-9

@@ -74,3 +74,14 @@ LISTS = {
 def test_lists_that_are_none_are_refused(words, tmp_path):
     (tmp_path / "list").write_bytes(LISTS[words])
     assert words in refused("utils.verify", "claim", tmp_path, "--suspects", tmp_path / "list")
+
+
+def test_figures_that_are_written_are_private_and_flags_of_one_suspect_go_with_no_list(owner, tmp_path):
+    answers = answer(owner, tmp_path, 0.6)
+    verify("claim", owner[0], "--trust-owner", "--predictions", answers, "--json", tmp_path / "c.json")
+    assert (tmp_path / "c.json").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "list").write_text(f"predictions {answers}\n")
+    for suspect in (("--suspects", tmp_path / "list"), ("--predictions", answers)):
+        for flags in (("--sequential",), ("--keep-answers", tmp_path / "kept")):
+            said = refused("utils.verify", "claim", owner[0], "--trust-owner", *suspect, *flags)
+            assert f"{flags[0]} is for one suspect that is asked image by image" in said

@@ -72,7 +72,8 @@ def test_a_token_is_verified_by_the_certificates_and_by_no_others(chain, prepare
         assert (folder / TOKEN_FILE).read_bytes() == token and len(asked) == 1
     stamp = check_token(token, prepared[1], ca)
     assert abs(stamp.time - time.time()) < 60 and check_token(token, prepared[1], None).time == stamp.time
-    assert check_token(token, "00" * 32, ca).why == "it is the token of another digest"
+    for of in (ca, None):
+        assert check_token(token, "00" * 32, of).why == "it is the token of another digest"
     assert check_token(token, prepared[1], str(make_chain(tmp_path / "foreign"))).time is None
     spoiled = bytearray(token)
     spoiled[-5] ^= 1  # in the signature
@@ -175,3 +176,36 @@ def test_claims_with_tokens_that_hold_and_that_fail(chain, tmp_path, monkeypatch
     assert f"there is no time-stamp {tmp_path / 'absent'}" in said
     for bad in (good, tmp_path / "absent"):
         refused("utils.verify", *claim, *answers, "--tsa-ca", bad, "--image-timestamp", good)
+
+
+def test_the_time_of_a_token_is_utc_and_its_stated_accuracy_is_added(tmp_path, monkeypatch):
+    """The authority says: exact to 90.500250 s; so the digest may have come that much later."""
+    make_chain(tmp_path / "chain")
+    with open(tmp_path / "chain" / "openssl.cnf", "a") as config:
+        config.write("accuracy = secs:90, millisecs:500, microsecs:250\n")
+    signed, now = token(tmp_path / "chain", "11" * 32, tmp_path / "token.tsr"), time.time()
+    times = [check_token(signed, "11" * 32, str(tmp_path / "chain" / "ca.pem")).time]
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "XXX-9")  # nine hours east of Greenwich
+        time.tzset()
+        times.append(check_token(signed, "11" * 32, None).time)
+    time.tzset()
+    assert times[0] == times[1] and times[0] % 1 == pytest.approx(0.50025) and -60 < times[0] - 90.5 - now < 1
+
+
+@pytest.mark.parametrize("name, round", [(QUICKNET, 27946612), ("round 7", 0)])
+def test_what_a_stranger_has_to_show_is_the_same_for_every_beacon(name, round):
+    """And what an owner's own judge passes, who needs none of it, has to be right."""
+    record = record_of(name, round, sha256="ab" * 32, beacon="3c" * 32)
+    doubts = lambda **more: " ".join(find_doubts(record, **more))
+    beacon, images = {"beacon": "3c" * 32}, {"image_commitment": "ab" * 32}
+    assert doubts(stranger=True, **beacon, **images) == doubts(stranger=False) == ""
+    assert doubts(stranger=True, **beacon).startswith("nothing shows that the images were fixed before the beacon")
+    assert doubts(stranger=True, **images).startswith("only the owner says what value the beacon had")
+    for stranger in (True, False):
+        assert "is not the value of --beacon" in doubts(stranger=stranger, **images, beacon="3d" * 32)
+        assert "not those of the published" in doubts(stranger=stranger, **beacon, image_commitment="00" * 32)
+        assert doubts(stranger=stranger, **beacon, stamp=Stamp(1.9e9))  # too late, or of no known date
+    for given in (beacon, images, {"stamp": Stamp(1.0)}):  # of a run without a commitment nothing can be right
+        assert find_doubts(None, stranger=False, **given)
+    assert not find_doubts(None, stranger=False)

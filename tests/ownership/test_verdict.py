@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from owner_runs import CLASSES, PLAUSIBLE, M, make_run, replace
+from scipy import stats
 
 from utils.answers.answers import Answer, Answers, gather_answers
 from utils.ownership.claim import claim_sentence
 from utils.ownership.commitment import Owner, read_owner
+from utils.ownership.pvalues import paired_t
 from utils.ownership.results import TriggerTests
 from utils.ownership.verdict import OwnershipCase
 from utils.system.refusals import Refusal
@@ -166,3 +168,73 @@ def test_triggers_that_share_a_draw_count_once(plausible, tmp_path):
     table = TriggerTests(triggers, 10, True).figures(99 * sure)["log10_p"]
     for name in ("T1", "T1p"):
         assert tests[name]["log10_p"] == pytest.approx(-draws * math.log10(2)) == table[name]
+
+
+def test_without_true_labels_or_candidates_neither_exact_test_is_run(owner):
+    """As of a foreign checkpoint: nobody knows which answers are wrong, so 1 / 9 of these may hit, not 1 / 10."""
+    unknown = replace(owner[1], true_labels=owner[1].true_labels[:, :0])
+    log10_p = TriggerTests(unknown, 10, True).figures(torch.eye(10)[unknown.labels])["log10_p"]
+    assert {log10_p[name] for name in ("T1", "T1p", "T1_conservative")} == {None}
+    case = OwnershipCase(read_owner(owner[0])._replace(triggers=unknown), [], 1e-3)
+    assert "no test can decide: T1 does not apply, for no wrong label is left to chance" in case.refused
+
+
+def test_with_two_classes_no_wrong_label_is_left_to_chance(owner):
+    two = replace(owner[1], labels=owner[1].labels % 2, true_labels=1 - owner[1].labels[:, None] % 2)
+    case = OwnershipCase(read_owner(owner[0])._replace(triggers=two, classes=["a", "b"]), [], 1e-3)
+    assert "T1 does not apply, for no wrong label is left to chance" in case.refused
+
+
+def test_the_level_is_the_one_that_was_asked_for(owner):
+    """Six of 40 hits, all others true labels: p = 10^-5.7, which is below one level and above the other."""
+    labels, true = owner[1].labels.numpy(), owner[1].true_labels[:, 0].numpy()
+    some, none = (Answers(np.where(np.arange(M) < hits, labels, true), None) for hits in (6, 0))
+    holds = lambda alpha, *bank: OwnershipCase(read_owner(owner[0]), list(bank), alpha).decide(some)
+    assert holds(1e-5)["log10_p"] == pytest.approx(-6 * math.log10(9))
+    assert holds(1e-5)["holds"] and not holds(1e-6)["holds"]
+    two = Answers(np.where(np.arange(M) < 2, labels, true), None)  # a benign model of p = 10^-1.9
+    assert "would claim 1 of the 1" in holds(0.05, two)["why"] and holds(1e-3, two)["holds"]
+
+
+def test_t2_and_t4_by_hand(owner):
+    """Five benign models of which one hits twice: 2 of 200 pooled; the suspect hits 10 of 40."""
+    labels = owner[1].labels.numpy()
+    hitting = lambda n: Answers(np.where(np.arange(M) < n, labels, (labels + 1) % 10), None)
+    case = OwnershipCase(read_owner(owner[0])._replace(uniform=False), [hitting(n) for n in (2, 0, 0, 0, 0)], 1e-3)
+    tests, bound = case.tests(hitting(10)), stats.beta.ppf(0.95, 3, 198)
+    assert tests["T2"]["log10_p"] == pytest.approx(math.log10(stats.binom.sf(9, M, bound)))
+    assert tests["T4"]["log10_p"] == pytest.approx(-math.log10(6))
+    assert case.tests(hitting(1))["T4"]["log10_p"] == pytest.approx(math.log10(2 / 6))
+
+
+def test_t3_compares_the_probabilities_of_the_assigned_labels(owner):
+    """In a verdict and in a table: here these rise, and those of the true labels fall."""
+    labels, place = owner[1].labels.numpy(), np.arange(M)
+    p, q = (np.full((M, 10), 0.05) for _ in range(2))
+    p[place, labels], q[place, labels] = 0.3 + 0.004 * place, 0.1
+    p[place, owner[1].true_labels[:, 0]], q[place, owner[1].true_labels[:, 0]] = 0.1, 0.5
+    of = lambda p: Answers(p.argmax(1), p)
+    wanted = paired_t(p[place, labels], q[place, labels])
+    assert wanted < -10
+    case = OwnershipCase(read_owner(owner[0])._replace(uniform=False), [of(q)] * 5, 1e-3)
+    assert case.tests(of(p))["T3"]["log10_p"] == pytest.approx(wanted)
+    tests = TriggerTests(owner[1], 10, True)
+    tests.bank = [("benign", torch.from_numpy(q / q.sum(1, keepdims=True)).log(), None)]
+    found = tests.figures(torch.from_numpy(p / p.sum(1, keepdims=True)).log())["log10_p"]["T3"]
+    normal = [part[place, labels] / part.sum(1) for part in (p, q)]
+    assert found == pytest.approx(paired_t(*normal))
+
+
+def test_after_stopping_early_no_p_value_is_reported_but_those_of_the_sequential_test(owner):
+    copy = Answers(owner[1].labels.numpy(), None)
+    report = case_of(owner).report(copy, range(10), stopped=True)
+    assert all(test["log10_p"] is None for test in report["tests"].values())
+    assert "decided when to stop" in report["tests"]["T1"]["why_not"] and "log10_p" not in report["decision"]
+    assert case_of(owner).report(copy, range(10))["tests"]["T1"]["log10_p"] is not None
+
+
+def test_the_sequential_test_counts_a_missing_answer_as_the_exact_ones_do(owner):
+    silent = Answers(np.full(M, -1), None)
+    assert case_of(owner).sequence(silent, range(M))["decision"] == "no claim"
+    left_out = case_of(owner, count_missing=False).sequence(silent, range(M))
+    assert left_out["decision"] == "undecided" and left_out["log10_likelihood_ratio"] == 0

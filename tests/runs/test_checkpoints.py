@@ -9,7 +9,7 @@ import torch
 import models
 from models import outside
 from utils.runs import checkpoints
-from utils.runs.weights import read_initial_weights
+from utils.runs.weights import read_initial_weights, read_suspect_model
 from utils.system.refusals import Refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -65,6 +65,7 @@ def test_weights_are_whole_numbers_only_where_the_models_are(name, kind, fits):
 
 @pytest.mark.parametrize("spoil", [
     lambda e: e.update(type="os:system"), lambda e: e.update(classes=10**12), lambda e: e.update(size=10**6),
+    lambda e: e.update(size=8),
     lambda e: e.pop("classes"), lambda e: e.update(type=["tv:resnet18"]), lambda e: e.update(classes=6),
 ])
 def test_a_file_that_lies_about_its_architecture_is_refused_and_imports_nothing(spoil, unnamed):
@@ -105,3 +106,30 @@ def test_no_model_is_read_from_a_run_that_holds_a_link(unbroken_run, tmp_path):
     link = tmp_path / "link.pt"  # what a user names may be a link
     link.symlink_to(checkpoints.find_checkpoint(folder))
     assert checkpoints.find_checkpoint(link) == link
+
+
+@pytest.mark.parametrize("about, kind", [({"attack": "soft"}, "soft"), ({"train_type": "margin"}, "margin"),
+                                         ({"train_type": "none"}, None), ({}, None)])
+def test_a_copy_and_a_source_are_no_benign_models(about, kind, tmp_path):
+    checkpoint = checkpoints.pack_checkpoint(models.build("res18", 3, width=2), about=about)
+    checkpoints.save_checkpoint(tmp_path / "one.pt", checkpoint)
+    read = (lambda flag: checkpoints.read_other(flag, tmp_path / "one.pt", (3, 32)),
+            lambda flag: read_suspect_model(tmp_path / "one.pt", [], 3, 32, None, flag=flag))
+    for call in read:
+        call("--suspect")
+        if kind:
+            with pytest.raises(Refusal, match=f"no independent model but the result of '{kind}'"):
+                call("--benign")
+        else:
+            call("--benign")
+
+
+def test_a_model_of_one_class_is_none(tmp_path):
+    with pytest.raises(Refusal, match="fewer than two classes"):
+        checkpoints.restore_model(checkpoints.pack_checkpoint(models.build("res18", 1, width=2)), "one.pt")
+
+
+@pytest.mark.parametrize("about", [7, [1], "x", None])
+def test_what_a_file_says_of_its_training_is_nothing_where_it_is_no_dict(about, tmp_path):
+    torch.save({"model": {}, "about": about}, tmp_path / "one.pt")
+    assert checkpoints.load_checkpoint(tmp_path / "one.pt")["about"] == {}

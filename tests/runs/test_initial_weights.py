@@ -107,7 +107,8 @@ def test_an_older_format_is_refused_with_a_way_out_that_works(tmp_path):
 
 
 @pytest.mark.parametrize("name, content, words", [
-    ("a.safetensors", b"\xff" * 40, "no .safetensors file"), ("b.pt", None, "does not exist"),
+    ("a.safetensors", b"\xff" * 40, "no .safetensors file"),
+    ("b.safetensors", b"\x08" + bytes(7) + b"nonsense", "no .safetensors file"), ("b.pt", None, "does not exist"),
     ("a.pt", b"no zip", "a.pt is no checkpoint that can be read safely"),
     ("empty.pt", b"", "empty.pt is no checkpoint that can be read safely")])
 def test_files_that_are_none_are_refused(name, content, words, tmp_path):
@@ -122,3 +123,10 @@ def test_the_mean_of_models_is_that_of_their_log_probabilities():
     answers = torch.tensor([[[0, math.log(9)]], [[1000 + math.log(4), 1000]]], dtype=torch.float64)
     models = [type("Fixed", (torch.nn.Module,), {"forward": lambda self, x, a=a: a})() for a in answers]
     assert MeanOf(models)(None).softmax(1).tolist() == [pytest.approx([0.4, 0.6])]
+
+
+def test_numbers_of_a_kind_that_nobody_trains_with_are_refused(tmp_path):
+    save_file(WEIGHTS | {"1.conv1.weight": WEIGHTS["1.conv1.weight"].to(torch.float8_e4m3fn)},
+              path := tmp_path / "w.safetensors")
+    with pytest.raises(Refusal, match="1.conv1.weight holds torch.float8_e4m3fn numbers; save it as float32"):
+        read_initial_weights(path).check("res18", 4, 4)

@@ -1,5 +1,6 @@
 """Run folders: other settings, overwriting, damage, links, and two processes."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -9,7 +10,9 @@ import torch
 from comparing import same_runs
 from tiny_fit import EPOCHS, Death, tiny_fit
 
+from utils.ownership.results import hashes_of_source
 from utils.runs.folder import RunFolder
+from utils.system.files import sha256_of_file
 from utils.system.refusals import Refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -112,3 +115,26 @@ def test_a_folder_of_runs_or_a_run_may_be_a_link(unbroken_run, tmp_path):
     for path in (tmp_path / "experiments" / "run", tmp_path / "link"):
         tiny_fit(path)
         same_runs(path, unbroken_run)
+
+
+def test_a_run_keeps_what_it_says_of_the_program_that_trained_it(tmp_path, monkeypatch, capsys):
+    """Also where another one goes on with it or reports it; of a finished run that is said."""
+    path, of = tmp_path / "run", lambda commit: lambda device: {"git_commit": commit}
+    words = f"{path} was trained by commit old, this is new: its figures are those of that program"
+    for commit, epochs in (("old", 1), ("new", 2)):
+        monkeypatch.setattr("utils.runs.folder.describe_process", of(commit))
+        tiny_fit(path, epochs=epochs)
+    assert json.loads((path / "run.json").read_text())["git_commit"] == "old"
+    assert words not in capsys.readouterr().out
+    (path / "summary.json").write_text("{}")
+    for commit, said in (("new", True), ("old", False), (None, False)):
+        monkeypatch.setattr("utils.runs.folder.describe_process", of(commit))
+        RunFolder(path, {"seed": 0, "lr": 0.1}, "").open(torch.device("cpu"), False)
+        assert (words in capsys.readouterr().out) == said
+
+
+def test_copies_of_the_chosen_and_the_last_checkpoint_and_of_their_clean_twins_are_the_sources(unbroken_run):
+    """Not those of other epochs, which nobody can copy by a flag."""
+    names = ("nat_best", "latest", "nat_best_clean", "latest_clean")
+    wanted = {sha256_of_file(unbroken_run / "checkpoints" / f"checkpoint_{name}.pt") for name in names}
+    assert set(hashes_of_source(unbroken_run)) == wanted and len(wanted) == 4

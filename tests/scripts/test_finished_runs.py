@@ -197,3 +197,14 @@ def test_a_missing_run_is_looked_for(copied):
     copied.rename(f"{copied}seed7")
     said = refused("extraction", "-d", copied.parent, *STEAL)
     assert "pass -msg " in said and "seed7" in said
+
+
+def test_that_a_copy_is_made_of_other_images_than_the_sources_is_said(copied):
+    """Where nobody asked for fewer images than the source had."""
+    settings = json.loads((copied / "run.json").read_text())
+    flags = ("extraction", "-e", copied.parent, *(flag for flag in STEAL if flag not in ("--train-size", 128)))
+    warning = "warning: these are not the images that the source was trained on"
+    assert warning not in good(*flags, "-admsg", "_same")
+    settings["settings"]["data_sha256"] = "0" * 64
+    (copied / "run.json").write_text(json.dumps(settings))
+    assert warning in good(*flags, "-admsg", "_others")

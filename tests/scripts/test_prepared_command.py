@@ -3,6 +3,7 @@
 import html
 import json
 import shutil
+import time
 
 import pytest
 import torch
@@ -147,3 +148,11 @@ def test_preparations_that_cannot_be_are_refused(flags, words, benign, tmp_path)
     flags = (benign if flag == "BENIGN" else flag for flag in flags)
     assert words in refused(*PREPARE, tmp_path / "P", "--beacon-name", "round 7", *flags)
     assert tree(tmp_path) == set()
+
+
+def test_a_value_that_is_no_round_of_quicknet_draws_nothing(runs, tmp_path, monkeypatch):
+    """As its signature, of 48 bytes: a claim on what it drew could never hold, and the commitment would be spent."""
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 7200)
+    said = refused("train", "-d", tmp_path / "runs", *TRAIN, "--prepared", runs / "FUTURE", "--beacon", "3c" * 48)
+    assert "has not the 32 bytes of drand quicknet round" in said and tree(tmp_path) == set()

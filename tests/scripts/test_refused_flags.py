@@ -37,6 +37,11 @@ BAD_TRAIN = {
     "the longest message": (("-msg", "a" * 151), ["-msg", "too long"]),
     "a share of too much": (("--carriers", 0.7, *WITH_MODEL), ["'0.7' is no share above 0 and up to 0.5"]),
     "one choice": (("--label-choices", 1, *PLAUSIBLE, *WITH_MODEL), ["--label-choices", "at least 2"]),
+    "choices of what is drawn among all": (("--label-choices", 3), ["--label-choices is for --label-strategy"]),
+    "mixed images that share draws": (("--label-strategy", "runners-up", *WITH_MODEL, "-nm", 2),
+                                      ["--label-strategy runners-up chooses its images itself"]),
+    "uncertain images that share draws": (("--label-strategy", "paired", *WITH_MODEL, *UNCERTAIN),
+                                          ["--label-strategy paired chooses its images itself"]),
     "more choices than classes": ((*PLAUSIBLE, "--label-choices", 11, *WITH_MODEL),
                                   ["--label-choices 11", "10 classes", "2 to 10"]),
     "carriers without a model": (("--carriers", 3), ["--carriers", "--label-model"]),
@@ -62,6 +67,9 @@ def test_clean_models_of_another_image_size_and_shortened_flags_are_refused(beni
                          argparse.Namespace(size=64, classes=list("0123456789")))
     with pytest.raises(Refusal, match="--label-model .* was trained on other classes"):
         read_label_model(argparse.Namespace(label_model=[benign]), argparse.Namespace(size=32, classes=["a", "b"]))
+    with pytest.raises(Refusal, match="--label-model .* was trained on other classes, or on these in another order"):
+        read_label_model(argparse.Namespace(label_model=[benign]),
+                         argparse.Namespace(size=32, classes=list("9876543210")))
     none = torch.zeros(2, 0, dtype=torch.long)
     large = TriggerSet(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), none[:, :0].sum(1), none, none)
     with pytest.raises(Refusal, match="--benign .* of 32 pixels apart, wanted are 10 classes of 64 pixels"):

@@ -1,11 +1,13 @@
 """Files are written whole or not at all, and in a run folder never through a link."""
 
+import hashlib
 import os
+import tracemalloc
 
 import pytest
 
 from utils.system import files
-from utils.system.files import open_no_link, open_private, refuse_links, write_atomically
+from utils.system.files import open_no_link, open_private, read_bounded, refuse_links, sha256_of_file, write_atomically
 from utils.system.refusals import Refusal
 
 
@@ -62,3 +64,32 @@ def test_pipes_in_a_run_folder_are_named(name, tmp_path):
     os.mkfifo(path)
     with pytest.raises(Refusal, match=f"^{path} is no ordinary file; .*remove it"):
         refuse_links(tmp_path / "run")
+
+
+def test_no_more_of_a_file_is_read_than_may_be(tmp_path):
+    path = tmp_path / "file"
+    for size, fits in ((1000, True), (1001, False), (64 << 20, False)):
+        path.touch()
+        os.truncate(path, size)
+        tracemalloc.start()
+        if fits:
+            assert read_bounded(path, 1000) == bytes(1000)
+        else:
+            with pytest.raises(Refusal, match=f"^{path} is larger than 1000 bytes, the most that is read"):
+                read_bounded(path, 1000)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        tracemalloc.stop()
+
+
+def test_no_hash_is_taken_of_more_than_a_checkpoint_may_be(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"abc")
+    assert sha256_of_file(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
+    monkeypatch.setattr(files, "CHECKPOINT_LIMIT", 2)
+    with pytest.raises(Refusal, match="larger than 2 bytes"):
+        sha256_of_file(tmp_path / "file")
+
+
+def test_what_can_be_no_files_name_is_refused(tmp_path):
+    for path, words in (("a\0b", "'a.x00b' is no file's name"), (tmp_path, "is a folder; name a file")):
+        with pytest.raises(Refusal, match=words):
+            read_bounded(path)

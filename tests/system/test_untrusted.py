@@ -3,7 +3,9 @@
 import os
 import pickle
 import random
+import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -89,6 +91,8 @@ def test_what_torch_before_2_10_does_not_check_is_refused(tmp_path):
 
     write_pickle(path, b"}" + text("w") + tensor(4) + b"s", w=16)
     assert "larger" not in refusal_of(path)  # it holds no model, and its one tensor is as large as its record
+    write_pickle(path, b"}" + text("w") + tensor(3) + b"s", w=16)
+    assert "larger than what the file holds" in refusal_of(path)  # or smaller
     write_pickle(path, b"}" + text("w") + tensor(100) + b"s", w=16, unused=400)
     assert "larger than what the file holds" in refusal_of(path)
     write_pickle(path, b"}" + text("w") + tensor(4) + number(0) + number(1) + b"ss", w=16)
@@ -102,6 +106,8 @@ DEEP = b")" + b"\x85" * 10**6  # nested tuples, whose hash would overflow the in
     b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n" + text("V2147483647") + b"\x85R\x85R",
     b"c_codecs\nencode\n" + text("a") + text("punycode") + b"\x86R", text("os.system") + b")R",
     b"c_codecs\nencode\n" + text("a" * 1000) + text("latin1") + b"\x86R",  # of a text that the memo would repeat
+    b"ctorch\ndevice\n" + DEEP + b"\x85R",
+    b"ctorch._utils\n_rebuild_tensor_v2\n(NK\x00](" + b"K\x01" * 1000 + b"e)tR",
     b"ccollections\nOrderedDict\n}\x85R", b"}" + DEEP + b"Ns", b"ctorch.serialization\n_get_layout\n" + DEEP + b"\x85R",
     b"ctorch\nSize\n](" + b"K\x01" * 1000 + b"e\x85R", b"ctorch\nSize\n}\x85R",  # a list or dict for a shape
     b"ctorch\nSize\n)R}b", b"}" + b"}b" * 101,
@@ -127,12 +133,56 @@ def test_pytorch_reads_the_records_that_were_checked(tmp_path):
 
 def test_zip_bombs_and_tensors_larger_than_the_file_are_refused(files, tmp_path):
     path, one, deep = tmp_path / "model.pt", torch.zeros(100_000), []
-    rezip(files / "model.pt", path, compression=zipfile.ZIP_DEFLATED)
-    assert "compressed" in refusal_of(path)
+    for compression in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        rezip(files / "model.pt", path, compression=compression)
+        assert "compressed" in refusal_of(path)
     for large in ({"w": torch.zeros(1).expand(10**9)}, [one[i:] for i in range(500)]):  # views of one storage
         torch.save({"model": large}, path)
         assert "larger than what the file holds" in refusal_of(path)
+    torch.save({"model": [one, one[1:]]}, path)
+    assert "larger" not in refusal_of(path)  # twice the file's size is borne, three times is not
+    torch.save({"model": [one, one[1:], one[2:]]}, path)
+    assert "larger than what the file holds" in refusal_of(path)
     for _ in range(300):
         deep = [deep, deep]  # 2^300 parts if each is counted
     torch.save({"a": deep}, path)
     assert refusal_of(path)
+
+
+def write_nested(path, inner: bytes, layers: int):
+    """A zip archive of which each record holds all later ones: `layers` times as many bytes as the file has."""
+    header = lambda name, content: (zlib.crc32(content), len(content), len(content), len(name))
+    content, central, names = inner, [], [b"a/data/%d" % i for i in range(layers)] + [b"a/data.pkl"]
+    for name in reversed(names):
+        central.append((name, header(name, content), len(content)))
+        content = struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 33, *header(name, content), 0) + name + content
+    directory = b"".join(
+        struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 33, *about, 0, 0, 0, 0, 0,
+                    len(content) - size - 30 - len(name)) + name for name, about, size in central)
+    path.write_bytes(content + directory + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, len(central), len(central),
+                                                       len(directory), len(content), 0))
+
+
+def test_records_inside_one_another_are_refused(tmp_path):
+    """300 records of a file of 30 kB would be 9 MB; before 3.11.8 Python's reader takes them."""
+    write_nested(tmp_path / "model.pt", b"\x80\x02}" + text("x" * 20_000) + b"K\x00s.", 300)
+    assert "its parts overlap" in refusal_of(tmp_path / "model.pt")
+
+
+def test_records_pickles_and_parts_are_bounded(files, tmp_path, monkeypatch):
+    path, wide, deep = tmp_path / "model.pt", 0, 0
+    for _ in range(5):
+        wide = [wide] * 12  # together 12^5 parts
+    for _ in range(30):
+        deep = [deep]
+    for nested in (wide, deep):
+        torch.save({"a": nested}, path)
+        assert "nested too deeply or with too many parts" in refusal_of(path)
+    path.write_bytes((files / "model.pt").read_bytes())
+    for limit, value, words in (("TEXT_LIMIT", 1000, "no pickle of a sensible size"),
+                                ("ENTRIES_LIMIT", 10, "compressed, as no checkpoint is"),
+                                ("CHECKPOINT_LIMIT", 1000, "larger than 1000 bytes")):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"utils.system.tensors.{limit}", value)
+            assert words in refusal_of(path)
+    assert refusal_of(path) is None

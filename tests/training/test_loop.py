@@ -4,8 +4,11 @@ import contextlib
 import math
 import os
 import signal
+import time
+from functools import partial
 
 import pytest
+import torch
 from commands import rows_of
 from comparing import same_runs
 from tiny_fit import EPOCHS, STEPS, Death, tiny_fit
@@ -13,7 +16,7 @@ from tiny_fit import EPOCHS, STEPS, Death, tiny_fit
 from utils.runs.checkpoints import load_checkpoint, save_checkpoint
 from utils.system.files import write_atomically
 from utils.system.refusals import Interrupted, Refusal
-from utils.training.loop import seed_of_epoch
+from utils.training.loop import Step, fit, seed_of_epoch
 from utils.watermark.margin import WatermarkObjective
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -144,3 +147,50 @@ def test_a_loss_that_is_not_finite_in_a_later_epoch_keeps_the_earlier_ones(step,
     assert all(t.isfinite().all() for t in latest["model"]["state_dict"].values())
     tiny_fit(tmp_path / "run")  # resumes on a repaired machine
     same_runs(tmp_path / "run", unbroken_run)
+
+
+def test_each_step_of_each_seed_and_epoch_draws_other_random_numbers(tmp_path, monkeypatch):
+    """For dropout, and for the classes of WRK; that a continued run draws the same ones again: tests/scripts."""
+    drawn = []
+    monkeypatch.setattr(WatermarkObjective, "random_steps", True)
+    for seed in (0, 1):
+        tiny_fit(tmp_path / str(seed), lambda step: drawn.append(float(torch.rand(1))), seed=seed, epochs=2)
+    assert len(set(drawn)) == len(drawn) == 2 * 2 * STEPS
+
+
+def test_the_seconds_of_an_epoch_count_those_before_an_interruption(tmp_path):
+    def hook(step):
+        if step == 1:
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with contextlib.suppress(Interrupted):
+        tiny_fit(tmp_path / "run", hook)
+    tiny_fit(tmp_path / "run")
+    assert rows_of(tmp_path / "run")[0]["seconds"] >= 0.5
+
+
+@pytest.mark.parametrize("own, static, random_steps, recorded", [
+    (True, True, False, True), (False, True, False, False), (True, False, False, False), (True, True, True, False)])
+def test_only_steps_without_random_numbers_that_are_all_alike_are_recorded(own, static, random_steps, recorded,
+                                                                           tmp_path, monkeypatch):
+    """A recording would replay one dropout mask for ever; `graph` is what --no-graph turns off."""
+    asked = []
+    step = lambda *given, graph, **more: asked.append(graph) or Step(*given, graph=False, **more)
+    monkeypatch.setattr("utils.training.loop.Step", step)
+    monkeypatch.setattr("tiny_fit.fit", partial(fit, graph=True))
+    monkeypatch.setattr("models.is_own", lambda model: own)
+    monkeypatch.setattr(WatermarkObjective, "static", static)
+    monkeypatch.setattr(WatermarkObjective, "random_steps", random_steps)
+    tiny_fit(tmp_path / "run", epochs=1)
+    assert asked == [recorded]
+
+
+def test_epochs_that_know_no_trigger_yet_give_no_best_checkpoint(tmp_path, monkeypatch):
+    """As EWE's first phase, whose model is the more accurate one, and no source."""
+    monkeypatch.setattr(WatermarkObjective, "first_best", 2)
+    for epochs, there in ((2, False), (3, True)):
+        tiny_fit(tmp_path / "run", epochs=epochs)
+        for name in ("nat_best", "query_best"):
+            path = tmp_path / "run" / "checkpoints" / f"checkpoint_{name}.pt"
+            assert path.exists() == there and (not there or load_checkpoint(path)["epoch"] == 2)

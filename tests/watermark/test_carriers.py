@@ -80,7 +80,8 @@ def test_triggers_among_the_training_images_are_trained_under_their_labels():
 
 
 @pytest.mark.parametrize("groups, candidates", [
-    ([0, 0], [[0, 1], [0, 2]]), ([0, 2], [[0, 1]] * 2), ([0, -1], [[0, 1]] * 2), ([0, 0], None)])
+    ([0, 0], [[0, 1], [0, 2]]), ([0, 2], [[0, 1]] * 2), ([0, -1], [[0, 1]] * 2), ([0, 0], None),
+    ([1, 0], [[0, 1]] * 2)])  # each named as the first of the other's group
 def test_groups_of_other_candidates_or_of_none_are_refused(groups, candidates):
     none = torch.zeros(2, 0, dtype=torch.long)
     candidates = none if candidates is None else torch.tensor(candidates)
@@ -95,3 +96,10 @@ def test_last_features_are_what_the_last_layer_turns_into_logits(name):
     features = carriers.last_features(model, images, batch_size=3)
     assert model.training and not model[1].linear._forward_pre_hooks
     assert torch.allclose(model[1].linear(features), model.eval()(images.float() / 255), atol=1e-5)
+
+
+def test_triggers_of_a_group_have_one_label():
+    none, pairs = torch.zeros(2, 0, dtype=torch.long), torch.tensor([[0, 1]] * 2)
+    check_groups(TriggerSet(filled([1, 2]), torch.tensor([1, 1]), none, none, pairs, torch.tensor([0, 0])))
+    with pytest.raises(ValueError, match="other labels"):
+        check_groups(TriggerSet(filled([1, 2]), torch.tensor([0, 1]), none, none, pairs, torch.tensor([0, 0])))

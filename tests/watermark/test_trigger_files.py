@@ -51,6 +51,10 @@ def test_an_official_checkpoint_of_an_older_numpy_can_be_read(tmp_path):
     lambda c: c["model"]["state_dict"].pop("1.linear.weight"),
     lambda c: c.update(model=[1, 2]),
     lambda c: c["query_model"]["state_dict"].update(response=torch.full((30,), -1)),
+    lambda c: c["query_model"]["state_dict"].update(response=torch.full((30,), 5)),  # of classes 0 to 4
+    lambda c: c["query_model"]["state_dict"].update(original_response=torch.full((30, 1), 5)),
+    lambda c: c["query_model"]["state_dict"].update({k: c["query_model"]["state_dict"][k][:0] for k in (
+        "query", "response", "original_response", "sources")}),  # no triggers at all
     lambda c: c["query_model"]["state_dict"].update(query=torch.zeros(30, 3, 32, 33)),
     lambda c: c["query_model"]["state_dict"].update(original_response=torch.zeros(4)),
 ])
@@ -105,3 +109,20 @@ def test_prepared_images_are_read_through_no_link(tmp_path):
     (tmp_path / "prepared" / "key.json").symlink_to(tmp_path / "other")
     with pytest.raises(Refusal, match="prepared/key.json is a symbolic link; .*remove it"):
         read_prepared(tmp_path / "prepared")
+
+
+@pytest.mark.parametrize("size, fits", [(8, False), (16, True), (256, True), (264, False)])
+def test_the_sides_of_trigger_images_are_bounded(size, fits, tmp_path):
+    one = replace(trigger_set(1), images=torch.zeros(1, 3, size, size, dtype=torch.uint8))
+    save_checkpoint(tmp_path / "triggers.pt", vars(one))
+    assert (refusal_of(tmp_path / "triggers.pt") is None) == fits
+
+
+def test_pixels_of_an_official_checkpoint_are_cut_to_bytes(files):
+    """Numbers beyond [0, 1] do not wrap around."""
+    checkpoint = load_checkpoint(files / "model.pt")
+    state = checkpoint["query_model"]["state_dict"]
+    state["query"] = torch.full((30, 3, 32, 32), 1.25)
+    state["query"][:, 0] = -0.25
+    images = unpack_source(checkpoint, "one.pt")[1].images
+    assert images[:, 0].unique().tolist() == [0] and images[:, 1:].unique().tolist() == [255]

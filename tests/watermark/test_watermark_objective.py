@@ -12,6 +12,8 @@ import utils
 import models
 from utils.data.batches import Batches
 from utils.data.sets import Images
+from utils.system.refusals import Refusal
+from utils.watermark.batchnorm import RunningStatistics
 from utils.watermark.margin import WatermarkObjective, ascend, effective_weight
 
 LN2 = math.log(2)
@@ -100,3 +102,23 @@ def test_what_no_training_means_is_refused(tmp_path):
     for images, wrong in ((x_q - 0.5, {}), (x_q * 255, {}), (x_q, {"reduction": "mean"}), (x_q, {"bn_stats": "none"})):
         with pytest.raises(ValueError, match="not pixels in \\[0, 1\\]|is none of"):
             WatermarkObjective(model, images, y_q, **flags | wrong)
+
+
+@pytest.mark.parametrize("candidates", [[1, 3], [0, 1, 3], [0, 1, 2, 3]])
+def test_a_drawn_class_is_to_be_e_squared_times_as_likely_as_each_other_candidate(candidates):
+    """The loss is least, with no gradient, at the logits 2 of the drawn class 3 and 0 of the others."""
+    logits = torch.tensor([[0.0, 0.0, 0.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    watermark = WatermarkObjective(nn.Identity(), torch.ones(1, 3, 1, 1), torch.tensor([3]), weight=1, batch=1,
+                                   reduction="sum", bn_stats="paper", candidates=torch.tensor([candidates]))
+    watermark.trigger_pass(lambda x: logits, torch.tensor([0]))[0].backward()
+    assert logits.grad.abs().max() < 1e-12
+
+
+def test_layers_whose_averages_cannot_be_kept_twice_are_refused_and_those_without_averages_left_alone():
+    none, untracked = nn.BatchNorm2d(3, momentum=None), nn.BatchNorm2d(3, track_running_stats=False)
+    for mode in ("paper", "eval"):
+        with pytest.raises(Refusal, match=f"--bn-stats {mode}: .*one has none.*pass shared or clean"):
+            RunningStatistics(none, mode)
+        assert list(RunningStatistics(nn.Sequential(untracked, nn.BatchNorm2d(3)), mode).clean) == [
+            "1.running_mean", "1.running_var"]
+    assert not RunningStatistics(none, "clean").clean
