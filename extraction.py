@@ -26,6 +26,8 @@ from utils.watermark.margin import ascend
 from utils.watermark.trigger_files import unpack_source
 from utils.watermark.triggers import labels_are_uniform, validation_images
 
+MOST_GENERATIONS = 20  # a copy of the source is of generation 1, one made --on it of 2, ...
+
 
 @refuse_in_one_sentence
 def main():
@@ -102,7 +104,7 @@ def steal(flags, word: str) -> None:
     if not run.finished:
         # each generation has seeds of its own (2^31, 2^31 + 2^30, ... above --seed; torch's generator reads 32 bits):
         # a copy begins neither from the weights nor with the batches of what it copies
-        seed = flags.seed + 2**32 - (2**32 >> made["generation"])
+        seed = flags.seed + 2**32 - 2 ** (32 - made["generation"])
         prepare_torch(seed, flags.deterministic)
         if start is not None:
             kept = pruning_masks(start, flags.ratio, flags.criterion, active) if prunes else {}
@@ -161,9 +163,9 @@ def earlier_copy(folder, on: str, select: str):
     if made.get("source_sha256") not in hashes_of_source(folder):
         raise Refusal(f"--on {on} is a copy of an earlier training of its source: make it anew by its own command and "
                       "--overwrite")
-    if type(made.get("generation")) is not int or not 0 < made["generation"] < 20:  # 1: of the source, 2: --on it
-        raise Refusal(f"--on {on}: its summary.json is damaged or of an older version, or it is the twentieth copy "
-                      "of a copy: make it anew by its own command and --overwrite, or name another")
+    if not isinstance(made.get("generation"), int) or not 0 < made["generation"] < MOST_GENERATIONS:
+        raise Refusal(f"--on {on}: its summary.json is damaged, or it is one of more than {MOST_GENERATIONS} copies, "
+                      "each from the last: name another copy")
     return path, made
 
 

@@ -66,7 +66,7 @@ def _row(watermark, role, statistics_name, group) -> dict:
     t1, t1p, conservative = ([f["log10_p"].get(test) for f in figures] for test in ("T1", "T1p", "T1_conservative"))
     return {
         "watermark": watermark, "role": role, "statistics": statistics_name, "seeds": [s["seed"] for s in summaries],
-        **({"source_seeds": of} if (of := [run.get("source_seed") for run in runs]) != [None] * len(runs) else {}),
+        "source_seeds": [run.get("source_seed") for run in runs],
         "tags": ["".join(run["settings"].get(name) or "" for name in TAGS) for run in runs],
         "test_accuracy": [f["test_accuracy"] for f in figures],
         "trigger_hits": [f["trigger_hits"] for f in figures], "trigger_size": figures[0]["trigger_size"],

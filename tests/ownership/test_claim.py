@@ -210,7 +210,7 @@ def test_mutations_of_a_runs_files_are_refused_or_change_nothing(committed, tmp_
 
     whole = read()
     assert whole != "refused"
-    for name in (*JUDGED, "run.json", "checkpoints/checkpoint_nat_best.pt"):
+    for name in JUDGED:
         path, refused = folder / name, 0
         good = path.read_bytes()
         for turn in range(200):
@@ -218,7 +218,7 @@ def test_mutations_of_a_runs_files_are_refused_or_change_nothing(committed, tmp_
             refused += (found := read()) == "refused"
             assert found in ("refused", whole), (name, turn)
         path.write_bytes(good)
-        assert refused > 120 if name in JUDGED else refused == 0, (name, refused)
+        assert refused > 120, (name, refused)
     for path in folder.iterdir():  # the judge needs three files, and runs no code of the owner's network
         if path.name not in JUDGED:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -163,13 +163,14 @@ def load_typed(path: Path) -> dict:
     return checkpoint if isinstance(entry, dict) and "type" in entry else {}
 
 
-def read_other(flag: str, run, task: tuple[int, int], device="cpu", classes: list[str] | None = None):
+def read_other(flag: str, run, task: tuple[int, int], device="cpu", classes: list[str] | None = None, checkpoint=None):
     """The model of a run that `flag`, as --benign, names, of `task`: (number of classes, pixels of an image's side).
 
-    Raises Refusal as `check_benign` and `check_class_names` do, for plain weights, and for a model of another task.
+    `checkpoint` is its checkpoint where the caller has read it. Raises Refusal as `check_benign` and
+    `check_class_names` do, for plain weights, and for a model of another task.
     """
     path = find_checkpoint(run)
-    if not (checkpoint := load_typed(path)):
+    if not (checkpoint := checkpoint or load_typed(path)):
         raise Refusal(f"{flag} {run} does not say what it is of, as plain weights do not: name a run or a checkpoint")
     if flag == "--benign":
         check_benign(checkpoint, run)

@@ -192,8 +192,8 @@ def read_label_model(flags, data, device="cpu"):
 def _label_model(name, flags, data, device):
     """The frozen model of a run, a checkpoint, or plain weights of the -mt."""
     file = find_checkpoint(name)
-    if load_typed(file):
-        return read_other("--label-model", name, (len(data.classes), data.size), device, data.classes)
+    if checkpoint := load_typed(file):
+        return read_other("--label-model", name, (len(data.classes), data.size), device, data.classes, checkpoint)
     weights = read_initial_weights(file, "--label-model")
     if flags.model_type is None:
         raise Refusal(f"--label-model {file} holds plain weights, which do not say what they are of: name their "
