@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import special
 
 from utils.ownership import pvalues
 
@@ -42,7 +43,7 @@ def test_every_shared_draw_counted(drawn):
     draws = [candidates[np.arange(5), np.array(one)[groups]] for one in itertools.product((0, 1), (0, 1))]
     assigned = candidates[np.arange(5), np.array(drawn)[groups]]
     share = lambda value: math.log10(np.mean([value(y) >= value(assigned) for y in draws]))
-    scores, answers = pvalues.label_scores(p, None), p.argmax(1)
+    scores, answers = pvalues.label_scores(p, np.ones(p.shape, bool)), p.argmax(1)
     found = pvalues.score_randomisation(p, assigned, none, candidates, groups)
     assert found == pytest.approx(share(lambda y: scores[np.arange(5), y].sum()), abs=1e-9)
     found = pvalues.label_randomisation(answers, assigned, none, 4, candidates=candidates, groups=groups)
@@ -86,7 +87,9 @@ def test_a_missing_answer_counts_as_the_worst_or_not_at_all(groups):
     p_of = lambda given, **more: pvalues.score_randomisation(given, drawn, true, groups=groups, **more)
     left = pvalues.score_randomisation(p[others], drawn[others], true[others])
     assert p_of(lost, count_missing=False) == pytest.approx(left)
-    fill = [*np.eye(4), *rng.dirichlet(np.full(4, 0.1), 50)]  # answers in its place, sure or not
+    width = np.exp(pvalues.widest(np.log(p[others]), np.arange(4) != true[others]))
+    fill = np.array([np.eye(4)[y] for y in range(4)] + [*rng.dirichlet(np.full(4, 0.1), 50)])
+    fill = np.maximum(fill, fill.max(axis=1, keepdims=True) / width)  # answers in its place, as sure as others or less
     worst = max(p_of(np.where(lost.any(1, keepdims=True), p, row)) for row in fill)
     assert worst <= p_of(lost) + 1e-9 and p_of(lost) > left
 
@@ -118,7 +121,29 @@ def test_super_uniform_for_innocent_models(spread, places, draw_among):
 
 def test_scores_are_eighths_of_a_factor_of_e_down_to_a_millionth():
     """The published p-values are of these: 8 ln 0.5 = -5.5, 8 ln 1e-5 = -92.1, 8 ln 1e-6 = -110.5."""
-    assert pvalues.label_scores(np.array([[1, 0.5, 1e-5, 1e-7, 0]]), None).tolist() == [[0, -6, -92, -111, -111]]
+    p = np.array([[1, 0.5, 1e-5, 1e-7, 0]])
+    assert pvalues.label_scores(p, np.ones(p.shape, bool)).tolist() == [[0, -6, -92, -111, -111]]
+
+
+def test_narrow_scores_are_spread_over_eight_steps():
+    """ln 1.01 = 0.00995 is the widest that the labels drawn from differ; ln 1.005 is half of it, and so 4 steps."""
+    p = np.array([[1, 1.01, 1.005, 0.5], [1, 1.005, 1, 1]])
+    scores = pvalues.label_scores(p, np.array([[True, True, True, False], [True, True, True, True]]))
+    assert (scores[:, :3] - scores[:, :1]).tolist() == [[0, 8, 4], [0, 4, 0]]
+
+
+@pytest.mark.parametrize("temperature", [20, 1e3, 1e6])
+def test_a_temperature_hides_no_copy(temperature):
+    """A thief's model may answer at any temperature: its labels and their order stay, and nearly all of p, beside a
+    missing answer too."""
+    rng, m = np.random.default_rng(0), 40
+    true, assigned, logits = np.zeros((m, 1), int), rng.integers(1, 10, m), rng.normal(0, 2, (m, 10))
+    logits[np.arange(m), assigned] += 3
+    logits[:, 0] += 12
+    for answered in (m, m - 1):
+        p = [special.softmax(logits / t, axis=1) * (np.arange(m) < answered)[:, None] for t in (1, temperature)]
+        plain, hot = (pvalues.score_randomisation(one, assigned, true) for one in p)
+        assert plain < -12 and hot < 0.8 * plain
 
 
 def test_the_bound_of_the_roundings_is_added():

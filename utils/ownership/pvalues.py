@@ -95,11 +95,12 @@ def score_randomisation(probabilities, assigned, true, candidates=None, groups=N
     """T1p, exact: log10 of the probability that a model which knows nothing of the assigned labels rates them as high.
 
     probabilities  (m, C) in [0, 1], the suspect's answers, no logits; a row of zeros where there is none
-    count_missing  whether a missing answer counts as the worst for the claim; else as one that rates all labels alike
+    count_missing  whether a missing answer counts as the worst for the claim that is no surer than the surest that was
+                   given; else as one that rates all labels alike
     assigned, true, candidates, groups  as in `label_randomisation`
 
     H0 is that of T1. Let A_i be the labels that trigger i's was drawn from, and v_i(c) a number for each c in A_i that
-    depends on the suspect's answer alone, see `label_scores`. Given the answers, S = sum_i v_i(y_i) is under H0 a sum
+    depends on the suspect's answers alone, see `label_scores`. Given the answers, S = sum_i v_i(y_i) is under H0 a sum
     of independent draws, the i-th uniform over the known numbers v_i(c), c in A_i, whatever the suspect is. So
     p = P(sum_i v_i(Y_i) >= S) is as exact as T1's. With two candidates it is a sign-flip test.
 
@@ -113,14 +114,26 @@ def score_randomisation(probabilities, assigned, true, candidates=None, groups=N
     _check_labels(assigned, allowed)
     missing = ~(probabilities > 0).any(axis=1)
     probabilities[missing] = 1
-    if count_missing:  # the worst for the claim: the assigned label last, all others first
-        probabilities[missing, assigned[missing]] = 0
-    return draw_tail(*by_draw(label_scores(probabilities, allowed), allowed, assigned, groups))
+    scores = label_scores(probabilities, allowed)
+    if count_missing:  # the assigned label last, all others first, as far apart as in any answer
+        scores[missing, assigned[missing]] = -widest(scores, allowed)
+    return draw_tail(*by_draw(scores, allowed, assigned, groups))
 
 
 def label_scores(probabilities, allowed):
-    """The v_i(c) of `score_randomisation`, int64 (m, C): log max(p, `FLOOR`) in steps of 1 / `GRID`."""
-    return np.rint(np.log(np.maximum(probabilities, FLOOR)) * GRID).astype(np.int64)
+    """The v_i(c) of `score_randomisation`, int64 (m, C): log max(p, `FLOOR`) in steps of 1 / `GRID`.
+
+    Where those of the labels `allowed` (m, C) differ by less than a factor of e in every row, as of a suspect that
+    answers at a high temperature, all are multiplied until the widest row spans `GRID` steps: no answer is all ties.
+    """
+    scores = np.log(np.maximum(probabilities, FLOOR))
+    width = widest(scores, allowed)
+    return np.rint(scores * GRID / (width if 0 < width < 1 else 1)).astype(np.int64)
+
+
+def widest(scores, allowed):
+    """The largest difference of scores (m, C) within a row, of the labels `allowed` (m, C); 0 of no rows."""
+    return max((np.ptp(row[among]) for row, among in zip(scores, allowed) if among.any()), default=0)
 
 
 def drawn_from(shape: tuple, true, candidates=None):
