@@ -122,6 +122,23 @@ def test_a_model_cannot_read_files_elsewhere(place, onnx, tmp_path, monkeypatch)
                                            "not regular file", "should not be empty"))
 
 
+def test_a_sparse_tensor_cannot_be_read_from_elsewhere(onnx, tmp_path):
+    """onnx does not follow its place, and onnxruntime below 1.28 would."""
+    model = load_model(write_linear(onnx, matrix()))
+    values = numpy_helper.from_array(np.ones(10, np.float32), "bias")
+    (tmp_path / "weights.bin").write_bytes(values.raw_data)
+    external_data_helper.set_external_data(values, str(tmp_path / "weights.bin"))
+    values.ClearField("raw_data")
+    sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(np.arange(10)), [10])
+    model.graph.sparse_initializer.append(sparse)
+    onnx.write_bytes(model.SerializeToString())
+    assert "keeps a sparse tensor in another file, which is not read" in refusal(onnx)
+    model.graph.ClearField("sparse_initializer")
+    model.graph.node.append(helper.make_node("Constant", [], ["bias"], sparse_value=sparse))
+    onnx.write_bytes(model.SerializeToString())
+    assert "keeps a sparse tensor in another file, which is not read" in refusal(onnx)
+
+
 def test_bytes_and_time_are_bounded(onnx, monkeypatch):
     write_with_external_data(onnx, matrix(), "weights.bin", "weights.bin")
     model = load_model(onnx, load_external_data=False)

@@ -27,9 +27,11 @@ def main(path: str, memory: int, seconds: int, pixels) -> None:
     limit(resource.RLIMIT_CPU, THREADS * seconds)  # after the caller's time is over
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = THREADS, 4
-    # which reads weights beside the model too, but no links and nothing outside its folder; the session opens no files
-    model = onnx.load_model(path).SerializeToString()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    # which reads weights beside the model too, but no links and nothing outside its folder
+    model = onnx.load_model(path)
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors_of(model, onnx.TensorProto)):
+        refuse("keeps a sparse tensor in another file, which is not read")  # but the session would, wherever it is
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     if len(inputs := session.get_inputs()) != 1:
         refuse(f"takes {len(inputs)} inputs, not one batch of images")
     shape, kind, wanted = inputs[0].shape, inputs[0].type, ("batch", *images.shape[1:])
@@ -52,6 +54,16 @@ def main(path: str, memory: int, seconds: int, pixels) -> None:
             refuse(f"gives {output.dtype} {output.shape} for {len(x)} images, not a row of logits for each")
         rows.append(output[: len(part)].astype(np.float64))
     np.save(sys.stdout.buffer, np.concatenate(rows))
+
+
+def tensors_of(message, kind):
+    """Every tensor in a protobuf message, however deep; `kind` is its class."""
+    if isinstance(message, kind):
+        yield message
+    for field, value in message.ListFields():
+        if field.message_type:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                yield from tensors_of(part, kind)
 
 
 def limit(what: int, most: int) -> None:
