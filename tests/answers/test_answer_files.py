@@ -10,7 +10,7 @@ from hostile_files import NAMES, refusal_of
 from owner_runs import CLASSES, M, answer, names_of
 from scipy.special import softmax
 
-from utils.answers.answers import Answer, Classes, answers_of_logits, read_reply
+from utils.answers.answers import Answer, Classes, answers_from_file, answers_of_logits, read_reply
 from utils.system.refusals import Refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -149,6 +149,12 @@ def test_missing_answers_are_misses_when_allowed(owner, tmp_path):
     written = [f"{row.split(',')[0]},{next(cells)}" for row in rows[10:]]
     (tmp_path / "few.csv").write_text("\n".join([*rows[:10], " ", *written]))
     assert verify(*few, "--leave-out-missing")[1] == out
+
+
+def test_a_class_named_nan_is_an_answer(tmp_path):
+    (tmp_path / "y.csv").write_text("a,NaN\nb,Roti\nc,nan\n")
+    given = answers_from_file(tmp_path / "y.csv", ["a", "b", "c"], Classes(["Garlic", "NaN", "Roti"]), True)
+    assert given.labels.tolist() == [1, 2, -1]
 
 
 def npy(descr, shape, body=b"", version=b"\x01\x00") -> bytes:

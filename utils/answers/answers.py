@@ -252,8 +252,8 @@ def _csv_rows(path, names, classes: Classes):
             raise Refusal(f"{where}: {1 + len(cells)} columns; each line needs a name and a label, or each a name and "
                           f"{len(classes.order)} probabilities")
         try:
-            given = {cell.strip().lower() for cell in cells}
-            missing = given <= MISSING and not given & classes.places.keys()
+            given = {cell.strip() for cell in cells}
+            missing = {cell.lower() for cell in given} <= MISSING and not given & classes.places.keys()
             value = cells[0].strip() if len(cells) == 1 else [float(cell.strip() or "nan") for cell in cells]
         except ValueError as error:
             raise Refusal(f"{where}: a probability is no number") from error
