@@ -6,7 +6,6 @@ The picture of the triggers, seeds and commands are in it only with --show-trigg
 """
 
 import base64
-import contextlib
 import functools
 import hashlib
 import io
@@ -53,10 +52,10 @@ def clean(text) -> str:
     return "".join(c if c.isprintable() or c in "\n\t\u00a0" else "\ufffd" for c in str(text))
 
 
-def shorten(text, limit: int = 120) -> str:
-    """Text of at most `limit` characters, for what files say."""
+def shorten(text) -> str:
+    """Text of at most 120 characters, for what files say."""
     text = str(text)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return text if len(text) <= 120 else text[:119] + "…"
 
 
 class Record(NamedTuple):
@@ -225,17 +224,6 @@ def counts_of_claims(rows: list[tuple]) -> dict:
 # ---- curves ----
 
 
-@contextlib.contextmanager
-def svg_settings():
-    """Draw under the settings `SVG`, without warnings of scripts that the font lacks; the reader's browser has them."""
-    import matplotlib  # not before a command began, which makes sure that matplotlib can be imported
-
-    with matplotlib.rc_context(SVG), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")
-        yield
-
-
-@svg_settings()
 def chart(title: str, y_label: str, lines: list) -> dict:
     """Curves against epochs as an image of a page: {"title", "src", "alt"}; "src" is "" without a line.
 
@@ -258,7 +246,6 @@ def chart(title: str, y_label: str, lines: list) -> dict:
     return {"title": title, "src": svg_uri(figure), "alt": f"Chart: {title}, {y_label} against epoch. {ends}"}
 
 
-@svg_settings()
 def legend(names: list) -> dict:
     """The looks of the lines of charts with their names, one below the other: an image, {"src", "alt"}."""
     from matplotlib.lines import Line2D
@@ -282,12 +269,18 @@ def svg_uri(figure) -> str:
 
 
 def training_charts(records: list[Record], secret: bool) -> tuple[list, dict | None]:
-    """(Charts of losses and accuracies by epoch of each run that trains, their legend)."""
+    """(Charts of losses and accuracies by epoch of each run that trains, their legend); [] and None without any."""
+    import matplotlib  # not before a command began, which makes sure that matplotlib can be imported
+
     runs = [(model_name(record, secret, prefix != ""), record, prefix) for record in records
             for prefix in ("", "clean_") if record.series(f"{prefix}val_accuracy")]
-    charts = [chart(title, unit, [(name, record.series(prefix + key, factor)) for name, record, prefix in runs])
-              for key, title, unit, factor in CURVES if runs]
-    return charts, legend([name for name, _, _ in runs]) if runs else None
+    if not runs:
+        return [], None
+    with matplotlib.rc_context(SVG), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of scripts that the font lacks; the reader's browser has them
+        charts = [chart(title, unit, [(name, record.series(prefix + key, factor)) for name, record, prefix in runs])
+                  for key, title, unit, factor in CURVES]
+        return charts, legend([name for name, _, _ in runs])
 
 
 # ---- the page ----
@@ -304,7 +297,6 @@ def render(**values) -> str:
         finalize=lambda value: value if hasattr(value, "__html__") else clean(value),
     )
     environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    environment.filters["shorten"] = shorten
     return environment.get_template(TEMPLATE.name).render(**values)
 
 
