@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from figures.shared import HERE
-from utils.benchmark import OBJECTIVES, Contenders, describe_machine, measure_steps, set_up
+from utils.benchmark import OBJECTIVES, Contenders, describe_benchmark, measure_steps, set_up
 from utils.system.files import write_atomically
 from utils.system.machine import figure_png, new_figure
 from utils.system.refusals import Refusal, refuse_in_one_sentence
@@ -52,14 +52,14 @@ def main():
     if flags.objectives != OBJECTIVES:
         raise Refusal("--objectives: this measures margin steps alone; leave it out")
     path = Path(flags.json or HERE / "cost.json")
-    result, measured = {**describe_machine(flags, device), "rows": []}, {}
+    result, measured = {**describe_benchmark(flags, device), "rows": []}, {}
     for axis, (flag, values) in AXES.items():
         for value in values:
             setting = vars(flags) | {flag: value}
             key = json.dumps(setting, sort_keys=True)
             if key not in measured:
                 contenders = Contenders(argparse.Namespace(**setting), device)
-                measured[key] = measure_steps(contenders, ["margin"], flags.rounds)[0]
+                measured[key] = measure_steps(contenders, "margin")[0]
             result["rows"] += [{"axis": axis, "value": value, **row} for row in measured[key]]
             print(axis, value, ", ".join(f"{r['s_per_epoch']:.0f} s" for r in measured[key]), flush=True)
             write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())

@@ -8,7 +8,6 @@ noise; no figure depends on them.
 import argparse
 import itertools
 import math
-import platform
 import re
 import time
 from functools import partial
@@ -27,7 +26,7 @@ from utils.attacks.stealing import ExtractionObjective, soft_loss
 from utils.data.batches import Batches
 from utils.data.sets import Images
 from utils.system.files import check_output_file, write_json
-from utils.system.machine import AMP, add_device_flag, choose_device, prepare_torch
+from utils.system.machine import AMP, add_device_flag, choose_device, describe_process, prepare_torch
 from utils.system.refusals import COUNT, Parser, number, refuse_in_one_sentence
 from utils.training.loop import Step, autocast_forward
 from utils.training.metrics import accuracy
@@ -255,8 +254,8 @@ def peak_memory(call, device) -> int | None:
         return None
 
 
-def measure_steps(contenders, names, rounds) -> tuple[list[dict], dict]:
-    """(rows, ratios) for the objectives in `names`: a row for each contender, and official time / our time.
+def measure_steps(contenders, name) -> tuple[list[dict], dict]:
+    """(rows, ratios) for one of `OBJECTIVES`: a row for each contender, and official time / our time.
 
     A row's `fraction_of_matmul` is its FLOP/s divided by that of a large matrix product in the same precision. An
     epoch is estimated: its number of steps times the seconds of a step, plus the seconds of the evaluation; the
@@ -266,55 +265,52 @@ def measure_steps(contenders, names, rounds) -> tuple[list[dict], dict]:
     # square matrix products, in the precision of the convolutions
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     n, amps = SIDE[device.type], {"fp32": None, "amp": AMP[flags.amp]}
-    for name in names:
-        steps, loader = {p: contenders.our_step(name, amp) for p, amp in amps.items()}, {}
-        if not flags.ours:
-            steps = {"official": contenders.official_step(name)} | steps
-        evaluation_s = {key: contenders.evaluation_s(model, key == "official", amps.get(key))
-                        for key, (_, model) in steps.items()}
-        peaks = {key: peak_memory(call, device) for key, (call, _) in steps.items()}
-        # made here, so that they are in nobody's peak
-        squares = {p: torch.randn(n, n, device=device, dtype=amp or torch.float32) for p, amp in amps.items()}
-        products = {f"product {p}": partial(torch.matmul, a, a) for p, a in squares.items()}
-        if not flags.ours:
-            loader = {"loader": contenders.official_step(name, loader=True)[0]}
-        times = time_by_turns({key: call for key, (call, _) in steps.items()} | loader | products, rounds, device)
-        epochs = {key: [contenders.steps * t + evaluation_s[key] for t in times["loader" if key == "official" else key]]
-                  for key in steps}
-        for key in steps:
-            seconds, precision = median(times[key]), "amp" if key == "amp" else "fp32"
-            flop = contenders.flop(name, key == "official")
-            rate = 2 * n**3 / median(times[f"product {precision}"])
-            rows.append({
-                "objective": name, "rendering": "official" if key == "official" else "ours", "precision": precision,
-                "images_per_s": flags.batch_size / seconds, "ms_per_step": 1e3 * seconds,
-                "s_per_epoch": median(epochs[key]), "evaluation_s": evaluation_s[key],
-                "peak_memory_bytes": peaks[key], "flop_per_step": flop, "flop_per_s": flop / seconds,
-                "matmul_flop_per_s": rate, "fraction_of_matmul": flop / seconds / rate,
-                "rounds_ms_per_step": [1e3 * t for t in times[key]],
-            })
-        for p, (what, t) in itertools.product(amps if loader else (), (("step", times), ("epoch", epochs))):
-            ratios[f"{name}_{what}_{p}"] = median(slow / fast for slow, fast in zip(t["official"], t[p]))
-        del squares, products
+    steps, loader = {p: contenders.our_step(name, amp) for p, amp in amps.items()}, {}
+    if not flags.ours:
+        steps = {"official": contenders.official_step(name)} | steps
+    evaluation_s = {key: contenders.evaluation_s(model, key == "official", amps.get(key))
+                    for key, (_, model) in steps.items()}
+    peaks = {key: peak_memory(call, device) for key, (call, _) in steps.items()}
+    # made here, so that they are in nobody's peak
+    squares = {p: torch.randn(n, n, device=device, dtype=amp or torch.float32) for p, amp in amps.items()}
+    products = {f"product {p}": partial(torch.matmul, a, a) for p, a in squares.items()}
+    if not flags.ours:
+        loader = {"loader": contenders.official_step(name, loader=True)[0]}
+    calls = {key: call for key, (call, _) in steps.items()} | loader | products
+    times = time_by_turns(calls, flags.rounds, device)
+    epochs = {key: [contenders.steps * t + evaluation_s[key] for t in times["loader" if key == "official" else key]]
+              for key in steps}
+    for key in steps:
+        seconds, precision = median(times[key]), "amp" if key == "amp" else "fp32"
+        flop = contenders.flop(name, key == "official")
+        rate = 2 * n**3 / median(times[f"product {precision}"])
+        rows.append({
+            "objective": name, "rendering": "official" if key == "official" else "ours", "precision": precision,
+            "images_per_s": flags.batch_size / seconds, "ms_per_step": 1e3 * seconds,
+            "s_per_epoch": median(epochs[key]), "evaluation_s": evaluation_s[key],
+            "peak_memory_bytes": peaks[key], "flop_per_step": flop, "flop_per_s": flop / seconds,
+            "matmul_flop_per_s": rate, "fraction_of_matmul": flop / seconds / rate,
+            "rounds_ms_per_step": [1e3 * t for t in times[key]],
+        })
+    for p, (what, t) in itertools.product(amps if loader else (), (("step", times), ("epoch", epochs))):
+        ratios[f"{name}_{what}_{p}"] = median(slow / fast for slow, fast in zip(t["official"], t[p]))
     return rows, ratios
 
 
-def describe_machine(flags, device) -> dict:
-    """Device, number of threads, version of torch and flags, for the JSON."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"device": str(device), "name": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
-            "tf32": torch.backends.cudnn.allow_tf32, "settings": vars(flags)}
+def describe_benchmark(flags, device) -> dict:
+    """The process and the flags, for the JSON."""
+    return {**describe_process(device), "tf32": torch.backends.cudnn.allow_tf32, "settings": vars(flags)}
 
 
 @refuse_in_one_sentence
 def main(argv=None):
     flags, device = set_up(argv, __doc__)
-    contenders, rows, ratios = Contenders(flags, device), [], {}
+    contenders, about, rows, ratios = Contenders(flags, device), describe_benchmark(flags, device), [], {}
     for name in flags.objectives:
-        more, faster = measure_steps(contenders, [name], flags.rounds)
+        more, faster = measure_steps(contenders, name)
         rows, ratios = rows + more, ratios | faster
         if flags.json:  # after each, so that a time limit takes the last one alone
-            write_json(Path(flags.json), {**describe_machine(flags, device), "rows": rows, "ratios": ratios})
+            write_json(Path(flags.json), {**about, "rows": rows, "ratios": ratios})
     head = ("", "images/s", "ms/step", "s/epoch", "peak MB", "GFLOP/step", "GFLOP/s", "of matmul")
     print("{:<22}{:>10}{:>10}{:>10}{:>9}{:>12}{:>10}{:>10}".format(*head))
     for r in rows:
