@@ -12,7 +12,6 @@ import io
 import math
 import os
 import secrets
-import stat
 import time
 import warnings
 from pathlib import Path
@@ -96,11 +95,11 @@ def load_folder(root: Path, skip_bad_images: bool, size: int, flag: str):
     return [(pick_images(images, positions), labels[positions]) for positions in chosen], classes, notes
 
 
-def _share_of_one_colour(images, levels: int = 16) -> float:
-    """Share of the images (N, 3, S, S) of which no channel spans more than so many of 256 levels."""
+def _share_of_one_colour(images) -> float:
+    """Share of the images (N, 3, S, S) of which no channel spans more than 16 of 256 levels."""
     ranges = [part.flatten(2).aminmax(dim=2) for part in images.split(chunk_length(images))]
     spans = torch.cat([(high - low).amax(1) for low, high in ranges])
-    return float((spans <= levels).double().mean())
+    return float((spans <= 16).double().mean())
 
 
 def some(names: list[str], n: int = 5) -> str:
@@ -346,15 +345,12 @@ class StoredImages:
     dtype = torch.uint8
 
     def __init__(self, path):
-        self.file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # a pipe too
-        if not stat.S_ISREG(os.fstat(self.file.fileno()).st_mode):
+        if not os.path.isfile(path):  # numpy would wait for the writer of a pipe
             raise ValueError("no ordinary file")
-        is_npy = np.lib.format.read_magic(self.file) == (1, 0)
-        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(self.file) if is_npy else ((), False, None)
-        self.begin, length = self.file.tell(), os.fstat(self.file.fileno()).st_size
-        if is_fortran or dtype != np.uint8 or len(shape) != 4 or length != self.begin + math.prod(shape):
+        images = np.load(path, mmap_mode="r")  # its header alone; what is mapped is let go with this name
+        if images.dtype != np.uint8 or images.ndim != 4 or not images.flags.c_contiguous:
             raise ValueError("no .npy file of images")
-        (self.in_file, *self._one) = shape
+        self.file, self.begin, (self.in_file, *self._one) = open(path, "rb"), images.offset, images.shape
         self.order = torch.arange(self.in_file)  # (N,) positions in the file, or, from `in_file` on, in `more`
         self.more = torch.empty(0, *self._one, dtype=torch.uint8)
 
