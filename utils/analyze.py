@@ -131,7 +131,7 @@ def report_margin(run: FinishedRun) -> dict:
 # ---- recalibrated: does a mark live in BatchNorm's statistics? ----
 
 
-def recalibrate(model, images, batch_size: int | None = None):
+def recalibrate(model, images):
     """A copy of `model` whose running statistics are the mean over batches of uint8 images (N, 3, H, W).
 
     A batch has 500 images of 32 pixels, of larger ones fewer, but 128, as in a training.
@@ -139,7 +139,7 @@ def recalibrate(model, images, batch_size: int | None = None):
     model = copy.deepcopy(model)
     if not any(isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
         raise Refusal("recalibrated: this model has no BatchNorm layers; name a run of another architecture")
-    parts = images.split(batch_size or max(128, pass_length(images, 500)))
+    parts = images.split(max(128, pass_length(images, 500)))
     batches = (part.float().div(255) for part in parts if len(part) > 1)  # one image has no variance
     torch.optim.swa_utils.update_bn(batches, model, next(model.parameters()).device)
     return model.eval()

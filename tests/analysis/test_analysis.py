@@ -88,10 +88,9 @@ def test_recalibrated_statistics_are_those_of_the_images():
     model = nn.Sequential(nn.Identity(), nn.BatchNorm2d(3)).eval()
     model[1].running_mean += 7
     model[0].weight = nn.Parameter(torch.ones(1))  # so that there is a device to ask for
-    images = torch.randint(0, 256, (9, 3, 4, 4), dtype=torch.uint8)
-    found = analyze.recalibrate(model, images, batch_size=4)
-    pixels = images.float().div(255)
-    halves = [half.transpose(0, 1).flatten(1) for half in pixels[:8].split(4)]  # the ninth is alone
+    images = torch.randint(0, 256, (1001, 3, 32, 32), dtype=torch.uint8)
+    found = analyze.recalibrate(model, images)
+    halves = [half.div(255).transpose(0, 1).flatten(1) for half in images[:1000].split(500)]  # the last one is alone
     assert torch.allclose(found[1].running_mean, sum(half.mean(1) for half in halves) / 2)
     assert torch.allclose(found[1].running_var, sum(half.var(1) for half in halves) / 2)
     assert (model[1].running_mean == 7).all() and not found.training and not found[1].training
