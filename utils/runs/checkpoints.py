@@ -166,29 +166,23 @@ def load_typed(path: Path) -> dict:
 def read_other(flag: str, run, task: tuple[int, int], device="cpu", classes: list[str] | None = None, checkpoint=None):
     """The model of a run that `flag`, as --benign, names, of `task`: (number of classes, pixels of an image's side).
 
-    `checkpoint` is its checkpoint where the caller has read it. Raises Refusal as `check_benign` and
-    `check_class_names` do, for plain weights, and for a model of another task.
+    `checkpoint` is its checkpoint where the caller has read it. Raises Refusal as `check_benign` does, for plain
+    weights, and for a model of another task, or of other classes than `classes`, where it names its own.
     """
     path = find_checkpoint(run)
     if not (checkpoint := checkpoint or load_typed(path)):
         raise Refusal(f"{flag} {run} does not say what it is of, as plain weights do not: name a run or a checkpoint")
     if flag == "--benign":
         check_benign(checkpoint, run)
-    if classes is not None:
-        check_class_names(checkpoint, classes, f"{flag} {run}")
+    if classes is not None and checkpoint.get("about", {}).get("classes") not in (None, classes):
+        raise Refusal(f"{flag} {run} was trained on other classes, or on these in another order, so that answers "
+                      "cannot be compared: name a model of the same classes, or, if the names are wrong, a file of its "
+                      "'model'")
     model = restore_model(checkpoint, path, device)
     if (found := (model.num_classes, model.size)) != task:
         raise Refusal(f"{flag} {run} tells {found[0]} classes of {found[1]} pixels apart, wanted are {task[0]} classes "
                       f"of {task[1]} pixels: name another model")
     return model
-
-
-def check_class_names(checkpoint: dict, classes: list[str], what: str) -> None:
-    """Refuse a checkpoint that names other classes than `classes`, or these in another order; it may name none."""
-    named = checkpoint.get("about", {}).get("classes")
-    if named is not None and named != classes:
-        raise Refusal(f"{what} was trained on other classes, or on these in another order, so that answers cannot be "
-                      "compared: name a model of the same classes, or, if the names are wrong, a file of its 'model'")
 
 
 def check_benign(checkpoint: dict, run) -> None:
