@@ -8,7 +8,6 @@ import models
 from utils.attacks.editing import REMOVALS, channel_activations, check_edit, edited_models, fine_tune, pruning_masks
 from utils.attacks.stealing import ExtractionObjective, check_thief_data, extraction_loss, report_surrogate
 from utils.data.batches import Batches
-from utils.data.files import SIZE
 from utils.data.sets import load_data
 from utils.flags import extraction_flags, source_folder
 from utils.ownership.results import TriggerTests, hashes_of_source
@@ -49,7 +48,7 @@ def steal(flags, word: str) -> None:
     same_kind = models.is_own(source) and flags.model_type in models.NAMES
     width = flags.width
     flags.width = width or (model_width(source) if same_kind else 64)
-    flags.image_size = None if source.size == SIZE else source.size
+    flags.image_size = None if source.size == models.SIZE else source.size
     about, name, model_type = checkpoint.get("about", {}), flags.attack, flags.model_type
     start, on, before = None, None, {}  # the model that an attack of `REMOVALS` edits, and its file and summary
     edits = flags.attack in ("prune", "quantize")  # without training

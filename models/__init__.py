@@ -16,7 +16,7 @@ from models.resnet import DEPTHS, ResNet
 from models.vgg import VGG11
 
 NAMES = (*DEPTHS, "vgg11")
-SIZE = 32  # height and width of the published images, pixels
+SIZE = 32  # height and width of the published images, and of others unless --image-size says otherwise, pixels
 
 
 class Normalize(nn.Module):

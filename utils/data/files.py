@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from models import SIZE
 from utils.system.files import read_bounded, write_atomically
 from utils.system.refusals import Refusal
 
-SIZE = 32  # height and width of images unless --image-size says otherwise, pixels
 FILE_LIMIT = 256 << 20  # bytes of one image file
 MEGAPIXELS = 50  # of one image, at most
 IN_MEMORY = 3 << 26  # bytes of a data set that is held as tensors, up to four copies; 60,000 images of 32 x 32 fit

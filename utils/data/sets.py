@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from utils.data.files import SIZE, StoredImages, chunk_length, load_folder, load_torchvision, pick_images, some
+from models import SIZE
+from utils.data.files import StoredImages, chunk_length, load_folder, load_torchvision, pick_images, some
 from utils.system.machine import rank_0_first
 from utils.system.refusals import Refusal, number
 

@@ -19,7 +19,8 @@ from scipy import stats
 from torch.func import functional_call
 from tqdm import tqdm
 
-from utils.data.files import SIZE, join_images
+from models import SIZE
+from utils.data.files import join_images
 from utils.data.sets import Data, Images
 from utils.rivals.source import add_verification, read_others
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint
