@@ -215,16 +215,16 @@ def decode_image(content: bytes, size: int = SIZE) -> np.ndarray:
         if is_huge:
             raise Refusal(f"it has more than {MEGAPIXELS} megapixels, the most that is read; make it smaller")
         is_16_bit = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
-        is_number, invisible = picture.mode[0] in "IF", picture.info.get("transparency")
+        is_number = picture.mode[0] in "IF"
         with contextlib.suppress(Exception):  # an orientation that cannot be read is none
             picture = ImageOps.exif_transpose(picture)
         if is_number:
             values = np.asarray(picture.convert("F"), np.float32)
             levels = values / 257 if is_16_bit else _scaled(values)  # 65535 / 255
-            if isinstance(invisible, int):
+            if isinstance(invisible := picture.info.get("transparency"), int):
                 levels = np.where(values == invisible, 255, levels)
             picture = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
-        elif invisible is not None or picture.mode in ("RGBA", "LA", "PA", "RGBa"):
+        elif picture.has_transparency_data:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         picture = picture.convert("RGB")
