@@ -139,7 +139,7 @@ def test_what_a_program_prints_is_bounded_and_a_line_is_an_image():
     for lines in (0, 4):
         four = f"sh -c 'yes 3 | head -{lines}' {{pngs}}"
         assert f"printed {lines} lines for 3 images" in refusal(four, PNGS)
-        assert ask(four, PNGS, allow_missing=True) == [None] * 3
+        assert ask(four, PNGS, allow_missing=True) == [Answer()] * 3
     assert ask("sh -c 'echo unsure; echo 3' {pngs}", PNGS[:2], allow_missing=True) == [Answer(), Answer(3)]
 
 
@@ -172,7 +172,7 @@ def gone(pid: int) -> bool:
 def test_the_time_limit_is_for_each_image_of_a_call():
     assert "no answer in 0.05 s (--timeout allows more), for 7.png" in refusal(HANGS + "{png}", seconds=0.05)
     assert "no answer in 0.15 s (--timeout allows more), for 3 im" in refusal(HANGS + "{pngs}", PNGS, seconds=0.05)
-    assert ask(HANGS + "{pngs}", PNGS, allow_missing=True, seconds=0.02) == [None] * 3
+    assert ask(HANGS + "{pngs}", PNGS, allow_missing=True, seconds=0.02) == [Answer()] * 3
 
 
 def test_of_what_a_program_says_on_stderr_the_end_is_kept():

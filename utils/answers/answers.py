@@ -164,9 +164,9 @@ def gather_answers(given: list[Answer], classes: int) -> Answers:
     return Answers(labels, rows)
 
 
-def require_complete(what, answers: Answers, names: list[str], allow_missing: bool) -> Answers:
-    """Return the answers; Refusal where some are missing and this is not allowed, or where all are missing."""
-    missing = sorted(name for name, label in zip(names, answers.labels) if label < 0)
+def require_complete(what, labels, names: list[str], allow_missing: bool) -> None:
+    """Refusal where some answers are missing, label -1, and this is not allowed, or where all are missing."""
+    missing = sorted(name for name, label in zip(names, labels) if label < 0)
     if len(missing) == len(names):
         why = "; without --allow-missing or --leave-out-missing the first failure is named" if allow_missing else ""
         raise Refusal(f"{what} answered none of the {len(names)} triggers{why}")
@@ -174,7 +174,6 @@ def require_complete(what, answers: Answers, names: list[str], allow_missing: bo
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise Refusal(f"{what} lacks {', '.join(missing[:3])}{more} of {len(names)} triggers: ask again, or pass "
                       "--allow-missing, which counts them as misses, or --leave-out-missing if the suspect refused")
-    return answers
 
 
 def answers_of_logits(logits, path, m: int, classes: Classes, allow_missing: bool = False) -> Answers:
@@ -211,7 +210,8 @@ def answers_from_file(path, names: list[str], classes: Classes, allow_missing: b
     except FileNotFoundError as error:
         raise Refusal(f"--predictions {path} does not exist") from error
     answers = gather_answers([answer or Answer() for answer in given.values()], len(classes))
-    return require_complete(path, answers, names, allow_missing)
+    require_complete(path, answers.labels, names, allow_missing)
+    return answers
 
 
 def _npy_rows(path, names, classes: Classes):

@@ -55,11 +55,11 @@ class Respondent(NamedTuple):
     images_per_call: int
     replies: Callable
 
-    def ask(self, pngs: list[Path], classes: Classes, allow_missing: bool) -> list[Answer | None]:
+    def ask(self, pngs: list[Path], classes: Classes, allow_missing: bool) -> list[Answer]:
         """The answers to image files, in their order, each in one of `answers.FORMS`.
 
-        Refusal where there are none. With `allow_missing` a reply that is no answer gives one without a label, and a
-        failure or a timeout None; where a call for many images fails, each is asked alone.
+        Refusal where there are none. With `allow_missing` a failure, a timeout, or a reply that is no answer gives one
+        without a label; where a call for many images fails, each is asked alone.
         """
         try:
             replies = self.replies(pngs)
@@ -69,7 +69,7 @@ class Respondent(NamedTuple):
                 raise Refusal(f"{self.name} {failure}, for {named}: with --keep-answers FILE the same command goes on "
                               "where it ended; or pass --allow-missing, or, if it refused, --leave-out-missing"
                               ) from failure
-            return [self.ask([png], classes, True)[0] for png in pngs] if len(pngs) > 1 else [None]
+            return [self.ask([png], classes, True)[0] for png in pngs] if len(pngs) > 1 else [Answer()]
         given = []
         for reply, png in zip(replies, pngs):
             try:
@@ -256,14 +256,13 @@ def ask_all(respondent: Respondent, images, names: list[str], classes: Classes, 
                 write_pictures(images[rows], new, Path(folder))
                 found = respondent.ask([Path(folder) / name for name in new], classes, allow_missing)
             for name, answer in zip(new, found):
-                given[name] = answer or Answer()
-                if file and answer and answer.label >= 0:
+                given[name] = answer
+                if file and answer.label >= 0:
                     keep_answer(file, name, answer)
         if decided and decided(answers.gather_answers(list(given.values()), len(classes)), asked):
             break
     found = answers.gather_answers(list(given.values()), len(classes))
-    labels = Answers(found.labels[asked], None)
-    answers.require_complete(respondent.name, labels, [names[i] for i in asked], allow_missing)
+    answers.require_complete(respondent.name, found.labels[asked], [names[i] for i in asked], allow_missing)
     return found, asked, len(kept)
 
 
