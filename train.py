@@ -34,10 +34,10 @@ def main():
     flags = train_flags()
     device, rival = choose_device(flags.device, flags.deterministic, flags.tf32), RIVALS.get(flags.train_type)
     amp = AMP.get(flags.amp)
-    initial = read_initial_weights(flags.init)
+    initial = None if flags.init is None else read_initial_weights(flags.init)
     data = load_data(flags.dataset, flags.data_dir, train_size=flags.train_size,
                      skip_bad_images=flags.skip_bad_images, image_size=flags.image_size)
-    record = vars(flags) | {"data_sha256": data.sha256} | ({"init_sha256": initial.sha256} if flags.init else {})
+    record = vars(flags) | {"data_sha256": data.sha256} | ({"init_sha256": initial.sha256} if initial else {})
     clean = read_label_model(flags, data, device) if flags.label_model else None
     if clean:
         hashes = [sha256_of_file(find_checkpoint(name)) for name in flags.label_model]
@@ -51,7 +51,8 @@ def main():
     run.check(flags.overwrite, {"--init": flags.init, "--label-model": flags.label_model})
 
     check_method(flags, data, device)
-    initial.check(flags.model_type, len(data.classes), flags.width, data.size)
+    if initial:
+        initial.check(flags.model_type, len(data.classes), flags.width, data.size)
     if flags.carriers:
         require_features(clean)
     draw = lambda: prepared.draw(flags.beacon, data) if prepared else triggers_of_flags(flags, data, clean)
@@ -76,9 +77,9 @@ def main():
             commit(triggers)
         prepare_torch(flags.seed, flags.deterministic)
         model = models.build(flags.model_type, len(data.classes), data.mean, data.std, flags.width, data.size)
-        new_head = initial.load_into(model, run.log)
+        new_head = initial.load_into(model, run.log) if initial else None
         model = synchronize_batchnorm(models.place(model, device))
-        if flags.init and not new_head:
+        if initial and not new_head:
             before = accuracy(model, data.test.images, data.test.labels, amp)
             run.log(f"test accuracy of these weights before the training: {100 * before:.2f} % (plain weights that "
                     "want other pixels than those normalised by the data's mean and deviation lose here)")

@@ -37,18 +37,17 @@ OTHER_WAY = ("name by -mt what the file is of; if that takes images of another s
 
 
 class InitialWeights(NamedTuple):
-    """Weights of a file, which `flag` named; `tensors` is empty where a training starts from random ones."""
+    """Weights of a file, which `flag` named."""
 
-    path: str = ""
-    tensors: dict = {}
-    sha256: str = ""
-    flag: str = "--init"
+    path: str
+    tensors: dict
+    sha256: str
+    flag: str
 
     def check(self, model_type: str, classes: int, width: int, size: int = models.SIZE) -> None:
         """Refuse weights that do not fit a model of `models.build`; makes nothing, see `load_into`."""
-        if self.tensors:
-            with torch.device("cpu" if model_type in models.named else "meta"):
-                self._fitting(models.build(model_type, classes, width=width, size=size))
+        with torch.device("cpu" if model_type in models.named else "meta"):
+            self._fitting(models.build(model_type, classes, width=width, size=size))
 
     def load_into(self, model: nn.Module, log=lambda text: None, same_classes: bool = False) -> int | None:
         """Put them into a model of `models.build`; `log` takes a sentence that says which file it was.
@@ -56,8 +55,6 @@ class InitialWeights(NamedTuple):
         A last layer for another number of classes stays new, or is refused if `same_classes`. Returns the file's class
         count then, else None. Raises Refusal where a weight is missing, unknown, of another shape or not finite.
         """
-        if not self.tensors:
-            return None
         given, old_classes = self._fitting(model)
         if same_classes and old_classes:
             raise Refusal(f"{self.flag} {self.path} answers with {old_classes} classes, not {model.num_classes}")
@@ -95,12 +92,10 @@ class InitialWeights(NamedTuple):
 
 
 def read_initial_weights(path, flag: str = "--init") -> InitialWeights:
-    """Read a state dict, a checkpoint, a .safetensors file or a run folder; no weights where `path` is None.
+    """Read a state dict, a checkpoint, a .safetensors file or a run folder.
 
     Read as data, see `read_tensors`. Raises Refusal, which names `flag`, where it is missing, damaged, or holds none.
     """
-    if path is None:
-        return InitialWeights()
     if not Path(path).exists():
         raise Refusal(f"{flag} {path} does not exist; name a file of weights or the folder of a run")
     file = find_checkpoint(path)
