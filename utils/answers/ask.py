@@ -9,7 +9,6 @@ import importlib.util
 import io
 import itertools
 import json
-import math
 import shlex
 import shutil
 import subprocess
@@ -165,10 +164,8 @@ def server(url: str, headers=(), seconds: float = 60.0, rate: float = 10.0, retr
 
 def _pause(header: str | None, attempt: int) -> float:
     """Seconds to wait: what a Retry-After header asks for, else more each time; at most `LONGEST_PAUSE`."""
-    for read in (float, Retry().parse_retry_after):  # seconds, or a date
-        with contextlib.suppress(Exception):  # a year of twenty digits, two words, ...: it has an error for each
-            if 0 <= (seconds := read(header)) < math.inf:
-                return min(seconds, LONGEST_PAUSE)
+    with contextlib.suppress(Exception):  # no header, a year of twenty digits, two words, ...: it has an error for each
+        return min(Retry().parse_retry_after(header), LONGEST_PAUSE)
     return min(0.5 * 2.0**attempt, LONGEST_PAUSE)
 
 
