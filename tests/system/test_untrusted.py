@@ -180,7 +180,7 @@ def test_records_pickles_and_parts_are_bounded(files, tmp_path, monkeypatch):
         assert "nested too deeply or with too many parts" in refusal_of(path)
     path.write_bytes((files / "model.pt").read_bytes())
     for limit, value, words in (("TEXT_LIMIT", 1000, "no pickle of a sensible size"),
-                                ("ENTRIES_LIMIT", 10, "compressed, as no checkpoint is"),
+                                ("ENTRIES_LIMIT", 10, "of more parts than a checkpoint has"),
                                 ("CHECKPOINT_LIMIT", 1000, "larger than 1000 bytes")):
         with monkeypatch.context() as patch:
             patch.setattr(f"utils.system.tensors.{limit}", value)
