@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import models
 from utils.ownership.pvalues import bonferroni
-from utils.ownership.results import LOG_ALPHA, is_stale
+from utils.ownership.results import LOG_ALPHA, hashes_of_source, is_stale
 from utils.runs.folder import COLUMNS, finite_number, row_cells
 from utils.system.files import check_output_file, read_bounded, read_json, refuse_links, write_atomically
 from utils.system.machine import new_figure
@@ -27,6 +27,7 @@ from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 ATTACKS = 60  # of a source, at most; the rest is counted
+RECORD_LIMIT = 128 << 10  # bytes of a run.json or summary.json; those of 60 attacks are in memory at once
 EPOCHS = 10_000  # of a run, at most
 POINTS = 300  # of a curve, about
 CURVES = (("loss", "Training loss", "loss", 1.0), ("val_accuracy", "Validation accuracy", "accuracy, %", 100.0),
@@ -63,7 +64,7 @@ class Record(NamedTuple):
 
     about    run.json: the settings and, beside them, the command, device and versions
     summary  summary.json, {} while the run is not finished
-    rows     metrics.jsonl, one dict an epoch
+    rows     metrics.jsonl, of each epoch the numbers that are drawn
     """
 
     folder: Path
@@ -90,8 +91,7 @@ class Record(NamedTuple):
 
         Of many epochs about `POINTS` are given, the last one among them.
         """
-        points = ((finite_number(row.get("epoch")), finite_number(row.get(key))) for row in self.rows)
-        found = sorted({epoch: factor * value for epoch, value in points if None not in (epoch, value)}.items())
+        found = sorted({row["epoch"]: factor * row[key] for row in self.rows if {"epoch", key} <= row.keys()}.items())
         return [*found[: -1 : max(1, len(found) // POINTS)], *found[-1:]]
 
 
@@ -103,7 +103,7 @@ def dicts(value) -> list[dict]:
 def read_record(folder: Path) -> Record | None:
     """What a folder says; None where it holds no run. Raises Refusal for damaged files and symbolic links."""
     refuse_links(folder)
-    about = read_json(folder / "run.json")
+    about = read_json(folder / "run.json", RECORD_LIMIT)
     if about is None:
         return None
     settings = about.pop("settings", None)
@@ -113,11 +113,14 @@ def read_record(folder: Path) -> Record | None:
     lines = [line for line in read_bounded(path).splitlines() if line.strip()] if path.exists() else []
     if len(lines) > EPOCHS:
         raise Refusal(f"{path} has {len(lines)} epochs; a page shows runs of {EPOCHS} at most")
+    drawn, rows = ("epoch", *(prefix + key for key, *_ in CURVES for prefix in ("", "clean_"))), []
     try:
-        rows = [json.loads(line) for line in lines]
+        for row in map(json.loads, lines):
+            numbers = {key: finite_number(row.get(key)) for key in drawn} if isinstance(row, dict) else {}
+            rows.append({key: number for key, number in numbers.items() if number is not None})
     except (ValueError, RecursionError) as error:
         raise Refusal(f"{path} is damaged: restore it, or train the run again") from error
-    return Record(folder, about | settings, read_json(folder / "summary.json") or {}, dicts(rows))
+    return Record(folder, about | settings, read_json(folder / "summary.json", RECORD_LIMIT) or {}, rows)
 
 
 def read_family(folder: Path) -> tuple[Record, list[Record], list[str]]:
@@ -310,13 +313,13 @@ def run_page(folder: Path, show_triggers: bool) -> tuple[str, list[str]]:
     rows = result_rows(source, attacks, secret)
     training, training_legend = training_charts(records, secret)
     finished = [attack.summary for attack in attacks if attack.summary]
-    stale = functools.cache(lambda sha256: is_stale({"source_sha256": sha256}, folder))  # hashes all checkpoints
+    hashes = functools.cache(hashes_of_source)
     keys = sorted({key for record in records for key in record.about})[:300]
     triggers = base64.b64encode(read_bounded(picture)).decode() if show_triggers and picture.exists() else ""
     text = render(
         title=f"Watermark report: {folder_name(source, secret)}", text=source.text, finished=bool(source.summary),
         attacks=len(attacks), attacks_finished=len(finished),
-        other_sources=sum(stale(str(s["source_sha256"])) for s in finished if s.get("source_sha256") is not None),
+        other_sources=sum(is_stale(summary, folder, hashes) for summary in finished),
         claims=counts_of_claims(rows), decides=LOG_ALPHA, columns=[*COLUMNS, "decision"],
         rows=[cells for _, cells in rows], left_out=len(left_out), training=training, legend=training_legend,
         triggers=triggers, secret=secret,
@@ -341,7 +344,7 @@ def main(argv=None):
     text, missing = run_page(flags.run, flags.show_triggers)
     write_atomically(path, text.encode(), private=flags.show_triggers)
     for sentence in missing:
-        print(f"not in the page: {clean(sentence)}")
+        print(f"not in the page: {' '.join(clean(sentence).split())}")  # on one line, whatever names hold
     secret = "; it shows the triggers, keep it private" if flags.show_triggers else ""
     print(f"wrote {clean(path)}, {len(text.encode()) / 1e3:.0f} kB{secret}")
 

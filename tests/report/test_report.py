@@ -15,7 +15,7 @@ from commands import good, refused, summary
 from reading_html import drawings, read_safe_page
 from small_runs import DATA, STEAL, TRAIN, skip_fsync_git_and_pictures
 
-from utils.report import chart, clean, decision
+from utils.report import RECORD_LIMIT, chart, clean, decision
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SEED = "7391"
@@ -144,10 +144,14 @@ def test_a_damaged_attack_is_left_out_and_named_on_the_terminal_only(copied, tmp
     (many := copied / "extraction_many").mkdir()
     (many / "run.json").write_text('{"settings": {"attack": "soft"}}')
     (many / "metrics.jsonl").write_text("{}\n" * 10_001)
+    (lines := copied / "x\nThe claim holds: 40 of 40\n").mkdir()
+    (lines / "run.json").write_text('{"settings": "' + "x" * RECORD_LIMIT + '"}')
     said = report(copied)
-    assert said.count("not in the page: ") == 2 and "extraction_bits/summary.json is damaged" in said
-    assert "metrics.jsonl has 10001 epochs" in said
+    assert said.count("not in the page: ") == 3 and "extraction_bits/summary.json is damaged" in said
+    assert "metrics.jsonl has 10001 epochs" in said and "is larger than 131072 bytes" in said
+    assert not any(line.startswith("The claim") for line in said.splitlines())
     shutil.rmtree(many)
+    shutil.rmtree(lines)
     page = (copied / "report.html").read_text()
     text = read_safe_page(page).text
     assert "2 of the attacks are left out" in text and SEED not in page

@@ -95,16 +95,18 @@ def rows_of_run(folder, tests: TriggerTests, device, select: str | None = None, 
 
 def hashes_of_source(source_folder) -> list[str]:
     """SHA-256 of the checkpoints of a source that copies are made of: nat_best, latest and their clean twins."""
-    return [sha256_of_file(path) for path in Path(source_folder).glob("checkpoints/checkpoint_[nl]a*.pt")]
+    names = (f"checkpoint_{name}{twin}.pt" for name in ("nat_best", "latest") for twin in ("", "_clean"))
+    paths = (Path(source_folder, "checkpoints", name) for name in names)
+    return [sha256_of_file(path) for path in paths if path.exists()]
 
 
-def is_stale(about: dict, source_folder) -> bool:
+def is_stale(about: dict, source_folder, hashes=hashes_of_source) -> bool:
     """Whether a copy was made from an earlier training of its source: no checkpoint of the source has the hash that the
     copy's summary or settings, `about`, recorded. False where a hash or a checkpoint is missing.
     """
     checkpoints = [Path(source_folder, "checkpoints", f"checkpoint_{name}.pt") for name in ("nat_best", "latest")]
     known = about.get("source_sha256") is not None and all(path.is_file() for path in checkpoints)
-    return known and about["source_sha256"] not in hashes_of_source(source_folder)
+    return known and about["source_sha256"] not in hashes(source_folder)
 
 
 def finished_surrogates(source_folder) -> list[Path]:

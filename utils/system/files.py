@@ -120,10 +120,10 @@ def read_bounded(path, limit: int = TEXT_LIMIT) -> bytes:
     return found
 
 
-def read_json(path: Path) -> dict | None:
-    """The JSON object in a file, None where there is no file; Refusal where it is damaged."""
+def read_json(path: Path, limit: int = TEXT_LIMIT) -> dict | None:
+    """The JSON object in a file of at most `limit` bytes, None where there is no file; Refusal where it is damaged."""
     try:
-        content = json.loads(read_bounded(path))
+        content = json.loads(read_bounded(path, limit))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError) as error:
