@@ -39,12 +39,6 @@ def test_hard_labels_ignore_the_confidence_of_the_source():
     assert torch.autograd.grad(stealing.hard_loss(s.requires_grad_(), t), [s, t], allow_unused=True)[1] is None
 
 
-def test_smoothed_labels_by_hand():
-    s, t = torch.tensor([[math.log(4.0), 0.0]]), torch.tensor([[0.0, 1.0]])  # (4/5, 1/5); the source says class 1
-    assert stealing.smooth_loss(s, t).item() == pytest.approx(-0.85 * math.log(0.2) - 0.15 * math.log(0.8), abs=1e-6)
-    assert stealing.smooth_loss(s, t, smoothing=0.0).item() == pytest.approx(stealing.hard_loss(s, t).item(), abs=1e-7)
-
-
 @pytest.mark.parametrize("robust, answers", [(True, [[0.9, 0.1], [0.9, 0.6]]), (False, [[0.8, 0.0], [0.8, 0.5]])])
 def test_adversarial_extraction_asks_the_unmoved_image_and_margin_extraction_the_moved_one(robust, answers):
     """Of images (0.9, 0.1) and (0.9, 0.6), each 0.1 lower after the ascent; the frozen source gives the pixels."""
