@@ -79,14 +79,17 @@ def test_triggers_among_the_training_images_are_trained_under_their_labels():
     assert validation_images(Namespace(held_out=held_out), paired) is held_out
 
 
-@pytest.mark.parametrize("groups, candidates", [
-    ([0, 0], [[0, 1], [0, 2]]), ([0, 2], [[0, 1]] * 2), ([0, -1], [[0, 1]] * 2), ([0, 0], None),
-    ([1, 0], [[0, 1]] * 2)])  # each named as the first of the other's group
-def test_groups_of_other_candidates_or_of_none_are_refused(groups, candidates):
+@pytest.mark.parametrize("groups, labels, candidates", [
+    ([0, 0], [0, 0], [[0, 1], [0, 2]]), ([0, 2], [0, 0], [[0, 1]] * 2), ([0, -1], [0, 0], [[0, 1]] * 2),
+    ([0, 0], [0, 0], None), ([0, 0], [0, 1], [[0, 1]] * 2),
+    ([1, 0], [0, 0], [[0, 1]] * 2)])  # each named as the first of the other's group
+def test_groups_of_other_labels_or_candidates_or_of_none_are_refused(groups, labels, candidates):
     none = torch.zeros(2, 0, dtype=torch.long)
-    candidates = none if candidates is None else torch.tensor(candidates)
+    of = lambda groups, labels, candidates: TriggerSet(filled([1, 2]), torch.tensor(labels), none, none, candidates,
+                                                       torch.tensor(groups))
+    check_groups(of([0, 0], [1, 1], torch.tensor([[0, 1]] * 2)))
     with pytest.raises(ValueError, match="group"):
-        check_groups(TriggerSet(filled([1, 2]), torch.zeros(2).long(), none, none, candidates, torch.tensor(groups)))
+        check_groups(of(groups, labels, None if candidates is None else torch.tensor(candidates)))
 
 
 @pytest.mark.parametrize("name", ["res18", "vgg11"])
@@ -96,10 +99,3 @@ def test_last_features_are_what_the_last_layer_turns_into_logits(name):
     features = carriers.last_features(model, images, batch_size=3)
     assert model.training and not model[1].linear._forward_pre_hooks
     assert torch.allclose(model[1].linear(features), model.eval()(images.float() / 255), atol=1e-5)
-
-
-def test_triggers_of_a_group_have_one_label():
-    none, pairs = torch.zeros(2, 0, dtype=torch.long), torch.tensor([[0, 1]] * 2)
-    check_groups(TriggerSet(filled([1, 2]), torch.tensor([1, 1]), none, none, pairs, torch.tensor([0, 0])))
-    with pytest.raises(ValueError, match="other labels"):
-        check_groups(TriggerSet(filled([1, 2]), torch.tensor([0, 1]), none, none, pairs, torch.tensor([0, 0])))
