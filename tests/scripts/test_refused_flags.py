@@ -62,21 +62,16 @@ def test_bad_flags_of_train_are_refused(case, benign, tmp_path):
 
 
 def test_clean_models_of_another_image_size_and_shortened_flags_are_refused(benign):
-    with pytest.raises(Refusal, match="--label-model .* of 32 pixels apart, wanted are .* of 64 pixels"):
-        read_label_model(argparse.Namespace(label_model=[benign]),
-                         argparse.Namespace(size=64, classes=list("0123456789")))
-    with pytest.raises(Refusal, match="--label-model .* was trained on other classes, or on these in another order"):
-        read_label_model(argparse.Namespace(label_model=[benign]),
-                         argparse.Namespace(size=32, classes=list("9876543210")))
-    none = torch.zeros(2, 0, dtype=torch.long)
-    large = TriggerSet(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), none[:, :0].sum(1), none, none)
-    with pytest.raises(Refusal, match="--benign .* of 32 pixels apart, wanted are 10 classes of 64 pixels"):
-        TriggerTests(large, 10, True, [benign])
-    small = TriggerSet(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), none[:, :0].sum(1), none, none)
-    with pytest.raises(Refusal, match="--benign .* was trained on other classes, or on these in another order"):
-        TriggerTests(small, 10, True, [benign], names=list("9876543210"))
+    digits = [str(i) for i in range(10)]
+    triggers = lambda size: TriggerSet(torch.zeros(2, 3, size, size, dtype=torch.uint8), torch.zeros(2))
+    for size, classes, words in ((64, digits, "of 32 pixels apart, wanted are 10 classes of 64 pixels"),
+                                 (32, digits[::-1], "was trained on other classes, or on these in another order")):
+        with pytest.raises(Refusal, match=f"--label-model .* {words}"):
+            read_label_model(argparse.Namespace(label_model=[benign]), argparse.Namespace(size=size, classes=classes))
+        with pytest.raises(Refusal, match=f"--benign .* {words}"):
+            TriggerTests(triggers(size), 10, True, [benign], names=classes)
     # a checkpoint that is named as a file need not be the one whose accuracy the run reports
-    known = [TriggerTests(small, 10, True, [of], names=list("0123456789")).bank[0][2]
+    known = [TriggerTests(triggers(32), 10, True, [of], names=digits).bank[0][2]
              for of in (benign, benign / "checkpoints" / "checkpoint_init.pt")]
     assert known == [summary(benign)["test_accuracy"], None]
     assert "--trust" in refused("utils.verify", "claim", benign, "--suspect", benign, "--trust")
