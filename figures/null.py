@@ -59,11 +59,10 @@ def suspects_of(good, poor) -> dict:
 
 def simulate_null(triggers: TriggerSet, suspects: dict, classes: list[str], draws: int) -> dict:
     """{draw: {suspect: {test: [log10 p of each draw]}}}, draw "C - 1" or "k = 2", test one of `TESTS`."""
-    none = torch.zeros(len(triggers), 0, dtype=torch.long)
     two = torch.from_numpy(np.argsort(-suspects["good"], axis=1, kind="stable")[:, :2].copy())
     true, found = triggers.true_labels.numpy(), {}
-    for kind, candidates in (("C - 1", none), ("k = 2", two)):
-        t, given = replace(triggers, candidates=candidates), candidates.numpy()
+    for kind, candidates in (("C - 1", None), ("k = 2", two)):
+        t = replace(triggers, candidates=candidates)
         found[kind] = {name: {test: [] for test in TESTS} for name in suspects}
         for i in tqdm(range(draws), desc=kind, unit="draw", disable=None, leave=False):
             random = [hashlib.sha256(f"{what} {i}".encode()).hexdigest() for what in ("secret", "beacon")]
@@ -72,8 +71,8 @@ def simulate_null(triggers: TriggerSet, suspects: dict, classes: list[str], draw
             record["sha256"] = commitment_digest(t, record)
             labels = labels_from_beacon(t, record, random[1]).numpy()
             for name, p in suspects.items():
-                t1 = pvalues.label_randomisation(p.argmax(1), labels, true, len(classes), candidates=given)
-                t1p = pvalues.score_randomisation(p, labels, true, given)
+                t1 = pvalues.label_randomisation(p.argmax(1), labels, true, len(classes), candidates=t.candidates)
+                t1p = pvalues.score_randomisation(p, labels, true, t.candidates)
                 for test, log10_p in zip(TESTS, (t1, t1p, pvalues.bonferroni(t1, t1p))):
                     found[kind][name][test].append(round(log10_p, 4))
     return found

@@ -137,7 +137,7 @@ def test_eleven_of_eleven_coins_are_needed_and_enough():
 def test_no_innocent_model_is_claimed_more_often_than_alpha():
     """300 draws of 16 labels: each share of p <= alpha is one that a rate of alpha explains."""
     true = torch.arange(16)[:, None] % 5
-    triggers = TriggerSet(torch.zeros(16, 3, 32, 32, dtype=torch.uint8), true[:, 0], true, true)
+    triggers = TriggerSet(torch.zeros(16, 3, 32, 32, dtype=torch.uint8), true[:, 0], true)
     logits = np.random.default_rng(0).normal(size=(2, 16, 5))
     logits[0, np.arange(16), np.arange(16) % 5] += 3  # the good model is right where it is sure
     p = np.exp(logits) / np.exp(logits).sum(2, keepdims=True)

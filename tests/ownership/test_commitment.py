@@ -238,11 +238,10 @@ def test_runs_without_a_mark_and_with_more_triggers_than_a_claim_takes_are_refus
 def test_marks_that_no_answers_could_claim_are_known_beforehand():
     """Counted are draws, not triggers, and the labels of each: 2^-10 and 9^-4 are below 0.001, 2^-9 and 9^-3 above."""
     def best(groups=(), pairs=True, true=((0, 0),) * 20):
-        candidates = torch.tensor([[0, 1]] * 20) if pairs else torch.zeros(20, 0, dtype=torch.long)
-        labels = torch.zeros(20, dtype=torch.long)
-        t = TriggerSet(torch.zeros(20, 3, 16, 16), labels, torch.tensor(true), labels, candidates, torch.tensor(groups))
-        few = {name: part[: 3 + pairs * 6] for name, part in vars(t).items() if name != "groups"}
-        return never_claimed(t if groups else TriggerSet(**few), 10)
+        m = len(groups) or 3 + pairs * 6
+        candidates = torch.tensor([[0, 1]] * m) if pairs else None
+        return never_claimed(TriggerSet(torch.zeros(m, 3, 16, 16), torch.zeros(m), torch.tensor(true[:m]),
+                                        candidates=candidates, groups=torch.tensor(groups)), 10)
 
     assert best([i // 2 * 2 for i in range(20)]) is None
     assert "20 triggers of 10 classes give p = 10^-2.71 at best" in best([min(i // 2 * 2, 16) for i in range(20)])

@@ -105,7 +105,7 @@ def test_error_rates_of_the_sequential_test():
     m, rng = 200, np.random.default_rng(0)
     true = torch.from_numpy(rng.integers(0, 10, (m, 1)))
     drawn = (true[:, 0] + torch.from_numpy(rng.integers(1, 10, m))) % 10
-    many = TriggerSet(torch.zeros(m, 3, 32, 32, dtype=torch.uint8), drawn, true, true)
+    many = TriggerSet(torch.zeros(m, 3, 32, 32, dtype=torch.uint8), drawn, true)
     case = OwnershipCase(Owner(many, CLASSES, [], None, None, True), [], 0.05)
     wrong = np.array([next(c for c in range(10) if c not in pair) for pair in zip(true[:, 0].tolist(), drawn.tolist())])
     claimed = {}

@@ -98,7 +98,7 @@ def setting(made=True, **change):
     images = Images(torch.randint(0, 256, (48, 3, 32, 32), dtype=torch.uint8), torch.arange(48) % 4, torch.arange(48))
     batches, model = Batches(images, B, True), small().train()
     pixels, labels = torch.randint(0, 256, (M, 3, 32, 32), dtype=torch.uint8), [0, 0, 0] if made else [1, 2, 3]
-    triggers = TriggerSet(pixels, torch.tensor(labels), torch.zeros(M, 0), torch.zeros(M, 0))
+    triggers = TriggerSet(pixels, torch.tensor(labels))
     flags = ewe.DEFAULTS | {"epoch": 1, "ewe_epochs": 1.0, "ewe_ratio": 2.0, "ewe_factor": 1e3, "ewe_steps": 1,
                             "ewe_triggers": "own" if made else "shared", "bn_stats": "paper"} | change
     return model, batches, ewe.EntangledObjective(Namespace(**flags), model, batches, triggers)

@@ -18,11 +18,6 @@ from utils.rivals import randomized_smoothing as rs
 from utils.watermark.triggers import TriggerSet, validation_images
 
 
-def triggers_of(images, labels):
-    unknown = torch.zeros(len(labels), 0, dtype=torch.long)
-    return TriggerSet(images, labels, unknown, unknown)
-
-
 def objective(m=6, **more):
     numbers = {"sigmas": [0.0, 0.5], "draws": 1, "warmup": 0, "batch": 4}
     return rs.SmoothedObjective(torch.rand(m, 3, 32, 32), torch.randint(0, 5, (m,)), **numbers | more)
@@ -33,7 +28,7 @@ def objective(m=6, **more):
     (0.3, 0.1, [0, 0.1, 0.2, 0.3])])  # int(0.3 / 0.1) is 2
 def test_noise_levels(sigma, step, levels):
     flags = Namespace(**rs.DEFAULTS | {"rs_sigma": sigma, "rs_sigma_step": step, "amp": "none"})
-    triggers = triggers_of(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2).long())
+    triggers = TriggerSet(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2).long())
     batches = Namespace(steps=98, device="cpu")
     made = rs.objective(flags, None, batches, triggers, data=None, run=None, commit=None)
     assert made.sigmas == pytest.approx(levels)
@@ -165,10 +160,10 @@ def test_smoothed_accuracy_is_of_noisy_copies():
     model = small().eval()
     before = copy.deepcopy(model)
     images, labels = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 5, (6,))
-    found, _ = rs.smoothed_accuracies(model, triggers_of(images, labels), 1e-9, 3, 0)
+    found, _ = rs.smoothed_accuracies(model, TriggerSet(images, labels), 1e-9, 3, 0)
     assert equal_parameters(model, before)
     assert found.tolist() == [int((model(images / 255).argmax(1) == labels).sum()) / 6] * 3
-    found, shares = rs.smoothed_accuracies(model, triggers_of(images, labels), 1.0, 20, 0)
+    found, shares = rs.smoothed_accuracies(model, TriggerSet(images, labels), 1.0, 20, 0)
     assert found.tolist() == sorted(found.tolist()) and shares.sum(1) == pytest.approx(np.ones(20))
     # an untrained network is nearly constant under such noise: the pitfall that the histogram is there to show
     assert shares.max(1).mean() > 0.8 and len(np.unique(shares.argmax(1))) > 1

@@ -51,8 +51,7 @@ TRAIN = Images(filled([0, 10, 20, 30, 40, 50, 90]), torch.tensor([0, 1, 2, 0, 1,
 ])
 def test_the_nearest_images_take_the_label_of_the_nearest_trigger(n, labels, said):
     """Triggers at 11 degrees under label 5 (or, in the last case, its own, 1) and at 39 degrees under label 6."""
-    sentences, none = [], torch.zeros(2, 0, dtype=torch.long)
-    triggers = TriggerSet(filled([11, 39]), torch.tensor([1 if "for 1 it" in said else 5, 6]), none, none)
+    sentences, triggers = [], TriggerSet(filled([11, 39]), torch.tensor([1 if "for 1 it" in said else 5, 6]))
     changed = carriers.relabel_carriers(TRAIN, triggers, angle_of_pixel, n, sentences.append)
     assert changed.labels.tolist() == labels
     assert changed.images is TRAIN.images and changed.indices is TRAIN.indices
@@ -70,7 +69,7 @@ def test_triggers_of_the_same_classes_are_cut_into_groups_of_near_ones():
 
 
 def test_triggers_among_the_training_images_are_trained_under_their_labels():
-    triggers = TriggerSet(filled([30, 10]), torch.tensor([5, 6]), torch.zeros(2, 0), torch.tensor([[10], [8]]))
+    triggers = TriggerSet(filled([30, 10]), torch.tensor([5, 6]), sources=torch.tensor([[10], [8]]))
     shuffled = TRAIN.pick(torch.tensor([4, 3, 0, 1, 2]))
     assert carriers.relabel_triggers(shuffled, triggers).labels.tolist() == [1, 5, 0, 6, 2]
     assert shuffled.labels.tolist() == [1, 0, 0, 1, 2]
@@ -84,9 +83,8 @@ def test_triggers_among_the_training_images_are_trained_under_their_labels():
     ([0, 0], [0, 0], None), ([0, 0], [0, 1], [[0, 1]] * 2),
     ([1, 0], [0, 0], [[0, 1]] * 2)])  # each named as the first of the other's group
 def test_groups_of_other_labels_or_candidates_or_of_none_are_refused(groups, labels, candidates):
-    none = torch.zeros(2, 0, dtype=torch.long)
-    of = lambda groups, labels, candidates: TriggerSet(filled([1, 2]), torch.tensor(labels), none, none, candidates,
-                                                       torch.tensor(groups))
+    of = lambda groups, labels, candidates: TriggerSet(
+        filled([1, 2]), torch.tensor(labels), candidates=candidates, groups=torch.tensor(groups))
     check_groups(of([0, 0], [1, 1], torch.tensor([[0, 1]] * 2)))
     with pytest.raises(ValueError, match="group"):
         check_groups(of(groups, labels, None if candidates is None else torch.tensor(candidates)))

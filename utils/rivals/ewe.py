@@ -108,13 +108,13 @@ def draw_triggers(flags, data: Data, choose):
     if m > len(images):
         raise Refusal(f"-nq {m}: {flag} has only {len(images)} images; pass -nq {len(images)} or fewer")
     drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(flags.seed))[:m]
-    true_labels = sources = torch.zeros(m, 0, dtype=torch.long)  # none is a held-out image
+    true_labels = None
     if is_own_class:
         images, true_labels = images[drawn], torch.full((m, 1), int(source))
     else:
         images = read_images([images[i] for i in drawn], data.size, flag) if is_folder else images[drawn]
         check_foreign(images, data, flag)
-    return TriggerSet(images, torch.full((m,), target), true_labels, sources)
+    return TriggerSet(images, torch.full((m,), target), true_labels)  # without sources: none is a held-out image
 
 
 def check_foreign(images, data: Data, flag: str) -> None:

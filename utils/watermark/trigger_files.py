@@ -67,11 +67,10 @@ def _checked(part, path, classes: int, size: int | None = None) -> TriggerSet:
             images = images.double().clamp(0, 1).mul(255).round()
         elif images.dtype != torch.uint8:
             raise ValueError("trigger images are neither bytes nor numbers in [0, 1]")
-        images, labels, true, sources = images.to(torch.uint8), labels.long(), true.long(), sources.long()
+        images, labels = images.to(torch.uint8), labels.long()
+        true, sources = (t.long().reshape(m, t[0].numel()) for t in (true, sources))
         if not all(((0 <= t) & (t < classes)).all() for t in (labels, true)):
             raise ValueError(f"a label is outside the {classes} classes")
-        none = torch.zeros(m, 0, dtype=torch.long)
-        true, sources = (t.reshape(m, -1) if t.numel() else none for t in (true, sources))
         c, groups = part("candidates"), part("groups")
         if c is None or c.shape == (m, 0):
             c = None

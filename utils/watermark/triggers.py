@@ -39,19 +39,20 @@ class TriggerSet:
     groups       int64 (m,), the first of the triggers that share a draw and its candidates; empty, (0,), where each has
                  a draw of its own, which is the default
 
-    True labels and sources are empty, (m, 0), where a foreign checkpoint does not hold them.
+    True labels and sources are empty, (m, 0), by default, as of a foreign checkpoint that does not hold them.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
-    true_labels: torch.Tensor
-    sources: torch.Tensor
+    true_labels: torch.Tensor = None
+    sources: torch.Tensor = None
     candidates: torch.Tensor = None
     groups: torch.Tensor = None
 
     def __post_init__(self):
-        if self.candidates is None:
-            self.candidates = torch.zeros(len(self), 0, dtype=torch.long)
+        for name in ("true_labels", "sources", "candidates"):
+            if getattr(self, name) is None:
+                setattr(self, name, torch.zeros(len(self), 0, dtype=torch.long))
         if self.groups is None:
             self.groups = torch.zeros(0, dtype=torch.long)
 
@@ -102,7 +103,7 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
 
     scores = torch.rand(m, classes, generator=generator, dtype=torch.float64)  # the position of the largest is uniform
     allowed = torch.ones(m, classes, dtype=torch.bool).scatter(1, true_labels, False)
-    candidates, groups = torch.zeros(m, 0, dtype=torch.long), None
+    candidates = groups = None
     if strategy in AMONG_LIKELY:
         logits = _logits(predict, images, classes)
         if strategy == "runners-up":
