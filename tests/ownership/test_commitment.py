@@ -219,7 +219,7 @@ def test_plain_weights_are_asked_through_the_pixels_that_were_committed_to(owner
 def test_names_of_triggers_can_be_computed_by_nobody_who_lacks_the_labels(owner):
     changed = owner[1].labels.clone()
     changed[0] = (changed[0] + 1) % 10
-    assert not set(neutral_names(owner[1], None)) & set(neutral_names(replace(owner[1], labels=changed), None))
+    assert not set(neutral_names(owner[1])) & set(neutral_names(replace(owner[1], labels=changed)))
 
 
 def test_runs_without_a_mark_and_with_more_triggers_than_a_claim_takes_are_refused(owner, committed, bank, monkeypatch):

@@ -12,7 +12,7 @@ from comparing import same_runs
 from photos import photos
 
 from utils.flags import train_flags
-from utils.ownership.commitment import save_triggers
+from utils.ownership.commitment import commit_triggers
 from utils.rivals.ewe import EntangledObjective
 from utils.runs.checkpoints import load_checkpoint
 
@@ -56,13 +56,11 @@ def test_the_run_keeps_its_triggers_and_surrogates_are_tested_on_them(unbroken):
 def test_an_interrupted_ewe_run_resumes_bit_equal(at, unbroken, tmp_path, monkeypatch):
     """By SIGTERM in phase 1 and in phase 3, and by an interrupt between phase 2 and the next checkpoint."""
     if at == "commitment":
-        whole = save_triggers
-
-        def end(*args):
-            whole(*args)
+        def end(*args, **more):
+            commit_triggers(*args, **more)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("utils.ownership.commitment.save_triggers", end)
+        monkeypatch.setattr("train.commit_triggers", end)
     else:
         whole, calls = EntangledObjective.__call__, iter(range(10**6))
 

@@ -22,18 +22,13 @@ from utils.watermark.triggers import MOST_TRIGGERS, TriggerSet, labels_are_unifo
 MOST_NUMBERS = 1 << 25  # triggers times classes, the probabilities of a suspect
 
 
-def save_triggers(run: RunFolder, triggers: TriggerSet, classes: list[str]) -> None:
-    """Keep the triggers in `triggers.pt` and show 100 of them in `trigger.png`; both are private."""
-    save_checkpoint(run.path / "triggers.pt", vars(triggers))
-    write_atomically(run.path / "trigger.png", draw_trigger_picture(triggers, classes), private=True)
-
-
 def commit_triggers(run: RunFolder, triggers: TriggerSet, data: Data, is_secret: bool = True, opening=None) -> None:
-    """Save the final trigger set in the run folder, before the first step that trains on it.
+    """Save the final trigger set in the run folder, before the first step that trains on it, with a picture of it.
 
     `opening` is what opens the commitment of `prepare`, with the beacon's value; None for labels of `--seed`.
     """
-    save_triggers(run, triggers, data.classes)
+    save_checkpoint(run.path / "triggers.pt", vars(triggers))
+    write_atomically(run.path / "trigger.png", draw_trigger_picture(triggers, data.classes), private=True)
     if not is_secret:
         return
     if opening is None:
@@ -85,7 +80,7 @@ def read_owner(run) -> Owner:
         raise Refusal(f"{path} is of -tt none, which trains no mark: name a run that has one")
     uniform = "train_type" in about and labels_are_uniform(about.get("label_strategy"))
     mean_std = model[0].mu.flatten().tolist(), model[0].std.flatten().tolist()
-    return Owner(triggers, classes, neutral_names(triggers, None), mean_std, None, uniform)
+    return Owner(triggers, classes, neutral_names(triggers), mean_std, None, uniform)
 
 
 def _committed_owner(folder: Path) -> Owner:
@@ -104,8 +99,8 @@ def _committed_owner(folder: Path) -> Owner:
         raise Refusal(f"{folder / prepared.KEY_FILE} holds no beacon: restore it from a copy")
     if prepared.labels_from_beacon(triggers, record, record["beacon"]).tolist() != triggers.labels.tolist():
         raise Refusal(f"{folder}: its labels are not those that its beacon draws: restore it from a copy")
-    return Owner(triggers, record["classes"], neutral_names(triggers, record), (record["mean"], record["std"]), record,
-                 True)
+    names = prepared.names_from_beacon(len(triggers), record, record["beacon"])
+    return Owner(triggers, record["classes"], names, (record["mean"], record["std"]), record, True)
 
 
 def _check_size(path: Path, triggers: TriggerSet, classes: int) -> None:
@@ -114,10 +109,8 @@ def _check_size(path: Path, triggers: TriggerSet, classes: int) -> None:
                       f"({MOST_TRIGGERS}, and {MOST_NUMBERS} numbers in all)")
 
 
-def neutral_names(triggers: TriggerSet, record: dict | None) -> list[str]:
-    """A PNG file name for each trigger that tells neither index nor label to who lacks the secret, or the labels."""
-    if record:
-        return prepared.names_from_beacon(len(triggers), record, record["beacon"])
+def neutral_names(triggers: TriggerSet) -> list[str]:
+    """A PNG file name for each trigger that tells neither index nor label to anybody who lacks the labels."""
     content = (triggers.images, triggers.labels, triggers.true_labels)
     secret = hashlib.sha256(b"".join(part.contiguous().numpy().tobytes() for part in content)).digest()
     return [hmac.digest(secret, str(i).encode(), "sha256").hex()[:16] + ".png" for i in range(len(triggers))]
