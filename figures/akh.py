@@ -129,7 +129,6 @@ def false_claims_table(rows: list[dict]) -> str:
 
 
 def markdown(rows: list[dict], accuracies: dict) -> str:
-    """The content of akh.md."""
     copies = [[row["source"], row["suspect"].split("/")[2], f"{100 * row['accuracy']:.2f}",
                *(f"{row['log10_mark'][test]:.2f}" for test in ("T1", "T1p")),
                f"{100 * row['share']:.1f}, {100 * row['benign_share']:.1f}", f"{row['k']} of {row['n']}",
@@ -148,7 +147,6 @@ def markdown(rows: list[dict], accuracies: dict) -> str:
 
 @refuse_in_one_sentence
 def main(argv=None):
-    """Write akh.json and akh.md."""
     Parser(prog="python -m figures.akh", description=__doc__.splitlines()[0]).parse_args(argv)
     with np.load(HERE / "akh.npz", allow_pickle=False) as data:
         rows = collect_rows(data)

@@ -74,12 +74,10 @@ def unusual(measure: str, share: float, instead: Callable) -> Callable:
 
 
 def refuse(queries, generator):
-    """No answer."""
     return torch.full((len(queries.entropy),), -1)
 
 
 def random_label(queries, generator):
-    """Any class."""
     n, classes = queries.probabilities.shape
     return torch.randint(classes, (n,), generator=generator)
 
@@ -147,7 +145,6 @@ TRANSFORMATIONS = {
 
 @refuse_in_one_sentence
 def main(argv=None):
-    """Measure the named copies under every defence, print the table and write the files."""
     parser = Parser(prog="python -m figures.defences", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs")
     parser.add_argument("--data-dir", default="data", help="folder of the source's data set")

@@ -32,7 +32,6 @@ POINTS = 40  # private and unseen points of Dataset Inference each
 
 @refuse_in_one_sentence
 def main(argv=None):
-    """Train what is missing, forge each claim, print the table and write the files."""
     parser = experiment_parser("forger", __doc__)
     parser.add_argument("--tries", type=COUNT, default=10_000, help="seeds, and noise images, that the forger tries")
     args = parse_with_folders(parser, argv)
@@ -135,7 +134,6 @@ def forge_images(suspect, styled, benign_model, data) -> dict:
 
 
 def forger_table(rows: list[dict]) -> str:
-    """Markdown, a line for each suspect and method."""
     head = ["innocent suspect", "method", "what the forger tried", "log10 p", "for a stranger", "persuades a stranger"]
     return markdown_table(head, [[
         f"{row['suspect']}, {100 * row['accuracy']:.1f} %", row["method"], row["tried"], f"{row['log10_p']:.2f}",

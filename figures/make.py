@@ -28,7 +28,6 @@ from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 
 @refuse_in_one_sentence
 def main(argv=None):
-    """Start the runs that the named targets need, one after the other, and write the targets' files."""
     parser = Parser(prog="python -m figures.make", description=__doc__.splitlines()[0])
     names = ("all", *TABLES, *FIGURES)
     parser.add_argument("names", nargs="+", choices=names, metavar="NAME", help="all, table1 ... 9, figure1 ... 8")

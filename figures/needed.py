@@ -22,7 +22,6 @@ LIMIT = np.log10(0.001 / 2)
 
 @refuse_in_one_sentence
 def main(argv=None):
-    """Search the smallest shifts, print the table and write the files."""
     parser = Parser(prog="python -m figures.needed", description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=COUNT, default=400, help="simulated copies for each shift that is tried")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of needed.json and needed.md")

@@ -31,7 +31,6 @@ TESTS = ("T1", "T1p", "both")  # both: twice the smaller p, as `claim` decides
 
 @refuse_in_one_sentence
 def main(argv=None):
-    """Train the two models if they are missing, draw, and write the two files."""
     parser = experiment_parser("null", __doc__)
     parser.add_argument("--draws", type=COUNT, default=1000, help="draws of all labels")
     args = parse_with_folders(parser, argv)

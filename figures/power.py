@@ -62,7 +62,6 @@ DISGUISES = {
 
 @refuse_in_one_sentence
 def main(argv=None):
-    """Train what is missing, compute all p-values and write the files."""
     args = parse_with_folders(experiment_parser("power", __doc__, "experiments/demo"), argv)
     cases = [(seed, m) for m in SIZES for seed in SEEDS if m < LARGE or seed in CHOSEN_ON]
     rows = []

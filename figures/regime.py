@@ -28,7 +28,6 @@ MODELS = {"paper": "", "clean": "clean_"}  # BatchNorm statistics of a model -> 
 
 @refuse_in_one_sentence
 def main(argv=None):
-    """Run the steps that are due, then write the table and the picture of what is finished."""
     parser = experiment_parser("regime", __doc__)
     parser.set_defaults(dir=None)
     parser.add_argument("--profile", default="regime", choices=tuple(REGIMES), help="runs in experiments/<profile>")
@@ -89,7 +88,6 @@ def figures_of_run(seed: int, step) -> dict:
 
 
 def format_table(found: dict) -> str:
-    """The table: a line for each run and model of it."""
     places = {}  # (device, torch) -> seeds
     for run in (run for runs in found.values() for run in runs):
         places.setdefault(f"{run['device']}, torch {run['torch']}", set()).add(run["seed"])

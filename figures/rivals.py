@@ -51,7 +51,6 @@ REPEATS, REDRAWN = 12, 1 / 3  # draws of Dataset Inference, two models each; sha
 
 @refuse_in_one_sentence
 def main(argv=None):
-    """Measure the false claims, and write rivals.json and rivals.md."""
     parser = experiment_parser("rivals", __doc__)
     args = parse_with_folders(parser, argv)
     figures = measure_false_claims(args.dir)

@@ -105,7 +105,6 @@ def rows_table(rows: list[dict]) -> str:
 
 @refuse_in_one_sentence
 def main(argv=None):
-    """Print the table, and write it where --out names."""
     parser = Parser(prog="python -m figures.rows", description=__doc__.splitlines()[0])
     parser.add_argument("dir", type=Path, help="folder of runs, for example experiments")
     parser.add_argument("--out", type=Path, help="write this name with .md and .json")

@@ -90,7 +90,6 @@ class RunStep(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        """The run folder."""
         return self.done.parent
 
     def result(self) -> dict | None:

@@ -26,7 +26,6 @@ KEYS = ("setting", "seed", "statistics", "attack", "copy", "sizes", "device", "c
 
 @refuse_in_one_sentence
 def main(argv=None):
-    """Add the named runs, write the JSON file, draw the picture and print the means of each setting."""
     parser = Parser(prog="python -m figures.survive", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of train.py's runs to add, attacks inside them")
     parser.add_argument("--chosen", help="name of the setting that was fixed before the other seeds were run")

@@ -39,11 +39,9 @@ class Net(nn.Module):
         self.linear = nn.Linear(2, 2)
 
     def features(self, x):
-        """The last hidden layer, (N, 2)."""
         return self.hidden((x - 0.5) / 0.15)
 
     def forward(self, x):
-        """Logits (N, 2)."""
         return self.linear(self.features(x))
 
 
@@ -72,7 +70,6 @@ class PointBatches:
         return (order.view(self.steps, self.batch_size),)
 
     def batch(self, order):
-        """The inputs and labels at the positions `order`."""
         return self.x[order], self.y[order]
 
 
@@ -159,7 +156,6 @@ def _draw_panel(ax, model, points, y, star, title: str) -> None:
 
 @refuse_in_one_sentence
 def main(argv=None):
-    """Run the seeds, print what each shows, and write the picture of the first and the JSON of all."""
     parser = Parser(prog="python -m figures.toy", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE, help="folder of figure2.png and figure2.json")
     parser.add_argument("--seeds", type=COUNT, default=10, help="how many seeds are run (default: 10); seed 0 is drawn")

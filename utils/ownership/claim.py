@@ -29,7 +29,6 @@ TITLES = {"T1": "label randomisation", "T1p": "score randomisation", "T2": "beni
 
 
 def add_claim(parts) -> None:
-    """Declare the command `claim` and its flags; `parts` are the subparsers of utils.verify."""
     c = parts.add_parser("claim", help="judge a suspect's answers to the exported triggers")
     c.set_defaults(call=judge_claim)
     c.add_argument("run", metavar="RUN", help="as for export")

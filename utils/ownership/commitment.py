@@ -117,7 +117,6 @@ def neutral_names(triggers: TriggerSet) -> list[str]:
 
 
 def add_export(parts) -> None:
-    """Declare the command `export` and its flags; `parts` are the subparsers of utils.verify."""
     e = parts.add_parser("export", help="write the triggers as neutral PNG files, and a private key file")
     e.set_defaults(call=export_triggers)
     e.add_argument("run", metavar="RUN", help="folder of train.py, or a checkpoint that holds triggers")

@@ -61,7 +61,6 @@ def check_token(token: bytes | Path, digest: str | None, ca: str | None) -> Stam
 
 
 def add_timestamp(parts) -> None:
-    """Declare the command `timestamp` and its flags; `parts` are the subparsers of utils.verify."""
     c = parts.add_parser("timestamp", help="have the date of an image commitment signed by an RFC 3161 authority")
     c.set_defaults(call=stamp_commitment)
     c.add_argument("folder", type=Path, metavar="DIR", help="folder of prepare")

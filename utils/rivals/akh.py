@@ -64,7 +64,6 @@ def akh_figures(true, source, suspect, benign, tolerance: float = TOLERANCE) -> 
 
 
 def add_akh(parts) -> None:
-    """Declare the command `akh` and its flags; `parts` are the subparsers of utils.verify."""
     p = add_verification(parts, "akh", run_akh, "does a suspect repeat the source's mistakes on test images?",
                          "the source: a run folder of train.py, or its checkpoint")
     p.add_argument("--benign", nargs="+", required=True, metavar="RUN",

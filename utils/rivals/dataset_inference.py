@@ -195,7 +195,6 @@ def di_figures(models, private, unseen, *, walk="mingd", layout="image", m=10, s
 
 
 def add_di(parts) -> None:
-    """Declare the command `di` and its flags; `parts` are the subparsers of utils.verify."""
     p = add_verification(parts, "di", run_di, "Dataset Inference: does a suspect know the source's training images?",
                          "the source: a run folder of train.py, or its checkpoint")
     p.add_argument("--walk", default="mingd", choices=("blind", "mingd"),

@@ -214,7 +214,6 @@ def compare_posteriors(suspect, benign, test: str = "paired", seed: int = 100) -
 
 
 def add_eef(parts) -> None:
-    """Declare the command `eef` and its flags; `parts` are the subparsers of utils.verify."""
     p = add_verification(
         parts, "eef", run_eef, "judge suspects' weights by the style that train.py --embed-features embedded",
         "the victim: a run of train.py with --embed-features")

@@ -217,7 +217,6 @@ def ewe_adam(parameters, lr, weight_decay: float, fused: bool):
 
 
 def constant_rate(lr: float, epoch: int, epochs: int) -> float:
-    """The same learning rate in every epoch."""
     return lr
 
 

@@ -178,7 +178,6 @@ class SmoothedObjective(PlainObjective):
 
     @staticmethod
     def optimizer(parameters, lr, weight_decay, fused):
-        """SGD with momentum 0.9."""
         return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, fused=fused)
 
     @staticmethod
@@ -187,7 +186,6 @@ class SmoothedObjective(PlainObjective):
         return lr * 0.1 ** sum(100 * epoch > part * epochs for part in (30, 60, 90))
 
     def begin(self, model, optimizer, epoch, generator):
-        """The robust pass, on the triggers."""
         if epoch <= self.warmup:
             return
         order = torch.randperm(len(self.y_q), generator=generator).to(self.y_q.device)
@@ -254,7 +252,6 @@ def smoothed_accuracies(model, triggers, sigma: float, draws: int, seed: int):
 
 
 def add_certify(parts) -> None:
-    """Declare the command `certify` and its flags; `parts` are the subparsers of utils.verify."""
     p = add_verification(
         parts, "certify", run_certify, "how many triggers a model keeps under noise on its weights, and for certain "
         "under any edit of them within a radius (-tt rs is trained for that)",

@@ -54,7 +54,6 @@ BEACONS = {"drand quicknet": (1692803367, 3, "https://api.drand.sh/52db9ba70e0cc
 
 
 def add_prepare(parts) -> None:
-    """Declare the command `prepare` and its flags; `parts` are the subparsers of utils.verify."""
     c = parts.add_parser("prepare", help="commit to the images of a trigger set before anybody can know its labels")
     c.set_defaults(call=prepare_images, prepared=None, beacon=None, seed=0)
     c.add_argument("to", type=Path, metavar="DIR", help="a new folder, for train.py --prepared")
@@ -199,7 +198,6 @@ def commitment_bytes(triggers: TriggerSet, record: dict) -> bytes:
 
 
 def commitment_digest(triggers: TriggerSet, record: dict) -> str:
-    """SHA-256 of `commitment_bytes` in hexadecimal."""
     return hashlib.sha256(commitment_bytes(triggers, record)).hexdigest()
 
 
