@@ -103,17 +103,6 @@ def test_the_most_uncertain_images_become_triggers():
         assert triggers.candidates.shape == (3, 0) and not (triggers.labels == triggers.true_labels[:, 0]).any()
 
 
-@pytest.fixture(scope="module")
-def many():
-    """200 held-out images of 10 classes, and logits for them."""
-    return images_of(200, 10), torch.randn(200, 10, generator=torch.Generator().manual_seed(1))
-
-
-def draw(many, seed=0, choices=2, **more):
-    held_out, logits = many
-    return draw_triggers(held_out, 150, 1, 10, seed, "plausible", answering(logits), choices=choices, **more)
-
-
 def test_candidates_are_the_most_probable_classes():
     """Of equally probable classes the smaller number comes first; the true label may be one of them."""
     logits = torch.tensor([[0.0, 3, 1, 2], [5, 5, 5, 5], [-1, -4, -3, -2], [0, 1, 1, 0], [9, 8, 7, 6]])
@@ -122,61 +111,56 @@ def test_candidates_are_the_most_probable_classes():
     assert triggers.candidates.tolist() == [wanted[i] for i in triggers.images[:, 0, 0, 0].tolist()]
 
 
-def test_paired_labels_are_one_draw_for_all_images_of_the_same_two_classes():
-    """Gaps 0.2, 0, 0.1, 0.3 and 0.6 between the two likeliest of three, twice: the least decided, in their order."""
-    p = torch.tensor([[0.5, 0.3, 0.2], [0.4, 0.4, 0.2], [0.2, 0.35, 0.45], [0.3, 0.6, 0.1], [0.75, 0.15, 0.1]])
-    drawn = set()
+@pytest.mark.parametrize("strategy, p, candidates, drawn", [
+    # gaps 0.2, 0, 0.1, 0.3 and 0.6 between the two likeliest of three classes
+    ("paired", [[0.5, 0.3, 0.2], [0.4, 0.4, 0.2], [0.2, 0.35, 0.45], [0.3, 0.6, 0.1], [0.75, 0.15, 0.1]],
+     [[0, 1], [1, 2]], {(0, 1), (0, 2), (1, 1), (1, 2)}),
+    # ratios 2, 1, 1, 1.5 and 9 between the two likeliest wrong ones of four
+    ("runners-up", [[0.4, 0.2, 0.3, 0.1], [0.05, 0.85, 0.05, 0.01], [0.7, 0.1, 0.1, 0.1], [0.2, 0.4, 0.3, 0.1],
+                    [0.5, 0.36, 0.04, 0.1]], [[0, 2], [1, 2]], {(0, 1), (0, 2), (2, 1), (2, 2)})])
+def test_the_least_decided_images_share_a_draw_where_they_have_the_same_candidates(strategy, p, candidates, drawn):
+    """Five images of classes 0 and 1 in turn, twice; for runners-up they also have to be of one class."""
+    images, logits, found = images_of(10, 4), torch.tensor(p).log().repeat(2, 1), set()
+    images = images._replace(labels=torch.arange(5).repeat(2) % 2)
     for seed in range(20):
-        triggers = draw_triggers(images_of(10, 3), 4, 1, 3, seed, "paired", answering(p.log().repeat(2, 1)),
-                                    features=lambda images: images.flatten(1))
+        triggers = draw_triggers(images, 4, 1, len(p[0]), seed, strategy, answering(logits),
+                                 features=lambda images: images.flatten(1))
         assert triggers.images[:, 0, 0, 0].tolist() == [1, 2, 6, 7] and triggers.groups.tolist() == [0, 1, 0, 1]
-        assert triggers.candidates.tolist() == [[0, 1], [1, 2]] * 2
+        assert triggers.candidates.tolist() == candidates * 2
         assert triggers.labels[:2].tolist() == triggers.labels[2:].tolist()
-        drawn.add(tuple(triggers.labels[:2].tolist()))
-    assert drawn == {(0, 1), (0, 2), (1, 1), (1, 2)}
+        found.add(tuple(triggers.labels[:2].tolist()))
+    assert found == drawn
 
 
-def test_runners_up_are_one_draw_for_all_images_of_one_class_with_the_same_two_wrong_ones():
-    """Of classes 0 and 1 in turn; ratios 2, 1, 1, 1.5, 9 between the two likeliest wrong classes, twice."""
-    p = torch.tensor([[0.4, 0.2, 0.3, 0.1], [0.05, 0.85, 0.05, 0.05], [0.7, 0.1, 0.1, 0.1], [0.2, 0.4, 0.3, 0.1],
-                      [0.5, 0.36, 0.04, 0.1]]).index_put((torch.tensor([1]), torch.tensor([3])), torch.tensor(0.01))
-    drawn = set()
-    for seed in range(20):
-        held_out = images_of(10, 4)
-        held_out = held_out._replace(labels=torch.arange(5).repeat(2) % 2)
-        triggers = draw_triggers(held_out, 4, 1, 4, seed, "runners-up", answering(p.log().repeat(2, 1)))
-        assert triggers.images[:, 0, 0, 0].tolist() == [1, 2, 6, 7] and triggers.groups.tolist() == [0, 1, 0, 1]
-        assert triggers.candidates.tolist() == [[0, 2], [1, 2]] * 2
-        assert triggers.labels[:2].tolist() == triggers.labels[2:].tolist()
-        drawn.add(tuple(triggers.labels[:2].tolist()))
-    assert drawn == {(0, 1), (0, 2), (2, 1), (2, 2)}
-    with pytest.raises(Refusal, match="pass 2 to 3"):
-        draw_triggers(images_of(10, 4), 4, 1, 4, 0, "runners-up", answering(p.log().repeat(2, 1)), choices=4)
-
-
-def test_the_draw_is_that_of_random_labels_over_other_classes(many):
+def test_the_draw_is_that_of_random_labels_over_other_classes():
     """randperm, then uniform scores, of which the largest among the candidates wins: written out here."""
-    triggers = draw(many, seed=7, choices=3)
+    held_out, predict = images_of(200, 10), answering(torch.randn(200, 10))
+    triggers = draw_triggers(held_out, 150, 1, 10, 7, "plausible", predict, choices=3)
     generator = torch.Generator().manual_seed(7)
     order = torch.randperm(200, generator=generator)
     scores = torch.rand(150, 10, generator=generator, dtype=torch.float64)
     assert triggers.sources.flatten().tolist() == (order[:150] + 100).tolist()
     for label, row, candidates in zip(triggers.labels.tolist(), scores.tolist(), triggers.candidates.tolist()):
         assert label == max(candidates, key=lambda c: row[c])
-    plain = draw_triggers(many[0], 150, 1, 10, 7)
+    plain = draw_triggers(held_out, 150, 1, 10, 7)
     assert torch.equal(plain.images, triggers.images) and not torch.equal(plain.labels, triggers.labels)
 
 
-@pytest.mark.parametrize("choices, logits, words", [
-    (2, torch.zeros(200, 9), "--label-model answers with 9 classes, the data set has 10"),
-    (2, torch.full((200, 10), torch.nan), "--label-model answers with numbers that are not finite"),
+@pytest.mark.parametrize("logits, words", [
+    (torch.zeros(200, 9), "--label-model answers with 9 classes, the data set has 10"),
+    (torch.full((200, 10), torch.nan), "--label-model answers with numbers that are not finite"),
 ])
-def test_impossible_candidates_are_refused(many, choices, logits, words):
+def test_answers_of_a_clean_model_that_do_not_fit_are_refused(logits, words):
     with pytest.raises(Refusal, match=words):
-        draw((many[0], logits), choices=choices)
+        draw_triggers(images_of(200, 10), 150, 1, 10, 0, "plausible", answering(logits))
 
 
 @pytest.mark.parametrize("m, k, flag", [(1000, 1, "-nq"), (500, 2, "-nq"), (0, 1, "-nq"), (5, 10, "-nm")])
 def test_impossible_trigger_sets_are_refused(held_out, m, k, flag):
     with pytest.raises(Refusal, match=flag):
         draw_triggers(held_out, m, k, CLASSES, 0)
+
+
+def test_the_true_class_is_no_runner_up():
+    with pytest.raises(Refusal, match="pass 2 to 9"):
+        draw_triggers(images_of(10, 10), 4, 1, 10, 0, "runners-up", choices=10)
