@@ -149,10 +149,12 @@ def test_a_loss_that_is_not_finite_in_a_later_epoch_keeps_the_earlier_ones(step,
     same_runs(tmp_path / "run", unbroken_run)
 
 
-def test_each_step_of_each_seed_and_epoch_draws_other_random_numbers(tmp_path, monkeypatch):
-    """For dropout, and for the classes of WRK; that a continued run draws the same ones again: tests/scripts."""
+@pytest.mark.parametrize("name, value", [
+    ("utils.watermark.margin.WatermarkObjective.random_steps", True), ("models.is_own", lambda model: False)])
+def test_each_step_of_each_seed_and_epoch_draws_other_random_numbers(name, value, tmp_path, monkeypatch):
+    """For the classes of WRK, and for dropout; that a continued run draws the same ones again: tests/scripts."""
     drawn = []
-    monkeypatch.setattr(WatermarkObjective, "random_steps", True)
+    monkeypatch.setattr(name, value)
     for seed in (0, 1):
         tiny_fit(tmp_path / str(seed), lambda step: drawn.append(float(torch.rand(1))), seed=seed, epochs=2)
     assert len(set(drawn)) == len(drawn) == 2 * 2 * STEPS
