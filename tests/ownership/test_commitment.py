@@ -151,14 +151,9 @@ def test_an_export_that_fails_leaves_nothing_and_can_be_repeated(owner, tmp_path
     assert verify("export", owner[0], "--to", to)[0] == 0
 
 
-def change_key(folder, **parts):
-    key = json.loads((folder / "key.json").read_text())
-    (folder / "key.json").write_text(json.dumps(key | parts))
-
-
-def leave_out_of_key(folder, name):
-    key = json.loads((folder / "key.json").read_text())
-    (folder / "key.json").write_text(json.dumps({k: v for k, v in key.items() if k != name}))
+def change_key(folder, lost="", **parts):
+    key = json.loads((folder / "key.json").read_text()) | parts
+    (folder / "key.json").write_text(json.dumps({k: v for k, v in key.items() if k != lost}))
 
 
 def change_triggers(folder, **parts):
@@ -172,7 +167,7 @@ TAMPERED = {
     "other pixels": lambda f: change_key(f, mean=[0.9, 0.1, 0.2], std=[3.0, 0.1, 1.0]),
     "another secret": lambda f: change_key(f, secret="77" * 32),
     "another beacon": lambda f: change_key(f, beacon="ab" * 32),
-    "no beacon": lambda f: change_key(f, beacon=None), "no beacon at all": lambda f: leave_out_of_key(f, "beacon"),
+    "no beacon": lambda f: change_key(f, beacon=None), "no beacon at all": lambda f: change_key(f, lost="beacon"),
     "another round": lambda f: change_key(f, round=5),
     "other labels": lambda f: change_triggers(f, labels=lambda y: (y + 1) % 10),
     "other true labels": lambda f: change_triggers(f, true_labels=lambda y: (y + 1) % 10),
