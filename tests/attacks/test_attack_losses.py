@@ -59,37 +59,22 @@ def test_adversarial_extraction_asks_the_unmoved_image_and_margin_extraction_the
     assert source.weight.grad is None and surrogate.weight.grad is not None
 
 
-def test_the_names_of_the_attacks_are_those_of_their_losses():
-    s, y = torch.tensor([[math.log(4.0), 0.0]]), torch.tensor([1])  # (4/5, 1/5); the source says class 0
-    wanted = {"soft": 0.75 * math.log(0.75 / 0.8) + 0.25 * math.log(0.25 / 0.2), "hard": -math.log(0.8),
-              "smooth": -0.85 * math.log(0.8) - 0.15 * math.log(0.2)}
-    for name in ("soft", "hard", "smooth", "margin", "adversarial"):
-        loss, needs_labels = stealing.extraction_loss(Namespace(attack=name))
-        value = wanted.get(name, wanted["soft"])  # margin and adversarial extraction move the images alone
-        assert loss(s, T, y).item() == pytest.approx(value, abs=1e-6) and not needs_labels
-    loss, needs_labels = stealing.extraction_loss(Namespace(attack="distill", alpha=0.7, temp=2.0))
-    assert needs_labels and loss(s, T, y) == stealing.distill_loss(s, T, y, 0.7, 2.0)
+KL = 0.75 * math.log(0.75 / 0.8) + 0.25 * math.log(0.25 / 0.2)  # the source's T, a surrogate's (4/5, 1/5)
+P, Q = math.sqrt(3) / (math.sqrt(3) + 1), 2 / 3  # at temperature 2 the odds are square roots, sqrt(3) : 1 and 2 : 1
+KL_2 = P * math.log(P / Q) + (1 - P) * math.log((1 - P) / (1 - Q))  # there is no factor of T^2
+CE = -math.log(0.8), -math.log(0.2)  # with labels 0 and 1, never divided by a temperature
 
 
-@pytest.mark.parametrize("label", [0, 1])
-def test_eq_5_by_hand(label):
-    s, y = torch.tensor([[math.log(4.0), 0.0]]), torch.tensor([label])  # (4/5, 1/5)
-    kl = 0.75 * math.log(0.75 / 0.8) + 0.25 * math.log(0.25 / 0.2)
-    ce = -math.log((0.8, 0.2)[label])
-    assert stealing.reg_loss(s, T, y, 0.3).item() == pytest.approx(0.3 * kl + 0.7 * ce, abs=1e-6)
-    loss, needs_labels = stealing.extraction_loss(Namespace(attack="reg", alpha=0.3))
-    assert needs_labels and loss(s, T, y).item() == pytest.approx(0.3 * kl + 0.7 * ce, abs=1e-6)
-
-
-def test_eq_6_by_hand():
-    s, y = torch.tensor([[math.log(4.0), 0.0]]), torch.tensor([1])
-    ce = -math.log(0.2)  # never divided by a temperature
-    kl = 0.75 * math.log(0.75 / 0.8) + 0.25 * math.log(0.25 / 0.2)
-    assert stealing.distill_loss(s, T, y, 0.7, 1.0).item() == pytest.approx(0.3 * ce + 0.7 * kl, abs=1e-6)
-    # at T = 2 the odds are square roots, sqrt(3) : 1 and 2 : 1; there is no factor of T^2
-    p, q = math.sqrt(3) / (math.sqrt(3) + 1), 2 / 3
-    kl2 = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
-    assert stealing.distill_loss(s, T, y, 0.7, 2.0).item() == pytest.approx(0.3 * ce + 0.7 * kl2, abs=1e-6)
+@pytest.mark.parametrize("attack, label, value, flags", [
+    ("soft", 1, KL, {}), ("hard", 1, CE[0], {}), ("smooth", 1, 0.85 * CE[0] + 0.15 * CE[1], {}),
+    ("margin", 1, KL, {}), ("adversarial", 1, KL, {}),  # which move the images alone
+    ("reg", 0, 0.3 * KL + 0.7 * CE[0], {"alpha": 0.3}), ("reg", 1, 0.3 * KL + 0.7 * CE[1], {"alpha": 0.3}),
+    ("distill", 1, 0.3 * CE[1] + 0.7 * KL, {"alpha": 0.7, "temp": 1.0}),
+    ("distill", 1, 0.3 * CE[1] + 0.7 * KL_2, {"alpha": 0.7, "temp": 2.0})])
+def test_the_loss_of_each_attack_by_hand(attack, label, value, flags):
+    loss, needs_labels = stealing.extraction_loss(Namespace(attack=attack, **flags))
+    s = torch.tensor([[math.log(4.0), 0.0]])
+    assert loss(s, T, torch.tensor([label])).item() == pytest.approx(value, abs=1e-6) and needs_labels == bool(flags)
 
 
 @pytest.mark.parametrize("own, home, about, needs_labels, words", [
