@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from commands import good, refused, rows_of, summary, tree
+from small_runs import BENIGN, SOURCE, STEAL, TRAIN
 
 from utils.attacks.editing import BoundaryObjective, fine_tune, push_over, shift_weights
 from utils.attacks.stealing import hard_loss
@@ -15,23 +16,19 @@ from utils.training.loop import PlainObjective
 
 pytestmark = pytest.mark.usefixtures("quick")
 
-DATA = ("-dt", "digits", "-nq", 8, "--train-size", 128, "--batch-size", 64, "--width", 2, "--device", "cpu", "-ep", 1)
-STEAL = (*DATA, "-tmt", "vgg11")
-TAKEN = "digits_vgg11_margin_8_"
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A source, its soft extraction, and a benign model."""
     folder = tmp_path_factory.mktemp("edit")
-    good("train", "-d", folder, *DATA, "-mt", "vgg11", "--trigger-batch", 4, "--steps", 1)
-    good("train", "-d", folder, *DATA, "-mt", "vgg11", "-tt", "none")
-    good("extraction", "-d", folder, *STEAL, "-dmt", "vgg11", "-at", "soft")
+    good("train", "-d", folder, *TRAIN)
+    good("train", "-d", folder, *TRAIN, "-tt", "none")
+    good("extraction", "-d", folder, *STEAL, "-at", "soft")
     return folder
 
 
 def weights(world, attack="", name="latest"):
-    return load_checkpoint(world / TAKEN / attack / f"checkpoints/checkpoint_{name}.pt")["model"]["state_dict"]
+    return load_checkpoint(world / SOURCE / attack / f"checkpoints/checkpoint_{name}.pt")["model"]["state_dict"]
 
 
 def equal(one, two) -> bool:
@@ -42,52 +39,52 @@ def test_finetune_command_changes_the_layers_that_it_names(world):
     good("extraction", "-d", world, *STEAL, "-at", "finetune", "--finetune", "ftll", "-admsg", "_ftll")
     before, after = weights(world, name="nat_best"), weights(world, "extraction_ftll")
     assert {n for n, t in after.items() if not torch.equal(t, before[n])} == {"1.linear.weight", "1.linear.bias"}
-    assert summary(world / TAKEN / "extraction_ftll")["attack"] == "finetune ftll"
+    assert summary(world / SOURCE / "extraction_ftll")["attack"] == "finetune ftll"
     good("extraction", "-d", world, *STEAL, "-at", "finetune", "--on", "extraction", "-admsg", "_ftal")
     start, after = weights(world, "extraction", "nat_best"), weights(world, "extraction_ftal")
     assert equal(weights(world, "extraction_ftal", "init"), start)
     good("extraction", "-d", world, *STEAL, "-at", "finetune", "--on", "extraction_ftal", "-admsg", "_again")
     generations = ("", "extraction", "extraction_ftal", "extraction_again")
-    numbers = {load_checkpoint(world / TAKEN / run / "checkpoints/checkpoint_latest.pt")["training"]["number"]
+    numbers = {load_checkpoint(world / SOURCE / run / "checkpoints/checkpoint_latest.pt")["training"]["number"]
                for run in generations}
     assert len(numbers) == 4  # batches of its own, at the same --seed
-    assert [summary(world / TAKEN / run)["generation"] for run in generations[1:]] == [1, 2, 3]
+    assert [summary(world / SOURCE / run)["generation"] for run in generations[1:]] == [1, 2, 3]
     assert not torch.equal(after["1.layers.0.weight"], start["1.layers.0.weight"])
     mean = next(name for name in start if name.endswith("running_mean"))
     assert not torch.equal(after[mean], start[mean])  # it trains in train mode
 
 
 def test_an_attack_does_not_write_over_the_copy_that_it_begins_with(world):
-    before = tree(world / TAKEN)
+    before = tree(world / SOURCE)
     for more in ((), ("--overwrite",)):
         said = refused("extraction", "-d", world, *STEAL, "-at", "finetune", "--on", "extraction", *more)
         assert "--on" in said and "lies in the folder that this run writes: pass another -admsg" in said
-    assert tree(world / TAKEN) == before
+    assert tree(world / SOURCE) == before
 
 
 def test_that_the_source_is_not_finished_is_said(world, tmp_path):
-    run = shutil.copytree(world / TAKEN, tmp_path / TAKEN)
+    run = shutil.copytree(world / SOURCE, tmp_path / SOURCE)
     (run / "summary.json").unlink()
     said = good("extraction", "-d", tmp_path, *STEAL, "-at", "quantize", "--bits", 8, "-admsg", "_q")
     assert "warning: the source is not finished; its chosen epoch so far is 1" in said
 
 
 def test_an_edit_without_training_asks_for_no_batches_and_records_the_width(world):
-    flags = ("-dt", "digits", "-nq", 8, "--train-size", 20, "--device", "cpu", "-tmt", "vgg11")
+    flags = ("-dt", "digits", "-nq", 10, "--train-size", 20, "--device", "cpu", "-tmt", "vgg11")
     good("extraction", "-d", world, *flags, "-at", "quantize", "--bits", 8, "-admsg", "_few")
-    assert summary(world / TAKEN / "extraction_few")["width"] == 2
+    assert summary(world / SOURCE / "extraction_few")["width"] == 2
     assert "--batch-size 128" in refused("extraction", "-d", world, *flags, "-at", "finetune", "-admsg", "_no")
 
 
 @pytest.mark.parametrize("finetune, is_new", [("ftal", False), ("rtal", True), ("ftll", False), ("rtll", True)])
 def test_the_last_layer_is_kept_or_initialised_anew(world, finetune, is_new):
-    source = read_model(world / TAKEN)
+    source = read_model(world / SOURCE)
     model, _ = fine_tune(source, finetune, {})
     assert torch.equal(model[1].linear.weight, source[1].linear.weight) == (not is_new)
 
 
 def test_margin_at_eps_zero_and_distillation_at_alpha_one_are_soft_extraction(world):
-    steal = ("-d", world, *STEAL, "-dmt", "vgg11")
+    steal = ("-d", world, *STEAL)
     soft_weights = weights(world, "extraction")
     good("extraction", *steal, "-at", "margin", "--eps", 0, "-admsg", "_still")
     assert equal(weights(world, "extraction_still"), soft_weights)
@@ -99,8 +96,8 @@ def test_margin_at_eps_zero_and_distillation_at_alpha_one_are_soft_extraction(wo
 
 @pytest.mark.parametrize("attack, more", [("smooth", ()), ("adversarial", ("--steps", 1)), ("soft", ("--adam", 0.002))])
 def test_smoothed_labels_adversarial_images_and_adam_make_other_copies(world, attack, more):
-    good("extraction", "-d", world, *STEAL, "-dmt", "vgg11", "-at", attack, *more, "-admsg", f"_other_{attack}")
-    run = world / TAKEN / f"extraction_other_{attack}"
+    good("extraction", "-d", world, *STEAL, "-at", attack, *more, "-admsg", f"_other_{attack}")
+    run = world / SOURCE / f"extraction_other_{attack}"
     assert summary(run)["attack"] == attack and rows_of(run)[0]["lr"] == (0.002 if more[:1] == ("--adam",) else 0.1)
     assert not equal(weights(world, run.name), weights(world, "extraction"))
 
@@ -124,15 +121,15 @@ def test_images_are_pushed_towards_a_class():
 @pytest.mark.parametrize("kind", ["shift", "wrk"])
 def test_a_run_with_shifted_weights_or_pushed_images_is_made_and_is_no_plain_fine_tuning(world, kind):
     good("extraction", "-d", world, *STEAL, "-at", "finetune", "--finetune", kind, "-admsg", f"_{kind}")
-    assert summary(world / TAKEN / f"extraction_{kind}")["attack"] == f"finetune {kind}"
+    assert summary(world / SOURCE / f"extraction_{kind}")["attack"] == f"finetune {kind}"
     start, source = weights(world, f"extraction_{kind}", "init"), weights(world, name="nat_best")
     assert equal(start, source) == (kind == "wrk") and not equal(start, weights(world, f"extraction_{kind}"))
 
 
 def test_prune_and_quantize_report_a_row_for_each_strength(world):
-    flags = ("-d", world, *STEAL, "--benign", world / "digits_vgg11_none_8_")
+    flags = ("-d", world, *STEAL, "--benign", world / BENIGN)
     good("extraction", *flags, "-at", "prune", "--ratios", 1, 0, 0.5, "-admsg", "_prune")
-    s = summary(world / TAKEN / "extraction_prune")
+    s = summary(world / SOURCE / "extraction_prune")
     assert s["role"] == "edited" and [r["ratio"] for r in s["rows"][:3]] == [1, 0, 0.5]
     dead, same, _, before, benign = s["rows"]
     figures = ("test_accuracy", "trigger_hits", "log10_p")
@@ -142,11 +139,11 @@ def test_prune_and_quantize_report_a_row_for_each_strength(world):
     share = load_data("digits").test.labels.bincount().double() / 359
     assert min(abs(share - dead["test_accuracy"])) < 1e-9
     good("extraction", *flags[:-2], "-at", "quantize", "--bits", 16, 2, "--on", "extraction", "-admsg", "_bits")
-    s = summary(world / TAKEN / "extraction_bits")
+    s = summary(world / SOURCE / "extraction_bits")
     assert [r.get("bits") for r in s["rows"]] == [16, 2, None] and s["on"] == "extraction"
-    surrogate = summary(world / TAKEN / "extraction")
+    surrogate = summary(world / SOURCE / "extraction")
     assert s["test_accuracy"] == surrogate["test_accuracy"] and s["trigger_hits"] == surrogate["trigger_hits"]
-    assert not list((world / TAKEN / "extraction_bits/checkpoints").iterdir())  # nothing was trained
+    assert not list((world / SOURCE / "extraction_bits/checkpoints").iterdir())  # nothing was trained
 
 
 def test_fineprune_trains_only_the_weights_that_pruning_left(world):
@@ -161,8 +158,8 @@ def test_fineprune_trains_only_the_weights_that_pruning_left(world):
 
 
 def test_a_copy_of_an_earlier_training_of_the_source_is_not_gone_on_from(world):
-    made = summary(world / TAKEN / "extraction")
-    copy = shutil.copytree(world / TAKEN / "extraction", world / TAKEN / "extraction_old")
+    made = summary(world / SOURCE / "extraction")
+    copy = shutil.copytree(world / SOURCE / "extraction", world / SOURCE / "extraction_old")
     for words, changed in (("of an earlier training", made | {"source_sha256": "00" * 32}), ("is not finished", None),
                            ("is damaged", made | {"generation": "2"})):
         (copy / "summary.json").unlink(missing_ok=True)
@@ -175,7 +172,7 @@ def test_a_copy_of_an_earlier_training_of_the_source_is_not_gone_on_from(world):
 
 
 @pytest.mark.parametrize("flags, words", [
-    (("-at", "soft", "-dmt", "vgg11", "--on", "extraction"), ["--on extraction", "-at soft"]),
+    (("-at", "soft", "--on", "extraction"), ["--on extraction", "-at soft"]),
     (("-at", "prune", "--on", "../x"), ["--on", "'/'"]), (("-at", "prune", "--ratios", 1.5), ["--ratios", "at most 1"]),
     (("-at", "finetune", "-dmt", "res18"), ["-dmt res18", "leave -dmt out"]),
     (("-at", "soft", "--finetune", "wrk"), ["--finetune: -at soft does not read it", "-at finetune or fineprune"]),
@@ -202,7 +199,7 @@ def test_a_fifth_of_a_batch_is_trained_again_pushed_and_under_each_label_but_its
 
 
 def test_a_shifted_copy_is_trained_on_the_labels_that_the_stolen_model_gives(world):
-    source = read_model(world / TAKEN)
+    source = read_model(world / SOURCE)
     model, objective = fine_tune(source, "shift", {})
     assert objective.source is source and objective.loss is hard_loss and not objective.needs_labels
     assert not equal(model.state_dict(), source.state_dict())
