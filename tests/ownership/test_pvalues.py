@@ -157,7 +157,7 @@ def test_arrays_of_another_shape_or_kind_give_no_p_value(changed):
 
 
 def test_t1p_takes_no_logits():
-    for scores in (np.log([[0.2, 0.5, 0.3]]), np.array([[0.2, -0.1, 0.9]]), np.ones(3)):
+    for scores in (np.log([[0.2, 0.5, 0.3]]), np.array([[0.2, -0.1, 0.9]]), np.ones(3), [[np.nan, 0.5, 0.5]]):
         with pytest.raises(ValueError, match="of logits take the softmax"):
             pvalues.score_randomisation(scores, [1], [[0]])
     probabilities = torch.tensor([[0.2, 0.5, 0.3]])  # torch's, too: the better of two labels
