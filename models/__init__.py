@@ -60,7 +60,7 @@ def build(name: str, num_classes: int, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
 
 
 def is_own(model) -> bool:
-    """Whether a model, or one without a name, counts as one of `NAMES`, whose layers are known and draw nothing."""
+    """Whether a model is one of `NAMES`, which draw no random numbers; one without a name counts as such."""
     return getattr(model, "name", NAMES[0]) in NAMES
 
 
@@ -76,7 +76,7 @@ def architecture(text: str) -> str:
 
 
 def trained_tensors(model) -> dict:
-    """{name: tensor} that a training changes of a model: parameters and BatchNorm's averages, no masks and the like."""
+    """{name: tensor} of what training changes in a model: parameters and BatchNorm's running averages."""
     averages = {name: b for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
     return dict(model.named_parameters()) | averages
 

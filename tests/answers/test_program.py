@@ -98,7 +98,7 @@ def test_the_sequential_test_stops_early(key_program, owner):
     status, out, _ = verify(*claim)
     queries = len(calls.read_text().split())
     assert status == 0 and queries < 10 and f"after {queries} queries" in out and "rests on SPRT" in out
-    assert "asking a suspect again that answers at random is not corrected for" in out
+    assert "p does not allow for asking a suspect again whose answers are random" in out
 
 
 @pytest.mark.parametrize("flags, words", [

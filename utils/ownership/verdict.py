@@ -21,10 +21,10 @@ EXACT = ("both", "T1", "T1p")  # what may be named beforehand as the exact test 
 class OwnershipCase:
     """One owner's triggers and a bank of benign models' answers; judges a suspect's answers at level alpha.
 
-    stranger, doubts  whether who decides does not trust the owner, and what of the evidence is missing or fails: with
-                      any doubt the claim does not hold
-    count_missing     whether T1 and T1p take a missing answer for the worst one
-    exact             one of `EXACT`; "both" doubles the smaller p, and is T1 alone of a suspect without probabilities
+    stranger       whether the one who decides does not trust the owner
+    doubts         what evidence is missing or fails; with any of it the claim does not hold
+    count_missing  whether T1 and T1p take a missing answer for the worst one
+    exact          one of `EXACT`; "both" doubles the smaller p, and is T1 alone of a suspect without probabilities
 
     t1_fails, t2_fails  why T1 and T1p, or T2, do not apply; None where they do
     refused             why nothing can be claimed, whatever the answers are; None where something can
@@ -61,7 +61,7 @@ class OwnershipCase:
         return answers.labels == self.assigned
 
     def counted(self, answers: Answers):
-        """(m,) each, of T1, or of T2 without it: which answers count, how likely a hit of an independent model is."""
+        """(m,) each: which answers count, and how likely an independent model hits, by T1, or by T2 without T1."""
         if self.t1_fails is None:
             return pvalues.trials(answers.labels, self.allowed, self.count_missing), pvalues.chances(self.allowed)
         m = len(self.assigned)

@@ -102,7 +102,7 @@ def draw_triggers(flags, data: Data, choose):
     else:
         name, _, digit = source.partition(":")
         if name == data.name:
-            raise Refusal(f"{flag}: -dt {name} holds these images itself; name the number of a class but {target}")
+            raise Refusal(f"{flag}: -dt {name} holds these images itself; pass the number of a class, not {target}")
         other = load_data(name, flags.data_dir, flag="--ewe-source", image_size=data.size)
         images = torch.cat([part.images[part.labels == int(digit or 9)] for part in (other.train, other.held_out)])
     if m > len(images):

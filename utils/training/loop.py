@@ -219,7 +219,7 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs: int, lr: 
 
 
 def _check_finite(model, loss: float, epoch: int) -> None:
-    """Refuse a loss or weights that are not finite; no loss of its epoch shows what the last step did."""
+    """Refuse a loss or weights that are not finite: the losses of an epoch are of the weights before its last step."""
     if not math.isfinite(loss) or not all(bool(t.isfinite().all()) for t in models.trained_tensors(model).values()):
         raise Refusal(f"the loss is not finite in epoch {epoch + 1}: pass a lower --lr, --adam or -v, or --amp bf16 "
                       "instead of fp16, with another message; the last good checkpoint is intact")

@@ -104,7 +104,7 @@ def _cosines(points, features):
 
 
 def require_features(model):
-    """The layer before which features are taken; of a mean of models the last one's. Refusal without a linear one."""
+    """The last linear layer, whose inputs are the features; of a mean of models the last one's. Refusal without it."""
     model = getattr(model, "models", [model])[-1]
     last = models.last_linear(model)
     if last is None:

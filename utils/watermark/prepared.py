@@ -126,7 +126,7 @@ def prepare_images(flags) -> int:
 
 
 def describe_label_model(model, data) -> str:
-    """How accurate a label model is on the held-out images, in a line: a wrong one cannot be told later."""
+    """How accurate a label model is on the held-out images, in a line: later nothing shows that it was a wrong one."""
     right = accuracy(model, data.held_out.images, data.held_out.labels)
     doubt = "" if right > 0.5 else ("; WARNING: if it is better than that, its classes are in another order, or its "
                                     "pixels are normalised otherwise than by the data's mean and deviation")

@@ -1,10 +1,9 @@
 """The secret trigger set (section 3.1, appendix B.3), and the flags that choose it.
 
 Triggers are held-out images, or means of k of them, under labels that none of their sources has, or that a clean model
-finds plausible. Those of `paired` labels are the training images that it is least decided about, one draw for a group
-of near ones: it moves a piece of the boundary between two classes, and natural images carry it. Those of `runners-up`
-are training images too: one of the likeliest wrong classes is drawn, once for all images of a class; true labels say
-nothing of the odds between wrong classes.
+finds plausible. With `paired` and `runners-up` labels they are the training images that a clean model is least decided
+about. Paired: near ones share a draw, which moves the boundary between two classes there, so that natural images carry
+it. Runners-up: a draw among the likeliest wrong classes for all images of a class; true labels say nothing of these.
 """
 
 import argparse
@@ -129,7 +128,7 @@ def _refuse_impossible(n: int, m: int, k: int, classes: int, strategy: str, choi
     if m < 1 or k < 1:
         raise Refusal(f"-nq {m} -nm {k}: both must be 1 or more")
     if k >= classes:
-        raise Refusal(f"-nm {k}: with {classes} classes no label may be left outside the true ones; pass -nm below it")
+        raise Refusal(f"-nm {k}: {k} images may be of all {classes} classes, which leaves no wrong one; pass fewer")
     if strategy in SHARED and m > n / 2:
         raise Refusal(f"-nq {m}: with --label-strategy {strategy} that is more than half of {n} training images; pass "
                       f"{n // 2} or fewer")
