@@ -12,11 +12,11 @@ from utils.ownership.claim import decide_together
 pytestmark = pytest.mark.usefixtures("quick")
 
 
-def holm(log10_p, alpha=1e-3):
+def holm(log10_p):
     """The decisions on claims with these p-values, None for one that was refused without."""
-    reports = [{"decision": {"holds": p is not None and p <= math.log10(alpha)} | ({} if p is None else {"log10_p": p})}
+    reports = [{"decision": {"holds": p is not None and p <= -3} | ({} if p is None else {"log10_p": p})}
                for p in log10_p]
-    decide_together(reports, alpha)
+    decide_together(reports, 1e-3)
     return [report["decision"] for report in reports]
 
 

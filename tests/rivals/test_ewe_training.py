@@ -104,15 +104,6 @@ def setting(made=True, **change):
     return model, batches, ewe.EntangledObjective(Namespace(**flags), model, batches, triggers)
 
 
-def watermark_step(model, batches, objective):
-    """Make the triggers; returns the inputs of the first watermark step."""
-    generator = torch.Generator().manual_seed(0)
-    plan = objective.plan(batches, 1, generator)
-    objective.begin(model, None, 1, generator)
-    row = next(row for row in zip(*plan) if len(row[3]))
-    return *batches.batch(*row[:3]), row[3]
-
-
 def test_phase_1_is_plain_adam_bit_for_bit():
     """On summed cross-entropy with the usual plan, whatever the factor."""
     model, batches, objective = setting(ewe_factor=1e9, epoch=2, bn_stats="clean")
@@ -134,7 +125,10 @@ def test_phase_1_is_plain_adam_bit_for_bit():
 def test_gradient_and_temperature_after_a_watermark_batch(made, factor, mode):
     """The gradient is that of CE - factor * SNNL, exactly that of CE where the factor is 0; T descends too."""
     model, batches, objective = setting(made, ewe_factor=factor, bn_stats=mode)
-    x, y, picks = watermark_step(model, batches, objective)
+    plan = objective.plan(batches, 1, generator := torch.Generator().manual_seed(0))
+    objective.begin(model, None, 1, generator)  # makes the triggers
+    *place, picks = next(row for row in zip(*plan) if len(row[3]))
+    x, y = batches.batch(*place)
     assert len(picks) == M and sorted(picks.tolist()) == [0, 1, 2]  # fewer than half a batch: all of them, none twice
     if mode == "shared":  # a normal batch passes with the clean images
         assert len(x) == M + B and (y[:M] == 0).all() and len(y[M:].unique()) > 1
