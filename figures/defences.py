@@ -20,7 +20,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn.functional import normalize
 from torchvision.transforms.functional import gaussian_blur
 
 from figures.shared import HERE, join_numbers, markdown_table, write_result
@@ -31,7 +30,7 @@ from utils.system.files import check_output_file, read_json
 from utils.system.machine import choose_device
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 from utils.training.metrics import predict
-from utils.watermark.carriers import last_features
+from utils.watermark.carriers import cosines, last_features
 
 
 class Queries(NamedTuple):
@@ -50,8 +49,7 @@ class Queries(NamedTuple):
 def queries_of(probabilities, features, training_features) -> Queries:
     """What is known of queries with features (N, D), when those of the training images are (M, D)."""
     p = probabilities.double()
-    nearest = (normalize(features, dim=1) @ normalize(training_features, dim=1).T).amax(1)
-    return Queries(p, torch.special.entr(p).sum(1), 1 - nearest)
+    return Queries(p, torch.special.entr(p).sum(1), 1 - cosines(features, training_features).amax(1))
 
 
 def rounded(digits: int) -> Callable:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import extraction
 import train
+from figures.rows import WATERMARK_NAMES
 from figures.shared import HERE, call, markdown_table, write_result
 from utils.ownership.pvalues import bonferroni
 from utils.ownership.results import LOG_ALPHA
@@ -31,7 +32,6 @@ COMMON = f"-dt digits -nq {M} -nm 2 --width 8 --batch-size 32 -ep 12 --select la
 WATERMARK = "--reduction sum -v 1 --trigger-batch 10"
 MARGIN = "--steps 2 --step-size 10"
 COPIES = (("base", "soft"), ("margin", "soft"), ("margin", "hard"))
-TITLES = {"none": "no watermark", "base": "ERM", "margin": "margin"}
 
 
 @refuse_in_one_sentence
@@ -49,7 +49,7 @@ def main(argv=None):
         confirm(args)
         return
     found = run(args.dir, 0)
-    rows = [figures | {"model": f"{TITLES[kind]}: {what}"} for (kind, what), figures in found.items()]
+    rows = [figures | {"model": f"{WATERMARK_NAMES[kind]}: {what}"} for (kind, what), figures in found.items()]
     print("\n" + format_table(rows))
     print(verdict(found))
 
@@ -67,7 +67,7 @@ def run(folder: Path, seed: int, quiet: bool = False) -> dict:
         call(extraction, flags, quiet)
     places = {("none", "benign"): of("none"), ("base", "source"): of("base"), ("margin", "source"): of("margin")}
     places |= {(kind, attack): of(kind) / f"extraction_{attack}" for kind, attack in COPIES}
-    order = sorted(places, key=lambda place: list(TITLES).index(place[0]))  # each source before its copies
+    order = sorted(places, key=lambda place: list(WATERMARK_NAMES).index(place[0]))  # each source before its copies
     return {place: read_json(places[place] / "summary.json") for place in order}
 
 
@@ -100,7 +100,7 @@ def confirm(args) -> None:
         found = run(seed_folder(args.dir, seed), seed, quiet=True)
         row = about | {"seed": seed, "seconds": round(time.monotonic() - began)}
         for (kind, what), figures in found.items():
-            row[f"{TITLES[kind]}: {what}"] = {
+            row[f"{WATERMARK_NAMES[kind]}: {what}"] = {
                 "test_accuracy": figures["test_accuracy"], "hits": figures["trigger_hits"],
                 "T1": figures["log10_p"]["T1"], "T1p": figures["log10_p"]["T1p"], "log10_p": log10_p(figures)}
         same = lambda old, row=row: all(old[key] == row[key] for key in ("torch", "threads", "seed"))

@@ -56,7 +56,7 @@ def relabel_carriers(train: Images, triggers, features, n: int, log=lambda text:
 
     A carrier of two triggers takes the label of the nearer one, of equally near ones the first.
     """
-    similarity = _cosines(features(triggers.images), features(train.images))  # (m, N)
+    similarity = cosines(features(triggers.images), features(train.images))  # (m, N)
     near = similarity.topk(n, dim=1)
     kept = torch.full_like(similarity, -torch.inf).scatter(1, near.indices, near.values)
     closeness, owner = kept.max(dim=0)
@@ -96,10 +96,11 @@ def relabel_triggers(train: Images, triggers) -> Images:
 
 def nearest(features, points, k: int):
     """(m, k) positions of the k features (N, D) that are nearest to each of the points (m, D), by cosine."""
-    return _cosines(points, features).topk(k, dim=1).indices
+    return cosines(points, features).topk(k, dim=1).indices
 
 
-def _cosines(points, features):
+def cosines(points, features):
+    """Cosine similarity (m, N) of points (m, D) and features (N, D)."""
     return normalize(points, dim=1) @ normalize(features, dim=1).T
 
 
