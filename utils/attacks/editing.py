@@ -1,6 +1,5 @@
 """Attacks that start from a model: fine-tuning (Table 9), pruning (Fig. 8) and quantisation of its weights."""
 
-import contextlib
 import copy
 import weakref
 from functools import partial
@@ -34,17 +33,16 @@ def check_edit(flags, model, width: int | None) -> None:
     attack, finetune, criterion = flags.attack, flags.finetune, flags.criterion
     if width not in (None, model_width(model)):
         raise Refusal(f"--width {width}: -at {attack} keeps the width, {model_width(model)}; leave it out")
-    if not models.is_own(model):  # as one with torch's old weight_norm
-        with refuse_errors(f"-at {attack} edits a copy of the model, and a {model.name} cannot be copied",
-                           "mend it, or pass -at soft"):
-            copy.deepcopy(model)
+    with refuse_errors(f"-at {attack} edits a copy of the model, and a {model.name} cannot be copied",
+                       "mend it, or pass -at soft"):
+        copy.deepcopy(model)  # which one with torch's old weight_norm refuses
     trains, prunes = attack in ("finetune", "fineprune"), attack in ("prune", "fineprune")
     if trains and any(FINETUNES[finetune]) and models.last_linear(model) is None:
         raise Refusal(f"--finetune {finetune}: a {model.name} has no linear layer; pass --finetune ftal")
     if prunes and criterion == "activation":
         blank = torch.zeros(2, 3, model.size, model.size, dtype=torch.uint8)
-        with contextlib.nullcontext() if models.is_own(model) else refuse_errors(
-                f"-at {attack} --criterion activation asks a {model.name}, which fails", "pass --criterion magnitude"):
+        with refuse_errors(f"-at {attack} --criterion activation asks a {model.name}, which fails",
+                           "pass --criterion magnitude"):
             found = channel_activations(model, blank)
         if not found:
             raise Refusal(f"-at {attack} --criterion activation prunes channels between a BatchNorm2d layer with "

@@ -3,7 +3,6 @@
 A loss is a function (s, t, y) of the surrogate's logits (N, C), the source's logits (N, C) and the true labels (N,).
 """
 
-import contextlib
 from functools import partial
 
 import torch
@@ -115,12 +114,12 @@ def report_surrogate(run, made: dict, tests: TriggerTests, test, device, source_
     log_choice(run, summary)
     rows = []
     for path in (source_folder, *sorted({*finished_surrogates(source_folder), run.path})):
-        own, select = path == run.path, made["select"] if path == source_folder else None
+        if path == run.path:
+            rows += rows_of_run(path, tests, device, summary=summary)
+            continue
         try:
-            with contextlib.nullcontext() if own else refuse_errors(f"{path}: its summary.json is damaged"):
-                rows += rows_of_run(path, tests, device, select, summary if own else None)
+            with refuse_errors(f"{path}: its summary.json is damaged"):
+                rows += rows_of_run(path, tests, device, made["select"] if path == source_folder else None)
         except Refusal as refusal:  # another run's damage is no reason to lose this one
-            if own:
-                raise
             run.log(f"left out of the table: {refusal}")
     finish_run(run, summary, rows + tests.benign_rows())
