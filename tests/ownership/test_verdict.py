@@ -152,7 +152,7 @@ def test_a_copy_is_claimed_and_the_clean_model_that_knows_the_candidates_is_not(
     assert not decide(first)["holds"] and 10 ** decide(first)["log10_p"] == pytest.approx(p)
     figures = TriggerTests(triggers, 10, True).figures(torch.eye(10)[first])
     assert figures["trigger_hits"] == hits and 10 ** figures["log10_p"]["T1"] == pytest.approx(p)
-    unknown = replace(triggers, true_labels=triggers.true_labels[:, :0])  # T1 does not need the true labels
+    unknown = replace(triggers, true_labels=None)  # T1 does not need the true labels
     figures = TriggerTests(unknown, 10, True).figures(torch.eye(10)[triggers.labels])
     assert figures["log10_p"]["T1"] == pytest.approx(-M * math.log10(2))
 
@@ -170,19 +170,15 @@ def test_triggers_that_share_a_draw_count_once(plausible, tmp_path):
         assert tests[name]["log10_p"] == pytest.approx(-draws * math.log10(2)) == table[name]
 
 
-def test_without_true_labels_or_candidates_neither_exact_test_is_run(owner):
+def test_without_a_known_wrong_label_that_was_drawn_neither_exact_test_is_run(owner):
     """As of a foreign checkpoint: nobody knows which answers are wrong, so 1 / 9 of these may hit, not 1 / 10."""
-    unknown = replace(owner[1], true_labels=owner[1].true_labels[:, :0])
+    unknown = replace(owner[1], true_labels=None)
     log10_p = TriggerTests(unknown, 10, True).figures(torch.eye(10)[unknown.labels])["log10_p"]
     assert {log10_p[name] for name in ("T1", "T1p", "T1_conservative")} == {None}
-    case = OwnershipCase(read_owner(owner[0])._replace(triggers=unknown), [], 1e-3)
-    assert "no test can decide: T1 does not apply, for no wrong label is left to chance" in case.refused
-
-
-def test_with_two_classes_no_wrong_label_is_left_to_chance(owner):
     two = replace(owner[1], labels=owner[1].labels % 2, true_labels=1 - owner[1].labels[:, None] % 2)
-    case = OwnershipCase(read_owner(owner[0])._replace(triggers=two, classes=["a", "b"]), [], 1e-3)
-    assert "T1 does not apply, for no wrong label is left to chance" in case.refused
+    for triggers, classes in ((unknown, CLASSES), (two, ["a", "b"])):
+        case = OwnershipCase(read_owner(owner[0])._replace(triggers=triggers, classes=classes), [], 1e-3)
+        assert "no test can decide: T1 does not apply, for no wrong label is left to chance" in case.refused
 
 
 def test_the_level_is_the_one_that_was_asked_for(owner):
