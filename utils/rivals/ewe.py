@@ -79,13 +79,12 @@ def check_flags(flags) -> None:
                       "--ewe-target; leave them out, or pass --ewe-triggers shared")
 
 
-def draw_triggers(flags, data: Data, choose):
-    """(trigger set, or the images that phase 2 turns into it; the validation images that are left).
+def draw_triggers(flags, data: Data, choose) -> TriggerSet:
+    """The trigger set of `-tt margin`, from `choose`, for --ewe-triggers shared; else images that phase 2 changes.
 
-    With --ewe-triggers shared `choose` gives those of `-tt margin`. Otherwise m = -nq images are drawn by the seed for
-    class --ewe-target; sources are empty, (m, 0), as none is a held-out image, and so are true labels where they are no
-    training images of `data`. Raises Refusal where the images do not exist, are too few, or belong to `data` though
-    their source is another.
+    The seed draws m = -nq of these for class --ewe-target. They have no sources, as none is a held-out image, and no
+    true labels but where they are training images of `data`. Raises Refusal where the images do not exist, are too few,
+    or belong to `data` though their source is another.
     """
     phase3_schedule(data.train.labels, flags.ewe_target, flags.batch_size, flags.ewe_ratio, flags.ewe_epochs)  # refuses
     if flags.ewe_triggers == "shared":
@@ -114,7 +113,7 @@ def draw_triggers(flags, data: Data, choose):
     else:
         images = read_images([images[i] for i in drawn], data.size, flag) if is_folder else images[drawn]
         check_foreign(images, data, flag)
-    return TriggerSet(images, torch.full((m,), target), true_labels)  # without sources: none is a held-out image
+    return TriggerSet(images, torch.full((m,), target), true_labels)
 
 
 def check_foreign(images, data: Data, flag: str) -> None:
