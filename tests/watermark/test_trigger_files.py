@@ -57,6 +57,7 @@ def test_an_official_checkpoint_of_an_older_numpy_can_be_read(tmp_path):
         state_dict={k: t[:0] for k, t in c["query_model"]["state_dict"].items()}),  # no triggers at all
     lambda c: c["query_model"]["state_dict"].update(query=torch.zeros(30, 3, 32, 33)),
     lambda c: c["query_model"]["state_dict"].update(original_response=torch.zeros(4)),
+    lambda c: c["query_model"]["state_dict"].update(sources=torch.zeros(30, 1000, dtype=torch.int8)),
 ])
 def test_checkpoints_with_inconsistent_parts_are_refused(spoil, files, tmp_path):
     checkpoint = load_checkpoint(files / "model.pt")
@@ -116,6 +117,12 @@ def test_the_sides_of_trigger_images_are_bounded(size, fits, tmp_path):
     one = replace(trigger_set(1), images=torch.zeros(1, 3, size, size, dtype=torch.uint8))
     save_checkpoint(tmp_path / "triggers.pt", vars(one))
     assert (refusal_of(tmp_path / "triggers.pt") is None) == fits
+
+
+def test_bytes_of_a_trigger_set_are_bounded(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path / "triggers.pt", vars(trigger_set(1)))
+    monkeypatch.setattr("utils.watermark.trigger_files.TRIGGERS_LIMIT", 1000)
+    assert "triggers.pt is larger than 1000 bytes" in refusal_of(tmp_path / "triggers.pt")
 
 
 def test_pixels_of_an_official_checkpoint_are_cut_to_bytes(files):

@@ -1,13 +1,16 @@
 """Trigger sets in checkpoints and in a run's `triggers.pt`, and a picture of one."""
 
 import math
+import os
 
 import torch
 
 from utils.runs.checkpoints import load_checkpoint, refuse_errors, restore_model
 from utils.system.machine import figure_png, new_figure
+from utils.system.refusals import Refusal
 from utils.watermark.triggers import TriggerSet
 
+TRIGGERS_LIMIT = 1 << 30  # bytes; the most triggers of a claim, 256 x 256, take 0.8 GB
 # parts of a `TriggerSet` -> their keys in a checkpoint, the official code's
 KEYS = {"images": "query", "labels": "response", "true_labels": "original_response", "sources": "sources",
         "candidates": "candidates", "groups": "groups"}
@@ -35,6 +38,8 @@ def unpack_source(checkpoint: dict, path, device="cpu"):
 
 def read_triggers(path, classes: int) -> TriggerSet:
     """The trigger set in a run's `triggers.pt`; Refusal where it is damaged or does not fit `classes`."""
+    if os.path.isfile(path) and os.path.getsize(path) > TRIGGERS_LIMIT:
+        raise Refusal(f"{path} is larger than {TRIGGERS_LIMIT} bytes, the most that is read of triggers")
     return _checked(load_checkpoint(path).get, path, classes)
 
 
@@ -63,11 +68,13 @@ def _checked(part, path, classes: int, size: int | None = None) -> TriggerSet:
             raise ValueError("trigger images are no squares of the size that the model takes")
         if labels.shape != (m,) or m < 1 or len(true) != m or len(sources) != m:
             raise ValueError("trigger images, labels and true labels do not fit together")
+        if any(t.numel() and t.dtype != torch.int64 for t in (labels, true, sources)):  # others would grow eightfold
+            raise ValueError("labels or sources are no 64-bit whole numbers")
         if images.is_floating_point():
-            images = images.double().clamp(0, 1).mul(255).round()
+            images = images.float().clamp_(0, 1).mul_(255).round_()  # in place, as a hostile file may hold gigabytes
         elif images.dtype != torch.uint8:
             raise ValueError("trigger images are neither bytes nor numbers in [0, 1]")
-        images, labels = images.to(torch.uint8), labels.long()
+        images = images.to(torch.uint8)
         true, sources = (t.long().reshape(m, t[0].numel()) for t in (true, sources))
         if not all(((0 <= t) & (t < classes)).all() for t in (labels, true)):
             raise ValueError(f"a label is outside the {classes} classes")
