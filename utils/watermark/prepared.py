@@ -42,6 +42,7 @@ SETTINGS = {"num_query": choice.NUM_QUERY, "num_mixup": 1, "label_strategy": "ra
 RECORD = ("secret", "classes", "mean", "std", "beacon_name", "round")
 FORMAT, FORMAT_OF_GROUPS = b"margin triggers1", b"margin triggers2"  # 16 bytes each
 MOST_CLASSES = 100_000
+NAME_LENGTH = 100  # characters of a beacon's name
 ALPHA = 1e-3
 NAMED = ("p holds if the beacon's name means one value: of a name that fits several, as of any day or block, the owner "
          "could choose one")
@@ -87,13 +88,13 @@ def prepare_images(flags) -> int:
     Raises Refusal for a folder that is not empty, a label strategy that draws nothing, or impossible triggers.
     """
     choice.complete_label_flags(flags)
-    name = flags.beacon_name.strip()
+    name = " ".join(flags.beacon_name.split())
     if not choice.labels_are_uniform(flags.label_strategy):
         raise Refusal(f"--label-strategy {flags.label_strategy} leaves nothing to draw: pass random, plausible, "
                       "paired or runners-up")
-    if not name or not (name.isascii() and name.isprintable()) or (name not in BEACONS and "quicknet" in name.lower()):
-        raise Refusal(f"--beacon-name {name[:40]!a}: name, in printable ASCII, public randomness that does not exist "
-                      "yet; of drand quicknet the round is chosen by --after")
+    if not is_plain(name) or (name not in BEACONS and "quicknet" in name.lower()):
+        raise Refusal(f"--beacon-name {name[:40]!a}: name, in {NAME_LENGTH} characters of printable ASCII at most, public "
+                      "randomness that does not exist yet; of drand quicknet the round is chosen by --after")
     if flags.after and name not in BEACONS:
         raise Refusal(f"--after is for {', '.join(BEACONS)}: of {name[:40]!r} the program does not know the dates")
     device = choose_device(flags.device)
@@ -123,6 +124,11 @@ def prepare_images(flags) -> int:
         print(NAMED)
     print(f"then: python train.py ... --prepared {to} --beacon HEX, with that value")
     return 0
+
+
+def is_plain(name) -> bool:
+    """Whether a beacon's name can be printed in one line that nobody takes for a verdict."""
+    return 0 < len(name) <= NAME_LENGTH and name.isascii() and name.isprintable() and name == " ".join(name.split())
 
 
 def describe_label_model(model, data) -> str:
@@ -180,6 +186,8 @@ def commitment_bytes(triggers: TriggerSet, record: dict) -> bytes:
         raise ValueError("the secret is not 32 bytes")
     if not (isinstance(classes, list) and k < len(set(classes)) == len(classes) <= MOST_CLASSES):
         raise ValueError("the classes are no list of distinct names")
+    if not is_plain(record["beacon_name"]):
+        raise ValueError("the beacon's name is no short line")
     lengths = len(record["mean"]), len(record["std"])
     if lengths != (3, 3) or not all(map(math.isfinite, numbers)) or min(numbers[3:]) <= 0:
         raise ValueError("mean and std are not three finite numbers each")
