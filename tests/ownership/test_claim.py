@@ -76,6 +76,7 @@ def test_a_stranger_believes_a_beacon_that_he_read_and_a_digest_that_he_saw(comm
     stolen = ("claim", folder, "--predictions", answer(committed, tmp_path, 0.6))
     status, out, _ = verify(*stolen, *evidence(folder))
     assert status == 0 and "for a stranger, rests on T1" in out and "drawn by the beacon 'round 7'" in out
+    assert "those that you exported from RUN yourself" in out  # the owner's folder may show other pixels
     innocent = answer(committed, tmp_path, 0.0, "innocent.csv")
     assert verify("claim", folder, "--predictions", innocent, *evidence(folder))[0] == 1
     # what the owner's own judge passes has to be right as well, and hexadecimal is read whatever its case

@@ -24,6 +24,8 @@ MOST_SUSPECTS = 1000
 ASKED_AGAIN = "p does not allow for asking a suspect again whose answers are random; --keep-answers keeps the first"
 CHOSEN = ("p holds if --columns, --mean, --std and --scale are what the suspect says of itself: who chooses them after "
           "its answers can claim anybody")
+EXPORTED = ("p holds if the images that were answered are those that you exported from RUN yourself: in a folder of the "
+            "owner's they may show what he wants to be answered")
 TITLES = {"T1": "label randomisation", "T1p": "score randomisation", "T2": "benign rate", "T3": "paired t",
           "T4": "rank among benign"}
 
@@ -214,6 +216,7 @@ def judge_claim(flags) -> int:
                                    for (kind, value), report in zip(suspects, reports)]}
             lines += list_lines(report["suspects"], flags.alpha)
         lines += [NAMED] * bool(stranger and round_time(owner.record) is None)
+        lines += [EXPORTED] * (stranger and any(kind == "predictions" for kind, _ in suspects))
         lines += [ASKED_AGAIN] * bool(respondents) + [CHOSEN] * bool(flags.columns or pixels)
     print(printable("\n".join(lines)))
     if flags.json:
