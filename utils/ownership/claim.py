@@ -24,8 +24,8 @@ MOST_SUSPECTS = 1000
 ASKED_AGAIN = "p does not allow for asking a suspect again whose answers are random; --keep-answers keeps the first"
 CHOSEN = ("p holds if --columns, --mean, --std and --scale are what the suspect says of itself: who chooses them after "
           "its answers can claim anybody")
-EXPORTED = ("p holds if the images that were answered are those that you exported from RUN yourself: in a folder of the "
-            "owner's they may show what he wants to be answered")
+EXPORTED = ("p holds if the images that were answered are those that you exported from RUN yourself: in a folder of "
+            "the owner's they may show what he wants to be answered")
 TITLES = {"T1": "label randomisation", "T1p": "score randomisation", "T2": "benign rate", "T3": "paired t",
           "T4": "rank among benign"}
 

@@ -93,8 +93,8 @@ def prepare_images(flags) -> int:
         raise Refusal(f"--label-strategy {flags.label_strategy} leaves nothing to draw: pass random, plausible, "
                       "paired or runners-up")
     if not is_plain(name) or (name not in BEACONS and "quicknet" in name.lower()):
-        raise Refusal(f"--beacon-name {name[:40]!a}: name, in {NAME_LENGTH} characters of printable ASCII at most, public "
-                      "randomness that does not exist yet; of drand quicknet the round is chosen by --after")
+        raise Refusal(f"--beacon-name {name[:40]!a}: name, in at most {NAME_LENGTH} characters of printable ASCII, "
+                      "public randomness that does not exist yet; of drand quicknet the round is chosen by --after")
     if flags.after and name not in BEACONS:
         raise Refusal(f"--after is for {', '.join(BEACONS)}: of {name[:40]!r} the program does not know the dates")
     device = choose_device(flags.device)
