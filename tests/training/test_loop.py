@@ -89,6 +89,23 @@ def test_a_run_killed_at_any_write_resumes_bit_equal(unbroken_run, tmp_path, mon
         same_runs(tmp_path / f"killed {fatal}", unbroken_run)
 
 
+def test_a_run_whose_output_nobody_reads_any_more_keeps_the_epoch_and_resumes_bit_equal(unbroken_run, tmp_path,
+                                                                                        monkeypatch):
+    def gone(text, **more):
+        if "epoch 2/" in text:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", gone)
+    with pytest.raises(BrokenPipeError) as end:
+        tiny_fit(tmp_path / "run")
+    del end  # its traceback holds the run, and so the lock
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "checkpoint_latest.pt")["epoch"] == 1
+    assert "epoch 2/3" in (tmp_path / "run" / "output.log").read_text()
+    monkeypatch.undo()
+    tiny_fit(tmp_path / "run")
+    same_runs(tmp_path / "run", unbroken_run)
+
+
 @pytest.mark.parametrize("at, number", [(0, signal.SIGINT), (STEPS - 1, signal.SIGTERM),
                                         (EPOCHS * STEPS - 2, signal.SIGTERM)])
 def test_a_signal_ends_the_run_after_the_step_and_it_resumes_bit_equal(at, number, unbroken_run, tmp_path):

@@ -135,11 +135,11 @@ class RunFolder:
         if not texts or not is_rank_0():
             return
         text = "\n".join(texts)
-        print(text, flush=True)
         with open(self.path / "output.log", "a", encoding="utf-8", errors="backslashreplace",
                   opener=open_no_link) as file:
             stamp = time.strftime("%Y/%m/%d %H:%M:%S")
             file.writelines(f"[{stamp}] {line}\n" for line in text.splitlines())
+        print(text, flush=True)  # after the file: the reader of the output may have gone
 
     def rows(self) -> list[dict]:
         """The rows of `metrics.jsonl`, one an epoch."""

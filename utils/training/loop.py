@@ -211,8 +211,8 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs: int, lr: 
                     "images_per_second": round(steps * batches.batch_size / max(seconds, 1e-9), 1)}
             rows.append(row)
             run.write_rows(rows)
-            run.log(_describe_row(row, epochs))
             progress.save_epoch(epoch, row)
+            run.log(_describe_row(row, epochs))  # last: the reader of the output may have gone
             signum = agree_on_signal(received, device)
             if signum and epoch + 1 < last:
                 raise _interrupted(signum, epoch)
