@@ -37,7 +37,8 @@ def main():
     initial = None if flags.init is None else read_initial_weights(flags.init)
     data = load_data(flags.dataset, flags.data_dir, train_size=flags.train_size,
                      skip_bad_images=flags.skip_bad_images, image_size=flags.image_size)
-    record = vars(flags) | {"data_sha256": data.sha256} | ({"init_sha256": initial.sha256} if initial else {})
+    record = vars(flags) | {"data_sha256": data.sha256, "classes_sha256": data.classes_sha256}
+    record |= {"init_sha256": initial.sha256} if initial else {}
     clean = read_label_model(flags, data, device) if flags.label_model else None
     if clean:
         hashes = [sha256_of_file(find_checkpoint(name)) for name in flags.label_model]

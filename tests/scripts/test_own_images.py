@@ -1,5 +1,7 @@
 """The scripts on a user's own images."""
 
+import json
+
 import pytest
 from commands import good, refused, summary, tree
 from photos import damage, photos
@@ -42,6 +44,21 @@ def test_own_images_end_to_end(own_images):
     assert weights["1.linear.bias"].shape == (2,)
     assert weights["0.mu"].flatten().tolist() == pytest.approx(load_data("folder", folder / "cars").mean)  # his own
     good("distill", *steal)
+
+
+def test_a_renamed_class_folder_is_told_from_the_one_that_a_run_was_made_of(tmp_path):
+    root = photos(tmp_path / "pets", n=20)
+    train = ("train", "-d", tmp_path, *FLAGS, "--data-dir", root, "-mt", "vgg11", "-tt", "margin", "--trigger-batch", 4)
+    good(*train)
+    for part in ("train", "test"):
+        (root / part / "dog").rename(root / part / "hound")
+    assert "was made when the class folders of --data-dir had other names: restore them" in refused(*train)
+    said = refused("extraction", "-e", tmp_path, *FLAGS, "--data-dir", root, "-tmt", "vgg11", "-dmt", "vgg11")
+    assert "its 2 classes are not the source's 2, but have other names or another order" in said
+    about = json.loads((tmp_path / SOURCE / "run.json").read_text())
+    del about["settings"]["classes_sha256"]  # of a run of before
+    (tmp_path / SOURCE / "run.json").write_text(json.dumps(about))
+    assert "is finished" in good(*train)
 
 
 def test_images_and_labels_of_others_are_refused_where_the_runs_own_are_needed(own_images):

@@ -97,7 +97,8 @@ def check_thief_data(own: Data, home: Data, about: dict, classes: int, needs_lab
     about  what the source's checkpoint says of its training
     """
     if len(home.classes) != classes or about.get("classes", home.classes) != home.classes:
-        raise Refusal(f"-dt {home.name}: its {len(home.classes)} classes are not the source's {classes}; "
+        alike = "" if len(home.classes) != classes else ", but have other names or another order"
+        raise Refusal(f"-dt {home.name}: its {len(home.classes)} classes are not the source's {classes}{alike}; "
                       "pass the -dt and --data-dir the source was trained on")
     if needs_labels and own.classes != home.classes:
         raise Refusal(f"-dsrc {own.name}: this attack needs true labels in the source's classes, and these are "

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +71,11 @@ class Data:
             for chunk in part.split(chunk_length(part)):
                 digest.update(chunk.contiguous().numpy())
         return digest.hexdigest()
+
+    @property
+    def classes_sha256(self) -> str:
+        """Digest of the class names, which the other one has never covered."""
+        return hashlib.sha256(json.dumps(self.classes).encode()).hexdigest()
 
 
 def add_data_flags(parser: argparse.ArgumentParser):

@@ -27,7 +27,7 @@ NOT_COMPARED = ("dir", "data_dir", "data_dir_source", "device", "overwrite", "be
 HASHED = {"init": "init_sha256", "label_model": "label_model_sha256"}  # files may lie elsewhere: their hash counts
 CHANGED = {"data_sha256": "the images of --data-dir", "data_source_sha256": "the thief's images",
            "source_sha256": "the source", "on_sha256": "the copy that --on names", "init_sha256": "the file of --init",
-           "label_model_sha256": "the label models"}
+           "label_model_sha256": "the label models", "classes_sha256": "the class folders of --data-dir"}
 TESTS = {"T1": "T1", "T1p": "T1p", "T1_conservative": "T1 cons.", "T3": "T3", "p_subset": "p_subset"}
 COLUMNS = ("model", "test %", "triggers", *TESTS.values())
 LARGEST = 1e30  # of a number that is written or drawn
@@ -67,12 +67,13 @@ class RunFolder:
         old = there.get("settings")
         if not isinstance(old, dict):
             raise Refusal(f"{self.path / 'run.json'} is damaged: restore it, or pass --overwrite to begin anew")
-        # a flag that did not exist when the run was made counts as off
+        # a flag that did not exist when the run was made counts as off; class names were once not recorded
         other = lambda k, v: bool(old.get(k)) != bool(v) if HASHED.get(k) in old else old.get(k) != v
-        if differ := [k for k, v in self.settings.items() if other(k, v) and (k in old or v)]:
+        if differ := [k for k, v in self.settings.items() if other(k, v) and (k in old or v and k != "classes_sha256")]:
             key = differ[0]
             if key in CHANGED:
-                raise Refusal(f"{self.path} was made when {CHANGED[key]} had other contents: restore them, or pass "
+                what = "names" if key == "classes_sha256" else "contents"
+                raise Refusal(f"{self.path} was made when {CHANGED[key]} had other {what}: restore them, or pass "
                               f"{self.hint} or --overwrite")
             raise Refusal(f"{self.path} holds a run with other settings ({key.replace('_', '-')} was {old.get(key)!r}, "
                           f"is {self.settings[key]!r}{', ...' if differ[1:] else ''}): pass {self.hint} or --overwrite")
