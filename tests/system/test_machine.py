@@ -62,6 +62,15 @@ def test_errors_of_the_machine_and_of_others_become_one_sentence(error, status, 
     assert end.value.code == status and err.count("\n") == 1 and all(words in err for words in said), err
 
 
+def test_closed_streams_are_no_error_and_no_file_takes_their_number(tmp_path):
+    code = ("import sys; from tqdm import tqdm; from utils.system.refusals import refuse_in_one_sentence\n"
+            "def main():\n    print(*tqdm(range(3)))\n    file = open(sys.argv[1], 'w')\n"
+            "    file.write(str(file.fileno()))\nrefuse_in_one_sentence(main)()")
+    done = subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "-", sys.executable, "-c", code, tmp_path / "file"],
+                          cwd=ROOT)
+    assert done.returncode == 0 and int((tmp_path / "file").read_text()) > 2
+
+
 def test_a_mistake_of_ours_keeps_its_traceback_and_line_ends_stay():
     with pytest.raises(RuntimeError, match="a mistake"):
         refuse_in_one_sentence(lambda: (_ for _ in ()).throw(RuntimeError("a mistake")))()

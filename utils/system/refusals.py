@@ -55,6 +55,7 @@ def refuse_in_one_sentence(main):
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
+        _open_closed_streams()
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
@@ -81,14 +82,28 @@ def refuse_in_one_sentence(main):
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
-            except (AttributeError, OSError, ValueError):  # it goes nowhere, or the interpreter's end says so once more
-                with contextlib.suppress(AttributeError, OSError, ValueError):
+            except (OSError, ValueError):  # else the interpreter's end says so once more
+                with contextlib.suppress(OSError, ValueError):
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         for call in exit_hooks:
             call(status)
         sys.exit(status)
 
     return wrapped
+
+
+def _open_closed_streams() -> None:
+    """Let what is printed go nowhere where the caller closed stdout or stderr, as `2>&-` and some schedulers do.
+
+    Python has None in their place then, and the next file that is opened would take their number, and with it what
+    libraries in C print.
+    """
+    while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(free)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
 
 
 def lacks_memory(error: BaseException) -> bool:
