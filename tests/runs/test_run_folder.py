@@ -1,6 +1,8 @@
 """Run folders: other settings, overwriting, damage, links, and two processes."""
 
+import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -82,6 +84,24 @@ def test_a_second_process_is_refused_and_the_lock_ends_with_its_holder(tmp_path)
     assert len(run.rows()) == EPOCHS
     del run
     tiny_fit(tmp_path / "run")
+
+
+@pytest.mark.parametrize("number, mode, said", [
+    (errno.EPERM, 0o755, True), (errno.EPERM, 0o700, False), (errno.ENOSYS, 0o755, True), (None, 0o755, True)])
+def test_a_folder_that_cannot_be_closed_to_others_is_warned_of(number, mode, said, tmp_path, monkeypatch):
+    """As on vfat, which refuses or ignores it."""
+    def chmod(self, mode):
+        if number:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "chmod", chmod)
+    (tmp_path / "run").mkdir(mode=mode)
+    tiny_fit(tmp_path / "run", epochs=1)
+    warning = f"others may be able to read {tmp_path / 'run'}, which is to hold secrets"
+    assert (warning in (tmp_path / "run" / "output.log").read_text()) == said
+    monkeypatch.setattr(Path, "chmod", lambda self, mode: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
+    with pytest.raises(OSError, match="read-only"):
+        tiny_fit(tmp_path / "run", epochs=1)
 
 
 NAMES = (".lock", "output.log", "metrics.jsonl", "run.json", "summary.json", ".run.json.partial", "checkpoints",

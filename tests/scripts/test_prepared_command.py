@@ -4,6 +4,7 @@ import html
 import json
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_the_run_trains_on_the_prepared_images_under_the_beacons_labels(runs):
     assert "beacon was" in refused(*flags, "3d" * 32)
 
 
-def test_prepared_folders_are_closed_name_no_label_and_are_left_alone(runs):
+def test_prepared_folders_are_closed_name_no_label_and_are_left_alone(runs, monkeypatch):
     folder = runs / "P"
     assert folder.stat().st_mode & 0o77 == 0 and (folder / "key.json").stat().st_mode & 0o77 == 0
     assert "labels" not in load_checkpoint(folder / "prepared.pt")
@@ -64,6 +65,9 @@ def test_prepared_folders_are_closed_name_no_label_and_are_left_alone(runs):
     before = {path: path.read_bytes() for path in folder.iterdir()}
     assert "not empty" in refused("utils.verify", "prepare", folder, "-dt", "digits", "--beacon-name", "round 8")
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    (folder.parent / "OPEN").mkdir(mode=0o755)
+    monkeypatch.setattr(Path, "chmod", lambda path, mode: None)  # of a file system without permissions
+    assert "others may be able to read" in good(*PREPARE, folder.parent / "OPEN")
 
 
 def test_plausible_labels_are_drawn_from_the_prepared_candidates(runs, benign):

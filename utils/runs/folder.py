@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from utils.runs.checkpoints import load_checkpoint, save_checkpoint
-from utils.system.files import open_no_link, read_json, refuse_links, write_atomically, write_json
+from utils.system.files import close_to_others, open_no_link, read_json, refuse_links, write_atomically, write_json
 from utils.system.machine import describe_process, is_rank_0, rank_0_first, restart_count
 from utils.system.refusals import Refusal
 
@@ -97,7 +97,7 @@ class RunFolder:
         refuse_links(self.path)  # `check` may not have been called
         # private, because anybody can draw the triggers again from the data and the seed in the settings
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.path.chmod(0o700)  # it may have existed before, open to others
+        warnings = close_to_others(self.path)  # it may have existed before, open to others
         self.checkpoints.mkdir(exist_ok=True)
         self._lock = open(self.path / ".lock", "w", opener=open_no_link)
         is_locked = True
@@ -118,7 +118,7 @@ class RunFolder:
             partial.unlink()
         if not (self.path / "run.json").exists():
             write_json(self.path / "run.json", {"settings": self.settings, **describe_process(device)})
-        self.log(" ".join(sys.argv))
+        self.log(" ".join(sys.argv), *warnings)
         if not is_locked:
             self.log(f"the file system of {self.path} has no locks: let no other process write this run meanwhile")
         if self.finished:  # it is only reported again

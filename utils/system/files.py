@@ -58,6 +58,19 @@ def sync(descriptor: int) -> None:
             raise
 
 
+def close_to_others(folder: Path) -> list[str]:
+    """Let only its owner enter a folder; else a warning, as on a memory stick or in a colleague's folder."""
+    try:
+        folder.chmod(0o700)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+    if folder.stat().st_mode & 0o077 == 0:
+        return []
+    return [f"warning: others may be able to read {folder}, which is to hold secrets: its permissions cannot be "
+            "changed, as its file system keeps none or somebody else owns it"]
+
+
 def write_json(path: Path, content: dict, private: bool = False) -> None:
     """Write JSON whole or not at all."""
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode(), private)

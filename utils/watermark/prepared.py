@@ -27,7 +27,7 @@ import models
 from utils.data.sets import Data, add_data_flags, load_data
 from utils.runs.checkpoints import load_checkpoint, save_checkpoint
 from utils.runs.weights import read_label_model
-from utils.system.files import read_json, refuse_links, write_json
+from utils.system.files import close_to_others, read_json, refuse_links, write_json
 from utils.system.machine import add_device_flag, choose_device
 from utils.system.refusals import COUNT, Refusal
 from utils.training.metrics import accuracy
@@ -146,7 +146,8 @@ def new_private_folder(folder: Path):
         raise Refusal(f"{folder} is there and not empty, or no folder: name a new one")
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder.chmod(0o700)
+    warnings = close_to_others(folder)
+    print(*warnings, sep="\n", end="\n" * bool(warnings))
     try:
         yield folder
     except BaseException:  # no part of the secret stays behind, and the same command can be repeated
