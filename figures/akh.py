@@ -10,10 +10,10 @@ import statistics
 
 import numpy as np
 
-from figures.shared import HERE, interval, markdown_table, write_result
+from figures.shared import HERE, figure_parser, interval, markdown_table, write_result
 from utils.ownership import pvalues
 from utils.rivals.akh import AKH_ALPHA, TOLERANCE, akh_figures
-from utils.system.refusals import Parser, refuse_in_one_sentence
+from utils.system.refusals import refuse_in_one_sentence
 
 BANK = ("small/none-s0", "small/none-s1", "small/none-s2", "mark/none-s100")
 # sources -> their mark; a name is regime/objective-seed[/attack], @clean: with clean BatchNorm statistics
@@ -147,7 +147,7 @@ def markdown(rows: list[dict], accuracies: dict) -> str:
 
 @refuse_in_one_sentence
 def main(argv=None):
-    Parser(prog="python -m figures.akh", description=__doc__.splitlines()[0]).parse_args(argv)
+    figure_parser("akh", __doc__).parse_args(argv)
     with np.load(HERE / "akh.npz", allow_pickle=False) as data:
         rows = collect_rows(data)
         accuracies = dict(zip(data["names"].tolist(), (data["answers"] == data["labels"]).mean(axis=1).tolist()))

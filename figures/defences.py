@@ -22,13 +22,13 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import gaussian_blur
 
-from figures.shared import HERE, join_numbers, markdown_table, write_result
+from figures.shared import HERE, figure_parser, join_numbers, markdown_table, write_result
 from utils.analyze import FinishedRun
 from utils.ownership.pvalues import bonferroni, label_randomisation, score_randomisation
 from utils.ownership.results import LOG_ALPHA
 from utils.system.files import check_output_file, read_json
 from utils.system.machine import choose_device
-from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
+from utils.system.refusals import Refusal, refuse_in_one_sentence
 from utils.training.metrics import predict
 from utils.watermark.carriers import cosines, last_features
 
@@ -143,7 +143,7 @@ TRANSFORMATIONS = {
 
 @refuse_in_one_sentence
 def main(argv=None):
-    parser = Parser(prog="python -m figures.defences", description=__doc__.splitlines()[0])
+    parser = figure_parser("defences", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs")
     parser.add_argument("--data-dir", default="data", help="folder of the source's data set")
     parser.add_argument("--json", default=str(HERE / "defences.json"), help="results; the table lies beside it")

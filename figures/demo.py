@@ -20,12 +20,12 @@ from tqdm import tqdm
 import extraction
 import train
 from figures.rows import WATERMARK_NAMES
-from figures.shared import HERE, call, markdown_table, write_result
+from figures.shared import HERE, call, figure_parser, markdown_table, write_result
 from utils.ownership.pvalues import bonferroni
 from utils.ownership.results import LOG_ALPHA
 from utils.runs.folder import format_table
 from utils.system.files import read_json
-from utils.system.refusals import SEED, Parser, refuse_in_one_sentence
+from utils.system.refusals import SEED, refuse_in_one_sentence
 
 M = 25  # triggers
 COMMON = f"-dt digits -nq {M} -nm 2 --width 8 --batch-size 32 -ep 12 --select last"
@@ -37,7 +37,7 @@ COPIES = (("base", "soft"), ("margin", "soft"), ("margin", "hard"))
 @refuse_in_one_sentence
 def main(argv=None):
     """Run what is missing and print the table; a second call continues an interrupted one."""
-    parser = Parser(prog="python -m figures.demo", description=__doc__.splitlines()[0])
+    parser = figure_parser("demo", __doc__)
     parser.add_argument("-d", "--dir", type=Path, default="experiments/demo", help="folder of the demo's runs")
     parser.add_argument("--seeds", type=SEED, nargs="+", metavar="S",
                         help="run these seeds instead, in folders of their own below DIR, and add their rows to --out")

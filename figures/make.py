@@ -20,15 +20,15 @@ from pathlib import Path
 
 from figures.cells import FIGURES, TABLES, steps_of_target
 from figures.runs import PROFILES, ROOT, Profile, run_steps
-from figures.shared import HERE, check_folder
+from figures.shared import HERE, check_folder, figure_parser
 from figures.write import write_target
 from utils.system.files import check_output_file, write_atomically
-from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
+from utils.system.refusals import Refusal, refuse_in_one_sentence
 
 
 @refuse_in_one_sentence
 def main(argv=None):
-    parser = Parser(prog="python -m figures.make", description=__doc__.splitlines()[0])
+    parser = figure_parser("make", __doc__)
     names = ("all", *TABLES, *FIGURES)
     parser.add_argument("names", nargs="+", choices=names, metavar="NAME", help="all, table1 ... 9, figure1 ... 8")
     parser.add_argument("--profile", default="smoke", choices=tuple(PROFILES))

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from figures.shared import HERE, markdown_table, write_result
+from figures.shared import HERE, figure_parser, markdown_table, write_result
 from utils.ownership import pvalues
-from utils.system.refusals import COUNT, Parser, refuse_in_one_sentence
+from utils.system.refusals import COUNT, refuse_in_one_sentence
 
 SIZES, CHOICES, POWER = (50, 100, 200), (2, 3), 0.9
 LIMIT = np.log10(0.001 / 2)
@@ -22,7 +22,7 @@ LIMIT = np.log10(0.001 / 2)
 
 @refuse_in_one_sentence
 def main(argv=None):
-    parser = Parser(prog="python -m figures.needed", description=__doc__.splitlines()[0])
+    parser = figure_parser("needed", __doc__)
     parser.add_argument("--draws", type=COUNT, default=400, help="simulated copies for each shift that is tried")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of needed.json and needed.md")
     args = parser.parse_args(argv)

@@ -10,11 +10,11 @@ import statistics
 import sys
 from pathlib import Path
 
-from figures.shared import join_numbers, markdown_table, write_result
+from figures.shared import figure_parser, join_numbers, markdown_table, write_result
 from utils.ownership import pvalues
 from utils.ownership.results import is_stale
 from utils.system.files import read_json
-from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
+from utils.system.refusals import Refusal, refuse_in_one_sentence
 
 # entries of a summary that all runs of a row share; settings that are its tags; settings that may differ between them
 SAME = ("dataset", "dataset_source", "model", "width", "epochs", "train_size", "bn_stats", "select")
@@ -105,7 +105,7 @@ def rows_table(rows: list[dict]) -> str:
 
 @refuse_in_one_sentence
 def main(argv=None):
-    parser = Parser(prog="python -m figures.rows", description=__doc__.splitlines()[0])
+    parser = figure_parser("rows", __doc__)
     parser.add_argument("dir", type=Path, help="folder of runs, for example experiments")
     parser.add_argument("--out", type=Path, help="write this name with .md and .json")
     args = parser.parse_args(argv)

@@ -16,9 +16,14 @@ from utils.system.refusals import Parser, Refusal
 HERE = Path(__file__).resolve().parent
 
 
-def experiment_parser(name: str, doc: str, runs: str | None = None) -> Parser:
+def figure_parser(name: str, doc: str | None) -> Parser:
+    """A parser of `figures.<name>`, whose docstring is `doc`; None under PYTHONOPTIMIZE=2."""
+    return Parser(prog=f"python -m figures.{name}", description=(doc or "").partition("\n")[0])
+
+
+def experiment_parser(name: str, doc: str | None, runs: str | None = None) -> Parser:
     """A parser of `figures.<name>` with --dir, the folder of its runs, and --out, that of its files."""
-    parser = Parser(prog=f"python -m figures.{name}", description=doc.splitlines()[0])
+    parser = figure_parser(name, doc)
     parser.add_argument("-d", "--dir", type=Path, default=Path(runs or f"experiments/{name}"),
                         help="folder of the runs; finished ones are taken as they are")
     parser.add_argument("--out", type=Path, default=HERE, help=f"folder of {name}.json and {name}.md")

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from figures.shared import HERE
+from figures.shared import HERE, figure_parser
 from utils.ownership.pvalues import bonferroni
 from utils.ownership.results import LOG_ALPHA, is_stale
 from utils.system.files import check_output_file, read_json, write_atomically, write_json
 from utils.system.machine import figure_png, new_figure
-from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
+from utils.system.refusals import Refusal, refuse_in_one_sentence
 from utils.watermark.triggers import AMONG_LIKELY, SHARED
 
 MARKS = {"soft": ("#0072B2", "o"), "hard": ("#E69F00", "s"), "reg": ("#009E73", "^"), "margin": ("#7F3C8D", "D"),
@@ -26,7 +26,7 @@ KEYS = ("setting", "seed", "statistics", "attack", "copy", "sizes", "device", "c
 
 @refuse_in_one_sentence
 def main(argv=None):
-    parser = Parser(prog="python -m figures.survive", description=__doc__.splitlines()[0])
+    parser = figure_parser("survive", __doc__)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of train.py's runs to add, attacks inside them")
     parser.add_argument("--chosen", help="name of the setting that was fixed before the other seeds were run")
     parser.add_argument("--json", type=Path, default=HERE / "survive.json", help="results; the picture lies beside it")

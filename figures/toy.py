@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from figures.shared import HERE
+from figures.shared import HERE, figure_parser
 from utils.attacks.stealing import ExtractionObjective, soft_loss
 from utils.system.files import write_atomically, write_json
 from utils.system.machine import figure_png, new_figure
-from utils.system.refusals import COUNT, Parser, refuse_in_one_sentence
+from utils.system.refusals import COUNT, refuse_in_one_sentence
 from utils.training.loop import fit
 from utils.watermark.margin import WatermarkObjective, ascend
 
@@ -156,7 +156,7 @@ def _draw_panel(ax, model, points, y, star, title: str) -> None:
 
 @refuse_in_one_sentence
 def main(argv=None):
-    parser = Parser(prog="python -m figures.toy", description=__doc__.splitlines()[0])
+    parser = figure_parser("toy", __doc__)
     parser.add_argument("--out", type=Path, default=HERE, help="folder of figure2.png and figure2.json")
     parser.add_argument("--seeds", type=COUNT, default=10, help="how many seeds are run (default: 10); seed 0 is drawn")
     args = parser.parse_args(argv)

@@ -36,6 +36,14 @@ def test_the_demos_verdict_follows_from_its_table():
     assert "Claimed as copies (p <= 0.001): the benign model WRONGLY (p = 10^-3.1)." in text
 
 
+@pytest.mark.parametrize("name", ["akh", "cost", "defences", "demo", "forger", "make", "needed", "null", "power",
+                                  "regime", "rivals", "rows", "survive", "toy"])
+def test_a_command_needs_no_docstring(name, monkeypatch):
+    """PYTHONOPTIMIZE=2 leaves them out."""
+    monkeypatch.setattr(f"figures.{name}.__doc__", None)
+    refused(f"figures.{name}", "--nonsense")
+
+
 TABLES = {  # a page beside its JSON -> the text or the table that this gives
     "demo_seeds": demo.seeds_markdown, "null": null.null_markdown, "power": power.power_markdown,
     "rivals": rivals.rivals_markdown, "regime": regime.format_table, "regime-narrow": regime.format_table,
