@@ -107,14 +107,15 @@ def test_a_run_whose_output_nobody_reads_any_more_keeps_the_epoch_and_resumes_bi
 
 
 @pytest.mark.parametrize("at, number", [(0, signal.SIGINT), (STEPS - 1, signal.SIGTERM),
-                                        (EPOCHS * STEPS - 2, signal.SIGTERM)])
+                                        (EPOCHS * STEPS - 2, signal.SIGHUP)])
 def test_a_signal_ends_the_run_after_the_step_and_it_resumes_bit_equal(at, number, unbroken_run, tmp_path):
     steps = []
 
     def hook(step):
         steps.append(step)
         if step == at:
-            os.kill(os.getpid(), number)
+            for _ in range(1 + (number == signal.SIGHUP)):  # which the terminal's shell sends once more
+                os.kill(os.getpid(), number)
 
     before = signal.getsignal(number)
     with pytest.raises(Interrupted, match="same command") as stop:
@@ -125,6 +126,15 @@ def test_a_signal_ends_the_run_after_the_step_and_it_resumes_bit_equal(at, numbe
     again = []
     tiny_fit(tmp_path / "run", again.append)
     assert len(again) == EPOCHS * STEPS - 1 - at  # no step is repeated
+    same_runs(tmp_path / "run", unbroken_run)
+
+
+def test_nohup_is_left_alone(unbroken_run, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        tiny_fit(tmp_path / "run", lambda step: os.kill(os.getpid(), signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
     same_runs(tmp_path / "run", unbroken_run)
 
 

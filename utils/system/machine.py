@@ -156,15 +156,20 @@ def agree_on_signal(received: list, device: torch.device, step: int = 0) -> int:
 
 @contextlib.contextmanager
 def catch_signals():
-    """Context that yields a list for the first SIGINT or SIGTERM; a second signal raises KeyboardInterrupt."""
+    """Context that yields a list for the first SIGINT, SIGTERM or SIGHUP; a second signal raises KeyboardInterrupt.
+
+    But not a second SIGHUP: a terminal that closes sends it, and so does its shell. Under nohup it stays ignored.
+    """
     received = []
 
     def handle(signum, frame):
-        if received and not is_distributed():  # torchrun sends the terminal's signal a second time
+        # torchrun sends the terminal's signal a second time
+        if received and signum != signal.SIGHUP and not is_distributed():
             raise KeyboardInterrupt
         received.append(signum)
 
-    old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    caught = [signal.SIGINT, signal.SIGTERM] + [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)
+    old = {s: signal.signal(s, handle) for s in caught}
     try:
         yield received
     finally:

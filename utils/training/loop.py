@@ -162,8 +162,8 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs: int, lr: 
 
     Writes one row of `metrics.jsonl` an epoch and the checkpoints init, nat_best (best on validation images),
     query_best (best on triggers), every 20th and latest. Where the objective keeps clean BatchNorm statistics, all but
-    init are written as `*_clean` too. After SIGINT or SIGTERM the current step ends, a checkpoint is written and
-    Interrupted is raised. A loss that is not finite raises Refusal and leaves the last good checkpoint.
+    init are written as `*_clean` too. After SIGINT, SIGTERM or SIGHUP the current step ends, a checkpoint is written
+    and Interrupted is raised. A loss that is not finite raises Refusal and leaves the last good checkpoint.
     """
     device, epochs = next(model.parameters()).device, epochs + objective.more
     last = min(stop_after or epochs, epochs)
