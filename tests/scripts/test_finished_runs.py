@@ -169,12 +169,21 @@ def test_sources_that_are_damaged_or_contradict_the_flags_are_refused(world, tmp
 
 @pytest.mark.parametrize("name, content, words", [
     ("run.json", b'{"settings": null}', "run.json is damaged"),
-    ("metrics.jsonl", b"\xff\xfe\0", "metrics.jsonl is damaged"), (LATEST, None, "not this run's last checkpoint")])
+    ("metrics.jsonl", b"\xff\xfe\0", "metrics.jsonl is damaged"), (LATEST, None, "not this run's last checkpoint"),
+    (LATEST, b"cut", "train the model again with --overwrite")])
 def test_damaged_files_of_an_unfinished_run_are_named(name, content, words, copied):
     (copied / "summary.json").unlink()
+    (copied / "checkpoints/checkpoint_previous.pt").unlink()
     (copied / name).write_bytes(content or (copied / BEST).read_bytes())
     done = call("train", "-d", copied.parent, *MARGIN)
     assert done.status == 2 and words in done.err and done.err.count("\n") == 1
+
+
+def test_a_finished_run_whose_model_is_gone_is_trained_again_by_overwrite(copied):
+    (copied / BEST).unlink()
+    done = call("train", "-d", copied.parent, *MARGIN)
+    assert done.status == 2 and "restore it, or train the run again with --overwrite" in done.err
+    good("train", "-d", copied.parent, *MARGIN, "--overwrite")
 
 
 def test_a_table_lists_the_surrogates_of_this_source_and_says_which_summary_is_damaged(copied):

@@ -37,8 +37,8 @@ def load_checkpoint(path: Path) -> dict:
     if not Path(path).exists():
         raise Refusal(f"checkpoint {path} does not exist")
     with refuse_errors(f"{path} is no checkpoint that can be read safely: truncated, damaged or foreign",
-                       "train the model again, name another run, or save the state_dict() of a pickled model",
-                       (PermissionError, IsADirectoryError)):
+                       "train the model again with --overwrite, name another run, or save the state_dict() of a "
+                       "pickled model", (PermissionError, IsADirectoryError)):
         checkpoint = read_tensors(path)
     if not isinstance(checkpoint, dict):
         raise Refusal(f"{path} is no checkpoint of this project or of the official code")
@@ -217,8 +217,12 @@ def find_checkpoint(folder, select: str | None = None, statistics: str = "paper"
                       f"{_runs_beside(folder)}")
     if not path.is_file():
         hint = "; only runs with --bn-stats paper or eval of a network with BatchNorm keep clean statistics beside"
-        why = "let the run finish its first epoch (those of -at prune and quantize keep no model)" if (
-            folder / "run.json").exists() else f"{folder} is no run's folder; name one, or a checkpoint's file"
+        why = f"{folder} is no run's folder; name one, or a checkpoint's file"
+        if (folder / "run.json").exists():
+            why = "let the run finish its first epoch"
+            if (folder / "summary.json").exists():
+                why = "restore it, or train the run again with --overwrite"
+            why += " (those of -at prune and quantize keep no model)"
         raise Refusal(f"there is no checkpoint {path}: {why}{hint if statistics == 'clean' else ''}")
     return path
 
