@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from models import SIZE
-from utils.system.files import read_bounded, sync, write_atomically
+from models import SIZE, describe_error
+from utils.system.files import read_bounded, sync, write_atomically, wrong_kind
 from utils.system.refusals import Refusal
 
 FILE_LIMIT = 256 << 20  # bytes of one image file
@@ -191,9 +191,17 @@ def _decoded(files: list[str], size: int, bad: dict):
         try:
             pixels = decode_image(read_bounded(path, FILE_LIMIT), size)
         except Exception as error:  # a damaged image may raise nearly anything
-            bad[path] = str(error) if isinstance(error, Refusal) else type(error).__name__
+            bad[path] = str(error) if isinstance(error, Refusal) else _why_unreadable(path, error)
             pixels = np.zeros((3, size, size), np.uint8)
         yield pixels[None]
+
+
+def _why_unreadable(path: str, error: Exception) -> str:
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return wrong_kind(path) or "no whole PNG, JPEG or other image that is read"
+    return error.strerror if isinstance(error, OSError) and error.strerror else describe_error(error)
 
 
 def decode_image(content: bytes, size: int = SIZE) -> np.ndarray:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import stat
 import warnings
@@ -21,6 +22,8 @@ NOT_OPENED = "in a run folder only ordinary files and folders are opened: remove
 CHECKPOINT_LIMIT = 4 << 30  # bytes; ResNet-152 of the published size takes 0.25 GiB
 ANSWERS_LIMIT = 64 << 20
 TEXT_LIMIT = 16 << 20
+WRONG_KINDS = ((rb"$", "it is empty: restore it"), (rb"version https://git-lfs", "a git-lfs pointer: run git lfs pull"),
+               (rb"\s*<(!doctype )?html", "a web page: download the file itself"))
 
 
 def write_atomically(path: Path, content: bytes, private: bool = False) -> None:
@@ -131,6 +134,18 @@ def read_bounded(path, limit: int = TEXT_LIMIT) -> bytes:
     if len(found) > limit:
         raise Refusal(f"{path} is larger than {limit} bytes, the most that is read of such a file")
     return found
+
+
+def wrong_kind(path, more=()) -> str:
+    """What the beginning of a file shows it to be that nobody wants to read, with the way out; "" for anything else.
+
+    more  further pairs (regular expression, text) beside those of `WRONG_KINDS`
+    """
+    begin = b"?"
+    if os.path.isfile(path):
+        with open(path, "rb") as file:
+            begin = file.read(100)
+    return next((text for start, text in (*WRONG_KINDS, *more) if re.match(start, begin, re.I | re.S)), "")
 
 
 def read_json(path: Path, limit: int = TEXT_LIMIT) -> dict | None:
