@@ -5,7 +5,9 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
+from torch import nn
+from torch.nn.utils import prune
 
 import models
 from utils.runs.checkpoints import pack_checkpoint
@@ -83,11 +85,23 @@ def test_classifiers_beside_the_one_that_are_not_built_are_left_out(name, size, 
     assert torch.equal(model.state_dict()["1.fc.weight"], whole.fc.weight)
 
 
+def parts_of(take_apart) -> dict:
+    """The weights of a network, one of which is taken apart by a function of (module, name)."""
+    model = network()
+    take_apart(model[1].conv1, "weight")
+    return model.state_dict()
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize("change, words", [
     (lambda w: w | {"1.extra": torch.ones(1)}, "no 1.extra; its own weights are all there: write the file without"),
     (lambda w: {n: t for n, t in w.items() if n != "1.conv1.weight"}, "lacks 1.conv1.weight; pass the -mt"),
     (lambda w: w | {"1.conv1.weight": torch.ones(2, 3, 3, 3)}, "the shape (2, 3, 3, 3), the model's has (4, 3, 3, 3)"),
     (lambda w: w | {"1.conv1.weight": torch.full((4, 3, 3, 3), torch.nan)}, "1.conv1.weight is not finite"),
+    (lambda w: parts_of(prune.identity), "saved in parts: put them together by torch.nn.utils.prune.remove before"),
+    (lambda w: parts_of(nn.utils.weight_norm), "by torch.nn.utils.remove_weight_norm before saving"),
+    (lambda w: parts_of(nn.utils.spectral_norm), "by torch.nn.utils.remove_spectral_norm before saving"),
+    (lambda w: parts_of(nn.utils.parametrizations.weight_norm), "by torch.nn.utils.parametrize.remove_param"),
     (lambda w: {"epoch": 3, "optimizer": {}}, "holds no state dict: its entries are epoch, optimizer"),
     (lambda w: {}, "holds no state dict: its entries are none"),
 ])
@@ -110,7 +124,12 @@ def test_an_older_format_is_refused_with_a_way_out_that_works(tmp_path):
     ("a.safetensors", b"\xff" * 40, "no .safetensors file"),
     ("b.safetensors", b"\x08" + bytes(7) + b"nonsense", "no .safetensors file"), ("b.pt", None, "does not exist"),
     ("a.pt", b"no zip", "a.pt is no checkpoint that can be read safely"),
-    ("empty.pt", b"", "empty.pt is no checkpoint that can be read safely")])
+    ("empty.pt", b"", "empty.pt is no checkpoint that can be read safely: it is empty"),
+    ("empty.safetensors", b"", "no .safetensors file that can be read: it is empty"),
+    ("lfs.pt", b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer: run git lfs pull"),
+    ("page.pt", b"<html><body>404", "a web page: download the file itself"),
+    ("other.pt", save(ALONE), "a safetensors file: give it the ending .safetensors"),
+    ("other.safetensors", b"PK\x03\x04\0\0", "a file of torch.save: give it the ending .pt")])
 def test_files_that_are_none_are_refused(name, content, words, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)

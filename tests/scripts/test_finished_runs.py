@@ -170,11 +170,11 @@ def test_sources_that_are_damaged_or_contradict_the_flags_are_refused(world, tmp
 @pytest.mark.parametrize("name, content, words", [
     ("run.json", b'{"settings": null}', "run.json is damaged"),
     ("metrics.jsonl", b"\xff\xfe\0", "metrics.jsonl is damaged"), (LATEST, None, "not this run's last checkpoint"),
-    (LATEST, b"cut", "train the model again with --overwrite")])
+    (LATEST, b"cut", "train the model again with --overwrite"), (LATEST, b"", "it is empty: restore it, or train")])
 def test_damaged_files_of_an_unfinished_run_are_named(name, content, words, copied):
     (copied / "summary.json").unlink()
     (copied / "checkpoints/checkpoint_previous.pt").unlink()
-    (copied / name).write_bytes(content or (copied / BEST).read_bytes())
+    (copied / name).write_bytes((copied / BEST).read_bytes() if content is None else content)
     done = call("train", "-d", copied.parent, *MARGIN)
     assert done.status == 2 and words in done.err and done.err.count("\n") == 1
 

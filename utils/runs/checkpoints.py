@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import models
-from utils.system.files import read_json, refuse_links, write_atomically
+from utils.system.files import read_json, refuse_links, write_atomically, wrong_kind
 from utils.system.refusals import Refusal
 from utils.system.tensors import read_tensors
 
@@ -36,6 +36,9 @@ def load_checkpoint(path: Path) -> dict:
     """Read a checkpoint as data (see `read_tensors`); Refusal where it is missing, damaged or foreign."""
     if not Path(path).exists():
         raise Refusal(f"checkpoint {path} does not exist")
+    if why := wrong_kind(path, [(rb".{8}\{", "a safetensors file: give it the ending .safetensors"),
+                                (rb"$", "it is empty: restore it, or train the model again with --overwrite")]):
+        raise Refusal(f"{path} is no checkpoint that can be read safely: {why}")
     with refuse_errors(f"{path} is no checkpoint that can be read safely: truncated, damaged or foreign",
                        "train the model again with --overwrite, name another run, or save the state_dict() of a "
                        "pickled model", (PermissionError, IsADirectoryError)):

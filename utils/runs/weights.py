@@ -18,7 +18,7 @@ from utils.runs.checkpoints import (
     restore_model,
 )
 from utils.runs.networks import check_architecture
-from utils.system.files import CHECKPOINT_LIMIT, TEXT_LIMIT, sha256_of_file
+from utils.system.files import CHECKPOINT_LIMIT, TEXT_LIMIT, sha256_of_file, wrong_kind
 from utils.system.refusals import Refusal
 from utils.system.tensors import ALLOWED_DTYPES
 
@@ -29,6 +29,10 @@ AUXILIARY = ("1.aux1.", "1.aux2.", "1.AuxLogits.")
 HOLDERS = ("model", "state_dict", "model_state_dict", "net", "network", "weights", "params", "module", "model_ema",
            "state_dict_ema", "ema_state_dict", "ema")
 WRAPPERS = ("module", "_orig_mod")  # parts of names that DataParallel, SWA and torch.compile add
+# parts into which torch takes a weight, as names end or contain -> what puts it together again
+PARTS = {"weight_mask": "torch.nn.utils.prune.remove", "weight_g": "torch.nn.utils.remove_weight_norm",
+         "weight_u": "torch.nn.utils.remove_spectral_norm",
+         "parametrizations.weight.": "torch.nn.utils.parametrize.remove_parametrizations"}
 COPIES = 5  # of a network in one file that are told apart
 SWA_COUNTER = "n_averaged"
 COUNTER = "num_batches_tracked"  # which old files lack, and BatchNorm does not use
@@ -74,6 +78,8 @@ class InitialWeights(NamedTuple):
         own_width = self.flag != "--init"  # it is the file's
         own_flags = "-mt" if own_width else "-mt and --width"
         way = f"pass the {own_flags} that its model was built with"
+        if undo := [undo for part, undo in PARTS.items() if any(part in name for name in given if name not in own)]:
+            way = f"weights are saved in parts: put them together by {undo[0]} before saving"
         for name, tensor in given.items():
             if name not in own:
                 if set(needed) <= given.keys():
@@ -121,6 +127,8 @@ def _state_dict_in(found) -> dict | None:
 def _read_safetensors(path: Path, flag: str) -> dict:
     if path.stat().st_size > CHECKPOINT_LIMIT:
         raise Refusal(f"{flag} {path} is larger than {CHECKPOINT_LIMIT} bytes, the most that is read of weights")
+    if why := wrong_kind(path, [(rb"PK\x03\x04", "a file of torch.save: give it the ending .pt")]):
+        raise Refusal(f"{flag} {path} is no .safetensors file that can be read: {why}")
     with open(path, "rb") as file:
         if int.from_bytes(file.read(8), "little") > TEXT_LIMIT:
             raise Refusal(f"{flag} {path} is no .safetensors file that can be read (its header is too long)")

@@ -139,13 +139,13 @@ def read_bounded(path, limit: int = TEXT_LIMIT) -> bytes:
 def wrong_kind(path, more=()) -> str:
     """What the beginning of a file shows it to be that nobody wants to read, with the way out; "" for anything else.
 
-    more  further pairs (regular expression, text) beside those of `WRONG_KINDS`
+    more  further pairs (regular expression, text), which come before those of `WRONG_KINDS`
     """
     begin = b"?"
     if os.path.isfile(path):
         with open(path, "rb") as file:
             begin = file.read(100)
-    return next((text for start, text in (*WRONG_KINDS, *more) if re.match(start, begin, re.I | re.S)), "")
+    return next((text for start, text in (*more, *WRONG_KINDS) if re.match(start, begin, re.I | re.S)), "")
 
 
 def read_json(path: Path, limit: int = TEXT_LIMIT) -> dict | None:
