@@ -10,7 +10,7 @@ import pytest
 import torch
 from hostile_files import refusal_of
 from photos import damage, photos
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from utils.data import files
 from utils.data.files import StoredImages, decode_image, join_images, replace_images, resize_parts
@@ -213,6 +213,10 @@ def test_sixteen_bits_and_numbers_are_scaled_to_eight():
     ramp = np.arange(32 * 32).reshape(32, 32) % 256
     for form in ("png", "tiff", "ppm"):
         assert (decoded((ramp * 257).astype(np.uint16), form)[0] == ramp).all()
+    inverted = TiffImagePlugin.ImageFileDirectory_v2()
+    inverted[262] = 0  # white is zero
+    for levels in ((ramp * 257).astype(np.uint16), (ramp / 255).astype(np.float32)):
+        assert (decoded(levels, "tiff", tiffinfo=inverted)[0] == 255 - ramp).all(), levels.dtype
     for numbers in (ramp / 255, ramp * 1.0):  # in [0, 1] and in [0, 255]
         assert (decoded(numbers.astype(np.float32), "tiff") == ramp).all()
     shifted = decoded((ramp * 10 - 500).astype(np.float32), "tiff")  # in no usual range: from black to white

@@ -224,11 +224,15 @@ def decode_image(content: bytes, size: int = SIZE) -> np.ndarray:
             raise Refusal(f"it has more than {MEGAPIXELS} megapixels, the most that is read; make it smaller")
         is_16_bit = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
         is_number = picture.mode[0] in "IF"
+        # which Pillow turns over where it makes levels of 8 bits, but not where it hands on numbers
+        white_is_zero = picture.format == "TIFF" and picture.tag_v2.get(262) == 0
         with contextlib.suppress(Exception):  # an orientation that cannot be read is none
             picture = ImageOps.exif_transpose(picture)
         if is_number:
             values = np.asarray(picture.convert("F"), np.float32)
             levels = values / 257 if is_16_bit else _scaled(values)  # 65535 / 255
+            if white_is_zero:
+                levels = 255 - levels
             if isinstance(invisible := picture.info.get("transparency"), int):
                 levels = np.where(values == invisible, 255, levels)
             picture = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
