@@ -179,6 +179,14 @@ def test_damaged_files_of_an_unfinished_run_are_named(name, content, words, copi
     assert done.status == 2 and words in done.err and done.err.count("\n") == 1
 
 
+def test_a_run_that_has_lost_its_rows_and_its_summary_is_reported_as_before(copied):
+    before = summary(copied)
+    for name in ("summary.json", "metrics.jsonl"):
+        (copied / name).unlink()
+    good("train", "-d", copied.parent, *MARGIN)
+    assert summary(copied) == before
+
+
 def test_a_finished_run_whose_model_is_gone_is_trained_again_by_overwrite(copied):
     (copied / BEST).unlink()
     done = call("train", "-d", copied.parent, *MARGIN)

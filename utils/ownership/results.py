@@ -134,10 +134,11 @@ def report_source(run: RunFolder, flags, tests: TriggerTests, data: Data, device
     [0, 1] of the weights of --init.
     """
     best = find_checkpoint(run.path, flags.select)
+    epochs = len(run.rows()) or load_checkpoint(find_checkpoint(run.path, "last"))["epoch"] + 1  # rows may be lost
     summary = {
         "role": "benign" if flags.train_type == "none" else "source",
         "dataset": data.name, "model": flags.model_type, "width": flags.width, "objective": flags.train_type,
-        "seed": flags.seed, "epochs": len(run.rows()), "select": flags.select,
+        "seed": flags.seed, "epochs": epochs, "select": flags.select,
         "chosen_epoch": load_checkpoint(best)["epoch"] + 1, "bn_stats": flags.bn_stats,
         "train_size": len(data.train.labels), **measure_checkpoint(best, tests, data.test, device), "clean": None,
     }
