@@ -148,7 +148,7 @@ def main(argv=None):
     parser.add_argument("--data-dir", default="data", help="folder of the source's data set")
     parser.add_argument("--json", default=str(HERE / "defences.json"), help="results; the table lies beside it")
     args = parser.parse_args(argv)
-    check_output_file(args.json, "--json")
+    check_output_file(args.json, "--json", ".json")
     rows = [row for folder in args.runs for row in rows_of_copy(folder, args.data_dir)]
     where = [] if args.json == parser.get_default("json") else ["--json", args.json]
     command = "python -m figures.defences " + " ".join([*args.runs, "--data-dir", args.data_dir, *where])

@@ -57,7 +57,7 @@ def set_up(argv=None, description=None, prog="utils.benchmark") -> tuple[argpars
     p.add_argument("--amp", default="bf16", choices=tuple(AMP), help="what the rows named amp compute in")
     p.add_argument("--json", metavar="FILE", help="write rows and ratios there")
     flags = p.parse_args(argv)
-    check_output_file(flags.json, "--json")
+    check_output_file(flags.json, "--json", ".json")
     device = choose_device(flags.device)
     prepare_torch(0, deterministic=False)
     return flags, device

@@ -13,6 +13,7 @@ holds against any for `claim --suspects`, against all for akh, di and eef.
 """
 
 import sys
+from pathlib import Path
 
 from utils.ownership.claim import add_claim
 from utils.ownership.commitment import add_export
@@ -25,6 +26,19 @@ from utils.system.files import check_output_file
 from utils.system.refusals import Interrupted, Parser, Refusal, lacks_memory, refuse_in_one_sentence
 from utils.watermark.prepared import add_prepare
 
+OUTPUTS = {"json": ".json", "plot": ".png", "keep_answers": ""}  # flags of files that are written, with their endings
+INPUTS = ("run", "predictions", "suspect", "suspects", "benign", "columns", "image_timestamp", "tsa_ca")
+
+
+def check_outputs(flags) -> None:
+    """Refuse a file to be written that would replace what another flag names, or what is in a run that one names."""
+    named = {name: value if isinstance(value, list) else [value] for name in (*OUTPUTS, *INPUTS)
+             if (value := getattr(flags, name, None))}
+    for name in filter(named.get, OUTPUTS):
+        kept = [Path(path) for other in named if other != name for path in named[other] if path]
+        kept += [path.parent.parent for path in kept if path.parent.name == "checkpoints"]  # the run of a checkpoint
+        check_output_file(*named[name], f"--{name.replace('_', '-')}", OUTPUTS[name], kept)
+
 
 @refuse_in_one_sentence
 def main(argv=None) -> int:
@@ -35,7 +49,7 @@ def main(argv=None) -> int:
         add(parts)
     try:
         flags = parser.parse_args(argv)
-        check_output_file(getattr(flags, "json", None), "--json")
+        check_outputs(flags)
         return flags.call(flags)
     except (Refusal, Interrupted, OSError):
         raise

@@ -156,7 +156,7 @@ def test_asking_again_is_left_to_the_judges_own_file(committed, tmp_path):
         (tmp_path / "link.jsonl").symlink_to(folder / "answers.jsonl")
         for inside in (folder / "answers.jsonl", tmp_path / "link.jsonl"):
             assert "--keep-answers" in (err := refused("utils.verify", *claim, "--keep-answers", inside))
-            assert "the owner's" in err
+            assert f"is {folder} or lies in it" in err
         assert len(served.images) == M
         kept = tmp_path / "kept.jsonl"
         assert verify(*claim, "--keep-answers", kept)[0] == 1 and len(served.images) == 2 * M
@@ -269,6 +269,37 @@ def test_an_error_that_nobody_foresaw_is_status_2(error, words, owner, tmp_path,
     monkeypatch.setattr("utils.ownership.claim.find_doubts", fails)
     answers = answer(owner, tmp_path, 1.0)
     assert words in refused("utils.verify", "claim", owner[0], "--predictions", answers)
+
+
+def test_no_output_replaces_what_another_flag_names_or_what_is_no_output(owner, tmp_path, monkeypatch):
+    """Else --json RUN/key.json would destroy the owner's secret."""
+    folder, answers = shutil.copytree(owner[0], tmp_path / "run"), answer(owner, tmp_path, 0.6)
+    checkpoint, weights, kept = folder / "checkpoints/checkpoint_nat_best.pt", tmp_path / "w.pt", tmp_path / "k.json"
+    shutil.copy(checkpoint, weights)
+    (tmp_path / "link.json").symlink_to(tmp_path / "c.json")
+    (tmp_path / "a.json").write_bytes(answers.read_bytes())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    ask = ("--command", f"touch {tmp_path / 'asked'} {{png}}", "--keep-answers")
+    for command, words in (
+        (("claim", folder, "--predictions", answers, "--json", folder / "key.json"), f"is {folder} or lies in it"),
+        (("claim", checkpoint, "--predictions", answers, "--json", folder / "new.json"), f"is {folder} or lies in it"),
+        (("claim", owner[0], "--suspect", folder, "--json", folder / "run.json"), f"is {folder} or lies in it"),
+        (("claim", folder, "--predictions", tmp_path / "a.json", "--json", tmp_path / "a.json"), "a.json or lies in"),
+        (("claim", folder, *ask, kept, "--json", kept), "k.json or lies in it"),
+        (("claim", folder, *ask, tmp_path / "link.json"), "is a symbolic link"),
+        (("claim", folder, "--predictions", answers, "--json", tmp_path / "link.json"), "is a symbolic link"),
+        (("claim", folder, "--predictions", answers, "--json", weights), "does not end in .json"),
+        (("akh", folder, "--suspect", folder, "--benign", folder, "--json", folder / "a.json"), "lies in it"),
+        (("eef", folder, "--suspect", folder, "--benign", folder, "--json", weights), "does not end in .json"),
+        (("certify", folder, "--json", folder / "a.json"), "lies in it"),
+        (("di", folder, "--suspect", weights, "--plot", weights), "w.pt or lies in it"),
+        (("di", folder, "--suspect", weights, "--plot", tmp_path / "a.json"), "does not end in .png"),
+    ):
+        assert words in refused("utils.verify", *command)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    for flags in (("--predictions", answers, "--json", tmp_path / "new.json"), (*ask, kept)):
+        assert "you may not write in the folder" in refused("utils.verify", "claim", folder, *flags)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 # ---- suspects with other classes or pixels ----

@@ -14,7 +14,7 @@ from utils.ownership.commitment import Owner, read_owner
 from utils.ownership.timestamp import CLOCK_ERROR, Stamp, check_token
 from utils.ownership.verdict import BETA, EXACT, OwnershipCase
 from utils.runs.networks import add_named_architectures
-from utils.system.files import check_output_file, write_json
+from utils.system.files import write_json
 from utils.system.refusals import Refusal, number, printable
 from utils.watermark.prepared import ALPHA, NAMED, checked_beacon, describe_beacon, round_time, utc
 
@@ -100,13 +100,10 @@ def read_suspects(flags) -> list[tuple[str, str]]:
     if kind not in ("suspect", "suspects") and ask.check_pixels(flags.mean, flags.std, flags.scale):
         raise Refusal(f"--mean, --std and --scale are for a --suspect, an ONNX file or plain weights: --{kind} has the "
                       "images as they are; leave them out")
-    check_output_file(flags.keep_answers, "--keep-answers")
     if flags.header and kind != "url":
         raise Refusal("--header is sent to one server: it needs --url")
     if bool(flags.tsa_ca) != bool(flags.image_timestamp):
         raise Refusal("--image-timestamp and --tsa-ca go together: a token, and the certificates that it leads to")
-    if flags.keep_answers and flags.keep_answers.resolve().is_relative_to(Path(flags.run).resolve()):
-        raise Refusal(f"--keep-answers {flags.keep_answers} lies in RUN, which is the owner's: name a file of your own")
     if kind != "suspects":
         return [(kind, value)]
     lines = [(place, line) for place, line in enumerate(read_lines(value, "--suspects"), 1) if line and line[0] != "#"]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from utils.ownership import pvalues
 from utils.rivals.source import add_verification, read_others, read_source
-from utils.system.files import check_output_file, write_atomically, write_json
+from utils.system.files import write_atomically, write_json
 from utils.system.machine import choose_device, figure_png, new_figure
 from utils.system.refusals import COUNT, SEED, Refusal
 from utils.training.metrics import predict
@@ -212,7 +212,6 @@ def run_di(flags) -> int:
     """Print a row for the source and for each suspect; returns 0 where every suspect is claimed, else 1."""
     if flags.points % 2 or not 2 <= flags.m <= flags.points // 2:
         raise Refusal(f"--points {flags.points} --m {flags.m}: pass an even number, and an m from 2 to half of it")
-    check_output_file(flags.plot, "--plot")
     device = choose_device(flags.device)
     source, data = read_source(flags.run, flags.data_dir, device)
     if flags.points > (most := min(len(data.train.labels), len(data.test.labels))):

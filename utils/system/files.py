@@ -79,15 +79,27 @@ def write_json(path: Path, content: dict, private: bool = False) -> None:
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode(), private)
 
 
-def check_output_file(path, flag: str) -> None:
-    """Refuse an output file before the work begins, if its folder is missing or it is no ordinary file itself."""
+def check_output_file(path, flag: str, ending: str = "", kept=()) -> None:
+    """Refuse an output file before the work begins, if its folder is missing or cannot be written, or if the file would
+    replace what it is not: no ordinary file, one that has not its `ending`, or one of the files and folders in `kept`.
+    """
     if not path:
         return
-    path = Path(path)
-    if not path.absolute().parent.is_dir():
+    path, where = Path(path), os.path.realpath(path)
+    folder = path.absolute().parent
+    if not folder.is_dir():
         raise Refusal(f"{flag} {path}: there is no folder {path.parent}; name a file in a folder that is there")
-    if path.exists() and not path.is_file():  # a pipe or device would be replaced by a file
-        raise Refusal(f"{flag} {path}: is {'a folder' if path.is_dir() else 'no ordinary file'}; name another file")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise Refusal(f"{flag} {path}: you may not write in the folder {path.parent}; name a file in one of your own")
+    for other in kept:
+        if Path(where).is_relative_to(os.path.realpath(other)):
+            raise Refusal(f"{flag} {path} is {other} or lies in it, which another flag names: name another file")
+    if path.is_symlink() or path.exists() and not path.is_file():  # a link, pipe or device would be replaced by a file
+        kind = "a symbolic link" if path.is_symlink() else "a folder" if path.is_dir() else "no ordinary file"
+        raise Refusal(f"{flag} {path}: is {kind}; name another file")
+    if ending and path.exists() and path.suffix.lower() != ending:
+        raise Refusal(f"{flag} {path} is there and does not end in {ending}, so it is something else, which would be "
+                      "lost: name another file")
 
 
 def refuse_links(folder) -> None:
