@@ -203,7 +203,7 @@ def test_the_time_of_a_worker_is_bounded_without_its_caller_too(onnx):
 def test_weights_whose_answers_overflow_are_asked_as_onnx_files_are(monkeypatch):
     logits = torch.eye(10)[:7].index_fill(0, torch.tensor(3), torch.nan)
     monkeypatch.setattr(ask, "predict", lambda model, images: logits)
-    monkeypatch.setattr(ask, "read_suspect_model", lambda *given: (models.build("res18", 10, width=2), {}))
+    monkeypatch.setattr(ask, "read_suspect_model", lambda *given: (models.build("res18", 10, width=2), None))
     of = lambda **more: ask.answers_of_weights("w.pt", [], IMAGES, TEN, None, **more)
     assert of(allow_missing=True).labels.tolist() == [0, 1, 2, -1, 4, 5, 6]
     with pytest.raises(Refusal, match="w.pt answers with numbers that are not finite"):

@@ -323,9 +323,21 @@ def test_a_suspect_that_names_its_classes_is_compared_by_name(owner, tmp_path):
     assert "turned.pt names the classes in another order than --columns: leave --columns out" in said
     (tmp_path / "names").write_text("\n".join(CLASSES[::-1]))
     torch.save(weights, tmp_path / "weights.pt")
-    (tmp_path / "c.json").unlink()
-    verify(*claim, tmp_path / "weights.pt", "-mt", "res18", "-mt", "vgg11", "--columns", tmp_path / "names")
-    assert json.loads((tmp_path / "c.json").read_text())["tests"] == tests[0]
+    plain = (*claim, tmp_path / "weights.pt", "-mt", "res18", "-mt", "vgg11")
+    number = {name: i for i, name in enumerate(CLASSES[::-1])}
+    for more, flags in (
+        ({}, ("--columns", tmp_path / "names")), ({"class_to_idx": number}, ()), ({"class_names": CLASSES[::-1]}, ()),
+        ({"classes": 10, "idx_to_class": {str(i): name for name, i in number.items()}}, ()),
+        ({"idx_to_class": {i: name for name, i in number.items()}, "classes": CLASSES}, ()),  # as other programs do
+    ):
+        torch.save({"state_dict": weights} | more, tmp_path / "weights.pt")
+        (tmp_path / "c.json").unlink()
+        verify(*plain, *flags)
+        assert json.loads((tmp_path / "c.json").read_text())["tests"] == tests[0]
+    for more in ({"classes": CLASSES[:-1]}, {"classes": [*range(10)]}, {"class_to_idx": dict.fromkeys(CLASSES, 0)}):
+        torch.save({"state_dict": weights} | more, tmp_path / "weights.pt")  # none is a name for each class
+        verify(*plain, "--columns", tmp_path / "names")
+        assert json.loads((tmp_path / "c.json").read_text())["tests"] == tests[0]
 
 
 def test_an_order_of_classes_that_is_chosen_after_the_answers_claims_anybody(committed, tmp_path):

@@ -222,11 +222,9 @@ def answers_of_weights(path, architectures: list[str], images, classes: Classes,
     A checkpoint that names its classes is compared by name. Refusal for what `answers_of_logits` refuses, and where
     code that is not this project's fails.
     """
-    model, checkpoint = read_suspect_model(path, architectures, len(classes.order), images.shape[-1], mean_std, pixels,
-                                           flag)
-    names = checkpoint.get("about", {}).get("classes")
-    if isinstance(names, list):
-        classes = classes.as_named_by(list(map(str, names)), str(path))
+    model, names = read_suspect_model(path, architectures, len(classes.order), images.shape[-1], mean_std, pixels, flag)
+    if names is not None:
+        classes = classes.as_named_by(names, str(path))
     size = images.shape[-1]
     with contextlib.nullcontext() if models.is_own(model) else refuse_errors(
             f"{path} cannot be asked about images of {size} x {size} pixels", "mend the function that -mt names"):

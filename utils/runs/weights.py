@@ -28,6 +28,7 @@ AUXILIARY = ("1.aux1.", "1.aux2.", "1.AuxLogits.")
 # under which checkpoints keep weights; where there are several, as with an average of them, the first of these counts
 HOLDERS = ("model", "state_dict", "model_state_dict", "net", "network", "weights", "params", "module", "model_ema",
            "state_dict_ema", "ema_state_dict", "ema")
+CLASS_NAMES = ("class_to_idx", "idx_to_class", "classes", "class_names")  # under which other programs keep them
 WRAPPERS = ("module", "_orig_mod")  # parts of names that DataParallel, SWA and torch.compile add
 # parts into which torch takes a weight, as names end or contain -> what puts it together again
 PARTS = {"weight_mask": "torch.nn.utils.prune.remove", "weight_g": "torch.nn.utils.remove_weight_norm",
@@ -47,6 +48,7 @@ class InitialWeights(NamedTuple):
     tensors: dict
     sha256: str
     flag: str
+    about: dict  # what the file says of its classes, see `class_names`
 
     def check(self, model_type: str, classes: int, width: int, size: int = models.SIZE) -> None:
         """Refuse weights that do not fit a model of `models.build`; makes nothing, see `load_into`."""
@@ -112,7 +114,8 @@ def read_initial_weights(path, flag: str = "--init") -> InitialWeights:
         raise Refusal(f"{flag} {path} holds no state dict: its entries are {keys or 'none'}, and weights are looked "
                       f"for under {', '.join(HOLDERS[:4])} and the like; write them alone, "
                       "torch.save(model.state_dict(), FILE)")
-    return InitialWeights(str(path), weights, sha256_of_file(file), flag)
+    return InitialWeights(str(path), weights, sha256_of_file(file), flag,
+                          {key: found[key] for key in ("about", *CLASS_NAMES) if key in found})
 
 
 def _state_dict_in(found) -> dict | None:
@@ -122,6 +125,25 @@ def _state_dict_in(found) -> dict | None:
     if found and all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items()):
         return {name: tensor for name, tensor in found.items() if name != SWA_COUNTER}
     return next((inner for key in HOLDERS if (inner := _state_dict_in(found.get(key))) is not None), None)
+
+
+def class_names(found: dict, count: int) -> list[str] | None:
+    """The names of `count` classes in the order of a checkpoint, of this project or of another program, that says them.
+
+    A list, or a dict from names to numbers or the reverse; None where there is none for each class.
+    """
+    if isinstance(about := found.get("about"), dict) and isinstance(about.get("classes"), list):
+        return list(map(str, about["classes"]))
+    for given in map(found.get, CLASS_NAMES):
+        given = dict(enumerate(given)) if isinstance(given, list) else given
+        if isinstance(given, dict) and len(given) == count:
+            if all(type(i) is int for i in given.values()):
+                given = {i: name for name, i in given.items()}
+            named = {str(i): name for i, name in given.items()}
+            names = [named.get(str(i)) for i in range(count)]
+            if all(isinstance(name, str) for name in names):
+                return names
+    return None
 
 
 def _read_safetensors(path: Path, flag: str) -> dict:
@@ -207,7 +229,7 @@ def _label_model(name, flags, data, device):
 
 def read_suspect_model(path, architectures: list[str], classes: int, size: int, mean_std, pixels=None,
                        flag="--suspect"):
-    """(model of `flag`, frozen and in eval mode, its checkpoint or {}).
+    """(model of `flag`, frozen and in eval mode, its `class_names` or None).
 
     path           a run folder, a checkpoint, a state dict or a .safetensors file
     architectures  names by -mt; a state dict is of the one of them that it fits
@@ -224,7 +246,7 @@ def read_suspect_model(path, architectures: list[str], classes: int, size: int, 
         if model.size != size:
             raise Refusal(f"{flag} {path} takes images of {model.size} x {model.size} pixels, the triggers are "
                           f"{size} x {size}: export them, ask it yourself, and pass --predictions")
-        return model, checkpoint
+        return model, class_names(checkpoint, model.num_classes)
     weights, refusals = read_initial_weights(file, flag), []
     if not architectures:
         raise Refusal(f"{flag} {path} is a state dict, which does not say what it is of: name its architecture "
@@ -237,7 +259,7 @@ def read_suspect_model(path, architectures: list[str], classes: int, size: int, 
             continue
         for buffer, values in zip((model[0].mu, model[0].std), pixels or ()):
             buffer.copy_(buffer.new_tensor(values).view_as(buffer))
-        return model, {}
+        return model, class_names(weights.about, classes)
     raise refusals[0]
 
 
