@@ -52,6 +52,18 @@ def test_spaces_around_the_name_of_a_class_do_not_count():
     assert Classes(["cat ", " dog"], ["dog", "cat"]).order == [1, 0]
 
 
+def test_a_name_is_the_same_in_both_forms_of_unicode(tmp_path):
+    """A folder from a Mac may be called "cafe" with an accent that is a character of its own."""
+    forms = "caf\u00e9", "cafe\u0301"
+    for own, other in (forms, forms[::-1]):
+        assert read(other, classes=["bar", own]) == read(f'"{other}"', "x/json", classes=["bar", own]) == Answer(1)
+        assert Classes(["bar", own], [other, "bar"]).order == [1, 0]
+        (tmp_path / "y.csv").write_text(f"name,{other},bar\na,1,0\n")
+        assert answers_from_file(tmp_path / "y.csv", ["a"], Classes(["bar", own]), False).labels.tolist() == [1]
+    with pytest.raises(Refusal, match="^the triggers: a class is named twice"):
+        Classes([*forms])
+
+
 def test_a_suspect_may_have_more_classes_than_the_owner():
     """Their columns are left out; an answer of one of them is no answer."""
     pets = Classes(PETS, ["dog", "cow", "3 cats", "cat"])
@@ -68,7 +80,7 @@ def test_a_suspect_may_have_more_classes_than_the_owner():
     assert answers.labels.tolist() == [0, -1] and answers.probabilities[1].sum() == 0
     assert answers.probabilities[0] == pytest.approx(np.exp([2, 1, 0]) / np.exp([2, 1, 0]).sum())
     for columns, words in ((["cow", "cat", "dog"], "'3 cats', a class of the triggers, is not among its 3 classes"),
-                           ([*PETS, "cat"], "named twice"), (["", *PETS], "a line names none"),
+                           ([*PETS, "cat"], "named twice"), (["", *PETS], "has no name"),
                            ([], "'cat', a class of the triggers, is not among")):
         with pytest.raises(Refusal, match=words):
             Classes(PETS, columns)

@@ -86,6 +86,22 @@ def test_names_that_are_no_unicode_become_printable_class_names(tmp_path):
     assert load_data("folder", root).classes == ["caf\\udce9", "dog"]
 
 
+def test_class_folders_that_no_answer_could_tell_apart_are_refused(tmp_path):
+    """Spaces around a name do not count, nor which of the two forms of Unicode it has."""
+    root = photos(tmp_path / "own", classes=("caf\u00e9", "dog"))
+    os.rename(root / "test" / "caf\u00e9", root / "test" / "cafe\u0301 ")
+    data = load_data("folder", root)
+    assert data.classes == ["caf\u00e9", "dog"]
+    assert data.test.labels.bincount().tolist() == [15, 15]
+    for name, words in (("cafe\u0301", r"'cafe\u0301' and 'caf\xe9'"), ("dog ", "'dog' and 'dog '"),
+                        (" ", "the name of the folder ' ' in")):
+        (root / "train" / name).mkdir()
+        with pytest.raises(Refusal) as caught:
+            load_data("folder", root)
+        assert words in str(caught.value) and "rename" in str(caught.value) and str(caught.value).isprintable()
+        (root / "train" / name).rmdir()
+
+
 def test_decoded_copy_is_used_only_if_nothing_changed(tmp_path):
     root = photos(tmp_path / "own", parts=("train", "test", "val"))
     before = load_data("folder", root)

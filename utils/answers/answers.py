@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from utils.system.files import ANSWERS_LIMIT, read_array, read_bounded
+from utils.system.files import ANSWERS_LIMIT, plain_name, read_array, read_bounded
 from utils.system.refusals import Refusal
 
 HEADER = ("name", "image", "file", "filename")
@@ -45,13 +45,14 @@ class Classes:
     def __init__(self, names: list[str], columns: list[str] | None = None, where: str = "--columns"):
         self.names, self.given = names, columns is not None
         columns = names if columns is None else columns
-        names, columns = ([name.strip() for name in given] for given in (names, columns))  # as answers are
+        names, columns = (list(map(plain_name, given)) for given in (names, columns))  # as answers are
+        where = where if self.given else "the triggers"
         self.places = dict.fromkeys(columns, -1)  # a search of the list would take minutes of 100,000
         if (lacking := next((name for name in names if name not in self.places), None)) is not None:
             raise Refusal(f"{where}: {lacking[:60]!r}, a class of the triggers, is not among its {len(columns)} "
-                          "classes: answers cannot be compared")
+                          "classes: answers cannot be compared; where these names are wrong, leave them out")
         if len(self.places) < len(columns) or "" in self.places:
-            raise Refusal(f"{where}: a class is named twice, or a line names none")
+            raise Refusal(f"{where}: a class is named twice, but for spaces around it, or has no name but spaces")
         self.places |= {name: i for i, name in enumerate(names)}
         self.order = [self.places[name] for name in columns]
         self.ambiguous = not self.given and any(name.isdigit() and name != str(i) for i, name in enumerate(names))
@@ -81,7 +82,7 @@ class Classes:
         """The class that a text gives by name or number, or a whole number by number, -1 for one that is none of the
         owner's; Refusal for anything else.
         """
-        text = str(value).strip()
+        text = plain_name(str(value))
         if isinstance(value, str) and text in self.places:
             return self.places[text]
         is_number = type(value) in (str, int) and text.isascii() and text.isdigit() and len(text) < 10
@@ -143,7 +144,7 @@ def read_reply(reply: bytes, kind: str, classes: Classes, where: str) -> Answer:
     """The answer in a reply with content type `kind`; Refusal, which names `where`, for anything but `FORMS`."""
     try:
         value = reply.decode("utf-8-sig").strip()  # JSON if it says so, or begins as an object, a list or a string
-        if value not in classes.places and (kind.endswith("json") or value[:1] in ("{", "[", '"')):
+        if plain_name(value) not in classes.places and (kind.endswith("json") or value[:1] in ("{", "[", '"')):
             value = json.loads(value)
         return answer_of(value, classes, where)
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -252,7 +253,7 @@ def _csv_rows(path, names, classes: Classes):
             raise Refusal(f"{where}: {1 + len(cells)} columns; each line needs a name and a label, or each a name and "
                           f"{len(classes.order)} probabilities")
         try:
-            given = {cell.strip() for cell in cells}
+            given = set(map(plain_name, cells))
             missing = {cell.lower() for cell in given} <= MISSING and not given & classes.places.keys()
             value = cells[0].strip() if len(cells) == 1 else [float(cell.strip() or "nan") for cell in cells]
         except ValueError as error:

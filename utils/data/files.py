@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from models import SIZE, describe_error
-from utils.system.files import read_bounded, sync, write_atomically, wrong_kind
+from utils.system.files import plain_name, read_bounded, sync, write_atomically, wrong_kind
 from utils.system.refusals import Refusal
 
 FILE_LIMIT = 256 << 20  # bytes of one image file
@@ -47,15 +47,16 @@ def load_folder(root: Path, skip_bad_images: bool, size: int, flag: str):
     if not root.is_dir():
         raise Refusal(f"{where}: no such folder; it should hold train/<class>/ and test/<class>/ images")
     parts, notes = _parts(root)
-    folders = _subfolders(parts[0])
+    named = [_class_folders(part, where) for part in parts]
+    folders = list(named[0].values())
     if len(folders) < 2:
         found = f"only the class {folders[0]}" if folders else "no class folders"
         raise Refusal(f"{where}: {found} in {parts[0]}; a classifier needs two class folders or more")
-    for part in parts[1:]:
-        if unknown := [name for name in _subfolders(part) if name not in folders]:
+    for part, others in zip(parts[1:], named[1:]):
+        if unknown := [name for key, name in others.items() if key not in named[0]]:
             raise Refusal(f"{where}: {part.name} has classes that {parts[0].name} has not: {some(unknown)}")
-    found = [(path, label, i) for i, part in enumerate(parts) for label, name in enumerate(folders)
-             for path in image_files(part / name)]
+    found = [(path, label, i) for i, part in enumerate(parts) for label, key in enumerate(named[0])
+             for path in image_files(part / named[i].get(key, key))]
     filled, left_out = {place[1:] for place in found}, _left_out(parts)
     empty = [parts[0] / name for label, name in enumerate(folders) if (label, 0) not in filled]
     empty += [part for i, part in enumerate(parts) if i not in {place for _, place in filled}]
@@ -140,6 +141,22 @@ def _left_out(parts: list[Path]) -> str:
 
 def _subfolders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _class_folders(part: Path, where: str) -> dict[str, str]:
+    """{name as answers give it, see `plain_name`: name of the folder}, in the order of the latter.
+
+    Refusal, which `where` begins, where two folders have one such name: no answer could tell them apart.
+    """
+    found = {}
+    for name in _subfolders(part):
+        if not (key := plain_name(name)):
+            raise Refusal(f"{where}: the name of the folder {name!r} in {part} is spaces alone: rename it")
+        if key in found:
+            raise Refusal(f"{where}: the folders {ascii(found[key])} and {ascii(name)} in {part} have one name but for "
+                          "spaces around it or the way in which accents are written: rename or join them")
+        found[key] = name
+    return found
 
 
 def image_files(folder: Path) -> list[str]:

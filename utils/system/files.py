@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import stat
+import unicodedata
 import warnings
 from pathlib import Path
 
@@ -158,6 +159,11 @@ def wrong_kind(path, more=()) -> str:
         with open(path, "rb") as file:
             begin = file.read(100)
     return next((text for start, text in (*more, *WRONG_KINDS) if re.match(start, begin, re.I | re.S)), "")
+
+
+def plain_name(text: str) -> str:
+    """A class's name as it is compared: without spaces around it, and in one form of Unicode, as macOS has two of é."""
+    return unicodedata.normalize("NFC", text).strip()
 
 
 def read_json(path: Path, limit: int = TEXT_LIMIT) -> dict | None:
