@@ -64,6 +64,14 @@ def test_a_name_is_the_same_in_both_forms_of_unicode(tmp_path):
         Classes([*forms])
 
 
+def test_numbers_that_name_the_class_of_their_place_are_not_ambiguous():
+    for names in (["00000", "00001", "2"], ["a\u00b2", "\u00b2", "b"]):
+        assert read("1", classes=names) == Answer(1)
+    for names in (["01", "02"], ["1", "0"]):
+        with pytest.raises(Refusal, match="ambiguous"):
+            read("[0.5, 0.5]", classes=names)
+
+
 def test_a_suspect_may_have_more_classes_than_the_owner():
     """Their columns are left out; an answer of one of them is no answer."""
     pets = Classes(PETS, ["dog", "cow", "3 cats", "cat"])

@@ -55,7 +55,8 @@ class Classes:
             raise Refusal(f"{where}: a class is named twice, but for spaces around it, or has no name but spaces")
         self.places |= {name: i for i, name in enumerate(names)}
         self.order = [self.places[name] for name in columns]
-        self.ambiguous = not self.given and any(name.isdigit() and name != str(i) for i, name in enumerate(names))
+        other = lambda i, name: name.isascii() and name.isdigit() and (name.lstrip("0") or "0") != str(i)
+        self.ambiguous = not self.given and any(itertools.starmap(other, enumerate(names)))
 
     def __len__(self):
         return len(self.names)
