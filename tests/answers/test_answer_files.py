@@ -128,18 +128,20 @@ def test_labels_and_probabilities_in_npy_and_csv_files_with_columns_in_any_order
     rows = [",".join([name, *map(str, p[::-1])]) for name, p in zip(names, sharp)]
     (tmp_path / "p.csv").write_text("\n".join([",".join(["name", *CLASSES[::-1]]), *rows]))
     claim = ("claim", folder, "--trust-owner", "--predictions")
-    for name in ("y.npy", "p.npy", "p.csv"):
+    np.save(tmp_path / "counts.npy", (7 * sharp[order]).astype(np.int8))  # votes, say
+    for name in ("y.npy", "p.npy", "counts.npy", "p.csv"):
         status, out, _ = verify(*claim, tmp_path / name)
         assert status == 0 and f"hits         {M} of {M}" in out
     more = [f"c{i}" for i in range(500)]  # classes that the owner lacks, which the header names
     wide = [",".join(["name", *CLASSES[::-1], *more]), *(row + ",0" * len(more) for row in rows)]
     (tmp_path / "p.csv").write_text("\n".join(wide))
     assert verify(*claim, tmp_path / "p.csv")[0] == 0
-    sharp[3] = np.nan
-    np.save(tmp_path / "p.npy", sharp[order])
-    refused("utils.verify", *claim, tmp_path / "p.npy")
-    status, out, _ = verify(*claim, tmp_path / "p.npy", "--allow-missing")
-    assert status == 0 and f"{M - 1} of {M}, {M - 1} answered" in out
+    for lacks, kind in ((np.nan, float), (-1, np.int8)):
+        sharp[3] = lacks
+        np.save(tmp_path / "p.npy", sharp[order].astype(kind))
+        refused("utils.verify", *claim, tmp_path / "p.npy")
+        status, out, _ = verify(*claim, tmp_path / "p.npy", "--allow-missing")
+        assert status == 0 and f"{M - 1} of {M}, {M - 1} answered" in out
 
 
 @pytest.mark.parametrize("spoil, words", [

@@ -218,12 +218,12 @@ def answers_from_file(path, names: list[str], classes: Classes, allow_missing: b
 
 def _npy_rows(path, names, classes: Classes):
     values, m = read_array(path), len(names)
-    are_labels = values.dtype.kind in "iu"
+    are_labels = values.ndim == 1 and values.dtype.kind in "iu"
     if values.shape != ((m,) if are_labels else (m, len(classes.order))):
-        raise Refusal(f"{path} holds numbers of shape {values.shape}; {m} triggers need whole numbers ({m},) or "
-                      f"probabilities ({m}, {len(classes.order)})")
+        raise Refusal(f"{path} holds {values.dtype} numbers of shape {values.shape}; {m} triggers need whole numbers "
+                      f"({m},) or probabilities ({m}, {len(classes.order)})")
     for name, value in zip(sorted(names), (values if are_labels else values.astype(float)).tolist()):
-        where, missing = f"{path}, {name}", value == -1 if are_labels else all(map(math.isnan, value))
+        missing, where = all(x == -1 or math.isnan(x) for x in ([value] if are_labels else value)), f"{path}, {name}"
         yield where, name, Answer() if missing else answer_of(value, classes, where)
 
 
