@@ -1,5 +1,6 @@
 """Claims of ownership through `utils.verify`: what the owner, and what a stranger, may believe."""
 
+import fcntl
 import json
 import os
 import random
@@ -179,10 +180,29 @@ def test_a_claim_goes_on_after_an_interruption(owner, tmp_path):
         assert kept.read_bytes().count(b"\n") == 14
         with open(kept, "ab") as cut:
             cut.write(b'["0000')  # the machine went down while it wrote
+        with open(kept, "ab") as other:
+            before = kept.read_bytes()
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            assert "kept.jsonl is in use by another claim" in refused("utils.verify", *claim)
+        assert len(served.images) == 14 and kept.read_bytes() == before
         fails.clear()
         status, out, _ = verify(*claim)
     assert status == 0 and len(served.images) == 14 + M - 13 and f"13 of {M} answers are those that were kept" in out
     assert f"hits         {M} of {M}" in out
+    lines = kept.read_bytes().splitlines(keepends=True)
+    kept.write_bytes(b"".join([*lines, *(line.replace(b'"label": ', b'"label": 1, "was": ') for line in lines[1:])]))
+    assert f"hits         {M} of {M}" in verify(*claim)[1]  # of two answers the first counts
+
+
+@pytest.mark.parametrize("there", [b"", b'["http:'])
+def test_a_file_that_was_made_for_the_answers_is_begun(there, owner, tmp_path):
+    """By mktemp, or by a machine that went down."""
+    with answering(lambda k, pixels: str(label_of(owner[1], pixels))) as served:
+        (kept := tmp_path / "kept").write_bytes(there.replace(b"http:", served.url[:9].encode()))
+        kept.chmod(0o644)
+        for _ in range(2):
+            assert verify("claim", owner[0], "--trust-owner", "--url", served.url, "--keep-answers", kept)[0] == 0
+        assert len(served.images) == M and kept.stat().st_mode & 0o777 == 0o600
 
 
 # ---- a hostile folder ----

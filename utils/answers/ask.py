@@ -4,11 +4,13 @@ Programs and ONNX files run in processes of their own, whose output and time are
 """
 
 import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import io
 import itertools
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -31,7 +33,7 @@ from utils.answers.answers import Answer, Answers, Classes
 from utils.data.files import write_pictures
 from utils.runs.checkpoints import refuse_errors
 from utils.runs.weights import read_suspect_model
-from utils.system.files import ANSWERS_LIMIT, CHECKPOINT_LIMIT, open_private, read_bounded, sync, write_atomically
+from utils.system.files import ANSWERS_LIMIT, CHECKPOINT_LIMIT, open_private, read_bounded, sync
 from utils.system.outside import REPLY_LIMIT, NoReply, post, run_bounded, short
 from utils.system.refusals import Refusal
 from utils.training.metrics import predict
@@ -236,10 +238,11 @@ def ask_all(respondent: Respondent, images, names: list[str], classes: Classes, 
             decided=None):
     """(answers to uint8 images (m, 3, S, S) under their file names, positions asked, in order, number of kept answers).
 
-    They are asked in the alphabetical order of their names. No image is asked whose answer `file` holds, where each new
-    one is kept; where decided(answers so far, positions asked) says so the others are not asked.
+    They are asked in the alphabetical order of their names. No image is asked whose answer `file`, of `open_kept`,
+    holds, where each new one is kept; where decided(answers so far, positions asked) says so the others are not asked.
     """
-    kept = read_kept(file, [respondent.subject, sorted(names), classes.order], names, classes.names) if file else {}
+    about = [respondent.subject, sorted(names), classes.order]
+    kept = read_kept(file, about, names, classes.names) if file else {}
     given, order, k = dict.fromkeys(names, Answer()), np.argsort(names).tolist(), respondent.images_per_call
     for start in tqdm(range(0, len(order), k), disable=None, unit="call", leave=False):
         asked = order[: start + k]
@@ -253,7 +256,7 @@ def ask_all(respondent: Respondent, images, names: list[str], classes: Classes, 
             for name, answer in zip(new, found):
                 given[name] = answer
                 if file and answer.label >= 0:
-                    keep_answer(file, name, answer)
+                    append(file, json.dumps([name, answer._asdict()]).encode() + b"\n")
         if decided and decided(answers.gather_answers(list(given.values()), len(classes)), asked):
             break
     found = answers.gather_answers(list(given.values()), len(classes))
@@ -261,33 +264,53 @@ def ask_all(respondent: Respondent, images, names: list[str], classes: Classes, 
     return found, asked, len(kept)
 
 
-def read_kept(path: Path, about, names: list[str], classes: list[str]) -> dict:
-    """{name: Answer} of a private file of --keep-answers, which is begun where it is not there yet.
+@contextlib.contextmanager
+def open_kept(path: Path | None):
+    """A private file of --keep-answers, made where it is not there yet and locked within; None where none is named."""
+    if path is None:
+        yield None
+        return
+    with open(path, "ab", opener=open_private) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Refusal(f"--keep-answers {path} is in use by another claim: wait for it, or name another "
+                          "file") from error
+        except OSError:  # some network file systems have no locks
+            pass
+        yield file
+
+
+def read_kept(file, about, names: list[str], classes: list[str]) -> dict:
+    """{name: Answer} of a file of `open_kept`, which is begun where it is empty.
 
     A line of who was asked about what, and in which order of classes it answers, `about`; then a line for each answer,
     [name, {"label", "probabilities"}], in the owner's order, none for a reply that was no answer, as it may be one next
-    time; a last line that was cut off is removed. Refusal for another file or a damaged one.
+    time; of two the first counts; a last line that was cut off is removed. Refusal for another file or a damaged one.
     """
-    begun = json.dumps(about).encode() + b"\n"
+    path = file.name
+    content, begun = read_bounded(path, ANSWERS_LIMIT), json.dumps(about).encode() + b"\n"
+    content = b"" if begun.startswith(content) else content  # an empty one, or one that was cut off as it was begun
     try:
-        first, *lines = (read_bounded(path, ANSWERS_LIMIT) if path.exists() else begun).split(b"\n")[:-1]
+        first, *lines = (content or begun).split(b"\n")[:-1]
         if json.loads(first) != about:
             raise Refusal(f"--keep-answers {path} is of another suspect, other triggers, or other --columns or "
                           "--header: name another file")
         classes, where = Classes(classes, classes), f"--keep-answers {path}"
-        kept = {name: answers.answer_of(value, classes, where) for name, value in map(json.loads, lines)
+        kept = {name: answers.answer_of(value, classes, where) for name, value in map(json.loads, reversed(lines))
                 if value != -1}  # as an older version wrote for no answer
         if not kept.keys() <= set(names):
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise Refusal(f"--keep-answers {path} is damaged: name another file, and all images are asked again") from error
-    write_atomically(path, b"".join(line + b"\n" for line in (first, *lines)), private=True)
+    file.truncate(content.rfind(b"\n") + 1)
+    os.fchmod(file.fileno(), 0o600)  # the file may have been there, open to others
+    append(file, b"" if content else begun)
     return kept
 
 
-def keep_answer(path: Path, name: str, answer: Answer) -> None:
-    """Add an answer to a file that `read_kept` has read; it is on the disk when this returns."""
-    with open(path, "ab", opener=open_private) as file:
-        file.write(json.dumps([name, answer._asdict()]).encode() + b"\n")
-        file.flush()
-        sync(file.fileno())
+def append(file, line: bytes) -> None:
+    """Add a line to an open file; it is on the disk when this returns."""
+    file.write(line)
+    file.flush()
+    sync(file.fileno())

@@ -247,8 +247,9 @@ def _judge(case: OwnershipCase, owner: Owner, kind: str, value: str, respondent,
     allow_missing = flags.allow_missing or flags.leave_out_missing
     if respondent:
         decided = lambda answers, asked: case.sequence(answers, asked)["decision"] != "undecided"
-        answers, order, kept = ask.ask_all(respondent, images, names, classes, allow_missing, flags.keep_answers,
-                                           decided if flags.sequential else None)
+        with ask.open_kept(flags.keep_answers) as file:
+            answers, order, kept = ask.ask_all(respondent, images, names, classes, allow_missing, file,
+                                               decided if flags.sequential else None)
     elif kind == "predictions":
         answers = answers_from_file(value, names, classes, allow_missing)
     elif value.lower().endswith(".onnx"):
