@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import requests
 from answering_server import answering, label_of, serving
 from commands import refused, verify
 from owner_runs import CLASSES, M, names_of
@@ -152,7 +153,9 @@ def test_a_server_that_stays_busy_is_refused_or_its_answers_are_missing(png, pau
 
 
 @pytest.mark.parametrize("reply, words", [
-    ((404, "no such page", {}), "status 404 'no such page'"),
+    ((404, "no such page", {}), "status 404 'no such page', for 0000000000000000.png: correct the address"),
+    (401, "pass the key or password that it asks for by --header"), (403, "by --header"), (405, "taken by POST"),
+    (415, "pass a --command that sends that"), (422, "pass a --command"), (410, "with --keep-answers FILE"),
     ((302, "", {"Location": "http://127.0.0.1:9/other"}), "redirects to 'http://127.0.0.1:9/other'"),
     (b"7" * (REPLY_LIMIT + 1), "more than 1048576 bytes"), (b"", "'' is no class"), ("[0.1, 0.9]", "2 probabilities"),
     ("<html>busy</html>", "is no class")])
@@ -160,6 +163,31 @@ def test_what_asking_again_cannot_mend_is_refused_at_once(reply, words, png):
     requests = []
     said = refusal(png, lambda k, pixels: requests.append(k) or reply)
     assert words in said and len(requests) == 1
+
+
+def test_a_certificate_that_is_not_accepted_is_not_asked_for_again(png, monkeypatch):
+    def fails(*arguments, **more):
+        asked.append(arguments)
+        raise requests.exceptions.SSLError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate (_ssl.c:1000)")
+
+    asked = []
+    monkeypatch.setattr(requests, "post", fails)
+    with pytest.raises(Refusal, match="certificate that is not accepted .*self-signed.* REQUESTS_CA_BUNDLE"):
+        server("https://127.0.0.1:9/", retries=3).ask([png], Classes(CLASSES), False)
+    assert len(asked) == 1
+
+
+def test_why_the_first_answer_is_missing_is_said(owner, tmp_path):
+    """A claim on half of the triggers may rest on a limit of the server's that its sentence names."""
+    reply = lambda k, pixels: (429, "used up", {}) if k > 20 else "no class" if k == 20 else "3"
+    with answering(reply) as served:
+        flags = "--retries", 0, "--leave-out-missing"
+        out = verify("claim", owner[0], "--trust-owner", "--url", served.url, *flags)[1]
+        assert f"missing      the first: --url {served.url}, " in out and "'no class' is no class" in out
+    with answering(lambda k, pixels: "3" if k else (429, "busy", {})) as served:
+        (tmp_path / "list").write_text(f"url {served.url}\n")
+        out = verify("claim", owner[0], "--trust-owner", "--suspects", tmp_path / "list", *flags)[1]
+        assert f"missing, the first: --url {served.url} answered with status 429 'busy', for " in out
 
 
 def write_raw(content, slowly=0.0):

@@ -173,7 +173,7 @@ def test_asking_again_is_left_to_the_judges_own_file(committed, tmp_path):
 def test_a_claim_goes_on_after_an_interruption(owner, tmp_path):
     folder, triggers = owner
     kept, fails = tmp_path / "kept.jsonl", [True]
-    reply = lambda k, pixels: (404, "gone", {}) if k == 13 and fails else str(label_of(triggers, pixels))
+    reply = lambda k, pixels: (410, "gone", {}) if k == 13 and fails else str(label_of(triggers, pixels))
     with answering(reply) as served:
         claim = ("claim", folder, "--trust-owner", "--url", served.url, "--rate", "1000", "--keep-answers", kept)
         assert "goes on where it ended" in refused("utils.verify", *claim)

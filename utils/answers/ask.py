@@ -41,6 +41,14 @@ from utils.training.metrics import predict
 LONGEST_PAUSE = 60.0  # seconds, whatever the server asks for
 IMAGES_PER_CALL = 100  # of a command with {pngs}
 ONNX_MEMORY, ONNX_SECONDS = 16 << 30, 600  # bytes of address space
+GO_ON = ("with --keep-answers FILE the same command goes on where it ended; or pass --allow-missing, or, if it "
+         "refused, --leave-out-missing")
+KEY = "pass the key or password that it asks for by --header 'Name: value'"
+OTHER_FORM = "it is sent the bytes of a PNG file by POST; where it wants another form, pass a --command that sends that"
+WAYS = {  # out of failures that asking again cannot mend, by `NoReply.status`
+    401: KEY, 403: KEY, 404: "correct the address", 405: "correct the address, where nothing is taken by POST",
+    415: OTHER_FORM, 422: OTHER_FORM, "certificate": "correct the address, or name a file of the certificates that you "
+    "trust in the environment variable REQUESTS_CA_BUNDLE"}
 
 
 class Respondent(NamedTuple):
@@ -49,12 +57,14 @@ class Respondent(NamedTuple):
     name, subject    how sentences name it, and its command or address, with a digest of its headers, as JSON
     images_per_call  how many image files `replies` takes; it gives (reply, content type) of each in their order, or
                      raises NoReply
+    failures         why images were not answered where that is allowed, in the order in which they were asked
     """
 
     name: str
     subject: str | list
     images_per_call: int
     replies: Callable
+    failures: list
 
     def ask(self, pngs: list[Path], classes: Classes, allow_missing: bool) -> list[Answer]:
         """The answers to image files, in their order, each in one of `answers.FORMS`.
@@ -67,17 +77,19 @@ class Respondent(NamedTuple):
         except NoReply as failure:
             if not allow_missing:
                 named = pngs[0].name if len(pngs) == 1 else f"{len(pngs)} images"
-                raise Refusal(f"{self.name} {failure}, for {named}: with --keep-answers FILE the same command goes on "
-                              "where it ended; or pass --allow-missing, or, if it refused, --leave-out-missing"
-                              ) from failure
-            return [self.ask([png], classes, True)[0] for png in pngs] if len(pngs) > 1 else [Answer()]
+                raise Refusal(f"{self.name} {failure}, for {named}: {WAYS.get(failure.status, GO_ON)}") from failure
+            if len(pngs) > 1:
+                return [self.ask([png], classes, True)[0] for png in pngs]
+            self.failures.append(f"{self.name} {failure}, for {pngs[0].name}")
+            return [Answer()]
         given = []
         for reply, png in zip(replies, pngs):
             try:
                 given.append(answers.read_reply(*reply, classes, f"{self.name}, {png.name}"))
-            except Refusal:
+            except Refusal as refusal:
                 if not allow_missing:
                     raise
+                self.failures.append(str(refusal))
                 given.append(Answer())
         return given
 
@@ -119,7 +131,7 @@ def program(command: str, seconds: float = 60.0) -> Respondent:
                           "their order", False)
         return [(line, "") for line in lines]
 
-    return Respondent("--command", command, IMAGES_PER_CALL if many else 1, replies)
+    return Respondent("--command", command, IMAGES_PER_CALL if many else 1, replies, [])
 
 
 def server(url: str, headers=(), seconds: float = 60.0, rate: float = 10.0, retries: int = 3) -> Respondent:
@@ -155,13 +167,14 @@ def server(url: str, headers=(), seconds: float = 60.0, rate: float = 10.0, retr
                 return [reply]
             except NoReply as failure:
                 if not failure.passing or attempt > retries:
-                    raise NoReply(f"{failure}{f' ({attempt} times)' if attempt > 1 else ''}", False) from failure
+                    times = f" ({attempt} times)" if attempt > 1 else ""
+                    raise NoReply(f"{failure}{times}", False, status=failure.status) from failure
                 time.sleep(max(_pause(failure.later, attempt), 1 / rate))
 
     # a header may choose the model that is asked; a token may be renewed
     others = sorted(header for header in headers if header.partition(":")[0].strip().lower() != "authorization")
     subject = [url, hashlib.sha256(json.dumps(others).encode()).hexdigest()] if others else url
-    return Respondent(f"--url {url}", subject, 1, replies)
+    return Respondent(f"--url {url}", subject, 1, replies, [])
 
 
 def _pause(header: str | None, attempt: int) -> float:

@@ -242,7 +242,9 @@ def _judge_all(suspects: list[tuple[str, str]], judge) -> list[dict]:
 
 
 def _judge(case: OwnershipCase, owner: Owner, kind: str, value: str, respondent, classes: Classes, pixels, flags):
-    """The report on one suspect, see `OwnershipCase.report`, with "kept", how many answers were kept before."""
+    """The report on one suspect, see `OwnershipCase.report`, with "kept", how many answers were kept before, and
+    "failure", why an image was not answered, of the first such one.
+    """
     images, names, order, kept = owner.triggers.images, owner.names, None, 0
     allow_missing = flags.allow_missing or flags.leave_out_missing
     if respondent:
@@ -259,7 +261,8 @@ def _judge(case: OwnershipCase, owner: Owner, kind: str, value: str, respondent,
                                          allow_missing=allow_missing)
     if any(_same_model(answers, other) for other in case.bank):
         raise Refusal(f"--benign names {value}, the suspect itself, which cannot be in its bank: leave it out")
-    return case.report(answers, np.argsort(names) if order is None else order, flags.sequential) | {"kept": kept}
+    report = case.report(answers, np.argsort(names) if order is None else order, flags.sequential)
+    return report | {"kept": kept, "failure": next(iter(respondent.failures), None) if respondent else None}
 
 
 def decide_together(reports: list[dict], alpha: float) -> None:
@@ -315,6 +318,8 @@ def claim_lines(report: dict) -> list[str]:
     lines += [f"hint         {report['hint']}"] if report["hint"] else []
     if report["kept"]:
         lines.append(f"kept         {report['kept']} of {report['triggers']} answers are those that were kept before")
+    if report["failure"]:
+        lines.append(f"missing      the first: {report['failure']}")
     for name, test in report["tests"].items():
         lines.append(f"{name:<13}" + (f"does not apply: {test['why_not']}" if test["why_not"] else
                                       f"log10 p = {test['log10_p']:.2f} ({TITLES[name]})"))
@@ -327,10 +332,11 @@ def claim_lines(report: dict) -> list[str]:
 
 
 def list_lines(reports: list[dict], alpha: float) -> list[str]:
-    """The sentence and the hint of each suspect, and how many claims hold."""
+    """The sentence, the hint and the first failure of each suspect, and how many claims hold."""
     lines, held = [], sum(report["decision"]["holds"] for report in reports)
     for report in reports:
         lines.append(f"{report['kind']} {report['suspect']}: {claim_sentence(report)}")
         lines += [f"hint: {report['hint']}"] if report["hint"] else []
+        lines += [f"missing, the first: {report['failure']}"] if report.get("failure") else []
     return [*lines, f"The claim holds against {held} of {len(reports)} suspects; the probability that any of them is "
             f"claimed falsely is {alpha:g} at most (Holm)."]

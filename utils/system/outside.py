@@ -72,11 +72,13 @@ def run_bounded(command: list, seconds: float, limit: int, given: bytes = b"", c
 
 
 class NoReply(Exception):
-    """Why a POST got no reply that can be read; `passing` says whether asking again may help, `later` when."""
+    """Why a POST got no reply that can be read; `passing` says whether asking again may help, `later` when; `status` is
+    the reply's, or "certificate" where the server's is not accepted.
+    """
 
-    def __init__(self, text: str, passing: bool, later: str | None = None):
+    def __init__(self, text: str, passing: bool, later: str | None = None, status: int | str | None = None):
         super().__init__(text)
-        self.passing, self.later = passing, later
+        self.passing, self.later, self.status = passing, later, status
 
 
 def post(url: str, content: bytes, headers: dict, seconds: float) -> tuple[bytes, str]:
@@ -100,6 +102,9 @@ def post(url: str, content: bytes, headers: dict, seconds: float) -> tuple[bytes
     except (futures.TimeoutError, requests.Timeout, TimeoutError):
         raise NoReply(f"gave no complete answer in {seconds:g} s", True) from None
     except OSError as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise NoReply(f"has a certificate that is not accepted ({short(error)})", False, None,
+                          "certificate") from error
         raise NoReply(f"cannot be reached or broke off ({short(error)})", True) from error
     except Exception as error:  # a server may send what is no HTTP, or half of it
         raise NoReply(f"sent no complete reply ({type(error).__name__}: {short(error)})", True) from error
@@ -124,7 +129,7 @@ def _post(url, content, headers, seconds) -> tuple[bytes, str]:
         if not response.ok:
             said = " ".join(body[:120].decode(errors="replace").split())
             raise NoReply(f"answered with status {response.status_code} {said!r}", response.status_code in PASSING,
-                          response.headers.get("Retry-After"))
+                          response.headers.get("Retry-After"), response.status_code)
         if len(body) > REPLY_LIMIT:
             raise NoReply(f"sent a reply of more than {REPLY_LIMIT} bytes", False)
         if lacking:
