@@ -150,6 +150,10 @@ def test_labels_and_probabilities_in_npy_and_csv_files_with_columns_in_any_order
     (lambda rows: [rows[0].split(",")[0] + ",=cmd|' /C calc'!A0"] + rows[1:], "=cmd"),
     (lambda rows: [rows[0] + ",1"] + rows[1:], "columns"),
     (lambda rows: ["name," + ",".join("abcdefghij")] + rows, "'0', a class"),
+    (lambda rows: [row.replace(",", ";") for row in rows], "1 columns; each line needs"),
+    (lambda rows: [row.replace(",", "\t") for row in rows], "10 probabilities, with commas between them"),
+    (lambda rows: [rows[0] + ".5"], "is no class"),
+    (lambda rows: [rows[0].split(",")[0] + ",NA" + ",1" * 9], "a probability is no number"),
     (lambda rows: [rows[0].split(",")[0] + ",inf" * 10], "not finite")])
 def test_answers_that_do_not_fit_are_named_and_refused(spoil, words, owner, tmp_path):
     rows = answer(owner, tmp_path, 1.0).read_text().splitlines()
@@ -167,10 +171,31 @@ def test_missing_answers_are_misses_when_allowed(owner, tmp_path):
     assert "log10 p = -1.98" in out  # P(Bin(40, 1/9) >= 10): 30 misses weigh more than 10 hits
     status, out, _ = verify(*few, "--leave-out-missing")
     assert status == 0 and "log10 p = -9.54" in out  # 10 of 10, a ninth each
-    cells = itertools.cycle(("", "-1", "NaN", " "))
+    cells = itertools.cycle(("", "-1", "NaN", " ", "NA", "None"))
     written = [f"{row.split(',')[0]},{next(cells)}" for row in rows[10:]]
     (tmp_path / "few.csv").write_text("\n".join([*rows[:10], " ", *written]))
     assert verify(*few, "--leave-out-missing")[1] == out
+
+
+def test_a_file_as_other_programs_write_it(owner, tmp_path):
+    """pandas writes whole numbers with .0 where some are missing; a list of names may end with an empty line."""
+    rows = answer(owner, tmp_path, 1.0).read_text().split()
+    (tmp_path / "columns").write_text("\n".join(CLASSES) + "\n\n")
+    for header in ("ID", "file_name", "Image Name", '"image_path"', "path"):
+        (tmp_path / "p.csv").write_text("\n".join([f"{header},label", *(f"{row}.0" for row in rows)]))
+        out = verify("claim", owner[0], "--trust-owner", "--predictions", tmp_path / "p.csv", "--columns",
+                     tmp_path / "columns")[1]
+        assert f"hits         {M} of {M}" in out
+    labels = owner[1].labels.numpy()[np.argsort(names_of(owner[0]))]
+    np.save(tmp_path / "y.npy", labels)
+    (tmp_path / "y.npy").rename(tmp_path / "y.NPY")
+    np.savez(tmp_path / "y.npz", labels)
+    claim = ("claim", owner[0], "--trust-owner", "--predictions")
+    assert f"hits         {M} of {M}" in verify(*claim, tmp_path / "y.NPY")[1]
+    assert "y.npz is an archive of arrays: write the one" in refused("utils.verify", *claim, tmp_path / "y.npz")
+    (tmp_path / "p.csv").write_text("\n".join([f"{row.split(',')[0]}{',None' * 10}" for row in rows[:1]] + [
+        f"{row.split(',')[0]},{','.join(map(str, np.eye(10)[int(row[-1])]))}" for row in rows[1:]]))
+    assert f"hits         {M - 1} of {M}" in verify(*claim, tmp_path / "p.csv", "--allow-missing")[1]
 
 
 def test_a_class_named_nan_is_an_answer(tmp_path):

@@ -13,8 +13,10 @@ from scipy import special
 from utils.system.files import ANSWERS_LIMIT, plain_name, read_array, read_bounded
 from utils.system.refusals import Refusal
 
-HEADER = ("name", "image", "file", "filename")
-MISSING = {"", "-1", "nan"}  # cells of a CSV where there is no answer, unless a class is named so
+HEADER = ("name", "image", "file", "path", "id", "filename", "filepath", "imagename", "imagefile", "imagepath",
+          "imageid")  # the first cell of a header, without spaces, underscores and capitals
+# cells of a CSV where there is no answer, unless a class is named so
+MISSING = {"", "-1", "-1.0", "nan", "na", "<na>", "n/a", "none", "null"}
 FORMS = ("the name or number of a class; JSON {\"label\": ...}, {\"probabilities\": [...] or {name: ...}} or both; or "
          "a list of probabilities or of {\"label\": ..., \"score\": ...}")
 
@@ -201,9 +203,11 @@ def answers_from_file(path, names: list[str], classes: Classes, allow_missing: b
     no answer. Else CSV: lines `name,label` or `name` and one probability a class, whose order a header may name; no
     line or cells of `MISSING` where there is no answer.
     """
-    given = dict.fromkeys(names)
+    given, ending = dict.fromkeys(names), str(path)[-4:].lower()
+    if ending == ".npz":
+        raise Refusal(f"--predictions {path} is an archive of arrays: write the one of the answers by np.save, as .npy")
     try:
-        for where, name, answer in (_npy_rows if str(path).endswith(".npy") else _csv_rows)(path, names, classes):
+        for where, name, answer in (_npy_rows if ending == ".npy" else _csv_rows)(path, names, classes):
             if name not in given:
                 raise Refusal(f"{where}: {name[:60]!r} is no exported trigger")
             if given[name]:
@@ -227,12 +231,16 @@ def _npy_rows(path, names, classes: Classes):
         yield where, name, Answer() if missing else answer_of(value, classes, where)
 
 
+def _is_header(cell: str) -> bool:
+    return cell.strip(' "').lower().replace("_", "").replace(" ", "") in HEADER
+
+
 def _csv_rows(path, names, classes: Classes):
     most = 2 * len(names) + 100  # lines, the empty ones too; a whole file of line ends would take all memory
     content = read_bounded(path, ANSWERS_LIMIT)
     first, n = content.partition(b"\n")[0], len(classes.order)
     name = first.split(b",", 1)[0].decode("utf-8-sig", "replace")
-    if name.strip(' "').lower() in HEADER:  # which may name more classes
+    if _is_header(name):  # which may name more classes
         n = max(n, min(first.count(b","), 5000))
     if content.count(b",") > most * (n + 100):  # each cell takes 50 bytes and more; names may have commas
         raise Refusal(f"{path} has more columns than {len(names)} triggers and {n} classes need: give one probability "
@@ -245,27 +253,29 @@ def _csv_rows(path, names, classes: Classes):
     if len(lines) == most:
         raise Refusal(f"{path} has {most} lines or more for {len(names)} triggers: give one line for each")
     rows = [(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if any(map(str.strip, line))]
-    if rows and rows[0][1][0].strip().lower() in HEADER:
+    if rows and _is_header(rows[0][1][0]):
         (where, (_, *header)), *rows = rows
         if len(header) > 1:
             classes = classes.as_named_by([cell.strip() for cell in header], where)
     for where, (name, *cells) in rows:
         if len(cells) not in (1, len(classes.order)) or len(cells) != len(rows[0][1]) - 1:
             raise Refusal(f"{where}: {1 + len(cells)} columns; each line needs a name and a label, or each a name and "
-                          f"{len(classes.order)} probabilities")
+                          f"{len(classes.order)} probabilities, with commas between them")
+        given = set(map(plain_name, cells))
+        missing = {cell.lower() for cell in given} <= MISSING and not given & classes.places.keys()
         try:
-            given = set(map(plain_name, cells))
-            missing = {cell.lower() for cell in given} <= MISSING and not given & classes.places.keys()
-            value = cells[0].strip() if len(cells) == 1 else [float(cell.strip() or "nan") for cell in cells]
+            scores = [] if len(cells) == 1 or missing else [float(cell.strip() or "nan") for cell in cells]
         except ValueError as error:
             raise Refusal(f"{where}: a probability is no number") from error
-        yield where, name.strip(), Answer() if missing else answer_of(value, classes, where)
+        label, number = plain_name(cells[0]), cells[0].strip().removesuffix(".0")  # so pandas writes 4 if some lack
+        label = number if number.isdigit() and label not in classes.places else label
+        yield where, name.strip(), Answer() if missing else answer_of(scores or label, classes, where)
 
 
 def read_lines(path, flag: str) -> list[str]:
-    """The lines of a text file that `flag` names, without spaces around them."""
+    """The lines of a text file that `flag` names, without spaces around them and empty ones at the end."""
     try:
-        return [line.strip() for line in read_bounded(path).decode("utf-8-sig").splitlines()]
+        return [line.strip() for line in read_bounded(path).decode("utf-8-sig").rstrip().splitlines()]
     except (FileNotFoundError, UnicodeDecodeError) as error:
         why = "is no text" if isinstance(error, UnicodeDecodeError) else "does not exist"
         raise Refusal(f"{flag} {path} {why}: name a text file in UTF-8") from error
