@@ -12,6 +12,7 @@ Exit status: 0 the claim holds (or the other command is done), 1 it does not hol
 holds against any for `claim --suspects`, against all for akh, di and eef.
 """
 
+import signal
 import sys
 from pathlib import Path
 
@@ -40,6 +41,10 @@ def check_outputs(flags) -> None:
         check_output_file(*named[name], f"--{name.replace('_', '-')}", OUTPUTS[name], kept)
 
 
+def _stop(signum, frame):
+    raise KeyboardInterrupt(signum)
+
+
 @refuse_in_one_sentence
 def main(argv=None) -> int:
     """The exit status; an error that nobody foresaw is 2 as well, since 1 says that the claim does not hold."""
@@ -47,17 +52,24 @@ def main(argv=None) -> int:
     parts = parser.add_subparsers(dest="what", required=True)
     for add in (add_prepare, add_timestamp, add_export, add_claim, add_akh, add_di, add_eef, add_certify):
         add(parts)
+    flags, old = None, signal.signal(signal.SIGTERM, _stop)  # so that no temporary folder of triggers stays behind
     try:
         flags = parser.parse_args(argv)
         check_outputs(flags)
         return flags.call(flags)
     except (Refusal, Interrupted, OSError):
         raise
+    except KeyboardInterrupt as stop:
+        kept = getattr(flags, "keep_answers", None)
+        way = f"goes on from the answers that {kept} holds" if kept else "begins anew"
+        raise Interrupted(*stop.args or [signal.SIGINT], f"interrupted; the same command {way}") from stop
     except Exception as error:
         if lacks_memory(error):
             raise
         raise Refusal(f"an unexpected {type(error).__name__} ({str(error)[:200]}): a file is damaged, or this is a "
                       "defect of the program; nothing was decided") from error
+    finally:
+        signal.signal(signal.SIGTERM, old)
 
 
 if __name__ == "__main__":
