@@ -95,6 +95,19 @@ def test_models_that_do_not_fit_are_refused_in_one_sentence(onnx):
     assert "not finite" in refusal(write_linear(onnx, weights))
 
 
+@pytest.mark.parametrize("operation, shape", [("Softmax", [None, 10]), ("Transpose", [10, None]), ("Neg", [None, 10])])
+def test_of_several_outputs_the_first_is_taken_unless_another_may_be_the_answer(operation, shape, onnx):
+    alone = answers_of_onnx(write_linear(onnx, matrix()), IMAGES, TEN)
+    model = load_model(onnx)
+    model.graph.node.append(helper.make_node(operation, ["logits"], ["more"]))
+    model.graph.output.append(helper.make_tensor_value_info("more", FLOAT, shape))
+    save_model(model, onnx)
+    if operation == "Neg":
+        assert "gives 2 outputs, of which several may be its answers: write it anew" in refusal(onnx)
+    else:
+        assert np.array_equal(answers_of_onnx(onnx, IMAGES, TEN).probabilities, alone.probabilities)
+
+
 def test_files_that_are_no_model_are_refused_in_one_sentence(onnx, owner):
     onnx.write_bytes(bytes(range(256)) * 40)
     assert "is no ONNX model that onnxruntime can run" in refusal(onnx)
