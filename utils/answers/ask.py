@@ -317,7 +317,8 @@ def read_kept(file, about, names: list[str], classes: list[str]) -> dict:
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise Refusal(f"--keep-answers {path} is damaged: name another file, and all images are asked again") from error
     file.truncate(content.rfind(b"\n") + 1)
-    os.fchmod(file.fileno(), 0o600)  # the file may have been there, open to others
+    with contextlib.suppress(PermissionError):  # some file systems keep no permissions
+        os.fchmod(file.fileno(), 0o600)  # the file may have been there, open to others
     append(file, b"" if content else begun)
     return kept
 
