@@ -14,10 +14,9 @@ from pathlib import Path
 
 import torch
 
-from utils.data.sets import DATASETS
+from utils.data.sets import DATASETS, load_data
 from utils.ownership.results import is_stale
-from utils.rivals.source import read_source
-from utils.runs.checkpoints import find_checkpoint, load_checkpoint, load_source, restore_model
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, load_source, restore_model, run_settings
 from utils.runs.networks import add_named_architectures
 from utils.system.files import read_json, write_json
 from utils.system.machine import add_device_flag, choose_device
@@ -56,7 +55,15 @@ class FinishedRun:
                 raise Refusal(f"{folder} is a copy of an earlier training of its source: make it anew by its command "
                               "and --overwrite")
             self.triggers = unpacked(find_checkpoint(source, self.select))[1]
-        data = read_source(source, data_dir, device)[1]
+        source_settings = run_settings(source)
+        size = source_settings.get("train_size")
+        if not isinstance(size, int | None):
+            raise Refusal(f"{source / 'run.json'} is damaged: restore it")
+        data = load_data(settings["dataset"], data_dir, train_size=size,
+                         skip_bad_images=True, image_size=self.model.size)
+        if source_settings.get("data_sha256") not in (None, data.sha256):
+            raise Refusal(f"--data-dir {data_dir}: these are not the images of {folder}, or not in its order; name its "
+                          "source's data")
         self.train, self.test, self.classes = data.train, data.test, data.classes
 
 

@@ -1,4 +1,4 @@
-"""What commands on finished models share: flags of the verifications of rivals, the source with its data, suspects."""
+"""What the verifications of rivals share: the flags of their commands, the source with its data, the suspects."""
 
 from pathlib import Path
 
