@@ -27,7 +27,7 @@ from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 ATTACKS = 60  # of a source, at most; the rest is counted
-RECORD_LIMIT = 128 << 10  # bytes of a run.json or summary.json; those of 60 attacks are in memory at once
+RECORD_LIMIT = 512 << 10  # bytes of a run.json or summary.json; those of 60 attacks are in memory at once
 EPOCHS = 10_000  # of a run, at most
 POINTS = 300  # of a curve, about
 CURVES = (("loss", "Training loss", "loss", 1.0), ("val_accuracy", "Validation accuracy", "accuracy, %", 100.0),

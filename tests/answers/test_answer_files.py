@@ -2,6 +2,7 @@
 
 import itertools
 import struct
+from functools import partial
 
 import numpy as np
 import pytest
@@ -199,9 +200,12 @@ def test_a_file_as_other_programs_write_it(owner, tmp_path):
 
 
 def test_a_class_named_nan_is_an_answer(tmp_path):
-    (tmp_path / "y.csv").write_text("a,NaN\nb,Roti\nc,nan\n")
-    given = answers_from_file(tmp_path / "y.csv", ["a", "b", "c"], Classes(["Garlic", "NaN", "Roti"]), True)
-    assert given.labels.tolist() == [1, 2, -1]
+    (tmp_path / "y.csv").write_text("a,NaN\nb,NA\n")
+    given = partial(answers_from_file, tmp_path / "y.csv", ["a", "b"], Classes(["Garlic", "NaN", "Roti"]), True)
+    assert given().labels.tolist() == [1, -1]
+    (tmp_path / "y.csv").write_text("a,NaN\nb,nan\n")  # the class, or no answer?
+    with pytest.raises(Refusal, match="'nan' is no class"):
+        given()
 
 
 def npy(descr, shape, body=b"", version=b"\x01\x00") -> bytes:

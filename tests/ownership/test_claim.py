@@ -19,6 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from utils.ownership.commitment import read_owner
 from utils.ownership.pvalues import label_randomisation
 from utils.runs.checkpoints import load_checkpoint, read_model, save_checkpoint
+from utils.system.files import check_output_file
 from utils.system.refusals import Refusal
 from utils.training.metrics import predict
 from utils.watermark.prepared import labels_from_beacon
@@ -157,7 +158,7 @@ def test_asking_again_is_left_to_the_judges_own_file(committed, tmp_path):
         (tmp_path / "link.jsonl").symlink_to(folder / "answers.jsonl")
         for inside in (folder / "answers.jsonl", tmp_path / "link.jsonl"):
             assert "--keep-answers" in (err := refused("utils.verify", *claim, "--keep-answers", inside))
-            assert f"is {folder} or lies in it" in err
+            assert f"is {folder} or a file of it" in err
         assert len(served.images) == M
         kept = tmp_path / "kept.jsonl"
         assert verify(*claim, "--keep-answers", kept)[0] == 1 and len(served.images) == 2 * M
@@ -301,21 +302,27 @@ def test_no_output_replaces_what_another_flag_names_or_what_is_no_output(owner, 
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     ask = ("--command", f"touch {tmp_path / 'asked'} {{png}}", "--keep-answers")
     for command, words in (
-        (("claim", folder, "--predictions", answers, "--json", folder / "key.json"), f"is {folder} or lies in it"),
-        (("claim", checkpoint, "--predictions", answers, "--json", folder / "new.json"), f"is {folder} or lies in it"),
-        (("claim", owner[0], "--suspect", folder, "--json", folder / "run.json"), f"is {folder} or lies in it"),
-        (("claim", folder, "--predictions", tmp_path / "a.json", "--json", tmp_path / "a.json"), "a.json or lies in"),
-        (("claim", folder, *ask, kept, "--json", kept), "k.json or lies in it"),
+        (("claim", folder, "--predictions", answers, "--json", folder / "key.json"), f"is {folder} or a file of it"),
+        (("claim", checkpoint, "--predictions", answers, "--json", folder / "key.json"), "run or a file of it"),
+        (("claim", owner[0], "--suspect", folder, "--json", folder / "run.json"), f"is {folder} or a file of it"),
+        (("claim", folder, "--predictions", tmp_path / "a.json", "--json", tmp_path / "a.json"), "a.json or a file of"),
+        (("claim", folder, *ask, kept, "--json", kept), "k.json or a file of it"),
         (("claim", folder, *ask, tmp_path / "link.json"), "is a symbolic link"),
         (("claim", folder, "--predictions", answers, "--json", tmp_path / "link.json"), "is a symbolic link"),
         (("claim", folder, "--predictions", answers, "--json", weights), "does not end in .json"),
-        (("akh", folder, "--suspect", folder, "--benign", folder, "--json", folder / "a.json"), "lies in it"),
+        (("akh", folder, "--suspect", folder, "--benign", folder, "--json", folder / "run.json"), "a file of it"),
         (("eef", folder, "--suspect", folder, "--benign", folder, "--json", weights), "does not end in .json"),
-        (("certify", folder, "--json", folder / "a.json"), "lies in it"),
-        (("di", folder, "--suspect", weights, "--plot", weights), "w.pt or lies in it"),
+        (("certify", folder, "--json", folder / "summary.json"), "a file of it"),
+        (("di", folder, "--suspect", weights, "--plot", weights), "w.pt or a file of it"),
         (("di", folder, "--suspect", weights, "--plot", tmp_path / "a.json"), "does not end in .png"),
     ):
         assert words in refused("utils.verify", *command)
+    for name in ("di.json", "eef.json"):  # where figures.make keeps them
+        check_output_file(folder / name, "--json", ".json", [folder])
+    (tmp_path / "empty").touch()
+    for _ in range(2):  # a file of mktemp, and what was written there before
+        assert verify("claim", folder, "--trust-owner", "--predictions", answers, "--json", tmp_path / "empty")[0] == 0
+    (tmp_path / "empty").unlink()
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     for flags in (("--predictions", answers, "--json", tmp_path / "new.json"), (*ask, kept)):
         assert "you may not write in the folder" in refused("utils.verify", "claim", folder, *flags)
@@ -339,6 +346,7 @@ def test_a_suspect_that_names_its_classes_is_compared_by_name(owner, tmp_path):
     assert tests[0] == tests[1]
     assert "'0', a class of the triggers, is not among its 10 classes" in verify(*claim, other)[2]
     (tmp_path / "names").write_text("\n".join(CLASSES))
+    assert "for the owner, rests on T1" in verify(*claim, other, "--columns", tmp_path / "names")[1]
     said = refused("utils.verify", *claim, turned, "--columns", tmp_path / "names")
     assert "turned.pt names the classes in another order than --columns: leave --columns out" in said
     (tmp_path / "names").write_text("\n".join(CLASSES[::-1]))

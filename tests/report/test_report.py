@@ -148,7 +148,7 @@ def test_a_damaged_attack_is_left_out_and_named_on_the_terminal_only(copied, tmp
     (lines / "run.json").write_text('{"settings": "' + "x" * RECORD_LIMIT + '"}')
     said = report(copied)
     assert said.count("not in the page: ") == 3 and "extraction_bits/summary.json is damaged" in said
-    assert "metrics.jsonl has 10001 epochs" in said and "is larger than 131072 bytes" in said
+    assert "metrics.jsonl has 10001 epochs" in said and "is larger than 524288 bytes" in said
     assert not any(line.startswith("The claim") for line in said.splitlines())
     shutil.rmtree(many)
     shutil.rmtree(lines)

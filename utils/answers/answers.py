@@ -51,8 +51,9 @@ class Classes:
         where = where if self.given else "the triggers"
         self.places = dict.fromkeys(columns, -1)  # a search of the list would take minutes of 100,000
         if (lacking := next((name for name in names if name not in self.places), None)) is not None:
+            way = "correct it" if where == "--columns" else "pass --columns FILE, which names them in its order"
             raise Refusal(f"{where}: {lacking[:60]!r}, a class of the triggers, is not among its {len(columns)} "
-                          "classes: answers cannot be compared; where these names are wrong, leave them out")
+                          f"classes: answers cannot be compared; {way}")
         if len(self.places) < len(columns) or "" in self.places:
             raise Refusal(f"{where}: a class is named twice, but for spaces around it, or has no name but spaces")
         self.places |= {name: i for i, name in enumerate(names)}
@@ -64,7 +65,12 @@ class Classes:
         return len(self.names)
 
     def as_named_by(self, columns: list[str], where) -> "Classes":
-        """These classes for a suspect that names its own; Refusal where --columns names them in another order."""
+        """These classes for a suspect that names its own; Refusal where --columns names them in another order.
+
+        Where it names others, as numbers for words, --columns says which of them are the owner's.
+        """
+        if self.given and not set(map(plain_name, self.names)) <= set(map(plain_name, columns)):
+            return self
         own = Classes(self.names, columns, where)
         if self.given and own.order != self.order:
             raise Refusal(f"{where} names the classes in another order than --columns: leave --columns out, or, if you "
@@ -257,12 +263,13 @@ def _csv_rows(path, names, classes: Classes):
         (where, (_, *header)), *rows = rows
         if len(header) > 1:
             classes = classes.as_named_by([cell.strip() for cell in header], where)
+    named = {place.lower() for place in classes.places}
     for where, (name, *cells) in rows:
         if len(cells) not in (1, len(classes.order)) or len(cells) != len(rows[0][1]) - 1:
             raise Refusal(f"{where}: {1 + len(cells)} columns; each line needs a name and a label, or each a name and "
                           f"{len(classes.order)} probabilities, with commas between them")
-        given = set(map(plain_name, cells))
-        missing = {cell.lower() for cell in given} <= MISSING and not given & classes.places.keys()
+        given = {plain_name(cell).lower() for cell in cells}
+        missing = given <= MISSING and not given & named
         try:
             scores = [] if len(cells) == 1 or missing else [float(cell.strip() or "nan") for cell in cells]
         except ValueError as error:

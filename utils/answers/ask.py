@@ -77,7 +77,8 @@ class Respondent(NamedTuple):
         except NoReply as failure:
             if not allow_missing:
                 named = pngs[0].name if len(pngs) == 1 else f"{len(pngs)} images"
-                raise Refusal(f"{self.name} {failure}, for {named}: {WAYS.get(failure.status, GO_ON)}") from failure
+                ways = filter(None, (WAYS.get(failure.status), GO_ON))
+                raise Refusal(f"{self.name} {failure}, for {named}: {'; or, '.join(ways)}") from failure
             if len(pngs) > 1:
                 return [self.ask([png], classes, True)[0] for png in pngs]
             self.failures.append(f"{self.name} {failure}, for {pngs[0].name}")

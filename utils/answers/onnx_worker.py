@@ -49,11 +49,14 @@ def main(path: str, memory: int, seconds: int, pixels) -> None:
         x = np.concatenate([part, part[:1].repeat(length - len(part), 0)])  # a model may fix its batch
         if kind != "tensor(uint8)":
             x = ((x / np.float32(255) - mean) / std).astype(KINDS[kind])
-        output, *others = map(np.asarray, session.run(None, {inputs[0].name: x}))
+        output, *others = session.run(None, {inputs[0].name: x})
+        output = np.asarray(output)
         if output.ndim != 2 or len(output) != len(x) or output.dtype.kind != "f":
             refuse(f"gives {output.dtype} {output.shape} for {len(x)} images, not a row of logits for each")
         # logits beside probabilities name the same classes; those of an auxiliary classifier, or features, do not
-        if any(other.shape == output.shape and (other.argmax(1) != output.argmax(1)).any() for other in others):
+        best = output.argmax(1)[:, None]
+        if any(isinstance(other, np.ndarray) and other.shape == output.shape
+               and (np.take_along_axis(other, best, 1)[:, 0] < other.max(1)).any() for other in others):
             refuse(f"gives {1 + len(others)} outputs, of which several may be its answers: write it anew with one of "
                    "them alone")
         rows.append(output[: len(part)].astype(np.float64))

@@ -413,11 +413,11 @@ class StoredImages:
         return (self[i : i + n] for i in range(0, len(self), n))
 
     def are_whole(self) -> bool:
-        """Whether the CRC-32 of the file's images follows them, as `_kept` writes it."""
-        checksum = 0
-        for part in self.split(chunk_length(self)):
+        """Whether the CRC-32 of the file's images follows them, as `_kept` writes it; once it wrote none."""
+        checksum, written = 0, os.pread(self.file.fileno(), 5, self.begin + self.shape.numel())
+        for part in self.split(chunk_length(self)) if written else ():
             checksum = zlib.crc32(part.numpy(), checksum)
-        return os.pread(self.file.fileno(), 5, self.begin + self.shape.numel()) == checksum.to_bytes(4, "little")
+        return written in (b"", checksum.to_bytes(4, "little"))
 
     def pick(self, positions) -> "StoredImages":
         """The images at int64 positions, in their order."""

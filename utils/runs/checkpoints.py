@@ -225,7 +225,7 @@ def find_checkpoint(folder, select: str | None = None, statistics: str = "paper"
             why = "let the run finish its first epoch"
             if (folder / "summary.json").exists():
                 why = "restore it, or train the run again with --overwrite"
-            why += " (those of -at prune and quantize keep no model)"
+            why = f"runs of -at prune and quantize keep none; of others {why}"
         raise Refusal(f"there is no checkpoint {path}: {why}{hint if statistics == 'clean' else ''}")
     return path
 

@@ -23,6 +23,7 @@ NOT_OPENED = "in a run folder only ordinary files and folders are opened: remove
 CHECKPOINT_LIMIT = 4 << 30  # bytes; ResNet-152 of the published size takes 0.25 GiB
 ANSWERS_LIMIT = 64 << 20
 TEXT_LIMIT = 16 << 20
+RUN_FILES = ("run.json", "summary.json", "key.json", "commitment.json", "trigger.png")  # that an output could replace
 WRONG_KINDS = ((rb"$", "it is empty: restore it"), (rb"version https://git-lfs", "a git-lfs pointer: run git lfs pull"),
                (rb"\s*<(!doctype )?html", "a web page: download the file itself"))
 
@@ -82,7 +83,8 @@ def write_json(path: Path, content: dict, private: bool = False) -> None:
 
 def check_output_file(path, flag: str, ending: str = "", kept=()) -> None:
     """Refuse an output file before the work begins, if its folder is missing or cannot be written, or if the file would
-    replace what it is not: no ordinary file, one that has not its `ending`, or one of the files and folders in `kept`.
+    replace what it is not: no ordinary file, one that has not its `ending` and is neither empty nor of `write_json`, or
+    one of the files in `kept` or of the runs there.
     """
     if not path:
         return
@@ -92,13 +94,13 @@ def check_output_file(path, flag: str, ending: str = "", kept=()) -> None:
         raise Refusal(f"{flag} {path}: there is no folder {path.parent}; name a file in a folder that is there")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise Refusal(f"{flag} {path}: you may not write in the folder {path.parent}; name a file in one of your own")
-    for other in kept:
-        if Path(where).is_relative_to(os.path.realpath(other)):
-            raise Refusal(f"{flag} {path} is {other} or lies in it, which another flag names: name another file")
+    for other in map(os.path.realpath, kept):
+        if where == other or Path(where).is_relative_to(other) and (not ending or path.name in RUN_FILES):
+            raise Refusal(f"{flag} {path} is {other} or a file of it, which another flag names: name another file")
     if path.is_symlink() or path.exists() and not path.is_file():  # a link, pipe or device would be replaced by a file
         kind = "a symbolic link" if path.is_symlink() else "a folder" if path.is_dir() else "no ordinary file"
         raise Refusal(f"{flag} {path}: is {kind}; name another file")
-    if ending and path.exists() and path.suffix.lower() != ending:
+    if ending and path.exists() and path.suffix.lower() != ending and path.read_bytes()[:2] not in (b"", b"{\n"):
         raise Refusal(f"{flag} {path} is there and does not end in {ending}, so it is something else, which would be "
                       "lost: name another file")
 
@@ -196,6 +198,8 @@ def read_array(path) -> np.ndarray:
             warnings.simplefilter("error")  # of headers that numpy mends or will not take for long
             # its header is evaluated as a literal of 10,000 characters at most, and memory is taken as numbers come
             found = np.load(file, allow_pickle=False)
+        if not isinstance(found, np.ndarray):
+            raise ValueError("an archive of arrays: write the one of the answers by np.save")
         if found.dtype.kind not in "iufb":
             raise ValueError("it holds no plain numbers")
         if file.read(1):

@@ -92,7 +92,8 @@ def prepare_images(flags) -> int:
     if not choice.labels_are_uniform(flags.label_strategy):
         raise Refusal(f"--label-strategy {flags.label_strategy} leaves nothing to draw: pass random, plausible, "
                       "paired or runners-up")
-    if not is_plain(name) or (name not in BEACONS and "quicknet" in name.lower()):
+    plain = 0 < len(name) <= NAME_LENGTH and name.isascii() and name.isprintable()
+    if not plain or (name not in BEACONS and "quicknet" in name.lower()):
         raise Refusal(f"--beacon-name {name[:40]!a}: name, in at most {NAME_LENGTH} characters of printable ASCII, "
                       "public randomness that does not exist yet; of drand quicknet the round is chosen by --after")
     if flags.after and name not in BEACONS:
@@ -124,11 +125,6 @@ def prepare_images(flags) -> int:
         print(NAMED)
     print(f"then: python train.py ... --prepared {to} --beacon HEX, with that value")
     return 0
-
-
-def is_plain(name) -> bool:
-    """Whether a beacon's name can be printed in one line that nobody takes for a verdict."""
-    return 0 < len(name) <= NAME_LENGTH and name.isascii() and name.isprintable() and name == " ".join(name.split())
 
 
 def describe_label_model(model, data) -> str:
@@ -187,8 +183,6 @@ def commitment_bytes(triggers: TriggerSet, record: dict) -> bytes:
         raise ValueError("the secret is not 32 bytes")
     if not (isinstance(classes, list) and k < len(set(classes)) == len(classes) <= MOST_CLASSES):
         raise ValueError("the classes are no list of distinct names")
-    if not is_plain(record["beacon_name"]):
-        raise ValueError("the beacon's name is no short line")
     lengths = len(record["mean"]), len(record["std"])
     if lengths != (3, 3) or not all(map(math.isfinite, numbers)) or min(numbers[3:]) <= 0:
         raise ValueError("mean and std are not three finite numbers each")
@@ -270,8 +264,8 @@ def round_time(record: dict) -> float | None:
 def describe_beacon(record: dict) -> str:
     """Which beacon draws the labels, when its value is known, and where it stands."""
     name, known = record["beacon_name"], round_time(record)
-    if known is None:
-        return f"the beacon {name!a}"
+    if known is None:  # the name is what an owner wrote: in one line that nobody takes for a verdict
+        return f"the beacon {' '.join(name.split())[:NAME_LENGTH]!a}"
     return (f"{name} round {record['round']}, known from {utc(known)}, field `randomness` of "
             f"{BEACONS[name][2].format(record['round'])}")
 

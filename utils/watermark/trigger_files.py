@@ -71,7 +71,7 @@ def _checked(part, path, classes: int, size: int | None = None) -> TriggerSet:
         if any(t.numel() and t.dtype != torch.int64 for t in (labels, true, sources)):  # others would grow eightfold
             raise ValueError("labels or sources are no 64-bit whole numbers")
         if images.is_floating_point():
-            images = images.float().clamp_(0, 1).mul_(255).round_()  # in place, as a hostile file may hold gigabytes
+            images = images.float().clamp(0, 1).mul_(255).round_()  # in place, as a hostile file may hold gigabytes
         elif images.dtype != torch.uint8:
             raise ValueError("trigger images are neither bytes nor numbers in [0, 1]")
         images = images.to(torch.uint8)
