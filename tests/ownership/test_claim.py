@@ -158,7 +158,7 @@ def test_asking_again_is_left_to_the_judges_own_file(committed, tmp_path):
         (tmp_path / "link.jsonl").symlink_to(folder / "answers.jsonl")
         for inside in (folder / "answers.jsonl", tmp_path / "link.jsonl"):
             assert "--keep-answers" in (err := refused("utils.verify", *claim, "--keep-answers", inside))
-            assert f"is {folder} or a file of it" in err
+            assert f"is {folder} or lies in it" in err
         assert len(served.images) == M
         kept = tmp_path / "kept.jsonl"
         assert verify(*claim, "--keep-answers", kept)[0] == 1 and len(served.images) == 2 * M
@@ -299,21 +299,25 @@ def test_no_output_replaces_what_another_flag_names_or_what_is_no_output(owner, 
     shutil.copy(checkpoint, weights)
     (tmp_path / "link.json").symlink_to(tmp_path / "c.json")
     (tmp_path / "a.json").write_bytes(answers.read_bytes())
+    kept_by_run, secret = "is a file in which a run keeps what it is", tmp_path / "secret" / "key.json"  # of prepare
+    secret.parent.mkdir()
+    secret.write_text("{\n}")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     ask = ("--command", f"touch {tmp_path / 'asked'} {{png}}", "--keep-answers")
     for command, words in (
-        (("claim", folder, "--predictions", answers, "--json", folder / "key.json"), f"is {folder} or a file of it"),
-        (("claim", checkpoint, "--predictions", answers, "--json", folder / "key.json"), "run or a file of it"),
-        (("claim", owner[0], "--suspect", folder, "--json", folder / "run.json"), f"is {folder} or a file of it"),
-        (("claim", folder, "--predictions", tmp_path / "a.json", "--json", tmp_path / "a.json"), "a.json or a file of"),
-        (("claim", folder, *ask, kept, "--json", kept), "k.json or a file of it"),
+        (("claim", folder, "--predictions", answers, "--json", folder / "key.json"), kept_by_run),
+        (("claim", checkpoint, "--predictions", answers, "--json", folder / "key.json"), kept_by_run),
+        (("claim", folder, "--predictions", answers, "--json", secret), kept_by_run),
+        (("claim", owner[0], "--suspect", folder, "--json", folder / "run.json"), kept_by_run),
+        (("claim", folder, "--predictions", tmp_path / "a.json", "--json", tmp_path / "a.json"), "or lies in it"),
+        (("claim", folder, *ask, kept, "--json", kept), "k.json or lies in it"),
         (("claim", folder, *ask, tmp_path / "link.json"), "is a symbolic link"),
         (("claim", folder, "--predictions", answers, "--json", tmp_path / "link.json"), "is a symbolic link"),
         (("claim", folder, "--predictions", answers, "--json", weights), "does not end in .json"),
-        (("akh", folder, "--suspect", folder, "--benign", folder, "--json", folder / "run.json"), "a file of it"),
+        (("akh", folder, "--suspect", folder, "--benign", folder, "--json", folder / "run.json"), kept_by_run),
         (("eef", folder, "--suspect", folder, "--benign", folder, "--json", weights), "does not end in .json"),
-        (("certify", folder, "--json", folder / "summary.json"), "a file of it"),
-        (("di", folder, "--suspect", weights, "--plot", weights), "w.pt or a file of it"),
+        (("certify", folder, "--json", folder / "summary.json"), kept_by_run),
+        (("di", folder, "--suspect", weights, "--plot", weights), "w.pt or lies in it"),
         (("di", folder, "--suspect", weights, "--plot", tmp_path / "a.json"), "does not end in .png"),
     ):
         assert words in refused("utils.verify", *command)

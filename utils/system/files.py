@@ -83,8 +83,8 @@ def write_json(path: Path, content: dict, private: bool = False) -> None:
 
 def check_output_file(path, flag: str, ending: str = "", kept=()) -> None:
     """Refuse an output file before the work begins, if its folder is missing or cannot be written, or if the file would
-    replace what it is not: no ordinary file, one that has not its `ending` and is neither empty nor of `write_json`, or
-    one of the files in `kept` or of the runs there.
+    replace what it is not: no ordinary file, one that has not its `ending` and is neither empty nor of `write_json`,
+    one of the files in `kept`, or one of a run. Without an ending it may lie in none of the folders in `kept` either.
     """
     if not path:
         return
@@ -95,8 +95,10 @@ def check_output_file(path, flag: str, ending: str = "", kept=()) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise Refusal(f"{flag} {path}: you may not write in the folder {path.parent}; name a file in one of your own")
     for other in map(os.path.realpath, kept):
-        if where == other or Path(where).is_relative_to(other) and (not ending or path.name in RUN_FILES):
-            raise Refusal(f"{flag} {path} is {other} or a file of it, which another flag names: name another file")
+        if where == other or not ending and Path(where).is_relative_to(other):
+            raise Refusal(f"{flag} {path} is {other} or lies in it, which another flag names: name another file")
+    if path.name in RUN_FILES and (path.exists() or (folder / "run.json").exists()):
+        raise Refusal(f"{flag} {path} is a file in which a run keeps what it is: name another file")
     if path.is_symlink() or path.exists() and not path.is_file():  # a link, pipe or device would be replaced by a file
         kind = "a symbolic link" if path.is_symlink() else "a folder" if path.is_dir() else "no ordinary file"
         raise Refusal(f"{flag} {path}: is {kind}; name another file")
