@@ -102,9 +102,11 @@ def check_output_file(path, flag: str, ending: str = "", kept=()) -> None:
     if path.is_symlink() or path.exists() and not path.is_file():  # a link, pipe or device would be replaced by a file
         kind = "a symbolic link" if path.is_symlink() else "a folder" if path.is_dir() else "no ordinary file"
         raise Refusal(f"{flag} {path}: is {kind}; name another file")
-    if ending and path.exists() and path.suffix.lower() != ending and path.read_bytes()[:2] not in (b"", b"{\n"):
-        raise Refusal(f"{flag} {path} is there and does not end in {ending}, so it is something else, which would be "
-                      "lost: name another file")
+    if ending and path.exists() and path.suffix.lower() != ending:
+        with open(path, "rb") as file:
+            if file.read(2) not in (b"", b"{\n"):
+                raise Refusal(f"{flag} {path} is there and does not end in {ending}, so it is something else, which "
+                              "would be lost: name another file")
 
 
 def refuse_links(folder) -> None:
