@@ -22,7 +22,7 @@ from utils.system.refusals import COUNT, SEED, Refusal, refuse_in_one_sentence
 
 LENGTHS = {"regime-smoke": ("-ep 4 --stop-after 2", "-ep 2")}  # of sources and of copies, in place of:
 LENGTH = ("-ep 200 --stop-after 45", "-ep 40")
-COLOURS = {"margin": "C0", "margin, shared": "C2", "margin, eval": "C4", "ERM": "C1"}
+COLOURS = {"benign": "black", "margin": "C0", "margin, shared": "C2", "margin, eval": "C4", "ERM": "C1"}
 MODELS = {"paper": "", "clean": "clean_"}  # BatchNorm statistics of a model -> prefix of its figures in metrics.jsonl
 
 

@@ -14,7 +14,6 @@ holds against any for `claim --suspects`, against all for akh, di and eef.
 
 import signal
 import sys
-import threading
 from pathlib import Path
 
 from utils.ownership.claim import add_claim
@@ -38,7 +37,6 @@ def check_outputs(flags) -> None:
              if (value := getattr(flags, name, None))}
     for name in filter(named.get, OUTPUTS):
         kept = [Path(path) for other in named if other != name for path in named[other] if path]
-        kept += [run for path in kept if ((run := path.parent.parent) / "run.json").exists()]  # of a checkpoint
         check_output_file(*named[name], f"--{name.replace('_', '-')}", OUTPUTS[name], kept)
 
 
@@ -53,9 +51,7 @@ def main(argv=None) -> int:
     parts = parser.add_subparsers(dest="what", required=True)
     for add in (add_prepare, add_timestamp, add_export, add_claim, add_akh, add_di, add_eef, add_certify):
         add(parts)
-    flags, old = None, signal.SIG_DFL
-    if threading.current_thread() is threading.main_thread():  # no other may set it
-        old = signal.signal(signal.SIGTERM, _stop)  # so that no temporary folder of triggers stays behind
+    flags, old = None, signal.signal(signal.SIGTERM, _stop)  # so that no temporary folder of triggers stays behind
     try:
         flags = parser.parse_args(argv)
         check_outputs(flags)
@@ -72,8 +68,7 @@ def main(argv=None) -> int:
         raise Refusal(f"an unexpected {type(error).__name__} ({str(error)[:200]}): a file is damaged, or this is a "
                       "defect of the program; nothing was decided") from error
     finally:
-        if signal.getsignal(signal.SIGTERM) == _stop:
-            signal.signal(signal.SIGTERM, old)
+        signal.signal(signal.SIGTERM, old)
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def test_a_file_as_other_programs_write_it(owner, tmp_path):
     np.savez(tmp_path / "y.npz", labels)
     claim = ("claim", owner[0], "--trust-owner", "--predictions")
     assert f"hits         {M} of {M}" in verify(*claim, tmp_path / "y.NPY")[1]
-    assert "y.npz is an archive of arrays: write the one" in refused("utils.verify", *claim, tmp_path / "y.npz")
+    assert "(an archive of arrays: write the one of the" in refused("utils.verify", *claim, tmp_path / "y.npz")
     (tmp_path / "p.csv").write_text("\n".join([f"{row.split(',')[0]}{',None' * 10}" for row in rows[:1]] + [
         f"{row.split(',')[0]},{','.join(map(str, np.eye(10)[int(row[-1])]))}" for row in rows[1:]]))
     assert f"hits         {M - 1} of {M}" in verify(*claim, tmp_path / "p.csv", "--allow-missing")[1]

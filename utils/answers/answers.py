@@ -209,11 +209,9 @@ def answers_from_file(path, names: list[str], classes: Classes, allow_missing: b
     no answer. Else CSV: lines `name,label` or `name` and one probability a class, whose order a header may name; no
     line or cells of `MISSING` where there is no answer.
     """
-    given, ending = dict.fromkeys(names), str(path)[-4:].lower()
-    if ending == ".npz":
-        raise Refusal(f"--predictions {path} is an archive of arrays: write the one of the answers by np.save, as .npy")
+    given, read = dict.fromkeys(names), _npy_rows if str(path).lower().endswith((".npy", ".npz")) else _csv_rows
     try:
-        for where, name, answer in (_npy_rows if ending == ".npy" else _csv_rows)(path, names, classes):
+        for where, name, answer in read(path, names, classes):
             if name not in given:
                 raise Refusal(f"{where}: {name[:60]!r} is no exported trigger")
             if given[name]:

@@ -14,7 +14,6 @@ import os
 import secrets
 import time
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -209,17 +208,11 @@ def _decoded(files: list[str], size: int, bad: dict):
         try:
             pixels = decode_image(read_bounded(path, FILE_LIMIT), size)
         except Exception as error:  # a damaged image may raise nearly anything
-            bad[path] = str(error) if isinstance(error, Refusal) else _why_unreadable(path, error)
+            unknown = type(error).__name__ == "UnidentifiedImageError"  # whose own text is an address in memory
+            why = "no whole PNG, JPEG or other image that is read" if unknown else describe_error(error)
+            bad[path] = str(error) if isinstance(error, Refusal) else wrong_kind(path) or why
             pixels = np.zeros((3, size, size), np.uint8)
         yield pixels[None]
-
-
-def _why_unreadable(path: str, error: Exception) -> str:
-    from PIL import UnidentifiedImageError
-
-    if isinstance(error, UnidentifiedImageError):
-        return wrong_kind(path) or "no whole PNG, JPEG or other image that is read"
-    return error.strerror if isinstance(error, OSError) and error.strerror else describe_error(error)
 
 
 def decode_image(content: bytes, size: int = SIZE) -> np.ndarray:
@@ -242,8 +235,7 @@ def decode_image(content: bytes, size: int = SIZE) -> np.ndarray:
             raise Refusal(f"it has more than {MEGAPIXELS} megapixels, the most that is read; make it smaller")
         is_16_bit = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
         is_number = picture.mode[0] in "IF"
-        # which Pillow turns over where it makes levels of 8 bits, but not where it hands on numbers
-        white_is_zero = picture.format == "TIFF" and picture.tag_v2.get(262) == 0
+        white_is_zero = picture.format == "TIFF" and picture.tag_v2.get(262) == 0  # Pillow turns over 8 bits alone
         with contextlib.suppress(Exception):  # an orientation that cannot be read is none
             picture = ImageOps.exif_transpose(picture)
         if is_number:
@@ -339,21 +331,18 @@ def _kept(cache: Path, shape: tuple, chunks, where: str, bad=()):
     is_large = math.prod(shape) > IN_MEMORY
     with contextlib.suppress(Exception):  # there is no copy, or a damaged one, at whose header numpy raises anything
         images = StoredImages(cache)
-        if images.shape == shape and images.are_whole():
+        if images.shape == shape:
             return images if is_large else images[:]
     if not is_large:
         chunks = [np.concatenate(list(chunks))]
     partial = cache.with_suffix(f".{secrets.token_hex(4)}")  # nobody can know the name before
     try:
-        checksum = 0
         with open(partial, "xb") as file:  # "x" follows no link
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for chunk in chunks:
-                file.write(content := chunk.tobytes())
-                checksum = zlib.crc32(content, checksum)
-            file.write(checksum.to_bytes(4, "little"))
+                file.write(chunk.tobytes())
             file.flush()
-            sync(file.fileno())
+            sync(file.fileno())  # else a power cut may leave the name on a file of zeros
         images = StoredImages(partial)  # can be read whatever becomes of its name
         if not bad:
             os.replace(partial, cache)
@@ -411,13 +400,6 @@ class StoredImages:
     def split(self, n: int):
         """Tensors of n images, the last of fewer, in order."""
         return (self[i : i + n] for i in range(0, len(self), n))
-
-    def are_whole(self) -> bool:
-        """Whether the CRC-32 of the file's images follows them, as `_kept` writes it; once it wrote none."""
-        checksum, written = 0, os.pread(self.file.fileno(), 5, self.begin + self.shape.numel())
-        for part in self.split(chunk_length(self)) if written else ():
-            checksum = zlib.crc32(part.numpy(), checksum)
-        return written in (b"", checksum.to_bytes(4, "little"))
 
     def pick(self, positions) -> "StoredImages":
         """The images at int64 positions, in their order."""

@@ -71,11 +71,11 @@ def checked_copy(path, most: int) -> io.BytesIO:
     Their checksums are right, nothing is compressed, no two names differ in case alone, and `check_pickle` has passed.
     """
     copy, sizes = io.BytesIO(), {}
-    entries, end = 0, b""
+    count, end = 0, b""
     with open(path, "rb") as file:  # counted first, as zipfile makes an object of each entry, ten times its size
         while part := file.read(1 << 20):
-            entries, end = entries + (end + part).count(b"PK\x01\x02"), part[-3:]
-    if entries > ENTRIES_LIMIT:
+            count, end = count + (end + part).count(b"PK\x01\x02"), part[-3:]
+    if count > ENTRIES_LIMIT:
         raise ValueError("of more parts than a checkpoint has")
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as clean:
         entries = archive.infolist()
