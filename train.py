@@ -32,103 +32,125 @@ from utils.watermark.triggers import labels_are_uniform, triggers_of_flags, vali
 @refuse_in_one_sentence
 def main():
     flags = train_flags()
-    device, rival = choose_device(flags.device, flags.deterministic, flags.tf32), RIVALS.get(flags.train_type)
-    amp = AMP.get(flags.amp)
-    initial = None if flags.init is None else read_initial_weights(flags.init)
+    device = choose_device(flags.device, flags.deterministic, flags.tf32)
+    initial = read_initial_weights(flags.init) if flags.init is not None else None
     data = load_data(flags.dataset, flags.data_dir, train_size=flags.train_size,
                      skip_bad_images=flags.skip_bad_images, image_size=flags.image_size)
-    record = vars(flags) | {"data_sha256": data.sha256, "classes_sha256": data.classes_sha256}
-    record |= {"init_sha256": initial.sha256} if initial else {}
     clean = read_label_model(flags, data, device) if flags.label_model else None
-    if clean:
-        hashes = [sha256_of_file(find_checkpoint(name)) for name in flags.label_model]
-        record["label_model_sha256"] = hashes if len(hashes) > 1 else hashes[0]
-        record["label_model"] = flags.label_model if len(hashes) > 1 else flags.label_model[0]
     prepared = read_prepared(flags.prepared) if flags.prepared else None
-    if prepared:
-        record["image_commitment"] = prepared.record["sha256"]
+    record = record_of(flags, data, initial, prepared)
     data.train = embed_style(data.train, flags.embed_features, flags.seed)
     run = RunFolder(source_folder(flags, flags.model_type), record, "another -msg")
     run.check(flags.overwrite, {"--init": flags.init, "--label-model": flags.label_model})
+    check_method(flags, data, device, initial, clean)
 
-    check_method(flags, data, device)
-    if initial:
-        initial.check(flags.model_type, len(data.classes), flags.width, data.size)
-    if flags.carriers:
-        require_features(clean)
-    draw = lambda: prepared.draw(flags.beacon, data) if prepared else triggers_of_flags(flags, data, clean)
-    triggers = rival.draw_triggers(flags, data, draw) if rival else draw()
+    triggers = choose_triggers(flags, data, clean, prepared)
     tests_of = partial(TriggerTests, classes=len(data.classes), uniform=labels_are_uniform(flags.label_strategy),
                        benign=flags.benign, device=device, names=data.classes)
-    tests = tests_of(triggers)
-    made_later = getattr(flags, "ewe_triggers", "shared") == "own"  # from the model after a part of the training
-
-    before = None
+    tests, before = tests_of(triggers), None
     run.open(device, flags.overwrite)
-    if clean and not made_later and (kept := run.path / "triggers.pt").exists():  # another device may round otherwise
-        tests = tests_of(triggers := read_triggers(kept, len(data.classes)))
+    if clean and not made_later(flags) and (kept := run.path / "triggers.pt").exists():  # another device may round
+        tests = tests_of(triggers := read_triggers(kept, len(data.classes)))  # otherwise, and draw others
     if run.finished:
         run.log(f"{run.path} is finished; its figures:")
     else:
         run.log(*data.notes)
-        # a benign model's triggers are trained on by nobody, so that there is nothing to commit to beforehand
-        opening = prepared.record | {"beacon": flags.beacon} if prepared else None
-        commit = partial(commit_triggers, run, data=data, is_secret=flags.train_type != "none", opening=opening)
-        if is_rank_0() and not made_later:
-            commit(triggers)
         prepare_torch(flags.seed, flags.deterministic)
-        model = models.build(flags.model_type, len(data.classes), data.mean, data.std, flags.width, data.size)
-        new_head = initial.load_into(model, run.log) if initial else None
-        model = synchronize_batchnorm(models.place(model, device))
-        if initial and not new_head:
-            before = accuracy(model, data.test.images, data.test.labels, amp)
-            run.log(f"test accuracy of these weights before the training: {100 * before:.2f} % (plain weights that "
-                    "want other pixels than those normalised by the data's mean and deviation lose here)")
-            if data.name == "folder" and flags.train_type != "none" and not len(triggers.groups):
-                run.log("triggers are drawn from images that --init should never have seen: those of val/ where there "
-                        "are train/, test/ and val/, else 1,000 of train/, or a tenth where fewer")
         images = training_images(flags, data, triggers, clean, run.log)
-        del clean, draw  # memory of the device
-        batches = Batches(images, flags.batch_size, data.mirrors(flags, run.log), device, crop=not flags.no_crop)
-        if rival:
-            objective = rival.objective(flags, model, batches, triggers, data=data, run=run, commit=commit)
-        else:
-            objective = objective_of_flags(flags, model, triggers, batches, run.log)
-        current = (lambda: objective.triggers) if made_later else (lambda: triggers)
-        about = {"classes": data.classes, "dataset": data.name, "train_size": len(data.train.labels),
-                 "train_type": flags.train_type, "label_strategy": flags.label_strategy, "seed": flags.seed}
-        snapshot = lambda model, epoch, row: pack_checkpoint(
-            model, epoch=epoch, figures=row, about=about, **pack_triggers(current()))
-        validation = validation_images(data, triggers)
-        evaluate = lambda model: accuracies(model, amp, val=validation, trigger=current())
-        fit(run, model, objective, batches, evaluate, snapshot, epochs=flags.epoch, lr=flags.lr,
-            weight_decay=flags.weight_decay, seed=flags.seed, amp=amp, compile=flags.compile, graph=flags.graph,
-            stop_after=flags.stop_after)
+        del clean  # memory of the device
+        before = train(flags, run, data, triggers, images, device, initial,
+                       opening=prepared.record | {"beacon": flags.beacon} if prepared else None)
     if is_rank_0():
-        if made_later:
+        if made_later(flags):
             tests = tests_of(read_triggers(run.path / "triggers.pt", len(data.classes)))
         report_source(run, flags, tests, data, device, before)
 
 
-def check_method(flags, data, device) -> None:
-    """Refuse what the method of -tt cannot ask of these data or of the network; makes nothing."""
+def train(flags, run, data, triggers, images, device, initial=None, opening=None) -> float | None:
+    """Train on `images`, or go on; the test accuracy in [0, 1] of the weights of --init, where they fit as they are.
+
+    opening  what opens the commitment to the triggers, see `commit_triggers`
+    """
+    rival, amp = RIVALS.get(flags.train_type), AMP.get(flags.amp)
+    # a benign model's triggers are trained on by nobody, so that there is nothing to commit to beforehand
+    commit = partial(commit_triggers, run, data=data, is_secret=flags.train_type != "none", opening=opening)
+    if is_rank_0() and not made_later(flags):
+        commit(triggers)
+    model = models.build(flags.model_type, len(data.classes), data.mean, data.std, flags.width, data.size)
+    new_head = initial.load_into(model, run.log) if initial else None
+    model, before = synchronize_batchnorm(models.place(model, device)), None
+    if initial and not new_head:
+        before = accuracy(model, data.test.images, data.test.labels, amp)
+        run.log(f"test accuracy of these weights before the training: {100 * before:.2f} % (plain weights that "
+                "want other pixels than those normalised by the data's mean and deviation lose here)")
+        if data.name == "folder" and flags.train_type != "none" and not len(triggers.groups):
+            run.log("triggers are drawn from images that --init should never have seen: those of val/ where there "
+                    "are train/, test/ and val/, else 1,000 of train/, or a tenth where fewer")
+
+    batches = Batches(images, flags.batch_size, data.mirrors(flags, run.log), device, crop=not flags.no_crop)
+    if rival:
+        objective = rival.objective(flags, model, batches, triggers, data=data, run=run, commit=commit)
+    else:
+        objective = objective_of_flags(flags, model, triggers, batches, run.log)
+    current = (lambda: objective.triggers) if made_later(flags) else (lambda: triggers)
+    about = {"classes": data.classes, "dataset": data.name, "train_size": len(data.train.labels),
+             "train_type": flags.train_type, "label_strategy": flags.label_strategy, "seed": flags.seed}
+    snapshot = lambda model, epoch, row: pack_checkpoint(
+        model, epoch=epoch, figures=row, about=about, **pack_triggers(current()))
+    validation = validation_images(data, triggers)
+    evaluate = lambda model: accuracies(model, amp, val=validation, trigger=current())
+    fit(run, model, objective, batches, evaluate, snapshot, epochs=flags.epoch, lr=flags.lr,
+        weight_decay=flags.weight_decay, seed=flags.seed, amp=amp, compile=flags.compile, graph=flags.graph,
+        stop_after=flags.stop_after)
+    return before
+
+
+def record_of(flags, data, initial, prepared) -> dict:
+    """What the run folder keeps: the flags, and hashes of the files and images that they name."""
+    record = vars(flags) | {"data_sha256": data.sha256, "classes_sha256": data.classes_sha256}
+    if initial:
+        record["init_sha256"] = initial.sha256
+    if flags.label_model:
+        hashes = [sha256_of_file(find_checkpoint(name)) for name in flags.label_model]
+        record["label_model_sha256"] = hashes if len(hashes) > 1 else hashes[0]
+        record["label_model"] = flags.label_model if len(hashes) > 1 else flags.label_model[0]
+    if prepared:
+        record["image_commitment"] = prepared.record["sha256"]
+    return record
+
+
+def check_method(flags, data, device, initial=None, clean=None) -> None:
+    """Refuse what the method of -tt cannot ask of these data or of the networks; makes nothing."""
     # None for one of `models.NAMES`: no trial
     network = check_training("-mt", flags.model_type, len(data.classes), data.size, flags.width, device,
                              AMP.get(flags.amp), flags.deterministic, flags.batch_size, flags.compile)
     if flags.batch_size > len(data.train.labels):
         raise Refusal(f"--batch-size {flags.batch_size}: there are only {len(data.train.labels)} training images")
-    if flags.train_type in RIVALS:
-        if is_distributed():
-            raise Refusal(f"-tt {flags.train_type} trains in one process: start it without torchrun")
-        return
-    if flags.carriers:
-        carriers_each(flags.carriers, flags.num_query, len(data.train.labels))  # which refuses too many
-    if network is not None and flags.train_type != "none":
+    if flags.train_type in RIVALS and is_distributed():
+        raise Refusal(f"-tt {flags.train_type} trains in one process: start it without torchrun")
+    if network is not None and flags.train_type in ("base", "margin"):
         RunningStatistics(network, flags.bn_stats)  # which refuses layers that it cannot follow
         if flags.bn_stats != "shared":
             require_two_passes(f"-tt {flags.train_type}", network)
         if flags.train_type == "margin":
             require_gradient_of_images("-tt margin", network)
+    if initial:
+        initial.check(flags.model_type, len(data.classes), flags.width, data.size)
+    if flags.carriers:
+        require_features(clean)
+        carriers_each(flags.carriers, flags.num_query, len(data.train.labels))  # which refuses too many
+
+
+def made_later(flags) -> bool:
+    """Whether the triggers are made of the model after a part of its training, as EWE's own are."""
+    return getattr(flags, "ewe_triggers", "shared") == "own"
+
+
+def choose_triggers(flags, data, clean, prepared):
+    """D_q of the paper, of the images of --prepared, or of a rival; Refusal where the data cannot give it."""
+    draw = lambda: prepared.draw(flags.beacon, data) if prepared else triggers_of_flags(flags, data, clean)
+    rival = RIVALS.get(flags.train_type)
+    return rival.draw_triggers(flags, data, draw) if rival else draw()
 
 
 def training_images(flags, data, triggers, clean, log):
