@@ -39,93 +39,97 @@ def steal(flags, word: str) -> None:
     What can be refused without the images is refused before they are decoded, since a folder of them then gets a
     decoded copy. Validation and test images are those of the source's data set.
     """
-    device, amp = choose_device(flags.device, flags.deterministic, flags.tf32), AMP.get(flags.amp)
+    device = choose_device(flags.device, flags.deterministic, flags.tf32)
     folder = source_folder(flags, flags.teacher_model_type)
     checkpoint, path = load_source(folder, flags.select, flags.teacher_bn)
     source_sha256 = sha256_of_file(path)  # at once: a source that is still trained replaces its checkpoints
     source, triggers = unpack_source(checkpoint, path, device)
     check_source(flags, checkpoint, source, triggers, path)
-    same_kind = models.is_own(source) and flags.model_type in models.NAMES
-    width = flags.width
-    flags.width = width or (model_width(source) if same_kind else 64)
     flags.image_size = None if source.size == models.SIZE else source.size
-    about, name, model_type = checkpoint.get("about", {}), flags.attack, flags.model_type
     start, on, before = None, None, {}  # the model that an attack of `REMOVALS` edits, and its file and summary
-    edits = flags.attack in ("prune", "quantize")  # without training
     if flags.attack in REMOVALS:
         start, on, before = starting_model(flags, source, folder, device)
-        model_type = start.name
-        check_edit(flags, start, width)
+        check_edit(flags, start)
         flags.width = model_width(start)
-        needs_labels = not edits and flags.finetune != "shift"
-        if not edits:
-            name += f" {flags.finetune}"
     else:
-        loss, needs_labels = extraction_loss(flags)
-        trial = check_training("-dmt", model_type, source.num_classes, source.size, flags.width, device, amp,
-                               flags.deterministic, flags.batch_size, flags.compile)
-        moved_by = {"margin": source, "adversarial": trial}.get(flags.attack)
-        if moved_by is not None:
-            require_gradient_of_images(f"-at {flags.attack}", moved_by)
-        del trial, moved_by  # memory of the device
-    uniform = labels_are_uniform(about.get("label_strategy", "random"))
-    tests = TriggerTests(triggers, source.num_classes, uniform, flags.benign, device, about.get("classes"))
+        same_kind = models.is_own(source) and flags.model_type in models.NAMES
+        flags.width = flags.width or (model_width(source) if same_kind else 64)
+        check_surrogate(flags, source, device)
+    about = checkpoint.get("about", {})
+    tests = TriggerTests(triggers, source.num_classes, labels_are_uniform(about.get("label_strategy", "random")),
+                         flags.benign, device, about.get("classes"))
     own, home = load_both(flags, about)
-    check_thief_data(own, home, about, source.num_classes, needs_labels, 0 if edits else flags.batch_size)
+    trains = flags.attack not in ("prune", "quantize")
+    check_thief_data(own, home, about, source.num_classes, needs_labels(flags), flags.batch_size if trains else 0)
+
+    name = f"{flags.attack} {flags.finetune}" if flags.attack in ("finetune", "fineprune") else flags.attack
+    model_type = flags.model_type if start is None else start.name
+    made = {"dataset": home.name, "dataset_source": own.name, "model": model_type, "width": flags.width,
+            "attack": name, "source": folder.name, "source_sha256": source_sha256, "seed": flags.seed,
+            "generation": before.get("generation", 0) + 1}
     record = vars(flags) | {"attack": name, "source_sha256": source_sha256, "data_sha256": home.sha256,
                             "data_source_sha256": own.sha256} | ({"on_sha256": sha256_of_file(on)} if on else {})
     if start is not None:
         record.pop("width")  # the start model's
     run = RunFolder(folder / f"{word}{flags.additional_message}", record, "another -admsg")
     run.check(flags.overwrite, {"--on": on})
-    made = {"dataset": home.name, "dataset_source": own.name, "model": model_type,
-            "width": flags.width, "attack": name, "source": folder.name, "source_sha256": source_sha256,
-            "seed": flags.seed, "generation": before.get("generation", 0) + 1}
-
     run.open(device, flags.overwrite)
-    if not on and (of_source := run_settings(path).get("select")) not in (None, flags.select):
-        run.log(f"this steals the checkpoint of --select {flags.select}; the source's own figures are of {of_source}")
-    if not run.finished:
-        run.log(*own.notes)
-        if not (folder / "summary.json").exists():
-            epoch = checkpoint["epoch"] + 1 if isinstance(checkpoint.get("epoch"), int) else "unknown"
-            run.log(f"warning: the source is not finished; its chosen epoch so far is {epoch}")
-        if own is home and not flags.train_size and run_settings(path).get("data_sha256") not in (None, own.sha256):
-            run.log("warning: these are not the images that the source was trained on, or not in its order")
-    elif not edits:
-        run.log(f"{run.path} is finished; its figures:")
-    active, prunes = None, flags.attack == "prune" or flags.attack == "fineprune" and not run.finished
-    if prunes and flags.criterion == "activation":
-        active = channel_activations(start, own.train.images)
-    if edits:
-        report_edited(flags, run, made, start, active, tests, home.test, amp)
+    log_what_is_stolen(flags, run, folder, checkpoint, path, own, is_all=own is home and not flags.train_size)
+    if not trains:
+        report_edited(flags, run, made, start, own.train.images, tests, home.test)
         return
-    if not run.finished:
-        # each generation has seeds of its own (2^31, 2^31 + 2^30, ... above --seed; torch's generator reads 32 bits):
-        # a copy begins neither from the weights nor with the batches of what it copies
-        seed = flags.seed + 2**32 - 2 ** (32 - made["generation"])
-        prepare_torch(seed, flags.deterministic)
-        if start is not None:
-            kept = pruning_masks(start, flags.ratio, flags.criterion, active) if prunes else {}
-            model, objective = fine_tune(start, flags.finetune, kept)
-        else:  # normalised by the thief's data; the source is frozen
-            model = models.build(model_type, source.num_classes, own.mean, own.std, flags.width, home.size)
-            model = synchronize_batchnorm(models.place(model, device))
-            objective = objective_of_flags(flags, autocast_forward(source, amp, flags.compile), loss, needs_labels)
-        if flags.adam:
-            objective.optimizer, objective.rate = ewe_adam, constant_rate
-            objective.static = False  # Adam's count of steps has not been tried in a recording
-        batches = Batches(own.train, flags.batch_size, own.mirrors(flags, run.log), device, crop=not flags.no_crop)
-        of_run = {"classes": home.classes, "dataset": home.name, "attack": name, "seed": flags.seed}
-        snapshot = lambda model, epoch, row: pack_checkpoint(model, epoch=epoch, figures=row, about=of_run)
-        validation = validation_images(home, triggers)
-        evaluate = lambda model: accuracies(model, amp, val=validation, trigger=triggers)
-        fit(run, model, objective, batches, evaluate, snapshot, epochs=flags.epoch, lr=flags.adam or flags.lr,
-            weight_decay=flags.weight_decay, seed=seed, amp=amp, compile=flags.compile, graph=flags.graph)
+    if run.finished:
+        run.log(f"{run.path} is finished; its figures:")
+    else:
+        train_surrogate(flags, run, made, source, start, triggers, own, home, device)
     if is_rank_0():
         made |= {"teacher_bn": before.get("teacher_bn", flags.teacher_bn), "epochs": flags.epoch,
                  "select": flags.select}
         report_surrogate(run, made, tests, home.test, device, folder)
+
+
+def log_what_is_stolen(flags, run, folder, checkpoint: dict, path, own, is_all: bool) -> None:
+    """Say what is unusual of the source and of the thief's images; `is_all` means that he has all of the source's."""
+    settings = run_settings(path)
+    if not getattr(flags, "on", "") and settings.get("select") not in (None, flags.select):
+        run.log(f"this steals the checkpoint of --select {flags.select}; the source's own figures are of "
+                f"{settings['select']}")
+    if run.finished:
+        return
+    run.log(*own.notes)
+    if not (folder / "summary.json").exists():
+        epoch = checkpoint["epoch"] + 1 if isinstance(checkpoint.get("epoch"), int) else "unknown"
+        run.log(f"warning: the source is not finished; its chosen epoch so far is {epoch}")
+    if is_all and settings.get("data_sha256") not in (None, own.sha256):
+        run.log("warning: these are not the images that the source was trained on, or not in its order")
+
+
+def train_surrogate(flags, run, made: dict, source, start, triggers, own, home, device) -> None:
+    """Train a surrogate of `source`, or a copy of `start`, on the thief's images `own`, or go on."""
+    amp = AMP.get(flags.amp)
+    # each generation has seeds of its own (2^31, 2^31 + 2^30, ... above --seed; torch's generator reads 32 bits):
+    # a copy begins neither from the weights nor with the batches of what it copies
+    seed = flags.seed + 2**32 - 2 ** (32 - made["generation"])
+    kept = {}
+    if flags.attack == "fineprune":
+        kept = pruning_masks(start, flags.ratio, flags.criterion, activations_of(flags, start, own.train.images))
+    prepare_torch(seed, flags.deterministic)
+    if start is not None:
+        model, objective = fine_tune(start, flags.finetune, kept)
+    else:  # normalised by the thief's data; the source is frozen
+        model = models.build(flags.model_type, source.num_classes, own.mean, own.std, flags.width, home.size)
+        model = synchronize_batchnorm(models.place(model, device))
+        objective = objective_of_flags(flags, autocast_forward(source, amp, flags.compile))
+    if flags.adam:
+        objective.optimizer, objective.rate = ewe_adam, constant_rate
+        objective.static = False  # Adam's count of steps has not been tried in a recording
+    batches = Batches(own.train, flags.batch_size, own.mirrors(flags, run.log), device, crop=not flags.no_crop)
+    about = {"classes": home.classes, "dataset": home.name, "attack": made["attack"], "seed": flags.seed}
+    snapshot = lambda model, epoch, row: pack_checkpoint(model, epoch=epoch, figures=row, about=about)
+    validation = validation_images(home, triggers)
+    evaluate = lambda model: accuracies(model, amp, val=validation, trigger=triggers)
+    fit(run, model, objective, batches, evaluate, snapshot, epochs=flags.epoch, lr=flags.adam or flags.lr,
+        weight_decay=flags.weight_decay, seed=seed, amp=amp, compile=flags.compile, graph=flags.graph)
 
 
 def check_source(flags, checkpoint: dict, source, triggers, path) -> None:
@@ -141,6 +145,15 @@ def check_source(flags, checkpoint: dict, source, triggers, path) -> None:
         raise Refusal(f"{path} does not say how many images it was trained on: name another run of train.py")
     if flags.image_size not in (None, source.size):
         raise Refusal(f"the source was trained on images of {source.size} pixels: pass --image-size {source.size}")
+
+
+def check_surrogate(flags, source, device) -> None:
+    """Refuse an architecture that cannot be trained on the source's answers, or moved by the attack's ascent."""
+    trial = check_training("-dmt", flags.model_type, source.num_classes, source.size, flags.width, device,
+                           AMP.get(flags.amp), flags.deterministic, flags.batch_size, flags.compile)
+    moved_by = {"margin": source, "adversarial": trial}.get(flags.attack)
+    if moved_by is not None:
+        require_gradient_of_images(f"-at {flags.attack}", moved_by)
 
 
 def starting_model(flags, source, folder, device):
@@ -179,17 +192,33 @@ def load_both(flags, about: dict):
     return own, own if same else load_data(flags.dataset, flags.data_dir, **more)
 
 
-def objective_of_flags(flags, answers, loss, needs_labels: bool) -> ExtractionObjective:
+def needs_labels(flags) -> bool:
+    """Whether the attack trains on true labels in the source's classes."""
+    if flags.attack in REMOVALS:
+        return flags.attack in ("finetune", "fineprune") and flags.finetune != "shift"
+    return extraction_loss(flags)[1]
+
+
+def objective_of_flags(flags, answers) -> ExtractionObjective:
     """Eq. 2, 5 or 6 on a source's `answers`, pixels -> logits; Eq. 7 or adversarial training by an ascent besides."""
     robust, ascent = flags.attack == "adversarial", None
     if robust or flags.attack == "margin":
         ascent = partial(ascend, steps=flags.steps, step_size=flags.step_size / 255, eps=flags.eps / 255)
-    return ExtractionObjective(answers, loss, needs_labels, ascent, robust)
+    return ExtractionObjective(answers, *extraction_loss(flags), ascent, robust)
 
 
-def report_edited(flags, run, made: dict, start, active, tests: TriggerTests, test, amp) -> None:
-    """Edit copies of `start`, one for each strength, print their table and write the summary."""
-    of = flags.on or "source"
+def activations_of(flags, start, images):
+    """Mean activations of the channels of `start`, where the attack prunes by them, else None."""
+    prunes = flags.attack in ("prune", "fineprune") and flags.criterion == "activation"
+    return channel_activations(start, images) if prunes else None
+
+
+def report_edited(flags, run, made: dict, start, images, tests: TriggerTests, test) -> None:
+    """Edit copies of `start`, one for each strength, print their table and write the summary.
+
+    `images` are the thief's, uint8 (N, 3, S, S); `test` the source's test images and labels.
+    """
+    of, amp, active = flags.on or "source", AMP.get(flags.amp), activations_of(flags, start, images)
 
     def row(title, model, **strength):
         return strength | tests.row(title, tests.logits_of(model), accuracy(model, test.images, test.labels, amp))

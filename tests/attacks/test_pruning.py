@@ -57,7 +57,7 @@ def from_outside(*layers):
 
 
 def edit_flags(attack, criterion="activation"):
-    return Namespace(attack=attack, finetune="ftal", criterion=criterion, compile=False, batch_size=64)
+    return Namespace(attack=attack, finetune="ftal", criterion=criterion, compile=False, batch_size=64, width=None)
 
 
 @pytest.mark.parametrize("layers, criterion, words", [
@@ -67,14 +67,14 @@ def edit_flags(attack, criterion="activation"):
 ])
 def test_what_would_prune_nothing_is_refused(layers, criterion, words):
     with pytest.raises(Refusal, match=f"-at prune.*a own:net {words}"):
-        check_edit(edit_flags("prune", criterion), from_outside(*layers), None)
+        check_edit(edit_flags("prune", criterion), from_outside(*layers))
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_a_model_that_cannot_be_copied_is_not_edited():
-    check_edit(edit_flags("finetune"), from_outside(nn.Conv2d(3, 4, 1)), None)
+    check_edit(edit_flags("finetune"), from_outside(nn.Conv2d(3, 4, 1)))
     with pytest.raises(Refusal, match="-at finetune edits a copy of the model, and a own:net cannot be copied"):
-        check_edit(edit_flags("finetune"), from_outside(nn.utils.weight_norm(nn.Conv2d(3, 4, 1))), None)
+        check_edit(edit_flags("finetune"), from_outside(nn.utils.weight_norm(nn.Conv2d(3, 4, 1))))
 
 
 def test_magnitude_pruning_removes_the_smallest_weights_of_all_layers():

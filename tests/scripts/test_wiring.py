@@ -46,10 +46,10 @@ def test_flags_of_the_attacks_reach_equations_5_to_7(monkeypatch):
     assert (distill_flags([]).alpha, distill_flags([]).temp, extraction_flags([]).alpha) == (0.7, 1, 0.3)
     for attack, is_robust in (("margin", False), ("adversarial", True)):
         flags = extraction_flags(["-at", attack, "--steps", "2", "--step-size", "3"])
-        made = extraction.objective_of_flags(flags, None, None, False)
+        made = extraction.objective_of_flags(flags, None)
         assert made.ascent.keywords == {"steps": 2, "step_size": 3 / 255, "eps": 6 / 255}
         assert made.robust == is_robust and made.ascent.func is extraction.ascend
-    assert extraction.objective_of_flags(extraction_flags(["-at", "soft"]), None, None, False).ascent is None
+    assert extraction.objective_of_flags(extraction_flags(["-at", "soft"]), None).ascent is None
 
 
 def test_runners_up_are_trained_on_views_over_their_candidates():

@@ -25,14 +25,14 @@ CRITERIA = ("activation", "magnitude")
 ACTIVATIONS = ("relu", "relu6", "leaky_relu", "prelu", "elu", "selu", "gelu", "silu", "hardswish", "mish")
 
 
-def check_edit(flags, model, width: int | None) -> None:
+def check_edit(flags, model) -> None:
     """Refuse a model with which the attack of `REMOVALS` in `flags` cannot be done, and a --width that is not its own.
 
     --finetune, --criterion, --compile and --batch-size count where the attack uses them.
     """
     attack, finetune, criterion = flags.attack, flags.finetune, flags.criterion
-    if width not in (None, model_width(model)):
-        raise Refusal(f"--width {width}: -at {attack} keeps the width, {model_width(model)}; leave it out")
+    if flags.width not in (None, model_width(model)):
+        raise Refusal(f"--width {flags.width}: -at {attack} keeps the width, {model_width(model)}; leave it out")
     with refuse_errors(f"-at {attack} edits a copy of the model, and a {model.name} cannot be copied",
                        "mend it, or pass -at soft"):
         copy.deepcopy(model)  # which one with torch's old weight_norm refuses
