@@ -26,6 +26,14 @@ def seeded():
 
 
 @pytest.fixture
+def heard():
+    """SIGHUP is not ignored, though the tests may run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture
 def unnamed():
     """No command before has named a user's function: in a process of its own none would have."""
     outside.named.clear()

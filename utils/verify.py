@@ -41,6 +41,7 @@ def check_outputs(flags) -> None:
 
 
 def _stop(signum, frame):
+    signal.signal(signum, signal.SIG_IGN)  # a terminal that closes sends SIGHUP, and its shell a second one
     raise KeyboardInterrupt(signum)
 
 
@@ -51,7 +52,9 @@ def main(argv=None) -> int:
     parts = parser.add_subparsers(dest="what", required=True)
     for add in (add_prepare, add_timestamp, add_export, add_claim, add_akh, add_di, add_eef, add_certify):
         add(parts)
-    flags, old = None, signal.signal(signal.SIGTERM, _stop)  # so that no temporary folder of triggers stays behind
+    # so that no temporary folder of triggers stays behind; under nohup SIGHUP stays ignored
+    caught = [signal.SIGTERM] + [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)
+    flags, old = None, {signum: signal.signal(signum, _stop) for signum in caught}
     try:
         flags = parser.parse_args(argv)
         check_outputs(flags)
@@ -68,7 +71,8 @@ def main(argv=None) -> int:
         raise Refusal(f"an unexpected {type(error).__name__} ({str(error)[:200]}): a file is damaged, or this is a "
                       "defect of the program; nothing was decided") from error
     finally:
-        signal.signal(signal.SIGTERM, old)
+        for signum, handler in old.items():
+            signal.signal(signum, handler)
 
 
 if __name__ == "__main__":

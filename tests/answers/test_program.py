@@ -102,11 +102,12 @@ def test_the_sequential_test_stops_early(key_program, owner):
     assert "p does not allow for asking a suspect again whose answers are random" in out
 
 
-@pytest.mark.parametrize("name, status", [("INT", 130), ("TERM", 143)])
-def test_a_signal_leaves_no_triggers_behind_and_says_what_goes_on(name, status, owner, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name, status", [("INT", 130), ("TERM", 143), ("HUP", 129)])
+def test_a_signal_leaves_no_triggers_behind_and_says_what_goes_on(name, status, owner, heard, tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    command = f"sh -c 'kill -{name} $PPID; exec sleep 60' {{png}}"
+    again = "" if name == "INT" else f"; kill -{name} $PPID"  # as the shell of a terminal that closes
+    command = f"sh -c 'kill -{name} $PPID{again}; exec sleep 60' {{png}}"
     for flags, words in (((), "begins anew"), (("--keep-answers", tmp_path / "kept"), "kept holds")):
         done = verify("claim", owner[0], "--trust-owner", "--command", command, *flags)
         assert done.status == status and done.out == "" and not any((tmp_path / "temporary").iterdir())

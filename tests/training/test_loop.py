@@ -106,14 +106,6 @@ def test_a_run_whose_output_nobody_reads_any_more_keeps_the_epoch_and_resumes_bi
     same_runs(tmp_path / "run", unbroken_run)
 
 
-@pytest.fixture
-def heard():
-    """SIGHUP is not ignored, though the tests may run under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
 @pytest.mark.parametrize("at, number", [(0, signal.SIGINT), (STEPS - 1, signal.SIGTERM),
                                         (EPOCHS * STEPS - 2, signal.SIGHUP)])
 def test_a_signal_ends_the_run_after_the_step_and_it_resumes_bit_equal(at, number, unbroken_run, heard, tmp_path):
