@@ -179,13 +179,19 @@ def test_missing_answers_are_misses_when_allowed(owner, tmp_path):
 
 
 def test_a_file_as_other_programs_write_it(owner, tmp_path):
-    """pandas writes whole numbers with .0 where some are missing; a list of names may end with an empty line."""
+    """pandas writes whole numbers with .0 where some are missing; a list of names may end with an empty line; many
+    programs name an image by its path.
+    """
     rows = answer(owner, tmp_path, 1.0).read_text().split()
     (tmp_path / "columns").write_text("\n".join(CLASSES) + "\n\n")
     for header in ("ID", "file_name", "Image Name", '"image_path"', "path"):
         (tmp_path / "p.csv").write_text("\n".join([f"{header},label", *(f"{row}.0" for row in rows)]))
         out = verify("claim", owner[0], "--trust-owner", "--predictions", tmp_path / "p.csv", "--columns",
                      tmp_path / "columns")[1]
+        assert f"hits         {M} of {M}" in out
+    for folder in ("shown/images/", "C:\\shown\\images\\"):
+        (tmp_path / "p.csv").write_text("\n".join(folder + row for row in rows))
+        out = verify("claim", owner[0], "--trust-owner", "--predictions", tmp_path / "p.csv")[1]
         assert f"hits         {M} of {M}" in out
     labels = owner[1].labels.numpy()[np.argsort(names_of(owner[0]))]
     np.save(tmp_path / "y.npy", labels)

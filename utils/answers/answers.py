@@ -211,9 +211,10 @@ def answers_from_file(path, names: list[str], classes: Classes, allow_missing: b
     """
     given, read = dict.fromkeys(names), _npy_rows if str(path).lower().endswith((".npy", ".npz")) else _csv_rows
     try:
-        for where, name, answer in read(path, names, classes):
+        for where, said, answer in read(path, names, classes):
+            name = said.replace("\\", "/").rpartition("/")[2]  # some programs write where the file was
             if name not in given:
-                raise Refusal(f"{where}: {name[:60]!r} is no exported trigger")
+                raise Refusal(f"{where}: {said[:60]!r} is no exported trigger: name each image as its file is named")
             if given[name]:
                 raise Refusal(f"{where}: {name} is answered twice")
             given[name] = answer
