@@ -88,7 +88,8 @@ def test_a_suspect_may_have_more_classes_than_the_owner():
     answers = answers_of_logits(logits, "here", 2, pets, allow_missing=True)
     assert answers.labels.tolist() == [0, -1] and answers.probabilities[1].sum() == 0
     assert answers.probabilities[0] == pytest.approx(np.exp([2, 1, 0]) / np.exp([2, 1, 0]).sum())
-    for columns, words in ((["cow", "cat", "dog"], "'3 cats', a class of the triggers, is not among its 3 classes"),
+    lacking = "'3 cats', a class of the triggers, is not among its 3 classes.* by name as --predictions"
+    for columns, words in ((["cow", "cat", "dog"], lacking),
                            ([*PETS, "cat"], "named twice"), (["", *PETS], "has no name"),
                            ([], "'cat', a class of the triggers, is not among")):
         with pytest.raises(Refusal, match=words):
@@ -150,7 +151,9 @@ def test_labels_and_probabilities_in_npy_and_csv_files_with_columns_in_any_order
     (lambda rows: ["../../etc/passwd,3"] + rows[1:], "../../etc/passwd"),
     (lambda rows: [rows[0].split(",")[0] + ",=cmd|' /C calc'!A0"] + rows[1:], "=cmd"),
     (lambda rows: [rows[0] + ",1"] + rows[1:], "columns"),
-    (lambda rows: ["name," + ",".join("abcdefghij")] + rows, "'0', a class"),
+    (lambda rows: ["name," + ",".join("abcdefghij")] + rows, "no column is named after a class: pass --columns"),
+    (lambda rows: ["name,label,score", *(row + ",0.9" for row in rows)], "leave out what is neither a label"),
+    (lambda rows: ["name," + ",".join("abcd567890")] + rows, "'1', a class of the triggers, is not among"),
     (lambda rows: [row.replace(",", ";") for row in rows], "1 columns; each line needs"),
     (lambda rows: [row.replace(",", "\t") for row in rows], "10 probabilities, with commas between them"),
     (lambda rows: [rows[0] + ".5"], "is no class"),

@@ -84,11 +84,11 @@ def test_a_model_is_given_the_numbers_it_takes_and_probabilities_are_not_normali
 
 
 def test_models_that_do_not_fit_are_refused_in_one_sentence(onnx):
-    assert "the triggers are ('batch', 3, 32, 32)" in refusal(write_linear(onnx, matrix(size=48), size=48))
+    assert "('batch', 3, 32, 32): export the triggers" in refusal(write_linear(onnx, matrix(size=48), size=48))
     said = refusal(write_linear(onnx, matrix(4)))
     assert "shape (7, 4), not with a row for each of 7 images and a number for each of 10 classes" in said
     assert "takes 2 inputs" in refusal(write_linear(onnx, matrix(), inputs=("images", "more")))
-    assert "not a row of logits for each" in refusal(write_linear(onnx, matrix(), output="pixels"))
+    assert "not a row of logits for each: write it anew" in refusal(write_linear(onnx, matrix(), output="pixels"))
     assert "takes tensor(int64)" in refusal(write_linear(onnx, matrix(), kind=TensorProto.INT64))
     weights = matrix()
     weights[0] = np.nan

@@ -155,7 +155,8 @@ def test_a_server_that_stays_busy_is_refused_or_its_answers_are_missing(png, pau
 @pytest.mark.parametrize("reply, words", [
     ((404, "no such page", {}), "status 404 'no such page', for 0000000000000000.png: correct the address"),
     (401, "pass the key or password that it asks for by --header"), (403, "by --header"), (405, "taken by POST"),
-    (415, "pass a --command that sends that"), (422, "pass a --command"), (410, "with --keep-answers FILE"),
+    (400, "pass a --command that sends that"), (415, "pass a --command"), (422, "pass a --command"),
+    (410, "with --keep-answers FILE"),
     ((302, "", {"Location": "http://127.0.0.1:9/other"}), "redirects to 'http://127.0.0.1:9/other'"),
     (b"7" * (REPLY_LIMIT + 1), "more than 1048576 bytes"), (b"", "'' is no class"), ("[0.1, 0.9]", "2 probabilities"),
     ("<html>busy</html>", "is no class")])

@@ -19,6 +19,8 @@ HEADER = ("name", "image", "file", "path", "id", "filename", "filepath", "imagen
 MISSING = {"", "-1", "-1.0", "nan", "na", "<na>", "n/a", "none", "null"}
 FORMS = ("the name or number of a class; JSON {\"label\": ...}, {\"probabilities\": [...] or {name: ...}} or both; or "
          "a list of probabilities or of {\"label\": ..., \"score\": ...}")
+FEWER = "of a suspect that lacks a class, pass its labels by name as --predictions"
+MORE = f"of a suspect with more classes --columns FILE names them all; {FEWER}"
 
 
 class Answers(NamedTuple):
@@ -53,7 +55,7 @@ class Classes:
         if (lacking := next((name for name in names if name not in self.places), None)) is not None:
             way = "correct it" if where == "--columns" else "pass --columns FILE, which names them in its order"
             raise Refusal(f"{where}: {lacking[:60]!r}, a class of the triggers, is not among its {len(columns)} "
-                          f"classes: answers cannot be compared; {way}")
+                          f"classes: answers cannot be compared; {way}; {FEWER}")
         if len(self.places) < len(columns) or "" in self.places:
             raise Refusal(f"{where}: a class is named twice, but for spaces around it, or has no name but spaces")
         self.places |= {name: i for i, name in enumerate(names)}
@@ -125,8 +127,7 @@ def answer_of(value, classes: Classes, where: str) -> Answer:
         raise TypeError
     scores = np.array(scores, dtype=float)
     if len(scores) > (n := len(classes.order)) or isinstance(value, list) and len(scores) < n:
-        raise Refusal(f"{where}: {len(scores)} probabilities for {n} classes; of a suspect with more classes "
-                      "--columns FILE names them all")
+        raise Refusal(f"{where}: {len(scores)} probabilities for {n} classes; {MORE}")
     columns = [classes.number(name, where) for name in value] if isinstance(value, dict) else classes.columns(where)
     if not (len(scores) and np.isfinite(scores).all()):  # the largest of them is not defined
         raise Refusal(f"{where}: the probabilities are not finite numbers")
@@ -193,8 +194,7 @@ def answers_of_logits(logits, path, m: int, classes: Classes, allow_missing: boo
     """
     if logits.shape != (m, len(classes.order)):
         raise Refusal(f"{path} answers with numbers of shape {logits.shape}, not with a row for each of {m} images and "
-                      f"a number for each of {len(classes.order)} classes; of a suspect with more classes --columns "
-                      "FILE names them all")
+                      f"a number for each of {len(classes.order)} classes; {MORE}")
     answered = np.isfinite(logits).all(1)
     if not answered.all() and not (allow_missing and answered.any()):
         raise Refusal(f"{path} answers with numbers that are not finite")
@@ -261,6 +261,9 @@ def _csv_rows(path, names, classes: Classes):
     if rows and _is_header(rows[0][1][0]):
         (where, (_, *header)), *rows = rows
         if len(header) > 1:
+            if not classes.given and classes.places.keys().isdisjoint(map(plain_name, header)):
+                raise Refusal(f"{where}: no column is named after a class: pass --columns FILE, which names them in "
+                              "its order, or leave out what is neither a label nor a probability")
             classes = classes.as_named_by([cell.strip() for cell in header], where)
     named = {place.lower() for place in classes.places}
     for where, (name, *cells) in rows:

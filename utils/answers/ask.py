@@ -46,9 +46,10 @@ GO_ON = ("with --keep-answers FILE the same command goes on where it ended; or p
 KEY = "pass the key or password that it asks for by --header 'Name: value'"
 OTHER_FORM = "it is sent the bytes of a PNG file by POST; where it wants another form, pass a --command that sends that"
 WAYS = {  # out of failures that asking again cannot mend, by `NoReply.status`
-    401: KEY, 403: KEY, 404: "correct the address", 405: "correct the address, where nothing is taken by POST",
-    415: OTHER_FORM, 422: OTHER_FORM, "certificate": "correct the address, or name a file of the certificates that you "
-    "trust in the environment variable REQUESTS_CA_BUNDLE"}
+    400: OTHER_FORM, 401: KEY, 403: KEY, 404: "correct the address",
+    405: "correct the address, where nothing is taken by POST", 415: OTHER_FORM, 422: OTHER_FORM,
+    "certificate": "correct the address, or name a file of the certificates that you trust in the environment variable "
+    "REQUESTS_CA_BUNDLE"}
 
 
 class Respondent(NamedTuple):

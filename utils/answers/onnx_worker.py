@@ -14,6 +14,7 @@ import sys
 THREADS = 2
 KINDS = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
          "tensor(uint8)": "uint8"}
+OTHER_WAY = "export the triggers, ask it yourself, and pass --predictions"
 
 
 def main(path: str, memory: int, seconds: int, pixels) -> None:
@@ -33,14 +34,14 @@ def main(path: str, memory: int, seconds: int, pixels) -> None:
         refuse("keeps a sparse tensor in another file, which is not read")  # but the session would, wherever it is
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     if len(inputs := session.get_inputs()) != 1:
-        refuse(f"takes {len(inputs)} inputs, not one batch of images")
+        refuse(f"takes {len(inputs)} inputs, not one batch of images: {OTHER_WAY}")
     shape, kind, wanted = inputs[0].shape, inputs[0].type, ("batch", *images.shape[1:])
     if kind not in KINDS:
         refuse(f"takes {kind}, not floating-point pixels in [0, 1] or bytes")
     if kind == "tensor(uint8)" and pixels:
         refuse("takes bytes, which --mean, --std and --scale cannot be for: leave them out")
     if len(shape) != 4 or any(isinstance(a, int) and a != b for a, b in zip(shape[1:], wanted[1:])):
-        refuse(f"takes images of shape {tuple(shape)}, the triggers are {wanted}")
+        refuse(f"takes images of shape {tuple(shape)}, the triggers are {wanted}: {OTHER_WAY}")
     mean, std = (np.array(part, np.float32)[:, None, None] for part in pixels or ([0.0] * 3, [1.0] * 3))
     length = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else 100
     rows = []
@@ -52,7 +53,8 @@ def main(path: str, memory: int, seconds: int, pixels) -> None:
         output, *others = session.run(None, {inputs[0].name: x})
         output = np.asarray(output)
         if output.ndim != 2 or len(output) != len(x) or output.dtype.kind != "f":
-            refuse(f"gives {output.dtype} {output.shape} for {len(x)} images, not a row of logits for each")
+            refuse(f"gives {output.dtype} {output.shape} for {len(x)} images, not a row of logits for each: write it "
+                   f"anew with these as its first output, or {OTHER_WAY}")
         # logits beside probabilities name the same classes; those of an auxiliary classifier, or features, do not
         best = output.argmax(1)[:, None]
         if any(isinstance(other, np.ndarray) and other.shape == output.shape

@@ -63,7 +63,9 @@ class InitialWeights(NamedTuple):
         """
         given, old_classes = self._fitting(model)
         if same_classes and old_classes:
-            raise Refusal(f"{self.flag} {self.path} answers with {old_classes} classes, not {model.num_classes}")
+            way = ("; if it has more, --columns FILE names them all; if one is lacking, export the triggers, ask it "
+                   "yourself, and pass its labels by name as --predictions") if self.flag == "--suspect" else ""
+            raise Refusal(f"{self.flag} {self.path} answers with {old_classes} classes, not {model.num_classes}{way}")
         model.load_state_dict(given, strict=False)
         head = f"; its last layer tells {old_classes} classes apart, so a new one is trained" if old_classes else ""
         log(f"starting from the weights in {self.path} (SHA-256 {self.sha256[:16]}...){head}")
