@@ -4,6 +4,7 @@ import datetime
 import functools
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 from answering_server import serving
@@ -71,6 +72,8 @@ def test_a_token_is_verified_by_the_certificates_and_by_no_others(chain, prepare
             assert f"{TOKEN_FILE} is there, and kept" in said and why in said
         assert (folder / TOKEN_FILE).read_bytes() == token and len(asked) == 1
     stamp = check_token(token, prepared[1], ca)
+    (tmp_path / "twice.pem").write_text(2 * Path(ca).read_text())
+    assert check_token(token, prepared[1], str(tmp_path / "twice.pem")) == stamp
     assert abs(stamp.time - time.time()) < 60 and check_token(token, prepared[1], None).time == stamp.time
     for of in (ca, None):
         assert check_token(token, "00" * 32, of).why == "it is the token of another digest"

@@ -50,7 +50,7 @@ def check_token(token: bytes | Path, digest: str | None, ca: str | None) -> Stam
             return Stamp(None, "it is the token of another digest")
         if ca:
             builder = VerifierBuilder()
-            for root in roots:
+            for root in dict.fromkeys(roots):  # files of certificates that were joined may hold one twice
                 builder = builder.add_root_certificate(root)
             builder.build().verify(reply, wanted)
         known = {"seconds": "seconds", "milliseconds": "millis", "microseconds": "micros"}
