@@ -239,8 +239,9 @@ def test_images_are_asked_in_the_order_of_their_names(owner):
     assert np.array_equal(np.stack(served.images), owner[1].images[order].numpy())
 
 
-def test_kept_answers_hold_the_probabilities(owner, tmp_path):
-    """Else T1p would be lost with an interruption."""
+def test_kept_answers_hold_the_probabilities(owner, tmp_path, monkeypatch):
+    """Else T1p would be lost with an interruption. They are read again however many triggers and classes there are."""
+    monkeypatch.setattr(server_module, "ANSWERS_LIMIT", 4000)
     p = np.random.default_rng(0).dirichlet(np.ones(10), M).tolist()
     with answering(lambda k, pixels: (200, json.dumps(p[k]), {"Content-Type": "application/json"})) as served:
         claim, found = ("claim", owner[0], "--trust-owner", "--url", served.url, "--keep-answers", tmp_path / "kept",

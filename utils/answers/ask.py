@@ -304,7 +304,8 @@ def read_kept(file, about, names: list[str], classes: list[str]) -> dict:
     time; of two the first counts; a last line that was cut off is removed. Refusal for another file or a damaged one.
     """
     path = file.name
-    content, begun = read_bounded(path, ANSWERS_LIMIT), json.dumps(about).encode() + b"\n"
+    most = ANSWERS_LIMIT + 32 * len(names) * len(classes)  # bytes; a probability takes about 20
+    content, begun = read_bounded(path, most), json.dumps(about).encode() + b"\n"
     content = b"" if begun.startswith(content) else content  # an empty one, or one that was cut off as it was begun
     try:
         first, *lines = (content or begun).split(b"\n")[:-1]
