@@ -125,16 +125,6 @@ def di_features(model, images, labels, walk: str, generator, svhn: bool = False)
     return features.sort(1).values if order.shape[1] <= TARGETS else features
 
 
-def di_embed(features, mean, std, layout: str):
-    """Features (N, C, 3), scaled by mean (3,) and std (3,), as rows (N, 3 C).
-
-    Layout "image": a row is one image. "official": as in the authors' code the features are transposed to (3, C, N)
-    before they are cut into N rows, so that a row mixes images.
-    """
-    scaled = (features - mean) / std
-    return (scaled if layout == "image" else scaled.permute(2, 1, 0)).reshape(len(features), -1)
-
-
 def di_regressor(private, unseen, seed: int):
     """Train a network, rows (K, F) -> scores (K,): near -1 for rows like `private` (N, F), near 1 like `unseen` (M, F).
 
@@ -167,14 +157,14 @@ def score_difference(unseen, private, m: int, seed: int) -> dict:
     return {"points": n, "mean_difference": float(u.mean() - v.mean()), "log10_p": pvalues.harmonic_mean(p)}
 
 
-def di_figures(models, private, unseen, *, walk="mingd", layout="image", m=10, seed=0, svhn=False) -> list[dict]:
+def di_figures(models, private, unseen, *, walk="mingd", m=10, seed=0, svhn=False) -> list[dict]:
     """The figures of each of `models`, of which the first is the source; "claim" is at level `DI_ALPHA`.
 
     private and unseen are `Images` of the same, even length: training images of the source, and images it has not seen.
     The first halves train the regressor on the source's distances, the second halves test the models. walk, svhn are
-    those of `di_features`, layout of `di_embed`, m the scores of one t-test. "correct" has the figures on the points
-    that a model classifies correctly, because one that is right more often on its training images may show nothing but
-    that; None with the official layout. "curve": [m, log10 p] for each m of `CURVE` with enough scores.
+    those of `di_features`, m the scores of one t-test. "correct" has the figures on the points that a model classifies
+    correctly, because one that is right more often on its training images may show nothing but that. "curve":
+    [m, log10 p] for each m of `CURVE` with enough scores.
     """
     points, half, rows = (private, unseen), len(private.labels) // 2, []
     for i, model in enumerate(models):
@@ -182,13 +172,14 @@ def di_figures(models, private, unseen, *, walk="mingd", layout="image", m=10, s
         features = [di_features(model, p.images, p.labels, walk, generator, svhn) for p in points]
         if i == 0:
             mean, std = features[0].mean((0, 1)), features[0].std((0, 1)).clamp_min(1e-12)
-            score = di_regressor(*(di_embed(f, mean, std, layout)[:half] for f in features), seed)
-        scores = [score(di_embed(f, mean, std, layout))[half:] for f in features]
+            rows_of = lambda f, mean=mean, std=std: ((f - mean) / std).flatten(1)
+            score = di_regressor(*(rows_of(f)[:half] for f in features), seed)
+        scores = [score(rows_of(f))[half:] for f in features]
         right = [predict(model, p.images).argmax(1).cpu() == p.labels for p in points]
         difference = lambda scores, m=m: score_difference(scores[1], scores[0], m, seed)
         row = difference(scores)
         row["claim"] = bool(row["log10_p"] < math.log10(DI_ALPHA))
-        row["correct"] = difference([s[r[half:]] for s, r in zip(scores, right)]) if layout == "image" else None
+        row["correct"] = difference([s[r[half:]] for s, r in zip(scores, right)])
         row["curve"] = [[n, difference(scores, n)["log10_p"]] for n in CURVE if n <= row["points"]]
         rows.append(row | {f"{k}_accuracy": float(r.double().mean()) for k, r in zip(("private", "unseen"), right)})
     return rows
@@ -199,8 +190,6 @@ def add_di(parts) -> None:
                          "the source: a run folder of train.py, or its checkpoint")
     p.add_argument("--walk", default="mingd", choices=("blind", "mingd"),
                    help="mingd: gradients, targeted (default; the margin paper's wording); blind: answers alone")
-    p.add_argument("--layout", default="image", choices=("image", "official"),
-                   help="a regressor's row is one image (default), or mixes images as the official code does")
     p.add_argument("--points", type=COUNT, default=1000, metavar="N",
                    help="private and as many unseen images; half teach, half test (default: 1000)")
     p.add_argument("--m", type=COUNT, default=10, help="points of one test (default: 10)")
@@ -221,8 +210,7 @@ def run_di(flags) -> int:
     draw = torch.Generator().manual_seed(flags.seed)
     private, unseen = (part.pick(torch.randperm(len(part.labels), generator=draw)[:flags.points])
                        for part in (data.train, data.test))
-    rows = di_figures(models, private, unseen, walk=flags.walk, layout=flags.layout, m=flags.m, seed=flags.seed,
-                      svhn=data.name == "svhn")
+    rows = di_figures(models, private, unseen, walk=flags.walk, m=flags.m, seed=flags.seed, svhn=data.name == "svhn")
     rows = [{"model": run} | row for run, row in zip([flags.run, *flags.suspect], rows)]
     for row in rows[1:]:
         row["claim"] = row["claim"] and rows[0]["claim"]  # a regressor that fails on the source shows nothing
@@ -230,9 +218,8 @@ def run_di(flags) -> int:
     wide = max(len(str(row["model"])) for row in rows) + len(" (source)")
     print(f"{'model':<{wide}}  {'points':<15}{walk + ' mean difference':>26}{'log10 p':>9}  verdict")
     for i, row in enumerate(rows):
-        parts = [(f"{row['model']}{'' if i else ' (source)'}", "", row, "claim" if row["claim"] else "inconclusive")]
-        parts += [("", " correct", row["correct"], "")] if row["correct"] else []
-        for name, kind, figures, verdict in parts:
+        said = f"{row['model']}{'' if i else ' (source)'}", "claim" if row["claim"] else "inconclusive"
+        for (name, verdict), kind, figures in ((said, "", row), (("", ""), " correct", row["correct"])):
             gap, p = ("-" if figures[k] is None else f"{figures[k]:.2f}" for k in ("mean_difference", "log10_p"))
             print(f"{name:<{wide}}  {str(figures['points']) + kind:<15}{gap:>26}{p:>9}  {verdict}".rstrip())
     print(f"A claim (p < {DI_ALPHA:g}) says that a model knows the source's training images. Copies do, and so does\n"
@@ -240,7 +227,7 @@ def run_di(flags) -> int:
     if not rows[0]["claim"]:
         print("The source itself is inconclusive: its regressor has learnt nothing that a suspect could show.")
     if flags.json:
-        settings = {k: getattr(flags, k) for k in ("walk", "layout", "points", "m", "seed")}
+        settings = {k: getattr(flags, k) for k in ("walk", "points", "m", "seed")}
         settings |= {"alpha": DI_ALPHA, "notes": data.notes}
         write_json(flags.json, {"settings": settings, "source": rows[0], "suspects": rows[1:]}, private=True)
     if flags.plot:

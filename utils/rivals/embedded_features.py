@@ -153,13 +153,12 @@ def sign_scaler(signs):
     return lambda signs: (F.normalize(signs.float()) - mean.to(signs.device)) / std.to(signs.device)
 
 
-def train_classifier(victim, benign, *, epochs=100, double_softmax=False, own_scaler=False, seed=0, device="cpu"):
+def train_classifier(victim, benign, *, epochs=100, own_scaler=False, seed=0, device="cpu"):
     """(classifier, `sign_scaler`): an MLP d -> d/8 -> d/16 -> 2 of scaled signs; class 1 is the victim.
 
     victim, benign (N, d) int8, N > 2: signs of the same images under the two models. The classifier trains on four
     fifths of the images; returned is the model of the epoch that is best on the other fifth, the last one of a tie. As
-    in the authors' code `own_scaler` scales that fifth by its own mean and standard deviation, and `double_softmax`
-    takes a softmax of the softmax, so that the loss cannot fall below ln(1 + 1/e) = 0.3133.
+    in the authors' code `own_scaler` scales that fifth by its own mean and standard deviation.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(victim), generator=generator)
@@ -177,8 +176,7 @@ def train_classifier(victim, benign, *, epochs=100, double_softmax=False, own_sc
     best, weights = 0, None
     for _ in tqdm(range(epochs), desc="classifier", unit="epoch", disable=None, leave=False):
         for rows in torch.randperm(len(signs), generator=generator).split(128):
-            logits = model(scaler(signs[rows].to(device)))
-            loss = F.cross_entropy(logits.softmax(1) if double_softmax else logits, labels[rows].to(device))
+            loss = F.cross_entropy(model(scaler(signs[rows].to(device))), labels[rows].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -223,7 +221,6 @@ def add_eef(parts) -> None:
     p.add_argument("--test", default="paired", choices=("paired", "official"),
                    help="paired (default): one-sided paired t-tests on a fifth of the styled images, unseen by the "
                    "classifier, scaled as in its training; official: two-sided Welch tests on all of them, unscaled")
-    p.add_argument("--double-softmax", action="store_true", help="the classifier's loss as published")
     p.add_argument("--points", type=COUNT, help="use this many of the styled images (default: all)")
     p.add_argument("--epochs", type=COUNT, default=100, help="of the classifier (default: 100)")
     p.add_argument("--seed", type=SEED, default=100, help="of the classifier and the draws (default: 100)")
@@ -254,7 +251,7 @@ def run_eef(flags) -> int:
         print(f"{name}: {100 * accuracy(model, x, y):.1f} % of {len(y)} styled images right")
     classifier, scaler = train_classifier(
         *(grad_sign_vector(model, x[learn], y[learn]) for model in (victim, benign)), epochs=flags.epochs,
-        own_scaler=official, double_softmax=flags.double_softmax, seed=flags.seed, device=device)
+        own_scaler=official, seed=flags.seed, device=device)
     posteriors = lambda model: posterior(classifier, None if official else scaler,
                                          grad_sign_vector(model, x[fresh], y[fresh])).numpy()
     known, rows = posteriors(benign), []
@@ -271,7 +268,7 @@ def run_eef(flags) -> int:
               + (f", above {above} of {len(bank)} further benign models" if bank else "")
               + f": {'claim' if claim else 'inconclusive'}")
     if flags.json:
-        settings = {k: getattr(flags, k) for k in ("test", "double_softmax", "points", "epochs", "seed", "benign")}
+        settings = {k: getattr(flags, k) for k in ("test", "points", "epochs", "seed", "benign")}
         write_json(flags.json, {"settings": settings | {"alpha": EEF_ALPHA}, "suspects": rows}, private=True)
     return 0 if all(row["claim"] for row in rows) else 1
 
