@@ -23,11 +23,6 @@ def benign_trigger_percent(result):
     return next((trigger_percent(row) for row in result["rows"] if row["model"].startswith("benign")), None)
 
 
-def of_clean_statistics(value):
-    """A function of a source's JSON: `value` of its model with clean BatchNorm statistics, None where it has none."""
-    return lambda result: None if result["clean"] is None else value(result["clean"])
-
-
 def rival_log10_p(i):
     """A function of the JSON of `RunCommands.verdict`: log10 p of the i-th of `MODELS`.
 
@@ -70,30 +65,13 @@ def _table1(runs):
 
 
 def _table2(runs):
-    cells = {}
-    for label, dataset in {"CIFAR-10": runs.profile.dataset, "CIFAR-100": "cifar100"}.items():
-        if label == "CIFAR-100" and not runs.profile.whole:
-            continue
+    cells, other = {}, {name: data for name, data in runs.profile.other.items() if name == "CIFAR-100"}
+    for label, dataset in {"CIFAR-10": runs.profile.dataset, **other}.items():
         for method, (kind, values) in WATERMARKS.items():
             for model, step in runs.models(runs.source(kind, dataset=dataset)).items():
                 cells |= _row(f"{label} {method}, {model}", step, values)
-        if runs.profile.whole and label == "CIFAR-10":
-            cells |= _control_rows(runs, label)
         cells |= _rival_rows(runs, label, dataset)
     return cells
-
-
-def _control_rows(runs, label) -> dict:
-    """Rows that the paper's Table 2 has not: ERM and the margin source with clean statistics, a soft copy of each."""
-    erm, margin, values = runs.source("base"), runs.source(), WATERMARKS["margin"][1]
-    clean = {column: of_clean_statistics(value) for column, value in values.items()}
-    return {
-        **_row(f"{label} ERM, source", erm, values),
-        **_row(f"{label} ERM, soft", runs.copy(erm), values),
-        **_row(f"{label} margin with clean statistics, source", margin, clean),
-        **_row(f"{label} margin with clean statistics, soft",
-               runs.copy(margin, extra="--teacher-bn clean", tag="soft-clean"), values),
-    }
 
 
 def _rival_rows(runs, label, dataset) -> dict:

@@ -35,7 +35,7 @@ class Profile(NamedTuple):
     m: int  # number of triggers
     seeds: tuple
     finetune: int  # epochs of fine-tuning (Table 9)
-    other: dict = {}  # the thief's other data sets, {name in the paper: -dsrc}
+    other: dict = {}  # the thief's other data sets, {name in the paper: -dsrc}; with CIFAR-100 Table 2 has its half
     rivals: dict = {}  # {-tt of a rival, or (-tt, data set): flags in place of `watermark`}
     judged: dict = {}  # {command of utils.verify that tests a rival: its flags}
     styled: str = "--embed-features 0.1"  # flags of EEF's victim
@@ -43,7 +43,6 @@ class Profile(NamedTuple):
     sizes: tuple = (25, 50, 100, 200)
     weights: tuple = (0.25, 0.5, 1, 2, 4)
     alphas: tuple = (0.1, 0.3, 0.5, 0.7, 0.9)  # weights alpha of distillation in Figure 4
-    whole: bool = False  # whether Table 2 gets CIFAR-100, and rows of ERM and of clean statistics, as the paper has not
 
     @property
     def data_dir(self) -> str | None:
@@ -55,7 +54,7 @@ class Profile(NamedTuple):
 PROFILES = {
     "paper": Profile("cifar10", "", "", "res34", 100, (0, 1, 2), 100, {"SVHN": "svhn", "CIFAR-100": "cifar100"},
                      {"ewe": "", "rs": "", ("ewe", "cifar100"): "-ep 100 --ewe-epochs 8 --ewe-ratio 15 "
-                      "--ewe-temperature-lr 0.01 --ewe-steps 100"}, {"di": "", "eef": ""}, whole=True),
+                      "--ewe-temperature-lr 0.01 --ewe-steps 100"}, {"di": "", "eef": ""}),
     "small": Profile("folder", "--data-dir data/cifar10-jpeg --width 16 --train-size 16000 -ep 14 --amp --device cpu",
                      "--reduction sum -v 0.1", "res18", 50, (0, 1, 2), 7, {},
                      {"ewe": "-ep 8 --ewe-epochs 5 --ewe-source digits --bn-stats shared",
