@@ -11,7 +11,7 @@ from commands import refused
 from scipy import stats
 from torch import nn
 
-from figures import akh, defences, demo, forger, null, power, regime, rivals, toy
+from figures import akh, defences, demo, forger, null, power, regime, rivals, survive, toy
 from figures.needed import claimed_share
 from figures.rows import collect_rows, rows_table
 from figures.shared import HERE, write_result
@@ -59,7 +59,8 @@ def test_a_committed_page_is_what_its_json_gives(name):
     assert page == text if text.startswith(("# ", "On ")) else text in page
 
 
-@pytest.mark.parametrize("name, draw", [("power", power.draw_power), ("regime", regime.draw)])
+@pytest.mark.parametrize("name, draw", [("power", power.draw_power), ("regime", regime.draw),
+                                        ("survive", survive.draw)])
 def test_a_committed_picture_can_be_drawn_anew(name, draw):
     assert draw(json.loads((HERE / f"{name}.json").read_text())).startswith(b"\x89PNG")
 
