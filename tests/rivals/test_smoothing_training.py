@@ -163,7 +163,6 @@ def test_smoothed_accuracy_is_of_noisy_copies():
     found, _ = rs.smoothed_accuracies(model, TriggerSet(images, labels), 1e-9, 3, 0)
     assert equal_parameters(model, before)
     assert found.tolist() == [int((model(images / 255).argmax(1) == labels).sum()) / 6] * 3
-    found, shares = rs.smoothed_accuracies(model, TriggerSet(images, labels), 1.0, 20, 0)
-    assert found.tolist() == sorted(found.tolist()) and shares.sum(1) == pytest.approx(np.ones(20))
-    # an untrained network is nearly constant under such noise: the pitfall that the histogram is there to show
-    assert shares.max(1).mean() > 0.8 and len(np.unique(shares.argmax(1))) > 1
+    found, most = rs.smoothed_accuracies(model, TriggerSet(images, labels), 1.0, 20, 0)
+    assert found.tolist() == sorted(found.tolist())
+    assert 0.8 < most <= 1  # an untrained network is nearly constant under such noise: the pitfall that this shows
