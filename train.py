@@ -49,8 +49,9 @@ def main():
                        benign=flags.benign, device=device, names=data.classes)
     tests, before = tests_of(triggers), None
     run.open(device, flags.overwrite)
-    if clean and not made_later(flags) and (kept := run.path / "triggers.pt").exists():  # another device may round
-        tests = tests_of(triggers := read_triggers(kept, len(data.classes)))  # otherwise, and draw others
+    kept = run.path / "triggers.pt"
+    if clean and kept.exists():  # another device may round otherwise, and draw others
+        tests = tests_of(triggers := read_triggers(kept, len(data.classes)))
     if run.finished:
         run.log(f"{run.path} is finished; its figures:")
     else:
@@ -62,7 +63,7 @@ def main():
                        opening=prepared.record | {"beacon": flags.beacon} if prepared else None)
     if is_rank_0():
         if made_later(flags):
-            tests = tests_of(read_triggers(run.path / "triggers.pt", len(data.classes)))
+            tests = tests_of(read_triggers(kept, len(data.classes)))
         report_source(run, flags, tests, data, device, before)
 
 
@@ -142,15 +143,15 @@ def check_method(flags, data, device, initial=None, clean=None) -> None:
 
 
 def made_later(flags) -> bool:
-    """Whether the triggers are made of the model after a part of its training, as EWE's own are."""
-    return getattr(flags, "ewe_triggers", "shared") == "own"
+    """Whether the triggers are made of the model after a part of its training."""
+    return flags.train_type == "ewe"
 
 
 def choose_triggers(flags, data, clean, prepared):
     """D_q of the paper, of the images of --prepared, or of a rival; Refusal where the data cannot give it."""
-    draw = lambda: prepared.draw(flags.beacon, data) if prepared else triggers_of_flags(flags, data, clean)
-    rival = RIVALS.get(flags.train_type)
-    return rival.draw_triggers(flags, data, draw) if rival else draw()
+    if rival := RIVALS.get(flags.train_type):
+        return rival.draw_triggers(flags, data)
+    return prepared.draw(flags.beacon, data) if prepared else triggers_of_flags(flags, data, clean)
 
 
 def training_images(flags, data, triggers, clean, log):

@@ -78,7 +78,7 @@ def t1(said, labels, triggers) -> float:
 
 
 def forge_seeds(suspect, data, tries: int) -> dict:
-    """T1 with labels of a seed: the luckiest of many seeds. RS with --rs-triggers shared draws its labels so, too."""
+    """T1 with labels of a seed: the luckiest of many seeds."""
     answers, best = predict(suspect, data.held_out.images).argmax(1), 0.0
     for seed in tqdm(range(tries), desc="seeds", disable=None, leave=False):
         triggers, said = drawn_triggers(data, answers, seed)

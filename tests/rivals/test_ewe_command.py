@@ -79,7 +79,7 @@ def test_an_interrupted_ewe_run_resumes_bit_equal(at, unbroken, tmp_path, monkey
 
 
 def test_triggers_may_come_from_another_data_set(tmp_path):
-    """A digit among photographs of 48 pixels has no true label; then a class with a patch; then shared triggers."""
+    """A digit among photographs of 48 pixels has no true label; then a class with a patch."""
     data, runs = photos(tmp_path / "pets", n=40), tmp_path / "runs"
     flags = ("-dt", "folder", "--data-dir", data, "-nq", 3, "--batch-size", 16, "--width", 2, "--device", "cpu",
              "--image-size", 48)
@@ -94,12 +94,6 @@ def test_triggers_may_come_from_another_data_set(tmp_path):
     patched = load_checkpoint(runs / "folder_vgg11_ewe_3_patch" / "triggers.pt")
     assert kept["images"].shape == patched["images"].shape == (3, 3, 48, 48) and (patched["true_labels"] == 1).all()
     assert patched["sources"].shape == (3, 0)  # training images, whose numbers those of val/ may have too
-    good("train", *train, "--ewe-triggers", "shared", "-msg", "shared")
-    good("train", "-d", runs, *flags, "-mt", "vgg11", "-tt", "base", "-ep", 1, "--trigger-batch", 2)
-    names = "ewe_3_shared", "base_3_"
-    shared, base = (load_checkpoint(runs / f"folder_vgg11_{name}" / "triggers.pt") for name in names)
-    assert all(torch.equal(shared[name], base[name]) for name in base)
-    assert summary(runs / "folder_vgg11_ewe_3_shared")["log10_p"]["T1"] is not None
     said = refused("train", *train, "--ewe-source", "svhn:9", "-msg", "x")
     assert "--ewe-source svhn:9" in said and "--ewe-source digits" in said
     for folder, words in ((data, "no image files"), (data / "test" / "cat", " test images")):
@@ -115,7 +109,7 @@ def test_triggers_may_come_from_another_data_set(tmp_path):
     (("-nq", 60), ["-nq 60", "--ewe-source 8"]),
     (("--batch-size", 64), ["--ewe-target 0", "--batch-size 64"]),
     (("--ewe-epochs", 0.01), ["--ewe-epochs 0.01", "pass"]),
-    (("-nm", 2), ["-nm", "--ewe-triggers shared"]),
+    (("-nm", 2), ["-nm", "-tt ewe makes its triggers"]),
 ])
 def test_bad_ewe_flags_are_refused(flags, words, tmp_path):
     said = refused("train", "-d", tmp_path / "runs", *TRAIN, *flags)

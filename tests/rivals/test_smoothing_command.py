@@ -57,25 +57,17 @@ def test_source_run(world):
     assert s["trigger_size"] == 8 and s["log10_p"]["T1"] is None
 
 
-def test_shared_triggers_are_those_of_the_margin_method(tmp_path):
-    good("train", "-d", tmp_path, *RS, "--rs-triggers", "shared", "-ep", 2)
-    good("train", "-d", tmp_path, "-tt", "base", *DIGITS, "-mt", "vgg11", "-ep", 1)
-    ours, rivals = (load_checkpoint(tmp_path / f"digits_vgg11_{tt}_8_" / "triggers.pt") for tt in ("base", "rs"))
-    assert all(torch.equal(ours[k], rivals[k]) for k in ours)
-    assert summary(tmp_path / RUN)["log10_p"]["T1"] is not None
-
-
 def test_smoothing_defaults_are_the_authors_and_a_thief_keeps_his():
     rs, thief = train_flags(["-tt", "rs"]), extraction_flags(["-tt", "rs"])
-    assert (rs.epoch, rs.lr, rs.rs_sigma, rs.rs_sigma_step, rs.rs_draws, rs.rs_warmup, rs.rs_batch, rs.rs_label,
-            rs.rs_triggers) == (100, 0.05, 1.0, 0.05, 100, 5, 64, 4, "text")
+    assert (rs.epoch, rs.lr, rs.rs_sigma, rs.rs_sigma_step, rs.rs_draws, rs.rs_warmup, rs.rs_batch, rs.rs_label) == (
+        100, 0.05, 1.0, 0.05, 100, 5, 64, 4)
     assert (thief.epoch, thief.lr) == (200, 0.1)
 
 
 @pytest.mark.parametrize("flags, words", [
     (("-tt", "margin", *DIGITS, "--rs-draws", 3), "--rs-draws is a flag of -tt rs"), ((*RS, "-nq", 140), "-nq 140"),
     ((*RS, "--rs-sigma-step", 0.3), "--rs-sigma 1 is no multiple of --rs-sigma-step 0.3"),
-    ((*RS, "--rs-label", 10), "--rs-label 10: digits has 10 classes"), ((*RS, "-nm", 2), "--rs-triggers text")])
+    ((*RS, "--rs-label", 10), "--rs-label 10: digits has 10 classes"), ((*RS, "-nm", 2), "-nm, ")])
 def test_bad_smoothing_flags_are_refused_before_anything_is_written(tmp_path, flags, words):
     assert words in refused("train", "-d", tmp_path / "new", *flags) and not tree(tmp_path)
 

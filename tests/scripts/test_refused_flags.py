@@ -47,8 +47,7 @@ BAD_TRAIN = {
     "carriers without a model": (("--carriers", 3), ["--carriers", "--label-model"]),
     "more carriers than images": (("--carriers", 5000, *WITH_MODEL), ["--carriers 5000", "training images"]),
     "mixed triggers": ((*UNCERTAIN, *WITH_MODEL, "-nm", 2), ["--trigger-strategy uncertain", "-nm 2"]),
-    "RS's own labels": (("-tt", "rs", "-ep", 9, *PLAUSIBLE, *WITH_MODEL),
-                        ["--label-strategy", "--rs-triggers shared"]),
+    "RS's own labels": (("-tt", "rs", "-ep", 9, *PLAUSIBLE, *WITH_MODEL), ["--label-strategy", "-tt rs makes its"]),
 }
 
 

@@ -62,7 +62,7 @@ def test_runners_up_are_trained_on_views_over_their_candidates():
 
 def test_images_that_are_trained_on_beside_the_triggers():
     data = load_data("digits", train_size=30)
-    text = randomized_smoothing.draw_rs_triggers(data, 6, 2, "text", 0)
+    text = randomized_smoothing.draw_triggers(Namespace(num_query=6, rs_label=2, seed=0), data)
     of = partial(train.training_images, data=data, clean=None, log=print)
     images = of(Namespace(train_type="rs"), triggers=text)
     assert images.labels[-6:].tolist() == [2] * 6 and len(images.labels) == 36

@@ -25,12 +25,12 @@ from utils.system.refusals import COUNT, SHARE, Refusal, number
 from utils.training.loop import Objective, batch_accuracy
 from utils.watermark.batchnorm import RunningStatistics
 from utils.watermark.trigger_files import read_triggers
-from utils.watermark.triggers import TriggerSet, chooses_triggers
+from utils.watermark.triggers import TriggerSet
 
 # the authors' settings where they differ from the margin paper's, and the defaults of EWE's own flags
 DEFAULTS = {"epoch": 50, "lr": 1e-3, "weight_decay": 0.0, "ewe_epochs": 6.0, "ewe_ratio": 4.0, "ewe_factor": 1e5,
             "ewe_temperature": 1.0, "ewe_temperature_lr": 0.1, "ewe_target": 0, "ewe_source": "svhn:9",
-            "ewe_triggers": "own", "ewe_steps": 10, "ewe_step_size": 0.01, "ewe_threshold": 0.1}
+            "ewe_steps": 10, "ewe_step_size": 0.01, "ewe_threshold": 0.1}
 DESCRIPTION = (
     f"EWE. Phase 1: -ep {DEFAULTS['epoch']} epochs of Adam, --lr {DEFAULTS['lr']} to the end, --weight-decay 0; phase "
     "2 makes triggers; phase 3: normal and watermark batches. -v, --steps and their like are not used")
@@ -58,8 +58,6 @@ def add_flags(add) -> None:
     add("--ewe-source", "what becomes triggers: a digit of SVHN (the authors' class 8 is svhn:9), digits: the nines of "
         "scikit-learn, the images in a folder, as ./others, or the number of one of the data set's own classes, with "
         "a patch", type=ewe_source)
-    add("--ewe-triggers", "own: made in phase 2; shared: those of -tt margin under their labels, not optimised, beside "
-        "images of all classes", choices=("own", "shared"))
     add("--ewe-steps", "rounds of phase 2 (the authors: 100 on CIFAR-100)", type=COUNT)
     add("--ewe-step-size", "its step; pixels are in [0, 1]", type=SHARE)
     add("--ewe-threshold", "share of triggers that the model of phase 1 may give the target class", type=SHARE)
@@ -67,28 +65,22 @@ def add_flags(add) -> None:
 
 def check_flags(flags) -> None:
     """Refuse combinations of flags that cannot be served."""
-    if flags.dataset == "folder" and flags.ewe_triggers == "own" and flags.ewe_source.startswith("svhn:"):
+    if flags.dataset == "folder" and flags.ewe_source.startswith("svhn:"):
         raise Refusal(f"--ewe-source {flags.ewe_source}: --data-dir is the folder of your own images, not of SVHN; "
                       "pass --ewe-source digits, a folder of other images, or the number of one of your classes")
     if flags.model_type not in models.NAMES:
         raise Refusal(f"-mt {flags.model_type}: -tt ewe knows layers of {', '.join(models.NAMES)} only; pass one")
     if flags.compile:
         raise Refusal("--compile: -tt ewe looks at hidden layers, which compiling hides; leave it out")
-    if flags.ewe_triggers == "own" and chooses_triggers(flags):
-        raise Refusal("-nm, --label-strategy and --trigger-strategy: -tt ewe makes its triggers itself and labels them "
-                      "--ewe-target; leave them out, or pass --ewe-triggers shared")
 
 
-def draw_triggers(flags, data: Data, choose) -> TriggerSet:
-    """The trigger set of `-tt margin`, from `choose`, for --ewe-triggers shared; else images that phase 2 changes.
+def draw_triggers(flags, data: Data) -> TriggerSet:
+    """Images that phase 2 changes: the seed draws m = -nq of --ewe-source for class --ewe-target.
 
-    The seed draws m = -nq of these for class --ewe-target. They have no sources, as none is a held-out image, and no
-    true labels but where they are training images of `data`. Raises Refusal where the images do not exist, are too few,
-    or belong to `data` though their source is another.
+    They have no sources, as none is a held-out image, and no true labels but where they are training images of `data`.
+    Raises Refusal where the images do not exist, are too few, or belong to `data` though their source is another.
     """
     phase3_schedule(data.train.labels, flags.ewe_target, flags.batch_size, flags.ewe_ratio, flags.ewe_epochs)  # refuses
-    if flags.ewe_triggers == "shared":
-        return choose()
     source, target, m, flag = flags.ewe_source, flags.ewe_target, flags.num_query, f"--ewe-source {flags.ewe_source}"
     is_own_class, is_folder = source.isdecimal(), os.sep in source  # an own class gets a patch
     if is_own_class:
@@ -258,8 +250,7 @@ class EntangledObjective(Objective):
     answered right under its own statistics and wrong under the running averages.
 
     Phase 2 makes the triggers of the images of `triggers` and passes them, rounded to 8 bits, to `keep`, which returns
-    the set to train on; clean images are of class --ewe-target. With --ewe-triggers shared `triggers` is final, and
-    clean images are any training images under their true labels.
+    the set to train on; clean images are of class --ewe-target.
     """
 
     static = False  # normal and watermark steps differ
@@ -275,11 +266,8 @@ class EntangledObjective(Objective):
         self.more = math.ceil(len(schedule) / batches.steps)
         self.is_watermark = [part.tolist() for part in schedule.tensor_split(self.more)]
         self.statistics, self.shared = RunningStatistics(model, flags.bn_stats), flags.bn_stats == "shared"
-        self.made, self.triggers = flags.ewe_triggers == "own", None
-        self.members = (labels == flags.ewe_target).nonzero().flatten() if self.made else torch.arange(len(labels))
+        self.triggers, self.members = None, (labels == flags.ewe_target).nonzero().flatten()
         self.source_sha256 = hashlib.sha256(triggers.images.numpy()).hexdigest()
-        if not self.made:
-            self._use_triggers(triggers)
 
     def _use_triggers(self, triggers: TriggerSet) -> None:
         self.triggers, (self.x_q, self.y_q) = triggers, triggers.on(self.batches.device)
@@ -331,7 +319,7 @@ class EntangledObjective(Objective):
     def state(self) -> dict:
         """The temperatures, and the images of the triggers once phase 2 has made them; before, a digest of theirs."""
         made = {"source_sha256": self.source_sha256} if self.triggers is None else {"images": self.triggers.images}
-        return {"temperatures": self.temperatures.cpu()} | (made if self.made else {})
+        return {"temperatures": self.temperatures.cpu()} | made
 
     def restore(self, state: dict) -> None:
         """Take back what `state()` gave; Refusal where the images to become triggers are not those of the beginning."""

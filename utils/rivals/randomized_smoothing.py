@@ -31,11 +31,11 @@ from utils.training.loop import PlainObjective
 from utils.training.metrics import accuracy, predict
 from utils.watermark.batchnorm import RunningStatistics
 from utils.watermark.trigger_files import unpack_source
-from utils.watermark.triggers import TriggerSet, chooses_triggers
+from utils.watermark.triggers import TriggerSet
 
 # the authors' settings where they differ from the margin paper's, and the defaults of RS's own flags
 DEFAULTS = {"epoch": 100, "lr": 0.05, "rs_sigma": 1.0, "rs_sigma_step": 0.05, "rs_draws": 100, "rs_warmup": 5,
-            "rs_batch": 64, "rs_freeze_bn": False, "rs_triggers": "text", "rs_label": 4}
+            "rs_batch": 64, "rs_freeze_bn": False, "rs_label": 4}
 DESCRIPTION = (
     f"RS. -ep {DEFAULTS['epoch']} and --lr {DEFAULTS['lr']} by default; momentum 0.9; the rate falls by 10 after 30, "
     "60 and 90 percent of the epochs; the authors train on half of the images: pass --train-size for that")
@@ -50,11 +50,9 @@ def add_flags(add) -> None:
         "waits for its end", type=COUNT)
     add("--rs-warmup", "last epoch, counted from 0, without a robust pass", type=number(int, 0))
     add("--rs-batch", "triggers of a robust pass's batch; with fewer triggers all of them", type=number(int, 2))
-    add("--rs-label", "label of all triggers text and noise, a number from 0", type=number(int, 0))
+    add("--rs-label", "label of all triggers, a number from 0", type=number(int, 0))
     add("--rs-freeze-bn", "keep the noise out of BatchNorm's running statistics: for epochs of fewer than about 60 "
         "steps", action="store_true")
-    add("--rs-triggers", "text: a word in a corner; noise: one noise pattern; shared: the triggers and random labels "
-        "of -tt margin", choices=("text", "noise", "shared"))
 
 
 def check_flags(flags) -> None:
@@ -68,9 +66,6 @@ def check_flags(flags) -> None:
     if count > 10_000 or abs(count - round(count)) > 1e-6 or (flags.rs_sigma and not round(count)):
         raise Refusal(f"--rs-sigma {flags.rs_sigma:g} is no multiple of --rs-sigma-step {flags.rs_sigma_step:g}, or "
                       "one of more than 10,000: pass a step that divides it")
-    if flags.rs_triggers != "shared" and chooses_triggers(flags):
-        raise Refusal(f"--rs-triggers {flags.rs_triggers} are single images with one label for all: leave -nm, "
-                      "--label-strategy and --trigger-strategy out, or pass --rs-triggers shared")
 
 
 # ---- noise on weights ----
@@ -102,23 +97,17 @@ def noisy_gradient(model, x, y, sigma: float, draws: int, generator, amp=None):
     return total
 
 
-# ---- triggers: one pattern, a word or noise, on held-out images, all under one label ----
+# ---- triggers: one word on held-out images, all under one label ----
 
 
-def draw_triggers(flags, data: Data, choose) -> TriggerSet:
-    """The trigger set of the flags; `choose` gives that of `-tt margin`."""
-    if flags.rs_triggers == "shared":
-        return choose()
-    return draw_rs_triggers(data, flags.num_query, flags.rs_label, flags.rs_triggers, flags.seed)
+def draw_triggers(flags, data: Data) -> TriggerSet:
+    """m = -nq held-out images, all labelled --rs-label, with a word of five letters that the seed draws, in grey at the
+    top left, 10 pixels high where S is 32.
 
-
-def draw_rs_triggers(data: Data, m: int, label: int, kind: str, seed: int) -> TriggerSet:
-    """One pattern on m held-out images, all labelled `label`.
-
-    kind "text": a word of five letters that the seed draws, in grey at the top left, 10 pixels high where S is 32;
-    "noise": one N(0, 1) tensor, added to every image in [0, 1] and clipped. Images of class `label` are not used,
-    because any good model would hit them. Raises Refusal where there is no such class or there are too few images.
+    Images of class --rs-label are not used, because any good model would hit them. Raises Refusal where there is no
+    such class or there are too few images.
     """
+    m, label, seed = flags.num_query, flags.rs_label, flags.seed
     held_out, classes, size = data.held_out, len(data.classes), data.size
     if label >= classes:
         raise Refusal(f"--rs-label {label}: {data.name} has {classes} classes, counted from 0; pass one of those")
@@ -129,17 +118,13 @@ def draw_rs_triggers(data: Data, m: int, label: int, kind: str, seed: int) -> Tr
         raise Refusal(f"-nq {m}: {len(usable)} held-out images are not of class {label}, and one image must be left "
                       f"for validation; pass -nq {min(len(usable), len(order) - 1)} or fewer")
     source = held_out.pick(usable[:m])
-    if kind == "noise":
-        noise = torch.randn(held_out.images.shape[1:], generator=generator)
-        images = (source.images[:] / 255 + noise).clamp(0, 1).mul(255).round().to(torch.uint8)
-    else:
-        letters, pictures = random.Random(seed), [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in source.images]
-        # letters of such a width that the word takes about 30 of 32 pixels
-        word = letters.choice("ABDEGHKPR") + "".join(letters.choices("abdehknopqu", k=4))
-        font = ImageFont.load_default(*([10 * size / SIZE] if size != SIZE else []))
-        for picture in pictures:
-            ImageDraw.Draw(picture).text((0, 0), word, fill=(155, 155, 155), font=font)
-        images = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures])
+    letters, pictures = random.Random(seed), [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in source.images]
+    # letters of such a width that the word takes about 30 of 32 pixels
+    word = letters.choice("ABDEGHKPR") + "".join(letters.choices("abdehknopqu", k=4))
+    font = ImageFont.load_default(*([10 * size / SIZE] if size != SIZE else []))
+    for picture in pictures:
+        ImageDraw.Draw(picture).text((0, 0), word, fill=(155, 155, 155), font=font)
+    images = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures])
     return TriggerSet(images, torch.full((m,), label), source.labels[:, None], source.indices[:, None])
 
 
