@@ -55,14 +55,15 @@ class Owner(NamedTuple):
 
 
 def read_owner(run) -> Owner:
-    """The owner's side of a run, a folder or a checkpoint file.
+    """The owner's side of a run, a folder or a checkpoint file; where the run is committed, both are the same.
 
     Refusal without a trigger set, where the class names do not fit, and where anything in the folder is not what its
     commitment says: class names in their order, images, and labels that the run's own beacon draws.
     """
     folder = Path(run) if Path(run).is_dir() else None
-    if folder and any((folder / name).exists() for name in (prepared.KEY_FILE, prepared.COMMITMENT_FILE)):
-        return _committed_owner(folder)
+    home = Path(run).parent.parent if Path(run).is_file() and Path(run).parent.name == "checkpoints" else folder
+    if home and any((home / name).exists() for name in (prepared.KEY_FILE, prepared.COMMITMENT_FILE)):
+        return _committed_owner(home)
     path = find_checkpoint(run, "val")
     checkpoint = load_checkpoint(path)
     model, triggers = unpack_source(checkpoint, path)
