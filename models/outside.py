@@ -1,7 +1,8 @@
 """Architectures from outside this project: torchvision's by name, and functions of the user's own.
 
     tv:NAME                    a classifier of torchvision, `torchvision.models.get_model(NAME)`, with random weights
-    package.module:function    a callable that takes the number of classes and returns a module with logits
+    package.module:function    a callable that takes the number of classes, as `num_classes` if it has that argument,
+                               else as its only one, and returns a module with logits
 
 A user's function is imported when the command line names it, and never because a file does: `named` holds the names of
 this command line, and reading a checkpoint asks there.
@@ -10,6 +11,7 @@ this command line, and reading a checkpoint asks there.
 import argparse
 import difflib
 import importlib
+import inspect
 import re
 
 import torch
@@ -79,7 +81,8 @@ def build_outside(name: str, num_classes: int, size: int) -> nn.Module:
             more = {"aux_logits": False, "init_weights": True}
         return models.get_model(name, weights=None, num_classes=num_classes, **more)
     try:
-        network = named[name](num_classes)
+        takes_name = "num_classes" in inspect.signature(named[name]).parameters  # maybe after pretrained or in_channels
+        network = named[name](num_classes=num_classes) if takes_name else named[name](num_classes)
     except SystemExit as error:
         raise RuntimeError(describe_error(error)) from error
     if not isinstance(network, nn.Module):

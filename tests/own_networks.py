@@ -20,6 +20,10 @@ def lazy(classes):
     return nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(classes))
 
 
+def classes_last(pretrained=False, *, num_classes=7):
+    return fails(num_classes) if pretrained else plain(num_classes)
+
+
 def two_momenta(classes):
     return nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 16, 8, 8), nn.BatchNorm2d(16, momentum=0.01), nn.Flatten(),
                          nn.Linear(256, classes))

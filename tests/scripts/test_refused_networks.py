@@ -73,8 +73,9 @@ def test_a_size_or_width_that_the_network_does_not_take_is_refused(name, more, w
 
 
 @pytest.mark.parametrize("function, more", [
-    ("Views", ()), ("lazy", ()), ("WholeNumbers", ()), ("RandomInEvaluation", ()), ("FrozenBackbone", ("-tt", "base")),
-    ("two_momenta", ("--bn-stats", "clean")), ("ChangesInPlace", ("--bn-stats", "shared")),
+    ("Views", ()), ("lazy", ()), ("classes_last", ()), ("WholeNumbers", ()), ("RandomInEvaluation", ()),
+    ("FrozenBackbone", ("-tt", "base")), ("two_momenta", ("--bn-stats", "clean")),
+    ("ChangesInPlace", ("--bn-stats", "shared")),
 ])
 def test_what_these_or_other_settings_can_train_is_trained_and_can_be_claimed(function, more, tmp_path):
     name = f"own_networks:{function}"

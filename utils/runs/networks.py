@@ -42,7 +42,7 @@ def check_architecture(flag: str, name: str, classes: int, size: int, width: int
         raise Refusal(f"--width {width}: it is for {', '.join(models.NAMES)}; a {name} has the width of its maker, so "
                       "leave it out")
     with refuse_errors(f"{flag} {name} cannot be built for {classes} classes of images of {size} x {size} pixels",
-                       way or "pass another --image-size or architecture"), torch.no_grad():
+                       way or "pass another --image-size or architecture, or mend your function"), torch.no_grad():
         model = models.place(models.build(name, classes, size=size), "cpu").eval()
         logits = model(torch.zeros(2, 3, size, size))
     _require_logits(f"{flag} {name} gives no logits", logits, classes)
