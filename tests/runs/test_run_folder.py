@@ -66,7 +66,7 @@ def test_what_is_no_run_of_ours_or_damaged_is_refused_and_overwrite_helps(tmp_pa
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     torch.save({"model": {}}, run / "checkpoints" / "checkpoint_latest.pt")
-    for words in ("another program", "damaged"):
+    for words in ("without a run.json, as of another program", "damaged"):
         with pytest.raises(Refusal, match=f"{words}.*--overwrite"):
             tiny_fit(run)
         tiny_fit(run, overwrite=True)

@@ -61,7 +61,8 @@ class RunFolder:
         except Refusal as error:
             raise Refusal(f"{error}, or pass --overwrite to begin anew") from error
         if there is None and any(self.checkpoints.glob("checkpoint_*.pt")):
-            raise Refusal(f"{self.path} holds checkpoints of another program: pass {self.hint} or --overwrite")
+            raise Refusal(f"{self.path} holds checkpoints without a run.json, as of another program: restore that, or "
+                          f"pass {self.hint} or --overwrite")
         if there is None:
             return
         old = there.get("settings")
