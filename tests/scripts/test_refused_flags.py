@@ -18,6 +18,7 @@ BAD_TRAIN = {
     "more triggers than images": (("-nq", 143), ["-nq 143", "143 held-out", "-nq 142"]),
     "more mixed images than there are": (("-nq", 72, "-nm", 2), ["-nq", "-nm 2"]),
     "rate beyond float32": (("--lr", "1e300"), ["--lr"]),
+    "a weight that is no number": (("-v", "nan"), ["-v/--variable: nan must be finite and at least 0"]),
     "no choice": (("-dt", "mnist"), ["mnist", "digits"]),
     "unknown flag": (("--num-triggers", 5), ["--num-triggers"]),
     "batch too large": (("--batch-size", 129), ["--batch-size 129", "128"]),

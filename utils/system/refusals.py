@@ -163,7 +163,8 @@ def number(kind, low, high=math.inf, open_low=False):
             raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' if kind is int else ''}number") from None
         if not (low < value if open_low else low <= value) or not value <= high or not math.isfinite(value):
             bound = f"{'above' if open_low else 'at least'} {low}" + (f" and at most {high}" if high < math.inf else "")
-            raise argparse.ArgumentTypeError(f"{text} must be {bound}")
+            finite = "finite and " if kind is float and not math.isfinite(value) else ""
+            raise argparse.ArgumentTypeError(f"{text} must be {finite}{bound}")
         return value
 
     return parse
