@@ -37,5 +37,7 @@ def test_scripts_under_torchrun(done):
     for folder, epochs in ((whole, 2), (whole / "extraction", 1)):
         assert len(rows_of(folder)) == epochs and 1 <= summary(folder)["chosen_epoch"] <= epochs
     assert text.count("train.py: SIGTERM: saved in epoch 1") == 1, text
-    assert text.count("continuing in epoch") == 2 and "another process of this run is lost" in text, text
+    # the rank that is left says that the other is lost, unless torchrun, which sees it too, ends it before
+    lost = "another process of this run is lost" in text or "closing signal SIGTERM" in text
+    assert text.count("continuing in epoch") == 2 and lost, text
     same_runs(broken, whole)
