@@ -161,7 +161,7 @@ class HalvedStep:
         for layer in self.twin.modules():  # `add_batches` counts; a kernel for each layer and pass is saved
             if hasattr(layer, COUNTER):
                 layer.num_batches_tracked = None
-        self.pairs = [(p, q) for p, q in zip(model.parameters(), self.twin.parameters()) if p.requires_grad]
+        self.parameters = list(model.parameters())
         self.averages = [t for name, t in self.twin.named_buffers() if name.endswith(AVERAGES)]
         self.forward = self.forward_of_ascent = forward_of(self.twin)
         if compiled:
@@ -178,18 +178,12 @@ class HalvedStep:
         objective.total(clean[0], torch.zeros_like(clean[0]), n).backward()
         marked = result_of_triggers()
         objective.statistics.add_batches(self.twin, objective.steps + 1)
-        both = [(p.grad, q.grad) for p, q in self.pairs if p.grad is not None and q.grad is not None]
-        if both:
-            torch._foreach_add_(*map(list, zip(*both)))
-        for p, q in self.pairs:
-            if p.grad is None:
-                p.grad = q.grad
+        torch._foreach_add_([p.grad for p in self.parameters], [q.grad for q in self.twin.parameters()])
         return objective.report(clean, marked, n)
 
     def _trigger_half(self, picks, n: int):
         self.twin.zero_grad(set_to_none=True)
-        if self.averages:
-            torch._foreach_zero_(self.averages)
+        torch._foreach_zero_(self.averages)
         marked = self.objective.trigger_pass(self.forward, picks, self.forward_of_ascent)
         self.objective.total(torch.zeros_like(marked[0]), marked[0], n).backward()
         return marked

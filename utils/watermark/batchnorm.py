@@ -84,7 +84,7 @@ class RunningStatistics:
 
         After n batches a running average is (1 - momentum)^n times its old value plus the average of that twin.
         """
-        if self.mode != "paper" or not self.layers:
+        if self.mode != "paper":
             return
         layers = [m for m in twin.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         torch._foreach_mul_(self.live, (1 - self.layers[0].momentum) ** n)
