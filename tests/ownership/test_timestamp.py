@@ -20,7 +20,7 @@ from utils.ownership.claim import find_doubts
 from utils.ownership.commitment import read_owner
 from utils.ownership.timestamp import TOKEN_FILE, Stamp, check_token
 from utils.verify import main as verify_main
-from utils.watermark.prepared import BEACONS, read_prepared, round_after, round_time
+from utils.watermark.prepared import read_prepared, round_after, round_time
 
 pytestmark = [pytest.mark.usefixtures("quick"),
               pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the program openssl")]
@@ -133,9 +133,9 @@ def test_no_token_is_asked_for_that_would_be_too_late(folder, monkeypatch):
 def test_the_rounds_of_quicknet_have_times():
     """Round 27946612 is that of 2026-04-20 00:00:00 UTC, as a client of others computes it."""
     assert round_time(record_of(QUICKNET, 27946612)) == 1776643200
-    record = record_of(QUICKNET, round_after(QUICKNET, 3600))
+    record = record_of(QUICKNET, round_after(3600))
     assert 0 <= round_time(record) - time.time() - 3600 <= 3.1
-    assert round_time(record_of()) is None and round_after("round 7", 9) == 0 and len(BEACONS) == 1
+    assert round_time(record_of()) is None
 
 
 def test_a_stamp_must_be_older_than_the_round():
@@ -158,7 +158,7 @@ def test_a_stamp_must_be_older_than_the_round():
 def test_claims_with_tokens_that_hold_and_that_fail(chain, tmp_path, monkeypatch):
     """A token of an owner's own authority, of another digest or of a later date ends the claim."""
     keys, ca = chain
-    run = make_run(tmp_path / "run", record=record_of(QUICKNET, round_after(QUICKNET, 3600)))
+    run = make_run(tmp_path / "run", record=record_of(QUICKNET, round_after(3600)))
     make_chain(tmp_path / "own")
     digest, now = read_owner(run[0]).record["sha256"], time.time()
     good, own = token(keys, digest, tmp_path / "good.tsr"), token(tmp_path / "own", digest, tmp_path / "own.tsr")

@@ -31,13 +31,21 @@ from utils.system.files import close_to_others, read_json, refuse_links, write_j
 from utils.system.machine import add_device_flag, choose_device
 from utils.system.refusals import COUNT, Refusal
 from utils.training.metrics import accuracy
-from utils.watermark import triggers as choice
 from utils.watermark.trigger_files import check_groups
-from utils.watermark.triggers import TriggerSet
+from utils.watermark.triggers import (
+    NUM_QUERY,
+    TriggerSet,
+    add_label_flags,
+    add_trigger_flags,
+    complete_label_flags,
+    labels_are_uniform,
+    mean_images,
+    triggers_of_flags,
+)
 
 PREPARED_FILE, KEY_FILE, COMMITMENT_FILE = "prepared.pt", "key.json", "commitment.json"
 PARTS = ("images", "true_labels", "sources", "candidates", "groups")
-SETTINGS = {"num_query": choice.NUM_QUERY, "num_mixup": 1, "label_strategy": "random", "label_choices": None,
+SETTINGS = {"num_query": NUM_QUERY, "num_mixup": 1, "label_strategy": "random", "label_choices": None,
             "trigger_strategy": None}  # flags that the preparation decides, and their defaults
 RECORD = ("secret", "classes", "mean", "std", "beacon_name", "round")
 FORMAT, FORMAT_OF_GROUPS = b"margin triggers1", b"margin triggers2"  # 16 bytes each
@@ -46,9 +54,9 @@ NAME_LENGTH = 100  # characters of a beacon's name
 ALPHA = 1e-3
 NAMED = ("p holds if the beacon's name means one value: of a name that fits several, as of any day or block, the owner "
          "could choose one")
-# name: (time of round 1, seconds between rounds, where a round's value stands, in the field `randomness`)
-BEACONS = {"drand quicknet": (1692803367, 3, "https://api.drand.sh/52db9ba70e0cc0f6eaf7803dd07447a1f5477735fd3f661792ba"
-                                             "94600c84e971/public/{}")}
+QUICKNET = "drand quicknet"  # the one beacon whose rounds are known here
+ROUND_1, PERIOD = 1692803367, 3  # when its first round was known, in seconds since 1970; seconds between rounds
+ROUND_URL = "https://api.drand.sh/52db9ba70e0cc0f6eaf7803dd07447a1f5477735fd3f661792ba94600c84e971/public/{}"
 
 
 # ---- python -m utils.verify prepare DIR ----
@@ -58,16 +66,16 @@ def add_prepare(parts) -> None:
     c = parts.add_parser("prepare", help="commit to the images of a trigger set before anybody can know its labels")
     c.set_defaults(call=prepare_images, prepared=None, beacon=None, seed=0)
     c.add_argument("to", type=Path, metavar="DIR", help="a new folder, for train.py --prepared")
-    c.add_argument("--beacon-name", default="drand quicknet", metavar="TEXT",
-                   help=f"public randomness to come: {', '.join(BEACONS)} (default), of which --after chooses a round, "
-                   "or any other, whose date those who judge must know")
+    c.add_argument("--beacon-name", default=QUICKNET, metavar="TEXT",
+                   help=f"public randomness to come: {QUICKNET} (default), of which --after chooses a round, or any "
+                   "other, whose date those who judge must know")
     c.add_argument("--after", type=duration, metavar="TIME",
                    help="how far away the round is, as 90s, 10m, 1h, 2d (default: 1h); the commitment has to be "
                    "published or time-stamped by then")
     add_data_flags(c)
     c.add_argument("--train-size", type=COUNT, help="of so many training images --label-strategy paired and runners-up "
                    "choose, the same as in train.py (default: all)")
-    choice.add_label_flags(choice.add_trigger_flags(c))
+    add_label_flags(add_trigger_flags(c))
     c.add_argument("-mt", "--model-type", type=models.architecture, metavar="NAME",
                    help="architecture of a --label-model that is plain weights")
     add_device_flag(c)
@@ -87,17 +95,17 @@ def prepare_images(flags) -> int:
 
     Raises Refusal for a folder that is not empty, a label strategy that draws nothing, or impossible triggers.
     """
-    choice.complete_label_flags(flags)
+    complete_label_flags(flags)
     name = " ".join(flags.beacon_name.split())
-    if not choice.labels_are_uniform(flags.label_strategy):
+    if not labels_are_uniform(flags.label_strategy):
         raise Refusal(f"--label-strategy {flags.label_strategy} leaves nothing to draw: pass random, plausible, "
                       "paired or runners-up")
     plain = 0 < len(name) <= NAME_LENGTH and name.isascii() and name.isprintable()
-    if not plain or (name not in BEACONS and "quicknet" in name.lower()):
+    if not plain or (name != QUICKNET and "quicknet" in name.lower()):
         raise Refusal(f"--beacon-name {name[:40]!a}: name, in at most {NAME_LENGTH} characters of printable ASCII, "
                       "public randomness that does not exist yet; of drand quicknet the round is chosen by --after")
-    if flags.after and name not in BEACONS:
-        raise Refusal(f"--after is for {', '.join(BEACONS)}: of {name[:40]!r} the program does not know the dates")
+    if flags.after and name != QUICKNET:
+        raise Refusal(f"--after is for {QUICKNET}: of {name[:40]!r} the program does not know the dates")
     device = choose_device(flags.device)
     data = load_data(flags.dataset, flags.data_dir, train_size=flags.train_size,
                      skip_bad_images=flags.skip_bad_images, image_size=flags.image_size)
@@ -108,11 +116,12 @@ def prepare_images(flags) -> int:
     clean = read_label_model(flags, data, device) if flags.label_model else None
     if clean:
         print(describe_label_model(clean, data))
-    triggers = choice.triggers_of_flags(flags, data, clean)  # whose labels are not used
+    triggers = triggers_of_flags(flags, data, clean)  # whose labels are not used
     if hopeless := never_claimed(triggers, len(data.classes)):
         raise Refusal(f"this mark could never be claimed: {hopeless}")
     record = {"secret": secrets.token_hex(32), "classes": data.classes, "mean": list(map(float, data.mean)),
-              "std": list(map(float, data.std)), "beacon_name": name, "round": round_after(name, flags.after or 3600)}
+              "std": list(map(float, data.std)), "beacon_name": name,
+              "round": round_after(flags.after or 3600) if name == QUICKNET else 0}
     settings, digest = {name: getattr(flags, name) for name in SETTINGS}, commitment_digest(triggers, record)
     with new_private_folder(flags.to) as to:
         save_checkpoint(to / PREPARED_FILE, {part: getattr(triggers, part) for part in PARTS})
@@ -121,7 +130,7 @@ def prepare_images(flags) -> int:
     print(f"{len(triggers)} images in {to}, to be shown to nobody")
     print(f"image commitment: SHA-256 {digest}")
     print(f"publish it, or `timestamp {to}`, a minute or more before the value of {describe_beacon(record)}")
-    if name not in BEACONS:
+    if name != QUICKNET:
         print(NAMED)
     print(f"then: python train.py ... --prepared {to} --beacon HEX, with that value")
     return 0
@@ -245,20 +254,16 @@ def checked_beacon(text: str) -> str:
     return value
 
 
-def round_after(name: str, seconds: float) -> int:
-    """The first round of a beacon of `BEACONS` that is at least so many seconds away; 0 for one of another name."""
-    if name not in BEACONS:
-        return 0
-    begin, period, _ = BEACONS[name]
-    return max(1, math.ceil((time.time() + seconds - begin) / period) + 1)
+def round_after(seconds: float) -> int:
+    """The first round of quicknet that is at least so many seconds away."""
+    return max(1, math.ceil((time.time() + seconds - ROUND_1) / PERIOD) + 1)
 
 
 def round_time(record: dict) -> float | None:
     """Seconds since 1970 at which the value of the beacon's round is known; None for a beacon of another name."""
-    if record["beacon_name"] not in BEACONS or not record["round"]:
+    if record["beacon_name"] != QUICKNET or not record["round"]:
         return None
-    begin, period, _ = BEACONS[record["beacon_name"]]
-    return begin + (record["round"] - 1) * period
+    return ROUND_1 + (record["round"] - 1) * PERIOD
 
 
 def describe_beacon(record: dict) -> str:
@@ -267,7 +272,7 @@ def describe_beacon(record: dict) -> str:
     if known is None:  # the name is what an owner wrote: in one line that nobody takes for a verdict
         return f"the beacon {' '.join(name.split())[:NAME_LENGTH]!a}"
     return (f"{name} round {record['round']}, known from {utc(known)}, field `randomness` of "
-            f"{BEACONS[name][2].format(record['round'])}")
+            f"{ROUND_URL.format(record['round'])}")
 
 
 def utc(seconds: float) -> str:
@@ -336,7 +341,7 @@ def check_images(triggers: TriggerSet, data: Data) -> None:
     held = torch.tensor([[position.get(index, -1) for index in row] for row in triggers.sources.tolist()],
                         dtype=torch.long)
     if (held < 0).any() or not torch.equal(pool.labels[held], triggers.true_labels) or not torch.equal(
-        choice.mean_images(pool.images, held), triggers.images
+        mean_images(pool.images, held), triggers.images
     ):
         raise Refusal("--prepared was made from other images than those of -dt, --data-dir and --image-size (and "
                       "--train-size, for paired and runners-up labels): pass the data that were prepared")
@@ -371,7 +376,7 @@ def take_prepared_flags(flags) -> None:
     prepared = read_prepared(flags.prepared)
     if (round_time(prepared.record) or 0) > time.time():
         raise Refusal(f"--beacon {flags.beacon[:16]}... cannot be the value of {describe_beacon(prepared.record)}")
-    if prepared.record["beacon_name"] in BEACONS and len(flags.beacon) != 64:
+    if prepared.record["beacon_name"] == QUICKNET and len(flags.beacon) != 64:
         raise Refusal(f"--beacon {flags.beacon[:16]}... has not the 32 bytes of {describe_beacon(prepared.record)}")
     for name, default in SETTINGS.items():
         made_with = prepared.settings.get(name)
