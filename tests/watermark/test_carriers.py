@@ -91,9 +91,10 @@ def test_groups_of_other_labels_or_candidates_or_of_none_are_refused(groups, lab
 
 
 @pytest.mark.parametrize("name", ["res18", "vgg11"])
-def test_last_features_are_what_the_last_layer_turns_into_logits(name):
+def test_last_features_are_what_the_last_layer_turns_into_logits(name, monkeypatch):
     model = models.build(name, 5, width=4).train()
     images = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8)
-    features = carriers.last_features(model, images, batch_size=3)
+    monkeypatch.setattr(carriers, "pass_length", lambda *_: 3)
+    features = carriers.last_features(model, images)
     assert model.training and not model[1].linear._forward_pre_hooks
     assert torch.allclose(model[1].linear(features), model.eval()(images.float() / 255), atol=1e-5)

@@ -156,13 +156,18 @@ def layer_weights(model) -> dict:
 
 
 class _ActivationSums(TorchFunctionMode):
-    """Adds up what activation functions make of the outputs of BatchNorm layers: `sums`, {layer name: (C,)}."""
+    """Within: adds up what activation functions make of the outputs of BatchNorm layers, `sums`, {layer name: (C,)}."""
 
     def __init__(self, model):
         super().__init__()
         self.sums, self.answers = {}, {}  # {id of a layer's answer: (layer name, weak reference to it, its version)}
         self.handles = [m.register_forward_hook(partial(self.remember, n)) for n, m in model.named_modules()
                         if isinstance(m, nn.BatchNorm2d) and m.affine]
+
+    def __exit__(self, *error):
+        for handle in self.handles:
+            handle.remove()
+        super().__exit__(*error)
 
     def remember(self, name, module, inputs, output):
         self.answers[id(output)] = name, weakref.ref(output), output._version
@@ -179,19 +184,14 @@ class _ActivationSums(TorchFunctionMode):
         return result
 
 
-def channel_activations(model, images, batch_size: int | None = None) -> dict:
+def channel_activations(model, images) -> dict:
     """Mean activation of each channel over uint8 images (N, 3, S, S): {BatchNorm layer's name: (C,)}.
 
     Of the layers with weights whose output goes straight into one of `ACTIVATIONS`: what is added to a shortcut first
     is no activation yet.
     """
-    counted = _ActivationSums(model)
-    try:
-        with counted:
-            predict(model, images, batch_size or pass_length(images, 500))
-    finally:
-        for handle in counted.handles:
-            handle.remove()
+    with _ActivationSums(model) as counted:
+        predict(model, images, pass_length(images, 500))
     return {name: total / len(images) for name, total in counted.sums.items()}
 
 

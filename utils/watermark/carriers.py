@@ -113,13 +113,10 @@ def require_features(model):
     return last[1]
 
 
-def last_features(model, images, batch_size: int | None = None):
+def last_features(model, images):
     """What the last linear layer of a model sees of uint8 images (N, 3, H, W), in eval mode: (N, D) on the CPU."""
     seen = []
-    hook = require_features(model).register_forward_pre_hook(
-        lambda module, inputs: seen.append(inputs[0].float().flatten(1).cpu()))
-    try:
-        predict(model, images, batch_size or pass_length(images, 500))
-    finally:
-        hook.remove()
+    see = lambda layer, inputs: seen.append(inputs[0].float().flatten(1).cpu())
+    with require_features(model).register_forward_pre_hook(see):
+        predict(model, images, pass_length(images, 500))
     return torch.cat(seen)
