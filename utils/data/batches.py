@@ -46,9 +46,8 @@ class Batches:
         """Draw an epoch's plan from a CPU generator, so that every device sees the same one."""
         n = self.steps * self.batch_size
         order = torch.randperm(len(self.labels), generator=generator)[:n]
-        shift = torch.randint(0, 2 * self.pad + 1, (n, 2), generator=generator)
-        flip = torch.rand(n, generator=generator) < (0.5 if self.may_flip else 0.0)
-        plan = EpochPlan(*(t.view(self.steps, self.batch_size, *t.shape[1:]) for t in (order, shift, flip)))
+        drawn = order, *self._draw_views(n, generator)
+        plan = EpochPlan(*(t.view(self.steps, self.batch_size, *t.shape[1:]) for t in drawn))
         if self.on_disk:
             self.rows, self.ahead = list(zip(*plan)), {}
             self.step_of = {tuple(part.numpy().tobytes() for part in row): i for i, row in enumerate(self.rows)}
@@ -69,16 +68,20 @@ class Batches:
         `VIEWS`, or fewer, two at least, where these would take more than `MOST_OF_VIEWS` bytes; 1 where nothing
         changes an image.
         """
-        m, pad, generator = len(images), self.pad, torch.Generator().manual_seed(0)
-        number, device = max(2, min(VIEWS, MOST_OF_VIEWS // (4 * images.numel()))), self.span.device
-        number = number if pad or self.may_flip else 1
-        changed = (number - 1) * m
-        shift = torch.randint(0, 2 * pad + 1, (changed, 2), generator=generator)
-        flip = torch.rand(changed, generator=generator) < (0.5 if self.may_flip else 0.0)
+        m, number, device = len(images), 1, self.span.device
+        if self.pad or self.may_flip:
+            number = max(2, min(VIEWS, MOST_OF_VIEWS // (4 * images.numel())))
         rows = torch.arange(m).repeat(number)
-        plan = rows, torch.cat([torch.full((m, 2), pad), shift]), torch.cat([torch.zeros(m, dtype=torch.bool), flip])
-        pixels = self._crop(self._pad(images.to(device)), *(part.to(device) for part in plan))
+        shift, flip = self._draw_views((number - 1) * m, torch.Generator().manual_seed(0))
+        shift = torch.cat([torch.full((m, 2), self.pad), shift])
+        flip = torch.cat([torch.zeros(m, dtype=torch.bool), flip])
+        pixels = self._crop(self._pad(images.to(device)), *(part.to(device) for part in (rows, shift, flip)))
         return pixels.permute(0, 3, 1, 2).to(self.device, torch.float32).div_(255), rows.to(self.device)
+
+    def _draw_views(self, n: int, generator):
+        """(n, 2) corners of crops and (n,) flips, at random."""
+        shift = torch.randint(0, 2 * self.pad + 1, (n, 2), generator=generator)
+        return shift, torch.rand(n, generator=generator) < (0.5 if self.may_flip else 0.0)
 
     def _pad(self, images):
         """(n, 3, S, S) -> (n, S + 2 pad, S + 2 pad, 3): channels last, the memory format of the batches."""

@@ -74,7 +74,7 @@ class Data:
 
     @property
     def classes_sha256(self) -> str:
-        """Digest of the class names, which the other one has never covered."""
+        """Digest of the class names, of which `sha256` says nothing."""
         return hashlib.sha256(json.dumps(self.classes).encode()).hexdigest()
 
 

@@ -42,5 +42,5 @@ def accuracy(model, images, labels, amp: torch.dtype | None = None) -> float:
 
 def accuracies(model, amp: torch.dtype | None, **sets) -> dict:
     """{NAME_accuracy: share in [0, 1]} for each set NAME of `images` and `labels`; one that is None is left out."""
-    given = {name: of for name, of in sets.items() if of is not None}
-    return {f"{name}_accuracy": accuracy(model, of.images, of.labels, amp) for name, of in given.items()}
+    return {f"{name}_accuracy": accuracy(model, of.images, of.labels, amp)
+            for name, of in sets.items() if of is not None}
