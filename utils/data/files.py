@@ -65,7 +65,7 @@ def load_folder(root: Path, skip_bad_images: bool, size: int, flag: str):
     files, labels, place = zip(*found)
 
     images, bad = _decode_files(root, files, skip_bad_images, size, where)
-    with contextlib.suppress(Exception):  # else it is named as unreadable, or skipped
+    with contextlib.suppress(Exception):  # an unreadable one is among those that are skipped
         from PIL import Image
 
         with Image.open(files[0], formats=FORMATS) as first:
@@ -145,7 +145,7 @@ def _subfolders(folder: Path) -> list[str]:
 def _class_folders(part: Path, where: str) -> dict[str, str]:
     """{name as answers give it, see `plain_name`: name of the folder}, in the order of the latter.
 
-    Refusal, which `where` begins, where two folders have one such name: no answer could tell them apart.
+    Raises Refusal, beginning with `where`, where two folders have one such name: no answer could tell them apart.
     """
     found = {}
     for name in _subfolders(part):
@@ -165,7 +165,7 @@ def image_files(folder: Path) -> list[str]:
 
 
 def read_images(files: list[str], size: int, flag: str):
-    """uint8 (N, 3, size, size) of image files; Refusal, which `flag` begins, for one that cannot be read."""
+    """uint8 (N, 3, size, size) of image files; Refusal, beginning with `flag`, for one that cannot be read."""
     images = np.concatenate(list(_decoded(files, size, bad := {})))
     for path, why in bad.items():
         raise Refusal(f"{flag}: {path} cannot be read ({why}); mend or remove it")
@@ -176,7 +176,7 @@ def _decode_files(root: Path, files: list[str], skip_bad_images: bool, size: int
     """uint8 images (N, 3, size, size) of the files, and {path: reason} of the unreadable ones, which are black.
 
     They are kept in `root/.decoded-<hash of all names and bytes>.npy`, which is used only if nothing changed. Raises
-    Refusal, which `where` begins, for unreadable files without `skip_bad_images`, and where many images cannot be kept.
+    Refusal, beginning with `where`, for unreadable files unless `skip_bad_images`, and where many images have no room.
     """
     digest = hashlib.sha256(f"{size}x{size} RGB bilinear 3".encode())
     for path in tqdm(files, desc="reading images", unit="image", disable=None, leave=False):
@@ -302,8 +302,8 @@ def load_torchvision(name: str, root: Path, size: int, flag: str, folder_flag: s
 def resize_parts(parts: list, size: int, cache: Path, where: str) -> list:
     """uint8 images (N, 3, size, size) of each part (N, 3, H, W), resized bilinearly and with antialiasing.
 
-    They are kept in `cache`, one part after the other, where a later call finds them. Refusal, which `where` begins,
-    where many have no room.
+    They are kept in `cache`, one part after the other, where a later call finds them. Raises Refusal, beginning with
+    `where`, where many have no room.
     """
     if all(images.shape[-2:] == (size, size) for images in parts):
         return parts
@@ -325,7 +325,7 @@ def _kept(cache: Path, shape: tuple, chunks, where: str, bad=()):
     """uint8 images of this shape (N, 3, S, S), from the .npy file `cache` or else from the arrays of `chunks`.
 
     A tensor, or, of more than `IN_MEMORY` bytes, `StoredImages`. What comes from `chunks` is kept in `cache`, unless
-    something is in `bad` in the end. Raises Refusal, which `where` begins, where images that memory does not hold
+    these have entered something into `bad`. Raises Refusal, beginning with `where`, where more than `IN_MEMORY` bytes
     cannot be kept.
     """
     is_large = math.prod(shape) > IN_MEMORY

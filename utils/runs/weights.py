@@ -25,16 +25,16 @@ from utils.system.tensors import ALLOWED_DTYPES
 MAY_BE_ABSENT = ("0.mu", "0.std")  # our normalisation, which stays that of the training images
 # classifiers beside the one of googlenet and inception_v3, which torchvision's files hold and which we do not build
 AUXILIARY = ("1.aux1.", "1.aux2.", "1.AuxLogits.")
-# under which checkpoints keep weights; where there are several, as with an average of them, the first of these counts
+# keys under which checkpoints keep weights; of several in one file, as weights and their average, the first counts
 HOLDERS = ("model", "state_dict", "model_state_dict", "net", "network", "weights", "params", "module", "model_ema",
            "state_dict_ema", "ema_state_dict", "ema")
-CLASS_NAMES = ("class_to_idx", "idx_to_class", "classes", "class_names")  # under which other programs keep them
+CLASS_NAMES = ("class_to_idx", "idx_to_class", "classes", "class_names")  # keys of other programs
 WRAPPERS = ("module", "_orig_mod")  # parts of names that DataParallel, SWA and torch.compile add
-# parts into which torch takes a weight, as names end or contain -> what puts it together again
+# in the names of the parts into which torch can split a weight -> the function that joins them again
 PARTS = {"weight_mask": "torch.nn.utils.prune.remove", "weight_g": "torch.nn.utils.remove_weight_norm",
          "weight_u": "torch.nn.utils.remove_spectral_norm",
          "parametrizations.weight.": "torch.nn.utils.parametrize.remove_parametrizations"}
-COPIES = 5  # of a network in one file that are told apart
+COPIES = 5  # copies of a network in one file, at most, among which the first is looked for
 SWA_COUNTER = "n_averaged"
 COUNTER = "num_batches_tracked"  # which old files lack, and BatchNorm does not use
 OTHER_WAY = ("name by -mt what the file is of; if that takes images of another size, export the triggers, ask it "

@@ -64,7 +64,7 @@ def sync(descriptor: int) -> None:
 
 
 def close_to_others(folder: Path) -> list[str]:
-    """Let only its owner enter a folder; else a warning, as on a memory stick or in a colleague's folder."""
+    """Let only its owner enter a folder; returns a warning where that fails, as on a memory stick, else nothing."""
     try:
         folder.chmod(0o700)
     except OSError as error:
@@ -82,9 +82,10 @@ def write_json(path: Path, content: dict, private: bool = False) -> None:
 
 
 def check_output_file(path, flag: str, ending: str = "", kept=()) -> None:
-    """Refuse an output file before the work begins, if its folder is missing or cannot be written, or if the file would
-    replace what it is not: no ordinary file, one that has not its `ending` and is neither empty nor of `write_json`,
-    one of the files in `kept`, or one of a run. Without an ending it may lie in none of the folders in `kept` either.
+    """Refuse an output file before the work begins: where it cannot be written, or would replace something else.
+
+    Something else is a link, folder or device; one of `kept` (without an `ending` also what lies in a folder of
+    `kept`); a file of a run; and a file with another ending, unless it is empty or begins as JSON of `write_json` does.
     """
     if not path:
         return
@@ -123,9 +124,9 @@ def refuse_links(folder) -> None:
 
 
 def open_no_link(path, flags: int, mode: int = 0o666) -> int:
-    """An `opener` for `open`: as `os.open`, but Refusal for a symbolic link, and no waiting for a pipe's reader.
+    """An `opener` for `open` that refuses a symbolic link and does not wait for the reader of a pipe.
 
-    For what is written in a run folder: a link may be put there after `refuse_links` has looked.
+    What is written in a run folder is opened with it: a link may be put there after `refuse_links` has looked.
     """
     try:
         return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
@@ -156,9 +157,9 @@ def read_bounded(path, limit: int = TEXT_LIMIT) -> bytes:
 
 
 def wrong_kind(path, more=()) -> str:
-    """What the beginning of a file shows it to be that nobody wants to read, with the way out; "" for anything else.
+    """What a file that cannot be what it is named for begins like, and the way out, as one text; else "".
 
-    more  further pairs (regular expression, text), which come before those of `WRONG_KINDS`
+    more  further pairs (regular expression, text), tried before those of `WRONG_KINDS`
     """
     begin = b"?"
     if os.path.isfile(path):

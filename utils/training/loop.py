@@ -45,7 +45,7 @@ class Objective:
     picks    the last entry of a row of `plan`
     loss     a scalar tensor; `stats` is a dict of scalar tensors on the device, "loss" among them
 
-    Others fill the hooks below: other rows, work between the epochs, and what a continued run needs of it.
+    Subclasses override what follows: the rows of an epoch, work between epochs, what a continued run needs.
     """
 
     optimizer = staticmethod(sgd)
@@ -167,10 +167,10 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs: int, lr: 
     """
     device, epochs = next(model.parameters()).device, epochs + objective.more
     last = min(stop_after or epochs, epochs)
-    # dropout and its like: seeded before each step, as an interrupted epoch has to go on with the same numbers; and a
-    # recording would need them to be drawn on the device
+    # A step that draws random numbers, as dropout does, is seeded anew, so that a continued epoch draws the same ones;
+    # it is not recorded, as a recording would have to draw them on the device
     may_draw = objective.random_steps or not models.is_own(model)
-    graph = graph and objective.static and not may_draw and not getattr(batches, "on_disk", False)
+    graph = graph and objective.static and not may_draw and not batches.on_disk
     step = Step(model, objective, batches, lr=lr, weight_decay=weight_decay, amp=amp, compile=compile, graph=graph,
                 log=run.log)
     progress = Progress(run, model, objective, step, snapshot, last, seed_of_epoch(seed, 0))
@@ -243,7 +243,7 @@ class Progress:
     epoch, first_step  where the training continues, both counted from 0; `first_step` is a step of that epoch
     seconds            time that was spent in that epoch before
     best               {checkpoint: its accuracy} of the checkpoints that are replaced by better ones
-    number             `seed_of_epoch` of the first epoch; it was 1 for every seed when no checkpoint held it
+    number             `seed_of_epoch` of the first epoch; older checkpoints lack it, and it was 1 for every seed then
     """
 
     def __init__(self, run, model, objective, step, snapshot, epochs: int, number: int):
@@ -255,11 +255,9 @@ class Progress:
         if latest is None:
             run.save("init", snapshot(model, -1, {}))
             return
-        state = {"epoch": 0, "step": 0, "best": {}, "sums": {}, "seconds": 0.0, "optimizer": {}, "objective": {},
-                 "number": 1}
         try:
             model.load_state_dict(latest["model"]["state_dict"])
-            state |= latest["training"]
+            state = {"number": 1} | latest["training"]
         except (KeyError, TypeError, RuntimeError) as error:
             raise Refusal("checkpoint_latest.pt is not this run's last checkpoint: restore it, or pass --overwrite to "
                           "begin anew") from error

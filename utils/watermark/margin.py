@@ -40,8 +40,8 @@ class WatermarkObjective(Objective):
     reduction "joint": (sum_i l_i + weight * sum_j l_j) / (B + batch), the official code
     reduction "sum":   mean_i l_i + weight * mean_j l_j, Eq. 4 with lambda = weight
 
-    With `candidates` (m, c), the classes from which each label was drawn, l_j is taken over these alone, and its target
-    is no certainty: the drawn class e^`ODDS` times as likely as each other one. An ascent is over these alone too.
+    With `candidates` (m, c), the classes from which each label was drawn, l_j and the ascent see the logits of these
+    alone, and the target of l_j makes the drawn class e^`ODDS` times as likely as each other candidate.
     """
 
     def __init__(self, model, x_q, y_q, *, weight: float, reduction: str, batch: int, bn_stats: str, ascent=None,
