@@ -68,14 +68,14 @@ def labels_are_uniform(strategy: str | None) -> bool:
     return strategy in ("random", *AMONG_LIKELY)
 
 
-def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, strategy="random", predict=None,
+def draw_triggers(pool: Images, m: int, k: int, classes: int, seed: int, strategy="random", predict=None,
                   trigger_strategy=None, choices: int = CHOICES, features=None) -> TriggerSet:
-    """Draw a trigger set; the `validation_images` are those that it leaves.
+    """Draw a trigger set from `pool`, the held-out images, or, with a strategy of `SHARED`, the training images.
 
-    A trigger is the mean of k of the held-out images (appendix B.3), rounded to 8 bits. These are taken at random,
-    without replacement; with `trigger_strategy` "uncertain" and k = 1 those of the highest entropy under `predict`,
-    uint8 images -> logits; with a strategy of `SHARED` those of training images whose likeliest `choices` are closest
-    to each other. The assigned label, by `strategy`:
+    A trigger is the mean of k images of the pool (appendix B.3), rounded to 8 bits. These are taken at random, without
+    replacement; with `trigger_strategy` "uncertain" and k = 1 those of the highest entropy under `predict`, uint8
+    images -> logits; with a strategy of `SHARED` those whose likeliest `choices` are closest to each other. The
+    assigned label, by `strategy`:
 
     random      uniform over the classes that are no true label of the k sources (section 3.1)
     highest     of those the most confident one under `predict` (section 4.4)
@@ -88,17 +88,16 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
     Of `seed` torch's generator takes 32 bits. Raises Refusal where m, k, `choices` or the class count is impossible, or
     where `predict` gives other classes or numbers that are not finite; ValueError for an unknown strategy.
     """
-    n = len(held_out.labels)
     if strategy not in LABEL_STRATEGIES or trigger_strategy not in (None, "uncertain"):
         raise ValueError(f"{strategy!r} is none of {LABEL_STRATEGIES}, or {trigger_strategy!r} is not 'uncertain'")
-    _refuse_impossible(n, m, k, classes, strategy, choices)
+    _refuse_impossible(len(pool.labels), m, k, classes, strategy, choices)
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(n, generator=generator)
+    order = torch.randperm(len(pool.labels), generator=generator)
     if trigger_strategy == "uncertain" or strategy in SHARED:
-        order = _uncertain(held_out, m, _logits(predict, held_out.images, classes), strategy, choices)
+        order = _uncertain(pool, m, _logits(predict, pool.images, classes), strategy, choices)
     taken = order[: m * k].view(m, k)
-    true_labels = held_out.labels[taken]
-    images = mean_images(held_out.images, taken)
+    true_labels = pool.labels[taken]
+    images = mean_images(pool.images, taken)
 
     scores = torch.rand(m, classes, generator=generator, dtype=torch.float64)  # the position of the largest is uniform
     allowed = torch.ones(m, classes, dtype=torch.bool).scatter(1, true_labels, False)
@@ -108,19 +107,19 @@ def draw_triggers(held_out: Images, m: int, k: int, classes: int, seed: int, str
         if strategy == "runners-up":
             logits = logits.scatter(1, true_labels, -torch.inf)
         candidates = logits.argsort(dim=1, descending=True, stable=True)[:, :choices]
-        if strategy in SHARED:
-            candidates = candidates.sort(dim=1).values
-            if strategy == "paired":
-                groups = cut_groups(candidates, features(images).double(), GROUP)
-            else:
-                _, same = torch.cat([true_labels, candidates], dim=1).unique(dim=0, return_inverse=True)
-                groups = (same[:, None] == same).int().argmax(1)
-            scores = scores[groups]
-        allowed = torch.zeros(m, classes, dtype=torch.bool).scatter(1, candidates, True)
+        allowed = torch.zeros_like(allowed).scatter(1, candidates, True)
     elif strategy != "random":
         scores = _logits(predict, images, classes) * (1 if strategy == "highest" else -1)
+    if strategy in SHARED:
+        candidates = candidates.sort(dim=1).values
+        if strategy == "paired":
+            groups = cut_groups(candidates, features(images).double(), GROUP)
+        else:
+            _, same = torch.cat([true_labels, candidates], dim=1).unique(dim=0, return_inverse=True)
+            groups = (same[:, None] == same).int().argmax(1)
+        scores = scores[groups]
     labels = scores.masked_fill(~allowed, -torch.inf).argmax(1)
-    return TriggerSet(images, labels, true_labels, held_out.indices[taken], candidates, groups)
+    return TriggerSet(images, labels, true_labels, pool.indices[taken], candidates, groups)
 
 
 def _refuse_impossible(n: int, m: int, k: int, classes: int, strategy: str, choices: int) -> None:
@@ -142,16 +141,16 @@ def _refuse_impossible(n: int, m: int, k: int, classes: int, strategy: str, choi
         raise Refusal(f"--label-choices {choices}: the data set has {classes} classes; pass 2 to {most}")
 
 
-def _uncertain(held_out: Images, m: int, logits, strategy: str, choices: int):
+def _uncertain(pool: Images, m: int, logits, strategy: str, choices: int):
     """Positions of the m images that a model with these logits (n, C) is least sure of."""
     log_p = logits.log_softmax(1)
     if strategy in SHARED:
-        likely = log_p.exp() if strategy == "paired" else log_p.scatter(1, held_out.labels[:, None], -torch.inf)
+        likely = log_p.exp() if strategy == "paired" else log_p.scatter(1, pool.labels[:, None], -torch.inf)
         likely = likely.topk(choices, dim=1).values
         sure = likely[:, 0] - likely[:, -1]
     else:
         sure = (log_p.exp() * log_p).sum(1)  # minus the entropy
-    # in the order of the held-out set, so that a trigger's place does not say how uncertain it is
+    # in the order of the pool, so that a trigger's place does not say how uncertain it is
     return sure.argsort(stable=True)[:m].sort().values
 
 
@@ -240,8 +239,8 @@ def triggers_of_flags(flags, data: Data, clean=None) -> TriggerSet:
 
     clean  the model of --label-model, None without one
     """
-    images = data.train if flags.label_strategy in SHARED else data.held_out
+    pool = data.train if flags.label_strategy in SHARED else data.held_out
     return draw_triggers(
-        images, flags.num_query, flags.num_mixup, len(data.classes), flags.seed, flags.label_strategy,
+        pool, flags.num_query, flags.num_mixup, len(data.classes), flags.seed, flags.label_strategy,
         predict=partial(predict, clean), trigger_strategy=flags.trigger_strategy, choices=flags.label_choices,
         features=partial(last_features, clean))
