@@ -42,7 +42,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def check_outside_name(text: str) -> str:
-    """An architecture's name of one of the two kinds; argparse's error for others. Imports a user's function."""
+    """Return a name of one of the two kinds, and import a user's function; ArgumentTypeError for what is neither."""
     if is_torchvision(text):
         return text
     if text.startswith(TORCHVISION):

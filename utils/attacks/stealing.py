@@ -92,9 +92,12 @@ class ExtractionObjective(Objective):
 
 
 def check_thief_data(own: Data, home: Data, about: dict, classes: int, needs_labels: bool, batch_size: int) -> None:
-    """Refuse the thief's data `own` or the source's `home` that have other classes than the source where they matter.
+    """Refuse data whose classes are not the source's, of the thief's data `own` where the attack `needs_labels`.
 
+    home   the data set of the source, whose validation and test images are used
     about  what the source's checkpoint says of its training
+
+    Refuses a batch that is larger than `own` too.
     """
     if len(home.classes) != classes or about.get("classes", home.classes) != home.classes:
         alike = "" if len(home.classes) != classes else ", but have other names or another order"

@@ -97,7 +97,7 @@ def image_size(text):
 
 def load_data(dataset: str, data_dir="data", *, train_size: int | None = None, skip_bad_images: bool = False,
               image_size: int | None = None, flag: str = "-dt") -> Data:
-    """Load a data set by its name, with the files in `data_dir`, and split it, whatever the run's own seed.
+    """Load a data set by its name, with the files in `data_dir`, and split it in the same way for every seed of a run.
 
     `train_size` keeps the first images of the shuffled training part; images are resized to `image_size` pixels (None:
     `SIZE`), bilinearly. Under torchrun rank 0 loads first, so that the files are downloaded and decoded once. Raises

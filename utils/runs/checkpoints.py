@@ -23,7 +23,10 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
 
 @contextlib.contextmanager
 def refuse_errors(what: str, way: str = "", but=()):
-    """Within: what somebody's file or network raises, but kinds of `but`, becomes the Refusal `what` (why); `way`."""
+    """Context in which errors of somebody's file or network become the Refusal "`what` (the error); `way`".
+
+    but  kinds of errors that stay what they are
+    """
     try:
         yield
     except (Refusal, *but):
@@ -167,10 +170,13 @@ def load_typed(path: Path) -> dict:
 
 
 def read_other(flag: str, run, task: tuple[int, int], device="cpu", classes: list[str] | None = None, checkpoint=None):
-    """The model of a run that `flag`, as --benign, names, of `task`: (number of classes, pixels of an image's side).
+    """The model of the run that `flag` (--benign, --suspect, ...) names, frozen and in eval mode.
 
-    `checkpoint` is its checkpoint where the caller has read it. Raises Refusal as `check_benign` does, for plain
-    weights, and for a model of another task, or of other classes than `classes`, where it names its own.
+    task        (number of classes, pixels of an image's side) that it must have
+    classes     names that its classes must have, where it says them; None: any
+    checkpoint  its checkpoint, where the caller has read it
+
+    Raises Refusal for another task or other classes, for plain weights, and as `check_benign` does.
     """
     path = find_checkpoint(run)
     if not (checkpoint := checkpoint or load_typed(path)):

@@ -50,8 +50,8 @@ class RunFolder:
         needed  {flag: path or paths} from which the run starts: `overwrite` would remove them
         """
         refuse_links(self.path)
-        for flag, paths in (needed or {}).items():
-            for path in paths if isinstance(paths, list) else [paths] if paths else []:
+        for flag, named in (needed or {}).items():
+            for path in named if isinstance(named, list) else filter(None, [named]):
                 if Path(path).resolve().is_relative_to(self.path.resolve()):
                     raise Refusal(f"{flag} {path} lies in the folder that this run writes: pass {self.hint}")
         if overwrite:

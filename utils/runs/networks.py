@@ -28,10 +28,12 @@ def add_named_architectures(parser: argparse.ArgumentParser, more: str = "") -> 
 
 
 def check_architecture(flag: str, name: str, classes: int, size: int, width: int, way: str = "") -> None:
-    """Refuse an architecture that does not turn images (N, 3, size, size) into logits (N, classes), or no `width`.
+    """Refuse an architecture that does not turn images (N, 3, size, size) into logits (N, classes), or has no `width`.
 
-    flag  the flag that named it, for the message. One from outside is built and asked about two black images.
-    way   what to do about one that does not take the size, for a command without --image-size
+    One from outside is built and asked about two black images.
+
+    flag  the flag that named it
+    way   what the refusal of a size advises, in a command without --image-size
     """
     if name in models.NAMES:
         if name == "vgg11" and size < models.SIZE:

@@ -1,8 +1,8 @@
 """What makes a step faster: autocast, a CUDA graph that is recorded once and replayed, two halves side by side.
 
-What CUDA and torch 2.6 to 2.15 ask of such a recording, and what meets it; `make gpu` checks it on a GPU (a
-program before it did so on an H100 with torch 2.11), tests/training/test_recorded_step.py replays on the CPU the
-steps that can be recorded, but for those of `-at adversarial` and `smooth`.
+What CUDA and torch 2.6 to 2.15 ask of such a recording, and what meets it. `make gpu` checks it on a GPU;
+tests/training/test_recorded_step.py replays on the CPU the steps that can be recorded, except those of `-at
+adversarial` and `smooth`.
 
 Streams    A gradient accumulator remembers the stream it was made on: warm-up and recording share the one side stream
            of `RecordedStep`, and no autograd graph outlives its step.

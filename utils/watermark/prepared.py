@@ -112,7 +112,8 @@ def prepare_images(flags) -> int:
     order = list(range(len(data.held_out.labels)))
     random.SystemRandom().shuffle(order)  # a seed would let anybody draw the images again
     data.held_out = data.held_out.pick(order)
-    print(*data.notes, sep="\n", end="\n" * bool(data.notes))
+    for note in data.notes:
+        print(note)
     clean = read_label_model(flags, data, device) if flags.label_model else None
     if clean:
         print(describe_label_model(clean, data))
@@ -151,8 +152,8 @@ def new_private_folder(folder: Path):
         raise Refusal(f"{folder} is there and not empty, or no folder: name a new one")
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    warnings = close_to_others(folder)
-    print(*warnings, sep="\n", end="\n" * bool(warnings))
+    for warning in close_to_others(folder):
+        print(warning)
     try:
         yield folder
     except BaseException:  # no part of the secret stays behind, and the same command can be repeated
