@@ -9,14 +9,13 @@ import argparse
 import torch
 from torch import nn
 
-from models.outside import TORCHVISION, build_outside, check_outside_name, looks_like_function, named
-from models.outside import describe_error as describe_error
-from models.outside import is_torchvision as is_torchvision
+from models.outside import TORCHVISION, build_outside, check_outside_name, is_torchvision, looks_like_function, named
 from models.resnet import DEPTHS, ResNet
 from models.vgg import VGG11
 
 NAMES = (*DEPTHS, "vgg11")
 SIZE = 32  # height and width of the published images, and of others unless --image-size says otherwise, pixels
+AVERAGES, COUNTER = ("running_mean", "running_var"), "num_batches_tracked"  # BatchNorm's buffers: names end so
 
 
 class Normalize(nn.Module):
@@ -77,7 +76,7 @@ def architecture(text: str) -> str:
 
 def trained_tensors(model) -> dict:
     """{name: tensor} of what training changes in a model: parameters and BatchNorm's running averages."""
-    averages = {name: b for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
+    averages = {name: b for name, b in model.named_buffers() if name.endswith(AVERAGES)}
     return dict(model.named_parameters()) | averages
 
 

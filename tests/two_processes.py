@@ -18,10 +18,11 @@ import models  # noqa: E402
 from utils.attacks.stealing import ExtractionObjective, soft_loss  # noqa: E402
 from utils.data.batches import Batches  # noqa: E402
 from utils.data.sets import Images  # noqa: E402
-from utils.system.machine import is_rank_0, join_torchrun, rank, restart_count  # noqa: E402
-from utils.system.refusals import exit_hooks  # noqa: E402
-from utils.training.loop import Step, autocast_forward  # noqa: E402
+from utils.system.machine import is_rank_0, join_torchrun, restart_count  # noqa: E402
+from utils.system.refusals import exit_hooks, rank  # noqa: E402
+from utils.training.loop import Step  # noqa: E402
 from utils.training.ranks import synchronize_batchnorm  # noqa: E402
+from utils.training.speed import autocast_forward  # noqa: E402
 from utils.watermark.margin import WatermarkObjective, ascend  # noqa: E402
 
 COMMON = ("-dt", "digits", "-tt", "margin", "-nq", 4, "--width", 2, "--batch-size", 16, "--device", "cpu",

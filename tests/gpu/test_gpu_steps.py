@@ -6,8 +6,8 @@ from every_objective import build
 
 from utils.benchmark import LR, WEIGHT_DECAY, Contenders, rows_without_end, set_up
 from utils.system.machine import AMP, choose_device, prepare_torch
-from utils.training.loop import Step, autocast_forward
-from utils.training.speed import WARM_UP
+from utils.training.loop import Step
+from utils.training.speed import WARM_UP, autocast_forward
 
 DEVICE = "cuda"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]

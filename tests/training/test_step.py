@@ -9,8 +9,8 @@ from comparing import apart
 from small_steps import AtOnce, K, rows_of, setting, watermark
 from tape import Tape
 
-from utils.training.loop import Step, autocast_forward
-from utils.training.speed import HalvedStep, SideStream, SideThread
+from utils.training.loop import Step
+from utils.training.speed import HalvedStep, SideStream, SideThread, autocast_forward
 
 
 @pytest.fixture

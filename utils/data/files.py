@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from models import SIZE, describe_error
+from models import SIZE
+from models.outside import describe_error
 from utils.system.files import plain_name, read_bounded, sync, write_atomically, wrong_kind
 from utils.system.refusals import Refusal
 

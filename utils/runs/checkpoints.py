@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 import models
+from models.outside import describe_error
 from utils.system.files import read_json, refuse_links, write_atomically, wrong_kind
 from utils.system.refusals import Refusal
 from utils.system.tensors import read_tensors
@@ -32,7 +33,7 @@ def refuse_errors(what: str, way: str = "", but=()):
     except (Refusal, *but):
         raise
     except (Exception, SystemExit) as error:
-        raise Refusal(f"{what} ({models.describe_error(error)}){way and f'; {way}'}") from error
+        raise Refusal(f"{what} ({describe_error(error)}){way and f'; {way}'}") from error
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -107,7 +108,7 @@ def _check_kinds(weights: dict, model) -> None:
     wanted = model.state_dict()
     for name, tensor in weights.items():
         if name in wanted and tensor.is_floating_point() != wanted[name].is_floating_point():
-            if not name.endswith("num_batches_tracked"):
+            if not name.endswith(models.COUNTER):
                 raise ValueError(f"{name[:60]} is {tensor.dtype}, the model's is {wanted[name].dtype}")
 
 
@@ -148,7 +149,7 @@ def half_cleaned(weights: dict, clean: dict, kept: str) -> None:
     layers = [name.removesuffix("running_mean") for name in weights if name.endswith("running_mean")]
     middle = len(layers) // 2
     for layer in layers[middle:] if kept == "first" else layers[:middle]:
-        weights |= {layer + kind: clean[layer + kind] for kind in ("running_mean", "running_var")}
+        weights |= {layer + kind: clean[layer + kind] for kind in models.AVERAGES}
 
 
 def model_width(model) -> int:

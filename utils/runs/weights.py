@@ -36,7 +36,6 @@ PARTS = {"weight_mask": "torch.nn.utils.prune.remove", "weight_g": "torch.nn.uti
          "parametrizations.weight.": "torch.nn.utils.parametrize.remove_parametrizations"}
 COPIES = 5  # copies of a network in one file, at most, among which the first is looked for
 SWA_COUNTER = "n_averaged"
-COUNTER = "num_batches_tracked"  # which old files lack, and BatchNorm does not use
 OTHER_WAY = ("name by -mt what the file is of; if that takes images of another size, export the triggers, ask it "
              "yourself, and pass --predictions")
 
@@ -78,7 +77,8 @@ class InitialWeights(NamedTuple):
         head, old_classes = _head_of_other_classes(model, given)
         given = {name: t for name, t in given.items()
                  if name not in head and (name in own or not name.startswith(AUXILIARY))}
-        needed = [name for name in own if name not in (*head, *MAY_BE_ABSENT) and not name.endswith(COUNTER)]
+        # old files lack the counters of batches, which nothing here uses
+        needed = [name for name in own if name not in (*head, *MAY_BE_ABSENT) and not name.endswith(models.COUNTER)]
         own_width = self.flag != "--init"  # it is the file's
         own_flags = "-mt" if own_width else "-mt and --width"
         way = f"pass the {own_flags} that its model was built with"

@@ -26,6 +26,8 @@ import torch
 from torch import nn
 
 import models
+from models import AVERAGES, COUNTER
+from models.outside import describe_error
 from utils.system.machine import autocast, is_distributed
 from utils.training.ranks import split_over_ranks
 
@@ -106,7 +108,7 @@ class RecordedStep:
         try:
             self.recording = self.record(lambda: step(self.buffers))
         except Exception as error:  # whatever a kernel, a hook or the allocator cannot do while recording
-            self.log(f"no CUDA graph ({models.describe_error(error)}): going on with ordinary steps")
+            self.log(f"no CUDA graph ({describe_error(error)}): going on with ordinary steps")
             self.record = None
             self.optimizer.zero_grad(set_to_none=True)
 
@@ -121,7 +123,6 @@ class RecordedStep:
 
 # ---- two halves of a step side by side ----
 
-AVERAGES, COUNTER = ("running_mean", "running_var"), "num_batches_tracked"
 NARROW = 32  # channels of the first stage; up to this width two threads were always faster (measured on two cores)
 SLACK = 1.1  # the longer half may take this many times as long as an even share of the work
 

@@ -16,8 +16,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 
+from models import AVERAGES
 from utils.system.refusals import Refusal
-from utils.training.speed import AVERAGES
 
 BN_MODES = ("paper", "clean", "shared", "eval")
 KEEPS_CLEAN = ("paper", "eval")  # modes with clean averages beside those that triggers enter
