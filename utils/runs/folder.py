@@ -101,13 +101,13 @@ class RunFolder:
         warnings = close_to_others(self.path)  # it may have existed before, open to others
         self.checkpoints.mkdir(exist_ok=True)
         self._lock = open(self.path / ".lock", "w", opener=open_no_link)
-        is_locked = True
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise Refusal(f"{self.path} is in use by another process; wait for it or pass {self.hint}") from error
         except OSError:  # as on some network file systems
-            is_locked = False
+            warnings.append(f"the file system of {self.path} has no locks: let no other process write this run "
+                            "meanwhile")
         if overwrite:
             # what marks a run as finished or lets it continue is removed first, the settings last, so that a kill
             # in between leaves a run that begins again
@@ -120,8 +120,6 @@ class RunFolder:
         if not (self.path / "run.json").exists():
             write_json(self.path / "run.json", {"settings": self.settings, **describe_process(device)})
         self.log(" ".join(sys.argv), *warnings)
-        if not is_locked:
-            self.log(f"the file system of {self.path} has no locks: let no other process write this run meanwhile")
         if self.finished:  # it is only reported again
             now, then = (of.get("git_commit") for of in (describe_process(device), read_json(self.path / "run.json")))
             if then and now and then != now:
