@@ -74,45 +74,36 @@ class GatheredBatchNorm(nn.BatchNorm2d):
         return torch.addcmul(self.bias.view(shape), own, self.weight.view(shape)).to(x.dtype)
 
 
-def _bounds(n: int) -> list[int]:
-    """Where the ranks' parts of n rows begin and end; their sizes differ by at most one row."""
-    world = dist.get_world_size()
-    return [n * r // world for r in range(world + 1)]
+def _own_rows(n: int) -> slice:
+    """Which of n rows are this rank's; the ranks' numbers of rows differ by at most one."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    return slice(n * rank // world, n * (rank + 1) // world)
 
 
-def _own_part(x):
-    """This rank's rows of a tensor that all ranks hold."""
-    r = dist.get_rank()
-    return x[slice(*_bounds(len(x))[r : r + 2])].clone()
-
-
-def _gather_parts(part, n: int):
-    """The n rows of which this rank holds `part`."""
-    bounds = _bounds(n)
-    sizes = [end - begin for begin, end in zip(bounds, bounds[1:])]
-    padded = part.new_zeros(max(sizes), *part.shape[1:])
-    padded[: len(part)] = part
-    pieces = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(pieces, padded)
-    return torch.cat([piece[:size] for piece, size in zip(pieces, sizes)])
+def _gather_rows(part, n: int):
+    """The n rows of which each rank holds its `part`: added up, as parts of different sizes cannot be gathered."""
+    rows = part.new_zeros(n, *part.shape[1:])
+    rows[_own_rows(n)] = part
+    dist.all_reduce(rows)
+    return rows
 
 
 class _Split(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         ctx.n = len(x)
-        return _own_part(x)
+        return x[_own_rows(len(x))].clone()
 
     @staticmethod
     def backward(ctx, gradient):
-        return _gather_parts(gradient, ctx.n)
+        return _gather_rows(gradient, ctx.n)
 
 
 class _Join(torch.autograd.Function):
     @staticmethod
     def forward(ctx, part, n):
-        return _gather_parts(part, n)
+        return _gather_rows(part, n)
 
     @staticmethod
     def backward(ctx, gradient):
-        return _own_part(gradient), None
+        return gradient[_own_rows(len(gradient))].clone(), None
