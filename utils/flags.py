@@ -22,7 +22,7 @@ from utils.watermark.batchnorm import BN_MODES
 from utils.watermark.carriers import count_or_share
 from utils.watermark.margin import REDUCTIONS
 from utils.watermark.prepared import take_prepared_flags
-from utils.watermark.triggers import SHARED, add_label_flags, add_trigger_flags, chooses_triggers, complete_label_flags
+from utils.watermark.triggers import SHARED, add_label_flags, add_trigger_flags, complete_label_flags
 
 TRAIN_TYPES = ("none", "base", "margin", "ewe", "rs")
 RIVALS = {"ewe": ewe, "rs": randomized_smoothing}  # -tt -> where its flags, triggers and objective are made
@@ -118,18 +118,18 @@ def train_flags(argv=None) -> argparse.Namespace:
         raise Refusal(f"--amp fp16: the gradients of -tt {kind} are not scaled for it; pass --amp bf16")
     if flags.eps is None:
         flags.eps = flags.steps * flags.step_size
-    if rival and chooses_triggers(flags):
-        raise Refusal(f"-nm, --label-strategy and --trigger-strategy: -tt {kind} makes its triggers itself, all of one "
-                      "label; leave them out")
     if rival:
+        if flags.num_mixup > 1 or flags.label_strategy != "random" or flags.trigger_strategy:
+            raise Refusal(f"-nm, --label-strategy and --trigger-strategy: -tt {kind} makes its triggers itself, all of "
+                          "one label; leave them out")
         rival.check_flags(flags)
     take_prepared_flags(flags)
     for name in ("carriers", "prepared"):
         if getattr(flags, name) and kind not in ("base", "margin"):
             raise Refusal(f"--{name} is for -tt base and margin: leave it out with -tt {kind}")
-    if flags.label_strategy in SHARED and (rival or flags.carriers):
-        raise Refusal(f"--label-strategy {flags.label_strategy} goes with -tt none, base and margin, without "
-                      "--carriers: its triggers are training images, which carry the mark already")
+    if flags.label_strategy in SHARED and flags.carriers:
+        raise Refusal(f"--label-strategy {flags.label_strategy} goes without --carriers: its triggers are training "
+                      "images, which carry the mark already")
     if not flags.prepared:
         complete_label_flags(flags, flags.carriers)
     elif bool(flags.carriers) != (flags.label_model is not None):

@@ -207,11 +207,6 @@ def add_label_flags(p) -> None:
                    "probabilities are averaged, and features are the last one's")
 
 
-def chooses_triggers(flags) -> bool:
-    """Whether flags ask for anything but single random images under random labels."""
-    return flags.num_mixup > 1 or flags.label_strategy != "random" or flags.trigger_strategy == "uncertain"
-
-
 def complete_label_flags(flags, other_use=None) -> None:
     """Check the flags of images and labels together, and fill in what depends on others; Refusal where they clash.
 
