@@ -3,7 +3,7 @@
 import pytest
 import torch
 import two_processes
-from commands import TORCHRUN, finished, rows_of, summary
+from commands import ROOT, TORCHRUN, finished, rows_of, summary
 from comparing import same_runs
 
 RUN = "digits_vgg11_margin_4_"
@@ -15,7 +15,9 @@ def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("torchrun")
     (folder / "broken" / RUN).mkdir(parents=True)
     (folder / "broken" / RUN / "run.json").write_text("{}")  # an earlier run with other settings
-    printed = finished(*TORCHRUN, "--max-restarts", 1, two_processes.__file__, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        printed = finished(*TORCHRUN, "--max-restarts", 1, two_processes.__file__, folder)
     steps = torch.load(folder / "two.pt", weights_only=True)
     return folder / "broken" / RUN, folder / "whole" / RUN, steps, printed.stdout + printed.stderr
 
