@@ -237,7 +237,7 @@ def quantize(model, bits: int):
     """
     levels = 2 ** (bits - 1) - 1
     for weight in layer_weights(model).values():
-        scale = weight.abs().flatten(1).amax(1).clamp_min(1e-12).view(-1, *[1] * (weight.dim() - 1)) / levels
+        scale = weight.abs().amax(tuple(range(1, weight.dim())), keepdim=True).clamp_min(1e-12) / levels
         weight.copy_((weight / scale).round() * scale)
     return model
 

@@ -82,17 +82,14 @@ def restore_model(checkpoint: dict, path, device="cpu"):
         if classes < 2:
             raise ValueError("fewer than two classes")
 
-        def filled(where: str):
+        # first without memory, until the file has shown that it holds as much, which a user's maker does not allow;
+        # one from outside then on the CPU, as it may keep tensors that are in no state dict
+        devices = ([] if model_type in models.named else ["meta"]) + ([] if own else ["cpu"])
+        for where in devices:
             with torch.device(where):
                 model = models.build(model_type, classes, width=width, size=size)
             _check_kinds(weights, model)
             model.load_state_dict(weights, assign=where == "meta")
-            return model
-
-        if model_type not in models.named:  # no memory before the file has shown that it holds as much
-            model = filled("meta")
-        if not own:  # it may keep tensors that are in no state dict; a user's maker cannot be called on "meta"
-            model = filled("cpu")
         model.float()
         if not all(bool(t.isfinite().all()) for t in models.trained_tensors(model).values()):
             raise ValueError("its weights are not finite")

@@ -72,15 +72,14 @@ class InitialWeights(NamedTuple):
 
     def _fitting(self, model) -> tuple[dict, int | None]:
         """The weights under the model's names and, where their last layer is left out for it, its class count."""
-        own, trained, about = model.state_dict(), models.trained_tensors(model), f"{self.flag} {self.path}"
+        own, trained, file = model.state_dict(), models.trained_tensors(model), f"{self.flag} {self.path}"
         given = _under_names_of(own, self.tensors)
         head, old_classes = _head_of_other_classes(model, given)
         given = {name: t for name, t in given.items()
                  if name not in head and (name in own or not name.startswith(AUXILIARY))}
         # old files lack the counters of batches, which nothing here uses
         needed = [name for name in own if name not in (*head, *MAY_BE_ABSENT) and not name.endswith(models.COUNTER)]
-        own_width = self.flag != "--init"  # it is the file's
-        own_flags = "-mt" if own_width else "-mt and --width"
+        own_flags = "-mt and --width" if self.flag == "--init" else "-mt"  # elsewhere the width is the file's
         way = f"pass the {own_flags} that its model was built with"
         if undo := [undo for part, undo in PARTS.items() if any(part in name for name in given if name not in own)]:
             way = f"weights are saved in parts: put them together by {undo[0]} before saving"
@@ -88,16 +87,16 @@ class InitialWeights(NamedTuple):
             if name not in own:
                 if set(needed) <= given.keys():
                     way = "its own weights are all there: write the file without that if it is no part of the network"
-                raise Refusal(f"{about}: the model has no {name}; {way}")
+                raise Refusal(f"{file}: the model has no {name}; {way}")
             if tensor.shape != own[name].shape:
-                raise Refusal(f"{about}: {name} has the shape {tuple(tensor.shape)}, the model's has "
+                raise Refusal(f"{file}: {name} has the shape {tuple(tensor.shape)}, the model's has "
                               f"{tuple(own[name].shape)}; {way}")
             if tensor.dtype not in ALLOWED_DTYPES:
-                raise Refusal(f"{about}: {name} holds {tensor.dtype} numbers; save it as float32")
+                raise Refusal(f"{file}: {name} holds {tensor.dtype} numbers; save it as float32")
             if name in trained and not tensor.isfinite().all():
-                raise Refusal(f"{about}: {name} is not finite; name a file of a training that ended well")
+                raise Refusal(f"{file}: {name} is not finite; name a file of a training that ended well")
         if absent := [name for name in needed if name not in given]:
-            raise Refusal(f"{about} lacks {absent[0]}{', ...' if len(absent) > 1 else ''}; {way}")
+            raise Refusal(f"{file} lacks {absent[0]}{', ...' if len(absent) > 1 else ''}; {way}")
         return given, old_classes
 
 
