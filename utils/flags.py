@@ -131,7 +131,7 @@ def train_flags(argv=None) -> argparse.Namespace:
         raise Refusal(f"--label-strategy {flags.label_strategy} goes without --carriers: its triggers are training "
                       "images, which carry the mark already")
     if not flags.prepared:
-        complete_label_flags(flags, flags.carriers)
+        complete_label_flags(flags)
     elif bool(flags.carriers) != (flags.label_model is not None):
         raise Refusal("--carriers needs --label-model RUN, and with --prepared nothing else does")
     if rival:

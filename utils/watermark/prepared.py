@@ -64,7 +64,7 @@ ROUND_URL = "https://api.drand.sh/52db9ba70e0cc0f6eaf7803dd07447a1f5477735fd3f66
 
 def add_prepare(parts) -> None:
     c = parts.add_parser("prepare", help="commit to the images of a trigger set before anybody can know its labels")
-    c.set_defaults(call=prepare_images, prepared=None, beacon=None, seed=0)
+    c.set_defaults(call=prepare_images, seed=0, train_type="margin", carriers=None)
     c.add_argument("to", type=Path, metavar="DIR", help="a new folder, for train.py --prepared")
     c.add_argument("--beacon-name", default=QUICKNET, metavar="TEXT",
                    help=f"public randomness to come: {QUICKNET} (default), of which --after chooses a round, or any "

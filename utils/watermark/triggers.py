@@ -207,12 +207,9 @@ def add_label_flags(p) -> None:
                    "probabilities are averaged, and features are the last one's")
 
 
-def complete_label_flags(flags, other_use=None) -> None:
-    """Check the flags of images and labels together, and fill in what depends on others; Refusal where they clash.
-
-    `other_use` says whether something else needs the label model.
-    """
-    asks_model = flags.label_strategy != "random" or flags.trigger_strategy or other_use
+def complete_label_flags(flags) -> None:
+    """Check the flags of images and labels together, and fill in what depends on others; Refusal where they clash."""
+    asks_model = flags.label_strategy != "random" or flags.trigger_strategy or flags.carriers
     if bool(asks_model) != (flags.label_model is not None):
         raise Refusal("--label-strategy other than random, --trigger-strategy uncertain and --carriers need "
                       "--label-model RUN, a clean model; random takes none")
@@ -223,7 +220,7 @@ def complete_label_flags(flags, other_use=None) -> None:
     if flags.label_strategy in SHARED and (flags.num_mixup > 1 or flags.trigger_strategy):
         raise Refusal(f"--label-strategy {flags.label_strategy} chooses its images itself, single ones: leave -nm and "
                       "--trigger-strategy out")
-    if getattr(flags, "train_type", "margin") in ("base", "margin") and flags.num_query > MOST_TRIGGERS:
+    if flags.train_type in ("base", "margin") and flags.num_query > MOST_TRIGGERS:
         raise Refusal(f"-nq {flags.num_query}: a claim takes at most {MOST_TRIGGERS} triggers")
     if flags.label_strategy in AMONG_LIKELY:
         flags.label_choices = flags.label_choices or CHOICES
