@@ -255,9 +255,11 @@ class Progress:
         if latest is None:
             run.save("init", snapshot(model, -1, {}))
             return
+        state = {"epoch": 0, "step": 0, "best": {}, "sums": {}, "seconds": 0.0, "optimizer": {}, "objective": {},
+                 "number": 1}  # what older checkpoints lack
         try:
             model.load_state_dict(latest["model"]["state_dict"])
-            state = {"number": 1} | latest["training"]
+            state |= latest["training"]
         except (KeyError, TypeError, RuntimeError) as error:
             raise Refusal("checkpoint_latest.pt is not this run's last checkpoint: restore it, or pass --overwrite to "
                           "begin anew") from error
