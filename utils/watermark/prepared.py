@@ -326,26 +326,18 @@ class Prepared(NamedTuple):
 
     def draw(self, beacon: str, data: Data) -> TriggerSet:
         """The triggers under the labels that a beacon, in hexadecimal, draws; Refusal for other data than prepared."""
-        check_images(self.triggers, data)
+        t = self.triggers
+        pool = data.train if len(t.groups) else data.held_out  # triggers that share draws are training images
+        position = {index: i for i, index in enumerate(pool.indices.tolist())}
+        taken = torch.tensor([[position.get(index, -1) for index in row] for row in t.sources.tolist()],
+                             dtype=torch.long)
+        if (taken < 0).any() or not (torch.equal(pool.labels[taken], t.true_labels)
+                                     and torch.equal(mean_images(pool.images, taken), t.images)):
+            raise Refusal("--prepared was made from other images than those of -dt, --data-dir and --image-size (and "
+                          "--train-size, for paired and runners-up labels): pass the data that were prepared")
         if self.record["classes"] != data.classes:
             raise Refusal("--prepared was made for other class names: pass the data that were prepared")
-        return replace(self.triggers, labels=labels_from_beacon(self.triggers, self.record, beacon))
-
-
-def check_images(triggers: TriggerSet, data: Data) -> None:
-    """Refuse prepared triggers whose images or true labels are not those at their sources in the data.
-
-    These are held-out images, or training images where triggers share draws.
-    """
-    pool = data.train if len(triggers.groups) else data.held_out
-    position = {index: i for i, index in enumerate(pool.indices.tolist())}
-    held = torch.tensor([[position.get(index, -1) for index in row] for row in triggers.sources.tolist()],
-                        dtype=torch.long)
-    if (held < 0).any() or not torch.equal(pool.labels[held], triggers.true_labels) or not torch.equal(
-        mean_images(pool.images, held), triggers.images
-    ):
-        raise Refusal("--prepared was made from other images than those of -dt, --data-dir and --image-size (and "
-                      "--train-size, for paired and runners-up labels): pass the data that were prepared")
+        return replace(t, labels=labels_from_beacon(t, self.record, beacon))
 
 
 def read_prepared(folder) -> Prepared:
