@@ -12,15 +12,23 @@ from utils.data.sets import load_data
 from utils.flags import extraction_flags, source_folder
 from utils.ownership.results import TriggerTests, hashes_of_source
 from utils.rivals.ewe import constant_rate, ewe_adam
-from utils.runs.checkpoints import find_checkpoint, load_source, model_width, pack_checkpoint, read_model, run_settings
+from utils.runs.checkpoints import (
+    find_checkpoint,
+    load_checkpoint,
+    model_width,
+    pack_checkpoint,
+    read_model,
+    run_settings,
+)
 from utils.runs.folder import RunFolder, finish_run
 from utils.runs.networks import check_training, require_gradient_of_images
 from utils.system.files import read_json, sha256_of_file
 from utils.system.machine import AMP, choose_device, is_rank_0, prepare_torch
 from utils.system.refusals import Refusal, refuse_in_one_sentence
-from utils.training.loop import autocast_forward, fit
+from utils.training.loop import fit
 from utils.training.metrics import accuracies, accuracy
 from utils.training.ranks import synchronize_batchnorm
+from utils.training.speed import autocast_forward
 from utils.watermark.margin import ascend
 from utils.watermark.trigger_files import unpack_source
 from utils.watermark.triggers import labels_are_uniform, validation_images
@@ -41,7 +49,8 @@ def steal(flags, word: str) -> None:
     """
     device = choose_device(flags.device, flags.deterministic, flags.tf32)
     folder = source_folder(flags, flags.teacher_model_type)
-    checkpoint, path = load_source(folder, flags.select, flags.teacher_bn)
+    path = find_checkpoint(folder, flags.select, flags.teacher_bn)
+    checkpoint = load_checkpoint(path)
     source_sha256 = sha256_of_file(path)  # at once: a source that is still trained replaces its checkpoints
     source, triggers = unpack_source(checkpoint, path, device)
     check_source(flags, checkpoint, source, triggers, path)

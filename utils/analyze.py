@@ -16,7 +16,7 @@ import torch
 
 from utils.data.sets import DATASETS, load_data
 from utils.ownership.results import is_stale
-from utils.runs.checkpoints import find_checkpoint, load_checkpoint, load_source, restore_model, run_settings
+from utils.runs.checkpoints import STATISTICS, find_checkpoint, load_checkpoint, restore_model, run_settings
 from utils.runs.networks import add_named_architectures
 from utils.system.files import read_json, write_json
 from utils.system.machine import add_device_flag, choose_device
@@ -198,14 +198,14 @@ def report_traces(copy: FinishedRun) -> dict:
     """
     summary = read_json(copy.folder / "summary.json") or {}
     statistics = summary.get("teacher_bn")
-    if summary.get("role") != "surrogate" or statistics is None:
+    if summary.get("role") != "surrogate" or statistics not in STATISTICS:
         raise Refusal(f"{copy.folder} is no finished run of distill.py or extraction.py: traces compares a copy with "
                       "its source")
     if not copy.triggers.true_labels.shape[1]:
         raise Refusal(f"{copy.folder}: the triggers of its source are no images of these classes, so they have no true "
                       "labels, which traces compares with")
-    models = {"source": restore_model(*load_source(copy.folder.parent, copy.select, statistics), copy.device),
-              "copy": copy.model}
+    stolen = find_checkpoint(copy.folder.parent, copy.select, statistics)
+    models = {"source": restore_model(load_checkpoint(stolen), stolen, copy.device), "copy": copy.model}
     triggers, train, test = copy.triggers, copy.train, copy.test
     probability, on_test = predict(models["source"], train.images).cpu().softmax(1), {}
     result = {"statistics": statistics, "attack": summary.get("attack"), "triggers": len(triggers)}

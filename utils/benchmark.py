@@ -28,9 +28,9 @@ from utils.data.sets import Images
 from utils.system.files import check_output_file, write_json
 from utils.system.machine import AMP, add_device_flag, choose_device, describe_process, prepare_torch
 from utils.system.refusals import COUNT, Parser, number, refuse_in_one_sentence
-from utils.training.loop import Step, autocast_forward
+from utils.training.loop import Step
 from utils.training.metrics import accuracy
-from utils.training.speed import WARM_UP
+from utils.training.speed import WARM_UP, autocast_forward
 from utils.watermark.margin import WatermarkObjective, ascend
 
 OBJECTIVES = ("margin", "base", "soft")

@@ -229,8 +229,7 @@ def _attack_parser(description: str, script: str) -> Parser:
     group.add_argument("-tmt", "--teacher-model-type", type=models.architecture, default="res34", metavar="NAME",
                        help="the source's architecture")
     group.add_argument("--teacher-bn", default="paper", choices=STATISTICS,
-                       help="BatchNorm statistics of the stolen model: the paper's, clean ones, or the paper's in the "
-                       "first or last half of the layers and clean ones in the others")
+                       help="BatchNorm statistics of the stolen model: the paper's, or clean ones")
     group.add_argument("-dmt", "--model-type", type=models.architecture, default="res18", metavar="NAME",
                        help=f"the surrogate's {ARCHITECTURE_HELP}")
     group.add_argument("--adam", type=POSITIVE, metavar="RATE",

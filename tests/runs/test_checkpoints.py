@@ -76,26 +76,6 @@ def test_a_file_that_lies_about_its_architecture_is_refused_and_imports_nothing(
     assert not outside.named
 
 
-@pytest.mark.parametrize("kept, wanted", [("first", [1.0, 0.0, 0.0]), ("last", [0.0, 1.0, 1.0])])
-def test_half_of_the_layers_keep_the_papers_statistics(kept, wanted):
-    """Of three layers the first half is one."""
-    weights, clean = ({f"{layer}.{kind}": torch.full((2,), value) for layer in "abc"
-                       for kind in ("weight", "running_mean", "running_var")} for value in (1.0, 0.0))
-    checkpoints.half_cleaned(weights, clean, kept)
-    for kind in ("running_mean", "running_var"):
-        assert [weights[f"{layer}.{kind}"][0].item() for layer in "abc"] == wanted
-    assert all(weights[f"{layer}.weight"][0] == 1 for layer in "abc")
-
-
-def test_half_of_the_statistics_of_another_network_are_refused(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    for name, model in (("nat_best", "res18"), ("nat_best_clean", "vgg11")):
-        checkpoint = checkpoints.pack_checkpoint(models.build(model, 10, width=2))
-        checkpoints.save_checkpoint(tmp_path / f"checkpoints/checkpoint_{name}.pt", checkpoint)
-    with pytest.raises(Refusal, match="checkpoint_nat_best_clean.pt holds another network than"):
-        checkpoints.load_source(tmp_path, "val", "first")
-
-
 def test_no_model_is_read_from_a_run_that_holds_a_link(unbroken_run, tmp_path):
     """A stranger's link in place of an attack's folder would let extraction.py write wherever it leads."""
     folder = shutil.copytree(unbroken_run, tmp_path / "run")

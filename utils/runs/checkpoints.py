@@ -13,7 +13,7 @@ from utils.system.files import read_json, refuse_links, write_atomically, wrong_
 from utils.system.refusals import Refusal
 from utils.system.tensors import read_tensors
 
-STATISTICS = ("paper", "clean", "first", "last")  # which running statistics a source is copied with, see `load_source`
+STATISTICS = ("paper", "clean")  # with which running statistics a run keeps its checkpoints
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
@@ -121,32 +121,6 @@ def _check_outside(entry: dict, path) -> None:
         raise Refusal(f"{path} holds a model of {name}, which is code of somebody's own: add -mt {name} if you trust "
                       "it, or, in extraction.py and distill.py, -tmt for the source and -dmt for --on; --benign and "
                       "--label-model of the scripts import no code: name another model there")
-
-
-def load_source(folder, select: str, statistics: str) -> tuple[dict, Path]:
-    """A source's checkpoint with one of `STATISTICS`, and the file that its weights are from.
-
-    "first" and "last": the paper's running statistics in that half of the BatchNorm layers, clean ones in the others.
-    """
-    path = find_checkpoint(folder, select, "clean" if statistics == "clean" else "paper")
-    checkpoint = load_checkpoint(path)
-    if statistics in ("first", "last"):
-        clean = find_checkpoint(folder, select, "clean")
-        restore_model(checkpoint, path)  # refuses what is no model before its parts are read
-        restore_model(other := load_checkpoint(clean), clean)
-        with refuse_errors(f"{clean} holds another network than {path}", "train the source again"):
-            half_cleaned(checkpoint["model"]["state_dict"], other["model"]["state_dict"], statistics)
-    return checkpoint, path
-
-
-def half_cleaned(weights: dict, clean: dict, kept: str) -> None:
-    """Put the running statistics in `clean` into `weights`, in place, except in the BatchNorm layers of the half that
-    is `kept`, "first" or "last"; of an odd number the first half is smaller.
-    """
-    layers = [name.removesuffix("running_mean") for name in weights if name.endswith("running_mean")]
-    middle = len(layers) // 2
-    for layer in layers[middle:] if kept == "first" else layers[:middle]:
-        weights |= {layer + kind: clean[layer + kind] for kind in models.AVERAGES}
 
 
 def model_width(model) -> int:
