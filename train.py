@@ -22,7 +22,7 @@ from utils.training.loop import PlainObjective, fit
 from utils.training.metrics import accuracies, accuracy
 from utils.training.ranks import synchronize_batchnorm
 from utils.watermark.batchnorm import RunningStatistics
-from utils.watermark.carriers import carriers_each, last_features, relabel_carriers, relabel_triggers, require_features
+from utils.watermark.carriers import carriers_each, last_features, relabel_carriers, require_features
 from utils.watermark.margin import ODDS, WatermarkObjective, ascend, effective_weight
 from utils.watermark.prepared import read_prepared
 from utils.watermark.trigger_files import pack_triggers, read_triggers
@@ -155,11 +155,9 @@ def choose_triggers(flags, data, clean, prepared):
 
 
 def training_images(flags, data, triggers, clean, log):
-    """D_b of the paper, with the triggers of -tt rs or of paired labels, or with the labels of --carriers."""
+    """D_b of the paper, with the triggers of -tt rs, or with the labels of --carriers."""
     if flags.train_type == "rs":
         return append_triggers(data.train, triggers)
-    if flags.label_strategy == "paired" and flags.train_type != "none":
-        return relabel_triggers(data.train, triggers)
     if not flags.carriers:
         return data.train
     n = carriers_each(flags.carriers, len(triggers), len(data.train.labels))

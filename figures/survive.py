@@ -13,7 +13,6 @@ from utils.ownership.results import LOG_ALPHA
 from utils.system.files import write_atomically
 from utils.system.machine import figure_png, new_figure
 from utils.system.refusals import refuse_in_one_sentence
-from utils.watermark.triggers import SHARED
 
 MARKS = {"soft": ("#0072B2", "o"), "hard": ("#E69F00", "s"), "reg": ("#009E73", "^"), "margin": ("#7F3C8D", "D"),
          "finetune ftal": ("#D55E00", "X")}
@@ -58,7 +57,7 @@ def format_settings(found: dict) -> str:
 
 def decisive(row: dict) -> float | None:
     """log10 p of T1, or for shared draws, which hits tell little of, the smaller of T1 and T1p, doubled."""
-    shared = any(f"{name} labels" in row["setting"] for name in SHARED)
+    shared = any(f"{name} labels" in row["setting"] for name in ("paired", "runners-up"))
     return bonferroni(row["log10_p"], row["log10_p_scores"]) if shared else row["log10_p"]
 
 

@@ -22,7 +22,7 @@ from utils.watermark.batchnorm import BN_MODES
 from utils.watermark.carriers import count_or_share
 from utils.watermark.margin import REDUCTIONS
 from utils.watermark.prepared import take_prepared_flags
-from utils.watermark.triggers import SHARED, add_label_flags, add_trigger_flags, complete_label_flags
+from utils.watermark.triggers import add_label_flags, add_trigger_flags, complete_label_flags
 
 TRAIN_TYPES = ("none", "base", "margin", "ewe", "rs")
 RIVALS = {"ewe": ewe, "rs": randomized_smoothing}  # -tt -> where its flags, triggers and objective are made
@@ -127,9 +127,9 @@ def train_flags(argv=None) -> argparse.Namespace:
     for name in ("carriers", "prepared"):
         if getattr(flags, name) and kind not in ("base", "margin"):
             raise Refusal(f"--{name} is for -tt base and margin: leave it out with -tt {kind}")
-    if flags.label_strategy in SHARED and flags.carriers:
-        raise Refusal(f"--label-strategy {flags.label_strategy} goes without --carriers: its triggers are training "
-                      "images, which carry the mark already")
+    if flags.label_strategy == "runners-up" and flags.carriers:
+        raise Refusal("--label-strategy runners-up goes without --carriers: its triggers are training images, which "
+                      "carry the mark already")
     if not flags.prepared:
         complete_label_flags(flags)
     elif bool(flags.carriers) != (flags.label_model is not None):

@@ -82,20 +82,17 @@ def test_plausible_labels_are_drawn_from_the_prepared_candidates(runs, benign):
     assert status in (0, 1) and "drawn by the beacon 'round 7'" in out and "for a stranger, rests on T1" in out
 
 
-@pytest.mark.parametrize("strategy, choices", [("paired", 2), ("runners-up", 3)])
-def test_shared_labels_are_claimed_by_the_exact_tests_alone(strategy, choices, runs, benign, monkeypatch):
+def test_shared_labels_are_claimed_by_the_exact_tests_alone(runs, benign):
     """Triggers are training images; what counts triggers one by one is left out."""
-    monkeypatch.setattr("utils.watermark.triggers.GROUP", 2)
-    paired = ("-nq", 60, "--label-strategy", strategy, "--label-choices", choices, "--label-model", benign)
-    folder = runs / strategy
-    good("utils.verify", "prepare", folder, "-dt", "digits", *paired, "--train-size", 128, "--beacon-name", "round 7")
+    shared = ("-nq", 60, "--label-strategy", "runners-up", "--label-choices", 3, "--label-model", benign)
+    folder = runs / "shared"
+    good("utils.verify", "prepare", folder, "-dt", "digits", *shared, "--train-size", 128, "--beacon-name", "round 7")
     flags = ("train", "-d", runs, *TRAIN, "--prepared", folder, "--beacon", BEACON, "-nq", 60)
-    good(*flags, "-msg", strategy)
-    run = runs / f"digits_vgg11_margin_60_{strategy}"
+    good(*flags, "-msg", "shared")
+    run = runs / "digits_vgg11_margin_60_shared"
     t = read_triggers(run / "triggers.pt", 10)
     assert torch.equal(t.labels, t.labels[t.groups]) and 1 < len(t.groups.unique()) < 60
-    views = "views of each trigger, whose drawn class shall have odds of e^2" in (run / "output.log").read_text()
-    assert views == (strategy == "runners-up")
+    assert "views of each trigger, whose drawn class shall have odds of e^2" in (run / "output.log").read_text()
     digest = json.loads((folder / "commitment.json").read_text())["sha256"]
     who = ("claim", run, "--suspect", run, "--beacon", BEACON, "--image-commitment", digest)
     status, out, _ = verify(*who)
@@ -103,8 +100,8 @@ def test_shared_labels_are_claimed_by_the_exact_tests_alone(strategy, choices, r
     assert "would agree with the draw as this one does with probability" in out
     said = refused("utils.verify", "claim", run, "--command", "echo {png}", "--sequential", "--trust-owner")
     assert "--sequential counts triggers one by one" in said
-    assert "carry the mark already" in refused("train", "-d", runs, *TRAIN, *paired, "--carriers", 2, "-msg", "no")
-    assert "more than half of 128" in refused("train", "-d", runs, *TRAIN, *paired, "-nq", 65, "-msg", "no")
+    assert "carry the mark already" in refused("train", "-d", runs, *TRAIN, *shared, "--carriers", 2, "-msg", "no")
+    assert "more than half of 128" in refused("train", "-d", runs, *TRAIN, *shared, "-nq", 65, "-msg", "no")
 
 
 def test_no_page_names_the_secret_of_the_preparation(runs, tmp_path):

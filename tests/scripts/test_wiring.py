@@ -17,7 +17,7 @@ from utils.flags import distill_flags, extraction_flags, train_flags
 from utils.rivals import randomized_smoothing
 from utils.runs.checkpoints import load_checkpoint
 from utils.training.loop import PlainObjective
-from utils.watermark.triggers import TriggerSet, draw_triggers
+from utils.watermark.triggers import draw_triggers
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -66,11 +66,7 @@ def test_images_that_are_trained_on_beside_the_triggers():
     of = partial(train.training_images, data=data, clean=None, log=print)
     images = of(Namespace(train_type="rs"), triggers=text)
     assert images.labels[-6:].tolist() == [2] * 6 and len(images.labels) == 36
-    paired = TriggerSet(data.train.images[:2], (data.train.labels[:2] + 1) % 10, data.train.labels[:2, None],
-                        data.train.indices[:2, None])
-    images = of(Namespace(train_type="margin", label_strategy="paired", carriers=None), triggers=paired)
-    assert images.labels[:2].tolist() == paired.labels.tolist() and len(images.labels) == 30
-    images = of(Namespace(train_type="margin", label_strategy="random", carriers=None), triggers=paired)
+    images = of(Namespace(train_type="margin", label_strategy="random", carriers=None), triggers=text)
     assert images is data.train
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 from argparse import Namespace
-from dataclasses import replace
 
 import pytest
 import torch
@@ -59,23 +58,11 @@ def test_the_nearest_images_take_the_label_of_the_nearest_trigger(n, labels, sai
     assert len(sentences) == 1 and said in sentences[0]
 
 
-def test_triggers_of_the_same_classes_are_cut_into_groups_of_near_ones():
-    """Along a line: seven of classes 0 and 1, cut beside the middle one and once more, two of 1 and 2."""
-    candidates = torch.tensor([[0, 1]] * 7 + [[1, 2]] * 2)
-    features = torch.tensor([9.0, 1, 8, 2, 7, 3, 4, 0, 9])[:, None] * torch.tensor([[3.0, 4.0]]).double()
-    cut = carriers.cut_groups(candidates, features, 2).tolist()
-    assert cut in ([0, 1, 0, 1, 0, 5, 5, 7, 7], [0, 1, 0, 1, 4, 1, 4, 7, 7])
-    assert carriers.cut_groups(candidates, features, 4).tolist() == [0] * 7 + [7] * 2
-
-
-def test_triggers_among_the_training_images_are_trained_under_their_labels():
-    triggers = TriggerSet(filled([30, 10]), torch.tensor([5, 6]), sources=torch.tensor([[10], [8]]))
-    shuffled = TRAIN.pick(torch.tensor([4, 3, 0, 1, 2]))
-    assert carriers.relabel_triggers(shuffled, triggers).labels.tolist() == [1, 5, 0, 6, 2]
-    assert shuffled.labels.tolist() == [1, 0, 0, 1, 2]
+def test_triggers_among_the_training_images_leave_all_held_out_ones_for_validation():
+    triggers = TriggerSet(filled([30, 10]), torch.tensor([5, 6]), sources=torch.tensor([[10], [8]]),
+                          candidates=torch.tensor([[5, 6]] * 2), groups=torch.tensor([0, 1]))
     held_out = TRAIN.pick(torch.tensor([1, 3]))  # numbered as the training images, where there is a folder val/
-    paired = replace(triggers, candidates=torch.tensor([[5, 6]] * 2), groups=torch.tensor([0, 1]))
-    assert validation_images(Namespace(held_out=held_out), paired) is held_out
+    assert validation_images(Namespace(held_out=held_out), triggers) is held_out
 
 
 @pytest.mark.parametrize("groups, labels, candidates", [

@@ -6,8 +6,7 @@ trigger, L_obj of Eq. 4 is taken over the training set
     D' = {(x_i, y_q(i)) : i in C} and {(x_i, y_i) : i not in C},   C = union over triggers q of the n nearest of q
 
 where near is the cosine between features before the last layer of a clean model, and q(i) is the trigger to which x_i
-is nearest. n = 0 is D' = D_b, the paper's. With `--label-strategy paired` the triggers are training images themselves,
-and C are the triggers.
+is nearest. n = 0 is D' = D_b, the paper's.
 """
 
 import argparse
@@ -21,7 +20,6 @@ from utils.system.refusals import COUNT, Refusal, number
 from utils.training.metrics import pass_length, predict
 
 MOST = 0.5  # share of the training images that may be carriers
-GROUP = 60  # smallest number of `paired` triggers that share a draw, where so many have the same candidates
 
 
 def count_or_share(text):
@@ -65,33 +63,6 @@ def relabel_carriers(train: Images, triggers, features, n: int, log=lambda text:
     log(f"carriers: {int(carries.sum())} of {len(labels)} training images have the label of a trigger; for "
         f"{int((labels != train.labels).sum())} it is not their own")
     return Images(train.images, labels, train.indices)
-
-
-def cut_groups(candidates, features, size: int):
-    """int64 (m,): the first trigger of each one's group, all of the same candidates (m, c) and near in features (m, D).
-
-    Triggers of the same candidates are halved along the first principal component of their features until a half would
-    have fewer than `size`.
-    """
-    groups = torch.empty(len(candidates), dtype=torch.long)
-    _, same = candidates.unique(dim=0, return_inverse=True)
-    waiting = [(same == i).nonzero().flatten() for i in same.unique()]
-    while waiting:
-        rows = waiting.pop()
-        if len(rows) < 2 * size:
-            groups[rows] = rows.min()
-            continue
-        centred = features[rows] - features[rows].mean(dim=0)
-        component = torch.linalg.svd(centred, full_matrices=False).Vh[0]
-        waiting += rows[(centred @ component).argsort(stable=True)].tensor_split(2)
-    return groups
-
-
-def relabel_triggers(train: Images, triggers) -> Images:
-    """The training images with the triggers of `paired` labels, which are among them, under their assigned labels."""
-    order = train.indices.argsort()
-    place = order[torch.searchsorted(train.indices[order], triggers.sources[:, 0].contiguous())]
-    return Images(train.images, train.labels.index_put((place,), triggers.labels), train.indices)
 
 
 def nearest(features, points, k: int):

@@ -73,8 +73,8 @@ def add_prepare(parts) -> None:
                    help="how far away the round is, as 90s, 10m, 1h, 2d (default: 1h); the commitment has to be "
                    "published or time-stamped by then")
     add_data_flags(c)
-    c.add_argument("--train-size", type=COUNT, help="of so many training images --label-strategy paired and runners-up "
-                   "choose, the same as in train.py (default: all)")
+    c.add_argument("--train-size", type=COUNT, help="of so many training images --label-strategy runners-up chooses, "
+                   "the same as in train.py (default: all)")
     add_label_flags(add_trigger_flags(c))
     c.add_argument("-mt", "--model-type", type=models.architecture, metavar="NAME",
                    help="architecture of a --label-model that is plain weights")
@@ -98,8 +98,8 @@ def prepare_images(flags) -> int:
     complete_label_flags(flags)
     name = " ".join(flags.beacon_name.split())
     if not labels_are_uniform(flags.label_strategy):
-        raise Refusal(f"--label-strategy {flags.label_strategy} leaves nothing to draw: pass random, plausible, "
-                      "paired or runners-up")
+        raise Refusal(f"--label-strategy {flags.label_strategy} leaves nothing to draw: pass random, plausible or "
+                      "runners-up")
     plain = 0 < len(name) <= NAME_LENGTH and name.isascii() and name.isprintable()
     if not plain or (name != QUICKNET and "quicknet" in name.lower()):
         raise Refusal(f"--beacon-name {name[:40]!a}: name, in at most {NAME_LENGTH} characters of printable ASCII, "
@@ -334,7 +334,7 @@ class Prepared(NamedTuple):
         if (taken < 0).any() or not (torch.equal(pool.labels[taken], t.true_labels)
                                      and torch.equal(mean_images(pool.images, taken), t.images)):
             raise Refusal("--prepared was made from other images than those of -dt, --data-dir and --image-size (and "
-                          "--train-size, for paired and runners-up labels): pass the data that were prepared")
+                          "--train-size, for runners-up labels): pass the data that were prepared")
         if self.record["classes"] != data.classes:
             raise Refusal("--prepared was made for other class names: pass the data that were prepared")
         return replace(t, labels=labels_from_beacon(t, self.record, beacon))

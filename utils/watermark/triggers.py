@@ -1,9 +1,8 @@
 """The secret trigger set (section 3.1, appendix B.3), and the flags that choose it.
 
 Triggers are held-out images, or means of k of them, under labels that none of their sources has, or that a clean model
-finds plausible. With `paired` and `runners-up` labels they are the training images that a clean model is least decided
-about. Paired: near ones share a draw, which moves the boundary between two classes there, so that natural images carry
-it. Runners-up: a draw among the likeliest wrong classes for all images of a class; true labels say nothing of these.
+finds plausible. With `runners-up` labels they are the training images of which a clean model is least decided between
+the likeliest wrong classes; all images of a class with the same ones share a draw, of which true labels say nothing.
 """
 
 import argparse
@@ -15,12 +14,10 @@ import torch
 from utils.data.sets import Data, Images
 from utils.system.refusals import COUNT, Refusal, number
 from utils.training.metrics import predict
-from utils.watermark.carriers import GROUP, cut_groups, last_features
 
 NUM_QUERY = 100  # default of -nq
-LABEL_STRATEGIES = ("random", "highest", "lowest", "plausible", "paired", "runners-up")
-AMONG_LIKELY = ("plausible", "paired", "runners-up")  # those that draw among the likeliest classes
-SHARED = ("paired", "runners-up")  # those in which training images become triggers and share draws
+LABEL_STRATEGIES = ("random", "highest", "lowest", "plausible", "runners-up")
+AMONG_LIKELY = ("plausible", "runners-up")  # those that draw among the likeliest classes
 CHOICES = 2  # candidates of `AMONG_LIKELY` unless --label-choices says otherwise
 MOST_TRIGGERS = 4096  # of a commitment or a claim; a hundred are the paper's
 
@@ -69,19 +66,18 @@ def labels_are_uniform(strategy: str | None) -> bool:
 
 
 def draw_triggers(pool: Images, m: int, k: int, classes: int, seed: int, strategy="random", predict=None,
-                  trigger_strategy=None, choices: int = CHOICES, features=None) -> TriggerSet:
-    """Draw a trigger set from `pool`, the held-out images, or, with a strategy of `SHARED`, the training images.
+                  trigger_strategy=None, choices: int = CHOICES) -> TriggerSet:
+    """Draw a trigger set from `pool`, the held-out images, or, for runners-up labels, the training images.
 
     A trigger is the mean of k images of the pool (appendix B.3), rounded to 8 bits. These are taken at random, without
     replacement; with `trigger_strategy` "uncertain" and k = 1 those of the highest entropy under `predict`, uint8
-    images -> logits; with a strategy of `SHARED` those whose likeliest `choices` are closest to each other. The
+    images -> logits; for runners-up labels those whose likeliest wrong `choices` are closest to each other. The
     assigned label, by `strategy`:
 
     random      uniform over the classes that are no true label of the k sources (section 3.1)
     highest     of those the most confident one under `predict` (section 4.4)
     lowest      of those the least confident one
     plausible   uniform over the `choices` most probable classes, true ones too
-    paired      the same, in one draw for each group of `cut_groups` by `features`, images -> (N, D)
     runners-up  uniform over the `choices` most probable wrong classes, in one draw for all images of one true class
                 that have the same ones
 
@@ -93,7 +89,7 @@ def draw_triggers(pool: Images, m: int, k: int, classes: int, seed: int, strateg
     _refuse_impossible(len(pool.labels), m, k, classes, strategy, choices)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(pool.labels), generator=generator)
-    if trigger_strategy == "uncertain" or strategy in SHARED:
+    if trigger_strategy == "uncertain" or strategy == "runners-up":
         order = _uncertain(pool, m, _logits(predict, pool.images, classes), strategy, choices)
     taken = order[: m * k].view(m, k)
     true_labels = pool.labels[taken]
@@ -110,13 +106,10 @@ def draw_triggers(pool: Images, m: int, k: int, classes: int, seed: int, strateg
         allowed = torch.zeros_like(allowed).scatter(1, candidates, True)
     elif strategy != "random":
         scores = _logits(predict, images, classes) * (1 if strategy == "highest" else -1)
-    if strategy in SHARED:
+    if strategy == "runners-up":
         candidates = candidates.sort(dim=1).values
-        if strategy == "paired":
-            groups = cut_groups(candidates, features(images).double(), GROUP)
-        else:
-            _, same = torch.cat([true_labels, candidates], dim=1).unique(dim=0, return_inverse=True)
-            groups = (same[:, None] == same).int().argmax(1)
+        _, same = torch.cat([true_labels, candidates], dim=1).unique(dim=0, return_inverse=True)
+        groups = (same[:, None] == same).int().argmax(1)
         scores = scores[groups]
     labels = scores.masked_fill(~allowed, -torch.inf).argmax(1)
     return TriggerSet(images, labels, true_labels, pool.indices[taken], candidates, groups)
@@ -128,7 +121,7 @@ def _refuse_impossible(n: int, m: int, k: int, classes: int, strategy: str, choi
         raise Refusal(f"-nq {m} -nm {k}: both must be 1 or more")
     if k >= classes:
         raise Refusal(f"-nm {k}: {k} images may be of all {classes} classes, which leaves no wrong one; pass fewer")
-    if strategy in SHARED and m > n / 2:
+    if strategy == "runners-up" and m > n / 2:
         raise Refusal(f"-nq {m}: with --label-strategy {strategy} that is more than half of {n} training images; pass "
                       f"{n // 2} or fewer")
     if m * k >= n:
@@ -144,9 +137,8 @@ def _refuse_impossible(n: int, m: int, k: int, classes: int, strategy: str, choi
 def _uncertain(pool: Images, m: int, logits, strategy: str, choices: int):
     """Positions of the m images that a model with these logits (n, C) is least sure of."""
     log_p = logits.log_softmax(1)
-    if strategy in SHARED:
-        likely = log_p.exp() if strategy == "paired" else log_p.scatter(1, pool.labels[:, None], -torch.inf)
-        likely = likely.topk(choices, dim=1).values
+    if strategy == "runners-up":
+        likely = log_p.scatter(1, pool.labels[:, None], -torch.inf).topk(choices, dim=1).values
         sure = likely[:, 0] - likely[:, -1]
     else:
         sure = (log_p.exp() * log_p).sum(1)  # minus the entropy
@@ -170,7 +162,7 @@ def _logits(predict, images, classes: int):
 
 
 def validation_images(data: Data, triggers: TriggerSet) -> Images:
-    """The held-out images that are no source of the trigger set; those of `SHARED` draws are training images."""
+    """The held-out images that are no source of the trigger set; triggers that share draws are training images."""
     if len(triggers.groups):
         return data.held_out
     return data.held_out.pick(torch.isin(data.held_out.indices, triggers.sources, invert=True).nonzero().flatten())
@@ -191,12 +183,11 @@ def add_label_flags(p) -> None:
     """Declare the flags that choose the images of the triggers and their labels in group `p`."""
     p.add_argument("--label-strategy", default="random", choices=LABEL_STRATEGIES,
                    help="assigned label: random, or the most / least confident wrong one of --label-model (highest, "
-                   "lowest), or random among its most probable ones (plausible), once for each group of near "
-                   "training images that have the same ones and become triggers (paired), or among its most probable "
-                   "wrong ones, once for all training images of a class that have the same ones (runners-up): then "
-                   "the loss is over these alone, of cropped and mirrored images too, with a target of odds e^2")
+                   "lowest), or random among its most probable ones (plausible), or among its most probable wrong "
+                   "ones, once for all training images of a class that have the same ones (runners-up): then the loss "
+                   "is over these alone, of cropped and mirrored images too, with a target of odds e^2")
     p.add_argument("--label-choices", type=number(int, 2),
-                   help="number of classes from which plausible, paired and runners-up labels are drawn (default: "
+                   help="number of classes from which plausible and runners-up labels are drawn (default: "
                    f"{CHOICES})")
     p.add_argument("--trigger-strategy", choices=("uncertain",),
                    help="held-out images that become triggers: those of which --label-model is most uncertain "
@@ -217,8 +208,8 @@ def complete_label_flags(flags) -> None:
         raise Refusal(f"--label-choices is for --label-strategy {', '.join(AMONG_LIKELY)}: pass one, or leave it out")
     if flags.trigger_strategy and flags.num_mixup > 1:
         raise Refusal(f"--trigger-strategy uncertain chooses single images: leave -nm {flags.num_mixup} out")
-    if flags.label_strategy in SHARED and (flags.num_mixup > 1 or flags.trigger_strategy):
-        raise Refusal(f"--label-strategy {flags.label_strategy} chooses its images itself, single ones: leave -nm and "
+    if flags.label_strategy == "runners-up" and (flags.num_mixup > 1 or flags.trigger_strategy):
+        raise Refusal("--label-strategy runners-up chooses its images itself, single ones: leave -nm and "
                       "--trigger-strategy out")
     if flags.train_type in ("base", "margin") and flags.num_query > MOST_TRIGGERS:
         raise Refusal(f"-nq {flags.num_query}: a claim takes at most {MOST_TRIGGERS} triggers")
@@ -231,8 +222,7 @@ def triggers_of_flags(flags, data: Data, clean=None) -> TriggerSet:
 
     clean  the model of --label-model, None without one
     """
-    pool = data.train if flags.label_strategy in SHARED else data.held_out
+    pool = data.train if flags.label_strategy == "runners-up" else data.held_out
     return draw_triggers(
         pool, flags.num_query, flags.num_mixup, len(data.classes), flags.seed, flags.label_strategy,
-        predict=partial(predict, clean), trigger_strategy=flags.trigger_strategy, choices=flags.label_choices,
-        features=partial(last_features, clean))
+        predict=partial(predict, clean), trigger_strategy=flags.trigger_strategy, choices=flags.label_choices)
