@@ -210,10 +210,12 @@ def test_plain_weights_are_asked_through_the_pixels_that_were_committed_to(owner
     assert read_owner(owner[0]).mean_std == (pytest.approx(digits.mean), pytest.approx(digits.std))
 
 
-def test_a_checkpoint_of_a_committed_run_stands_for_the_run(committed):
+def test_a_checkpoint_of_a_committed_run_stands_for_the_run(committed, monkeypatch):
     """Else images that are exported of the one would have other names than a claim of the other reads."""
     whole, part = map(read_owner, (committed[0], committed[0] / "checkpoints" / "checkpoint_nat_best.pt"))
     assert part.names == whole.names and part.record == whole.record and whole.record
+    monkeypatch.chdir(committed[0] / "checkpoints")
+    assert read_owner("checkpoint_nat_best.pt").names == whole.names
 
 
 def test_names_of_triggers_can_be_computed_by_nobody_who_lacks_the_labels(owner):

@@ -60,8 +60,8 @@ def read_owner(run) -> Owner:
     Refusal without a trigger set, where the class names do not fit, and where anything in the folder is not what its
     commitment says: class names in their order, images, and labels that the run's own beacon draws.
     """
-    folder = Path(run) if Path(run).is_dir() else None
-    home = Path(run).parent.parent if Path(run).is_file() and Path(run).parent.name == "checkpoints" else folder
+    folder, file = Path(run) if Path(run).is_dir() else None, Path(run).absolute()
+    home = file.parent.parent if file.is_file() and file.parent.name == "checkpoints" else folder
     if home and any((home / name).exists() for name in (prepared.KEY_FILE, prepared.COMMITMENT_FILE)):
         return _committed_owner(home)
     path = find_checkpoint(run, "val")
