@@ -97,6 +97,73 @@ def steal(flags, word: str) -> None:
         report_surrogate(run, made, tests, home.test, device, folder)
 
 
+def check_source(flags, checkpoint: dict, source, triggers, path) -> None:
+    """Refuse a source that is not the one the flags describe."""
+    kind, about = checkpoint["model"]["type"], checkpoint.get("about", {})
+    if kind != flags.teacher_model_type:
+        raise Refusal(f"-tmt {flags.teacher_model_type}: {path} holds a {kind}; pass -tmt {kind}")
+    if about.get("train_type", flags.train_type) != flags.train_type:
+        raise Refusal(f"-tt {flags.train_type}: {path} was trained with -tt {about['train_type']}; pass that")
+    if triggers is None:
+        raise Refusal(f"{path} holds no trigger set: name a run of train.py")
+    if not isinstance(about.get("train_size"), int | None):
+        raise Refusal(f"{path} does not say how many images it was trained on: name another run of train.py")
+    if flags.image_size not in (None, source.size):
+        raise Refusal(f"the source was trained on images of {source.size} pixels: pass --image-size {source.size}")
+
+
+def starting_model(flags, source, folder, device):
+    """The frozen model that an attack of `REMOVALS` edits, and, of --on, its file and its summary; else None and {}."""
+    path, made = earlier_copy(folder, flags.on, flags.select) if flags.on else (None, {})
+    model = read_model(path, device) if path else source
+    if flags.model_type not in ("", model.name):
+        raise Refusal(f"-dmt {flags.model_type}: -at {flags.attack} keeps the architecture, a {model.name}; "
+                      "leave -dmt out")
+    return model, path, made
+
+
+def earlier_copy(folder, on: str, select: str):
+    """The checkpoint and the summary, with its "generation", of a finished attack on the source in `folder`."""
+    path = find_checkpoint(folder / on, select)
+    made = read_json(path.parents[1] / "summary.json")
+    if not made:
+        raise Refusal(f"--on {on} is not finished: give its own command again, and it goes on")
+    if made.get("source_sha256") not in hashes_of_source(folder):
+        raise Refusal(f"--on {on} is a copy of an earlier training of its source: make it anew by its own command and "
+                      "--overwrite")
+    if not isinstance(made.get("generation"), int) or not 0 < made["generation"] < MOST_GENERATIONS:
+        raise Refusal(f"--on {on}: its summary.json is damaged, or it is one of more than {MOST_GENERATIONS} copies, "
+                      "each from the last: name another copy")
+    return path, made
+
+
+def check_surrogate(flags, source, device) -> None:
+    """Refuse an architecture that cannot be trained on the source's answers, or moved by the attack's ascent."""
+    trial = check_training("-dmt", flags.model_type, source.num_classes, source.size, flags.width, device,
+                           AMP.get(flags.amp), flags.deterministic, flags.batch_size, flags.compile)
+    moved_by = {"margin": source, "adversarial": trial}.get(flags.attack)
+    if moved_by is not None:
+        require_gradient_of_images(f"-at {flags.attack}", moved_by)
+
+
+def load_both(flags, about: dict):
+    """The thief's and the source's data; where they are one set, he gets as many images as the source had (`about`)."""
+    more = {"skip_bad_images": flags.skip_bad_images, "image_size": flags.image_size}
+    folders = {Path(folder).resolve() for folder in (flags.data_dir_source, flags.data_dir)}
+    same = flags.dataset_source == flags.dataset and (flags.dataset == "digits" or len(folders) == 1)
+    count = flags.train_size or (about.get("train_size") if same else None)
+    own = load_data(flags.dataset_source, flags.data_dir_source, train_size=count,
+                    flag="-dt" if same else "-dsrc", **more)
+    return own, own if same else load_data(flags.dataset, flags.data_dir, **more)
+
+
+def needs_labels(flags) -> bool:
+    """Whether the attack trains on true labels in the source's classes."""
+    if flags.attack in REMOVALS:
+        return flags.attack in ("finetune", "fineprune") and flags.finetune != "shift"
+    return extraction_loss(flags)[1]
+
+
 def log_what_is_stolen(flags, run, folder, checkpoint: dict, path, own, is_all: bool) -> None:
     """Say what is unusual of the source and of the thief's images; `is_all` means that he has all of the source's."""
     settings = run_settings(path)
@@ -139,73 +206,6 @@ def train_surrogate(flags, run, made: dict, source, start, triggers, own, home, 
     evaluate = lambda model: accuracies(model, amp, val=validation, trigger=triggers)
     fit(run, model, objective, batches, evaluate, snapshot, epochs=flags.epoch, lr=flags.adam or flags.lr,
         weight_decay=flags.weight_decay, seed=seed, amp=amp, compile=flags.compile, graph=flags.graph)
-
-
-def check_source(flags, checkpoint: dict, source, triggers, path) -> None:
-    """Refuse a source that is not the one the flags describe."""
-    kind, about = checkpoint["model"]["type"], checkpoint.get("about", {})
-    if kind != flags.teacher_model_type:
-        raise Refusal(f"-tmt {flags.teacher_model_type}: {path} holds a {kind}; pass -tmt {kind}")
-    if about.get("train_type", flags.train_type) != flags.train_type:
-        raise Refusal(f"-tt {flags.train_type}: {path} was trained with -tt {about['train_type']}; pass that")
-    if triggers is None:
-        raise Refusal(f"{path} holds no trigger set: name a run of train.py")
-    if not isinstance(about.get("train_size"), int | None):
-        raise Refusal(f"{path} does not say how many images it was trained on: name another run of train.py")
-    if flags.image_size not in (None, source.size):
-        raise Refusal(f"the source was trained on images of {source.size} pixels: pass --image-size {source.size}")
-
-
-def check_surrogate(flags, source, device) -> None:
-    """Refuse an architecture that cannot be trained on the source's answers, or moved by the attack's ascent."""
-    trial = check_training("-dmt", flags.model_type, source.num_classes, source.size, flags.width, device,
-                           AMP.get(flags.amp), flags.deterministic, flags.batch_size, flags.compile)
-    moved_by = {"margin": source, "adversarial": trial}.get(flags.attack)
-    if moved_by is not None:
-        require_gradient_of_images(f"-at {flags.attack}", moved_by)
-
-
-def starting_model(flags, source, folder, device):
-    """The frozen model that an attack of `REMOVALS` edits, and, of --on, its file and its summary; else None and {}."""
-    path, made = earlier_copy(folder, flags.on, flags.select) if flags.on else (None, {})
-    model = read_model(path, device) if path else source
-    if flags.model_type not in ("", model.name):
-        raise Refusal(f"-dmt {flags.model_type}: -at {flags.attack} keeps the architecture, a {model.name}; "
-                      "leave -dmt out")
-    return model, path, made
-
-
-def earlier_copy(folder, on: str, select: str):
-    """The checkpoint and the summary, with its "generation", of a finished attack on the source in `folder`."""
-    path = find_checkpoint(folder / on, select)
-    made = read_json(path.parents[1] / "summary.json")
-    if not made:
-        raise Refusal(f"--on {on} is not finished: give its own command again, and it goes on")
-    if made.get("source_sha256") not in hashes_of_source(folder):
-        raise Refusal(f"--on {on} is a copy of an earlier training of its source: make it anew by its own command and "
-                      "--overwrite")
-    if not isinstance(made.get("generation"), int) or not 0 < made["generation"] < MOST_GENERATIONS:
-        raise Refusal(f"--on {on}: its summary.json is damaged, or it is one of more than {MOST_GENERATIONS} copies, "
-                      "each from the last: name another copy")
-    return path, made
-
-
-def load_both(flags, about: dict):
-    """The thief's and the source's data; where they are one set, he gets as many images as the source had (`about`)."""
-    more = {"skip_bad_images": flags.skip_bad_images, "image_size": flags.image_size}
-    folders = {Path(folder).resolve() for folder in (flags.data_dir_source, flags.data_dir)}
-    same = flags.dataset_source == flags.dataset and (flags.dataset == "digits" or len(folders) == 1)
-    count = flags.train_size or (about.get("train_size") if same else None)
-    own = load_data(flags.dataset_source, flags.data_dir_source, train_size=count,
-                    flag="-dt" if same else "-dsrc", **more)
-    return own, own if same else load_data(flags.dataset, flags.data_dir, **more)
-
-
-def needs_labels(flags) -> bool:
-    """Whether the attack trains on true labels in the source's classes."""
-    if flags.attack in REMOVALS:
-        return flags.attack in ("finetune", "fineprune") and flags.finetune != "shift"
-    return extraction_loss(flags)[1]
 
 
 def objective_of_flags(flags, answers) -> ExtractionObjective:

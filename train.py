@@ -67,45 +67,6 @@ def main():
         report_source(run, flags, tests, data, device, before)
 
 
-def train(flags, run, data, triggers, images, device, initial=None, opening=None) -> float | None:
-    """Train on `images`, or go on; the test accuracy in [0, 1] of the weights of --init, where they fit as they are.
-
-    opening  what opens the commitment to the triggers, see `commit_triggers`
-    """
-    rival, amp = RIVALS.get(flags.train_type), AMP.get(flags.amp)
-    # a benign model's triggers are trained on by nobody, so that there is nothing to commit to beforehand
-    commit = partial(commit_triggers, run, data=data, is_secret=flags.train_type != "none", opening=opening)
-    if is_rank_0() and not made_later(flags):
-        commit(triggers)
-    model = models.build(flags.model_type, len(data.classes), data.mean, data.std, flags.width, data.size)
-    new_head = initial.load_into(model, run.log) if initial else None
-    model, before = synchronize_batchnorm(models.place(model, device)), None
-    if initial and not new_head:
-        before = accuracy(model, data.test.images, data.test.labels, amp)
-        run.log(f"test accuracy of these weights before the training: {100 * before:.2f} % (plain weights that "
-                "want other pixels than those normalised by the data's mean and deviation lose here)")
-        if data.name == "folder" and flags.train_type != "none" and not len(triggers.groups):
-            run.log("triggers are drawn from images that --init should never have seen: those of val/ where there "
-                    "are train/, test/ and val/, else 1,000 of train/, or a tenth where fewer")
-
-    batches = Batches(images, flags.batch_size, data.mirrors(flags, run.log), device, crop=not flags.no_crop)
-    if rival:
-        objective = rival.objective(flags, model, batches, triggers, data=data, run=run, commit=commit)
-    else:
-        objective = objective_of_flags(flags, model, triggers, batches, run.log)
-    current = (lambda: objective.triggers) if made_later(flags) else (lambda: triggers)
-    about = {"classes": data.classes, "dataset": data.name, "train_size": len(data.train.labels),
-             "train_type": flags.train_type, "label_strategy": flags.label_strategy, "seed": flags.seed}
-    snapshot = lambda model, epoch, row: pack_checkpoint(
-        model, epoch=epoch, figures=row, about=about, **pack_triggers(current()))
-    validation = validation_images(data, triggers)
-    evaluate = lambda model: accuracies(model, amp, val=validation, trigger=current())
-    fit(run, model, objective, batches, evaluate, snapshot, epochs=flags.epoch, lr=flags.lr,
-        weight_decay=flags.weight_decay, seed=flags.seed, amp=amp, compile=flags.compile, graph=flags.graph,
-        stop_after=flags.stop_after)
-    return before
-
-
 def record_of(flags, data, initial, prepared) -> dict:
     """What the run folder keeps: the flags, and hashes of the files and images that they name."""
     record = vars(flags) | {"data_sha256": data.sha256, "classes_sha256": data.classes_sha256}
@@ -162,6 +123,45 @@ def training_images(flags, data, triggers, clean, log):
         return data.train
     n = carriers_each(flags.carriers, len(triggers), len(data.train.labels))
     return relabel_carriers(data.train, triggers, partial(last_features, clean), n, log)
+
+
+def train(flags, run, data, triggers, images, device, initial=None, opening=None) -> float | None:
+    """Train on `images`, or go on; the test accuracy in [0, 1] of the weights of --init, where they fit as they are.
+
+    opening  what opens the commitment to the triggers, see `commit_triggers`
+    """
+    rival, amp = RIVALS.get(flags.train_type), AMP.get(flags.amp)
+    # a benign model's triggers are trained on by nobody, so that there is nothing to commit to beforehand
+    commit = partial(commit_triggers, run, data=data, is_secret=flags.train_type != "none", opening=opening)
+    if is_rank_0() and not made_later(flags):
+        commit(triggers)
+    model = models.build(flags.model_type, len(data.classes), data.mean, data.std, flags.width, data.size)
+    new_head = initial.load_into(model, run.log) if initial else None
+    model, before = synchronize_batchnorm(models.place(model, device)), None
+    if initial and not new_head:
+        before = accuracy(model, data.test.images, data.test.labels, amp)
+        run.log(f"test accuracy of these weights before the training: {100 * before:.2f} % (plain weights that "
+                "want other pixels than those normalised by the data's mean and deviation lose here)")
+        if data.name == "folder" and flags.train_type != "none" and not len(triggers.groups):
+            run.log("triggers are drawn from images that --init should never have seen: those of val/ where there "
+                    "are train/, test/ and val/, else 1,000 of train/, or a tenth where fewer")
+
+    batches = Batches(images, flags.batch_size, data.mirrors(flags, run.log), device, crop=not flags.no_crop)
+    if rival:
+        objective = rival.objective(flags, model, batches, triggers, data=data, run=run, commit=commit)
+    else:
+        objective = objective_of_flags(flags, model, triggers, batches, run.log)
+    current = (lambda: objective.triggers) if made_later(flags) else (lambda: triggers)
+    about = {"classes": data.classes, "dataset": data.name, "train_size": len(data.train.labels),
+             "train_type": flags.train_type, "label_strategy": flags.label_strategy, "seed": flags.seed}
+    snapshot = lambda model, epoch, row: pack_checkpoint(
+        model, epoch=epoch, figures=row, about=about, **pack_triggers(current()))
+    validation = validation_images(data, triggers)
+    evaluate = lambda model: accuracies(model, amp, val=validation, trigger=current())
+    fit(run, model, objective, batches, evaluate, snapshot, epochs=flags.epoch, lr=flags.lr,
+        weight_decay=flags.weight_decay, seed=flags.seed, amp=amp, compile=flags.compile, graph=flags.graph,
+        stop_after=flags.stop_after)
+    return before
 
 
 def objective_of_flags(flags, model, triggers, batches, log):
