@@ -55,9 +55,9 @@ def steal(flags, word: str) -> None:
     source, triggers = unpack_source(checkpoint, path, device)
     check_source(flags, checkpoint, source, triggers, path)
     flags.image_size = None if source.size == models.SIZE else source.size
-    start, on, before = None, None, {}  # the model that an attack of `REMOVALS` edits, and its file and summary
+    start, start_file, start_summary = None, None, {}  # of an attack of `REMOVALS`: what it edits
     if flags.attack in REMOVALS:
-        start, on, before = starting_model(flags, source, folder, device)
+        start, start_file, start_summary = starting_model(flags, source, folder, device)
         check_edit(flags, start)
         flags.width = model_width(start)
     else:
@@ -75,13 +75,15 @@ def steal(flags, word: str) -> None:
     model_type = flags.model_type if start is None else start.name
     made = {"dataset": home.name, "dataset_source": own.name, "model": model_type, "width": flags.width,
             "attack": name, "source": folder.name, "source_sha256": source_sha256, "seed": flags.seed,
-            "generation": before.get("generation", 0) + 1}
+            "generation": start_summary.get("generation", 0) + 1}
     record = vars(flags) | {"attack": name, "source_sha256": source_sha256, "data_sha256": home.sha256,
-                            "data_source_sha256": own.sha256} | ({"on_sha256": sha256_of_file(on)} if on else {})
+                            "data_source_sha256": own.sha256}
+    if start_file:
+        record["on_sha256"] = sha256_of_file(start_file)
     if start is not None:
         record.pop("width")  # the start model's
     run = RunFolder(folder / f"{word}{flags.additional_message}", record, "another -admsg")
-    run.check(flags.overwrite, {"--on": on})
+    run.check(flags.overwrite, {"--on": start_file})
     run.open(device, flags.overwrite)
     log_what_is_stolen(flags, run, folder, checkpoint, path, own, is_all=own is home and not flags.train_size)
     if not trains:
@@ -92,7 +94,7 @@ def steal(flags, word: str) -> None:
     else:
         train_surrogate(flags, run, made, source, start, triggers, own, home, device)
     if is_rank_0():
-        made |= {"teacher_bn": before.get("teacher_bn", flags.teacher_bn), "epochs": flags.epoch,
+        made |= {"teacher_bn": start_summary.get("teacher_bn", flags.teacher_bn), "epochs": flags.epoch,
                  "select": flags.select}
         report_surrogate(run, made, tests, home.test, device, folder)
 
