@@ -326,8 +326,7 @@ def _kept(cache: Path, shape: tuple, chunks, where: str, bad=()):
     """uint8 images of this shape (N, 3, S, S), from the .npy file `cache` or else from the arrays of `chunks`.
 
     A tensor, or, of more than `IN_MEMORY` bytes, `StoredImages`. What comes from `chunks` is kept in `cache`, unless
-    these have entered something into `bad`. Raises Refusal, beginning with `where`, where more than `IN_MEMORY` bytes
-    cannot be kept.
+    these enter something into `bad`. Refusal, beginning with `where`, where more than `IN_MEMORY` cannot be kept.
     """
     is_large = math.prod(shape) > IN_MEMORY
     with contextlib.suppress(Exception):  # there is no copy, or a damaged one, at whose header numpy raises anything
