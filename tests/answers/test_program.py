@@ -1,5 +1,7 @@
 """Suspects that are programs: one image a call or many, and how they may fail."""
 
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +17,7 @@ from utils.answers.answers import Answer, Classes
 from utils.answers.ask import program
 from utils.system.outside import run_bounded
 from utils.system.refusals import Refusal
+from utils.verify import _stop
 
 pytestmark = pytest.mark.usefixtures("quick")
 PNGS = [Path(f"{i}.png") for i in (7, 3, 9)]  # answered by their own names below
@@ -106,12 +109,18 @@ def test_the_sequential_test_stops_early(key_program, owner):
 def test_a_signal_leaves_no_triggers_behind_and_says_what_goes_on(name, status, owner, heard, tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    again = "" if name == "INT" else f"; kill -{name} $PPID"  # as the shell of a terminal that closes
-    command = f"sh -c 'kill -{name} $PPID{again}; exec sleep 60' {{png}}"
+    command = f"sh -c 'kill -{name} $PPID; exec sleep 60' {{png}}"
     for flags, words in (((), "begins anew"), (("--keep-answers", tmp_path / "kept"), "kept holds")):
         done = verify("claim", owner[0], "--trust-owner", "--command", command, *flags)
         assert done.status == status and done.out == "" and not any((tmp_path / "temporary").iterdir())
         assert "interrupted; the same command" in done.err and words in done.err
+
+
+def test_a_second_signal_does_not_break_off_the_removal_of_triggers(heard):
+    """A terminal that closes sends SIGHUP, and so does its shell."""
+    with pytest.raises(KeyboardInterrupt):
+        _stop(signal.SIGHUP, None)
+    os.kill(os.getpid(), signal.SIGHUP)  # which would end the tests
 
 
 @pytest.mark.parametrize("flags, words", [
