@@ -81,9 +81,8 @@ def build_outside(name: str, num_classes: int, size: int) -> nn.Module:
             more = {"aux_logits": False, "init_weights": True}
         return models.get_model(name, weights=None, num_classes=num_classes, **more)
     try:
-        taken = inspect.signature(named[name]).parameters.get("num_classes")  # maybe after pretrained or in_channels
-        by_name = taken and taken.kind in (taken.POSITIONAL_OR_KEYWORD, taken.KEYWORD_ONLY)
-        network = named[name](num_classes=num_classes) if by_name else named[name](num_classes)
+        takes_name = "num_classes" in inspect.signature(named[name]).parameters  # maybe after pretrained or in_channels
+        network = named[name](num_classes=num_classes) if takes_name else named[name](num_classes)
     except SystemExit as error:
         raise RuntimeError(describe_error(error)) from error
     if not isinstance(network, nn.Module):

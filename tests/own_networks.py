@@ -16,8 +16,8 @@ def without_linear(classes):
     return nn.Sequential(nn.Conv2d(3, classes, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def lazy(num_classes, /):
-    return nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(num_classes))
+def lazy(classes):
+    return nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(classes))
 
 
 def classes_last(pretrained=False, *, num_classes=7):
