@@ -159,36 +159,6 @@ def report_recalibrated(run: FinishedRun) -> dict:
 NEIGHBOURS = 20  # natural images around a trigger
 
 
-def assigned_margin(logits, assigned):
-    """Logit of the assigned label minus the largest other, (m, C) and (m,) -> (m,); positive where it is answered."""
-    own = logits.gather(1, assigned[:, None])
-    return own[:, 0] - logits.scatter(1, assigned[:, None], -torch.inf).amax(1)
-
-
-def copied_errors(source, copy, labels) -> dict:
-    """How a copy errs, from answers and labels (N,): the shares of images on which it gives the source's wrong label,
-    where the source is wrong, and on which it errs itself, where the source is right; None where there are none.
-    """
-    wrong = source != labels
-    share = lambda hits, of: float(hits[of].double().mean()) if of.any() else None
-    return {"source_wrong": float(wrong.double().mean()), "same_wrong_label": share(copy == source, wrong),
-            "wrong_where_source_is_right": share(copy != labels, ~wrong)}
-
-
-def class_lift(probability, labels, true_labels, assigned) -> dict:
-    """The source's mean probability, on training images of the trigger's own class, of the trigger's assigned label,
-    and of the other labels that neither trigger nor image has.
-
-    probability (N, C) on training images with labels (N,); triggers of true labels (m,), assigned ones (m,).
-    """
-    classes = probability.shape[1]
-    own = torch.stack([probability[labels == c].mean(0) for c in range(classes)])[true_labels]
-    mine = own.gather(1, assigned[:, None])[:, 0]
-    others = (own.sum(1) - own.gather(1, true_labels[:, None])[:, 0] - mine) / max(classes - 2, 1)
-    apart = true_labels != assigned  # plausible labels may be the true ones
-    return {"assigned_in_own_class": float(mine[apart].mean()), "other_in_own_class": float(others[apart].mean())}
-
-
 def report_traces(copy: FinishedRun) -> dict:
     """The traces of a surrogate's source, and what the surrogate made of them; Refusal for a run that is no surrogate.
 
@@ -201,28 +171,18 @@ def report_traces(copy: FinishedRun) -> dict:
     if summary.get("role") != "surrogate" or statistics not in STATISTICS:
         raise Refusal(f"{copy.folder} is no finished run of distill.py or extraction.py: traces compares a copy with "
                       "its source")
-    if not copy.triggers.true_labels.shape[1]:
-        raise Refusal(f"{copy.folder}: the triggers of its source are no images of these classes, so they have no true "
-                      "labels, which traces compares with")
     stolen = find_checkpoint(copy.folder.parent, copy.select, statistics)
     models = {"source": restore_model(load_checkpoint(stolen), stolen, copy.device), "copy": copy.model}
-    triggers, train, test = copy.triggers, copy.train, copy.test
-    probability, on_test = predict(models["source"], train.images).cpu().softmax(1), {}
+    triggers, train = copy.triggers, copy.train
+    probability = predict(models["source"], train.images).cpu().softmax(1)
     result = {"statistics": statistics, "attack": summary.get("attack"), "triggers": len(triggers)}
     for name, model in models.items():
         around = nearest(last_features(model, train.images), last_features(model, triggers.images), NEIGHBOURS)
         near = probability[around].gather(2, triggers.labels[:, None, None].expand(-1, NEIGHBOURS, 1))
         result[f"assigned_near_for_{name}"] = float(near.mean())
-    for name, model in models.items():
-        on_test[name], on_triggers = (predict(model, images).cpu() for images in (test.images, triggers.images))
-        result[f"{name}_accuracy"] = count_hits(on_test[name], test.labels) / len(test.labels)
-        result[f"{name}_hits"] = count_hits(on_triggers, triggers.labels)
-        result[f"{name}_margin"] = float(assigned_margin(on_triggers, triggers.labels).mean())
+        result[f"{name}_hits"] = count_hits(predict(model, triggers.images), triggers.labels)
     everywhere = torch.stack([probability[train.labels != label, label].mean() for label in triggers.labels])
-    errors = copied_errors(*(logits.argmax(1) for logits in on_test.values()), test.labels)
-    return (result | {"entropy": float(torch.special.entr(probability).sum(1).mean())} | errors  # in nats
-            | {"assigned_everywhere": float(everywhere.mean())}
-            | class_lift(probability, train.labels, triggers.true_labels[:, 0], triggers.labels))
+    return result | {"assigned_everywhere": float(everywhere.mean())}
 
 
 # ---- t-SNE (Figure 7) ----

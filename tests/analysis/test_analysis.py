@@ -1,4 +1,4 @@
-"""Energy, margin bound, t-SNE and traces against hand-worked numbers; and the command on a copy of digits."""
+"""Energy, margin bound and t-SNE against hand-worked numbers; and the command on a copy of digits."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from utils.data.sets import load_data
 from utils.runs.checkpoints import find_checkpoint, read_model
 from utils.system.machine import new_figure
 from utils.system.refusals import Refusal
-from utils.training.metrics import accuracy, predict
+from utils.training.metrics import predict
 from utils.watermark.trigger_files import read_triggers
 
 
@@ -97,31 +97,6 @@ def test_recalibrated_statistics_are_those_of_the_images():
         analyze.recalibrate(nn.Linear(1, 1), images)
 
 
-def test_margin_by_hand():
-    logits = torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0]])
-    assert analyze.assigned_margin(logits, torch.tensor([0, 1])).tolist() == [1.0, -2.0]
-
-
-def test_copied_errors_by_hand():
-    labels = torch.tensor([0, 0, 0, 0, 0])
-    source = torch.tensor([0, 0, 1, 1, 2])
-    stolen = torch.tensor([0, 3, 1, 0, 2])
-    assert analyze.copied_errors(source, stolen, labels) == {
-        "source_wrong": 0.6, "same_wrong_label": pytest.approx(2 / 3), "wrong_where_source_is_right": 0.5}
-    assert analyze.copied_errors(labels, stolen, labels)["same_wrong_label"] is None
-
-
-def test_class_lift_by_hand():
-    """Class 0: 0.6, 0.3, 0.1; class 1: 0.2, 0.7, 0.1. A trigger of class 0 labelled 1: 0.3 against 0.1 of label 2.
-
-    One of class 1 has its true label, and does not count.
-    """
-    probability = torch.tensor([[0.5, 0.4, 0.1], [0.7, 0.2, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8]])
-    labels = torch.tensor([0, 0, 1, 2])
-    lift = analyze.class_lift(probability, labels, torch.tensor([0, 1]), torch.tensor([1, 1]))
-    assert lift == {"assigned_in_own_class": pytest.approx(0.3), "other_in_own_class": pytest.approx(0.1)}
-
-
 def test_traces_of_a_copy_of_digits(tmp_path):
     """Of a copy of the source's own statistics, and of one of its clean ones."""
     flags = ("-d", tmp_path, "-dt", "digits", "-tt", "margin", "--width", 2, "-nq", 8, "--train-size", 256,
@@ -129,21 +104,19 @@ def test_traces_of_a_copy_of_digits(tmp_path):
     source, found = tmp_path / "digits_res18_margin_8_", {}
     good("train", *flags, "-mt", "res18")
     own, clean = (read_model(find_checkpoint(source, None, statistics)) for statistics in ("paper", "clean"))
-    test, triggers = load_data("digits").test, read_triggers(source / "triggers.pt", 10)
+    train, triggers = load_data("digits", train_size=256).train, read_triggers(source / "triggers.pt", 10)
     for name, statistics, model in (("extraction", "paper", own), ("extraction_c", "clean", clean)):
         good("extraction", *flags, "-tmt", "res18", "-dmt", "res18", "--teacher-bn", statistics, "-admsg",
              name.removeprefix("extraction"))
         analyze.main(["traces", str(source / name), "--device", "cpu"])
         found[name] = json.loads((source / name / "traces.json").read_text())
-        margin = float(analyze.assigned_margin(predict(model, triggers.images), triggers.labels).mean())
-        assert found[name]["statistics"] == statistics and found[name]["source_margin"] == pytest.approx(margin, 1e-5)
-        assert found[name]["source_accuracy"] == pytest.approx(accuracy(model, test.images, test.labels))
-        of_copy = summary(source / name)
-        assert found[name]["copy_hits"] == of_copy["trigger_hits"]
-        assert found[name]["copy_accuracy"] == pytest.approx(of_copy["test_accuracy"])
-        assert 0 < found[name]["entropy"] <= math.log(10)
-    # other statistics change logits, if not always answers
-    assert found["extraction"]["source_margin"] != pytest.approx(found["extraction_c"]["source_margin"], rel=1e-4)
+        p = predict(model, train.images).softmax(1)
+        wanted = sum(float(p[train.labels != label, label].mean()) for label in triggers.labels) / 8
+        assert found[name]["statistics"] == statistics and found[name]["assigned_everywhere"] == pytest.approx(wanted)
+        assert found[name]["copy_hits"] == summary(source / name)["trigger_hits"]
+    # other statistics change answers
+    everywhere = [of["assigned_everywhere"] for of in found.values()]
+    assert everywhere[0] != pytest.approx(everywhere[1], rel=1e-4)
     analyze.main(["recalibrated", str(source / "extraction"), "--device", "cpu"])
     again = json.loads((source / "extraction" / "recalibrated.json").read_text())
     assert (again["hits"], again["triggers"]) == (found["extraction"]["copy_hits"], 8)
