@@ -42,12 +42,11 @@ def format_settings(found: dict) -> str:
     def percent(rows, key):
         seeds = {}
         for row in rows:
-            if row[key] is not None:  # as of a benign model that a file names
-                seeds.setdefault(row["seed"], []).append(100 * row[key])
-        return f"{mean(map(mean, seeds.values())):.2f} %" if seeds else "unknown"
+            seeds.setdefault(row["seed"], []).append(100 * row[key])
+        return f"{mean(map(mean, seeds.values())):.2f} %"
 
     for name, rows in groups.items():
-        claimed = sum(found is not None and found <= LOG_ALPHA for found in map(decisive, rows))
+        claimed = sum(p <= LOG_ALPHA for p in map(decisive, rows))
         copy = "" if rows[0]["attack"] is None else f", copy {percent(rows, 'copy_accuracy')}"
         hits, seeds = (", ".join(str(row[key]) for row in rows) for key in ("hits", "seed"))
         lines.append(f"{name}: source {percent(rows, 'source_accuracy')}{copy}, hits {hits} of {rows[0]['m']}, claimed "
@@ -55,7 +54,7 @@ def format_settings(found: dict) -> str:
     return "\n".join(lines)
 
 
-def decisive(row: dict) -> float | None:
+def decisive(row: dict) -> float:
     """log10 p of T1, or for shared draws, which hits tell little of, the smaller of T1 and T1p, doubled."""
     shared = any(f"{name} labels" in row["setting"] for name in ("paired", "runners-up"))
     return bonferroni(row["log10_p"], row["log10_p_scores"]) if shared else row["log10_p"]
