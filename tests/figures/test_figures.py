@@ -46,7 +46,8 @@ def test_a_command_needs_no_docstring(name, monkeypatch):
 
 TABLES = {  # a page beside its JSON -> the text or the table that this gives
     "demo_seeds": demo.seeds_markdown, "null": null.null_markdown, "power": power.power_markdown,
-    "rivals": rivals.rivals_markdown, "regime": regime.format_table, "regime-narrow": regime.format_table,
+    "rivals": lambda found: rivals.rivals_markdown(found | {"rows": rivals.count_verdicts(found["verdicts"])}),
+    "regime": regime.format_table, "regime-narrow": regime.format_table,
     "forger": lambda found: forger.forger_table(found["rows"]), "marked_beacon": rows_table,
     "defences": lambda found: defences.defences_table(found["rows"]),
     "defences_digits": lambda found: defences.defences_table(found["rows"])}
