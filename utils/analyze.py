@@ -2,12 +2,10 @@
 
 energy  free energy of test images and triggers (Table 7), and what a filter at 5 % refused clean images would refuse
 margin  upper bound of the margin of each trigger (Table 5): the smallest eps at which projected ascent flips it
-recalibrated  accuracy and triggers with BatchNorm statistics estimated anew from training images
 traces  of the triggers in a source's answers to natural images, and what a copy, RUN, has learnt of them
 tsne    features of test images and triggers in two dimensions (Figure 7), perplexity 5 and 10
 """
 
-import copy
 import json
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from utils.runs.networks import add_named_architectures
 from utils.system.files import read_json, write_json
 from utils.system.machine import add_device_flag, choose_device
 from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
-from utils.training.metrics import accuracy, count_hits, pass_length, predict
+from utils.training.metrics import count_hits, predict
 from utils.watermark.carriers import last_features, nearest
 from utils.watermark.margin import ascend
 from utils.watermark.trigger_files import unpack_source
@@ -125,32 +123,6 @@ def report_margin(run: FinishedRun) -> dict:
             "margins": [round(v, 6) for v in bound.tolist()]}
 
 
-# ---- recalibrated: does a mark live in BatchNorm's statistics? ----
-
-
-def recalibrate(model, images):
-    """A copy of `model` whose running statistics are the mean over batches of uint8 images (N, 3, H, W).
-
-    A batch has 500 images of 32 pixels, of larger ones fewer, but 128, as in a training.
-    """
-    model = copy.deepcopy(model)
-    if not any(isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
-        raise Refusal("recalibrated: this model has no BatchNorm layers; name a run of another architecture")
-    parts = images.split(max(128, pass_length(images, 500)))
-    batches = (part.float().div(255) for part in parts if len(part) > 1)  # one image has no variance
-    torch.optim.swa_utils.update_bn(batches, model, next(model.parameters()).device)
-    return model.eval()
-
-
-def report_recalibrated(run: FinishedRun) -> dict:
-    """Accuracy on test images and triggers answered as assigned, before and after `recalibrate` on training images."""
-    result = {"triggers": len(run.triggers)}
-    for prefix, model in (("", run.model), ("recalibrated_", recalibrate(run.model, run.train.images))):
-        result[f"{prefix}accuracy"] = accuracy(model, run.test.images, run.test.labels)
-        result[f"{prefix}hits"] = count_hits(predict(model, run.triggers.images), run.triggers.labels)
-    return result
-
-
 # ---- traces: a thief asks natural images only, so whatever he learns of the triggers lies in these answers ----
 
 NEIGHBOURS = 20  # natural images around a trigger
@@ -213,8 +185,7 @@ def report_tsne(run: FinishedRun, shown: int = 500) -> dict:
 
 # ---- the command ----
 
-REPORTS = {"energy": report_energy, "margin": report_margin, "recalibrated": report_recalibrated,
-           "traces": report_traces, "tsne": report_tsne}
+REPORTS = {"energy": report_energy, "margin": report_margin, "traces": report_traces, "tsne": report_tsne}
 
 
 @refuse_in_one_sentence

@@ -71,21 +71,6 @@ def test_margin_bound_of_a_linear_model_is_its_closed_form():
     assert (analyze.margin_bound(model, x, 1 - y) == 0).all()  # a failed trigger has no margin
 
 
-def test_recalibrated_statistics_are_those_of_the_images():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Identity(), nn.BatchNorm2d(3)).eval()
-    model[1].running_mean += 7
-    model[0].weight = nn.Parameter(torch.ones(1))  # so that there is a device to ask for
-    images = torch.randint(0, 256, (1001, 3, 32, 32), dtype=torch.uint8)
-    found = analyze.recalibrate(model, images)
-    halves = [half.div(255).transpose(0, 1).flatten(1) for half in images[:1000].split(500)]  # the last one is alone
-    assert torch.allclose(found[1].running_mean, sum(half.mean(1) for half in halves) / 2)
-    assert torch.allclose(found[1].running_var, sum(half.var(1) for half in halves) / 2)
-    assert (model[1].running_mean == 7).all() and not found.training and not found[1].training
-    with pytest.raises(Refusal, match="no BatchNorm"):
-        analyze.recalibrate(nn.Linear(1, 1), images)
-
-
 def test_traces_of_a_copy_of_digits(tmp_path):
     """Of a copy of the source's own statistics, and of one of its clean ones."""
     flags = ("-d", tmp_path, "-dt", "digits", "-tt", "margin", "--width", 2, "-nq", 8, "--train-size", 256,
@@ -106,9 +91,6 @@ def test_traces_of_a_copy_of_digits(tmp_path):
     # other statistics change answers
     everywhere = [of["assigned_everywhere"] for of in found.values()]
     assert everywhere[0] != pytest.approx(everywhere[1], rel=1e-4)
-    analyze.main(["recalibrated", str(source / "extraction"), "--device", "cpu"])
-    again = json.loads((source / "extraction" / "recalibrated.json").read_text())
-    assert (again["hits"], again["triggers"]) == (found["extraction"]["copy_hits"], 8)
     assert "traces compares a copy with its source" in refused("utils.analyze", "traces", source, "--device", "cpu")
     run = json.loads((source / "extraction" / "run.json").read_text())
     run["settings"]["source_sha256"] = "0"
