@@ -297,17 +297,18 @@ def claim_sentence(report: dict) -> str:
     if d["rests_on"] == "SPRT" and d["holds"]:
         s = report["sequential"]
         return (f"The claim holds: after {s['queries']} queries a copy's hit rate explains the answers "
-                f"10^{s['log10_likelihood_ratio']:.1f} times as well as an independent model's.")
+                f"10^{s['log10_likelihood_ratio']:.1f} times as well as H0, {s['H0']}.")
     if "log10_p" not in d:
         return f"The claim does not hold: {d['why']}."
     log10_p, test = d.get("holm_log10_p", d["log10_p"]), d["rests_on"] + (", Holm" if "holm_log10_p" in d else "")
-    p = f"10^{log10_p:.1f}" if log10_p < -2 else f"{10**log10_p:.2g}"
+    p = f"10^{log10_p:.2f}" if log10_p < -2 else f"{10**log10_p:.2g}"
     label = "assigned label" if report["plausible"] else "assigned wrong label"
     holds, side = ("holds", "below") if d["holds"] else ("does not hold", "above")
     tells = not report["shared_draws"] and "T1p" not in test  # whether the number of hits is what p is about
     agree = "do so" if tells else "agree with the draw as this one does"
     share = f"{report['hits']} of {report['triggers']} triggers"
-    return (f"The claim {holds}: the suspect gave the {label} for {share}, and an independent model would {agree} with "
+    model = "a model that hits each as often as the benign ones" if "T2" in test else "an independent model"
+    return (f"The claim {holds}: the suspect gave the {label} for {share}, and {model} would {agree} with "
             f"probability {p} at most ({test}), {side} {report['alpha']:g}.")
 
 
@@ -339,4 +340,4 @@ def list_lines(reports: list[dict], alpha: float) -> list[str]:
         lines += [f"hint: {report['hint']}"] if report["hint"] else []
         lines += [f"missing, the first: {report['failure']}"] if report.get("failure") else []
     return [*lines, f"The claim holds against {held} of {len(reports)} suspects; the probability that any of them is "
-            f"claimed falsely is {alpha:g} at most (Holm)."]
+            f"claimed falsely is {alpha:g} at most (Holm), as far as each p holds."]

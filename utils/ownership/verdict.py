@@ -13,8 +13,8 @@ from utils.ownership.commitment import Owner
 from utils.system.refusals import Refusal
 
 MIN_BANK = 5  # smallest number of benign models that shows T2 and T3 how such models vary
-RATE = 0.5  # H1 of the sequential test: the suspect hits at least this often
-BETA = 0.05  # probability that the sequential test misses such a suspect
+RATE = 0.5  # H1 of the sequential test: the suspect hits at least this often, (1 + p) / 2 where chance p is as high
+BETA = 0.05  # probability that the sequential test gives such a suspect up; it may also run out of triggers
 EXACT = ("both", "T1", "T1p")  # what may be named beforehand as the exact test that decides
 
 
