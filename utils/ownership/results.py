@@ -122,11 +122,6 @@ def finished_surrogates(source_folder) -> list[Path]:
     return current + damaged
 
 
-def log_choice(run: RunFolder, summary: dict) -> None:
-    """Say of which epoch the model is that the table is of."""
-    run.log(f"the checkpoint of epoch {summary['chosen_epoch']} is reported (--select {summary['select']})")
-
-
 def report_source(run: RunFolder, flags, tests: TriggerTests, data: Data, device, before: float | None = None) -> None:
     """Print the table of a finished source of train.py and write its summary; `tests` are of the final trigger set.
 
@@ -145,7 +140,6 @@ def report_source(run: RunFolder, flags, tests: TriggerTests, data: Data, device
     if any(run.checkpoints.glob("checkpoint_*_clean.pt")):
         clean = find_checkpoint(run.path, flags.select, "clean")
         summary["clean"] = measure_checkpoint(clean, tests, data.test, device)
-    log_choice(run, summary)
     rows = rows_of_run(run.path, tests, device, summary=summary)
     finish_run(run, summary, rows + tests.benign_rows())
     decided = pvalues.bonferroni(summary["log10_p"]["T1"], summary["log10_p"]["T1p"])

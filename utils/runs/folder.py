@@ -206,6 +206,8 @@ def format_table(rows: list[dict]) -> str:
 
 
 def finish_run(run: RunFolder, summary: dict, rows: list[dict]) -> None:
-    """Print the table and write `summary.json`, which marks the run as finished."""
+    """Print of which epoch the model is, and the table; write `summary.json`, which marks the run as finished."""
+    if "chosen_epoch" in summary:
+        run.log(f"the checkpoint of epoch {summary['chosen_epoch']} is reported (--select {summary['select']})")
     run.log(format_table(rows))
     write_json(run.path / "summary.json", {**summary, "rows": rows})
