@@ -95,11 +95,6 @@ class Record(NamedTuple):
         return [*found[: -1 : max(1, len(found) // POINTS)], *found[-1:]]
 
 
-def dicts(value) -> list[dict]:
-    """The dicts of a list; nothing of anything else."""
-    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
-
-
 def read_record(folder: Path) -> Record | None:
     """What a folder says; None where it holds no run. Raises Refusal for damaged files and symbolic links."""
     refuse_links(folder)
@@ -194,7 +189,8 @@ def result_rows(source: Record, attacks: list[Record], secret: bool) -> list[tup
     cells = lambda name, row: [*row_cells(row | {"model": name}), decision(row)]
     rows, benign = [], {}
     for record in (source, *attacks):
-        name, summary_rows = model_name(record, secret), dicts(record.summary.get("rows"))
+        name, listed = model_name(record, secret), record.summary.get("rows")
+        summary_rows = [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
         group = "copies" if record.is_attack else "benign models" if source.text("train_type") == "none" else "source"
         for row in summary_rows:  # "benign none" is the row of a run without a watermark itself
             if str(row.get("model")).startswith("benign ") and row["model"] != "benign none":
