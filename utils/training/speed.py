@@ -251,9 +251,6 @@ def split_threads(threads: int, clean: float, triggers: float) -> tuple[int, int
     """Threads for each of the two halves, whose work is given in any unit; None where one would wait too long."""
     if threads < 2:
         return None
-
-    def longer(first):
-        return max(clean / first, triggers / (threads - first))
-
+    longer = lambda first: max(clean / first, triggers / (threads - first))
     first = min(range(1, threads), key=longer)
     return (first, threads - first) if longer(first) <= SLACK * (clean + triggers) / threads else None
