@@ -366,8 +366,6 @@ class StoredImages:
     for a file of something else.
     """
 
-    dtype = torch.uint8
-
     def __init__(self, path):
         if not os.path.isfile(path):  # numpy would wait for the writer of a pipe
             raise ValueError("no ordinary file")
