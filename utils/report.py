@@ -23,7 +23,7 @@ from utils.ownership.results import LOG_ALPHA, hashes_of_source, is_stale
 from utils.runs.folder import COLUMNS, finite_number, row_cells
 from utils.system.files import check_output_file, read_bounded, read_json, refuse_links, write_atomically
 from utils.system.machine import new_figure
-from utils.system.refusals import Parser, Refusal, refuse_in_one_sentence
+from utils.system.refusals import Parser, Refusal, printable, refuse_in_one_sentence
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 ATTACKS = 60  # of a source, at most; the rest is counted
@@ -43,14 +43,6 @@ PLACES = ("init", "label_model", "on", "query_type", "command", "message", "addi
 
 
 # ---- what folders say: they may come from somebody else, so everything is data ----
-
-
-def clean(text) -> str:
-    """Text without what could hide or reorder words in a page or on a terminal.
-
-    Control characters, those that turn the direction of writing and lone surrogates become U+FFFD.
-    """
-    return "".join(c if c.isprintable() or c in "\n\t\u00a0" else "\ufffd" for c in str(text))
 
 
 def shorten(text) -> str:
@@ -250,7 +242,7 @@ def legend(names: list) -> dict:
     from matplotlib.lines import Line2D
 
     figure, _ = new_figure(7, 0.1 + 0.22 * len(names))
-    figure.legend([Line2D([], [], **look(i)) for i in range(len(names))], [shorten(clean(name)) for name in names],
+    figure.legend([Line2D([], [], **look(i)) for i in range(len(names))], [shorten(printable(name)) for name in names],
                   loc="center left", frameon=False, handlelength=4, borderpad=0)
     return {"src": svg_uri(figure), "alt": "The lines: " + "; ".join(names)}
 
@@ -286,14 +278,14 @@ def training_charts(records: list[Record], secret: bool) -> tuple[list, dict | N
 
 
 def render(**values) -> str:
-    """The page that the template makes of values; each is escaped, and so are the characters that `clean` replaces.
+    """The page that the template makes of values; each is escaped, and made `printable`.
 
     Every picture lies in the page, so its Content-Security-Policy forbids all but those and its own style sheet.
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
-        finalize=lambda value: value if hasattr(value, "__html__") else clean(value),
+        finalize=lambda value: value if hasattr(value, "__html__") else printable(str(value)),
     )
     environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return environment.get_template(TEMPLATE.name).render(**values)
@@ -340,9 +332,9 @@ def main(argv=None):
     text, missing = run_page(flags.run, flags.show_triggers)
     write_atomically(path, text.encode(), private=flags.show_triggers)
     for sentence in missing:
-        print(f"not in the page: {' '.join(clean(sentence).split())}")  # on one line, whatever names hold
+        print(f"not in the page: {printable(' '.join(sentence.split()))}")  # on one line, whatever names hold
     secret = "; it shows the triggers, keep it private" if flags.show_triggers else ""
-    print(f"wrote {clean(path)}, {len(text.encode()) / 1e3:.0f} kB{secret}")
+    print(f"wrote {printable(str(path))}, {len(text.encode()) / 1e3:.0f} kB{secret}")
 
 
 if __name__ == "__main__":
