@@ -1,7 +1,7 @@
 """Architectures from outside this project: torchvision's by name, and functions of the user's own.
 
     tv:NAME                    a classifier of torchvision, `torchvision.models.get_model(NAME)`, with random weights
-    package.module:function    a callable that takes the number of classes, as `num_classes` if it has that argument,
+    package.module:function    a callable that takes the number of classes, as `num_classes` if it takes that name,
                                else as its only one, and returns a module with logits
 
 A user's function is imported when the command line names it, and never because a file does: `named` holds the names of
@@ -81,8 +81,12 @@ def build_outside(name: str, num_classes: int, size: int) -> nn.Module:
             more = {"aux_logits": False, "init_weights": True}
         return models.get_model(name, weights=None, num_classes=num_classes, **more)
     try:
-        takes_name = "num_classes" in inspect.signature(named[name]).parameters  # maybe after pretrained or in_channels
-        network = named[name](num_classes=num_classes) if takes_name else named[name](num_classes)
+        inspect.signature(named[name]).bind(num_classes=num_classes)  # maybe after pretrained, or among **kwargs
+        by_name = True
+    except (TypeError, ValueError):  # it takes another name, or hides what it takes
+        by_name = False
+    try:
+        network = named[name](num_classes=num_classes) if by_name else named[name](num_classes)
     except SystemExit as error:
         raise RuntimeError(describe_error(error)) from error
     if not isinstance(network, nn.Module):

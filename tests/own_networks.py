@@ -20,8 +20,8 @@ def lazy(classes):
     return nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(classes))
 
 
-def classes_last(pretrained=False, *, num_classes=7):
-    return fails(num_classes) if pretrained else plain(num_classes)
+def classes_last(pretrained=False, **more):
+    return fails(more) if pretrained else plain(more["num_classes"])
 
 
 def two_momenta(classes):
