@@ -38,7 +38,7 @@ KINDS = {  # ways in which weights lie on disk
     "lightning": {"state_dict": under("model."), "epoch": 3}, "own wrapper": under("net.backbone."),
     "lightning of ours": {"state_dict": under("classifier.", WEIGHTS)},
     "swa": {"n_averaged": torch.tensor(3), **under("module.")},
-    "average beside": {**under("model."), **{name: 0 * tensor for name, tensor in under("ema_model.").items()}},
+    "equal ones beside": {**under("model."), **under("ema_model.")}, "twice": {"net": ALONE, "ema": under("module.")},
     "average in an entry": {"state_dict": ALONE, "state_dict_ema": {}, "optimizer": {"state": {}}},
     "average alone": {"epoch": 3, "ema": {"module": ALONE}},
     "pytorch-cifar": {"net": under("module."), "acc": 93.0, "epoch": 3},
@@ -102,6 +102,8 @@ def parts_of(take_apart) -> dict:
     (lambda w: parts_of(nn.utils.weight_norm), "by torch.nn.utils.remove_weight_norm before saving"),
     (lambda w: parts_of(nn.utils.spectral_norm), "by torch.nn.utils.remove_spectral_norm before saving"),
     (lambda w: parts_of(nn.utils.parametrizations.weight_norm), "by torch.nn.utils.parametrize.remove_param"),
+    (lambda w: {"state_dict": w, "state_dict_ema": {n: t + 1 for n, t in w.items()}}, "holds more than one network"),
+    (lambda w: under("teacher.", {n: t + 1 for n, t in ALONE.items()}) | under("student."), "more than one network"),
     (lambda w: {"epoch": 3, "optimizer": {}}, "holds no state dict: its entries are epoch, optimizer"),
     (lambda w: {}, "holds no state dict: its entries are none"),
 ])

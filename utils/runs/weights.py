@@ -25,7 +25,7 @@ from utils.system.tensors import ALLOWED_DTYPES
 MAY_BE_ABSENT = ("0.mu", "0.std")  # our normalisation, which stays that of the training images
 # classifiers beside the one of googlenet and inception_v3, which torchvision's files hold and which we do not build
 AUXILIARY = ("1.aux1.", "1.aux2.", "1.AuxLogits.")
-# keys under which checkpoints keep weights; of several in one file, as weights and their average, the first counts
+# keys under which checkpoints keep weights
 HOLDERS = ("model", "state_dict", "model_state_dict", "net", "network", "weights", "params", "module", "model_ema",
            "state_dict_ema", "ema_state_dict", "ema")
 CLASS_NAMES = ("class_to_idx", "idx_to_class", "classes", "class_names")  # keys of other programs
@@ -73,7 +73,7 @@ class InitialWeights(NamedTuple):
     def _fitting(self, model) -> tuple[dict, int | None]:
         """The weights under the model's names and, where their last layer is left out for it, its class count."""
         own, trained, file = model.state_dict(), models.trained_tensors(model), f"{self.flag} {self.path}"
-        given = _under_names_of(own, self.tensors)
+        given = _under_names_of(own, self.tensors, file)
         head, old_classes = _head_of_other_classes(model, given)
         given = {name: t for name, t in given.items()
                  if name not in head and (name in own or not name.startswith(AUXILIARY))}
@@ -109,7 +109,7 @@ def read_initial_weights(path, flag: str = "--init") -> InitialWeights:
         raise Refusal(f"{flag} {path} does not exist; name a file of weights or the folder of a run")
     file = find_checkpoint(path)
     found = _read_safetensors(file, flag) if file.suffix == ".safetensors" else load_checkpoint(file)
-    weights = _state_dict_in(found)
+    weights = _state_dict_in(found, f"{flag} {path}")
     if weights is None:
         keys = ", ".join(str(key)[:40] for key in list(found)[:5])
         raise Refusal(f"{flag} {path} holds no state dict: its entries are {keys or 'none'}, and weights are looked "
@@ -119,13 +119,22 @@ def read_initial_weights(path, flag: str = "--init") -> InitialWeights:
                           {key: found[key] for key in ("about", *CLASS_NAMES) if key in found})
 
 
-def _state_dict_in(found) -> dict | None:
+def _state_dict_in(found, where: str) -> dict | None:
     """The tensors by their names in a checkpoint of this project, of the official code or of many others."""
     if not isinstance(found, dict):
         return None
     if found and all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items()):
         return {name: tensor for name, tensor in found.items() if name != SWA_COUNTER}
-    return next((inner for key in HOLDERS if (inner := _state_dict_in(found.get(key))) is not None), None)
+    inner = [weights for key in HOLDERS if (weights := _state_dict_in(found.get(key), where)) is not None]
+    _refuse_unequal([list(weights.values()) for weights in inner if len(weights) == len(inner[0])], where)
+    return inner[0] if inner else None
+
+
+def _refuse_unequal(copies: list[list], where: str) -> None:
+    """Refusal where copies of a network, as weights and their average, differ: nobody could say which one is meant."""
+    if any(a is not b and not torch.equal(a, b) for copy in copies[1:] for a, b in zip(copies[0], copy)):
+        raise Refusal(f"{where} holds more than one network, as weights and their average: write the one that is meant "
+                      "alone, torch.save(model.state_dict(), FILE)")
 
 
 def class_names(found: dict, count: int) -> list[str] | None:
@@ -161,11 +170,11 @@ def _read_safetensors(path: Path, flag: str) -> dict:
         raise Refusal(f"{flag} {path} is no .safetensors file that can be read ({error})") from error
 
 
-def _under_names_of(own: dict, tensors: dict) -> dict:
+def _under_names_of(own: dict, tensors: dict, where: str) -> dict:
     """The tensors under the model's names, which have "1." before the network's own.
 
     Without what wrappers put before or between the names: DataParallel, SWA, torch.compile, and classes around the
-    network, as Lightning's, whatever they call it. Of several copies of the network the first is taken.
+    network, as Lightning's, whatever they call it. Of equal copies of the network the first is taken.
     """
     bare = {".".join(part for part in name.split(".") if part not in WRAPPERS): t for name, t in tensors.items()}
     names, found = [name.removeprefix("1.") for name in own if name.startswith("1.")], [tensors, bare]
@@ -177,6 +186,8 @@ def _under_names_of(own: dict, tensors: dict) -> dict:
             others = tuple(other for other in before if other not in ("", prefix))
             found.append({f"{'1.' if outer == prefix else ''}{name[len(outer):]}" if name.startswith(outer) else name: t
                           for name, t in given.items() if name.startswith(outer) or not name.startswith(others)})
+    whole = [f"1.{name}" for name in names if not name.endswith(models.COUNTER)]
+    _refuse_unequal([[named[name] for name in whole] for named in found if named.keys() >= set(whole)], where)
     return max(found, key=lambda named: len(named.keys() & own.keys()))
 
 
