@@ -140,8 +140,9 @@ def train(flags, run, data, triggers, images, device, initial=None, opening=None
     model, before = synchronize_batchnorm(models.place(model, device)), None
     if initial and not new_head:
         before = accuracy(model, data.test.images, data.test.labels, amp)
-        run.log(f"test accuracy of these weights before the training: {100 * before:.2f} % (plain weights that "
-                "want other pixels than those normalised by the data's mean and deviation lose here)")
+        run.log(f"test accuracy of these weights before the training: {100 * before:.2f} % (weights lose here that "
+                "want other pixels than those normalised by the data's mean and deviation, or other classes or another "
+                "order of them)")
         if data.name == "folder" and flags.train_type != "none" and not len(triggers.groups):
             run.log("triggers are drawn from images that --init should never have seen: those of val/ where there "
                     "are train/, test/ and val/, else 1,000 of train/, or a tenth where fewer")

@@ -27,7 +27,7 @@ def test_folder_with_train_and_test_parts_and_what_is_left_out_of_it(tmp_path):
         (root / name).mkdir(parents=True)
     data = load_data("folder", root)
     assert data.classes == ["cat", "dog"] and data.flip
-    parts, left_out, _ = data.notes  # these pictures are of one colour each
+    parts, left_out, *_ = data.notes
     assert "left out are the folders more" in parts
     assert "out are 3 files" in left_out and "(train/loose.png, train/cat/camera2, train/cat/notes.txt)" in left_out
     assert (len(data.train.labels), len(data.held_out.labels), len(data.test.labels)) == (27, 3, 30)
@@ -48,7 +48,7 @@ def test_folder_with_train_and_test_parts_and_what_is_left_out_of_it(tmp_path):
 def test_a_folder_is_split_by_its_parts_and_else_in_the_same_way_each_time(parts, sizes, said, tmp_path):
     root = photos(tmp_path / "own", parts=parts, n=20)
     data, again = load_data("folder", root), load_data("folder", root)
-    assert data.classes == ["cat", "dog"] and len(data.notes) == (2 if said else 1)  # one colour each
+    assert data.classes == ["cat", "dog"] and len(data.notes) == (3 if said else 2)  # sizes, one colour each
     assert tuple(len(part.labels) for part in (data.train, data.held_out, data.test)) == sizes
     assert said is None or said in data.notes[0]
     assert again.sha256 == data.sha256 and torch.equal(again.test.images, data.test.images)
@@ -61,9 +61,14 @@ def test_a_folder_is_split_by_its_parts_and_else_in_the_same_way_each_time(parts
 def test_that_images_are_made_smaller_is_said(tmp_path):
     root = photos(tmp_path / "own")
     (root / "train/cat/000.png").unlink()
-    assert any("resized to 32 x 32 pixels (--image-size N); 001.png has 48 x 20" in note
-               for note in load_data("folder", root).notes)
-    assert not any("resized" in note for note in load_data("folder", photos(tmp_path / "same")).notes)
+    notes = lambda: "".join(load_data("folder", root).notes)
+    assert "resized to 32 x 32 pixels (--image-size N); 001.png has 48 x 20" in notes()
+    for path in root.rglob("[0-9]*.*"):
+        Image.open(path).resize((32, 32)).save(path)
+    assert "resized" not in notes()
+    for path in (root / "train/dog").glob("[0-9]*.*"):  # not the first class
+        Image.open(path).resize((600, 100)).save(path)
+    assert "has 600 x 100" in notes()
 
 
 def test_images_of_nearly_one_colour_are_warned_of_where_they_are_many(tmp_path):
@@ -146,7 +151,7 @@ def test_unreadable_images_are_named_counted_and_refused(tmp_path):
         assert why in text
     data = load_data("folder", root, skip_bad_images=True)
     assert len(data.train.labels) + len(data.held_out.labels) == 30 and len(data.test.labels) == 30
-    assert "skipped 3 unreadable" in data.notes[0] and "cut.jpg" in data.notes[0]
+    assert "skipped 3 unreadable" in data.notes[1] and "cut.jpg" in data.notes[1]
     with pytest.raises(Refusal):  # skipping once does not hide them from the next run
         load_data("folder", root)
 
@@ -164,7 +169,7 @@ def test_why_an_image_is_unreadable_is_said(content, why, tmp_path):
 @pytest.mark.parametrize("make, said", [
     (lambda r: None, "no such folder"), (lambda r: r.mkdir(), "no class folders"),
     (lambda r: (r / "only").mkdir(parents=True), "only the class only"),
-    (lambda r: [(r / c).mkdir(parents=True) for c in "ab"], "the folder .*a holds no images"),
+    (lambda r: [(r / c).mkdir(parents=True) for c in "ab"], "a holds no images; parts are train/, test/, val/"),
     (lambda r: photos(r, n=5), "too few"), (lambda r: (photos(r), (r / "test" / "fish").mkdir()), "fish"),
     (lambda r: (photos(r, parts=("train",)), (r / "test" / "cat").mkdir(parents=True)), "test holds no images"),
 ])

@@ -99,7 +99,8 @@ class Classes:
         is_number = type(value) in (str, int) and text.isascii() and text.isdigit() and len(text) < 10
         if is_number and int(text) < len(self.order):
             return self.columns(f"{where}: {text!r}")[int(text)]
-        raise Refusal(f"{where}: {text[:60]!r} is no class")
+        raise Refusal(f"{where}: {text[:60]!r} is no class; they are {', '.join(list(self.places)[:5])[:200]}, ..., or "
+                      "numbers; --columns FILE names those of a suspect with others")
 
 
 def answer_of(value, classes: Classes, where: str) -> Answer:
@@ -158,7 +159,8 @@ def read_reply(reply: bytes, kind: str, classes: Classes, where: str) -> Answer:
             value = json.loads(value)
         return answer_of(value, classes, where)
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise Refusal(f"{where}: the reply {reply[:60]!r} is none of: {FORMS}") from error
+        raise Refusal(f"{where}: the reply {reply[:60]!r} is none of: {FORMS}; let a --command turn it "
+                      "into one of these") from error
 
 
 def gather_answers(given: list[Answer], classes: int) -> Answers:

@@ -61,7 +61,7 @@ def load_folder(root: Path, skip_bad_images: bool, size: int, flag: str):
     empty = [parts[0] / name for label, name in enumerate(folders) if (label, 0) not in filled]
     empty += [part for i, part in enumerate(parts) if i not in {place for _, place in filled}]
     if empty:
-        raise Refusal(f"{where}: the folder {empty[0]} holds no images{left_out}")
+        raise Refusal(f"{where}: {empty[0]} holds no images{left_out}; parts are train/, test/, val/ of class folders")
     notes += [where + left_out] if left_out else []
     files, labels, place = zip(*found)
 
@@ -69,10 +69,12 @@ def load_folder(root: Path, skip_bad_images: bool, size: int, flag: str):
     with contextlib.suppress(Exception):  # an unreadable one is among those that are skipped
         from PIL import Image
 
-        with Image.open(files[0], formats=FORMATS) as first:
-            if first.size != (size, size):
-                notes.append(f"images are resized to {size} x {size} pixels (--image-size N); {Path(files[0]).name} "
-                             f"has {first.width} x {first.height}")
+        for path in files[:: max(1, len(files) // 20)]:
+            with Image.open(path, formats=FORMATS) as one:
+                if one.size != (size, size):
+                    notes.append(f"images are resized to {size} x {size} pixels (--image-size N); {Path(path).name} "
+                                 f"has {one.width} x {one.height}")
+                    break
     good = torch.tensor([path not in bad for path in files])
     labels, place = torch.tensor(labels)[good], torch.tensor(place)[good]
     if bad:

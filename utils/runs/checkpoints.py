@@ -41,11 +41,12 @@ def load_checkpoint(path: Path) -> dict:
     if not Path(path).exists():
         raise Refusal(f"checkpoint {path} does not exist")
     if why := wrong_kind(path, [(rb".{8}\{", "a safetensors file: give it the ending .safetensors"),
-                                (rb"$", "it is empty: restore it, or train the model again with --overwrite")]):
+                                (rb"$", "it is empty: restore it, name another, or train it again with --overwrite")]):
         raise Refusal(f"{path} is no checkpoint that can be read safely: {why}")
-    with refuse_errors(f"{path} is no checkpoint that can be read safely: truncated, damaged or foreign",
-                       "train the model again with --overwrite, name another run, or save the state_dict() of a "
-                       "pickled model", (PermissionError, IsADirectoryError)):
+    with refuse_errors(f"{path} is no checkpoint that can be read safely: truncated, damaged, or more than tensors, "
+                       "numbers and texts", "train your own again with --overwrite, or name another; write of a whole "
+                       "model the weights alone, torch.save(model.state_dict(), FILE), or ask it as an ONNX file",
+                       (PermissionError, IsADirectoryError)):
         checkpoint = read_tensors(path)
     if not isinstance(checkpoint, dict):
         raise Refusal(f"{path} is no checkpoint of this project or of the official code")

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -187,5 +188,7 @@ def new_figure(width: float, height: float, rows: int = 0, columns: int = 0):
 
 def figure_png(figure, dpi: int = 110) -> bytes:
     """The matplotlib figure as the content of a PNG file."""
-    figure.savefig(buffer := io.BytesIO(), dpi=dpi, format="png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # names may have letters that the font lacks
+        figure.savefig(buffer := io.BytesIO(), dpi=dpi, format="png")
     return buffer.getvalue()

@@ -80,7 +80,7 @@ def checked_copy(path, most: int) -> io.BytesIO:
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as clean:
         entries = archive.infolist()
         if any(e.compress_type != zipfile.ZIP_STORED for e in entries):
-            raise ValueError("compressed, as no checkpoint is")
+            raise ValueError("compressed, as TorchScript may be and no checkpoint is")
         named = {e.filename.partition("/")[2]: e for e in entries}
         if sum(e.file_size for e in entries) > most or len({name.lower() for name in named}) < len(entries):
             raise ValueError("its parts overlap")

@@ -171,7 +171,7 @@ def never_claimed(triggers: TriggerSet, classes: int) -> str | None:
     if best <= math.log10(ALPHA):
         return None
     return (f"{len(triggers)} triggers of {classes} classes give p = 10^{best:.2f} at best, above alpha = {ALPHA:g}; "
-            "take more triggers (-nq; of -dt folder put more images into val/), or data of more classes")
+            "take more triggers (-nq) or data of more classes")
 
 
 # ---- what is committed to ----

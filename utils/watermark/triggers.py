@@ -126,7 +126,8 @@ def _refuse_impossible(n: int, m: int, k: int, classes: int, strategy: str, choi
                       f"{n // 2} or fewer")
     if m * k >= n:
         raise Refusal(f"-nq {m} with -nm {k} takes {m * k} of the {n} held-out images and leaves none for validation; "
-                      f"pass -nq {max(1, (n - 1) // k)} or fewer, or put more images into val/ of -dt folder")
+                      f"pass -nq {max(1, (n - 1) // k)} or fewer, or, of -dt folder, take more images (in val/ beside "
+                      "train/ and test/, else in train/)")
     if strategy == "runners-up" and classes < 3:
         raise Refusal("--label-strategy runners-up: with two classes there is one wrong one; pass another strategy")
     most = classes - (strategy == "runners-up")
