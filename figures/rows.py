@@ -13,8 +13,9 @@ from pathlib import Path
 from figures.shared import figure_parser, join_numbers, markdown_table, write_result
 from utils.ownership import pvalues
 from utils.ownership.results import is_stale
+from utils.runs.checkpoints import refuse_errors
 from utils.system.files import read_json
-from utils.system.refusals import Refusal, refuse_in_one_sentence
+from utils.system.refusals import Refusal, printable, refuse_in_one_sentence
 
 # entries of a summary that all runs of a row share; settings that are its tags; settings that may differ between them
 SAME = ("dataset", "dataset_source", "model", "width", "epochs", "train_size", "bn_stats", "select")
@@ -40,10 +41,10 @@ def collect_rows(folder: Path) -> list[dict]:
         summary, run = read_json(path), read_json(path.parent / "run.json")
         if not run or summary.get("role") not in ("source", "benign", "surrogate"):
             why = "edits a model in several strengths, see its summary.json" if run else "lacks its run.json"
-            print(f"left out: {path.parent} {why}", file=sys.stderr)
+            print(printable(f"left out: {path.parent} {why}"), file=sys.stderr)
             continue
         if summary["role"] == "surrogate" and is_stale(summary, path.parents[1]):
-            print(f"left out: {path.parent} is a copy of an earlier training of its source", file=sys.stderr)
+            print(printable(f"left out: {path.parent} is a copy of an earlier training of its source"), file=sys.stderr)
             continue
         settings = settings_of(path.parent)
         if summary["role"] == "surrogate":  # copies of different sources have different rows
@@ -109,13 +110,15 @@ def main(argv=None):
     parser.add_argument("dir", type=Path, help="folder of runs, for example experiments")
     parser.add_argument("--out", type=Path, help="write this name with .md and .json")
     args = parser.parse_args(argv)
-    rows = collect_rows(args.dir)
+    with refuse_errors(f"a summary.json or run.json in {args.dir} is damaged or foreign", "restore or remove it"):
+        rows = collect_rows(args.dir)
+        text = rows_table(rows) + "\n"
     if not rows:
         raise Refusal(f"there is no finished run in {args.dir}: train one first or name another folder")
     if args.out:
-        write_result(args.out, rows, rows_table(rows) + "\n", indent=2)
+        write_result(args.out, rows, text, indent=2)
     else:
-        print(rows_table(rows))
+        print(text, end="")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from scipy import stats
 
 from utils.system.files import write_atomically
-from utils.system.refusals import Parser, Refusal
+from utils.system.refusals import Parser, Refusal, printable
 
 HERE = Path(__file__).resolve().parent
 
@@ -60,7 +60,7 @@ def call(script, flags: str, quiet: bool = False) -> None:
 
 def markdown_table(head, rows) -> str:
     """A table of cells that are shown by `str`."""
-    lines = [f"| {' | '.join(map(str, row))} |" for row in (head, *rows)]
+    lines = [f"| {' | '.join(printable(str(cell)) for cell in row)} |" for row in (head, *rows)]
     return "\n".join([lines[0], "|" + " --- |" * len(head), *lines[1:]])
 
 

@@ -66,7 +66,7 @@ def draw(found: dict) -> bytes:
     copies = [row for row in found["rows"] if row["attack"] and not row["attack"].startswith("benign")]
     kept = lambda row: None if "runners-up" in row["setting"] else 100 * row["hits"] / row["m"]  # right ones miss there
     values = {"triggers that a copy keeps (%)": kept,
-              "log10 p for a copy: T1, or the smaller of T1 and T1p": decisive}
+              "log10 p: T1, or the smaller of T1, T1p, doubled": decisive}
     for ax, (label, value) in zip(axes, values.items()):
         for row in (row for row in copies if value(row) is not None):  # where T1 applies
             colour, mark = MARKS.get(row["attack"], OTHER)

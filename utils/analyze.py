@@ -51,7 +51,9 @@ class FinishedRun:
             if is_stale(settings, source):
                 raise Refusal(f"{folder} is a copy of an earlier training of its source: make it anew by its command "
                               "and --overwrite")
-            self.triggers = unpacked(find_checkpoint(source, self.select))[1]
+            model, self.triggers = unpacked(find_checkpoint(source, self.select))
+            if not self.triggers or (model.num_classes, model.size) != (self.model.num_classes, self.model.size):
+                raise Refusal(f"{source} has no triggers, or other classes or images than {folder}: restore it")
         source_settings = run_settings(source)
         size = source_settings.get("train_size")
         if not isinstance(size, int | None):

@@ -27,6 +27,7 @@ from utils.system.refusals import Parser, Refusal, printable, refuse_in_one_sent
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 ATTACKS = 60  # of a source, at most; the rest is counted
+ROWS = 200  # of a summary, at most
 RECORD_LIMIT = 512 << 10  # bytes of a run.json or summary.json; those of 60 attacks are in memory at once
 EPOCHS = 10_000  # of a run, at most
 POINTS = 300  # of a curve, about
@@ -182,7 +183,7 @@ def result_rows(source: Record, attacks: list[Record], secret: bool) -> list[tup
     rows, benign = [], {}
     for record in (source, *attacks):
         name, listed = model_name(record, secret), record.summary.get("rows")
-        summary_rows = [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
+        summary_rows = [row for row in listed[:ROWS] if isinstance(row, dict)] if isinstance(listed, list) else []
         group = "copies" if record.is_attack else "benign models" if source.text("train_type") == "none" else "source"
         for row in summary_rows:  # "benign none" is the row of a run without a watermark itself
             if str(row.get("model")).startswith("benign ") and row["model"] != "benign none":

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 from figures import akh, defences, demo, forger, null, power, regime, rivals, survive, toy
 from figures.needed import claimed_share
 from figures.rows import collect_rows, rows_table
-from figures.shared import HERE, write_result
+from figures.shared import HERE, markdown_table, write_result
 from utils.data.sets import load_data
 from utils.watermark.triggers import TriggerSet, draw_triggers
 
@@ -97,7 +98,9 @@ def test_runs_that_differ_in_the_seed_share_a_row(tmp_path):
         (tmp_path / "s3" / "checkpoints" / f"checkpoint_{name}.pt").write_text("weights")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "summary.json").write_text("{}")
+    os.mkfifo(tmp_path / "s3" / "checkpoints" / "checkpoint_latest_clean.pt")
     assert collect_rows(tmp_path) == [paper, clean]
+    assert markdown_table(["a"], [["\x1b[2J"]]).endswith("| \\x1b[2J |")
     write_result(tmp_path / "v0.25", [paper], "text")
     assert json.loads((tmp_path / "v0.25.json").read_text()) == [paper] and (tmp_path / "v0.25.md").exists()
     file = tmp_path / "s2" / "extraction" / "run.json"
@@ -106,6 +109,9 @@ def test_runs_that_differ_in_the_seed_share_a_row(tmp_path):
     for more, seeds in (({"image_size": None, "adam": None}, [[1], [1, 2]]), ({"data_sha256": "x"}, [[1], [1], [2]])):
         file.write_text(json.dumps(about | {"settings": about["settings"] | more}))
         assert sorted(row["seeds"] for row in collect_rows(tmp_path)) == seeds
+    a_run(tmp_path / "last", 1, 2, -0.1)
+    (tmp_path / "last" / "run.json").write_text('{"settings": []}')
+    assert "is damaged or foreign" in refused("figures.rows", tmp_path / "last")
 
 
 def test_the_toy_counts_the_seeds_that_show_its_claim(tmp_path):

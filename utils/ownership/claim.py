@@ -33,11 +33,11 @@ TITLES = {"T1": "label randomisation", "T1p": "score randomisation", "T2": "beni
 def add_claim(parts) -> None:
     c = parts.add_parser("claim", help="judge a suspect's answers to the exported triggers")
     c.set_defaults(call=judge_claim)
-    c.add_argument("run", metavar="RUN", help="as for export")
+    c.add_argument("run", metavar="RUN", help="a folder of train.py, or a checkpoint that holds triggers")
     kinds = c.add_mutually_exclusive_group(required=True)
     kinds.add_argument("--predictions", metavar="FILE", help=".csv (name,label or name,probabilities) or .npy")
     kinds.add_argument("--suspect", metavar="RUN", help="a run, a checkpoint, a .onnx, or plain weights, with -mt")
-    kinds.add_argument("--command", metavar="'CMD {png}'", help="a program that prints a label, or a line for each")
+    kinds.add_argument("--command", metavar="'CMD {png}'", help="prints a label; with {pngs} for many, a line each")
     kinds.add_argument("--url", help="a server that gets each image by POST, as PNG, and answers in text or JSON")
     kinds.add_argument("--suspects", metavar="LIST", help="a file, a suspect a line, as `url http://...`; its lines "
                        "can start programs, so write it yourself; alpha is corrected for their number (Holm)")

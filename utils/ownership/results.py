@@ -97,7 +97,7 @@ def hashes_of_source(source_folder) -> list[str]:
     """SHA-256 of the checkpoints of a source that copies are made of: nat_best, latest and their clean twins."""
     names = (f"checkpoint_{name}{twin}.pt" for name in ("nat_best", "latest") for twin in ("", "_clean"))
     paths = (Path(source_folder, "checkpoints", name) for name in names)
-    return [sha256_of_file(path) for path in paths if path.exists()]
+    return [sha256_of_file(path) for path in paths if path.is_file()]
 
 
 def is_stale(about: dict, source_folder, hashes=hashes_of_source) -> bool:
