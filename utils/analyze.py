@@ -3,7 +3,8 @@
 energy  free energy of test images and triggers (Table 7), and what a filter at 5 % refused clean images would refuse
 margin  upper bound of the margin of each trigger (Table 5): the smallest eps at which projected ascent flips it
 traces  of the triggers in a source's answers to natural images, and what a copy, RUN, has learnt of them
-tsne    features of test images and triggers in two dimensions (Figure 7), perplexity 5 and 10
+tsne    features of test images and triggers in two dimensions (Figure 7), perplexity 5 and 10; and the share of
+        triggers whose five nearest test images bear mostly the label that was assigned to the trigger
 """
 
 import json
@@ -172,6 +173,16 @@ def tsne_points(features, perplexity: float):
     return model.fit_transform(features.double().cpu().numpy())
 
 
+def among_their_label(features, labels, trigger_features, trigger_labels, k: int = 5) -> float:
+    """Share of the triggers that lie among the images of the label assigned to them, in the space of the features.
+
+    features (N, D) with labels (N,); trigger_features (m, D) with trigger_labels (m,). A trigger counts if more than
+    half of the k images nearest to it, by cosine distance, bear its label.
+    """
+    found = labels[nearest(features, trigger_features, min(k, len(labels)))]  # (m, k)
+    return ((found == trigger_labels[:, None]).float().mean(1) > 0.5).float().mean().item()
+
+
 def report_tsne(run: FinishedRun, shown: int = 500) -> dict:
     """A run's points of Figure 7: `shown` test images at even distances, then all triggers.
 
@@ -181,8 +192,9 @@ def report_tsne(run: FinishedRun, shown: int = 500) -> dict:
     chosen = torch.arange(min(shown, total)) * total // min(shown, total)
     features = last_features(run.model, torch.cat([run.test.images[chosen], run.triggers.images]))
     points = {str(p): [[round(float(v), 4) for v in xy] for xy in tsne_points(features, p)] for p in PERPLEXITIES}
-    return {"labels": run.test.labels[chosen].tolist(), "trigger_labels": run.triggers.labels.tolist(),
-            "classes": run.classes, "points": points}
+    labels, assigned, n = run.test.labels[chosen].cpu(), run.triggers.labels.cpu(), len(chosen)
+    return {"among_their_label": among_their_label(features[:n], labels, features[n:], assigned),
+            "labels": labels.tolist(), "trigger_labels": assigned.tolist(), "classes": run.classes, "points": points}
 
 
 # ---- the command ----

@@ -48,6 +48,17 @@ def test_tsne_shows_every_class_of_a_test_set_that_is_sorted():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list("abcde")
 
 
+def test_share_of_triggers_among_their_label_by_hand():
+    directions = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
+    labels = torch.arange(3).repeat_interleave(5)
+    features = directions[labels] + 0.01 * torch.randn(15, 3, generator=torch.Generator().manual_seed(0))
+    triggers = torch.tensor([[9.0, 1, 0], [0.1, 0.8, 0], [0, 0, 1], [1, 0, 0]])
+    assert analyze.among_their_label(features, labels, triggers, torch.tensor([0, 1, 2, 0])) == 1
+    assert analyze.among_their_label(features, labels, triggers, torch.tensor([0, 1, 1, 2])) == 0.5
+    few = features[[0, 1, 5, 6]], labels[[0, 1, 5, 6]]
+    assert analyze.among_their_label(*few, triggers[:1], torch.tensor([0])) == 0  # two of four are no majority
+
+
 def test_tsne_is_deterministic_and_needs_more_points_than_its_perplexity():
     features = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
     points = analyze.tsne_points(features, 5)
