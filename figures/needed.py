@@ -23,7 +23,7 @@ LIMIT = np.log10(0.001 / 2)
 @refuse_in_one_sentence
 def main(argv=None):
     parser = figure_parser("needed", __doc__)
-    parser.add_argument("--draws", type=COUNT, default=400, help="simulated copies for each shift that is tried")
+    parser.add_argument("--draws", type=COUNT, default=4000, help="simulated copies for each shift that is tried")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of needed.json and needed.md")
     args = parser.parse_args(argv)
     cells = [(m, k, test) for k in CHOICES for m in SIZES for test in ("T1", "T1p")]
