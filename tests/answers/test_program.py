@@ -102,7 +102,7 @@ def test_the_sequential_test_stops_early(key_program, owner):
     status, out, _ = verify(*claim)
     queries = len(calls.read_text().split())
     assert status == 0 and queries < 10 and f"after {queries} queries" in out and "rests on SPRT" in out
-    assert "p does not allow for asking a suspect again whose answers are random" in out
+    assert "p does not allow for asking a random suspect again" in out
 
 
 @pytest.mark.parametrize("name, status", [("INT", 130), ("TERM", 143), ("HUP", 129)])
@@ -128,7 +128,7 @@ def test_a_second_signal_does_not_break_off_the_removal_of_triggers(heard):
     (("--command", "echo {pngs} {png}"), "not both"), (("--command", "echo '3 {png}"), "No closing quotation"),
     (("--command", "/nonexistent/program {png}"), "there is no program '/nonexistent/program'"),
     (("--command", "echo {pngs}", "--sequential"), "--sequential stops after any image: it needs {png}"),
-    (("--command", HANGS + "{png}", "--timeout", "0.05", "--trust-owner"), "in 0.05 s (--timeout allows more)"),
+    (("--command", HANGS + "{png}", "--timeout", "0.05", "--trust-owner"), "--timeout allows more; or, of"),
 ])
 def test_a_command_that_cannot_be_asked_is_refused(flags, words, owner):
     assert words in refused("utils.verify", "claim", owner[0], *flags)
@@ -192,8 +192,8 @@ def gone(pid: int) -> bool:
 
 
 def test_the_time_limit_is_for_each_image_of_a_call():
-    assert "no answer in 0.05 s (--timeout allows more), for 7.png" in refusal(HANGS + "{png}", seconds=0.05)
-    assert "no answer in 0.15 s (--timeout allows more), for 3 im" in refusal(HANGS + "{pngs}", PNGS, seconds=0.05)
+    assert "no answer in 0.05 s, for 7.png" in refusal(HANGS + "{png}", seconds=0.05)
+    assert "no answer in 0.15 s, for 3 im" in refusal(HANGS + "{pngs}", PNGS, seconds=0.05)
     assert ask(HANGS + "{pngs}", PNGS, allow_missing=True, seconds=0.02) == [Answer()] * 3
 
 

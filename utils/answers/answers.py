@@ -100,7 +100,7 @@ class Classes:
         if is_number and int(text) < len(self.order):
             return self.columns(f"{where}: {text!r}")[int(text)]
         raise Refusal(f"{where}: {text[:60]!r} is no class; they are {', '.join(list(self.places)[:5])[:200]}, ..., or "
-                      "numbers; --columns FILE names those of a suspect with others")
+                      f"numbers from 0 to {len(self.order) - 1}: translate it, or name more classes by --columns FILE")
 
 
 def answer_of(value, classes: Classes, where: str) -> Answer:

@@ -41,13 +41,15 @@ from utils.training.metrics import predict
 LONGEST_PAUSE = 60.0  # seconds, whatever the server asks for
 IMAGES_PER_CALL = 100  # of a command with {pngs}
 ONNX_MEMORY, ONNX_SECONDS = 16 << 30, 600  # bytes of address space
-GO_ON = ("with --keep-answers FILE the same command goes on where it ended; or pass --allow-missing, or, if it "
-         "refused, --leave-out-missing")
+GO_ON = ("of one suspect, with --keep-answers FILE, the same command goes on where it ended; or pass --allow-missing, "
+         "or, if it refused, --leave-out-missing")
 KEY = "pass the key or password that it asks for by --header 'Name: value'"
 OTHER_FORM = "it is sent the bytes of a PNG file by POST; where it wants another form, pass a --command that sends that"
 WAYS = {  # out of failures that asking again cannot mend, by `NoReply.status`
     400: OTHER_FORM, 401: KEY, 403: KEY, 404: "correct the address",
-    405: "correct the address, where nothing is taken by POST", 415: OTHER_FORM, 422: OTHER_FORM,
+    405: "correct the address, where nothing is taken by POST", 415: OTHER_FORM, 422: OTHER_FORM, 429: "lower --rate",
+    "slow": "--timeout allows more",
+    "program": "run it by hand on exported images and mend it: its stdout is the answers alone",
     "certificate": "correct the address, or name a file of the certificates that you trust in the environment variable "
     "REQUESTS_CA_BUNDLE"}
 
@@ -111,7 +113,8 @@ def program(command: str, seconds: float = 60.0) -> Respondent:
         raise Refusal("--command needs {png} where the image's path belongs, or {pngs}, an argument of its own, "
                       "once, for the paths of many images; not both")
     if shutil.which(parts[0]) is None:
-        raise Refusal(f"--command cannot be run: there is no program {parts[0][:80]!r} that may be started")
+        raise Refusal(f"--command cannot be run: there is no program {parts[0][:80]!r} that may be started; what needs "
+                      "a shell, as cd or &&, is sh -c 'cd DIR && CMD {png}'")
 
     def replies(pngs):
         started, limit = [], seconds * len(pngs)
@@ -120,17 +123,18 @@ def program(command: str, seconds: float = 60.0) -> Respondent:
         try:
             status, out, err = run_bounded(started, limit, REPLY_LIMIT * len(pngs))
         except subprocess.TimeoutExpired as error:
-            raise NoReply(f"gave no answer in {limit:g} s (--timeout allows more)", False) from error
+            raise NoReply(f"gave no answer in {limit:g} s", False, status="slow") from error
         except (OSError, ValueError) as error:
             raise Refusal(f"--command cannot be run: {error}") from error
         except Refusal as error:
             raise NoReply(str(error), False) from error
         if status:
-            raise NoReply(f"ended with status {status} ({short(err[-200:].decode(errors='replace'))!r})", False)
+            raise NoReply(f"ended with status {status} ({short(err[-200:].decode(errors='replace'))!r})", False,
+                          status="program")
         lines = out.splitlines() if many else [out]
         if len(lines) != len(pngs):
             raise NoReply(f"printed {len(lines)} lines for {len(pngs)} images, where {{pngs}} needs one for each, in "
-                          "their order", False)
+                          "their order", False, status="program")
         return [(line, "") for line in lines]
 
     return Respondent("--command", command, IMAGES_PER_CALL if many else 1, replies, [])
@@ -221,9 +225,10 @@ def answers_of_onnx(path: Path, images, classes: Classes, pixels=None, allow_mis
     except subprocess.TimeoutExpired as error:
         raise Refusal(f"--suspect {path} did not answer {len(images)} images in {ONNX_SECONDS} s") from error
     if status:
-        said = (err.decode(errors="replace").strip().splitlines() or [f"it ended with status {status}"])[-1][:400]
+        said = (err.decode(errors="replace").strip().splitlines() or [f"it ended with status {status}"])[-1][-400:]
         raise Refusal(f"--suspect {path} {said}" if status == 3 else
-                      f"--suspect {path} is no ONNX model that onnxruntime can run ({said})")
+                      f"--suspect {path} is no ONNX model that onnxruntime can run ({said}): export the triggers, ask "
+                      "it yourself, and pass --predictions")
     rows = np.load(io.BytesIO(out), allow_pickle=False)
     answered = np.isfinite(rows).all(1)
     found = rows[answered]

@@ -21,7 +21,7 @@ from utils.watermark.prepared import ALPHA, NAMED, checked_beacon, describe_beac
 KINDS = ("predictions", "suspect", "command", "url")  # a file of answers, weights, a program, a server
 LIVE = ("command", "url")  # kinds of suspects that see the triggers when they are asked
 MOST_SUSPECTS = 1000
-ASKED_AGAIN = "p does not allow for asking a suspect again whose answers are random; --keep-answers keeps the first"
+ASKED_AGAIN = "p does not allow for asking a random suspect again; of one suspect, --keep-answers keeps the answers"
 CHOSEN = ("p holds if --columns, --mean, --std and --scale are what the suspect says of itself: who chooses them after "
           "its answers can claim anybody")
 EXPORTED = ("p holds if the images that were answered are those that you exported from RUN yourself: in a folder of "

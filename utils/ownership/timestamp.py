@@ -57,7 +57,8 @@ def check_token(token: bytes | Path, digest: str | None, ca: str | None) -> Stam
         latest = timedelta(**{unit: getattr(info.accuracy, name, None) or 0 for unit, name in known.items()})
         return Stamp((info.gen_time.replace(tzinfo=timezone.utc) + latest).timestamp())  # RFC 3161 allows UTC alone
     except Exception as error:  # a hostile token may make the parser raise nearly anything
-        return Stamp(None, f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
+        why = "it does not lead to --tsa-ca, whose root certificate is needed; " if "PKCS7" in str(error) else ""
+        return Stamp(None, f"{why}{type(error).__name__}: {' '.join(str(error).split())[:160]}")
 
 
 def add_timestamp(parts) -> None:
@@ -65,7 +66,7 @@ def add_timestamp(parts) -> None:
     c.set_defaults(call=stamp_commitment)
     c.add_argument("folder", type=Path, metavar="DIR", help="folder of prepare")
     c.add_argument("--tsa", required=True, metavar="URL", help="address of a time-stamping authority")
-    c.add_argument("--tsa-ca", metavar="FILE", help="its certificates (PEM): check the signature at once")
+    c.add_argument("--tsa-ca", metavar="FILE", help="its root certificates (PEM): check the signature at once")
 
 
 def stamp_commitment(flags) -> int:
@@ -89,7 +90,7 @@ def stamp_commitment(flags) -> int:
     stamp = check_token(token, digest, flags.tsa_ca)
     if stamp.time is None or decode_timestamp_response(token).tst_info.nonce != request.nonce:
         raise Refusal(f"--tsa {flags.tsa} gives no time-stamp of this commitment ({stamp.why or 'it is an old one'}): "
-                      "ask another authority, or pass its own certificates by --tsa-ca")
+                      "ask another authority, or pass the root certificate of this one by --tsa-ca")
     write_atomically(path, token)
     print(f"commitment {digest} existed at {utc(stamp.time)}, says {flags.tsa}; the token is {path}")
     return 0

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 from concurrent import futures
+from urllib.parse import urljoin
 
 import requests
 from requests.utils import get_auth_from_url
@@ -73,7 +74,7 @@ def run_bounded(command: list, seconds: float, limit: int, given: bytes = b"", c
 
 class NoReply(Exception):
     """Why a POST got no reply that can be read; `passing` says whether asking again may help, `later` when; `status` is
-    the reply's, or "certificate" where the server's is not accepted.
+    the reply's, "certificate" where the server's is not accepted, "slow", or "program" for one that fails.
     """
 
     def __init__(self, text: str, passing: bool, later: str | None = None, status: int | str | None = None):
@@ -100,7 +101,7 @@ def post(url: str, content: bytes, headers: dict, seconds: float) -> tuple[bytes
     except NoReply:
         raise
     except (futures.TimeoutError, requests.Timeout, TimeoutError):
-        raise NoReply(f"gave no complete answer in {seconds:g} s", True) from None
+        raise NoReply(f"gave no complete answer in {seconds:g} s", True, status="slow") from None
     except OSError as error:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             raise NoReply(f"has a certificate that is not accepted ({short(error)})", False, None,
@@ -118,7 +119,8 @@ def _post(url, content, headers, seconds) -> tuple[bytes, str]:
     with requests.post(url, data=content, headers=identity | headers, timeout=seconds, stream=True,
                        allow_redirects=False, auth=auth) as response:
         if 300 <= response.status_code < 400:
-            raise NoReply(f"redirects to {response.headers.get('Location', '')[:200]!r} (pass that one)", False)
+            there = urljoin(url, response.headers.get("Location", ""))[:200]
+            raise NoReply(f"redirects to {there!r} (pass that one)", False)
         body, lacking = b"", 0
         try:
             body = response.raw.read(REPLY_LIMIT + 1, decode_content=False)

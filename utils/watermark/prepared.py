@@ -345,7 +345,7 @@ def read_prepared(folder) -> Prepared:
     folder = Path(folder)
     refuse_links(folder)
     if not all((folder / name).exists() for name in (PREPARED_FILE, KEY_FILE, COMMITMENT_FILE)):
-        raise Refusal(f"--prepared {folder} is no folder of `python -m utils.verify prepare`: it lacks one of "
+        raise Refusal(f"{folder} is no folder of `python -m utils.verify prepare`: it lacks one of "
                       f"{PREPARED_FILE}, {KEY_FILE} and {COMMITMENT_FILE}")
     state = load_checkpoint(folder / PREPARED_FILE)
     try:
