@@ -175,7 +175,7 @@ def log_what_is_stolen(flags, run, folder, checkpoint: dict, path, own, is_all: 
     if run.finished:
         return
     run.log(*own.notes)
-    if not (folder / "summary.json").exists():
+    if settings and not (folder / "summary.json").exists():
         epoch = checkpoint["epoch"] + 1 if isinstance(checkpoint.get("epoch"), int) else "unknown"
         run.log(f"warning: the source is not finished; its chosen epoch so far is {epoch}")
     if is_all and settings.get("data_sha256") not in (None, own.sha256):

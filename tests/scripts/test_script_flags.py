@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from commands import good, refused, rows_of, summary
+from commands import call, good, refused, rows_of, summary
 from comparing import same
 from official_checkpoint import official
 from small_runs import BASE, SOURCE, STEAL, TRAIN
@@ -78,9 +78,12 @@ def test_an_official_checkpoint_can_be_stolen_from(tmp_path):
     (folder / "checkpoints").mkdir(parents=True)
     official(folder / "checkpoints" / "checkpoint_nat_best.pt")
     out = good("extraction", "-e", tmp_path, *STEAL, "-tmt", "res18", "--width", 4, "-nq", 6, "-at", "soft")
-    assert "surrogate soft" in out and "/6" in out
+    assert "surrogate soft" in out and "/6" in out and "is not finished" not in out
     s = summary(folder / "extraction")
     assert s["trigger_size"] == 6 and s["log10_p"]["T1"] is not None
+    (tmp_path / "columns").write_text("\n".join(map(str, range(10))))
+    claim = ("claim", folder, "--suspect", folder / "extraction", "--trust-owner", "--columns", tmp_path / "columns")
+    assert f"T1           log10 p = {s['log10_p']['T1']:.2f}" in call("utils.verify", *claim).out
 
 
 @pytest.mark.parametrize("strategy, sign", [("highest", 1), ("lowest", -1)])

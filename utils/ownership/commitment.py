@@ -79,7 +79,8 @@ def read_owner(run) -> Owner:
     _check_size(path, triggers, count)
     if about.get("train_type") == "none":
         raise Refusal(f"{path} is of -tt none, which trains no mark: name a run that has one")
-    uniform = "train_type" in about and labels_are_uniform(about.get("label_strategy"))
+    # the official code, which says nothing of its training, draws them so
+    uniform = labels_are_uniform(about.get("label_strategy", None if "train_type" in about else "random"))
     mean_std = model[0].mu.flatten().tolist(), model[0].std.flatten().tolist()
     return Owner(triggers, classes, neutral_names(triggers), mean_std, None, uniform)
 
