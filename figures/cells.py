@@ -125,7 +125,7 @@ def _table7(runs):
     source = runs.source()
     models = {"source": source, "reg": runs.copy(source, "reg"), "soft": runs.copy(source)}
     if runs.profile.other:
-        models["soft, other images"] = _other_images(runs, source, next(iter(runs.profile.other)))
+        models["soft, other images"] = _other_images(runs, source, "CIFAR-100")
     refused = lambda result: 100 * result["refused_at_5_percent"]
     values = {ACC: accuracy_percent, "energy of D": lambda result: result["energy_clean"],
               "energy of successes": lambda result: result["energy_success"],  # None where there are none
