@@ -81,6 +81,9 @@ def test_a_hint_says_when_a_suspect_seems_to_be_asked_wrongly(owner):
     assert f"the same answer to {M} of {M}" in hint(np.full(M, 3)) and "--mean" in hint(np.full(M, 3))
     wrong = np.array([next(c for c in range(10) if c not in pair) for pair in zip(true, assigned)])
     assert "a true or assigned label to 0" in hint(wrong)
+    one_label = case_of(owner)  # as the triggers of EWE and RS
+    one_label.assigned = np.full(M, 3)
+    assert one_label.hint(Answers(one_label.assigned, None)) is None
 
 
 def test_stopping_early_does_not_lift_a_refusal(owner):

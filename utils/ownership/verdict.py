@@ -148,9 +148,10 @@ class OwnershipCase:
     def hint(self, answers: Answers) -> str | None:
         """A sentence where the answers look as if the suspect was asked in a wrong way, else None."""
         given = answers.labels[answers.labels >= 0]
-        most = int(np.bincount(given).max(initial=0))
-        known = int((self.hits(answers) | (answers.labels[:, None] == self.true).any(axis=1)).sum())
-        if not len(given) or (most < 0.6 * len(given) and (known >= 0.6 * len(given) or not self.true.shape[1])):
+        most, hits = int(np.bincount(given).max(initial=0)), self.hits(answers)
+        known = int((hits | (answers.labels[:, None] == self.true).any(axis=1)).sum())
+        enough = 0.6 * len(given)  # triggers of EWE and RS bear one label, so that hits are equal answers
+        if hits.sum() >= enough or (most < enough and (known >= enough or not self.true.shape[1])):
             return None
         return (f"the same answer to {most} of {len(given)} triggers, a true or assigned label to {known}: if it does "
                 "better on its own images, its classes are in another order (--columns) or numbered from 1, a file's "
