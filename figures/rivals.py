@@ -214,9 +214,9 @@ def perceptron_figures(seed: int) -> dict:
 TESTS = {
     "T1": "T1", "T2": f"T2, and more hits than each of {MIN_BANK} others",
     "T4": f"T4: more hits than each of {MIN_BANK} others",
-    "published": "as published, beside one benign model",
+    "published": "beside one benign model alone",
     "calibrated": f"the same, and above each of {MIN_BANK} others",
-    "Blind Walk": "as published, Blind Walk",
+    "Blind Walk": "Blind Walk",
 }
 READING = f"""How to read it. None of these models is a copy, so every claim is false; that DI claims models which
 learnt the source's images is its design: it asks for knowledge of images, not for theft. Few models say little: with

@@ -4,7 +4,7 @@ Training images lie farther from a model's decision boundaries than unseen ones,
 learns on the source to tell private from unseen images by their distances; a suspect on which it still tells them apart
 knows the private images. Pixels are in [0, 1]; step sizes, step counts and restarts are those of the authors' code.
 
-Item 5 of docs/rivals.md lists the departures; one more: a claim requires that the source itself is claimed.
+Item 5 of docs/rivals.md lists the departures.
 """
 
 import itertools

@@ -158,7 +158,7 @@ def train_classifier(victim, benign, *, epochs=100, own_scaler=False, seed=0, de
 
     victim, benign (N, d) int8, N > 2: signs of the same images under the two models. The classifier trains on four
     fifths of the images; returned is the model of the epoch that is best on the other fifth, the last one of a tie. As
-    in the authors' code `own_scaler` scales that fifth by its own mean and standard deviation.
+    in the authors' code `own_scaler` scales that fifth by its own mean and standard deviation, and takes the first.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(victim), generator=generator)
@@ -173,7 +173,7 @@ def train_classifier(victim, benign, *, epochs=100, own_scaler=False, seed=0, de
         model = nn.Sequential(nn.Linear(d, h), nn.ReLU(), nn.Linear(h, k), nn.ReLU(), nn.Linear(k, 2))
     model.to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    best, weights = 0, None
+    best, weights = -1, None
     for _ in tqdm(range(epochs), desc="classifier", unit="epoch", disable=None, leave=False):
         for rows in torch.randperm(len(signs), generator=generator).split(128):
             loss = F.cross_entropy(model(scaler(signs[rows].to(device))), labels[rows].to(device))
@@ -181,7 +181,7 @@ def train_classifier(victim, benign, *, epochs=100, own_scaler=False, seed=0, de
             loss.backward()
             optimizer.step()
         right = int(((posterior(model, held_scaler, held) > 0.5) == held_labels).sum())
-        if right >= best:
+        if right > best or right == best and not own_scaler:
             best, weights = right, {n: t.clone() for n, t in model.state_dict().items()}
     model.load_state_dict(weights)
     return model.requires_grad_(False).eval(), scaler
