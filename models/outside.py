@@ -81,8 +81,8 @@ def build_outside(name: str, num_classes: int, size: int) -> nn.Module:
             more = {"aux_logits": False, "init_weights": True}
         return models.get_model(name, weights=None, num_classes=num_classes, **more)
     try:
-        inspect.signature(named[name]).bind(num_classes=num_classes)  # maybe after pretrained, or among **kwargs
-        by_name = True
+        signature = inspect.signature(named[name])  # maybe after pretrained, or among **kwargs
+        by_name = "num_classes" in signature.parameters or bool(signature.bind(num_classes=num_classes))
     except (TypeError, ValueError):  # it takes another name, or hides what it takes
         by_name = False
     try:

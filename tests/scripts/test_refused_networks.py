@@ -23,6 +23,7 @@ BAD = {  # name -> words of the sentence
     "own_networks:fails": "cannot be built for 10 classes of images of 32 x 32 pixels (RuntimeError: no such layer)",
     "own_networks:weightless": "has no weights to train",
     "own_networks:ends_the_process": "SystemExit: it ends the program",
+    "own_networks:two_needed": "missing 1 required positional argument: 'width'",
     # it shows what it cannot do only when it is trained or saved
     "own_networks:OutsideTheStateDict": "keeps tensors that are in no state dict; make them parameters or buffers",
     "own_networks:ComplexBuffer": "cannot be saved and read again (ValueError",
