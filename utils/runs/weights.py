@@ -27,7 +27,7 @@ MAY_BE_ABSENT = ("0.mu", "0.std")  # our normalisation, which stays that of the 
 AUXILIARY = ("1.aux1.", "1.aux2.", "1.AuxLogits.")
 # keys under which checkpoints keep weights
 HOLDERS = ("model", "state_dict", "model_state_dict", "net", "network", "weights", "params", "module", "model_ema",
-           "state_dict_ema", "ema_state_dict", "ema")
+           "state_dict_ema", "ema_state_dict", "ema", "current_model_state")
 CLASS_NAMES = ("class_to_idx", "idx_to_class", "classes", "class_names")  # keys of other programs
 WRAPPERS = ("module", "_orig_mod")  # parts of names that DataParallel, SWA and torch.compile add
 # in the names of the parts into which torch can split a weight -> the function that joins them again
@@ -126,8 +126,15 @@ def _state_dict_in(found, where: str) -> dict | None:
     if found and all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items()):
         return {name: tensor for name, tensor in found.items() if name != SWA_COUNTER}
     inner = [weights for key in HOLDERS if (weights := _state_dict_in(found.get(key), where)) is not None]
-    _refuse_unequal([list(weights.values()) for weights in inner if len(weights) == len(inner[0])], where)
+    bare = [_without_wrappers(weights) for weights in inner]
+    names = [name for name in (bare or [{}])[0] if not name.endswith(models.COUNTER)]
+    _refuse_unequal([[copy[name] for name in names] for copy in bare if copy.keys() >= set(names)], where)
     return inner[0] if inner else None
+
+
+def _without_wrappers(tensors: dict) -> dict:
+    """The tensors without what `WRAPPERS` put between the parts of their names."""
+    return {".".join(part for part in name.split(".") if part not in WRAPPERS): t for name, t in tensors.items()}
 
 
 def _refuse_unequal(copies: list[list], where: str) -> None:
@@ -176,8 +183,8 @@ def _under_names_of(own: dict, tensors: dict, where: str) -> dict:
     Without what wrappers put before or between the names: DataParallel, SWA, torch.compile, and classes around the
     network, as Lightning's, whatever they call it. Of equal copies of the network the first is taken.
     """
-    bare = {".".join(part for part in name.split(".") if part not in WRAPPERS): t for name, t in tensors.items()}
-    names, found = [name.removeprefix("1.") for name in own if name.startswith("1.")], [tensors, bare]
+    bare, names = _without_wrappers(tensors), [name.removeprefix("1.") for name in own if name.startswith("1.")]
+    found = [tensors, bare]
     for given in (tensors, bare):
         before = [name.removesuffix(names[0]) for name in given if f".{name}".endswith(f".{names[0]}")]
         before = [prefix for prefix in before if prefix + names[-1] in given][:COPIES]
