@@ -43,7 +43,7 @@ def rank() -> int:
 
 def printable(text: str) -> str:
     """The text with whatever could steer a terminal, as escape codes do, written out as in \\x1b; line ends stay."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() or c in "\n\u00a0" else c.encode("unicode_escape").decode() for c in text)
 
 
 def refuse_in_one_sentence(main):
