@@ -146,7 +146,7 @@ def draw(found: dict) -> bytes:
     axes[1].set_ylabel("triggers with their assigned label %")
     for axis in axes:
         axis.set_xlabel("epoch (of 200; the dot: the chosen checkpoint)")
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
     return figure_png(figure)
 
 
