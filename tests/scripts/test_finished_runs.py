@@ -170,7 +170,7 @@ def test_sources_that_are_damaged_or_contradict_the_flags_are_refused(world, tmp
 @pytest.mark.parametrize("name, content, words", [
     ("run.json", b'{"settings": null}', "run.json is damaged"),
     ("metrics.jsonl", b"\xff\xfe\0", "metrics.jsonl is damaged"), (LATEST, None, "not this run's last checkpoint"),
-    (LATEST, b"cut", "train the model again with --overwrite"), (LATEST, b"", "it is empty: restore it, or train")])
+    (LATEST, b"cut", "train your own again with --overwrite"), (LATEST, b"", "it is empty: restore it, name an")])
 def test_damaged_files_of_an_unfinished_run_are_named(name, content, words, copied):
     (copied / "summary.json").unlink()
     (copied / "checkpoints/checkpoint_previous.pt").unlink()
