@@ -67,7 +67,7 @@ def test_a_token_is_verified_by_the_certificates_and_by_no_others(chain, prepare
         assert status == 0 and f"commitment {prepared[1]} existed at 20" in out
         assert bytes.fromhex(prepared[1]) in asked[0] and len(asked[0]) < 100  # the digest and nothing else
         token = (folder / TOKEN_FILE).read_bytes()
-        for of, why in ((ca, "the older token is the better"), (make_chain(tmp_path / "another"), "does not lead to")):
+        for of, why in ((ca, "the older token is the better"), (make_chain(tmp_path / "another"), "lacks its")):
             said = stamped(folder, url, "--tsa-ca", of).err
             assert f"{TOKEN_FILE} is there, and kept" in said and why in said
         assert (folder / TOKEN_FILE).read_bytes() == token and len(asked) == 1

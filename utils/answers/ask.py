@@ -45,7 +45,7 @@ GO_ON = ("of one suspect, with --keep-answers FILE, the same command goes on whe
          "or, if it refused, --leave-out-missing")
 KEY = "pass the key or password that it asks for by --header 'Name: value'"
 OTHER_FORM = "it is sent the bytes of a PNG file by POST; where it wants another form, pass a --command that sends that"
-WAYS = {  # out of failures that asking again cannot mend, by `NoReply.status`
+WAYS = {  # out of failures, by `NoReply.status`
     400: OTHER_FORM, 401: KEY, 403: KEY, 404: "correct the address",
     405: "correct the address, where nothing is taken by POST", 415: OTHER_FORM, 422: OTHER_FORM, 429: "lower --rate",
     "slow": "--timeout allows more",

@@ -66,15 +66,14 @@ def load_folder(root: Path, skip_bad_images: bool, size: int, flag: str):
     files, labels, place = zip(*found)
 
     images, bad = _decode_files(root, files, skip_bad_images, size, where)
-    with contextlib.suppress(Exception):  # an unreadable one is among those that are skipped
-        from PIL import Image
+    from PIL import Image
 
-        for path in files[:: max(1, len(files) // 20)]:
-            with Image.open(path, formats=FORMATS) as one:
-                if one.size != (size, size):
-                    notes.append(f"images are resized to {size} x {size} pixels (--image-size N); {Path(path).name} "
-                                 f"has {one.width} x {one.height}")
-                    break
+    for path in files[:: max(1, len(files) // 20)]:  # an unreadable one is among those that are skipped
+        with contextlib.suppress(Exception), Image.open(path, formats=FORMATS) as one:
+            if one.size != (size, size):
+                notes.append(f"images are resized to {size} x {size} pixels (--image-size N); {Path(path).name} "
+                             f"has {one.width} x {one.height}")
+                break
     good = torch.tensor([path not in bad for path in files])
     labels, place = torch.tensor(labels)[good], torch.tensor(place)[good]
     if bad:

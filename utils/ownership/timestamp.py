@@ -57,7 +57,7 @@ def check_token(token: bytes | Path, digest: str | None, ca: str | None) -> Stam
         latest = timedelta(**{unit: getattr(info.accuracy, name, None) or 0 for unit, name in known.items()})
         return Stamp((info.gen_time.replace(tzinfo=timezone.utc) + latest).timestamp())  # RFC 3161 allows UTC alone
     except Exception as error:  # a hostile token may make the parser raise nearly anything
-        why = "it does not lead to --tsa-ca, whose root certificate is needed; " if "PKCS7" in str(error) else ""
+        why = "--tsa-ca lacks its authority's root certificate; " if "PKCS7" in str(error) else ""
         return Stamp(None, f"{why}{type(error).__name__}: {' '.join(str(error).split())[:160]}")
 
 

@@ -44,8 +44,8 @@ def load_checkpoint(path: Path) -> dict:
                                 (rb"$", "it is empty: restore it, name another, or train it again with --overwrite")]):
         raise Refusal(f"{path} is no checkpoint that can be read safely: {why}")
     with refuse_errors(f"{path} is no checkpoint that can be read safely: truncated, damaged, or more than tensors, "
-                       "numbers and texts", "train your own again with --overwrite, or name another; write of a whole "
-                       "model the weights alone, torch.save(model.state_dict(), FILE), or ask it as an ONNX file",
+                       "numbers and texts", "train your own again with --overwrite, name another, or write the weights "
+                       "of a whole model alone, torch.save(model.state_dict(), FILE), or export it to ONNX",
                        (PermissionError, IsADirectoryError)):
         checkpoint = read_tensors(path)
     if not isinstance(checkpoint, dict):

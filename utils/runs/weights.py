@@ -126,10 +126,11 @@ def _state_dict_in(found, where: str) -> dict | None:
     if found and all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items()):
         return {name: tensor for name, tensor in found.items() if name != SWA_COUNTER}
     inner = [weights for key in HOLDERS if (weights := _state_dict_in(found.get(key), where)) is not None]
+    if not inner:
+        return None
     bare = [_without_wrappers(weights) for weights in inner]
-    names = [name for name in (bare or [{}])[0] if not name.endswith(models.COUNTER)]
-    _refuse_unequal([[copy[name] for name in names] for copy in bare if copy.keys() >= set(names)], where)
-    return inner[0] if inner else None
+    _refuse_unequal(bare, [name for name in bare[0] if not name.endswith(models.COUNTER)], where)
+    return inner[0]
 
 
 def _without_wrappers(tensors: dict) -> dict:
@@ -137,9 +138,10 @@ def _without_wrappers(tensors: dict) -> dict:
     return {".".join(part for part in name.split(".") if part not in WRAPPERS): t for name, t in tensors.items()}
 
 
-def _refuse_unequal(copies: list[list], where: str) -> None:
-    """Refusal where copies of a network, as weights and their average, differ: nobody could say which one is meant."""
-    if any(a is not b and not torch.equal(a, b) for copy in copies[1:] for a, b in zip(copies[0], copy)):
+def _refuse_unequal(given: list[dict], names: list[str], where: str) -> None:
+    """Refusal where those that have all `names`, as weights and their average, differ: nobody says which is meant."""
+    first, *others = [tensors for tensors in given if tensors.keys() >= set(names)] or [{}]
+    if any(other[n] is not first[n] and not torch.equal(other[n], first[n]) for other in others for n in names):
         raise Refusal(f"{where} holds more than one network, as weights and their average: write the one that is meant "
                       "alone, torch.save(model.state_dict(), FILE)")
 
@@ -193,8 +195,7 @@ def _under_names_of(own: dict, tensors: dict, where: str) -> dict:
             others = tuple(other for other in before if other not in ("", prefix))
             found.append({f"{'1.' if outer == prefix else ''}{name[len(outer):]}" if name.startswith(outer) else name: t
                           for name, t in given.items() if name.startswith(outer) or not name.startswith(others)})
-    whole = [f"1.{name}" for name in names if not name.endswith(models.COUNTER)]
-    _refuse_unequal([[named[name] for name in whole] for named in found if named.keys() >= set(whole)], where)
+    _refuse_unequal(found, [f"1.{name}" for name in names if not name.endswith(models.COUNTER)], where)
     return max(found, key=lambda named: len(named.keys() & own.keys()))
 
 
