@@ -211,3 +211,4 @@ def finish_run(run: RunFolder, summary: dict, rows: list[dict]) -> None:
         run.log(f"the checkpoint of epoch {summary['chosen_epoch']} is reported (--select {summary['select']})")
     run.log(format_table(rows))
     write_json(run.path / "summary.json", {**summary, "rows": rows})
+    run._lock.close()  # this process may report or continue it again
