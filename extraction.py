@@ -9,7 +9,7 @@ from utils.attacks.editing import REMOVALS, channel_activations, check_edit, edi
 from utils.attacks.stealing import ExtractionObjective, check_thief_data, extraction_loss, report_surrogate
 from utils.data.batches import Batches
 from utils.data.sets import load_data
-from utils.flags import extraction_flags, source_folder
+from utils.flags import READ_BY, extraction_flags, source_folder
 from utils.ownership.results import TriggerTests, hashes_of_source
 from utils.rivals.ewe import constant_rate, ewe_adam
 from utils.runs.checkpoints import (
@@ -212,10 +212,10 @@ def train_surrogate(flags, run, made: dict, source, start, triggers, own, home, 
 
 def objective_of_flags(flags, answers) -> ExtractionObjective:
     """Eq. 2, 5 or 6 on a source's `answers`, pixels -> logits; Eq. 7 or adversarial training by an ascent besides."""
-    robust, ascent = flags.attack == "adversarial", None
-    if robust or flags.attack == "margin":
+    ascent = None
+    if flags.attack in READ_BY["steps"]:
         ascent = partial(ascend, steps=flags.steps, step_size=flags.step_size / 255, eps=flags.eps / 255)
-    return ExtractionObjective(answers, *extraction_loss(flags), ascent, robust)
+    return ExtractionObjective(answers, *extraction_loss(flags), ascent, flags.attack == "adversarial")
 
 
 def activations_of(flags, start, images):

@@ -106,8 +106,8 @@ def _write_table(name: str, out: Path, measured: dict, paper: dict) -> None:
                   "log10 p of trigger sets is T1, of the answers, and T1p, of the probabilities, as the owner "
                   "reads them; what a stranger asks besides is in docs/verification.md."]
     if name in ("table2", "table3"):
-        lines += ["", "EWE, RS, DI and EEF differ from their authors' settings in the six points that docs/rivals.md "
-                  "numbers; a profile's own sizes stand in the commands."]
+        lines += ["", "Rivals differ from their authors' settings in the points that docs/rivals.md numbers; a "
+                  "profile's own sizes stand in the commands."]
     if kind == "Figure":
         lines += ["", f"![{title}]({name}.png)"]
     _write(name, out, {"cells": rows}, lines)

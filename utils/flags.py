@@ -24,8 +24,8 @@ from utils.watermark.margin import REDUCTIONS
 from utils.watermark.prepared import take_prepared_flags
 from utils.watermark.triggers import add_label_flags, add_trigger_flags, complete_label_flags
 
-TRAIN_TYPES = ("none", "base", "margin", "ewe", "rs")
 RIVALS = {"ewe": ewe, "rs": randomized_smoothing}  # -tt -> where its flags, triggers and objective are made
+TRAIN_TYPES = ("none", "base", "margin", *RIVALS)
 
 
 class ShortHelp(argparse.ArgumentDefaultsHelpFormatter):

@@ -72,7 +72,7 @@ class Record(NamedTuple):
     @property
     def edits(self) -> bool:
         """Whether this attack only edits a model, in several strengths, and keeps none."""
-        return self.about.get("attack") in ("prune", "quantize")
+        return self.summary.get("role") == "edited"
 
     def text(self, key: str) -> str:
         """An entry of run.json as text of bounded length, "" where there is none."""
