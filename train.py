@@ -81,7 +81,7 @@ def record_of(flags, data, initial, prepared) -> dict:
     return record
 
 
-def check_method(flags, data, device, initial=None, clean=None) -> None:
+def check_method(flags, data, device, initial, clean) -> None:
     """Refuse what the method of -tt cannot ask of these data or of the networks; makes nothing."""
     # None for one of `models.NAMES`: no trial
     network = check_training("-mt", flags.model_type, len(data.classes), data.size, flags.width, device,

@@ -98,12 +98,13 @@ def report_energy(run: FinishedRun) -> dict:
 # ---- margins (Table 5), distances in the maximum norm, in pixel units ----
 
 GRID, CELLS = 1 / 2550, 512  # margins are resolved to a tenth of a grey level, up to 0.2
+ASCENT = 20  # steps
 
 
-def margin_bound(model, x, y, steps: int = 20):
+def margin_bound(model, x, y):
     """Upper bound of the margin of x (N, 3, H, W) in [0, 1] under labels y (N,): eps (N,) in pixel units.
 
-    Bisection over the multiples of `GRID` for the smallest eps at which `steps` steps of ascent change the answer
+    Bisection over the multiples of `GRID` for the smallest eps at which `ASCENT` steps of ascent change the answer
     from y; 0 where the model does not answer y in the first place, GRID * CELLS where no eps of the grid changes the
     answer. The ascent, like any attack, may fail where another one succeeds: the true margin is at most this.
     """
@@ -113,7 +114,7 @@ def margin_bound(model, x, y, steps: int = 20):
     while bool((high - low > 1).any()):
         middle = (low + high) // 2
         eps = (middle * GRID).to(x.dtype).view(-1, *[1] * (x.dim() - 1))
-        holds = is_y(ascend(model, x, y, steps=steps, step_size=eps * 2.5 / steps, eps=eps))
+        holds = is_y(ascend(model, x, y, steps=ASCENT, step_size=eps * 2.5 / ASCENT, eps=eps))
         low, high = torch.where(holds, middle, low), torch.where(holds, high, middle)
     return high * GRID * is_y(x)
 

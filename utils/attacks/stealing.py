@@ -92,12 +92,11 @@ class ExtractionObjective(Objective):
 
 
 def check_thief_data(own: Data, home: Data, about: dict, classes: int, needs_labels: bool, batch_size: int) -> None:
-    """Refuse data whose classes are not the source's, of the thief's data `own` where the attack `needs_labels`.
+    """Refuse data that do not go with the source: `home` of other classes than its `classes`, and the thief's `own` of
+    others than `home`, where the attack `needs_labels`, or of fewer images than `batch_size` (0: nothing is trained).
 
     home   the data set of the source, whose validation and test images are used
     about  what the source's checkpoint says of its training
-
-    Refuses a batch that is larger than `own` too.
     """
     if len(home.classes) != classes or about.get("classes", home.classes) != home.classes:
         alike = "" if len(home.classes) != classes else ", but have other names or another order"

@@ -30,7 +30,7 @@ class Images(NamedTuple):
 
     images: torch.Tensor | StoredImages  # uint8 (N, 3, S, S); stored where a tensor would be large
     labels: torch.Tensor  # int64 (N,)
-    indices: torch.Tensor  # int64 (N,) into the original training set
+    indices: torch.Tensor  # int64 (N,), positions in the set that they come from: training, val/ or test
 
     def pick(self, positions) -> "Images":
         """The images at these positions, a list, range or tensor of integers."""
@@ -65,7 +65,7 @@ class Data:
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of all training and held-out images and labels, by which a run recognises its data."""
+        """Digest of images, labels and indices, training and held-out, by which a run recognises its data."""
         digest = hashlib.sha256()
         for part in (*self.train, *self.held_out):
             for chunk in part.split(chunk_length(part)):

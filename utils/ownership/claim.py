@@ -182,8 +182,8 @@ def judge_claim(flags) -> int:
     if flags.sequential and len(owner.triggers.groups):
         raise Refusal(f"--sequential counts triggers one by one, and those of {flags.run} share draws: leave it out")
     classes = Classes(owner.classes, read_lines(flags.columns, "--columns") if flags.columns else None)
-    about = {name: (owner.record or {}).get(name) for name in ("sha256", "beacon_name", "round", "beacon")}
-    stamp = check_token(flags.image_timestamp, about["sha256"], flags.tsa_ca) if flags.image_timestamp else None
+    commitment = {name: (owner.record or {}).get(name) for name in ("sha256", "beacon_name", "round", "beacon")}
+    stamp = check_token(flags.image_timestamp, commitment["sha256"], flags.tsa_ca) if flags.image_timestamp else None
     doubts = find_doubts(owner.record, stranger=stranger, beacon=flags.beacon, image_commitment=flags.image_commitment,
                          stamp=stamp)
     ways = {"command": lambda value: ask.program(value, flags.timeout),
@@ -217,7 +217,7 @@ def judge_claim(flags) -> int:
         lines += [ASKED_AGAIN] * bool(respondents) + [CHOSEN] * bool(flags.columns or pixels)
     print(printable("\n".join(lines)))
     if flags.json:
-        write_json(flags.json, {"run": str(flags.run), "judged": utc(time.time()), "commitment": about,
+        write_json(flags.json, {"run": str(flags.run), "judged": utc(time.time()), "commitment": commitment,
                                 "stamp": stamp and stamp._asdict()} | report, private=True)
     return 0 if any(report["decision"]["holds"] for report in reports) else 1
 

@@ -81,7 +81,7 @@ class OwnershipCase:
             "T1p": test(t1p_fails, lambda: pvalues.score_randomisation(
                 answers.probabilities, self.assigned, self.true, self.candidates, self.groups, self.count_missing)),
             "T2": test(self.t2_fails, lambda: pvalues.benign_rate(k, m, sum(self.benign_hits), m * len(self.bank))),
-            "T3": test(self.t2_fails or (m < 2 and "it needs two triggers") or None,
+            "T3": test(self.t2_fails or ("it needs two triggers" if m < 2 else None),
                        lambda: pvalues.paired_t(score(answers), [score(b) for b in self.bank])),
             "T4": test(None if self.bank else "it needs benign models; --benign names none",
                        lambda: pvalues.rank(k, self.benign_hits)),
@@ -111,11 +111,11 @@ class OwnershipCase:
             how = "T1p is not run" if name == "T1" else "p is the smaller of the two, doubled"
             why += f"; {how if self.exact == 'both' else f'and if {name} was named before the suspect was asked'}"
         else:
-            name, k, *bank = "T2", *(int(self.hits(of)[asked].sum()) for of in (answers, *self.bank))
+            k, *bank = [int(self.hits(of)[asked].sum()) for of in (answers, *self.bank)]
             if k <= (best := max(bank)):
-                return {"holds": False, "rests_on": name,
+                return {"holds": False, "rests_on": "T2",
                         "why": f"a benign model hits {best} of the triggers, no fewer than the suspect"}
-            p = self.tests(answers)["T2"]["log10_p"]
+            name, p = "T2", self.tests(answers)["T2"]["log10_p"]
             why = (f"T1 does not apply ({self.t1_fails}); T2 compares with {len(self.bank)} benign models and is as "
                    "good as they are like the suspect")
         return {"holds": bool(p <= math.log10(self.alpha)), "rests_on": name, "why": why, "log10_p": p}

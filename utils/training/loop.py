@@ -246,7 +246,7 @@ class Progress:
     number             `seed_of_epoch` of the first epoch; older checkpoints lack it, and it was 1 for every seed then
     """
 
-    def __init__(self, run, model, objective, step, snapshot, epochs: int, number: int):
+    def __init__(self, run, model, objective, step, snapshot, last: int, number: int):
         self.run, self.model, self.objective, self.step, self.snapshot = run, model, objective, step, snapshot
         self.number = number
         self.clean_twin = objective.statistics if objective.statistics and objective.statistics.clean else None
@@ -263,7 +263,7 @@ class Progress:
         except (KeyError, TypeError, RuntimeError) as error:
             raise Refusal("checkpoint_latest.pt is not this run's last checkpoint: restore it, or pass --overwrite to "
                           "begin anew") from error
-        if state["number"] != number and state["epoch"] < epochs:
+        if state["number"] != number and state["epoch"] < last:
             raise Refusal("this run was begun by an older version, which drew other random numbers: pass --overwrite "
                           "to begin anew, or another message")
         if self.clean_twin:
@@ -271,8 +271,8 @@ class Progress:
         step.restore(state["optimizer"], state["sums"])
         objective.restore(state["objective"])
         self.epoch, self.first_step, self.seconds, self.best = (state[k] for k in ("epoch", "step", "seconds", "best"))
-        if self.epoch < epochs:
-            run.log(f"continuing in epoch {self.epoch + 1} of {epochs}, step {self.first_step + 1}")
+        if self.epoch < last:
+            run.log(f"continuing in epoch {self.epoch + 1} of {last}, step {self.first_step + 1}")
 
     def save_epoch(self, epoch: int, row: dict) -> None:
         """Write the checkpoints that are due after an epoch whose figures are `row`."""

@@ -13,13 +13,13 @@ REDUCTIONS = ("joint", "sum")
 ODDS = 2.0  # nats by which a drawn class is to be likelier than another candidate, where candidates are given
 
 
-def ascend(forward, x, y, *, steps: int, step_size: float, eps: float):
+def ascend(forward, x, y, *, steps: int, step_size, eps):
     """Projected gradient ascent on cross-entropy (Algorithm 1): argmax of CE(h(x + delta), y) over |delta|_inf <= eps.
 
-    x (N, 3, H, W) in [0, 1]; y (N,); step_size and eps in pixel units (1/255 is one grey level). delta starts
-    at 0; after each sign step it is projected onto the eps ball, and x + delta into [0, 1]. Returns x + delta,
-    detached. Gradients are taken with respect to the images alone, so no `.grad` changes. The mode of BatchNorm is
-    the caller's business.
+    x (N, 3, H, W) in [0, 1]; y (N,); step_size and eps, numbers or tensors (N, 1, 1, 1), in pixel units (1/255 is one
+    grey level). delta starts at 0; after each sign step it is projected onto the eps ball, and x + delta into [0, 1].
+    Returns x + delta, detached. Gradients are taken with respect to the images alone, so no `.grad` changes. The mode
+    of BatchNorm is the caller's business.
     """
     low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
     x_adv = x
@@ -122,6 +122,6 @@ def _judge(logits, y, smoothing: float = 0.0):
     return F.cross_entropy(logits, y, label_smoothing=smoothing), batch_accuracy(logits, y)
 
 
-def effective_weight(weight: float, reduction: str, n: int, m: int) -> float:
-    """lambda of Eq. 4 that gives the same direction of descent: weight itself, or weight * m / n under `joint`."""
-    return weight if reduction == "sum" else weight * m / n
+def effective_weight(weight: float, reduction: str, batch: int, trigger_batch: int) -> float:
+    """lambda of Eq. 4 for the same direction of descent: weight, under `joint` weight * trigger_batch / batch."""
+    return weight if reduction == "sum" else weight * trigger_batch / batch

@@ -29,7 +29,7 @@ class TriggerSet:
     images       uint8 (m, 3, S, S)
     labels       int64 (m,), the assigned labels
     true_labels  int64 (m, k), the labels of the source images
-    sources      int64 (m, k), their indices in the original training set
+    sources      int64 (m, k), the `Images.indices` of these
     candidates   int64 (m, c), the distinct labels from which the assigned one was drawn; empty, (m, 0), for every
                  class that is no true label, which is the default
     groups       int64 (m,), the first of the triggers that share a draw and its candidates; empty, (0,), where each has
