@@ -169,7 +169,8 @@ def test_sources_that_are_damaged_or_contradict_the_flags_are_refused(world, tmp
 
 @pytest.mark.parametrize("name, content, words", [
     ("run.json", b'{"settings": null}', "run.json is damaged"),
-    ("metrics.jsonl", b"\xff\xfe\0", "metrics.jsonl is damaged"), (LATEST, None, "not this run's last checkpoint"),
+    ("metrics.jsonl", b"\xff\xfe\0", "or remove it, which loses its rows alone"),
+    ("metrics.jsonl", b"{}", "is damaged"), (LATEST, None, "not this run's last checkpoint"),
     (LATEST, b"cut", "train your own again with --overwrite"), (LATEST, b"", "it is empty: restore it, name an")])
 def test_damaged_files_of_an_unfinished_run_are_named(name, content, words, copied):
     (copied / "summary.json").unlink()
@@ -179,12 +180,13 @@ def test_damaged_files_of_an_unfinished_run_are_named(name, content, words, copi
     assert done.status == 2 and words in done.err and done.err.count("\n") == 1
 
 
-def test_a_run_that_has_lost_its_rows_and_its_summary_is_reported_as_before(copied):
-    before = summary(copied)
-    for name in ("summary.json", "metrics.jsonl"):
-        (copied / name).unlink()
-    good("train", "-d", copied.parent, *MARGIN)
-    assert summary(copied) == before
+def test_a_run_that_has_lost_rows_and_its_summary_is_reported_as_before(copied):
+    before, metrics = summary(copied), copied / "metrics.jsonl"
+    for rows in (metrics.read_text().splitlines(keepends=True)[-1:], []):
+        (copied / "summary.json").unlink()
+        metrics.write_text("".join(rows))
+        good("train", "-d", copied.parent, *MARGIN)
+        assert summary(copied) == before
 
 
 def test_a_finished_run_whose_model_is_gone_is_trained_again_by_overwrite(copied):

@@ -129,7 +129,8 @@ def report_source(run: RunFolder, flags, tests: TriggerTests, data: Data, device
     [0, 1] of the weights of --init.
     """
     best = find_checkpoint(run.path, flags.select)
-    epochs = len(run.rows()) or load_checkpoint(find_checkpoint(run.path, "last"))["epoch"] + 1  # rows may be lost
+    trained = run.rows()  # which may be lost, all or the first
+    epochs = trained[-1]["epoch"] if trained else load_checkpoint(find_checkpoint(run.path, "last"))["epoch"] + 1
     summary = {
         "role": "benign" if flags.train_type == "none" else "source",
         "dataset": data.name, "model": flags.model_type, "width": flags.width, "objective": flags.train_type,

@@ -120,11 +120,10 @@ class RunFolder:
         if not (self.path / "run.json").exists():
             write_json(self.path / "run.json", {"settings": self.settings, **describe_process(device)})
         self.log(" ".join(sys.argv), *warnings)
-        if self.finished:  # it is only reported again
-            now, then = (of.get("git_commit") for of in (describe_process(device), read_json(self.path / "run.json")))
-            if then and now and then != now:
-                self.log(f"{self.path} was trained by commit {then}, this is {now}: its figures are those of that "
-                         f"program; pass --overwrite to train anew")
+        now, then = (of.get("git_commit") for of in (describe_process(device), read_json(self.path / "run.json")))
+        if then and now and then != now:
+            self.log(f"{self.path} was begun by commit {then}, this is {now}: its figures are not those of this "
+                     "program alone; pass --overwrite to train anew")
 
     @property
     def finished(self) -> bool:
@@ -145,9 +144,10 @@ class RunFolder:
         """The rows of `metrics.jsonl`, one an epoch."""
         path = self.path / "metrics.jsonl"
         try:
-            return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
-        except ValueError as error:
-            raise Refusal(f"{path} is damaged: restore it, or pass --overwrite") from error
+            lines = path.read_bytes().splitlines() if path.exists() else []
+            return [row | {"epoch": int(row["epoch"])} for row in map(json.loads, lines)]
+        except (ValueError, TypeError, KeyError) as error:
+            raise Refusal(f"{path} is damaged: restore it, or remove it, which loses its rows alone") from error
 
     def write_rows(self, rows: list[dict]) -> None:
         write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())

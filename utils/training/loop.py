@@ -174,7 +174,7 @@ def fit(run, model, objective, batches, evaluate, snapshot, *, epochs: int, lr: 
     step = Step(model, objective, batches, lr=lr, weight_decay=weight_decay, amp=amp, compile=compile, graph=graph,
                 log=run.log)
     progress = Progress(run, model, objective, step, snapshot, last, seed_of_epoch(seed, 0))
-    rows = run.rows()[: progress.epoch]
+    rows = [row for row in run.rows() if row["epoch"] <= progress.epoch]
     bar = tqdm(total=last * batches.steps, initial=progress.epoch * batches.steps + progress.first_step,
                disable=None if is_rank_0() else True, unit="step", leave=False)
     with bar, catch_signals() as received:
