@@ -102,6 +102,7 @@ def test_nobody_is_asked_for_a_claim_that_cannot_hold(committed, owner, tmp_path
             (committed[0], ("--beacon", "3d" * 32, *digest), "is not the value of --beacon"),
             (owner[0], (*beacon, *digest), "nobody but the owner can say that he did not choose the labels"),
             (owner[0], (*beacon, "--trust-owner"), "nobody but the owner can say"),
+            (owner[0], ("--trust-owner", "--alpha", "1e-30"), f"{M} triggers of 10 classes give p = 10^"),
         ):
             for suspect in (program, ("--url", served.url)):
                 status, out, _ = verify("claim", folder, *suspect, *flags, "--json", tmp_path / "c.json")
@@ -402,7 +403,11 @@ def test_numbers_are_refused_where_classes_have_other_numbers_for_names(tmp_path
     err = refused("utils.verify", *claim)
     assert "ambiguous" in err and "--columns FILE" in err
     status, out, _ = verify(*claim, "--columns", tmp_path / "columns")
-    assert status == 0 and f"hits         {M} of {M}" in out
+    assert status == 0 and f"hits         {M} of {M}" in out and "sequential" not in out  # which nobody asked for
+    # nobody can tell whether the text "3" is the class of that name or the third
+    (tmp_path / "y.csv").write_text("".join(f"{n},{y}\n" for n, y in zip(sorted(names_of(folder)), labels)))
+    said = refused("utils.verify", *claim[:-1], tmp_path / "y.csv", "--columns", tmp_path / "columns")
+    assert "is the name of one class and the number of another" in said and ".npy file" in said
     (tmp_path / "columns").write_text("1\n2\n")
     refused("utils.verify", *claim, "--columns", tmp_path / "columns")
 

@@ -94,10 +94,14 @@ class Classes:
         owner's; Refusal for anything else.
         """
         text = plain_name(str(value))
-        if isinstance(value, str) and text in self.places:
-            return self.places[text]
         is_number = type(value) in (str, int) and text.isascii() and text.isdigit() and len(text) < 10
-        if is_number and int(text) < len(self.order):
+        is_place = is_number and int(text) < len(self.order)
+        if isinstance(value, str) and text in self.places:
+            if self.given and is_place and self.order[int(text)] != self.places[text]:
+                raise Refusal(f"{where}: {text!r} is the name of one class and the number of another: if it is a name, "
+                              "leave --columns out, else answer in numbers of JSON or in a .npy file")
+            return self.places[text]
+        if is_place:
             return self.columns(f"{where}: {text!r}")[int(text)]
         raise Refusal(f"{where}: {text[:60]!r} is no class; they are {', '.join(list(self.places)[:5])[:200]}, ..., or "
                       f"numbers from 0 to {len(self.order) - 1}: translate it, or name more classes by --columns FILE")
@@ -131,7 +135,7 @@ def answer_of(value, classes: Classes, where: str) -> Answer:
         raise Refusal(f"{where}: {len(scores)} probabilities for {n} classes; {MORE}")
     columns = [classes.number(name, where) for name in value] if isinstance(value, dict) else classes.columns(where)
     if not (len(scores) and np.isfinite(scores).all()):  # the largest of them is not defined
-        raise Refusal(f"{where}: the probabilities are not finite numbers")
+        raise Refusal(f"{where}: the probabilities are not finite numbers; write 0 for a class without one")
     own = np.array(columns) >= 0
     scores, columns = scores[own], np.array(columns)[own]
     if len(np.unique(columns)) < len(columns):
@@ -185,8 +189,9 @@ def require_complete(what, labels, names: list[str], allow_missing: bool) -> Non
         raise Refusal(f"{what} answered none of the {len(names)} triggers{why}")
     if missing and not allow_missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise Refusal(f"{what} lacks {', '.join(missing[:3])}{more} of {len(names)} triggers: ask again, or pass "
-                      "--allow-missing, which counts them as misses, or --leave-out-missing if the suspect refused")
+        raise Refusal(f"{what} gives none of the owner's classes for {', '.join(missing[:3])}{more} of {len(names)} "
+                      "triggers: ask again, or pass --allow-missing, which counts them as misses, or "
+                      "--leave-out-missing if the suspect refused")
 
 
 def answers_of_logits(logits, path, m: int, classes: Classes, allow_missing: bool = False) -> Answers:

@@ -214,7 +214,7 @@ def judge_claim(flags) -> int:
             lines += list_lines(report["suspects"], flags.alpha)
         lines += [NAMED] * bool(stranger and round_time(owner.record) is None)
         lines += [EXPORTED] * (stranger and any(kind == "predictions" for kind, _ in suspects))
-        lines += [ASKED_AGAIN] * bool(respondents) + [CHOSEN] * bool(flags.columns or pixels)
+        lines += [ASKED_AGAIN] * bool(respondents and not flags.keep_answers) + [CHOSEN] * bool(flags.columns or pixels)
     print(printable("\n".join(lines)))
     if flags.json:
         write_json(flags.json, {"run": str(flags.run), "judged": utc(time.time()), "commitment": commitment,
@@ -324,7 +324,7 @@ def claim_lines(report: dict) -> list[str]:
     for name, test in report["tests"].items():
         lines.append(f"{name:<13}" + (f"does not apply: {test['why_not']}" if test["why_not"] else
                                       f"log10 p = {test['log10_p']:.2f} ({TITLES[name]})"))
-    if s:
+    if d["rests_on"] == "SPRT":
         lines.append(f"sequential   {s['decision']} after {s['queries']} queries; H0 {s['H0']}, H1 {s['H1']}, "
                      f"errors {s['alpha']:g} and {BETA:g}")
     lines.append(f"decision     for {report['decided_for']}, rests on {d['rests_on']} at alpha = {report['alpha']:g}: "

@@ -11,6 +11,7 @@ from utils.answers.answers import Answers
 from utils.ownership import pvalues
 from utils.ownership.commitment import Owner
 from utils.system.refusals import Refusal
+from utils.watermark.prepared import never_claimed
 
 MIN_BANK = 5  # smallest number of benign models that shows T2 and T3 how such models vary
 RATE = 0.5  # H1 of the sequential test: the suspect hits at least this often, (1 + p) / 2 where chance p is as high
@@ -52,6 +53,8 @@ class OwnershipCase:
             self.refused = "; ".join(doubts) or f"T1 does not apply, for {self.t1_fails}; --trust-owner decides on T2"
         elif self.t1_fails and self.t2_fails:
             self.refused = f"no test can decide: T1 does not apply, for {self.t1_fails}; T2: {self.t2_fails}"
+        elif self.t1_fails is None and (hopeless := never_claimed(t, self.classes, alpha)):
+            self.refused = hopeless
         elif self.t1_fails is None and (false := sum(self.exact_test(b)[1] <= math.log10(alpha) for b in bank)):
             self.refused = (f"the test would claim {false} of the {len(bank)} benign models too, so its labels "
                             "were not drawn at random, or the bank's models are not benign")

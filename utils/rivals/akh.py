@@ -86,6 +86,7 @@ def run_akh(flags) -> int:
     asked = data.test.pick(wrong)
     true, labels = asked.labels.numpy(), given[wrong].numpy()
     bank = [answers(model, asked.images).numpy() for model in benign]
+    bank = list({row.tobytes(): row for row in bank}.values())  # a model counts once however often it is named
     rows = [{"model": run} | akh_figures(true, labels, answers(model, asked.images).numpy(), bank)
             for run, model in zip(flags.suspect, suspects)]
     wide = max(len(str(name)) for name in (*flags.suspect, "suspect"))

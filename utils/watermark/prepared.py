@@ -163,14 +163,14 @@ def new_private_folder(folder: Path):
         raise
 
 
-def never_claimed(triggers: TriggerSet, classes: int) -> str | None:
-    """Why no answers to these triggers could be claimed by T1 at alpha = 0.001, None where some could."""
+def never_claimed(triggers: TriggerSet, classes: int, alpha: float = ALPHA) -> str | None:
+    """Why no answers to these triggers could be claimed by T1 at `alpha`, None where some could."""
     draws = triggers.groups.unique().tolist() or range(len(triggers))
     drawn_from = [triggers.candidates.shape[1] or classes - len(set(triggers.true_labels[i].tolist())) for i in draws]
-    best = -sum(math.log10(max(n, 1)) for n in drawn_from)
-    if best <= math.log10(ALPHA):
+    best = round(-sum(math.log10(max(n, 1)) for n in drawn_from), 12)  # as T1 is rounded
+    if best <= math.log10(alpha):
         return None
-    return (f"{len(triggers)} triggers of {classes} classes give p = 10^{best:.2f} at best, above alpha = {ALPHA:g}; "
+    return (f"{len(triggers)} triggers of {classes} classes give p = 10^{best:.2f} at best, above alpha = {alpha:g}; "
             "take more triggers (-nq) or data of more classes")
 
 
