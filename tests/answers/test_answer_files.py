@@ -259,16 +259,3 @@ def test_lines_of_a_file_of_answers_are_counted_the_empty_ones_too(files, tmp_pa
         (tmp_path / "answers.csv").write_text(lines + "\n" * more)
         said = refusal_of(tmp_path / "answers.csv")
         assert said is None if fits else "has 160 lines or more for 30 triggers" in said
-
-
-def test_rows_of_logits_that_are_not_finite_are_missing_unless_all_are():
-    def labels(*lost, allow_missing):
-        logits = np.eye(3)
-        logits[list(lost)] = np.nan
-        return answers_of_logits(logits, "here", 3, Classes(PETS), allow_missing).labels.tolist()
-
-    assert labels(allow_missing=False) == labels(allow_missing=True) == [0, 1, 2]
-    assert labels(0, allow_missing=True) == [-1, 1, 2]
-    for lost, allow_missing in (((0,), False), ((0, 1, 2), True)):
-        with pytest.raises(Refusal, match="here answers with numbers that are not finite"):
-            labels(*lost, allow_missing=allow_missing)

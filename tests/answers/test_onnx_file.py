@@ -93,6 +93,8 @@ def test_models_that_do_not_fit_are_refused_in_one_sentence(onnx):
     weights = matrix()
     weights[0] = np.nan
     assert "not finite" in refusal(write_linear(onnx, weights))
+    with pytest.raises(Refusal, match="not finite"):  # of all images: there are no answers
+        answers_of_onnx(onnx, IMAGES, TEN, allow_missing=True)
 
 
 @pytest.mark.parametrize("operation, shape", [("Softmax", [None, 10]), ("Transpose", [10, None]), ("Neg", [None, 10])])
