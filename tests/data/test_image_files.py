@@ -355,13 +355,3 @@ def test_resized_copies_of_another_number_of_images_are_made_anew(tmp_path):
         for found, wanted in zip(resize_parts(fewer, 24, tmp_path / "copy.npy", ""),
                                  resize_parts(fewer, 24, tmp_path / "fresh.npy", "")):
             assert torch.equal(found[:], wanted[:])
-
-
-def test_a_copy_is_written_through_no_link_at_its_temporary_name(tmp_path, monkeypatch):
-    """Nobody can know that name; if one does, small images go without a copy."""
-    parts, other = [torch.zeros(3, 3, 32, 32, dtype=torch.uint8)], tmp_path / "other"
-    other.write_bytes(b"mine")
-    monkeypatch.setattr(files.secrets, "token_hex", lambda n: "guessed")
-    (tmp_path / "copy.guessed").symlink_to(other)
-    assert resize_parts(parts, 24, tmp_path / "copy.npy", "")[0].shape == (3, 3, 24, 24)
-    assert other.read_bytes() == b"mine" and not (tmp_path / "copy.npy").exists()
