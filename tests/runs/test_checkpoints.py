@@ -28,18 +28,6 @@ def test_plain_weights_are_no_model_of_another_run(tmp_path):
         checkpoints.find_checkpoint("")
 
 
-def test_find_checkpoint_names_what_it_looked_for(unbroken_run, tmp_path):
-    for select, statistics, name in (("val", "paper", "nat_best"), ("last", "paper", "latest"),
-                                     ("val", "clean", "nat_best_clean"), ("last", "clean", "latest_clean")):
-        assert checkpoints.find_checkpoint(unbroken_run, select, statistics).name == f"checkpoint_{name}.pt"
-    with pytest.raises(Refusal, match=f"no run in {tmp_path}/nothing"):
-        checkpoints.find_checkpoint(tmp_path / "nothing")
-    with pytest.raises(Refusal, match="no checkpoint .*/checkpoint_nat_best_clean.pt.*--bn-stats paper"):
-        checkpoints.find_checkpoint(tmp_path, "val", "clean")
-    with pytest.raises(Refusal, match="checkpoint .*/gone.pt does not exist"):
-        checkpoints.load_checkpoint(tmp_path / "gone.pt")
-
-
 def test_find_checkpoint_takes_the_one_that_the_summary_names(unbroken_run, tmp_path):
     run = shutil.copytree(unbroken_run, tmp_path / "run")
     assert checkpoints.find_checkpoint(run).name == "checkpoint_nat_best.pt"  # while there is no summary
