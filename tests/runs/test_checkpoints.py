@@ -9,7 +9,7 @@ import torch
 import models
 from models import outside
 from utils.runs import checkpoints
-from utils.runs.weights import read_initial_weights, read_suspect_model
+from utils.runs.weights import read_initial_weights
 from utils.system.refusals import Refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -74,22 +74,6 @@ def test_no_model_is_read_from_a_run_that_holds_a_link(unbroken_run, tmp_path):
     link = tmp_path / "link.pt"  # what a user names may be a link
     link.symlink_to(checkpoints.find_checkpoint(folder))
     assert checkpoints.find_checkpoint(link) == link
-
-
-@pytest.mark.parametrize("about, kind", [({"attack": "soft"}, "soft"), ({"train_type": "margin"}, "margin"),
-                                         ({"train_type": "none"}, None), ({}, None)])
-def test_a_copy_and_a_source_are_no_benign_models(about, kind, tmp_path):
-    checkpoint = checkpoints.pack_checkpoint(models.build("res18", 3, width=2), about=about)
-    checkpoints.save_checkpoint(tmp_path / "one.pt", checkpoint)
-    read = (lambda flag: checkpoints.read_other(flag, tmp_path / "one.pt", (3, 32)),
-            lambda flag: read_suspect_model(tmp_path / "one.pt", [], 3, 32, None, flag=flag))
-    for call in read:
-        call("--suspect")
-        if kind:
-            with pytest.raises(Refusal, match=f"no independent model but the result of '{kind}'"):
-                call("--benign")
-        else:
-            call("--benign")
 
 
 def test_a_model_of_one_class_is_none(tmp_path):
