@@ -10,12 +10,11 @@ from scipy import stats
 
 from utils.answers.answers import Answer, Answers, gather_answers
 from utils.ownership.claim import claim_sentence
-from utils.ownership.commitment import Owner, read_owner
+from utils.ownership.commitment import read_owner
 from utils.ownership.pvalues import paired_t
 from utils.ownership.results import TriggerTests
 from utils.ownership.verdict import OwnershipCase
 from utils.system.refusals import Refusal
-from utils.watermark.triggers import TriggerSet
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -101,21 +100,6 @@ def test_the_sequential_test_compares_with_benign_hits_on_the_triggers_that_were
     for asked, holds in ((range(5), True), (range(M - 5, M), False)):
         copy = Answers(np.where(np.isin(place, asked), labels, -1), None)
         assert case.report(copy, order=asked, stopped=True)["decision"]["holds"] is holds
-
-
-def test_error_rates_of_the_sequential_test():
-    """Under H0 it claims no more often than alpha; at H1 it gives up no more often than beta."""
-    m, rng = 200, np.random.default_rng(0)
-    true = torch.from_numpy(rng.integers(0, 10, (m, 1)))
-    drawn = (true[:, 0] + torch.from_numpy(rng.integers(1, 10, m))) % 10
-    many = TriggerSet(torch.zeros(m, 3, 32, 32, dtype=torch.uint8), drawn, true)
-    case = OwnershipCase(Owner(many, CLASSES, [], None, None, True), [], 0.05)
-    wrong = np.array([next(c for c in range(10) if c not in pair) for pair in zip(true[:, 0].tolist(), drawn.tolist())])
-    claimed = {}
-    for rate in (1 / 9, 0.5):
-        labels = np.where(rng.random((300, m)) < rate, drawn.numpy(), wrong)
-        claimed[rate] = np.mean([case.sequence(Answers(row, None), range(m))["decision"] == "claim" for row in labels])
-    assert claimed[1 / 9] <= 0.05 + 0.02 and claimed[0.5] >= 0.95 - 0.02
 
 
 @pytest.fixture(scope="module")
