@@ -214,14 +214,6 @@ def test_half_a_reply_and_what_is_no_reply_are_asked_again_and_refused(content, 
     assert len(requests) == 3 and ("broke off" in said or "no complete reply" in said)
 
 
-@pytest.mark.parametrize("content", [
-    b"HTTP/1.1 \x1b[31m OK\r\n\r\n", b"HTTP/1.1 404 \x1b[31m\r\nContent-Length: 5\r\n\r\n\x1b[31m",
-    b"HTTP/1.1 302 Found\r\nLocation: http://x/\x1b[31m\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n\x1b[31mcat"])
-def test_what_a_server_writes_does_not_reach_the_terminal_raw(content, owner):
-    with answering(lambda k, pixels: write_raw(content)) as served:
-        claim_refused(owner, "--url", served.url, "--retries", "0")
-
-
 def test_a_slow_drip_ends_with_the_time_limit_and_nobody_may_listen(png):
     drip = write_raw(b"HTTP/1.0 200 OK\r\nContent-Length: 100\r\n\r\n" + b" " * 100, slowly=0.02)
     assert "gave no complete answer in 0.3 s" in refusal(png, lambda k, pixels: drip, seconds=0.3, retries=0)
