@@ -13,15 +13,14 @@ import torch
 from answering_server import answering, label_of
 from commands import refused, verify
 from hostile_files import mutate
-from owner_runs import BEACON, CLASSES, SETTINGS, M, answer, make_run, names_of, record_of
+from owner_runs import BEACON, CLASSES, SETTINGS, M, answer, make_run, names_of
 from scipy.optimize import linear_sum_assignment
 
 from utils.ownership.commitment import read_owner
 from utils.ownership.pvalues import label_randomisation
-from utils.runs.checkpoints import load_checkpoint, read_model, save_checkpoint
+from utils.runs.checkpoints import load_checkpoint, save_checkpoint
 from utils.system.files import check_output_file
 from utils.system.refusals import Refusal
-from utils.training.metrics import predict
 from utils.watermark.prepared import labels_from_beacon
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -116,20 +115,6 @@ def test_nobody_is_asked_for_a_claim_that_cannot_hold(committed, owner, tmp_path
 
 
 # ---- a dishonest owner ----
-
-
-def test_a_forged_trigger_set_is_refused_for_lack_of_a_commitment(bank, tmp_path):
-    """A forger takes the labels from an independent model: every trigger hits, and that shows a stranger nothing."""
-    victim = bank[0] / "checkpoints" / "checkpoint_nat_best.pt"
-    _, triggers = make_run(tmp_path / "own")
-    forged, _ = make_run(tmp_path / "forged", labels=predict(read_model(victim), triggers.images).argmax(1))
-    status, out, _ = verify("claim", forged, "--suspect", victim)
-    assert status == 1 and "he did not choose the labels" in out
-    assert f"{M} of {M}" in verify("claim", forged, "--suspect", victim, "--trust-owner")[1]
-    # a commitment made afterwards, with labels that its beacon does not draw, is no commitment
-    made, triggers = make_run(tmp_path / "made", record=record_of(),
-                              labels=predict(read_model(victim), triggers.images).argmax(1))
-    refused("utils.verify", "claim", made, "--suspect", victim, *evidence(made))
 
 
 def test_public_values_give_nobody_images_or_labels(committed, tmp_path):
