@@ -65,26 +65,6 @@ def test_scaling_for_fp16_changes_no_update(mode, monkeypatch):
     assert apart(results[0][0], results[1][0]) == 0 and results[0][1] == results[1][1]
 
 
-@pytest.mark.parametrize("mode", ["paper", "clean", "shared"])
-def test_fixed_buffers_and_fused_update_are_bit_equal(mode):
-    """The path that CUDA records (not recorded here) and the usual one equal a loop with torch's plain optimiser."""
-    torch.manual_seed(5)
-    model, batches, x_q, y_q = setting()
-    objective = watermark(model, x_q, y_q, K, mode)
-    optimizer, total = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=1e-4, foreach=False), 0.0
-    for row in rows_of(batches, objective)[:4]:
-        loss, stats = objective(model, *batches.batch(*row[:3]), row[3])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        total = total + stats["loss"]
-    clean = objective.statistics.state()
-    for graph in (True, False):
-        other, sums, averages = trained(mode, rows=4, graph=graph)
-        assert apart(other, model) == 0 and sums["loss"] == float(total)
-        assert all(torch.equal(clean[name], averages[name]) for name in clean)
-
-
 @pytest.mark.parametrize("mode, steps, amp, compiled", [
     ("paper", 2, None, False), ("paper", 1, torch.bfloat16, False), ("clean", 2, None, True)])
 def test_two_halves_compute_what_one_step_computes(mode, steps, amp, compiled, two_threads):
