@@ -86,15 +86,6 @@ def test_a_reply_that_is_no_answer_is_not_kept(key_program, owner, tmp_path):
     assert f"hits         {M} of {M}" in verify(*claim)[1]
 
 
-def test_kept_answers_are_those_of_one_order_of_classes(key_program, owner, tmp_path):
-    """They are kept in the owner's order, so another --columns would change nothing."""
-    (tmp_path / "columns").write_text("\n".join(CLASSES[::-1]))
-    claim = ("claim", owner[0], "--trust-owner", "--command", f"{key_program[0]} {{pngs}}", "--keep-answers")
-    assert verify(*claim, tmp_path / "kept")[0] == verify(*claim, tmp_path / "kept")[0] == 0
-    said = refused("utils.verify", *claim, tmp_path / "kept", "--columns", tmp_path / "columns")
-    assert "or other --columns or --header: name another file" in said
-
-
 def test_the_sequential_test_stops_early(key_program, owner):
     command, calls = key_program
     claim = ("claim", owner[0], "--trust-owner", "--sequential", "--command", f"{command} {{png}}")

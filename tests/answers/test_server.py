@@ -81,14 +81,16 @@ def test_a_password_in_the_address_of_an_authority_is_sent():
     assert seen[0]["Authorization"] == "Basic bWU6c2VjcmV0"
 
 
-def test_kept_answers_are_those_of_the_same_headers_but_for_a_renewed_token(owner, tmp_path):
+def test_kept_answers_are_those_of_the_same_columns_and_of_the_same_headers_but_for_a_token(owner, tmp_path):
     with answering(lambda k, pixels: str(label_of(owner[1], pixels))) as served:
         claim = ("claim", owner[0], "--trust-owner", "--url", served.url, "--keep-answers", tmp_path / "kept")
         for token in "ab":
             assert verify(*claim, "--header", "X-Model: 1", "--header", f"Authorization: {token}")[0] == 0
         assert len(served.images) == M
-        said = refused("utils.verify", *claim, "--header", "X-Model: 2")
-    assert "or other --columns or --header: name another file" in said and len(served.images) == M
+        (tmp_path / "columns").write_text("\n".join(CLASSES[::-1]))  # kept answers are in the owner's order
+        for flags in (("X-Model: 2",), ("X-Model: 1", "--columns", tmp_path / "columns")):
+            said = refused("utils.verify", *claim, "--header", *flags)
+            assert "or other --columns or --header: name another file" in said and len(served.images) == M
 
 
 @pytest.mark.parametrize("flags, words", [
