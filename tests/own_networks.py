@@ -66,7 +66,6 @@ def in_place(net, h):
 
 
 Body = variant()
-Noisy = variant(lambda net, h: h + 0.05 * torch.randn_like(h) if net.training else h)  # random without a dropout layer
 RandomInEvaluation = variant(lambda net, h: nn.functional.dropout(h, training=True))
 FrozenBackbone = variant(lambda net, h: h.detach())
 Views = variant(lambda net, h: h.view(len(h), -1))  # as many networks do it, and only where the memory format allows it

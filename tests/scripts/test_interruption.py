@@ -31,7 +31,6 @@ COMMANDS = {
     "extraction": (("extraction", *STEAL, "vgg11", "-at", "soft"), f"{SOURCE}/extraction"),
     "wrk": (("extraction", *STEAL[:-1], "-at", "finetune", "--finetune", "wrk", "-admsg", "_wrk"),
             f"{SOURCE}/extraction_wrk"),
-    "noise": ((*MARGIN, "-mt", "own_networks:Noisy"), "digits_own_networks-Noisy_margin_8_"),
     "dropout": ((*MARGIN, "-mt", "own_networks:plain"), "digits_own_networks-plain_margin_8_"),
 }
 TRAIN, KILL, STOP = COMMANDS["train"][0], signal.SIGKILL, signal.SIGINT
@@ -83,8 +82,7 @@ def copy_source(whole, folder):
 
 @pytest.mark.parametrize("name, deaths", [
     ("train", [("write", 13, KILL), ("step", 3, KILL), ("step", 6, STOP)]), ("distill", [("step", 6, KILL)]),
-    ("extraction", [("write", 17, KILL)]), ("wrk", [("step", 3, STOP)]), ("noise", [("step", 2, STOP)]),
-    ("dropout", [("step", 7, STOP)]),
+    ("extraction", [("write", 17, KILL)]), ("wrk", [("step", 3, STOP)]), ("dropout", [("step", 7, STOP)]),
 ])
 def test_a_command_that_is_killed_or_stopped_ends_bit_equal(name, deaths, whole, tmp_path):
     (command, run), folder, printed = COMMANDS[name], tmp_path / "runs", tmp_path / "printed"
