@@ -65,14 +65,6 @@ def test_one_answer_without_probabilities_does_not_hide_the_others(owner):
     assert best + 4 < p(without) < -10  # the worst answer in its place
 
 
-@pytest.mark.parametrize("answers", [lambda t: (Answers(t.labels.numpy(), None),) * 2,
-                                     lambda t: (soft_copy(t), soft_copy(t, seed=1))])
-def test_a_trigger_set_that_also_convicts_benign_models_is_refused(answers, owner):
-    copy, twin = answers(owner[1])
-    decision = case_of(owner, [twin]).decide(copy)
-    assert not decision["holds"] and "would claim 1 of the 1 benign" in decision["why"]
-
-
 def test_a_hint_says_when_a_suspect_seems_to_be_asked_wrongly(owner):
     true, assigned = owner[1].true_labels[:, 0].numpy(), owner[1].labels.numpy()
     hint = lambda labels: case_of(owner).hint(Answers(labels, None))
