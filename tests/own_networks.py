@@ -29,14 +29,6 @@ def two_momenta(classes):
                          nn.Linear(256, classes))
 
 
-def transformer(classes):
-    """One layer on 4 x 4 patches of images of 32 x 32 pixels: attention and LayerNorm, no BatchNorm."""
-    from torchvision.models import VisionTransformer
-
-    return VisionTransformer(image_size=32, patch_size=8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=32,
-                             num_classes=classes)
-
-
 def two_needed(width, num_classes=10):
     return plain(num_classes)
 

@@ -65,7 +65,7 @@ def test_a_module_that_cannot_be_imported_is_refused(text, words, tmp_path, monk
 
 
 @pytest.mark.parametrize("name, more, words", [
-    ("own_networks:transformer", ("--image-size", 48), "of 48 x 48 pixels (AssertionError: Wrong image height"),
+    ("own_networks:Body", ("--image-size", 48), "of 48 x 48 pixels (RuntimeError: mat1 and mat2 shapes"),
     ("vgg11", ("--width", 2, "--image-size", 24), "pass --image-size 32"),
     ("own_networks:plain", ("--width", 8), "--width 8: it is for res18"),
 ])
