@@ -14,7 +14,7 @@ from utils.data.batches import Batches
 from utils.data.sets import Images
 from utils.system.refusals import Refusal
 from utils.watermark.batchnorm import RunningStatistics
-from utils.watermark.margin import WatermarkObjective, ascend, effective_weight
+from utils.watermark.margin import WatermarkObjective, ascend
 
 LN2 = math.log(2)
 
@@ -70,11 +70,6 @@ def test_with_candidates_the_ascent_is_over_these_alone():
                                    ascent=partial(ascend, steps=1, step_size=0.1, eps=0.1))
     moved = watermark._perturb(lambda x: x.flatten(1) @ rows.T, torch.tensor([0]))
     assert moved.flatten().tolist() == pytest.approx([0.6, 0.4, 0.6])
-
-
-def test_effective_weight_is_the_published_one():
-    assert effective_weight(0.1, "joint", 128, 25) == pytest.approx(0.0195, abs=5e-5)
-    assert effective_weight(0.1, "sum", 128, 25) == 0.1
 
 
 def test_triggers_of_a_step_are_uniform_with_replacement():
