@@ -14,7 +14,6 @@ from utils.watermark.trigger_files import draw_trigger_picture
 from utils.watermark.triggers import draw_triggers, validation_images
 
 CLASSES = 10
-SHARP, TWO, EVEN = [0.0, -99, -99], [0.0, 0, -99], [0.0, 0, 0]  # entropies about 0, ln 2 and ln 3
 
 
 def images_of(n, classes):
@@ -90,25 +89,6 @@ def test_a_trigger_is_the_rounded_mean_of_its_sources_which_are_no_validation_im
     drawn = draw_trigger_picture(triggers, [f"a $\\frac$ long class name {c}" for c in data.classes])
     picture = Image.open(io.BytesIO(drawn))
     assert picture.format == "PNG" and picture.width > 500 and picture.height > 150
-
-
-def test_the_most_uncertain_images_become_triggers():
-    """Entropy ln 3 at 2 and 5, then ln 2 at 1 and 4, of which the first is taken; in the order of the held-out set."""
-    logits = torch.tensor([SHARP, TWO, EVEN, SHARP, TWO, EVEN, SHARP])
-    for seed in (0, 1):
-        triggers = draw_triggers(images := images_of(7, 3), 3, 1, 3, seed, "random", answering(logits), "uncertain")
-        assert triggers.sources.tolist() == [[101], [102], [105]] and triggers.true_labels.tolist() == [[1], [2], [2]]
-        assert triggers.images[:, 0, 0, 0].tolist() == [1, 2, 5]
-        assert left_of(images, triggers) == [100, 103, 104, 106]
-        assert triggers.candidates.shape == (3, 0) and not (triggers.labels == triggers.true_labels[:, 0]).any()
-
-
-def test_candidates_are_the_most_probable_classes():
-    """Of equally probable classes the smaller number comes first; the true label may be one of them."""
-    logits = torch.tensor([[0.0, 3, 1, 2], [5, 5, 5, 5], [-1, -4, -3, -2], [0, 1, 1, 0], [9, 8, 7, 6]])
-    triggers = draw_triggers(images_of(5, 4), 4, 1, 4, 0, "plausible", answering(logits), choices=3)
-    wanted = [[1, 3, 2], [0, 1, 2], [0, 3, 2], [1, 2, 0], [0, 1, 2]]
-    assert triggers.candidates.tolist() == [wanted[i] for i in triggers.images[:, 0, 0, 0].tolist()]
 
 
 def test_the_least_decided_images_share_a_draw_where_they_have_the_same_candidates():
