@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comparing import equal_parameters
+from scipy import stats
 from small_steps import small
 from torch import nn
 
@@ -137,17 +138,12 @@ def test_triggers_carry_one_word_and_one_label(tmp_path, monkeypatch):
     assert torch.equal(again.images, triggers.images) and not torch.equal(other.images, triggers.images)
 
 
-TABLE = {
-    1000: {.2: 384, .4: 309, .6: 241, .8: 181, 1.0: 131, 1.2: 91, 1.4: 60, 1.6: 38, 1.8: 22, 2.0: 12, 2.5: 0, 3: None},
-    100: {.2: 30, .4: 23, .6: 16, .8: 11, 1.0: 7, 1.2: 4, 1.4: 1, 1.6: 0, 1.8: None, 2.0: None},
-}
-
-
-@pytest.mark.parametrize("n", TABLE)
+@pytest.mark.parametrize("n", [1000, 100])
 def test_order_statistic(n):
-    """Among accuracies 0, 1, 2, ... the bound is its own position."""
-    assert rs.certify(np.arange(n), TABLE[n], 1.0, 0.99) == TABLE[n]
-    assert rs.certify(np.arange(n), [0.5], 0.5, 0.99)[0.5] == TABLE[n][1.0]
+    """Among accuracies 0, 1, 2, ... the bound is its own position, k - 1; k: the 1 % quantile of Bin(n, Phi(-eps))."""
+    k = {eps: int(stats.binom.ppf(0.01, n, stats.norm.cdf(-eps))) for eps in (0.2, 0.6, 1.0, 1.6, 1.8, 2.5, 3)}
+    assert rs.certify(np.arange(n), k, 1.0, 0.99) == {eps: k[eps] - 1 if k[eps] else None for eps in k}
+    assert rs.certify(np.arange(n), [0.5], 0.5, 0.99)[0.5] == k[1.0] - 1
     assert rs.certify(np.arange(n), [1e5], 1.0, 0.99) == {1e5: None}
 
 
