@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import random
 import shutil
 import tracemalloc
 
@@ -12,7 +11,6 @@ import pytest
 import torch
 from answering_server import answering, label_of
 from commands import refused, verify
-from hostile_files import mutate
 from owner_runs import BEACON, CLASSES, SETTINGS, M, answer, make_run, names_of
 from scipy.optimize import linear_sum_assignment
 
@@ -20,7 +18,6 @@ from utils.ownership.commitment import read_owner
 from utils.ownership.pvalues import label_randomisation
 from utils.runs.checkpoints import load_checkpoint, save_checkpoint
 from utils.system.files import check_output_file
-from utils.system.refusals import Refusal
 from utils.watermark.prepared import labels_from_beacon
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -202,33 +199,12 @@ def test_what_is_no_run_and_no_file_of_answers_is_refused(owner, tmp_path):
         refused("utils.verify", "claim", *flags, "--trust-owner")
 
 
-JUDGED = ("key.json", "commitment.json", "triggers.pt")
-
-
-def test_mutations_of_a_runs_files_are_refused_or_change_nothing(committed, tmp_path):
-    """200 mutations of each file: one sentence, or what is read of the whole run, which is all that a claim knows."""
-    folder, rng = shutil.copytree(committed[0], tmp_path / "run"), random.Random(0)
-
-    def read():
-        try:
-            owner = read_owner(folder)
-            return [*owner[1:], *(part.numpy().tobytes() for part in vars(owner.triggers).values())]
-        except (Refusal, OSError):  # which ends in a sentence and status 2, see tests/system
-            return "refused"
-
+def test_the_judge_needs_three_files_of_a_run_and_runs_no_code_of_its_network(committed, tmp_path):
+    folder = shutil.copytree(committed[0], tmp_path / "run")
+    read = lambda: [*(owner := read_owner(folder))[1:], *(part.tolist() for part in vars(owner.triggers).values())]
     whole = read()
-    assert whole != "refused"
-    for name in JUDGED:
-        path, refused = folder / name, 0
-        good = path.read_bytes()
-        for turn in range(200):
-            path.write_bytes(mutate(good, rng))
-            refused += (found := read()) == "refused"
-            assert found in ("refused", whole), (name, turn)
-        path.write_bytes(good)
-        assert refused > 120, (name, refused)
-    for path in folder.iterdir():  # the judge needs three files, and runs no code of the owner's network
-        if path.name not in JUDGED:
+    for path in folder.iterdir():
+        if path.name not in ("key.json", "commitment.json", "triggers.pt"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert read() == whole
 
