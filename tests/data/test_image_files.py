@@ -336,13 +336,3 @@ def test_files_of_images_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "FILE_LIMIT", 12_000)
     with pytest.raises(Refusal, match="1 of 61 images cannot be read: train/cat/big.bmp .*larger than 12000 bytes"):
         load_data("folder", root)
-
-
-def test_resized_copies_of_another_number_of_images_are_made_anew(tmp_path):
-    parts = [torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8) for n in (9, 4)]
-    resize_parts(parts, 24, tmp_path / "copy.npy", "")
-    fewer = [parts[0][4:], parts[1]]
-    for _ in range(2):
-        for found, wanted in zip(resize_parts(fewer, 24, tmp_path / "copy.npy", ""),
-                                 resize_parts(fewer, 24, tmp_path / "fresh.npy", "")):
-            assert torch.equal(found[:], wanted[:])
