@@ -96,15 +96,9 @@ def test_the_radius_is_where_the_bound_beats_the_controls(world, monkeypatch):
     assert "certified l2 radius: 0.6, the largest eps whose bound is above 20.00 %" in out
 
 
-@pytest.mark.parametrize("flags, words", [
-    (("RUN", "--sigma", 0), "--sigma"), (("RUN", "--json", "nowhere/c.json"), "there is no folder"),
-    (("no run",), "there is no run in"), (("SURROGATE",), "holds no trigger set"),
-    (("RUN", "--benign", "RUN"), "is no independent model"),
-])
-def test_certify_refuses_bad_flags(world, tmp_path, flags, words):
-    if "SURROGATE" in flags:
-        checkpoint = load_checkpoint(world / RUN / "checkpoints" / "checkpoint_latest.pt")
-        del checkpoint["query_model"]
-        torch.save(checkpoint, tmp_path / "bare.pt")
-    places = {"RUN": world / RUN, "SURROGATE": tmp_path / "bare.pt"}
-    assert words in refused("utils.verify", "certify", *(places.get(f, f) for f in flags))
+def test_what_cannot_be_certified_is_refused(world, tmp_path):
+    checkpoint = load_checkpoint(world / RUN / "checkpoints" / "checkpoint_latest.pt")
+    del checkpoint["query_model"]
+    torch.save(checkpoint, tmp_path / "bare.pt")
+    assert "holds no trigger set" in refused("utils.verify", "certify", tmp_path / "bare.pt")
+    assert "is no independent model" in refused("utils.verify", "certify", world / RUN, "--benign", world / RUN)
