@@ -10,7 +10,6 @@ from torch.utils.data import random_split
 from torchvision import datasets as tv
 
 from utils.data.sets import image_size, load_data, split_indices
-from utils.system.refusals import Refusal
 
 
 @pytest.mark.parametrize("n, held_out", [(50_000, 1000), (73_257, 1000), (1438, 143), (25, 2)])
@@ -62,12 +61,6 @@ def test_digits_data_set():
     assert data.mean == pytest.approx(x.mean(dim=(0, 2, 3)).tolist(), abs=1e-4)
     assert data.std == pytest.approx(x.std(dim=(0, 2, 3)).tolist(), abs=1e-4)
     assert not set(data.train.indices.tolist()) & set(data.held_out.indices.tolist())
-
-
-@pytest.mark.parametrize("size", [0, 1296])
-def test_impossible_train_size_is_refused(size):
-    with pytest.raises(Refusal, match="train-size.* 1295 training images"):
-        load_data("digits", train_size=size)
 
 
 def test_the_flag_takes_16_to_256_and_32_is_as_if_absent():

@@ -17,6 +17,8 @@ WITH_MODEL = ("--label-model", "BENIGN")
 BAD_TRAIN = {
     "more triggers than images": (("-nq", 143), ["-nq 143", "143 held-out", "-nq 142"]),
     "more mixed images than there are": (("-nq", 72, "-nm", 2), ["-nq", "-nm 2"]),
+    "as many mixed images as classes": (("-nq", 5, "-nm", 10), ["-nm 10", "all 10 classes"]),
+    "more training images than there are": (("--train-size", 1296), ["--train-size 1296", "1295 training images"]),
     "rate beyond float32": (("--lr", "1e300"), ["--lr"]),
     "a weight that is no number": (("-v", "nan"), ["-v/--variable: nan must be finite and at least 0"]),
     "batch too large": (("--batch-size", 129), ["--batch-size 129", "128"]),

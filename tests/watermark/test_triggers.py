@@ -131,12 +131,6 @@ def test_answers_of_a_clean_model_that_do_not_fit_are_refused(logits, words):
         draw_triggers(images_of(200, 10), 150, 1, 10, 0, "plausible", answering(logits))
 
 
-@pytest.mark.parametrize("m, k, flag", [(1000, 1, "-nq"), (500, 2, "-nq"), (0, 1, "-nq"), (5, 10, "-nm")])
-def test_impossible_trigger_sets_are_refused(held_out, m, k, flag):
-    with pytest.raises(Refusal, match=flag):
-        draw_triggers(held_out, m, k, CLASSES, 0)
-
-
 def test_the_true_class_is_no_runner_up():
     with pytest.raises(Refusal, match="pass 2 to 9"):
         draw_triggers(images_of(10, 10), 4, 1, 10, 0, "runners-up", choices=10)
