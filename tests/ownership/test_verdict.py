@@ -77,13 +77,6 @@ def test_a_hint_says_when_a_suspect_seems_to_be_asked_wrongly(owner):
     assert one_label.hint(Answers(one_label.assigned, None)) is None
 
 
-def test_stopping_early_does_not_lift_a_refusal(owner):
-    copy = Answers(owner[1].labels.numpy(), None)
-    for bank, holds in (([copy], False), ([], True)):
-        report = case_of(owner, bank).report(copy, stopped=True)
-        assert report["sequential"]["decision"] == "claim" and report["decision"]["holds"] is holds
-
-
 def test_the_sequential_test_compares_with_benign_hits_on_the_triggers_that_were_asked(owner):
     """Under T2 a benign model hits the last eight triggers: more than the five that a copy was asked, or those five."""
     labels, place = owner[1].labels.numpy(), np.arange(M)
@@ -200,9 +193,11 @@ def test_t3_compares_the_probabilities_of_the_assigned_labels(owner):
     assert found == pytest.approx(paired_t(*normal))
 
 
-def test_after_stopping_early_no_p_value_is_reported_but_those_of_the_sequential_test(owner):
+def test_stopping_early_reports_no_p_value_but_the_sequential_tests_and_lifts_no_refusal(owner):
     copy = Answers(owner[1].labels.numpy(), None)
-    report = case_of(owner).report(copy, range(10), stopped=True)
+    report, refused = (case_of(owner, bank).report(copy, range(10), stopped=True) for bank in ([], [copy]))
+    assert report["decision"]["holds"] and not refused["decision"]["holds"]
+    assert report["sequential"]["decision"] == refused["sequential"]["decision"] == "claim"
     assert all(test["log10_p"] is None for test in report["tests"].values())
     assert "decided when to stop" in report["tests"]["T1"]["why_not"] and "log10_p" not in report["decision"]
     assert case_of(owner).report(copy, range(10))["tests"]["T1"]["log10_p"] is not None
