@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from commands import good, refused, verify
 
-import models
 from utils.data.sets import load_data
 from utils.rivals.akh import AKH_ALPHA, TOLERANCE, akh_figures, same_label_share, shared_mistakes
-from utils.runs.checkpoints import find_checkpoint, load_checkpoint, pack_checkpoint, read_model, save_checkpoint
+from utils.runs.checkpoints import find_checkpoint, load_checkpoint, read_model, save_checkpoint
 from utils.training.metrics import predict
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -62,7 +61,6 @@ def session(tmp_path_factory):
     save_checkpoint(folder / "stolen.pt", stolen | {"about": stolen["about"] | {"attack": "soft"}})
     swapped = stolen["about"] | {"classes": stolen["about"]["classes"][::-1]}
     save_checkpoint(folder / "swapped.pt", stolen | {"about": swapped})
-    save_checkpoint(folder / "eleven.pt", pack_checkpoint(models.build("vgg11", 11, width=4)))
     return folder, *runs
 
 
@@ -88,7 +86,6 @@ def test_the_command_asks_test_images_and_counts_as_the_functions_do(session, tm
 
 
 @pytest.mark.parametrize("run, benign, suspect, words", [
-    ("{1}", "{1}", "{0}/eleven.pt", "--suspect {0}/eleven.pt tells 11 classes"),
     ("{1}", "{1}", "{0}/nothing", "there is no run in"), ("{1}", "{0}/stolen.pt", "{1}", "no independent model"),
     ("{0}/copy.pt", "{1}", "{1}", "on which data"), ("{1}", "{0}/swapped.pt", "{1}", "--benign {0}/swapped.pt was"),
     ("{1}", "{1}", "{0}/swapped.pt", "in another order"),
