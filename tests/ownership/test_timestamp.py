@@ -194,21 +194,3 @@ def test_the_time_of_a_token_is_utc_and_its_stated_accuracy_is_added(tmp_path, m
         times.append(check_token(signed, "11" * 32, None).time)
     time.tzset()
     assert times[0] == times[1] and times[0] % 1 == pytest.approx(0.50025) and -60 < times[0] - 90.5 - now < 1
-
-
-@pytest.mark.parametrize("name, round", [(QUICKNET, 27946612), ("round 7", 0)])
-def test_what_a_stranger_has_to_show_is_the_same_for_every_beacon(name, round):
-    """And what an owner's own judge passes, who needs none of it, has to be right."""
-    record = record_of(name, round, sha256="ab" * 32, beacon="3c" * 32)
-    doubts = lambda **more: " ".join(find_doubts(record, **more))
-    beacon, images = {"beacon": "3c" * 32}, {"image_commitment": "ab" * 32}
-    assert doubts(stranger=True, **beacon, **images) == doubts(stranger=False) == ""
-    assert doubts(stranger=True, **beacon).startswith("nothing shows that the images were fixed before the beacon")
-    assert doubts(stranger=True, **images).startswith("only the owner says what value the beacon had")
-    for stranger in (True, False):
-        assert "is not the value of --beacon" in doubts(stranger=stranger, **images, beacon="3d" * 32)
-        assert "not those of the published" in doubts(stranger=stranger, **beacon, image_commitment="00" * 32)
-        assert doubts(stranger=stranger, **beacon, stamp=Stamp(1.9e9))  # too late, or of no known date
-    for given in (beacon, images, {"stamp": Stamp(1.0)}):  # of a run without a commitment nothing can be right
-        assert find_doubts(None, stranger=False, **given)
-    assert not find_doubts(None, stranger=False)
