@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from utils.attacks import stealing
-from utils.system.refusals import Refusal
 
 # source (3/4, 1/4), surrogate (1/2, 1/2): asymmetric, so that the two directions of KL differ
 T = torch.tensor([[math.log(3.0), 0.0]])
@@ -76,17 +75,3 @@ def test_the_loss_of_each_attack_by_hand(attack, label, value, flags):
     s = torch.tensor([[math.log(4.0), 0.0]])
     assert loss(s, T, torch.tensor([label])).item() == pytest.approx(value, abs=1e-6)
     assert needs_labels == (attack in ("reg", "distill"))
-
-
-@pytest.mark.parametrize("own, home, about, needs_labels, words", [
-    ("ab", "abc", {}, False, "-dt home: its 3 classes are not the source's 2"),
-    ("ab", "ba", {"classes": ["a", "b"]}, False, "-dt home: its 2 classes are not the source's 2"),
-    ("ba", "ab", {}, True, "-dsrc own: this attack needs true labels in the source's classes"),
-    ("ba", "ab", {"classes": ["a", "b"]}, False, None), ("ab", "ab", {}, True, None)])
-def test_classes_are_the_sources_in_its_order_where_they_matter(own, home, about, needs_labels, words):
-    data = lambda name, classes: Namespace(name=name, classes=list(classes), train=Namespace(labels=range(9)))
-    check = lambda: stealing.check_thief_data(data("own", own), data("home", home), about, 2, needs_labels, 9)
-    if words is None:
-        return check()
-    with pytest.raises(Refusal, match=words):
-        check()
