@@ -82,7 +82,7 @@ def test_margin_bound_of_a_linear_model_is_its_closed_form():
     assert (analyze.margin_bound(model, x, 1 - y) == 0).all()  # a failed trigger has no margin
 
 
-def test_traces_of_a_copy_of_digits(tmp_path):
+def test_analyses_of_a_source_of_digits_and_traces_of_its_copies(tmp_path):
     """Of a copy of the source's own statistics, and of one of its clean ones."""
     flags = ("-d", tmp_path, "-dt", "digits", "-tt", "margin", "--width", 2, "-nq", 8, "--train-size", 256,
              "--batch-size", 64, "-ep", 1, "--device", "cpu")
@@ -99,8 +99,13 @@ def test_traces_of_a_copy_of_digits(tmp_path):
         wanted = sum(float(p[train.labels != label, label].mean()) for label in triggers.labels) / 8
         assert found[name]["statistics"] == statistics and found[name]["assigned_everywhere"] == pytest.approx(wanted)
         assert found[name]["copy_hits"] == summary(source / name)["trigger_hits"]
+    for what in ("energy", "margin"):
+        analyze.main([what, str(source), "--device", "cpu"])
+        found[what] = json.loads((source / f"{what}.json").read_text())
+    hits = sum(bound > 0 for bound in found["margin"]["margins"])
+    assert hits == found["energy"]["successes"] == summary(source)["trigger_hits"]
     # other statistics change answers
-    everywhere = [of["assigned_everywhere"] for of in found.values()]
+    everywhere = [found[name]["assigned_everywhere"] for name in ("extraction", "extraction_c")]
     assert everywhere[0] != pytest.approx(everywhere[1], rel=1e-4)
     assert "traces compares a copy with its source" in refused("utils.analyze", "traces", source, "--device", "cpu")
     run = json.loads((source / "extraction" / "run.json").read_text())

@@ -137,7 +137,8 @@ def test_labels_and_probabilities_in_npy_and_csv_files_with_columns_in_any_order
     more = [f"c{i}" for i in range(500)]  # classes that the owner lacks, which the header names
     wide = [",".join(["name", *CLASSES[::-1], *more]), *(row + ",0" * len(more) for row in rows)]
     (tmp_path / "p.csv").write_text("\n".join(wide))
-    assert verify(*claim, tmp_path / "p.csv")[0] == 0
+    for test in ("T1", "T1p"):
+        assert f"rests on {test} at" in verify(*claim, tmp_path / "p.csv", "--test", test)[1]
     for lacks, kind in ((np.nan, float), (-1, np.int8)):
         sharp[3] = lacks
         np.save(tmp_path / "p.npy", sharp[order].astype(kind))
@@ -175,6 +176,7 @@ def test_missing_answers_are_misses_when_allowed(owner, tmp_path):
     assert "log10 p = -1.98" in out  # P(Bin(40, 1/9) >= 10): 30 misses weigh more than 10 hits
     status, out, _ = verify(*few, "--leave-out-missing")
     assert status == 0 and "log10 p = -9.54" in out  # 10 of 10, a ninth each
+    assert verify(*few, "--leave-out-missing", "--alpha", 1e-10)[0] == 1
     cells = itertools.cycle(("", "-1", "NaN", " ", "NA", "None"))
     written = [f"{row.split(',')[0]},{next(cells)}" for row in rows[10:]]
     (tmp_path / "few.csv").write_text("\n".join([*rows[:10], " ", *written]))

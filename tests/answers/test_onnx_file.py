@@ -10,7 +10,7 @@ import tempfile
 import numpy as np
 import pytest
 import torch
-from commands import refused
+from commands import refused, verify
 from onnx import TensorProto, external_data_helper, helper, load_model, numpy_helper, save_model
 
 import models
@@ -168,7 +168,7 @@ def test_bytes_and_time_are_bounded(onnx, monkeypatch):
     assert "larger than 100 bytes" in refusal(onnx)
 
 
-def test_the_judge_says_which_pixels_a_model_wants(onnx):
+def test_the_judge_says_which_pixels_a_model_wants(onnx, owner):
     """weights / 255 on pixels from 0 to 255 are weights on pixels from 0 to 1; a mean moves the logits."""
     weights = matrix() / 100
     wanted = answers_of_onnx(write_linear(onnx, weights), IMAGES, TEN).probabilities
@@ -180,6 +180,11 @@ def test_the_judge_says_which_pixels_a_model_wants(onnx):
     assert np.array_equal(moved.labels, logits.argmax(1))
     assert check_pixels([51.0, 102.0, 0.0], [255.0], 255.0) == ([0.2, 0.4, 0.0], [1.0] * 3)  # of pixels up to 255 all
     assert check_pixels(None, None, None) is None
+    found, file = [], onnx.with_name("claim.json")
+    for flags in ((), ("--scale", 2, "--mean", 0.1, 0.2, 0.3, "--std", 0.5)):
+        verify("claim", owner[0], "--trust-owner", "--suspect", onnx, *flags, "--json", file)
+        found.append(json.loads(file.read_text())["tests"]["T1p"]["log10_p"])
+    assert found[0] != found[1]
     with pytest.raises(Refusal, match="1 or 3 numbers"):
         check_pixels([0.1, 0.2], None, None)
 

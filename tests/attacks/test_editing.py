@@ -94,7 +94,8 @@ def test_margin_at_eps_zero_and_distillation_at_alpha_one_are_soft_extraction(wo
     assert not equal(weights(world, "extraction_ball"), soft_weights)
 
 
-@pytest.mark.parametrize("attack, more", [("smooth", ()), ("adversarial", ("--steps", 1)), ("soft", ("--adam", 0.002))])
+@pytest.mark.parametrize("attack, more", [("smooth", ()), ("adversarial", ("--steps", 1)), ("soft", ("--adam", 0.002)),
+                                          ("hard", ("--amp", "--no-crop", "--no-flip"))])
 def test_smoothed_labels_adversarial_images_and_adam_make_other_copies(world, attack, more):
     good("extraction", "-d", world, *STEAL, "-at", attack, *more, "-admsg", f"_other_{attack}")
     run = world / SOURCE / f"extraction_other_{attack}"

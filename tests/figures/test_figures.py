@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from commands import refused
+from commands import good, refused
 from scipy import stats
 from torch import nn
 
@@ -43,6 +43,13 @@ def test_a_command_needs_no_docstring(name, monkeypatch):
     """PYTHONOPTIMIZE=2 leaves them out."""
     monkeypatch.setattr(f"figures.{name}.__doc__", None)
     refused(f"figures.{name}", "--nonsense")
+
+
+def test_the_demo_makes_its_table_and_goes_on_from_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "COMMON", f"{demo.COMMON} -ep 1 --train-size 128")
+    said = good("figures.demo", "-d", tmp_path)
+    assert "margin: source" in said and "margin watermark costs" in said
+    assert good("figures.demo", "-d", tmp_path).splitlines()[-1] == said.splitlines()[-1]
 
 
 TABLES = {  # a page beside its JSON -> the text or the table that this gives
