@@ -33,8 +33,12 @@ class FakeSet:
         self.data = np.broadcast_to(flat.reshape(n, 1, 1, 1), shape).astype(np.uint8)
 
 
-@pytest.mark.parametrize("name, kind", [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100"), ("svhn", "SVHN")])
-def test_torchvision_sets_keep_their_indices(name, kind, monkeypatch, tmp_path):
+@pytest.mark.parametrize("name, kind, mean, std", [
+    ("cifar10", "CIFAR10", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    ("cifar100", "CIFAR100", (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    ("svhn", "SVHN", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))])
+def test_torchvision_sets_keep_their_indices_and_are_normalised_as_in_the_official_code(name, kind, mean, std,
+                                                                                        monkeypatch, tmp_path):
     monkeypatch.setattr(tv, kind, FakeSet)
     data = load_data(name, tmp_path)
     train, rest = split_indices(300)
@@ -43,7 +47,7 @@ def test_torchvision_sets_keep_their_indices(name, kind, monkeypatch, tmp_path):
         assert images.images.shape[1:] == (3, 32, 32) and images.images.dtype == torch.uint8
         assert images.labels.tolist() == [i % 10 for i in expected] and images.labels.dtype == torch.int64
         assert images.images[:, 0, 0, 0].tolist() == [i % 256 for i in expected]
-    assert len(data.classes) == 10 and data.flip
+    assert len(data.classes) == 10 and data.flip and (data.mean, data.std) == (mean, std)
     smaller = load_data(name, tmp_path, train_size=7, image_size=16)
     assert smaller.train.indices.tolist() == train[:7] and smaller.held_out.indices.tolist() == rest
     assert smaller.train.images[:, 2, 15, 15].tolist() == [i % 256 for i in train[:7]] and smaller.size == 16
