@@ -97,7 +97,7 @@ def test_nobody_is_asked_for_a_claim_that_cannot_hold(committed, owner, tmp_path
             (committed[0], ("--beacon", "3d" * 32, *digest), "is not the value of --beacon"),
             (owner[0], (*beacon, *digest), "nobody but the owner can say that he did not choose the labels"),
             (owner[0], (*beacon, "--trust-owner"), "nobody but the owner can say"),
-            (owner[0], ("--trust-owner", "--alpha", "1e-30"), f"{M} triggers of 10 classes give p = 10^"),
+            (owner[0], ("--trust-owner", "--alpha", "1e-99"), f"{M} triggers of 10 classes give p = 10^"),
             (owner[0], (*digest, "--trust-owner"), "nobody but the owner can say"),
             (committed[0], ("--image-commitment", "0" * 64, "--trust-owner"), "not those of the published"),
         ):
