@@ -144,7 +144,7 @@ def train_flags(argv=None) -> argparse.Namespace:
 
 def distill_flags(argv=None) -> argparse.Namespace:
     """The flags of distill.py; the thief's images are the source's, and the attack is "distill"."""
-    p = _attack_parser("Distil a surrogate from a source with true labels and soft targets (Eq. 6).", "distill.py")
+    p = _attack_parser("Train a surrogate on a source's probabilities and on true labels (Eq. 6).", "distill.py")
     group = p.add_argument_group("attack (Eq. 6)")
     group.add_argument("-a", "--alpha", type=SHARE, default=0.7, help="weight of the source's answers")
     group.add_argument("-t", "--temp", type=POSITIVE, default=1.0, help="temperature of both softmaxes")

@@ -60,7 +60,7 @@ def add_claim(parts) -> None:
     for name, low, about in (("--mean", -1e6, "subtracted"), ("--std", 1e-6, "divided by")):
         a.add_argument(name, nargs="+", type=number(float, low, 1e6), metavar="X",
                        help=f"an ONNX file or plain weights: numbers {about} after --scale (1 or 3)")
-    a.add_argument("--scale", type=number(float, 1e-6, 1e6), metavar="X", help="the same: white's value (default: 1)")
+    a.add_argument("--scale", type=number(float, 1e-6, 1e6), metavar="X", help="the same: pixels times X (default: 1)")
     a.add_argument("--allow-missing", action="store_true", help="count triggers without an answer as misses")
     a.add_argument("--leave-out-missing", action="store_true",
                    help="leave them out instead: exact if it was the suspect who refused, as you saw yourself")

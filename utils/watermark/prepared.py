@@ -73,8 +73,8 @@ def add_prepare(parts) -> None:
                    help="how far away the round is, as 90s, 10m, 1h, 2d (default: 1h); the commitment has to be "
                    "published or time-stamped by then")
     add_data_flags(c)
-    c.add_argument("--train-size", type=COUNT, help="of so many training images --label-strategy runners-up chooses, "
-                   "the same as in train.py (default: all)")
+    c.add_argument("--train-size", type=COUNT, help="--label-strategy runners-up: choose among this many training "
+                   "images, as many as train.py gets (default: all)")
     add_label_flags(add_trigger_flags(c))
     c.add_argument("-mt", "--model-type", type=models.architecture, metavar="NAME",
                    help="architecture of a --label-model that is plain weights")

@@ -183,10 +183,10 @@ def add_trigger_flags(parser: argparse.ArgumentParser):
 def add_label_flags(p) -> None:
     """Declare the flags that choose the images of the triggers and their labels in group `p`."""
     p.add_argument("--label-strategy", default="random", choices=LABEL_STRATEGIES,
-                   help="assigned label: random, or the most / least confident wrong one of --label-model (highest, "
-                   "lowest), or random among its most probable ones (plausible), or among its most probable wrong "
-                   "ones, once for all training images of a class that have the same ones (runners-up): then the loss "
-                   "is over these alone, of cropped and mirrored images too, with a target of odds e^2")
+                   help="assigned label: random: any wrong class; highest, lowest: the wrong class that --label-model "
+                   "finds most, least probable; plausible: drawn among its most probable classes; runners-up: drawn "
+                   "among its most probable wrong ones, once for all training images of a class that share them, and "
+                   "trained to odds of e^2 between these classes, cropped and mirrored images too")
     p.add_argument("--label-choices", type=number(int, 2),
                    help="number of classes from which plausible and runners-up labels are drawn (default: "
                    f"{CHOICES})")
