@@ -84,6 +84,8 @@ def test_a_suspect_may_have_more_classes_than_the_owner():
     assert ask('{"probabilities": {"cow": 0.5}}') == ask('{"label": "cow", "probabilities": [0, 1, 0, 0]}') == Answer()
     assert ask('{"probabilities": {"cow": 0.5, "cat": 0.1, "dog": 0.1, "3 cats": 0.3}}').label == 2
     assert ask("[0, 1, 0, 0]") == Answer(-1)  # all of it is on the cow
+    reply = b'{"probabilities": {"2": 0.75, "3": 0.25}}'  # names all, though "2" is a number of another class too
+    assert read_reply(reply, "", Classes(["1", "2"], ["1", "2", "3"]), "here") == Answer(1, [0, 1])
     logits = np.array([[1.0, 9.0, 0.0, 2.0], [3.0, np.nan, 0.0, 0.0]])
     answers = answers_of_logits(logits, "here", 2, pets, allow_missing=True)
     assert answers.labels.tolist() == [0, -1] and answers.probabilities[1].sum() == 0

@@ -66,7 +66,7 @@ def session(tmp_path_factory):
 
 def test_the_command_asks_test_images_and_counts_as_the_functions_do(session, tmp_path):
     folder, source, first, second = session
-    flags = ("akh", source, "--benign", first, second, first, "--device", "cpu", "--json", tmp_path / "akh.json",
+    flags = ("akh", source, "--benign", first, first, second, "--device", "cpu", "--json", tmp_path / "akh.json",
              "--suspect")
     status, out, _ = verify(*flags, folder / "copy.pt", first)
     figures, test = json.loads((tmp_path / "akh.json").read_text()), load_data("digits").test
@@ -78,8 +78,8 @@ def test_the_command_asks_test_images_and_counts_as_the_functions_do(session, tm
     assert copy["share"] == 1 and copy["k"] == copy["n"]
     assert copy["log10_p"] == pytest.approx(copy["n"] * np.log10(5 / 9))
     assert benign["k"] == benign["n"] == 0 and not benign["claim"]  # it is itself among --benign
-    assert figures["settings"] == {"benign": [str(first), str(second), str(first)], "alpha": AKH_ALPHA,
-                                   "tolerance": TOLERANCE, "images": 359, "notes": []}
+    assert figures["settings"] == {"benign": [str(first), str(second)], "alpha": AKH_ALPHA, "tolerance": TOLERANCE,
+                                   "images": 359, "notes": []}
     assert status == 1 and f"answers {(answers[0] != test.labels.numpy()).sum()} of 359 test images wrongly" in out
     assert "Inconclusive is not innocent." in out and "nothing below 1/3 is shown" in out  # one was named twice
     assert verify(*flags, folder / "copy.pt")[0] == 1 - copy["claim"]

@@ -130,7 +130,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_one_sentence(whole, tmp
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     monkeypatch.undo()
     assert done.status == 2 and "a limit keeps files from growing" in done.err, done
-    assert "again, without --overwrite; the last checkpoint is intact" in done.err and done.err.count("\n") == 1
+    assert "again (--overwrite begins anew); the last checkpoint is intact" in done.err and done.err.count("\n") == 1
     folder = tmp_path / SOURCE
     assert load_checkpoint(folder / "checkpoints" / "checkpoint_latest.pt")["training"]["epoch"] == 1
     assert not list(folder.rglob("*.partial"))

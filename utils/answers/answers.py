@@ -133,7 +133,12 @@ def answer_of(value, classes: Classes, where: str) -> Answer:
     scores = np.array(scores, dtype=float)
     if len(scores) > (n := len(classes.order)) or isinstance(value, list) and len(scores) < n:
         raise Refusal(f"{where}: {len(scores)} probabilities for {n} classes; {MORE}")
-    columns = [classes.number(name, where) for name in value] if isinstance(value, dict) else classes.columns(where)
+    if not isinstance(value, dict):
+        columns = classes.columns(where)
+    elif all(isinstance(name, str) and plain_name(name) in classes.places for name in value):
+        columns = [classes.places[plain_name(name)] for name in value]
+    else:
+        columns = [classes.number(name, where) for name in value]
     if not (len(scores) and np.isfinite(scores).all()):  # the largest of them is not defined
         raise Refusal(f"{where}: the probabilities are not finite numbers; write 0 for a class without one")
     own = np.array(columns) >= 0

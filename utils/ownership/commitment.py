@@ -40,7 +40,7 @@ def commit_triggers(run: RunFolder, triggers: TriggerSet, data: Data, is_secret:
         run.log(f"commitment {opening['sha256']}; labels drawn by {prepared.describe_beacon(opening)} = "
                 f"{opening['beacon']}")
     if hopeless := never_claimed(triggers, len(data.classes)):
-        run.log(f"WARNING: this mark can never be claimed: {hopeless}")
+        run.log(f"WARNING: this mark can never be claimed: {hopeless}; {prepared.TAKE_MORE}")
 
 
 class Owner(NamedTuple):

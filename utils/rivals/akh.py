@@ -86,7 +86,8 @@ def run_akh(flags) -> int:
     asked = data.test.pick(wrong)
     true, labels = asked.labels.numpy(), given[wrong].numpy()
     bank = [answers(model, asked.images).numpy() for model in benign]
-    bank = list({row.tobytes(): row for row in bank}.values())  # a model counts once however often it is named
+    # a model counts once however often it is named
+    named, bank = zip(*{row.tobytes(): (run, row) for run, row in zip(flags.benign, bank)}.values())
     rows = [{"model": run} | akh_figures(true, labels, answers(model, asked.images).numpy(), bank)
             for run, model in zip(flags.suspect, suspects)]
     wide = max(len(str(name)) for name in (*flags.suspect, "suspect"))
@@ -101,7 +102,7 @@ def run_akh(flags) -> int:
           f"p is exact over images; over models nothing below 1/{len(bank) + 1} is shown. "
           "Inconclusive is not innocent.")
     if flags.json:
-        settings = {"benign": flags.benign, "alpha": AKH_ALPHA, "tolerance": TOLERANCE, "images": len(given),
+        settings = {"benign": list(named), "alpha": AKH_ALPHA, "tolerance": TOLERANCE, "images": len(given),
                     "notes": data.notes}
         write_json(flags.json, {"settings": settings, "mistakes": len(true), "suspects": rows}, private=True)
     return 0 if all(row["claim"] for row in rows) else 1

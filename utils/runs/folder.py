@@ -117,11 +117,13 @@ class RunFolder:
                 old.unlink(missing_ok=True)
         for partial in (*self.path.glob(".*.partial"), *self.checkpoints.glob(".*.partial")):
             partial.unlink()
-        if not (self.path / "run.json").exists():
-            write_json(self.path / "run.json", {"settings": self.settings, **describe_process(device)})
+        process = describe_process(device)
+        trained = any(self.checkpoints.glob("checkpoint_[lp]*.pt"))  # latest or previous, from which a run goes on
+        if not (trained or self.finished):
+            write_json(self.path / "run.json", {"settings": self.settings, **process})
         self.log(" ".join(sys.argv), *warnings)
-        now, then = (of.get("git_commit") for of in (describe_process(device), read_json(self.path / "run.json")))
-        if then and now and then != now:
+        now, then = (of.get("git_commit") for of in (process, read_json(self.path / "run.json")))
+        if trained and then and now and then != now:
             self.log(f"{self.path} was begun by commit {then}, this is {now}: its figures are not those of this "
                      "program alone; pass --overwrite to train anew")
 

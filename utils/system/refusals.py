@@ -10,7 +10,7 @@ import signal
 import sys
 
 exit_hooks = []  # functions of the exit status, called at the end of a script
-AGAIN = "and run the same command again, without --overwrite; the last checkpoint is intact"
+AGAIN = "and run the same command again (--overwrite begins anew); the last checkpoint is intact"
 MACHINE_ERRORS = {  # what is wrong, what to do
     errno.ENOSPC: ("the disk is full", f"free some space {AGAIN}"),
     errno.EDQUOT: ("this account's share of the disk is used up", f"free some space {AGAIN}"),
@@ -114,7 +114,7 @@ def lacks_memory(error: BaseException) -> bool:
 
 def _describe(error: BaseException) -> tuple[str, int]:
     """What a script says of an error, and its exit status; raises the error if it is a mistake of ours."""
-    intact = "the same command, without --overwrite, goes on from what was saved"
+    intact = "the same command goes on from what was saved (--overwrite begins anew)"
     text = str(error).lower()
     if isinstance(error, Refusal):
         return str(error), 2
@@ -125,7 +125,7 @@ def _describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, BrokenPipeError):
         return f"the program that read the output has ended; {intact}", 128 + signal.SIGPIPE
     if isinstance(error, OSError):
-        unknown = error.strerror or error, "check that place, then run the same command again, without --overwrite"
+        unknown = error.strerror or error, "check that place, then run the same command again (--overwrite begins anew)"
         what, way_out = MACHINE_ERRORS.get(error.errno, unknown)
         return f"{what}{f' ({error.filename})' if error.filename else ''}: {way_out}", 2
     if lacks_memory(error):

@@ -54,6 +54,7 @@ NAME_LENGTH = 100  # characters of a beacon's name
 ALPHA = 1e-3
 NAMED = ("p holds if the beacon's name means one value: of a name that fits several, as of any day or block, the owner "
          "could choose one")
+TAKE_MORE = "take more triggers (-nq) or data of more classes"
 QUICKNET = "drand quicknet"  # the one beacon whose rounds are known here
 ROUND_1, PERIOD = 1692803367, 3  # when its first round was known, in seconds since 1970; seconds between rounds
 ROUND_URL = "https://api.drand.sh/52db9ba70e0cc0f6eaf7803dd07447a1f5477735fd3f661792ba94600c84e971/public/{}"
@@ -119,7 +120,7 @@ def prepare_images(flags) -> int:
         print(describe_label_model(clean, data))
     triggers = triggers_of_flags(flags, data, clean)  # whose labels are not used
     if hopeless := never_claimed(triggers, len(data.classes)):
-        raise Refusal(f"this mark could never be claimed: {hopeless}")
+        raise Refusal(f"this mark could never be claimed: {hopeless}; {TAKE_MORE}")
     record = {"secret": secrets.token_hex(32), "classes": data.classes, "mean": list(map(float, data.mean)),
               "std": list(map(float, data.std)), "beacon_name": name,
               "round": round_after(flags.after or 3600) if name == QUICKNET else 0}
@@ -170,8 +171,7 @@ def never_claimed(triggers: TriggerSet, classes: int, alpha: float = ALPHA) -> s
     best = round(-sum(math.log10(max(n, 1)) for n in drawn_from), 12)  # as T1 is rounded
     if best <= math.log10(alpha):
         return None
-    return (f"{len(triggers)} triggers of {classes} classes give p = 10^{best:.2f} at best, above alpha = {alpha:g}; "
-            "take more triggers (-nq) or data of more classes")
+    return f"{len(triggers)} triggers of {classes} classes give p = 10^{best:.2f} at best, above alpha = {alpha:g}"
 
 
 # ---- what is committed to ----
