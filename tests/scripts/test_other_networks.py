@@ -42,9 +42,9 @@ def large(tmp_path_factory):
 
 
 def hits_of_claim(source, suspect, tmp_path, *flags) -> int:
-    """How many of its triggers the claim of a run counts as hit by a suspect."""
+    """How many of its triggers the claim of a run counts as hit by a suspect; a mark of six could not reach 0.001."""
     file = tmp_path / "claim.json"
-    good("utils.verify", "claim", source, "--suspect", suspect, "--trust-owner", "--json", file, *flags)
+    good("utils.verify", "claim", source, "--suspect", suspect, "--trust-owner", "--alpha", 0.1, "--json", file, *flags)
     return json.loads(file.read_text())["hits"]
 
 

@@ -50,4 +50,4 @@ def test_the_loss_of_another_process_is_said_with_the_way_out(monkeypatch):
     monkeypatch.setattr(refusals, "exit_hooks", [print])
     lost = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer")
     assert refusals._describe(lost) == ("the connection to another process of this run is lost; the same command goes "
-                                        "on", 1)
+                                        "on from what was saved (--overwrite begins anew)", 1)
