@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.data.sets import Data
-from utils.ownership.results import TriggerTests, finished_surrogates, is_stale, measure_checkpoint, rows_of_run
+from utils.ownership.results import TriggerTests, finished_surrogates, measure_checkpoint, rows_of_run
 from utils.runs.checkpoints import find_checkpoint, load_checkpoint, refuse_errors
 from utils.runs.folder import finish_run
 from utils.system.refusals import Refusal
@@ -114,8 +114,6 @@ def report_surrogate(run, made: dict, tests: TriggerTests, test, device, source_
     best = find_checkpoint(run.path, made["select"])
     summary = {"role": "surrogate", **made, "chosen_epoch": load_checkpoint(best)["epoch"] + 1,
                **measure_checkpoint(best, tests, test, device), "clean": None}
-    if is_stale(made, source_folder):
-        run.log("warning: the source was trained on meanwhile, so its rows are not those of what was copied")
     rows = []
     for path in (source_folder, *sorted({*finished_surrogates(source_folder), run.path})):
         if path == run.path:
